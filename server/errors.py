@@ -1,0 +1,96 @@
+"""What can go wrong, one class for each remedy.
+
+    PickupPointError            exit 1   something outside needs attention
+    ├── ConfigError             exit 2   a file must be changed: the configuration, a key, the episode catalogue
+    ├── SourceError                      the place where Megaphone delivers
+    │   ├── SourceUnreachable            wait: it may come back by itself
+    │   ├── SourceRefused                an operator must act: credentials, rights, region, name of the bucket
+    │   └── ExportChanged                the object was rewritten while it was read: begin the day again
+    ├── ExportTorn                       the object is no whole gzip file: wait for its next version
+    ├── ConversionFailed                 a worker process died or was stopped: repeat the day
+    ├── NameSpent                        a log name was used before: never publish it again
+    ├── DataFolderError                  the data folder cannot be used: disk full, wrong owner, read-only
+    │   └── DataFolderBusy               another process holds it
+    └── LedgerError                      the ledger cannot be read or written
+
+Every error carries one sentence (``str(error)``) and ``hint``: something to type or to do.
+No outside world.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class PickupPointError(Exception):
+    """One sentence that says what is wrong, and a hint that is something to type."""
+
+    exit_code = 1
+
+    def __init__(self, sentence: str, *, hint: str = "") -> None:
+        super().__init__(sentence)
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in a file that the operator wrote: the key, what is wrong with it, and the cure."""
+
+    key: str
+    wrong: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.wrong}"
+
+
+class ConfigError(PickupPointError):
+    """The configuration, a key file or the episode catalogue must be changed; all its problems at once."""
+
+    exit_code = 2
+
+    def __init__(self, file: str, problems: list[Problem]) -> None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{file} has {count}", hint=problems[0].cure if len(problems) == 1 else "")
+        self.file = file
+        self.problems = problems
+
+
+class SourceError(PickupPointError):
+    """The place where Megaphone delivers gave no answer that can be used."""
+
+
+class SourceUnreachable(SourceError):
+    """It does not answer, or answers that it is overloaded: it may come back by itself."""
+
+
+class SourceRefused(SourceError):
+    """It answers, and refuses: an operator must act."""
+
+
+class ExportChanged(SourceError):
+    """The object is no longer the version that was listed: begin the day again."""
+
+
+class ExportTorn(PickupPointError):
+    """The object is not one whole, correct gzip file; it is never published."""
+
+
+class ConversionFailed(PickupPointError):
+    """The conversion was stopped before its end; nothing of it was published."""
+
+
+class NameSpent(PickupPointError):
+    """A log name that was ever used is never used again."""
+
+
+class DataFolderError(PickupPointError):
+    """The data folder cannot be read or written."""
+
+
+class DataFolderBusy(DataFolderError):
+    """Another process holds the data folder."""
+
+
+class LedgerError(PickupPointError):
+    """The ledger cannot be read or written."""

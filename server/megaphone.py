@@ -1,0 +1,105 @@
+"""Megaphone's words: a day's export, which objects are exports, and when a day is final.
+
+What is specific to one kind of export (the name of its objects, its fields, its finality rule) is an `ExportKind`;
+there is one today, ``METRICS``. No outside world, no clock: ``now`` is handed in.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class ExportKind:
+    """One of Megaphone's export services.
+
+    ``key_pattern`` matches an object's name after the bucket prefix; its group ``day`` is the UTC day as YYYY-MM-DD.
+    ``fields`` are the row's fields in Megaphone's order.
+    """
+
+    name: str
+    key_pattern: re.Pattern[str]
+    fields: tuple[str, ...]
+
+    def day_of(self, name: str) -> date | None:
+        """The UTC day of an object's name, or None when it is no export of this kind."""
+        match = self.key_pattern.fullmatch(name)
+        if match is None:
+            return None
+        try:
+            return date.fromisoformat(match["day"])
+        except ValueError:
+            return None
+
+
+# Megaphone, "Metrics Export Service": object name and schema.
+METRICS = ExportKind(
+    name="metrics",
+    key_pattern=re.compile(r"metrics-day-(?P<day>\d{4}-\d{2}-\d{2})\.json\.gz", re.ASCII),
+    fields=(
+        "country", "dma_name", "normalized_user_agent", "city", "ip", "created_at", "podcast_id", "source", "filesize",
+        "bytes_sent", "seconds_downloaded", "duration", "blacklisted_ip", "episode_id", "blacklisted_ua", "id",
+        "region", "user_agent",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class DayExport:
+    """One version of one day's object: what a listing says of it.
+
+    ``key`` is the whole key (with the bucket prefix) or the file's name; ``etag`` is opaque and without quotes;
+    ``size`` is in bytes as stored; ``last_modified`` is in UTC.
+    """
+
+    day: date
+    key: str
+    etag: str
+    size: int
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The exports that are there, and what time it is by the source's own clock (UTC)."""
+
+    exports: Mapping[date, DayExport]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FinalityRule:
+    """When a day counts as final (Megaphone: by 04:30Z of the next day; measured: do not trust the clock alone)."""
+
+    final_at: time = time(4, 30)
+    settle: timedelta = timedelta(minutes=65)
+
+    def final_time(self, day: date) -> datetime:
+        """The earliest instant at which ``day`` can be final."""
+        return datetime.combine(day + timedelta(days=1), self.final_at, UTC)
+
+    def state(self, day: date, export: DayExport | None, now: datetime) -> str:
+        """One word: ``open``, ``missing``, ``stale``, ``settling`` or ``due`` (final: it can be converted).
+
+        ``now`` is the source's clock, which ``last_modified`` is compared with.
+        """
+        if now < self.final_time(day):
+            return "open"
+        if export is None:
+            return "missing"
+        if export.last_modified < start_of(day + timedelta(days=1)):
+            return "stale"
+        if now - export.last_modified < self.settle:
+            return "settling"
+        return "due"
+
+
+def start_of(day: date) -> datetime:
+    """00:00:00 UTC of a day."""
+    return datetime.combine(day, time(), UTC)
