@@ -24,11 +24,10 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     ValidationInfo,
-    model_validator,
 )
 
 from .errors import ConfigError, Problem
-from .triton import ColumnSpec, DerivedValue, LogFormat, UrlTemplate, layout_problems, prefix_problem
+from .triton import ColumnSpec, LogFormat, UrlTemplate, layout_problems, prefix_problem
 
 SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))
 _DURATION = re.compile(r"(\d+)(s|m|h|d)")
@@ -92,60 +91,10 @@ def _web_address(value: object) -> object:
     raise ValueError('not a web address; write "https://host/path"')
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(str)]
-ClockTime = Annotated[time, BeforeValidator(_clock)]
-Day = Annotated[date, BeforeValidator(_day)]
-FilePath = Annotated[Path, BeforeValidator(_path)]
-Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
-WebAddress = Annotated[str, BeforeValidator(_web_address)]
-
-
-class Section(BaseModel):
-    """A table of the file: unknown keys are errors, types are not guessed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
-
-
-class ExportSettings(Section):
-    """``[export]``: where Megaphone delivers, and when a day counts as final."""
-
-    url: str
-    region: str | None = None
-    endpoint_url: WebAddress | None = None
-    final_at: ClockTime = time(4, 30)
-    settle: Duration = timedelta(minutes=65)
-    poll_every: Duration = timedelta(minutes=10)
-    look_back_days: int = Field(3, ge=1, le=365)
-    first_day: Day | None = None
-    give_up_waiting: Duration = timedelta(hours=47)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve(cls, data: Any, info: ValidationInfo) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("url"), str):
-            data = {**data, "url": _export_url(data["url"], info)}
-        return data
-
-    @property
-    def bucket(self) -> str | None:
-        """The bucket's name, or None for a folder."""
-        parts = urlsplit(self.url)
-        return parts.netloc if parts.scheme == "s3" else None
-
-    @property
-    def prefix(self) -> str:
-        """What every key in the bucket begins with: empty, or ending with a slash."""
-        prefix = urlsplit(self.url).path.strip("/")
-        return f"{prefix}/" if prefix else ""
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder, or None for a bucket."""
-        return None if self.bucket is not None else Path(unquote(urlsplit(self.url).path))
-
-
-def _export_url(value: str, info: ValidationInfo) -> str:
+def _export_url(value: object, info: ValidationInfo) -> object:
     """``s3://bucket/prefix`` as it is; a folder as ``file:///absolute/path``."""
+    if not isinstance(value, str):
+        raise ValueError('not a text; write "s3://bucket/prefix" or a folder in quotes')  # noqa: TRY004  # pydantic's way
     scheme = value.split("://", 1)[0] if "://" in value else ""
     if scheme == "s3":
         parts = urlsplit(value)
@@ -164,6 +113,52 @@ def _export_url(value: str, info: ValidationInfo) -> str:
         path = value
     folder = info.context["folder"] if info.context else Path()
     return Path(folder, Path(path).expanduser()).absolute().as_uri()
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(str)]
+ClockTime = Annotated[time, BeforeValidator(_clock)]
+Day = Annotated[date, BeforeValidator(_day)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+ExportUrl = Annotated[str, BeforeValidator(_export_url)]
+WebAddress = Annotated[str, BeforeValidator(_web_address)]
+
+
+class Section(BaseModel):
+    """A table of the file: unknown keys are errors, types are not guessed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+
+class ExportSettings(Section):
+    """``[export]``: where Megaphone delivers, and when a day counts as final."""
+
+    url: ExportUrl
+    region: str | None = None
+    endpoint_url: WebAddress | None = None
+    final_at: ClockTime = time(4, 30)
+    settle: Duration = timedelta(minutes=65)
+    poll_every: Duration = timedelta(minutes=10)
+    look_back_days: int = Field(3, ge=1, le=365)
+    first_day: Day | None = None
+    give_up_waiting: Duration = timedelta(hours=47)
+
+    @property
+    def bucket(self) -> str | None:
+        """The bucket's name, or None for a folder."""
+        parts = urlsplit(self.url)
+        return parts.netloc if parts.scheme == "s3" else None
+
+    @property
+    def prefix(self) -> str:
+        """What every key in the bucket begins with: empty, or ending with a slash."""
+        prefix = urlsplit(self.url).path.strip("/")
+        return f"{prefix}/" if prefix else ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, or None for a bucket."""
+        return None if self.bucket is not None else Path(unquote(urlsplit(self.url).path))
 
 
 class ColumnSettings(Section):
@@ -301,6 +296,8 @@ _SECTIONS: dict[str, type[Section]] = {
     "metrics": MetricsSettings,
     "log_output": LogOutputSettings,
 }
+# With a required key wrong, the checks across keys still run on the others.
+_STAND_INS: dict[str, dict[str, Any]] = {"export": {"url": "s3://any-bucket"}}
 _TOP_KEYS = ("data_dir", "keys_dir")
 
 
@@ -344,11 +341,13 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
             problems.append(Problem(key, f"is {_shown(key, value)}, not a table", f"write it as [{key}]"))
     top_raw = {key: raw.get(key, key.removesuffix("_dir")) for key in _TOP_KEYS}
     top = _section("", _TopLevel, top_raw, context, problems)
-    sections: dict[str, Section | None] = {}
+    sections: dict[str, Any] = {}
     for name, model in _SECTIONS.items():
         value = raw.get(name, None if name == "metrics" else {})
         sections[name] = _section(name, model, value, context, problems) if isinstance(value, dict) else None
     problems += _cross_checks(sections)
+    if isinstance(raw.get("sftp"), dict):
+        problems += _user_checks(raw["sftp"].get("users"), context["folder"])
     if problems:
         raise ConfigError(str(path), problems)
     assert top is not None  # noqa: S101  # without problems every section was read
@@ -364,18 +363,19 @@ def _section(
     except ValidationError as error:
         wrong = set()
         for detail in error.errors():
-            problem = _problem(name, model, detail, raw)
+            problem = _problem(name, model, detail)
             if problem not in problems:
                 problems.append(problem)
-            wrong.add(str(detail["loc"][0]) if detail["loc"] else "url")
+            wrong.add(str(detail["loc"][0]))
+    rest = {key: value for key, value in raw.items() if key not in wrong}
     try:
-        return model.model_validate({key: value for key, value in raw.items() if key not in wrong}, context=context)
+        return model.model_validate(_STAND_INS.get(name, {}) | rest, context=context)
     except ValidationError:
         return None
 
 
-def _problem(section: str, model: type[Section], detail: Any, raw: dict[str, Any]) -> Problem:
-    location = detail["loc"] or ("url",)  # only [export] has a check of the whole table, and it is of its url
+def _problem(section: str, model: type[Section], detail: Any) -> Problem:
+    location = detail["loc"]
     key = section
     current: Any = model
     for part in location[:-1]:
@@ -387,12 +387,10 @@ def _problem(section: str, model: type[Section], detail: Any, raw: dict[str, Any
         return _unknown_key(key, str(last), list(current.model_fields) if current is not None else [])
     if detail["type"] == "missing":
         return Problem(full, "is missing", f"add {last} to [{key}]; config.example.toml shows its form")
-    value = detail["input"] if detail["loc"] else raw.get("url")
-    message = detail["msg"].removeprefix("Value error, ")
-    what, _, cure = message.partition("; ")
+    what, _, cure = detail["msg"].removeprefix("Value error, ").partition("; ")
     if not cure:
         cure = f"see {full.split('[')[0]} in config.example.toml"
-    return Problem(full, f"is {_shown(str(last), value)}: {what[:1].lower()}{what[1:]}", cure)
+    return Problem(full, f"is {_shown(str(last), detail['input'])}: {what[:1].lower()}{what[1:]}", cure)
 
 
 def _inner_model(model: Any, part: Any) -> Any:
@@ -439,8 +437,6 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
         problems += _export_checks(export)
     if log:
         problems += _log_checks(log)
-    if sections["sftp"]:
-        problems += _user_checks(sections["sftp"].users)
     if alerts:
         if alerts.critical_before > alerts.warn_before:
             wrong = f"is {alerts.critical_before}, more than warn_before ({alerts.warn_before})"
@@ -493,28 +489,31 @@ def _log_checks(log: LogSettings) -> list[Problem]:
     return problems
 
 
-def _user_checks(users: list[UserSettings]) -> list[Problem]:
+def _user_checks(users: Any, folder: Path) -> list[Problem]:
+    """Read from the file as it is, so that every user is looked at whatever is wrong with another."""
     problems = []
     seen: set[str] = set()
-    for index, user in enumerate(users):
-        key = f"sftp.users[{index}]"
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}", user.name):
-            wrong = f'is "{user.name}": a user name has letters, digits and . _ @ -, at most 64'
-            problems.append(Problem(f"{key}.name", wrong, 'write a plain name: "triton"'))
-        if user.name in seen:
-            problems.append(Problem(f"{key}.name", f'is "{user.name}" a second time', "give each user its own name"))
-        seen.add(user.name)
-        if user.password_hash is None and user.authorized_keys is None:
+    for index, user in enumerate(users if isinstance(users, list) else []):
+        if not isinstance(user, dict):
+            continue
+        key, name, keys = f"sftp.users[{index}]", user.get("name"), user.get("authorized_keys")
+        if isinstance(name, str):
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}", name):
+                wrong = f'is "{name}": a user name has letters, digits and . _ @ -, at most 64'
+                problems.append(Problem(f"{key}.name", wrong, 'write a plain name: "triton"'))
+            if name in seen:
+                problems.append(Problem(f"{key}.name", f'is "{name}" a second time', "give each user its own name"))
+            seen.add(name)
+        if user.get("password_hash") is None and keys is None:
             cure = "add password_hash (pickup-point hash-password) or authorized_keys"
-            problems.append(Problem(key, f'user "{user.name}" has neither a password nor a key', cure))
-        if user.password_hash is not None and not _ARGON2ID.fullmatch(user.password_hash):
+            problems.append(Problem(key, f'user "{name}" has neither a password nor a key', cure))
+        if isinstance(user.get("password_hash"), str) and not _ARGON2ID.fullmatch(user["password_hash"]):
             wrong = "is not an Argon2id hash (not shown)"
             problems.append(Problem(f"{key}.password_hash", wrong, "type: pickup-point hash-password"))
-        if user.authorized_keys is not None and not user.authorized_keys.is_file():
-            wrong = f"is {user.authorized_keys}: there is no such file"
+        if isinstance(keys, str) and not Path(folder, keys).expanduser().is_file():
+            wrong = f"is {Path(folder, keys)}: there is no such file"
             problems.append(Problem(f"{key}.authorized_keys", wrong, "put the partner's public key there"))
     return problems
 
 
 _ARGON2ID = re.compile(r"\$argon2id\$v=\d+\$m=\d{1,7},t=\d{1,3},p=\d{1,3}\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}")
-DERIVED_VALUES: tuple[str, ...] = tuple(value.value for value in DerivedValue)

@@ -1,0 +1,111 @@
+"""The books of a conversion: every row is a line, or filtered, or rejected, each with its reason.
+
+No outside world. The promise kept here: ``rows == lines + filtered + rejected`` (`Tally.balanced`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class RejectReason(StrEnum):
+    """Why a row cannot become a line, in the order in which the reasons are looked for."""
+
+    MALFORMED_JSON = "malformed_json"
+    NOT_AN_OBJECT = "not_an_object"
+    NO_ID = "no_id"
+    BAD_CREATED_AT = "bad_created_at"
+    NO_IP = "no_ip"
+    NO_EPISODE = "no_episode"
+    BAD_FILESIZE = "bad_filesize"
+    BAD_BYTES_SENT = "bad_bytes_sent"
+    URL_TOO_LONG = "url_too_long"
+    DUPLICATE_ID = "duplicate_id"
+
+
+class FilterReason(StrEnum):
+    """Why a row that could become a line is left out on purpose, in the order in which the reasons are looked for."""
+
+    SENT_BEFORE = "sent_before"
+    NO_BYTES = "no_bytes"
+    BLACKLISTED_IP = "blacklisted_ip"
+    BLACKLISTED_UA = "blacklisted_ua"
+    SHORT = "short"
+    TOO_FRESH = "too_fresh"
+
+
+class RowRejected(Exception):
+    """This row cannot become a line; ``reason`` says why."""
+
+    def __init__(self, reason: RejectReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many rows came to what.
+
+    ``rows`` counts all rows (blank lines are none); ``reporting`` the rows not rejected that meet Megaphone's own
+    reporting rule, whatever was filtered; ``clamped``, ``not_an_address``, ``ends_in_zero``, ``outside_day`` and
+    ``unmapped_episodes`` count lines written.
+    """
+
+    rows: int = 0
+    lines: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    reporting: int = 0
+    clamped: int = 0
+    not_an_address: int = 0
+    ends_in_zero: int = 0
+    outside_day: int = 0
+    unmapped_episodes: int = 0
+
+    _NUMBERS = ("rows", "lines", "reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day",
+                "unmapped_episodes")  # fmt: skip
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row is accounted for exactly once."""
+        return self.rows == self.lines + self.filtered.total() + self.rejected.total()
+
+    @property
+    def rejected_share(self) -> float:
+        """The share of rows that were rejected, 0 to 1."""
+        return self.rejected.total() / self.rows if self.rows else 0.0
+
+    def share_of_lines(self, count: int) -> float:
+        """``count`` as a share of the lines written, 0 to 1."""
+        return count / self.lines if self.lines else 0.0
+
+    def add(self, other: Tally) -> None:
+        """Add another part of the same day."""
+        for name in self._NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.filtered.update(other.filtered)
+        self.rejected.update(other.rejected)
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``--json`` and the ledger hold it; the reasons that did not occur are left out."""
+        return {
+            "rows": self.rows,
+            "lines": self.lines,
+            "filtered": {str(reason): n for reason in FilterReason if (n := self.filtered[reason])},
+            "rejected": {str(reason): n for reason in RejectReason if (n := self.rejected[reason])},
+            "reporting": self.reporting,
+            "clamped": self.clamped,
+            "not_an_address": self.not_an_address,
+            "ends_in_zero": self.ends_in_zero,
+            "outside_day": self.outside_day,
+            "unmapped_episodes": self.unmapped_episodes,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tally:
+        """The tally that `as_json` gave."""
+        numbers = {name: int(data[name]) for name in cls._NUMBERS}
+        return cls(**numbers, filtered=Counter(data["filtered"]), rejected=Counter(data["rejected"]))

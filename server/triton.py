@@ -1,0 +1,336 @@
+"""Triton's words: log names, columns, layouts, and the text that may stand in a log line.
+
+Rules come from Triton Digital's "Podcast Log Requirements" (names, columns, TSV) and from the W3C's
+"Extended Log File Format" (WD-logfile-960221). No outside world.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from datetime import date
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import orjson
+
+from .megaphone import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+URL_LIMIT = 2048  # Triton: "Up to 2048 characters complete URI"
+_PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_LOG_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]{0,63})(\d{8})-(\d{2,9})\.(tsv|w3c)\.gz", re.ASCII)
+
+
+class LogFormat(StrEnum):
+    """The two formats, by the word in a log's name."""
+
+    TSV = "tsv"
+    W3C = "w3c"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LogName:
+    """The name of one log file, ``{prefix}{YYYYMMDD}-{NN}.{format}.gz``: two digits or more, from 00.
+
+    >>> LogName.parse("MEGA20261120-00.tsv.gz").day
+    datetime.date(2026, 11, 20)
+    """
+
+    prefix: str
+    day: date
+    number: int
+    format: LogFormat
+
+    def __str__(self) -> str:
+        return f"{self.prefix}{self.day:%Y%m%d}-{self.number:02d}.{self.format}.gz"
+
+    @property
+    def rejects(self) -> str:
+        """The name of the rejects file of the publication whose first log this is."""
+        return f"{str(self).removesuffix('.gz')}.rejects.ndjson.gz"
+
+    @classmethod
+    def parse(cls, text: str) -> LogName | None:
+        """The name that ``text`` spells, or None when it is not exactly one."""
+        match = _LOG_NAME.fullmatch(text)
+        if match is None:
+            return None
+        prefix, day, number, log_format = match.groups()
+        try:
+            name = cls(prefix, date(int(day[:4]), int(day[4:6]), int(day[6:])), int(number), LogFormat(log_format))
+        except ValueError:
+            return None
+        return name if str(name) == text else None
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """A published log file: its size in bytes and its mtime in whole seconds since 1970 never change."""
+
+    name: LogName
+    size: int
+    mtime: int
+
+
+def prefix_problem(prefix: str) -> str:
+    """What is wrong with a prefix for log names, or an empty text."""
+    return "" if _PREFIX.fullmatch(prefix) else "it would make bad file names"
+
+
+class DerivedValue(StrEnum):
+    """The values that are derived from a row; the names are the default column names, in the default order."""
+
+    DATE = "date"
+    START_TIME = "start-time"
+    IP = "IP"
+    HASHED_IP = "Hashed-IP"
+    METHOD = "method"
+    URL = "url"
+    STATUS = "status"
+    BYTES = "bytes"
+    OBJECT_SIZE = "object-size"
+    BYTE_RANGE = "byte-range"
+    EPISODE_GUID = "episode-guid"
+    PODCAST_ID = "podcast-id"
+    X_METRIC_ID = "x-metric-id"
+    USER_AGENT = "user-agent"
+
+
+# The W3C names; cs-uri-query always follows cs-uri-stem.
+_W3C_NAMES = {
+    DerivedValue.DATE: "date", DerivedValue.START_TIME: "time", DerivedValue.IP: "c-ip",
+    DerivedValue.HASHED_IP: "x-hashed-ip", DerivedValue.METHOD: "cs-method", DerivedValue.URL: "cs-uri-stem",
+    DerivedValue.STATUS: "sc-status", DerivedValue.BYTES: "sc-bytes", DerivedValue.OBJECT_SIZE: "x-object-size",
+    DerivedValue.BYTE_RANGE: "x-byte-range", DerivedValue.EPISODE_GUID: "x-episode-guid",
+    DerivedValue.PODCAST_ID: "x-podcast-id", DerivedValue.X_METRIC_ID: "x-metric-id",
+    DerivedValue.USER_AGENT: "cs(User-Agent)",
+}  # fmt: skip
+_STEM, _QUERY = "cs-uri-stem", "cs-uri-query"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSpec:
+    """A column as configured: a name and exactly one of a derived value, a field of the export, a constant."""
+
+    name: str
+    value: str | None = None
+    field: str | None = None
+    constant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """What is derived from one row, each value as it stands in its column but for text, which is yet to be cleaned."""
+
+    date: str
+    start_time: str
+    ip: str
+    hashed_ip: str
+    url: str
+    status: str
+    bytes: str
+    object_size: str
+    byte_range: str
+    episode_guid: str
+    podcast_id: str
+    metric_id: str
+    user_agent: Any
+    method: str = "GET"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of a log file, its header and its way with text; ``columns`` None is the default of the format.
+
+    It is kept with every publication (`as_json`), so that a day's late file has the layout of its first.
+    """
+
+    format: LogFormat = LogFormat.TSV
+    header: str = "plain"
+    text: str = "safe"
+    columns: tuple[ColumnSpec, ...] | None = None
+
+    @property
+    def clean(self) -> Callable[[Any], str]:
+        """What makes any JSON value a text that may stand in a column."""
+        return percent_text if self.format is LogFormat.W3C or self.text == "percent" else safe_text
+
+    @property
+    def specs(self) -> tuple[ColumnSpec, ...]:
+        """The columns as they are written, ``cs-uri-query`` among them."""
+        w3c = self.format is LogFormat.W3C
+        specs = self.columns
+        if specs is None:
+            specs = tuple(ColumnSpec(_W3C_NAMES[value] if w3c else value, value=value) for value in DerivedValue)
+        if not w3c or any(spec.name == _QUERY for spec in specs):
+            return specs
+        return tuple(
+            written
+            for spec in specs
+            for written in ((spec, ColumnSpec(_QUERY, value=_QUERY)) if _is_stem(spec) else (spec,))
+        )
+
+    def header_lines(self, day: date | None) -> str:
+        """What stands before the first log line, each line with its newline."""
+        names = [spec.name for spec in self.specs]
+        if self.format is LogFormat.W3C:
+            start = f"#Start-Date: {day} 00:00:00\n" if day is not None else ""
+            return f"#Version: 1.0\n#Software: pickup-point\n{start}#Fields: {' '.join(names)}\n"
+        return {"plain": "", "comment": "#"}[self.header] + "\t".join(names) + "\n" if self.header != "none" else ""
+
+    def id_column(self) -> int:
+        """The place of ``x-metric-id`` among the columns, from 0."""
+        return next(i for i, spec in enumerate(self.specs) if spec.value == DerivedValue.X_METRIC_ID)
+
+    def render(self, line: LogLine, row: Mapping[str, Any]) -> str:
+        """One log line without its newline; ``row`` holds the export's fields as they came."""
+        clean = self.clean
+        cells = []
+        for spec in self.specs:
+            if spec.constant is not None:
+                cells.append(clean(spec.constant))
+            elif spec.field is not None:
+                cells.append(clean(row.get(spec.field)))
+            elif spec.value in _TEXT_VALUES:
+                cells.append(clean(getattr(line, _TEXT_VALUES[spec.value])))
+            elif spec.value == _QUERY:
+                cells.append(line.url.partition("?")[2] or "-")
+            elif self.format is LogFormat.W3C and _is_stem(spec):
+                cells.append(line.url.partition("?")[0] or "-")
+            else:
+                cells.append(getattr(line, _PLAIN_VALUES[str(spec.value)]))
+        return "\t".join(cells)
+
+    def as_json(self) -> dict[str, Any]:
+        """As the ledger keeps it."""
+        columns = None
+        if self.columns is not None:
+            columns = [{f.name: v for f in fields(c) if (v := getattr(c, f.name)) is not None} for c in self.columns]
+        return {"format": str(self.format), "header": self.header, "text": self.text, "columns": columns}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Layout:
+        """The layout that `as_json` gave."""
+        columns = data["columns"]
+        return cls(
+            format=LogFormat(data["format"]),
+            header=data["header"],
+            text=data["text"],
+            columns=None if columns is None else tuple(ColumnSpec(**column) for column in columns),
+        )
+
+
+_TEXT_VALUES = {
+    "episode-guid": "episode_guid",
+    "podcast-id": "podcast_id",
+    "x-metric-id": "metric_id",
+    "user-agent": "user_agent",
+}
+_PLAIN_VALUES = {
+    "date": "date", "start-time": "start_time", "IP": "ip", "Hashed-IP": "hashed_ip", "method": "method", "url": "url",
+    "status": "status", "bytes": "bytes", "object-size": "object_size", "byte-range": "byte_range",
+}  # fmt: skip
+
+
+def _is_stem(spec: ColumnSpec) -> bool:
+    return spec.value == DerivedValue.URL and spec.name == _STEM
+
+
+def layout_problems(specs: Sequence[ColumnSpec] | None, log_format: LogFormat) -> list[tuple[int | None, str, str]]:
+    """What is wrong with configured columns: (place in the list or None for all of it, what is wrong, the cure)."""
+    if specs is None:
+        return []
+    problems: list[tuple[int | None, str, str]] = []
+    values = [str(value) for value in DerivedValue]
+    seen: set[str] = set()
+    for index, spec in enumerate(specs):
+        given = [name for name in ("value", "field", "constant") if getattr(spec, name) is not None]
+        if len(given) != 1:
+            wrong = f'column "{spec.name}" has {" and ".join(given) or "no source"}'
+            problems.append((index, wrong, "give exactly one of value, field and constant"))
+        if spec.value is not None and spec.value not in values:
+            wrong = f'column "{spec.name}" asks for the value "{spec.value}"'
+            problems.append((index, wrong, f"the values are: {', '.join(values)}"))
+        if spec.field is not None and spec.field not in METRICS.fields:
+            wrong = f'column "{spec.name}" asks for the field "{spec.field}"'
+            problems.append((index, wrong, f"Megaphone's fields are: {', '.join(METRICS.fields)}"))
+        blank = r"[\s\x00-\x1f\x7f-\x9f]" if log_format is LogFormat.W3C else r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
+        if not spec.name.strip() or re.search(blank, spec.name) or spec.name.startswith("#"):
+            wrong = f"column name {spec.name!r} would break the header line"
+            problems.append((index, wrong, "name it with visible characters, not beginning with #"))
+        if spec.name in seen:
+            problems.append((index, f'column "{spec.name}" is there twice', "give every column its own name"))
+        seen.add(spec.name)
+    if not any(spec.value == DerivedValue.X_METRIC_ID for spec in specs):
+        cure = 'add { name = "x-metric-id", value = "x-metric-id" }'
+        problems.append((None, "has no x-metric-id: late rows could not be told from rows already sent", cure))
+    return problems
+
+
+# Tab, CR, LF and every other control character become a blank, one for one.
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]
+_SAFE = {**dict.fromkeys(_CONTROLS, " "), ord('"'): "%22", ord("\\"): "%5C"}
+_PERCENT = re.compile(r'[\s\x00-\x1f\x7f-\x9f\u2028\u2029"\\%]')
+_IN_URL = re.compile(r'[\s\x00-\x1f\x7f-\x9f\u2028\u2029"\\]')
+
+
+def json_text(value: Any) -> str:
+    """A JSON value as text: a string as it is, a number or boolean as its JSON text, all else empty."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return orjson.dumps(value).decode()
+    return ""
+
+
+def safe_text(value: Any) -> str:
+    """A text column's cell: controls blanked, the double quote and the backslash percent-encoded, ``-`` for nothing."""
+    text = json_text(value).translate(_SAFE)
+    return text if text.strip() else "-"
+
+
+def percent_text(value: Any) -> str:
+    """A text column's cell in W3C manner: white space, controls, ``"``, ``\\`` and ``%`` percent-encoded as UTF-8."""
+    text = json_text(value)
+    return _PERCENT.sub(_encoded, text) if text.translate(_SAFE).strip() else "-"
+
+
+def url_text(url: str) -> str:
+    """A URL as published, with what would break a log line percent-encoded."""
+    return _IN_URL.sub(_encoded, url)
+
+
+def _encoded(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+
+
+class UrlTemplate:
+    """The ``url`` column's template over Megaphone's fields and ``{guid}``; values are percent-encoded.
+
+    Raises:
+        ValueError: an unknown field, or a brace that does not belong to one.
+    """
+
+    def __init__(self, template: str) -> None:
+        pieces = re.split(r"\{([^{}]*)\}", template)
+        self.fields = tuple(pieces[1::2])
+        self._literals = [url_text(piece) for piece in pieces[::2]]
+        for name in self.fields:
+            if name not in METRICS.fields and name != "guid":
+                raise ValueError(f"{{{name}}} is no field of the export")
+        if any("{" in piece or "}" in piece for piece in pieces[::2]):
+            raise ValueError("a brace stands alone")
+        if not template.strip():
+            raise ValueError("it is empty")
+
+    def fill(self, row: Mapping[str, Any], guid: str) -> str:
+        """The URL of a row; a field that is missing is written ``-``."""
+        parts = [self._literals[0]]
+        for name, literal in zip(self.fields, self._literals[1:], strict=True):
+            text = guid if name == "guid" else json_text(row.get(name))
+            parts += (quote(text, safe="") if text.strip() else "-", literal)
+        return "".join(parts)
