@@ -108,7 +108,8 @@ class RowConverter:
         rules = self._rules
         episode = self._conversion.catalogue.find(row.episode_id) if self._conversion.catalogue is not None else None
         guid = episode.guid if episode is not None and episode.guid else row.episode_id
-        url = episode.url if episode is not None and episode.url else self._template.fill(row.fields, guid)
+        known = row.fields | {"podcast_id": row.podcast_id, "episode_id": row.episode_id}
+        url = episode.url if episode is not None and episode.url else self._template.fill(known, guid)
         if len(url) > URL_LIMIT:
             raise RowRejected(RejectReason.URL_TOO_LONG)
         address = sent_address(row.ip, truncated=rules.ip == "truncated", key=self._conversion.hash_key)

@@ -203,7 +203,8 @@ class Layout:
                 cells.append(line.url.partition("?")[0] or "-")
             else:
                 cells.append(getattr(line, _PLAIN_VALUES[str(spec.value)]))
-        return "\t".join(cells)
+        text = "\t".join(cells)
+        return f"%23{text[1:]}" if text.startswith("#") else text  # Triton and W3C: "#" begins a comment line
 
     def as_json(self) -> dict[str, Any]:
         """As the ledger keeps it."""
