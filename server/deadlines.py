@@ -1,0 +1,107 @@
+"""How late a day is: by when it must be published and picked up, and how that stands now.
+
+Triton: "session information within three days of the beginning of the session. If the session log is received after
+this delay, it will not be counted". A session at 00:00Z of day D expires at D+3 00:00Z; the partner comes once in
+``pull_every``. Pure: the clock is handed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from .megaphone import start_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .config import AlertSettings
+
+COUNTED_DAYS = timedelta(days=3)
+
+
+class Urgency(StrEnum):
+    """How a deadline stands; ``late`` is for what was done, but too late, and for what is overdue."""
+
+    MET = "met"
+    AHEAD = "ahead"
+    WARNING = "warning"
+    CRITICAL = "critical"
+    LATE = "late"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePolicy:
+    """``[alerts]``: how often the partner pulls, and when a deadline is worth a word."""
+
+    pull_every: timedelta = timedelta(hours=24)
+    warn_before: timedelta = timedelta(hours=12)
+    critical_before: timedelta = timedelta(hours=6)
+
+    @classmethod
+    def of(cls, settings: AlertSettings) -> DeadlinePolicy:
+        """The policy that the configuration states."""
+        return cls(settings.pull_every, settings.warn_before, settings.critical_before)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """One of a day's two deadlines: ``by`` when, ``done`` when (or None), and how it stands at ``now``."""
+
+    by: datetime
+    done: datetime | None
+    urgency: Urgency
+    left: timedelta
+
+    @property
+    def alarming(self) -> bool:
+        """Whether somebody should be told."""
+        return self.done is None and self.urgency in (Urgency.WARNING, Urgency.CRITICAL, Urgency.LATE)
+
+
+@dataclass(frozen=True, slots=True)
+class DayDeadlines:
+    """``published``: by D+3 00:00Z minus ``pull_every``; ``picked_up``: by D+3 00:00Z."""
+
+    day: date
+    published: Deadline
+    picked_up: Deadline
+
+
+def expires(day: date) -> datetime:
+    """When the first sessions of a day stop counting: D+3 00:00Z."""
+    return start_of(day) + COUNTED_DAYS
+
+
+def day_deadlines(
+    day: date, policy: DeadlinePolicy, now: datetime, *, published: datetime | None, picked_up: datetime | None
+) -> DayDeadlines:
+    """Both deadlines of a day; ``published`` and ``picked_up`` are when that was done, or None."""
+    last = expires(day)
+    return DayDeadlines(
+        day,
+        _deadline(last - policy.pull_every, published, policy, now),
+        _deadline(last, picked_up, policy, now),
+    )
+
+
+def _deadline(by: datetime, done: datetime | None, policy: DeadlinePolicy, now: datetime) -> Deadline:
+    left = by - (now if done is None else done)
+    if left < timedelta():
+        urgency = Urgency.LATE
+    elif done is not None:
+        urgency = Urgency.MET
+    elif left <= policy.critical_before:
+        urgency = Urgency.CRITICAL
+    elif left <= policy.warn_before:
+        urgency = Urgency.WARNING
+    else:
+        urgency = Urgency.AHEAD
+    return Deadline(by, done, urgency, left)
+
+
+def catching_up(days: Iterable[date], now: datetime) -> list[date]:
+    """The order in which days are done: the oldest that still counts first, then the newer ones, then those too late."""
+    return sorted(days, key=lambda day: (now >= expires(day), day))

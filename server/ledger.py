@@ -1,0 +1,359 @@
+"""The ledger: the service's diary, one SQLite file.
+
+Touches ``ledger.sqlite3`` and is the only module that knows SQLite. Promise: what a method has returned from is on disk
+(WAL, synchronous=FULL) and is there after a crash; a log name that was ever written here is spent. A ledger may be used
+from any thread; it speaks to SQLite one call at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from .errors import LedgerError
+from .ledger_rows import (
+    instant,
+    late_check_of,
+    log_of,
+    moment,
+    pickup_of,
+    publication_of,
+    record_of,
+    text,
+)
+from .records import DELIVERY
+from .schema import MIGRATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import date, datetime
+    from pathlib import Path
+
+    from .proof import Pickup
+    from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
+    from .staging import StagedLog
+    from .triton import LogName
+
+_BUSY_SECONDS = 30
+
+
+class Ledger:
+    """An open ledger; `open` makes one, `close` comes last. ``created`` is True when there was none before.
+
+    Every method raises `LedgerError` when SQLite cannot do what is asked.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, created: bool) -> None:
+        self.path = path
+        self.created = created
+        self._connection = connection
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Open the ledger, make it when it is missing, bring it to today's schema."""
+        created = not path.exists() or path.stat().st_size == 0
+        with _told(path):
+            connection = _connect(path)
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("PRAGMA foreign_keys=ON")
+                _migrate(path, connection)
+            except BaseException:
+                connection.close()
+                raise
+        path.chmod(0o600)
+        return cls(path, connection, created=created)
+
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """Open a ledger for `status`, `check` and `trace`: nothing is changed, also while a service writes it."""
+        if not path.exists():
+            raise LedgerError(
+                f"there is no ledger at {path}", hint="pickup-point serve, or pickup-point feed, makes it"
+            )
+        with _told(path):
+            connection = _connect(path)
+            try:
+                connection.execute("PRAGMA query_only=ON")
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+            except BaseException:
+                connection.close()
+                raise
+        if version != len(MIGRATIONS):
+            connection.close()
+            hint = "pickup-point serve, or pickup-point feed, brings it up to date"
+            raise LedgerError(f"{path} has schema version {version}, this program's is {len(MIGRATIONS)}", hint=hint)
+        return cls(path, connection, created=False)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._connection.close()
+
+    def damage(self) -> str:
+        """What SQLite's own check finds wrong, or an empty text."""
+        found = self._rows("PRAGMA quick_check(1)")[0][0]
+        return "" if found == "ok" else str(found)
+
+    # Publications
+
+    def intend(self, publication: Publication, logs: Sequence[StagedLog], lines: Sequence[int]) -> int:
+        """Record that these logs are about to be linked; the publication's number (its ``id`` is not read)."""
+        export = publication.export
+        with self._transaction() as run:
+            number = run(
+                "INSERT INTO publication (delivery, day, kind, export_key, export_etag, export_size, export_modified,"
+                " rules, tally, changed, removed, remark, intended_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                (publication.delivery, publication.day.isoformat(), publication.kind, export.key, export.etag,
+                 export.size, text(export.last_modified), _json(publication.rules.as_json()),
+                 None if publication.tally is None else _json(publication.tally.as_json()), publication.changed,
+                 publication.removed, publication.remark, text(publication.intended_at)),
+            ).lastrowid  # fmt: skip
+            for log, count in zip(logs, lines, strict=True):
+                run(
+                    "INSERT INTO log (name, publication, size, sha256, mtime, lines, state)"
+                    " VALUES (?,?,?,?,?,?,'intended')",
+                    (str(log.name), number, log.size, log.sha256, log.mtime, count),
+                )
+        assert number is not None  # noqa: S101  # an INSERT has a row id
+        return number
+
+    def published(self, number: int, at: datetime, *, checked_etag: str, withheld: int = 0) -> None:
+        """Record that all logs of a publication are in the folder; a resend supersedes what was sent before it.
+
+        The day's hold and failure are over; ``checked_etag`` and ``withheld`` become the day's.
+        """
+        with self._transaction() as run:
+            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
+            run("UPDATE log SET state = 'published' WHERE publication = ? AND state = 'intended'", (number,))
+            run(
+                "UPDATE log SET superseded_by = ?1 WHERE superseded_by IS NULL AND publication IN ("
+                "  SELECT old.id FROM publication new JOIN publication old"
+                "  ON old.delivery = new.delivery AND old.day = new.day AND old.id < new.id"
+                "  WHERE new.id = ?1 AND new.kind = 'resend')",
+                (number,),
+            )
+            run(
+                "UPDATE day SET checked_etag = ?2, withheld = ?3, held_why = NULL, held_etag = NULL,"
+                " held_reason = NULL, held_tally = NULL, failure = NULL, failure_hint = NULL, failure_etag = NULL,"
+                " failed_at = NULL, next_try = NULL, tries = 0 WHERE (delivery, day) ="
+                " (SELECT delivery, day FROM publication WHERE id = ?1)",
+                (number, checked_etag, withheld),
+            )
+
+    def settle(self, number: int, present: Sequence[LogName], at: datetime) -> None:
+        """End an intention that a crash interrupted: the logs that are there were published, other names are free.
+
+        With none there the publication is forgotten. With only some, no version counts as checked, so that the rows
+        of the others come as late rows.
+        """
+        with self._transaction() as run:
+            for name in present:
+                run("UPDATE log SET state = 'published' WHERE name = ? AND publication = ?", (str(name), number))
+            missing = run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,)).rowcount
+            if not present:
+                run("DELETE FROM publication WHERE id = ?", (number,))
+                return
+            key = run("SELECT delivery, day, export_etag FROM publication WHERE id = ?", (number,)).fetchone()
+            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
+            etag = key[2] if not missing else ""
+            run("UPDATE day SET checked_etag = ? WHERE delivery = ? AND day = ?", (etag, key[0], key[1]))
+
+    def adopt(self, publication: Publication, log: LedgerLog) -> None:
+        """Take a whole file that a new ledger found in the folder as published."""
+        number = self.intend(publication, [], [])
+        with self._transaction() as run:
+            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(publication.published_at), number))
+            run(
+                "INSERT INTO log (name, publication, size, sha256, mtime, lines, state)"
+                " VALUES (?,?,?,?,?,?,'published')",
+                (str(log.name), number, log.size, log.sha256, log.mtime, log.lines),
+            )
+
+    def publications(self, day: date | None = None, delivery: str = DELIVERY) -> list[Publication]:
+        """The publications of a day (or of all days), in order, intended ones among them, with their logs."""
+        where, values = "WHERE p.delivery = ?", [delivery]
+        if day is not None:
+            where, values = f"{where} AND p.day = ?", [*values, day.isoformat()]
+        logs: dict[int, list[LedgerLog]] = {}
+        for row in self._rows(
+            f"SELECT l.* FROM log l JOIN publication p ON p.id = l.publication {where} ORDER BY l.mtime, l.name",  # noqa: S608  # constants
+            values,
+        ):
+            logs.setdefault(row["publication"], []).append(log_of(row))
+        rows = self._rows(f"SELECT p.* FROM publication p {where} ORDER BY p.id", values)  # noqa: S608  # constants
+        return [publication_of(row, tuple(logs.get(row["id"], ()))) for row in rows]
+
+    def logs(self) -> list[LedgerLog]:
+        """Every log that was ever named, in the order of publication."""
+        return [log_of(row) for row in self._rows("SELECT * FROM log ORDER BY mtime, name")]
+
+    def pruned(self, name: LogName, at: datetime) -> None:
+        """Record that a file was removed; its name stays spent."""
+        with self._transaction() as run:
+            run("UPDATE log SET state = 'pruned', pruned_at = ? WHERE name = ?", (text(at), str(name)))
+
+    # Days
+
+    def see(self, record: DayRecord) -> None:
+        """Note what the listing says of a day; hold, failure and checked version stay as they are."""
+        export = record.export
+        values = (record.delivery, record.day.isoformat(), record.seen, text(record.seen_at),
+                  export and export.key, export and export.etag, export and export.size,
+                  export and text(export.last_modified))  # fmt: skip
+        with self._transaction() as run:
+            run(
+                "INSERT INTO day (delivery, day, seen, seen_at, export_key, export_etag, export_size, export_modified)"
+                " VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET seen = excluded.seen, seen_at = excluded.seen_at,"
+                " export_key = excluded.export_key, export_etag = excluded.export_etag,"
+                " export_size = excluded.export_size, export_modified = excluded.export_modified",
+                values,
+            )
+
+    def days(self, delivery: str = DELIVERY) -> dict[date, DayRecord]:
+        """Every day that a round ever looked at."""
+        records = (record_of(row) for row in self._rows("SELECT * FROM day WHERE delivery = ?", [delivery]))
+        return {record.day: record for record in records}
+
+    def hold(self, day: date, hold: Hold, delivery: str = DELIVERY) -> None:
+        """Hold a day; a failure of it is over."""
+        with self._transaction() as run:
+            run(
+                "UPDATE day SET held_why = ?, held_reason = ?, held_etag = ?, held_tally = ?, failure = NULL, tries = 0"
+                " WHERE delivery = ? AND day = ?",
+                (hold.why, hold.reason, hold.etag, _json(hold.tally.as_json()), delivery, day.isoformat()),
+            )
+
+    def fail(self, day: date, failure: Failure, delivery: str = DELIVERY) -> None:
+        """Note why a day could not be done, and when it is tried again."""
+        with self._transaction() as run:
+            run(
+                "UPDATE day SET failure = ?, failure_hint = ?, failure_etag = ?, failed_at = ?, next_try = ?, tries = ?"
+                " WHERE delivery = ? AND day = ?",
+                (failure.sentence, failure.hint, failure.etag, text(failure.at), text(failure.next_try), failure.tries,
+                 delivery, day.isoformat()),
+            )  # fmt: skip
+
+    def late_checked(self, check: LateCheck) -> None:
+        """Note that a changed export was compared with what was published, and that nothing was sent for it."""
+        with self._transaction() as run:
+            run(
+                "INSERT INTO late_check (delivery, day, at, export_etag, export_modified, unsent, changed, removed,"
+                " tally) VALUES (?,?,?,?,?,?,?,?,?)",
+                (check.delivery, check.day.isoformat(), text(check.at), check.etag, text(check.modified), check.unsent,
+                 check.changed, check.removed, _json(check.tally.as_json())),
+            )  # fmt: skip
+            run(
+                "UPDATE day SET checked_etag = ?, withheld = 0, failure = NULL, tries = 0"
+                " WHERE delivery = ? AND day = ?",
+                (check.etag, check.delivery, check.day.isoformat()),
+            )
+
+    def late_checks(self, day: date, delivery: str = DELIVERY) -> list[LateCheck]:
+        """The late checks of a day, in order."""
+        query = "SELECT * FROM late_check WHERE delivery = ? AND day = ? ORDER BY id"
+        return [late_check_of(row) for row in self._rows(query, [delivery, day.isoformat()])]
+
+    # Pickups and logins
+
+    def record_pickup(self, pickup: Pickup) -> None:
+        """Write a pickup when its handle is opened, and again when it has ended."""
+        values = (pickup.id, str(pickup.name), pickup.user, pickup.address, pickup.client, text(pickup.started),
+                  text(pickup.ended), pickup.size, pickup.bytes_answered, pickup.covered, str(pickup.grade),
+                  str(pickup.ending or ""))  # fmt: skip
+        with self._transaction() as run:
+            run("INSERT OR REPLACE INTO pickup VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", values)
+
+    def interrupt_open_pickups(self) -> int:
+        """At start: what an earlier process left open was interrupted; how many there were."""
+        with self._transaction() as run:
+            return run("UPDATE pickup SET ending = 'interrupted' WHERE ending = ''").rowcount
+
+    def pickups(self, names: Sequence[LogName] | None = None) -> list[Pickup]:
+        """The pickups of these logs (or of all), in the order in which they began."""
+        if names is None:
+            return [pickup_of(row) for row in self._rows("SELECT * FROM pickup ORDER BY started")]
+        marks = ",".join("?" * len(names))
+        query = f"SELECT * FROM pickup WHERE log IN ({marks}) ORDER BY started"  # noqa: S608  # only question marks
+        return [pickup_of(row) for row in self._rows(query, [str(name) for name in names])]
+
+    def record_login(self, user: str, at: datetime, address: str, client: str) -> None:
+        """Note a login; the longest silence between two of a user's logins is kept, in seconds."""
+        with self._transaction() as run:
+            before = run("SELECT at, longest_silence FROM login WHERE user = ?", (user,)).fetchone()
+            silence = 0 if before is None else max(before[1], int((at - moment(before[0])).total_seconds()))
+            run("INSERT OR REPLACE INTO login VALUES (?,?,?,?,?)", (user, text(at), address, client, silence))
+
+    def logins(self) -> dict[str, tuple[datetime, str, str, int]]:
+        """By user: the last login's instant, address and client, and the longest silence so far in seconds."""
+        rows = self._rows("SELECT user, at, address, client, longest_silence FROM login ORDER BY user")
+        return {row[0]: (moment(row[1]), row[2], row[3], row[4]) for row in rows}
+
+    # Facts about the service itself
+
+    def note(self, **facts: object) -> None:
+        """Write facts, by name, as JSON."""
+        with self._transaction() as run:
+            for name, value in facts.items():
+                run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, _json(value)))
+
+    def facts(self) -> dict[str, Any]:
+        """All facts, by name."""
+        return {row[0]: orjson.loads(row[1]) for row in self._rows("SELECT name, value FROM fact")}
+
+    def fact_instant(self, name: str) -> datetime | None:
+        """A fact that is an instant."""
+        return instant(self.facts().get(name))
+
+    # SQLite
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        with self._lock, _told(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection.execute
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        with self._lock, _told(self.path):
+            return self._connection.execute(query, values).fetchall()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _migrate(path: Path, connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        hint = "install the newer version again; a ledger is not taken back"
+        raise LedgerError(f"{path} was written by a newer pickup-point (schema version {version})", hint=hint)
+    for number in range(version, len(MIGRATIONS)):
+        connection.executescript(f"BEGIN;{MIGRATIONS[number]};PRAGMA user_version={number + 1};COMMIT;")
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        hint = f"ls -l {path.parent}; df -h {path.parent}"
+        if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
+            hint = f"restore a backup, or start a new one, which keeps old names out: mv {path} {path}.damaged"
+        raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error

@@ -1,0 +1,231 @@
+"""The pickup point's folders: staging, publication, and the files that are served.
+
+Touches one folder, ``data_dir`` (mode 0700), with ``pickup/``, ``staging/`` and ``rejects/`` in it, on one file system.
+Promise: a name in ``pickup/`` is a whole file from the moment it is there, its bytes, size and mtime never change, and
+nothing that is there is ever replaced. The order of a publication is: write, fsync, (the caller records the intention),
+link to the final name, fsync of the folder, unlink the staged name, (the caller records the publication).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from isal import igzip
+
+from .disk import file_lock, fsync_folder, told, translated
+from .errors import DataFolderBusy, DataFolderError
+from .staging import Staging
+from .triton import LogFile, LogName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a FIFO must not wait
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file in the pickup folder, whether the ledger knows it or not."""
+
+    file: str
+    size: int
+    mtime: int
+    name: LogName | None
+
+
+class PickupPoint:
+    """The folders under ``data_dir``. ``prepare`` comes first; every method may be called from any thread."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.pickup_dir = data_dir / "pickup"
+        self.staging_dir = data_dir / "staging"
+        self.rejects_dir = data_dir / "rejects"
+        self.ledger_path = data_dir / "ledger.sqlite3"
+        self._served: dict[str, LogFile] = {}
+        self._change = threading.Lock()
+
+    def prepare(self) -> None:
+        """Make the folders that are missing, private to the owner.
+
+        Raises:
+            DataFolderError: they cannot be made or written, or are not on one file system.
+        """
+        with told(self.data_dir):
+            for folder in (self.data_dir, self.pickup_dir, self.staging_dir, self.rejects_dir):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if stat.S_IMODE(self.data_dir.stat().st_mode) & 0o077:
+                self.data_dir.chmod(0o700)
+            if self.pickup_dir.stat().st_dev != self.staging_dir.stat().st_dev:
+                raise DataFolderError(
+                    f"{self.staging_dir} and {self.pickup_dir} are on different file systems, so a file could not "
+                    "appear whole in one step",
+                    hint=f"df {self.staging_dir} {self.pickup_dir}",
+                )
+            for folder in (self.pickup_dir, self.staging_dir, self.rejects_dir):
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise DataFolderError(f"{folder} cannot be written by this user", hint=f"ls -ld {folder}")
+
+    def clear_staging(self) -> list[str]:
+        """Remove what an earlier run left in staging; the names of what was removed. Call it under the round lock."""
+        removed = []
+        with told(self.staging_dir):
+            for entry in sorted(self.staging_dir.iterdir()):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+                removed.append(entry.name)
+        return removed
+
+    # What is served
+
+    @property
+    def served(self) -> Mapping[str, LogFile]:
+        """The published files by name: a snapshot that never changes."""
+        return self._served
+
+    def serve(self, files: Mapping[str, LogFile]) -> None:
+        """From now on serve exactly these."""
+        with self._change:
+            self._served = dict(files)
+
+    def open(self, file: LogFile) -> int:
+        """A descriptor to read a served file.
+
+        Raises:
+            FileNotFoundError: it is not there any more, or is not the file that was published.
+        """
+        folder = os.open(self.pickup_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(str(file.name), _OPEN, dir_fd=folder)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
+                raise FileNotFoundError(errno.ENOENT, "no such log file", str(file.name)) from error
+            raise
+        finally:
+            os.close(folder)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != file.size:
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, "not the file that was published", str(file.name))
+        return descriptor
+
+    # What is in the folder
+
+    def found(self) -> list[FoundFile]:
+        """The regular files in the pickup folder, by name."""
+        files = []
+        with told(self.pickup_dir), os.scandir(self.pickup_dir) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    name = LogName.parse(entry.name)
+                    files.append(FoundFile(entry.name, status.st_size, int(status.st_mtime), name))
+        return sorted(files, key=lambda file: file.file)
+
+    def sha256(self, name: LogName) -> str:
+        """The digest of a file in the pickup folder, in hex."""
+        digest = hashlib.sha256()
+        with told(self.pickup_dir / str(name)), (self.pickup_dir / str(name)).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def is_whole(self, name: LogName) -> bool:
+        """Whether a file in the pickup folder is one correct gzip file to its end."""
+        try:
+            with igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
+                while file.read(_CHUNK):
+                    pass
+        except (OSError, EOFError, zlib.error):
+            return False
+        return True
+
+    def open_log(self, name: LogName) -> BinaryIO:
+        """A published file, opened to be read by the conversion of late rows."""
+        return (self.pickup_dir / str(name)).open("rb")
+
+    def remove(self, name: LogName) -> bool:
+        """Prune one file; False when it was gone already. Open handles stay readable."""
+        with self._change:
+            self._served = {file: log for file, log in self._served.items() if file != str(name)}
+        try:
+            (self.pickup_dir / str(name)).unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise translated(error, self.pickup_dir / str(name)) from error
+        fsync_folder(self.pickup_dir)
+        return True
+
+    def rejects(self) -> list[tuple[str, int]]:
+        """The rejects files and when they were written, in seconds since 1970."""
+        with told(self.rejects_dir):
+            return sorted((path.name, int(path.stat().st_mtime)) for path in self.rejects_dir.iterdir())
+
+    def remove_rejects(self, file: str) -> None:
+        """Prune one rejects file."""
+        with told(self.rejects_dir / file):
+            (self.rejects_dir / file).unlink(missing_ok=True)
+
+    # Staging and publication
+
+    @contextlib.contextmanager
+    def stage(self, first: LogName) -> Iterator[Staging]:
+        """Stage the logs of one publication; what was not published by the end leaves nothing behind."""
+        staging = Staging(self.staging_dir, self.pickup_dir, self.rejects_dir, first)
+        try:
+            yield staging
+        finally:
+            staging.discard()
+
+    def add_served(self, files: list[LogFile]) -> None:
+        """Serve these too."""
+        with self._change:
+            self._served = self._served | {str(file.name): file for file in files}
+
+    # Locks
+
+    @contextlib.contextmanager
+    def service_lock(self) -> Iterator[None]:
+        """Held by ``serve`` for as long as it lives.
+
+        Raises:
+            DataFolderBusy: another service has it.
+        """
+        with file_lock(self.data_dir / "lock") as taken:
+            if not taken():
+                raise DataFolderBusy(
+                    f"another pickup-point already serves {self.data_dir}",
+                    hint="pickup-point status shows it; systemctl status pickup-point",
+                )
+            yield
+
+    @contextlib.contextmanager
+    def round_lock(self, on_wait: Callable[[], None], stopped: Callable[[], bool]) -> Iterator[None]:
+        """Held by every round, prune and clean-up; waits for another's end after having called ``on_wait``.
+
+        Raises:
+            DataFolderBusy: ``stopped()`` became true while waiting.
+        """
+        with file_lock(self.data_dir / "round.lock") as taken:
+            if not taken():
+                on_wait()
+                while not taken():
+                    if stopped():
+                        raise DataFolderBusy("stopped while waiting for another round to end")
+                    time.sleep(0.1)
+            yield

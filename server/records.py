@@ -1,0 +1,117 @@
+"""What the ledger keeps, as types: publications and their logs, the state of a day, late checks.
+
+No outside world. Instants are in UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from datetime import date, datetime
+
+    from .convert import LogRules
+    from .megaphone import DayExport
+    from .tally import Tally
+    from .triton import LogName
+
+DELIVERY = "default"  # the one delivery there is today; a day is known by (delivery, day)
+
+Kind = Literal["first", "unfinal", "late", "resend", "adopted"]
+LogState = Literal["intended", "published", "pruned"]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLog:
+    """One log file: its name is spent for ever. ``superseded_by`` is the publication that was sent in its place."""
+
+    name: LogName
+    publication: int
+    size: int
+    sha256: str
+    mtime: int
+    lines: int
+    state: LogState
+    pruned_at: datetime | None = None
+    superseded_by: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What was published together, from one version of a day's export.
+
+    ``kind``: the day's ``first``; ``unfinal``, its freshest rows withheld; ``late`` rows; ``resend``, the operator's
+    word; ``adopted``, found in the folder by a new ledger. ``tally`` is None for an adopted one. ``changed`` rows
+    differ from the line that was sent, ``removed`` ones are no longer in the export.
+    """
+
+    id: int
+    day: date
+    kind: Kind
+    export: DayExport
+    rules: LogRules
+    tally: Tally | None
+    intended_at: datetime
+    published_at: datetime | None
+    changed: int = 0
+    removed: int = 0
+    remark: str = ""
+    logs: tuple[LedgerLog, ...] = ()
+    delivery: str = DELIVERY
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why a day is held: ``why`` is a sentence, ``reason`` one of rejected, empty, tokens; ``etag`` the version."""
+
+    why: str
+    reason: str
+    etag: str
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a day could not be converted or published; ``etag`` is the version that was tried."""
+
+    sentence: str
+    hint: str
+    etag: str
+    at: datetime
+    next_try: datetime
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class DayRecord:
+    """What the last round saw and decided of a day.
+
+    ``seen`` is the word of `FinalityRule.state`; ``checked_etag`` the version that was last compared with what was
+    published; ``withheld`` the rows of an unfinal publication that are yet to be sent.
+    """
+
+    day: date
+    seen: str
+    seen_at: datetime
+    export: DayExport | None
+    checked_etag: str | None = None
+    withheld: int = 0
+    hold: Hold | None = None
+    failure: Failure | None = None
+    delivery: str = DELIVERY
+
+
+@dataclass(frozen=True, slots=True)
+class LateCheck:
+    """What became of a changed export for which nothing was sent: ``unsent`` rows are new and came too late."""
+
+    day: date
+    at: datetime
+    etag: str
+    modified: datetime | None
+    unsent: int
+    changed: int
+    removed: int
+    tally: Tally
+    delivery: str = DELIVERY

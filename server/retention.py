@@ -1,0 +1,92 @@
+"""Retention: which files are old, and one pass that removes them.
+
+Triton: "Create a clean-up task to remove log files that were created more than 60 days ago". Age counts from the
+publication in the ledger; a file that the ledger does not know is never removed. `expired` is pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .ledger import Ledger
+    from .pickup import PickupPoint
+    from .proof import Pickup
+    from .records import LedgerLog, Publication
+    from .triton import LogName
+
+log = structlog.get_logger()
+
+WARN_DAYS = 7  # a file that nobody picked up is told of this long before it goes
+
+
+@dataclass(frozen=True, slots=True)
+class Expiring:
+    """One file and when it goes."""
+
+    log: LedgerLog
+    published_at: datetime
+    goes_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What one pass removed: log names and rejects files; ``unclaimed`` go within seven days and nobody has them."""
+
+    logs: tuple[LogName, ...]
+    rejects: tuple[str, ...]
+    unclaimed: tuple[Expiring, ...]
+
+
+def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
+    """Every file that is still published, and when it goes, the oldest first."""
+    keep = timedelta(days=keep_days)
+    files = [
+        Expiring(entry, publication.published_at, publication.published_at + keep)
+        for publication in publications
+        for entry in publication.logs
+        if entry.state == "published" and publication.published_at is not None
+    ]
+    return sorted(files, key=lambda file: (file.goes_at, file.log.name))
+
+
+def expired(files: Iterable[Expiring], now: datetime) -> list[Expiring]:
+    """The files that are more than ``keep_days`` × 24 h old."""
+    return [file for file in files if now > file.goes_at]
+
+
+def unclaimed(files: Iterable[Expiring], pickups: Iterable[Pickup], now: datetime) -> list[Expiring]:
+    """The files that go within seven days and that nobody has picked up whole."""
+    taken = {pickup.name for pickup in pickups if pickup.grade == "complete"}
+    soon = now + timedelta(days=WARN_DAYS)
+    return [file for file in files if now <= file.goes_at <= soon and file.log.name not in taken]
+
+
+def prune(ledger: Ledger, point: PickupPoint, keep_days: int, now: datetime, *, dry_run: bool = False) -> Pruned:
+    """One retention pass, under the round lock; with ``dry_run`` it only says what it would remove.
+
+    Raises:
+        DataFolderError, LedgerError: as the disk says; what was removed by then stays removed and recorded.
+    """
+    files = ages(ledger.publications(), keep_days)
+    gone = expired(files, now)
+    keep = timedelta(days=keep_days)
+    old_rejects = [name for name, mtime in point.rejects() if now > datetime.fromtimestamp(mtime, UTC) + keep]
+    waiting = unclaimed(files, ledger.pickups(), now)
+    if not dry_run:
+        for file in gone:
+            point.remove(file.log.name)
+            ledger.pruned(file.log.name, now)
+            log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")
+        for name in old_rejects:
+            point.remove_rejects(name)
+            log.info(f"retention pruned {name}")
+        for file in waiting:
+            log.warning(f"retention found {file.log.name} picked up by nobody", goes=f"{file.goes_at:%Y-%m-%dT%H:%MZ}")
+    return Pruned(tuple(file.log.name for file in gone), tuple(old_rejects), tuple(waiting))

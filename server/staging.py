@@ -1,0 +1,160 @@
+"""Staging: the logs of one publication, written and brought to disk before anybody can see them.
+
+Touches ``staging/``, and links from there into ``pickup/``. Promise: leave it without `Staging.publish` and nothing
+remains; a link refuses a name that exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from .disk import fsync_folder, told, translated
+from .errors import NameSpent
+from .triton import LogFile, LogName
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class StagedLog:
+    """A whole log in staging, on disk: what will be published under ``name``."""
+
+    name: LogName
+    size: int
+    sha256: str
+    mtime: int
+
+
+class Staging:
+    """The logs of one publication on their way: written, sealed, linked. The sink of a conversion."""
+
+    def __init__(self, staging_dir: Path, pickup_dir: Path, rejects_dir: Path, first: LogName) -> None:
+        self._staging_dir, self._pickup_dir, self._rejects_dir = staging_dir, pickup_dir, rejects_dir
+        self._first = first
+        self._open: list[_StagedFile] = []
+        self._rejects: _StagedFile | None = None
+        self._sealed: list[StagedLog] = []
+
+    def restart(self) -> None:
+        """Forget what was written so far."""
+        for staged in [*self._open, *([self._rejects] if self._rejects else [])]:
+            staged.discard()
+        self._open, self._rejects, self._sealed = [], None, []
+
+    def name(self, index: int) -> LogName:
+        """The name that the log at ``index`` will have."""
+        first = self._first
+        return LogName(first.prefix, first.day, first.number + index, first.format)
+
+    def open_log(self, index: int) -> BinaryIO:
+        """The file that the log at ``index`` (0, 1, …) is written into; the writer closes it."""
+        assert index == len(self._open)  # noqa: S101  # logs are written in order
+        staged = _StagedFile(self._staging_dir / str(self.name(index)))
+        self._open.append(staged)
+        return staged.file
+
+    def open_rejects(self) -> BinaryIO:
+        """The file that the rejected rows are written into."""
+        self._rejects = _StagedFile(self._staging_dir / self._first.rejects)
+        return self._rejects.file
+
+    def keep_rejects(self) -> bool:
+        """Move the rejected rows to ``rejects/``, on disk; False when there are none."""
+        if self._rejects is None:
+            return False
+        with told(self._rejects.path):
+            self._rejects.sync()
+            self._rejects.path.replace(self._rejects_dir / self._rejects.path.name)
+            fsync_folder(self._rejects_dir)
+        self._rejects = None
+        return True
+
+    def seal(self, earliest_mtime: int) -> list[StagedLog]:
+        """Bring the logs to disk, each with an mtime one second after the one before it.
+
+        Raises:
+            DataFolderError: the disk refused.
+        """
+        self._sealed = []
+        for index, staged in enumerate(self._open):
+            mtime = earliest_mtime + index
+            with told(staged.path):
+                size, digest = staged.seal(mtime)
+            self._sealed.append(StagedLog(self.name(index), size, digest, mtime))
+        return self._sealed
+
+    def publish(self) -> list[LogFile]:
+        """Link the sealed logs to their final names, in order; from here on clients see them.
+
+        Raises:
+            NameSpent: a file of that name is in the folder; nothing of it was touched.
+            DataFolderError: the disk refused.
+        """
+        pickup = self._pickup_dir
+        files = []
+        for log in self._sealed:
+            try:
+                os.link(self._staging_dir / str(log.name), pickup / str(log.name), follow_symlinks=False)
+            except FileExistsError:
+                raise NameSpent(f"{log.name} is already in {pickup}", hint=f"pickup-point trace {log.name}") from None
+            except OSError as error:
+                raise translated(error, pickup / str(log.name)) from error
+            files.append(LogFile(log.name, log.size, log.mtime))
+        with told(pickup):
+            fsync_folder(pickup)
+        return files
+
+    def discard(self) -> None:
+        """Remove the staged names; a published file keeps its other name."""
+        self.restart()
+
+
+class _StagedFile:
+    """A file in staging whose digest grows with every write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with told(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o440)
+        self.file = _HashingFile(descriptor)
+
+    def sync(self) -> None:
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def seal(self, mtime: int) -> tuple[int, str]:
+        self.file.close()
+        os.utime(self.path, (mtime, mtime))
+        self.sync()
+        return self.path.stat().st_size, self.file.digest.hexdigest()
+
+    def discard(self) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class _HashingFile(io.FileIO):
+    """What is written is hashed on its way."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb")
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Buffer) -> int:
+        """Write all of it, also where the system writes less at once."""
+        rest = memoryview(data).cast("B")
+        self.digest.update(rest)
+        size = len(rest)
+        while rest:
+            rest = rest[super().write(rest) :]
+        return size
