@@ -2,291 +2,59 @@
 
 Reads the configuration file and nothing else (for key files and the episode catalogue it only looks whether they are
 there). Every problem of a file is reported at once, each with its key, its value and the cure; a file with a problem
-gives no configuration. ``config.example.toml`` is the manual of the keys.
+gives no configuration; a secret is never part of a problem. ``config.example.toml`` is the manual of the keys.
 """
 
 from __future__ import annotations
 
 import difflib
-import ipaddress
+import json
 import re
 import tomllib
-from datetime import date, datetime, time, timedelta
+from datetime import date, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-from urllib.parse import unquote, urlsplit
+from typing import Any, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    ValidationInfo,
-)
+from pydantic import ValidationError
 
 from .errors import ConfigError, Problem
+from .settings import (
+    AlertSettings,
+    Config,
+    ExportSettings,
+    LogOutputSettings,
+    LogSettings,
+    MetricsSettings,
+    RetentionSettings,
+    Section,
+    SftpSettings,
+    TopSettings,
+    UserSettings,
+    duration_text,
+    parse_duration,
+    path_in,
+)
 from .triton import ColumnSpec, LogFormat, UrlTemplate, layout_problems, prefix_problem
 
+__all__ = [
+    "AlertSettings",
+    "Config",
+    "ExportSettings",
+    "LogOutputSettings",
+    "LogSettings",
+    "MetricsSettings",
+    "RetentionSettings",
+    "SftpSettings",
+    "UserSettings",
+    "find_config",
+    "load_config",
+    "parse_config",
+]
+
 SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))
-_DURATION = re.compile(r"(\d+)(s|m|h|d)")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
 _SECRET_KEYS = {"password_hash", "webhook_url", "heartbeat_url"}
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, timedelta):
-        return value
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError('not a duration; write a number and a unit: "90s", "65m", "60h"')
-    try:
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
-    except OverflowError:
-        raise ValueError("a duration too long to count; write days or hours") from None
-
-
-def _clock(value: object) -> object:
-    if isinstance(value, time):
-        return value
-    match = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError('not a time of day; write hours and minutes in UTC: "04:30"')
-    return time(int(match[1]), int(match[2]))
-
-
-def _day(value: object) -> object:
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return value
-    try:
-        return datetime.strptime(str(value), "%Y-%m-%d").date()  # noqa: DTZ007  # a calendar day has no zone
-    except ValueError:
-        raise ValueError('not a day; write "2026-12-01"') from None
-
-
-def _path(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("not a path; write the path of a file or folder in quotes")
-    folder = info.context["folder"] if info.context else Path()
-    return Path(folder, Path(value).expanduser())
-
-
-def _network(value: object) -> object:
-    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
-        return value
-    try:
-        return ipaddress.ip_network(str(value))
-    except ValueError as error:
-        raise ValueError(f'{error}; write a network like "203.0.113.0/24" or an address') from None
-
-
-def _web_address(value: object) -> object:
-    if isinstance(value, str):
-        parts = urlsplit(value)
-        if parts.scheme in ("http", "https") and parts.hostname:
-            return value
-    raise ValueError('not a web address; write "https://host/path"')
-
-
-def _export_url(value: object, info: ValidationInfo) -> object:
-    """``s3://bucket/prefix`` as it is; a folder as ``file:///absolute/path``."""
-    if not isinstance(value, str):
-        raise ValueError('not a text; write "s3://bucket/prefix" or a folder in quotes')  # noqa: TRY004  # pydantic's way
-    scheme = value.split("://", 1)[0] if "://" in value else ""
-    if scheme == "s3":
-        parts = urlsplit(value)
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc) or parts.query or parts.fragment:
-            raise ValueError('no bucket name in it; write "s3://bucket" or "s3://bucket/prefix"')
-        return value
-    if scheme == "file":
-        path = unquote(urlsplit(value).path)
-        if urlsplit(value).netloc or not path.startswith("/"):
-            raise ValueError('a file URL has three slashes: "file:///srv/exports"')
-    elif scheme:
-        raise ValueError('neither a bucket nor a folder; write "s3://bucket/prefix", "file:///folder" or a path')
-    elif not value:
-        raise ValueError('empty; write "s3://bucket/prefix" or a folder')
-    else:
-        path = value
-    folder = info.context["folder"] if info.context else Path()
-    return Path(folder, Path(path).expanduser()).absolute().as_uri()
-
-
-Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(str)]
-ClockTime = Annotated[time, BeforeValidator(_clock)]
-Day = Annotated[date, BeforeValidator(_day)]
-FilePath = Annotated[Path, BeforeValidator(_path)]
-Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
-ExportUrl = Annotated[str, BeforeValidator(_export_url)]
-WebAddress = Annotated[str, BeforeValidator(_web_address)]
-
-
-class Section(BaseModel):
-    """A table of the file: unknown keys are errors, types are not guessed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
-
-
-class ExportSettings(Section):
-    """``[export]``: where Megaphone delivers, and when a day counts as final."""
-
-    url: ExportUrl
-    region: str | None = None
-    endpoint_url: WebAddress | None = None
-    final_at: ClockTime = time(4, 30)
-    settle: Duration = timedelta(minutes=65)
-    poll_every: Duration = timedelta(minutes=10)
-    look_back_days: int = Field(3, ge=1, le=365)
-    first_day: Day | None = None
-    give_up_waiting: Duration = timedelta(hours=47)
-
-    @property
-    def bucket(self) -> str | None:
-        """The bucket's name, or None for a folder."""
-        parts = urlsplit(self.url)
-        return parts.netloc if parts.scheme == "s3" else None
-
-    @property
-    def prefix(self) -> str:
-        """What every key in the bucket begins with: empty, or ending with a slash."""
-        prefix = urlsplit(self.url).path.strip("/")
-        return f"{prefix}/" if prefix else ""
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder, or None for a bucket."""
-        return None if self.bucket is not None else Path(unquote(urlsplit(self.url).path))
-
-
-class ColumnSettings(Section):
-    """One of ``log.columns``: a name, and exactly one of ``value``, ``field`` and ``constant``."""
-
-    name: str
-    value: str | None = None
-    field: str | None = None
-    constant: str | None = None
-
-
-class LogSettings(Section):
-    """``[log]``: what Triton gets."""
-
-    prefix: str = "MEGA"
-    format: Literal["tsv", "w3c"] = "tsv"
-    header: Literal["plain", "comment", "none"] = "plain"
-    rows: Literal["not-blacklisted", "all", "reporting"] = "not-blacklisted"
-    ip: Literal["full", "truncated"] = "full"
-    tokens: Literal["hash", "hold"] | None = None
-    partial_status: Literal[206, 200] = 206
-    bytes: Literal["clamped", "as-sent"] = "clamped"
-    text: Literal["safe", "percent"] = "safe"
-    url: str = "/{podcast_id}/{episode_id}.mp3"
-    episodes: FilePath | None = None
-    max_rows_per_file: int = Field(0, ge=0)
-    max_rejected: float = Field(0.01, ge=0, le=1)
-    workers: int = Field(0, ge=0, le=64)
-    columns: list[ColumnSettings] | None = Field(None, min_length=1)
-
-    @property
-    def log_format(self) -> LogFormat:
-        """The format as the word of `triton`."""
-        return LogFormat(self.format)
-
-    @property
-    def column_specs(self) -> tuple[ColumnSpec, ...] | None:
-        """The columns as the words of `triton`, or None for the default layout."""
-        if self.columns is None:
-            return None
-        return tuple(ColumnSpec(c.name, value=c.value, field=c.field, constant=c.constant) for c in self.columns)
-
-
-class RetentionSettings(Section):
-    """``[retention]``."""
-
-    keep_days: int = Field(60, ge=1, le=3650)
-
-
-class UserSettings(Section):
-    """One of ``[[sftp.users]]``."""
-
-    name: str
-    password_hash: str | None = Field(None, repr=False)
-    authorized_keys: FilePath | None = None
-    allow_from: list[Network] = []
-    required: bool = True
-
-
-class SftpSettings(Section):
-    """``[sftp]``: the listener, its limits and its users."""
-
-    host: str = "0.0.0.0"  # noqa: S104  # the service's purpose is to be reached by the partner
-    port: int = Field(2222, ge=0, le=65535)
-    address: str | None = None
-    max_connections: int = Field(50, ge=1, le=10000)
-    max_connections_per_address: int = Field(10, ge=1, le=10000)
-    max_sessions_per_user: int = Field(10, ge=1, le=10000)
-    login_timeout: Duration = timedelta(seconds=30)
-    idle_timeout: Duration = timedelta(minutes=15)
-    max_auth_tries: int = Field(6, ge=1, le=100)
-    max_handles_per_session: int = Field(64, ge=1, le=10000)
-    keepalive: Duration = timedelta(seconds=30)
-    ban_after: int = Field(20, ge=1, le=100000)
-    ban_time: Duration = timedelta(minutes=30)
-    drain_seconds: int = Field(30, ge=0, le=3600)
-    legacy_algorithms: bool = False
-    users: list[UserSettings] = Field(min_length=1)
-
-
-class AlertSettings(Section):
-    """``[alerts]``: the partner's rhythm, and when a deadline is worth a word."""
-
-    pull_every: Duration = timedelta(hours=24)
-    warn_before: Duration = timedelta(hours=12)
-    critical_before: Duration = timedelta(hours=6)
-    webhook_url: WebAddress | None = Field(None, repr=False)
-    heartbeat_url: WebAddress | None = Field(None, repr=False)
-
-
-class MetricsSettings(Section):
-    """``[metrics]``: Prometheus."""
-
-    listen: str
-
-    @property
-    def host_and_port(self) -> tuple[str, int]:
-        """The address to listen on."""
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
-
-
-class LogOutputSettings(Section):
-    """``[log_output]``: the service's own log."""
-
-    format: Literal["text", "json"] = "text"
-
-
-class Config(Section):
-    """The whole file; ``path`` is where it was read."""
-
-    path: Path
-    data_dir: FilePath
-    keys_dir: FilePath
-    export: ExportSettings
-    log: LogSettings
-    retention: RetentionSettings
-    sftp: SftpSettings
-    alerts: AlertSettings
-    metrics: MetricsSettings | None
-    log_output: LogOutputSettings
-
-
-class _TopLevel(Section):
-    data_dir: FilePath
-    keys_dir: FilePath
-
-
 _SECTIONS: dict[str, type[Section]] = {
     "export": ExportSettings,
     "log": LogSettings,
@@ -297,7 +65,11 @@ _SECTIONS: dict[str, type[Section]] = {
     "log_output": LogOutputSettings,
 }
 # With a required key wrong, the checks across keys still run on the others.
-_STAND_INS: dict[str, dict[str, Any]] = {"export": {"url": "s3://any-bucket"}}
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "export": {"url": "s3://any-bucket"},
+    "sftp": {"users": [{"name": "any"}]},
+    "metrics": {"listen": "127.0.0.1:1"},
+}
 _TOP_KEYS = ("data_dir", "keys_dir")
 
 
@@ -340,14 +112,15 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
         elif key in _SECTIONS and not isinstance(value, dict):
             problems.append(Problem(key, f"is {_shown(key, value)}, not a table", f"write it as [{key}]"))
     top_raw = {key: raw.get(key, key.removesuffix("_dir")) for key in _TOP_KEYS}
-    top = _section("", _TopLevel, top_raw, context, problems)
+    top = _section("", TopSettings, top_raw, context, problems)
     sections: dict[str, Any] = {}
     for name, model in _SECTIONS.items():
         value = raw.get(name, None if name == "metrics" else {})
         sections[name] = _section(name, model, value, context, problems) if isinstance(value, dict) else None
     problems += _cross_checks(sections)
-    if isinstance(raw.get("sftp"), dict):
-        problems += _user_checks(raw["sftp"].get("users"), context["folder"])
+    for name, check in (("log", _column_checks), ("sftp", _user_checks)):
+        if isinstance(raw.get(name), dict):
+            problems += check(raw[name], context["folder"])
     if problems:
         raise ConfigError(str(path), problems)
     assert top is not None  # noqa: S101  # without problems every section was read
@@ -386,8 +159,13 @@ def _problem(section: str, model: type[Section], detail: Any) -> Problem:
     if detail["type"] == "extra_forbidden":
         return _unknown_key(key, str(last), list(current.model_fields) if current is not None else [])
     if detail["type"] == "missing":
-        return Problem(full, "is missing", f"add {last} to [{key}]; config.example.toml shows its form")
+        table = f"[[{re.sub(r'[[][0-9]+[]]', '', key)}]]" if key.endswith("]") else f"[{key}]"
+        return Problem(full, "is missing", f"add {last} to {table}; config.example.toml shows its form")
     what, _, cure = detail["msg"].removeprefix("Value error, ").partition("; ")
+    if detail["type"] == "list_type" and isinstance(detail["input"], dict):
+        what, cure = "a list is needed", f"write [[{full}]], in two pairs of brackets"
+    elif detail["type"] == "model_type":
+        return Problem(full, "is no table", f"see {full.split('[')[0]} in config.example.toml")
     if not cure:
         cure = f"see {full.split('[')[0]} in config.example.toml"
     return Problem(full, f"is {_shown(str(last), detail['input'])}: {what[:1].lower()}{what[1:]}", cure)
@@ -404,16 +182,46 @@ def _inner_model(model: Any, part: Any) -> Any:
 
 
 def _unknown_key(section: str, key: str, known: list[str]) -> Problem:
+    if section and key in _TOP_KEYS:
+        return Problem(f"{section}.{key}", "is not a known key", "move it above the first [table] of the file")
     close = difflib.get_close_matches(key, known, 1, 0.6)
     cure = f"did you mean {close[0]}?" if close else f"remove it; known are: {', '.join(known)}"
     return Problem(f"{section}.{key}".lstrip("."), "is not a known key", cure)
 
 
 def _shown(key: str, value: object) -> str:
+    """A value as a problem may show it; never a secret, nor what may have one inside."""
     if key in _SECRET_KEYS:
         return "as given (not shown)"
-    text = repr(value)
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    if isinstance(value, date | time):
+        return value.isoformat()
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    text = re.sub(r"//[^/@]*@|\$argon2.*", "(not shown)", text)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+# How long a duration may be, and why not longer or shorter. Triton counts what comes within three days of a session.
+_RANGES = (
+    (
+        "export",
+        "settle",
+        "0s",
+        "24h",
+        "a day could never become final in time for the three days in which Triton counts",
+    ),
+    ("export", "poll_every", "1s", "6h", "the bucket is looked at once in this time"),
+    ("sftp", "login_timeout", "1s", "1h", "a connection that does not log in is closed after it"),
+    ("sftp", "idle_timeout", "1s", "24h", "a session that does nothing is closed after it"),
+    ("sftp", "keepalive", "1s", "1h", "a silent client is asked once in this time whether it is there"),
+    ("sftp", "ban_time", "1s", "30d", "a ban ends by itself after it"),
+    ("alerts", "pull_every", "1m", "48h", "Triton counts nothing that comes three days after the session"),
+    ("alerts", "warn_before", "0s", "72h", "no deadline is further away than three days"),
+    ("alerts", "critical_before", "0s", "72h", "no deadline is further away than three days"),
+)
 
 
 def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
@@ -424,29 +232,38 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
     retention: RetentionSettings | None = sections["retention"]
     alerts: AlertSettings | None = sections["alerts"]
     metrics: MetricsSettings | None = sections["metrics"]
+    for section, key, low, high, why in _RANGES:
+        value = getattr(sections[section], key, None)
+        if value is not None and not parse_duration(low) <= value <= parse_duration(high):
+            default = duration_text(type(sections[section]).model_fields[key].default)
+            cure = f'set it between "{low}" and "{high}"; the default is "{default}"'
+            problems.append(Problem(f"{section}.{key}", f'is "{duration_text(value)}": {why}', cure))
     if export and retention and export.look_back_days >= retention.keep_days:
         problems.append(
             Problem(
                 "export.look_back_days",
                 f"is {export.look_back_days}, not less than retention.keep_days ({retention.keep_days}): a pruned day "
                 "would be published again if the ledger were lost",
-                f"set look_back_days to at most {retention.keep_days - 1}",
+                f"set look_back_days to at most {retention.keep_days - 1}"
+                if retention.keep_days > 1
+                else "set retention.keep_days to more than look_back_days; the default is 60",
             )
         )
     if export:
         problems += _export_checks(export)
     if log:
         problems += _log_checks(log)
-    if alerts:
-        if alerts.critical_before > alerts.warn_before:
-            wrong = f"is {alerts.critical_before}, more than warn_before ({alerts.warn_before})"
-            problems.append(Problem("alerts.critical_before", wrong, "make it the shorter of the two"))
-        if not timedelta(minutes=1) <= alerts.pull_every <= timedelta(days=2):
-            wrong = f"is {alerts.pull_every}: Triton counts nothing that comes three days after the session"
-            problems.append(Problem("alerts.pull_every", wrong, 'set it between "1m" and "48h"'))
-    if metrics and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^:\s]+):\d{1,5}", metrics.listen):
-        wrong = f'is "{metrics.listen}", not an address with a port'
+    if alerts and alerts.critical_before > alerts.warn_before:
+        longer = f'more than warn_before ("{duration_text(alerts.warn_before)}")'
+        wrong = f'is "{duration_text(alerts.critical_before)}", {longer}'
+        problems.append(Problem("alerts.critical_before", wrong, "make it the shorter of the two"))
+    if metrics and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^:\s\[\]]+):[0-9]{1,5}", metrics.listen):
+        wrong = f"is {_shown('listen', metrics.listen)}, not an address with a port"
         problems.append(Problem("metrics.listen", wrong, 'write "127.0.0.1:9108"'))
+    elif metrics and metrics.host_and_port[1] > 65535:
+        problems.append(
+            Problem("metrics.listen", f'is "{metrics.listen}": no port is over 65535', 'write "127.0.0.1:9108"')
+        )
     return problems
 
 
@@ -457,17 +274,15 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
         problems.append(
             Problem(
                 "export.give_up_waiting",
-                f"is {export.give_up_waiting} after the start of a day: that is before the day can be final "
-                f"({earliest}) or after the three days in which Triton counts",
+                f'is "{duration_text(export.give_up_waiting)}" after the start of a day: that is before the day can be '
+                f"final ({duration_text(earliest)}) or after the three days in which Triton counts",
                 f'set it between "{int(earliest.total_seconds() // 3600) + 1}h" and "72h"; the default is "47h"',
             )
         )
-    if not timedelta(seconds=1) <= export.poll_every <= timedelta(hours=6):
-        wrong = f"is {export.poll_every}: the bucket is looked at once in this time"
-        problems.append(Problem("export.poll_every", wrong, 'set it between "1s" and "6h"; the default is "10m"'))
-    if export.bucket is None and (export.region or export.endpoint_url):
-        key = "export.endpoint_url" if export.endpoint_url else "export.region"
-        problems.append(Problem(key, "is given, but export.url is a folder", f"remove it, or write s3://… in {key}"))
+    for key in ("region", "endpoint_url") if export.bucket is None else ():
+        if getattr(export, key) is not None:
+            cure = "remove it, or write s3://bucket in export.url"
+            problems.append(Problem(f"export.{key}", "is given, but export.url is a folder", cure))
     return problems
 
 
@@ -481,17 +296,37 @@ def _log_checks(log: LogSettings) -> list[Problem]:
     except ValueError as error:
         cure = 'name fields of the export in braces: "/{podcast_id}/{episode_id}.mp3"'
         problems.append(Problem("log.url", f'is "{log.url}": {error}', cure))
-    for index, wrong, cure in layout_problems(log.column_specs, log.log_format):
-        problems.append(Problem("log.columns" if index is None else f"log.columns[{index}]", wrong, cure))
     if log.episodes is not None and not log.episodes.is_file():
         cure = "put the file there, or remove the key"
         problems.append(Problem("log.episodes", f"is {log.episodes}: there is no such file", cure))
     return problems
 
 
-def _user_checks(users: Any, folder: Path) -> list[Problem]:
+def _column_checks(log: dict[str, Any], _folder: Path) -> list[Problem]:
+    """Read from the file as it is, so that every column is looked at whatever is wrong with another."""
+    columns = log.get("columns")
+    if not isinstance(columns, list) or not columns:
+        return []
+    places = [index for index, column in enumerate(columns) if isinstance(column, dict)]
+    specs = []
+    for index in places:
+        texts = {
+            key: text
+            for key in ("name", "value", "field", "constant")
+            if isinstance(text := columns[index].get(key), str)
+        }
+        specs.append(ColumnSpec(**{"name": f"column-{index}"} | texts))
+    log_format = LogFormat.W3C if log.get("format") == "w3c" else LogFormat.TSV
+    return [
+        Problem("log.columns" if index is None else f"log.columns[{places[index]}]", wrong, cure)
+        for index, wrong, cure in layout_problems(specs, log_format)
+    ]
+
+
+def _user_checks(sftp: dict[str, Any], folder: Path) -> list[Problem]:
     """Read from the file as it is, so that every user is looked at whatever is wrong with another."""
     problems = []
+    users = sftp.get("users")
     seen: set[str] = set()
     for index, user in enumerate(users if isinstance(users, list) else []):
         if not isinstance(user, dict):
@@ -499,21 +334,33 @@ def _user_checks(users: Any, folder: Path) -> list[Problem]:
         key, name, keys = f"sftp.users[{index}]", user.get("name"), user.get("authorized_keys")
         if isinstance(name, str):
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}", name):
-                wrong = f'is "{name}": a user name has letters, digits and . _ @ -, at most 64'
+                wrong = f"is {_shown('name', name)}: a user name has letters, digits and . _ @ -, at most 64"
                 problems.append(Problem(f"{key}.name", wrong, 'write a plain name: "triton"'))
             if name in seen:
-                problems.append(Problem(f"{key}.name", f'is "{name}" a second time', "give each user its own name"))
+                wrong = f"is {_shown('name', name)} a second time"
+                problems.append(Problem(f"{key}.name", wrong, "give each user its own name"))
             seen.add(name)
         if user.get("password_hash") is None and keys is None:
+            who = f"user {_shown('name', name)}" if isinstance(name, str) else "this user"
             cure = "add password_hash (pickup-point hash-password) or authorized_keys"
-            problems.append(Problem(key, f'user "{name}" has neither a password nor a key', cure))
+            problems.append(Problem(key, f"{who} has neither a password nor a key", cure))
         if isinstance(user.get("password_hash"), str) and not _ARGON2ID.fullmatch(user["password_hash"]):
             wrong = "is not an Argon2id hash (not shown)"
             problems.append(Problem(f"{key}.password_hash", wrong, "type: pickup-point hash-password"))
-        if isinstance(keys, str) and not Path(folder, keys).expanduser().is_file():
-            wrong = f"is {Path(folder, keys)}: there is no such file"
+        if isinstance(keys, str) and (missing := _missing_file(folder, keys)) is not None:
+            wrong = f"is {missing}: there is no such file"
             problems.append(Problem(f"{key}.authorized_keys", wrong, "put the partner's public key there"))
     return problems
 
 
-_ARGON2ID = re.compile(r"\$argon2id\$v=\d+\$m=\d{1,7},t=\d{1,3},p=\d{1,3}\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}")
+def _missing_file(folder: Path, text: str) -> Path | None:
+    try:
+        path = path_in(folder, text)
+    except ValueError:  # told already, as a wrong value
+        return None
+    return None if path.is_file() else path
+
+
+_ARGON2ID = re.compile(
+    r"\$argon2id\$v=[0-9]+\$m=[0-9]{1,7},t=[0-9]{1,3},p=[0-9]{1,3}\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}"
+)

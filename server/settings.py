@@ -1,0 +1,310 @@
+"""The settings: every key of the configuration, its type, its range and its default.
+
+A word of its own: what each key is, without the file that it came from (`config` reads and judges that). Relative paths
+are relative to the folder in pydantic's context. No outside world is touched; a class here is a table of the file, and
+``config.example.toml`` says what each key is for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+
+from .triton import ColumnSpec, LogFormat
+
+_DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_duration(value: object) -> timedelta:
+    """``90s``, ``65m``, ``60h``, ``2d`` as a duration.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, timedelta):
+        return value
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('not a duration; write a number and a unit: "90s", "65m", "60h"')
+    try:
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except OverflowError:
+        raise ValueError("a duration too long to count; write days or hours") from None
+
+
+def duration_text(value: timedelta) -> str:
+    """A duration as the file spells it, in its largest whole unit up to hours: ``65m``."""
+    seconds = int(value.total_seconds())
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _clock(value: object) -> object:
+    if isinstance(value, time):
+        return value
+    match = re.fullmatch(r"([01][0-9]|2[0-3]):([0-5][0-9])", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('not a time of day; write hours and minutes in UTC: "04:30"')
+    return time(int(match[1]), int(match[2]))
+
+
+def _day(value: object) -> object:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    try:
+        return datetime.strptime(str(value), "%Y-%m-%d").date()  # noqa: DTZ007  # a calendar day has no zone
+    except ValueError:
+        raise ValueError('not a day; write "2026-12-01"') from None
+
+
+def path_in(folder: Path, text: str) -> Path:
+    """The path that ``text`` means in a configuration file in ``folder``.
+
+    Raises:
+        ValueError: it is empty, holds a NUL, or begins with the ``~`` of a user that there is not.
+    """
+    if not text.strip() or "\0" in text:
+        raise ValueError("not a path; write the path of a file or folder in quotes")
+    try:
+        return Path(folder, Path(text).expanduser())
+    except RuntimeError:  # pathlib knows no home for that ~
+        raise ValueError("a path in a home folder that there is not; write the whole path") from None
+
+
+def _path(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("not a path; write the path of a file or folder in quotes")  # noqa: TRY004  # pydantic's way
+    return path_in(_folder(info), value)
+
+
+def _folder(info: ValidationInfo) -> Path:
+    return Path(info.context["folder"]) if info.context else Path()
+
+
+def _network(value: object) -> object:
+    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
+        return value
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f'{error}; write a network like "203.0.113.0/24" or an address') from None
+
+
+def _web_address(value: object) -> object:
+    if isinstance(value, str) and not re.search(r"[\s\x00-\x20\x7f]", value):
+        try:  # what urllib says of a bad address repeats parts of it, and it may be a secret
+            parts = urlsplit(value)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if good:
+            return value
+    raise ValueError('not a web address; write "https://host/path"')
+
+
+def _export_url(value: object, info: ValidationInfo) -> object:
+    """``s3://bucket/prefix`` as it is; a folder as ``file:///absolute/path``."""
+    if not isinstance(value, str):
+        raise ValueError('not a text; write "s3://bucket/prefix" or a folder in quotes')  # noqa: TRY004  # pydantic's way
+    if re.search(r"[\x00-\x1f\x7f]", unquote(value)):
+        raise ValueError('a text with control characters; write "s3://bucket/prefix" or a folder')
+    if value.startswith("s3://"):
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?", value):
+            raise ValueError('no bucket name in it; write "s3://bucket" or "s3://bucket/prefix"')
+        return value
+    if value.startswith("file://"):
+        path = unquote(value.removeprefix("file://"))
+        if not path.startswith("/"):
+            raise ValueError('a file URL without its three slashes; write "file:///srv/exports"')
+    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", value):
+        raise ValueError('neither a bucket nor a folder; write "s3://bucket/prefix", "file:///folder" or a path')
+    elif not value.strip():
+        raise ValueError('empty; write "s3://bucket/prefix" or a folder')
+    else:
+        path = value
+    return path_in(_folder(info), path).absolute().as_uri()
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(str)]
+ClockTime = Annotated[time, BeforeValidator(_clock)]
+Day = Annotated[date, BeforeValidator(_day)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+ExportUrl = Annotated[str, BeforeValidator(_export_url)]
+WebAddress = Annotated[str, BeforeValidator(_web_address)]
+
+
+class Section(BaseModel):
+    """A table of the file: unknown keys are errors, types are not guessed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+
+class TopSettings(Section):
+    """The keys above the first table."""
+
+    data_dir: FilePath
+    keys_dir: FilePath
+
+
+class ExportSettings(Section):
+    """``[export]``: where Megaphone delivers, and when a day counts as final."""
+
+    url: ExportUrl
+    region: str | None = Field(None, min_length=1)
+    endpoint_url: WebAddress | None = None
+    final_at: ClockTime = time(4, 30)
+    settle: Duration = timedelta(minutes=65)
+    poll_every: Duration = timedelta(minutes=10)
+    look_back_days: int = Field(3, ge=1, le=365)
+    first_day: Day | None = None
+    give_up_waiting: Duration = timedelta(hours=47)
+
+    @property
+    def bucket(self) -> str | None:
+        """The bucket's name, or None for a folder."""
+        parts = urlsplit(self.url)
+        return parts.netloc if parts.scheme == "s3" else None
+
+    @property
+    def prefix(self) -> str:
+        """What every key in the bucket begins with: empty, or ending with a slash."""
+        prefix = urlsplit(self.url).path.strip("/")
+        return f"{prefix}/" if prefix else ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, or None for a bucket."""
+        return None if self.bucket is not None else Path(unquote(urlsplit(self.url).path))
+
+
+class ColumnSettings(Section):
+    """One of ``log.columns``: a name, and exactly one of ``value``, ``field`` and ``constant``."""
+
+    name: str
+    value: str | None = None
+    field: str | None = None
+    constant: str | None = None
+
+
+class LogSettings(Section):
+    """``[log]``: what Triton gets."""
+
+    prefix: str = "MEGA"
+    format: Literal["tsv", "w3c"] = "tsv"
+    header: Literal["plain", "comment", "none"] = "plain"
+    rows: Literal["not-blacklisted", "all", "reporting"] = "not-blacklisted"
+    ip: Literal["full", "truncated"] = "full"
+    tokens: Literal["hash", "hold"] | None = None
+    partial_status: Literal[206, 200] = 206
+    bytes: Literal["clamped", "as-sent"] = "clamped"
+    text: Literal["safe", "percent"] = "safe"
+    url: str = "/{podcast_id}/{episode_id}.mp3"
+    episodes: FilePath | None = None
+    max_rows_per_file: int = Field(0, ge=0)
+    max_rejected: float = Field(0.01, ge=0, le=1)
+    workers: int = Field(0, ge=0, le=64)
+    columns: list[ColumnSettings] | None = Field(None, min_length=1)
+
+    @property
+    def log_format(self) -> LogFormat:
+        """The format as the word of `triton`."""
+        return LogFormat(self.format)
+
+    @property
+    def column_specs(self) -> tuple[ColumnSpec, ...] | None:
+        """The columns as the words of `triton`, or None for the default layout."""
+        if self.columns is None:
+            return None
+        return tuple(ColumnSpec(c.name, value=c.value, field=c.field, constant=c.constant) for c in self.columns)
+
+
+class RetentionSettings(Section):
+    """``[retention]``."""
+
+    keep_days: int = Field(60, ge=1, le=3650)
+
+
+class UserSettings(Section):
+    """One of ``[[sftp.users]]``."""
+
+    name: str
+    password_hash: str | None = Field(None, repr=False)
+    authorized_keys: FilePath | None = None
+    allow_from: list[Network] = []
+    required: bool = True
+
+
+class SftpSettings(Section):
+    """``[sftp]``: the listener, its limits and its users."""
+
+    host: str = Field("0.0.0.0", min_length=1)  # noqa: S104  # the service's purpose is to be reached by the partner
+    port: int = Field(2222, ge=0, le=65535)
+    address: str | None = None
+    max_connections: int = Field(50, ge=1, le=10000)
+    max_connections_per_address: int = Field(10, ge=1, le=10000)
+    max_sessions_per_user: int = Field(10, ge=1, le=10000)
+    login_timeout: Duration = timedelta(seconds=30)
+    idle_timeout: Duration = timedelta(minutes=15)
+    max_auth_tries: int = Field(6, ge=1, le=100)
+    max_handles_per_session: int = Field(64, ge=1, le=10000)
+    keepalive: Duration = timedelta(seconds=30)
+    ban_after: int = Field(20, ge=1, le=100000)
+    ban_time: Duration = timedelta(minutes=30)
+    drain_seconds: int = Field(30, ge=0, le=3600)
+    legacy_algorithms: bool = False
+    users: list[UserSettings] = Field(min_length=1)
+
+
+class AlertSettings(Section):
+    """``[alerts]``: the partner's rhythm, and when a deadline is worth a word."""
+
+    pull_every: Duration = timedelta(hours=24)
+    warn_before: Duration = timedelta(hours=12)
+    critical_before: Duration = timedelta(hours=6)
+    webhook_url: WebAddress | None = Field(None, repr=False)
+    heartbeat_url: WebAddress | None = Field(None, repr=False)
+
+
+class MetricsSettings(Section):
+    """``[metrics]``: Prometheus."""
+
+    listen: str
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """The address to listen on."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class LogOutputSettings(Section):
+    """``[log_output]``: the service's own log."""
+
+    format: Literal["text", "json"] = "text"
+
+
+class Config(Section):
+    """The whole file; ``path`` is where it was read."""
+
+    path: Path
+    data_dir: FilePath
+    keys_dir: FilePath
+    export: ExportSettings
+    log: LogSettings
+    retention: RetentionSettings
+    sftp: SftpSettings
+    alerts: AlertSettings
+    metrics: MetricsSettings | None
+    log_output: LogOutputSettings
