@@ -1,0 +1,131 @@
+"""A folder as the source: exports that something else brings there.
+
+Touches that folder, read-only, in threads. The promise is the bucket's: `Folder.fetch` gives the bytes of exactly the
+version that was listed, or an exception. A file's version is its inode, size and time of modification; only regular
+files count, or links to them. The folder's clock is the local one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
+
+from .errors import ExportChanged, SourceRefused, SourceUnreachable
+from .megaphone import METRICS, DayExport, Listing
+from .spool import WRITE_SIZE, Spool, in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .errors import SourceError
+    from .megaphone import ExportKind
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Folder:
+    """The exports of one kind in one folder; deeper folders are not looked into."""
+
+    def __init__(self, path: Path, kind: ExportKind = METRICS) -> None:
+        self._path = path
+        self._kind = kind
+        self.name = str(path)
+
+    async def day_exports(self) -> Listing:
+        """The exports that are there now. Raises SourceRefused or SourceUnreachable."""
+        exports = await self._ask(self._path, self._scan)
+        return Listing({export.day: export for export in exports}, datetime.now(UTC))
+
+    async def fetch(self, export: DayExport, into: BinaryIO) -> None:
+        """Copy exactly the version that was listed. Raises ExportChanged when the file is another one by now."""
+        path = self._path / export.key
+        spool = await Spool.at(into)
+        opened: list[int] = []  # filled in the thread: a cancellation while it opens must not lose the descriptor
+
+        def open_it() -> int:
+            # Without O_NONBLOCK a FIFO that took the file's place would hold the thread for ever.
+            opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            return opened[0]
+
+        try:
+            whole = await self._copy(await self._ask(path, open_it), path, export, spool)
+        finally:
+            for fd in opened:
+                os.close(fd)
+        if not whole:
+            await spool.restart()
+            raise ExportChanged(
+                f"{path} was rewritten after it was listed",
+                hint=f"nothing to do, it is read again next round: ls -l {shlex.quote(str(path))}",
+            )
+        await spool.finish()
+
+    async def close(self) -> None:
+        """Nothing is held between two calls."""
+
+    async def _copy(self, fd: int, path: Path, export: DayExport, spool: Spool) -> bool:
+        """Whether the file was the listed version before the first byte and after the last."""
+        if _version(await self._ask(path, os.fstat, fd)) != export.etag:
+            return False
+        while spool.size <= export.size:
+            chunk = await self._ask(path, os.read, fd, 4 * WRITE_SIZE)
+            if not chunk:
+                break
+            await spool.write(chunk)
+        return spool.size == export.size and _version(await self._ask(path, os.fstat, fd)) == export.etag
+
+    async def _ask(self, path: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await in_thread(work, *args, **kwargs)
+        except OSError as error:
+            raise self._translated(error, path) from error
+
+    def _scan(self) -> list[DayExport]:
+        exports = []
+        with os.scandir(self._path) as entries:
+            for entry in entries:
+                day = self._kind.day_of(entry.name)
+                if day is None:
+                    continue
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:  # removed since, or a link to nothing
+                    continue
+                if not stat.S_ISREG(status.st_mode):
+                    continue
+                try:
+                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                except (OverflowError, ValueError):  # a time that no calendar has
+                    continue
+                exports.append(DayExport(day, entry.name, _version(status), status.st_size, modified))
+        return exports
+
+    def _translated(self, error: OSError, path: Path) -> SourceError:
+        shown = shlex.quote(str(path))
+        if isinstance(error, FileNotFoundError):
+            if path != self._path:
+                return ExportChanged(
+                    f"{path} is no longer there", hint=f"nothing to do if it was replaced: ls -l {shown}"
+                )
+            return SourceRefused(
+                f"the export folder {path} does not exist", hint=f"mkdir -p {shown}, or correct export.url"
+            )
+        if isinstance(error, NotADirectoryError):
+            return SourceRefused(f"the export folder {path} is no folder", hint="correct export.url")
+        if isinstance(error, PermissionError):
+            return SourceRefused(
+                f"{path} may not be read by this user",
+                hint=f"let it read: chmod o+rX {shown}, or setfacl -m u:{os.geteuid()}:rX {shown}",
+            )
+        return SourceUnreachable(f"{path} cannot be read ({error.strerror or error})", hint=f"ls -l {shown}")
+
+
+def _version(status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        return "no regular file"
+    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
