@@ -159,7 +159,7 @@ def _problem(section: str, model: type[Section], detail: Any) -> Problem:
     if detail["type"] == "extra_forbidden":
         return _unknown_key(key, str(last), list(current.model_fields) if current is not None else [])
     if detail["type"] == "missing":
-        table = f"[[{re.sub(r'[[][0-9]+[]]', '', key)}]]" if key.endswith("]") else f"[{key}]"
+        table = f"[[{key.partition('[')[0]}]]" if key.endswith("]") else f"[{key}]"
         return Problem(full, "is missing", f"add {last} to {table}; config.example.toml shows its form")
     what, _, cure = detail["msg"].removeprefix("Value error, ").partition("; ")
     if detail["type"] == "list_type" and isinstance(detail["input"], dict):

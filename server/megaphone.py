@@ -37,9 +37,10 @@ class ExportKind:
         if match is None:
             return None
         try:
-            return date.fromisoformat(match["day"])
+            day = date.fromisoformat(match["day"])
         except ValueError:
             return None
+        return day if day < date.max else None  # the calendar's last day has no next one to become final on
 
 
 # Megaphone, "Metrics Export Service": object name and schema.
@@ -109,7 +110,7 @@ def start_of(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-_CREATED_AT = re.compile(r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})(?:\.\d+)?(?:Z|\+00:00)?", re.ASCII)
+_CREATED_AT = re.compile(r"(\d{4}-\d{2}-\d{2})[T ]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d+)?(?:Z|\+00:00)?", re.ASCII)
 _DIGITS = re.compile(r"\d+", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 LARGEST_WHOLE_NUMBER = 2**63 - 1

@@ -46,7 +46,7 @@ class LogName:
     format: LogFormat
 
     def __str__(self) -> str:
-        return f"{self.prefix}{self.day:%Y%m%d}-{self.number:02d}.{self.format}.gz"
+        return f"{self.prefix}{self.day.isoformat().replace('-', '')}-{self.number:02d}.{self.format}.gz"
 
     @property
     def rejects(self) -> str:
