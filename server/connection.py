@@ -1,0 +1,333 @@
+"""One SSH connection: key exchange, login, and the sessions on it.
+
+Touches one accepted socket through asyncssh. Promise: nothing but SFTP is served on it; no reply waits in memory that
+the peer does not take, since neither requests nor SSH messages are read while it does not; every login, refusal and
+pickup is told to the listener, and every pickup ends with the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+import termios
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import asyncssh
+import structlog
+
+from .access import Verdict
+from .algorithms import DEFAULT, LEGACY, SIGNATURES, Offer, agreed, disagreement
+from .guard import Reason
+from .session import UNSENT_HIGH, UNSENT_LOW, SftpSession
+
+if TYPE_CHECKING:
+    import socket
+
+    from .guard import Address
+    from .keys import Credentials
+    from .settings import SftpSettings
+    from .sftp import SftpServer
+
+log = structlog.get_logger()
+
+SERVER_VERSION = "pickup-point"  # no version of anything
+# Above the largest file: a rekeying that the server starts breaks some clients. All offered ciphers bear it.
+REKEY_BYTES = 1 << 38
+REKEY_SECONDS = 24 * 3600
+KEEPALIVES_MISSED = 3
+
+RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
+MOST_KEY_OFFERS = 30  # on one connection: agents hold many keys
+MOST_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A successful login, for the records."""
+
+    number: int
+    user: str
+    address: str
+    client: str
+    method: str
+    kex: str
+    host_key: str
+    cipher: str
+    mac: str
+
+
+def plain(text: str, longest: int = 64) -> str:
+    """A client's words, fit for one field of a log line: nothing in them can look like another field or line."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+") else "_" for c in text[:longest])
+    return kept or "-"
+
+
+class SshConnection(asyncssh.SSHServerConnection):
+    """asyncssh's connection with back-pressure, without configuration files, and with our own checks."""
+
+    def __init__(
+        self, options: asyncssh.SSHServerConnectionOptions, server: SftpServer, number: int, address: Address
+    ) -> None:
+        super().__init__(asyncio.get_running_loop(), options)
+        self.server = server
+        self.number = number
+        self.address = address
+        self.choked = False
+        self.sessions: set[SftpSession] = set()
+        self.transport: asyncio.Transport | None = None
+        self.last_active = asyncio.get_running_loop().time()
+        self.user = ""
+
+    @property
+    def label(self) -> str:
+        """How every line of this connection begins."""
+        return f"[conn={self.number} {self.user or '-'} {self.address}]"
+
+    @property
+    def client(self) -> str:
+        """The client's version, as it says itself, without the protocol's."""
+        version = str(self.get_extra_info("client_version", ""))
+        return plain(version.removeprefix("SSH-2.0-"))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is ours."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
+        super().connection_made(transport)
+
+    def pause_writing(self) -> None:
+        """The peer does not take what we send: read nothing more from it, or replies would fill the memory."""
+        self.choked = True
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The peer takes bytes again."""
+        self.choked = False
+        self.touch()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+        for session in list(self.sessions):
+            session.pump()
+
+    def touch(self) -> None:
+        """The client did something."""
+        self.last_active = asyncio.get_running_loop().time()
+
+    def untaken(self) -> int:
+        """Bytes that we sent and the peer's system has not acknowledged."""
+        waiting = 0
+        if self.transport is not None:
+            waiting = self.transport.get_write_buffer_size()
+        sock = cast("socket.socket | None", self.get_extra_info("socket"))
+        if sock is not None and sock.fileno() >= 0:
+            answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+            waiting += struct.unpack("i", answer)[0]
+        return waiting
+
+    async def reload_config(self) -> None:
+        """There are no configuration files, and no work for every user name that a stranger tries."""
+
+    async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
+        """Enforce the signature algorithms that we advertise: asyncssh would still take SHA-1 from RSA keys."""
+        owner = cast("Owner", self.get_owner())
+        if msg:
+            length = int.from_bytes(signature[:4], "big")
+            if signature[4 : 4 + length].decode("ascii", "replace") not in SIGNATURES:
+                await owner.failed(username, Reason.SIGNATURE)
+                return False
+        valid = await super().validate_public_key(username, key_data, msg, signature)
+        if not valid and msg:
+            await owner.failed(username, Reason.SIGNATURE)
+        elif not valid:
+            owner.key_refused()
+        return valid
+
+    def log_sent_packet(self, *_: Any, **__: Any) -> None:
+        """No packet logging: it costs more than the packet."""
+
+    def log_received_packet(self, *_: Any, **__: Any) -> None:
+        """No packet logging."""
+
+    def new_channel(self) -> asyncssh.SSHServerChannel[bytes]:
+        """A channel for one session, with a small window and a limit on the requests before the session."""
+        channel = self.create_server_channel(encoding=None, window=RECEIVE_WINDOW)
+        seen = 0
+
+        def count(pkttype: int, *_: Any) -> None:
+            nonlocal seen
+            seen += pkttype == 98  # SSH_MSG_CHANNEL_REQUEST: each "env" is kept in memory
+            if seen > MOST_CHANNEL_REQUESTS:
+                self.server.refused(self.address, Reason.FLOOD, self.user)
+                raise asyncssh.ProtocolError("Too many channel requests")
+
+        channel.log_received_packet = count  # type: ignore[assignment,method-assign]  # asyncssh has no hook for it
+        channel.log_sent_packet = lambda *_, **__: None  # type: ignore[method-assign]  # costs more than the packet
+        return channel
+
+    def offers(self) -> tuple[Offer, Offer] | None:
+        """What the client and we offered in the last key exchange."""
+        data = self.get_hash_prefix()  # RFC 4253, section 8: both versions and both KEXINITs, each as a string
+        parts = []
+        while data:
+            length = int.from_bytes(data[:4], "big")
+            parts.append(data[4 : 4 + length])
+            data = data[4 + length :]
+        client, server = Offer.parse(parts[2]), Offer.parse(parts[3])
+        return (client, server) if client and server else None
+
+
+class Owner(asyncssh.SSHServer):
+    """What asyncssh asks about a connection: who may log in, and what they get."""
+
+    _connection: SshConnection
+
+    def __init__(self) -> None:
+        self._tries = 0
+        self._key_offers = 0
+        self._method = "publickey"
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        """The socket is open, nothing was said yet."""
+        self._connection = cast("SshConnection", conn)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is over."""
+        connection = self._connection
+        if isinstance(exc, asyncssh.KeyExchangeFailed):
+            self._diagnose()
+        elif not connection.user and "Login timeout" in str(exc):
+            connection.server.refused(connection.address, Reason.LOGIN_TIMEOUT)
+        elif isinstance(exc, asyncssh.DisconnectError) and not isinstance(exc, asyncssh.ConnectionLost):
+            connection.server.ended(connection, type(exc).__name__)
+        elif exc is not None and not isinstance(exc, asyncssh.Error | OSError):
+            log.error(f"{connection.label} broke off", error=type(exc).__name__, exc_info=exc)
+        connection.server.left(connection)
+
+    def _diagnose(self) -> None:
+        connection = self._connection
+        offers = connection.offers()
+        legacy = connection.server.settings.legacy_algorithms
+        found = disagreement(*offers, legacy=legacy) if offers else None
+        details = {}
+        if found is not None:
+            theirs, ours = (",".join(plain(name) for name in names[:40]) for names in (found.client, found.server))
+            details = {"missing": found.what, "client_offers": theirs, "we_offer": ours, "hint": found.hint}
+        connection.server.refused(connection.address, Reason.KEY_EXCHANGE, client=connection.client, **details)
+
+    def begin_auth(self, username: str) -> bool:
+        """Everybody must log in, and every name is asked for the same proof."""
+        return True
+
+    def password_auth_supported(self) -> bool:
+        """Passwords are what Triton's activation sheet asks for."""
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        """Keys are better."""
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """Whether the user may log in with this key; asked before and again with the signature."""
+        connection = self._connection
+        return connection.server.access.knows_key(username, connection.address, key.public_data)
+
+    async def validate_password(self, username: str, password: str) -> bool:
+        """Whether it is the user's password."""
+        connection = self._connection
+        server = connection.server
+        verdict = await server.passwords.check(server.access, username, connection.address, password)
+        if verdict is Verdict.GRANTED:
+            self._method = "password"
+            return True
+        await self.failed(username, Reason(verdict.value))
+        return False
+
+    async def failed(self, username: str, reason: Reason) -> None:
+        """Count a failure, wait as long as the address has earned, and end the connection when it was one too many."""
+        connection = self._connection
+        self._tries += 1
+        penalty = connection.server.login_failed(connection.address, reason, username)
+        if penalty.banned:
+            raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
+        if penalty.delay:
+            await asyncio.sleep(penalty.delay)
+        if self._tries >= connection.server.guard.limits.auth_tries:
+            connection.server.refused(connection.address, Reason.TRIES, username)
+            raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
+
+    def key_refused(self) -> None:
+        """An offered key that is not known: no failure, but not without end either."""
+        self._key_offers += 1
+        if self._key_offers > MOST_KEY_OFFERS:
+            raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many keys")
+
+    def auth_completed(self) -> None:
+        """The user is in."""
+        connection = self._connection
+        connection.user = str(connection.get_extra_info("username"))
+        connection.touch()
+        offers = connection.offers()
+        cipher = str(connection.get_extra_info("send_cipher"))
+        login = Login(
+            number=connection.number,
+            user=connection.user,
+            address=str(connection.address),
+            client=connection.client,
+            method=self._method,
+            kex=(offers and agreed(offers[0].kex, offers[1].kex)) or "-",
+            host_key=(offers and agreed(offers[0].host_keys, offers[1].host_keys)) or "-",
+            cipher=cipher,
+            mac=cipher if "gcm" in cipher or "poly1305" in cipher else str(connection.get_extra_info("send_mac")),
+        )
+        connection.server.logged_in(connection, login)
+
+    def session_requested(self) -> Any:
+        """A session, unless the user has too many."""
+        connection = self._connection
+        if not connection.server.has_room_for_session(connection):
+            return False
+        return connection.new_channel(), SftpSession(connection)
+
+
+def connection_options(settings: SftpSettings, credentials: Credentials) -> asyncssh.SSHServerConnectionOptions:
+    """What asyncssh is told: the algorithms, the ways to log in, and everything else switched off."""
+    # asyncssh looks for a configuration folder in the home even when told to read none, and a service that systemd
+    # runs with DynamicUser has no home.
+    os.environ.setdefault("HOME", "/nonexistent")
+    profile = LEGACY if settings.legacy_algorithms else DEFAULT
+    return asyncssh.SSHServerConnectionOptions(
+        config=None,
+        server_factory=Owner,
+        server_version=SERVER_VERSION,
+        server_host_keys=list(credentials.host_keys),
+        kex_algs=list(profile.kex),
+        encryption_algs=list(profile.ciphers),
+        mac_algs=list(profile.macs),
+        signature_algs=list(profile.signatures),
+        compression_algs=["none"],
+        host_based_auth=False,
+        public_key_auth=True,
+        password_auth=True,
+        kbdint_auth=True,  # asks for the password: some JVM clients try nothing else
+        gss_host=None,
+        gss_kex=False,
+        gss_auth=False,
+        allow_pty=False,
+        line_editor=False,
+        x11_forwarding=False,
+        agent_forwarding=False,
+        rdns_lookup=False,
+        allow_scp=False,
+        encoding=None,
+        login_timeout=settings.login_timeout.total_seconds(),
+        keepalive_interval=settings.keepalive.total_seconds(),
+        keepalive_count_max=KEEPALIVES_MISSED,
+        rekey_bytes=REKEY_BYTES,
+        rekey_seconds=REKEY_SECONDS,
+        tcp_keepalive=True,
+        sftp_version=3,
+    )

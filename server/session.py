@@ -1,0 +1,268 @@
+"""One SFTP session: an SSH channel's bytes become requests, the view's replies become bytes.
+
+Touches one channel of a connection. Promise: requests are answered one after the other, none is taken up while the
+client does not take replies, a reply that waits for a disk holds up nobody else, and what was open when the channel
+ends is told as interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+import asyncssh
+import structlog
+
+from .guard import Reason
+from .packets import LONGEST_PACKET
+from .proof import Ending, Grade
+from .view import Events, View, Visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from .connection import SshConnection
+    from .proof import Pickup
+    from .view import Reply
+
+log = structlog.get_logger()
+
+ONLY_SFTP = b"This service allows SFTP only.\n"
+UNSENT_HIGH = 256 * 1024  # bytes of one channel, and of the socket
+UNSENT_LOW = 64 * 1024
+TURN = 1 << 20  # bytes answered before other connections get their turn
+MOST_WAITING = 32 * 1024  # bytes of requests that wait for an earlier one
+SETTLE_POLL = 0.05  # seconds
+_WHAT_TO_SWITCH_OFF = {
+    "remove": 'the partner\'s client deletes after fetching; switch that off: NiFi "Delete Original: false" or '
+    '"Completion Strategy: None", Camel "delete=false&noop=true"',
+    "rename": 'the partner\'s client moves files after fetching; switch that off: NiFi "Completion Strategy: None", '
+    'Camel "noop=true" instead of "move=…"',
+    "write": "the partner's client uploads, or writes a lock or test file here; switch that off",
+    "setstat": 'the partner\'s client sets times or modes; switch that off: WinSCP "Preserve timestamp"',
+}
+
+
+class SftpSession(asyncssh.SSHServerSession[bytes]):
+    """One channel: takes requests from its bytes, one after the other, and sends the replies."""
+
+    _channel: asyncssh.SSHServerChannel[bytes]
+
+    def __init__(self, connection: SshConnection) -> None:
+        self._connection = connection
+        self._view: View | None = None
+        self._inbox = bytearray()
+        self._waiting = False  # for a disk
+        self._unsent = False  # the channel holds too much
+        self._ended = False  # the client said that it sends nothing more
+        self._lost = False
+        self._pump_planned = False
+        self._reading_paused = False
+        self._task: asyncio.Task[None] | None = None
+        connection.sessions.add(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transfer is under way."""
+        return self._waiting or (self._view is not None and self._view.busy)
+
+    # -- what asyncssh calls --
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
+        """The channel is open."""
+        self._channel = chan
+        chan.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
+
+    def shell_requested(self) -> bool:
+        """Answered with a sentence."""
+        return True
+
+    def exec_requested(self, command: str) -> bool:
+        """Answered with a sentence."""
+        return True
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        """SFTP, and nothing else."""
+        if subsystem != "sftp":
+            return False
+        connection = self._connection
+        server = connection.server
+        self._view = View(
+            catalogue=server.catalogue,
+            visitor=Visitor(connection.user, str(connection.address), connection.client),
+            events=Events(pickup=self._pickup, refused=self._refused, failed=self._failed),
+            most_handles=server.guard.limits.handles,
+            threads=server.disk_threads,
+            may_open=lambda: not server.draining,
+        )
+        return True
+
+    def session_started(self) -> None:
+        """A shell or a command ends here."""
+        if self._view is None:
+            self._channel.write(ONLY_SFTP)
+            self._channel.exit(1)
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        """Bytes of requests."""
+        if self._view is not None and not self._lost:
+            self._inbox += data
+            self.pump()
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more; what it asked is still answered."""
+        self._ended = True
+        self.pump()
+        return True
+
+    def pause_writing(self) -> None:
+        """The client's window is full."""
+        self._unsent = True
+
+    def resume_writing(self) -> None:
+        """The client took something."""
+        self._unsent = False
+        self._connection.touch()
+        self._plan_pump()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The channel is closed."""
+        self._lost = True
+        self._inbox.clear()
+        self._connection.sessions.discard(self)
+        if not self._waiting:
+            self._abandon()
+
+    # -- requests and replies --
+
+    def pump(self) -> None:
+        """Answer what can be answered now."""
+        turn = TURN
+        position = 0
+        inbox = self._inbox
+        view = self._view
+        while view is not None and not (self._lost or self._waiting or self._unsent or self._connection.choked):
+            if len(inbox) - position < 4:
+                break
+            length = int.from_bytes(inbox[position : position + 4], "big")
+            if not 0 < length <= LONGEST_PACKET:
+                self._end(Reason.PROTOCOL)
+                return
+            if len(inbox) - position < 4 + length:
+                break
+            request = bytes(inbox[position + 4 : position + 4 + length])
+            position += 4 + length
+            self._connection.touch()
+            reply = view.answer(request)
+            if reply is None:
+                self._end(Reason.PROTOCOL)
+                return
+            if not isinstance(reply, bytes | bytearray):
+                self._waiting = True
+                self._task = asyncio.get_running_loop().create_task(self._answer_later(reply))
+                break
+            self._send(reply)
+            turn -= len(reply)
+            if turn <= 0:
+                self._plan_pump()
+                break
+        del inbox[:position]
+        self._balance()
+
+    def _balance(self) -> None:
+        """Stop taking requests in while earlier ones wait, and end the session when all is done."""
+        if self._lost or self._view is None:
+            return
+        stuck = self._waiting or self._unsent or self._connection.choked
+        if stuck and len(self._inbox) > MOST_WAITING and not self._reading_paused:
+            self._reading_paused = True
+            self._channel.pause_reading()
+        elif self._reading_paused and not stuck and len(self._inbox) <= MOST_WAITING:
+            self._reading_paused = False
+            asyncio.get_running_loop().call_soon(self._resume_reading)
+        elif self._ended and not (stuck or self._pump_planned or self._reading_paused):
+            self._channel.exit(0)
+
+    def _resume_reading(self) -> None:
+        if not self._lost:
+            self._channel.resume_reading()
+
+    def _plan_pump(self) -> None:
+        if not self._pump_planned:
+            self._pump_planned = True
+            asyncio.get_running_loop().call_soon(self._planned_pump)
+
+    def _planned_pump(self) -> None:
+        self._pump_planned = False
+        if not self._lost:
+            self.pump()
+
+    async def _answer_later(self, reply: Awaitable[Reply]) -> None:
+        try:
+            answer = await reply
+        finally:
+            self._waiting = False
+            if self._lost:
+                self._abandon()
+        if not self._lost:
+            self._send(answer)
+            self.pump()
+
+    def _send(self, reply: Reply) -> None:
+        view = self._view
+        if view is not None and view.closing:
+            self._settle()
+        try:
+            self._channel.write(cast("bytes", reply))
+        except OSError:
+            return  # the client closed its side of the channel; connection_lost follows
+        self._connection.server.counters.bytes_sent += len(reply)
+
+    def _settle(self) -> None:
+        """Finish the closed pickups once the client has taken all bytes; look again until then."""
+        if self._lost or self._view is None:
+            return
+        if self._channel.get_write_buffer_size() == 0 and self._connection.untaken() == 0:
+            self._view.settle()
+        elif self._view.closing:
+            asyncio.get_running_loop().call_later(SETTLE_POLL, self._settle)
+
+    def _end(self, reason: Reason) -> None:
+        """End the session: what came is no SFTP."""
+        self._connection.server.refused(self._connection.address, reason, self._connection.user)
+        self._inbox.clear()
+        self._channel.exit(1)
+
+    def _abandon(self) -> None:
+        if self._view is not None:
+            self._view.abandon()
+
+    # -- what the view tells --
+
+    def _pickup(self, pickup: Pickup) -> None:
+        self._connection.server.picked_up(self._connection, pickup)
+
+    def _refused(self, verb: str, name: str) -> None:
+        connection = self._connection
+        if verb == "handles":
+            connection.server.refused(connection.address, Reason.HANDLES, connection.user)
+            return
+        details = {"verb": verb}
+        if name:
+            details["name"] = name
+        details["hint"] = _WHAT_TO_SWITCH_OFF.get(verb, "the files here can be read and nothing else")
+        connection.server.counters.refused_verbs[verb] += 1
+        log.warning(f"{connection.label} refused {verb}", **details)
+
+    def _failed(self, name: str, error: OSError) -> None:
+        log.error(f"{self._connection.label} could not read {name}", error=error.strerror or type(error).__name__)
+
+
+def told(label: str, pickup: Pickup) -> tuple[str, dict[str, Any]]:
+    """The log line of a finished pickup."""
+    seconds = (pickup.ended - pickup.started).total_seconds() if pickup.ended else 0.0
+    details: dict[str, Any] = {"bytes": pickup.covered, "seconds": round(seconds, 1)}
+    if pickup.grade is Grade.COMPLETE:
+        return f"{label} picked up {pickup.name}", details
+    details |= {"of": pickup.size, "grade": pickup.grade.value, "ended": (pickup.ending or Ending.CLOSED).value}
+    return f"{label} left {pickup.name}", details

@@ -1,0 +1,399 @@
+"""The read-only view of the published files that one SFTP session has.
+
+Touches the served files only through the two functions it is handed, and reads the descriptors they give. Promise: a
+path from a client is looked up as a name and never joined to a path on disk; no request changes anything; a listing is
+one moment's snapshot; an open file stays readable after it was pruned; an answer is never longer than 255 KiB; the
+event loop never waits for a disk.
+
+This is the protocol itself and no subclass of ``asyncssh.SFTPServer``: what a class that can write inherits must be
+refused verb by verb, and anew with every release of it; what was never written needs no refusal. Requests of a session
+are answered strictly in turn, so a client that does not read its replies holds one reply in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from . import packets
+from .packets import Fields, Kind, Malformed, Status
+from .proof import PickupProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from concurrent.futures import Executor
+
+    from .proof import Pickup
+    from .triton import LogFile
+
+NAMES_AT_ONCE = 100
+READ_AHEAD = 8 << 20  # bytes asked of the kernel when a read had to wait for the disk
+_NOWAIT = os.RWF_NOWAIT
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The served files: what is published now, and how to open one of them (blocking; gives a descriptor)."""
+
+    list_files: Callable[[], Mapping[str, LogFile]]
+    open_file: Callable[[LogFile], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Whose session it is, for the records."""
+
+    user: str
+    address: str
+    client: str
+
+
+@dataclass(slots=True)
+class Events:
+    """What a session tells: pickups, and refusals worth a line (the verb, and the name of a log if it was one)."""
+
+    pickup: Callable[[Pickup], None]
+    refused: Callable[[str, str], None]
+    failed: Callable[[str, OSError], None]
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    descriptor: int
+    size: int
+    progress: PickupProgress
+    cached_reads: bool = True  # False where the file system has no RWF_NOWAIT (tmpfs)
+
+
+@dataclass(slots=True)
+class _Listing:
+    entries: list[LogFile]
+    position: int = 0
+
+
+Reply = bytes | bytearray
+
+# The verbs that would change something: refused with "permission denied", the session goes on.
+MUTATING = {
+    Kind.WRITE: "write",
+    Kind.SETSTAT: "setstat",
+    Kind.FSETSTAT: "setstat",
+    Kind.REMOVE: "remove",
+    Kind.MKDIR: "mkdir",
+    Kind.RMDIR: "rmdir",
+    Kind.RENAME: "rename",
+    Kind.SYMLINK: "symlink",
+    Kind.READLINK: "readlink",
+}
+_MUTATING_EXTENSIONS = {
+    b"posix-rename@openssh.com": "rename",
+    b"hardlink@openssh.com": "link",
+    b"copy-data": "write",
+    b"lsetstat@openssh.com": "setstat",
+}
+
+
+@dataclass(slots=True)
+class View:
+    """The state of one session: its handles, and nothing else."""
+
+    catalogue: Catalogue
+    visitor: Visitor
+    events: Events
+    most_handles: int
+    threads: Executor
+    may_open: Callable[[], bool] = lambda: True
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    closing: list[PickupProgress] = field(default_factory=list)  # closed by the client, bytes perhaps not yet taken
+    _greeted: bool = False
+    _gone: bool = False
+    _handles: dict[bytes, _OpenFile | _Listing] = field(default_factory=dict)
+    _next_handle: int = 0
+    _told: set[str] = field(default_factory=set)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a file is open, or closed with bytes on the way."""
+        return bool(self.closing) or any(isinstance(handle, _OpenFile) for handle in self._handles.values())
+
+    def answer(self, request: bytes) -> Reply | Awaitable[Reply] | None:
+        """The reply to one packet (without its length), at once or after a disk was waited for.
+
+        None ends the session: the packet was none, or the first one was no INIT.
+        """
+        if len(request) < 5:
+            return None
+        kind, number = request[0], int.from_bytes(request[1:5], "big")
+        if not self._greeted:
+            self._greeted = kind == Kind.INIT
+            return packets.version_reply() if self._greeted else None
+        try:
+            return self._answer(kind, number, Fields(request, 5))
+        except Malformed:
+            return packets.status_reply(number, Status.BAD_MESSAGE)
+
+    def _answer(self, kind: int, number: int, fields: Fields) -> Reply | Awaitable[Reply]:
+        if kind == Kind.READ:
+            return self._read(number, fields)
+        if kind == Kind.OPEN:
+            return self._open(number, fields)
+        if kind == Kind.CLOSE:
+            return self._close(number, fields)
+        if kind in (Kind.STAT, Kind.LSTAT):
+            return self._stat(number, fields)
+        if kind == Kind.FSTAT:
+            return self._fstat(number, fields)
+        if kind == Kind.OPENDIR:
+            return self._opendir(number, fields)
+        if kind == Kind.READDIR:
+            return self._readdir(number, fields)
+        if kind == Kind.REALPATH:
+            return self._realpath(number, fields)
+        if kind == Kind.EXTENDED:
+            return self._extended(number, fields)
+        if kind in MUTATING:
+            self._tell_refusal(MUTATING[Kind(kind)], fields)
+            return packets.status_reply(number, Status.PERMISSION_DENIED)
+        return packets.status_reply(number, Status.OP_UNSUPPORTED)
+
+    # -- names --
+
+    def _lookup(self, path: bytes) -> LogFile | bool | None:
+        """A file, True for the one directory, or None for what does not exist."""
+        parts = path.split(b"/")
+        names = [part for part in parts if part not in (b"", b".")]
+        if not names:
+            return True
+        if len(names) > 1 or parts[-1] != names[0]:
+            return None
+        try:
+            return self.catalogue.list_files().get(names[0].decode("ascii"))
+        except UnicodeDecodeError:
+            return None
+
+    def _stat(self, number: int, fields: Fields) -> Reply:
+        path = fields.string()
+        fields.end()
+        found = self._lookup(path)
+        if found is True:
+            return packets.attrs_reply(number, self._folder_attrs())
+        if not found:
+            return packets.status_reply(number, Status.NO_SUCH_FILE)
+        return packets.attrs_reply(number, packets.file_attrs(found))
+
+    def _folder_attrs(self) -> bytes:
+        return packets.folder_attrs(max((file.mtime for file in self.catalogue.list_files().values()), default=0))
+
+    def _realpath(self, number: int, fields: Fields) -> Reply:
+        path = fields.string()
+        fields.end()
+        found = self._lookup(path)
+        if not found:
+            return packets.status_reply(number, Status.NO_SUCH_FILE)
+        canonical = b"/" if found is True else f"/{found.name}".encode()
+        return packets.names_reply(number, [(canonical, canonical, bytes(4))])
+
+    def _opendir(self, number: int, fields: Fields) -> Reply:
+        path = fields.string()
+        fields.end()
+        if self._lookup(path) is not True:
+            return packets.status_reply(number, Status.NO_SUCH_FILE)
+        if not self._has_room():
+            return packets.status_reply(number, Status.FAILURE, "Too many open handles")
+        snapshot = sorted(self.catalogue.list_files().values(), key=lambda file: str(file.name))
+        return packets.handle_reply(number, self._new_handle(_Listing(snapshot)))
+
+    def _readdir(self, number: int, fields: Fields) -> Reply:
+        listing = self._handles.get(fields.string())
+        fields.end()
+        if not isinstance(listing, _Listing):
+            return packets.status_reply(number, Status.FAILURE, "Invalid handle")
+        part = listing.entries[listing.position : listing.position + NAMES_AT_ONCE]
+        if not part:
+            return packets.status_reply(number, Status.EOF)
+        listing.position += len(part)
+        now = self.clock()
+        return packets.names_reply(
+            number,
+            [(str(file.name).encode(), packets.longname(file, now), packets.file_attrs(file)) for file in part],
+        )
+
+    # -- handles --
+
+    def _has_room(self) -> bool:
+        if len(self._handles) < self.most_handles:
+            return True
+        self._tell("handles", "")
+        return False
+
+    def _new_handle(self, what: _OpenFile | _Listing) -> bytes:
+        handle = self._next_handle.to_bytes(4, "big")
+        self._next_handle = (self._next_handle + 1) & 0xFFFFFFFF
+        self._handles[handle] = what
+        return handle
+
+    def _open(self, number: int, fields: Fields) -> Reply | Awaitable[Reply]:
+        path = fields.string()
+        flags = fields.u32()
+        fields.skip_attrs()
+        fields.end()
+        found = self._lookup(path)
+        if flags != packets.OPEN_READ:
+            self._tell("write", str(found.name) if found and found is not True else "")
+            return packets.status_reply(number, Status.PERMISSION_DENIED)
+        if not found:
+            return packets.status_reply(number, Status.NO_SUCH_FILE)
+        if found is True:
+            return packets.status_reply(number, Status.FAILURE, "Is a directory")
+        if not self.may_open():
+            return packets.status_reply(number, Status.FAILURE, "The service is stopping")
+        if not self._has_room():
+            return packets.status_reply(number, Status.FAILURE, "Too many open handles")
+        return self._opened(number, found)
+
+    async def _opened(self, number: int, file: LogFile) -> Reply:
+        try:
+            opening = asyncio.get_running_loop().run_in_executor(self.threads, self.catalogue.open_file, file)
+            descriptor = await opening
+        except FileNotFoundError:
+            return packets.status_reply(number, Status.NO_SUCH_FILE)
+        except OSError as error:
+            self.events.failed(str(file.name), error)
+            return packets.status_reply(number, Status.FAILURE)
+        if self._gone:
+            os.close(descriptor)
+            return b""
+        visitor = self.visitor
+        progress = PickupProgress(
+            file.name, file.size, visitor.user, visitor.address, visitor.client, started=self.clock()
+        )
+        handle = self._new_handle(_OpenFile(descriptor, file.size, progress))
+        self.events.pickup(progress.opened())
+        return packets.handle_reply(number, handle)
+
+    def _fstat(self, number: int, fields: Fields) -> Reply:
+        handle = self._handles.get(fields.string())
+        fields.end()
+        if isinstance(handle, _OpenFile):
+            name = str(handle.progress.name)
+            file = self.catalogue.list_files().get(name)
+            if file is not None:
+                return packets.attrs_reply(number, packets.file_attrs(file))
+            # pruned meanwhile: the inode still knows
+            return packets.attrs_reply(number, packets.open_attrs(os.fstat(handle.descriptor)))
+        if isinstance(handle, _Listing):
+            return packets.attrs_reply(number, self._folder_attrs())
+        return packets.status_reply(number, Status.FAILURE, "Invalid handle")
+
+    def _close(self, number: int, fields: Fields) -> Reply:
+        key = fields.string()
+        fields.end()
+        handle = self._handles.pop(key, None)
+        if handle is None:
+            return packets.status_reply(number, Status.FAILURE, "Invalid handle")
+        if isinstance(handle, _OpenFile):
+            os.close(handle.descriptor)
+            self.closing.append(handle.progress)
+        return packets.status_reply(number, Status.OK)
+
+    def settle(self) -> None:
+        """The client has taken every byte written so far: what it closed is over."""
+        for progress in self.closing:
+            self.events.pickup(progress.finished(self.clock(), closed=True, taken=True))
+        self.closing.clear()
+
+    def abandon(self) -> None:
+        """The session is over: what is open, or has bytes on the way, was interrupted."""
+        self._gone = True
+        for progress in self.closing:
+            self.events.pickup(progress.finished(self.clock(), closed=True, taken=False))
+        self.closing.clear()
+        for handle in self._handles.values():
+            if isinstance(handle, _OpenFile):
+                os.close(handle.descriptor)
+                self.events.pickup(handle.progress.finished(self.clock(), closed=False, taken=False))
+        self._handles.clear()
+
+    # -- reading --
+
+    def _read(self, number: int, fields: Fields) -> Reply | Awaitable[Reply]:
+        handle = self._handles.get(fields.string())
+        offset = fields.u64()
+        length = fields.u32()
+        fields.end()
+        if not isinstance(handle, _OpenFile):
+            return packets.status_reply(number, Status.FAILURE, "Invalid handle")
+        count = min(length, packets.LONGEST_READ, handle.size - offset)
+        if count <= 0:
+            return packets.status_reply(number, Status.EOF)
+        buffer = packets.data_buffer(number, count)
+        got = 0
+        if handle.cached_reads:
+            try:
+                with memoryview(buffer) as whole:
+                    got = os.preadv(handle.descriptor, [whole[packets.DATA_HEADER_SIZE :]], offset, _NOWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                handle.cached_reads = False
+        if got < count:
+            return self._read_from_disk(number, handle, buffer, offset, got)
+        handle.progress.answered(offset, count)
+        return buffer
+
+    async def _read_from_disk(self, number: int, handle: _OpenFile, buffer: bytearray, offset: int, got: int) -> Reply:
+        start = packets.DATA_HEADER_SIZE
+        try:
+            got += await asyncio.get_running_loop().run_in_executor(
+                self.threads, _fill, handle.descriptor, buffer, start + got, offset + got
+            )
+        except OSError as error:
+            self.events.failed(str(handle.progress.name), error)
+            return packets.status_reply(number, Status.FAILURE)
+        if got == 0:
+            return packets.status_reply(number, Status.FAILURE)
+        if start + got < len(buffer):
+            del buffer[start + got :]
+            packets.set_data_header(buffer, number, got)
+        handle.progress.answered(offset, got)
+        return buffer
+
+    # -- the rest --
+
+    def _extended(self, number: int, fields: Fields) -> Reply:
+        name = fields.string()
+        if name == packets.LIMITS:
+            fields.end()
+            return packets.limits_reply(number, self.most_handles)
+        if verb := _MUTATING_EXTENSIONS.get(name):
+            self._tell_refusal(verb, fields)
+        return packets.status_reply(number, Status.OP_UNSUPPORTED)
+
+    def _tell_refusal(self, verb: str, fields: Fields) -> None:
+        try:
+            found = self._lookup(fields.string())
+        except Malformed:
+            found = None
+        self._tell(verb, str(found.name) if found and found is not True else "")
+
+    def _tell(self, verb: str, name: str) -> None:
+        """Once a session and verb: a puller that deletes after fetching does it for every file."""
+        if verb not in self._told:
+            self._told.add(verb)
+            self.events.refused(verb, name)
+
+
+def _fill(descriptor: int, buffer: bytearray, position: int, offset: int) -> int:
+    """Fill the rest of the buffer from the file (in a thread); the bytes read, fewer only at the file's end."""
+    os.posix_fadvise(descriptor, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+    got = 0
+    with memoryview(buffer) as whole:
+        while position + got < len(whole):
+            count = os.preadv(descriptor, [whole[position + got :]], offset + got)
+            if count == 0:
+                break
+            got += count
+    return got

@@ -1,0 +1,198 @@
+"""A real listener over a real folder, and what its tests share: keys, users, clients' homes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+import pytest
+from argon2 import PasswordHasher
+
+from server.keys import load_credentials, make_keys
+from server.settings import SftpSettings, UserSettings
+from server.sftp import SftpServer
+from server.triton import LogFile, LogName
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from server.connection import Login
+    from server.proof import Pickup
+
+PASSWORD = "correct horse"
+NAME = "MEGA20261120-00.tsv.gz"
+# As cheap as Argon2id can be: the tests log in often. The real cost has a test of its own.
+CHEAP_HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+
+
+class ServedFolder:
+    """A small pickup point: a folder of published files, listed from memory and opened by the folder's descriptor."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.files: dict[str, LogFile] = {}
+
+    def add(self, name: str, content: bytes, mtime: int = 1_795_000_000) -> bytes:
+        """Publish a file; gives the content back."""
+        return self._publish(name, lambda path: path.write_bytes(content), mtime) and content
+
+    def add_sparse(self, name: str, size: int, mtime: int = 1_795_000_000) -> None:
+        """Publish a file of zeros that takes no room."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                file.truncate(size)
+
+        self._publish(name, write, mtime)
+
+    def _publish(self, name: str, write: Callable[[Path], Any], mtime: int) -> bool:
+        path = self.folder / name
+        write(path)
+        path.chmod(0o440)
+        os.utime(path, (mtime, mtime))
+        log_name = LogName.parse(name)
+        assert log_name is not None
+        self.files[name] = LogFile(log_name, path.stat().st_size, mtime)
+        return True
+
+    def prune(self, name: str) -> None:
+        """Take a file away."""
+        del self.files[name]
+        (self.folder / name).unlink()
+
+    def list_files(self) -> dict[str, LogFile]:
+        """What is published."""
+        return dict(self.files)
+
+    def open_file(self, file: LogFile) -> int:
+        """Open a published file, and nothing else."""
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(str(file.name), flags, dir_fd=folder)
+        finally:
+            os.close(folder)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+            os.close(descriptor)
+            raise FileNotFoundError
+        return descriptor
+
+    def state(self) -> list[tuple[str, int, int, int, int]]:
+        """Names, sizes, mtimes, inodes and modes of everything in the folder."""
+        found = []
+        for path in sorted(self.folder.iterdir()):
+            status = path.lstat()
+            found.append((path.name, status.st_size, status.st_mtime_ns, status.st_ino, status.st_mode))
+        return found
+
+
+@dataclass
+class Running:
+    """A listener that runs, and what it told."""
+
+    server: SftpServer
+    served: ServedFolder
+    keys_dir: Path
+    folder: Path
+    pickups: list[Pickup] = field(default_factory=list)
+    logins: list[Login] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
+        return self.server.port
+
+    @property
+    def finished(self) -> list[Pickup]:
+        """The pickups that are over."""
+        return [pickup for pickup in self.pickups if pickup.ended is not None]
+
+    async def finished_pickups(self, count: int = 1) -> list[Pickup]:
+        """Wait until so many pickups are over."""
+        async with asyncio.timeout(20):
+            while len(self.finished) < count:  # noqa: ASYNC110  # the listener calls back, it signals nothing
+                await asyncio.sleep(0.01)
+        return self.finished
+
+    def connect(self, **options: Any) -> Any:
+        """An asyncssh client, logged in as the partner unless told otherwise."""
+        settings: dict[str, Any] = {
+            "username": "triton",
+            "password": PASSWORD,
+            "known_hosts": None,
+            "client_keys": None,
+            "agent_path": None,
+            "config": None,
+        }
+        return asyncssh.connect("127.0.0.1", self.port, **(settings | options))
+
+
+def sftp_settings(**changes: Any) -> SftpSettings:
+    """The defaults, on 127.0.0.1 and a free port, with one user."""
+    values: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "users": [UserSettings(name="triton", password_hash=CHEAP_HASH)],
+    }
+    return SftpSettings(**(values | changes))
+
+
+@asynccontextmanager
+async def running(folder: Path, keys_dir: Path, **changes: Any) -> AsyncIterator[Running]:
+    """A listener for the length of a block."""
+    served = ServedFolder(folder / "pickup")
+    settings = sftp_settings(**changes)
+    pickups: list[Pickup] = []
+    logins: list[Login] = []
+    server = SftpServer(
+        settings,
+        load_credentials(settings, keys_dir),
+        list_files=served.list_files,
+        open_file=served.open_file,
+        on_pickup=pickups.append,
+        on_login=logins.append,
+    )
+    await server.start()
+    try:
+        yield Running(server, served, keys_dir, folder, pickups, logins)
+    finally:
+        await server.drain(0)
+
+
+@pytest.fixture(scope="session")
+def keys_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Host keys, made once: an RSA key takes its time."""
+    folder = tmp_path_factory.mktemp("keys")
+    make_keys(folder)
+    return folder
+
+
+@pytest.fixture
+async def listener(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Running]:
+    """A listener with the default limits and one small file."""
+    async with running(tmp_path, keys_dir) as it:
+        it.served.add(NAME, bytes(range(256)) * 4096)
+        yield it
+
+
+__all__ = [
+    "CHEAP_HASH",
+    "NAME",
+    "PASSWORD",
+    "Running",
+    "ServedFolder",
+    "keys_dir",
+    "listener",
+    "running",
+    "sftp_settings",
+    "timedelta",
+]
