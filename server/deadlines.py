@@ -17,7 +17,7 @@ from .megaphone import start_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .config import AlertSettings
+    from .settings import AlertSettings
 
 COUNTED_DAYS = timedelta(days=3)
 
@@ -103,5 +103,5 @@ def _deadline(by: datetime, done: datetime | None, policy: DeadlinePolicy, now: 
 
 
 def catching_up(days: Iterable[date], now: datetime) -> list[date]:
-    """The order in which days are done: the oldest that still counts first, then the newer ones, then those too late."""
+    """The order of the days: the oldest that still counts first, then the newer ones, then those too late."""
     return sorted(days, key=lambda day: (now >= expires(day), day))

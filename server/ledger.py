@@ -16,7 +16,6 @@ import orjson
 
 from .errors import LedgerError
 from .ledger_rows import (
-    instant,
     late_check_of,
     log_of,
     moment,
@@ -103,7 +102,7 @@ class Ledger:
 
     # Publications
 
-    def intend(self, publication: Publication, logs: Sequence[StagedLog], lines: Sequence[int]) -> int:
+    def intend(self, publication: Publication, logs: Sequence[StagedLog | LedgerLog], lines: Sequence[int]) -> int:
         """Record that these logs are about to be linked; the publication's number (its ``id`` is not read)."""
         export = publication.export
         with self._transaction() as run:
@@ -147,7 +146,7 @@ class Ledger:
                 (number, checked_etag, withheld),
             )
 
-    def settle(self, number: int, present: Sequence[LogName], at: datetime) -> None:
+    def settle(self, number: int, present: Sequence[LogName], at: datetime, *, withheld: int = 0) -> None:
         """End an intention that a crash interrupted: the logs that are there were published, other names are free.
 
         With none there the publication is forgotten. With only some, no version counts as checked, so that the rows
@@ -163,18 +162,16 @@ class Ledger:
             key = run("SELECT delivery, day, export_etag FROM publication WHERE id = ?", (number,)).fetchone()
             run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
             etag = key[2] if not missing else ""
-            run("UPDATE day SET checked_etag = ? WHERE delivery = ? AND day = ?", (etag, key[0], key[1]))
-
-    def adopt(self, publication: Publication, log: LedgerLog) -> None:
-        """Take a whole file that a new ledger found in the folder as published."""
-        number = self.intend(publication, [], [])
-        with self._transaction() as run:
-            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(publication.published_at), number))
             run(
-                "INSERT INTO log (name, publication, size, sha256, mtime, lines, state)"
-                " VALUES (?,?,?,?,?,?,'published')",
-                (str(log.name), number, log.size, log.sha256, log.mtime, log.lines),
+                "UPDATE day SET checked_etag = ?, withheld = ? WHERE delivery = ? AND day = ?",
+                (etag, withheld, key[0], key[1]),
             )
+
+    def adopt(self, publication: Publication, logs: Sequence[LedgerLog]) -> None:
+        """Take whole files that a new ledger found in the folder as one day's publication."""
+        with self._transaction():
+            number = self.intend(publication, logs, [log.lines for log in logs])
+            self.published(number, publication.published_at or publication.intended_at, checked_etag="")
 
     def publications(self, day: date | None = None, delivery: str = DELIVERY) -> list[Publication]:
         """The publications of a day (or of all days), in order, intended ones among them, with their logs."""
@@ -303,19 +300,22 @@ class Ledger:
             for name, value in facts.items():
                 run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, _json(value)))
 
+    def changed_elsewhere(self) -> int:
+        """A number that changes when another process writes the ledger."""
+        return int(self._rows("PRAGMA data_version")[0][0])
+
     def facts(self) -> dict[str, Any]:
         """All facts, by name."""
         return {row[0]: orjson.loads(row[1]) for row in self._rows("SELECT name, value FROM fact")}
-
-    def fact_instant(self, name: str) -> datetime | None:
-        """A fact that is an instant."""
-        return instant(self.facts().get(name))
 
     # SQLite
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         with self._lock, _told(self.path):
+            if self._connection.in_transaction:  # a step of a larger one
+                yield self._connection.execute
+                return
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute

@@ -144,15 +144,21 @@ class PickupPoint:
                 digest.update(chunk)
         return digest.hexdigest()
 
-    def is_whole(self, name: LogName) -> bool:
-        """Whether a file in the pickup folder is one correct gzip file to its end."""
+    def newlines(self, name: LogName) -> int | None:
+        """How many lines a file in the pickup folder has, or None when it is not one correct gzip file to its end."""
+        count = 0
         try:
             with igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
-                while file.read(_CHUNK):
-                    pass
+                while chunk := file.read(_CHUNK):
+                    count += chunk.count(b"\n")
         except (OSError, EOFError, zlib.error):
-            return False
-        return True
+            return None
+        return count
+
+    def head(self, name: LogName) -> str:
+        """The first text of a whole file, as much as its header lines can be."""
+        with told(self.pickup_dir / str(name)), igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
+            return bytes(file.read(1 << 16)).decode(errors="replace")
 
     def open_log(self, name: LogName) -> BinaryIO:
         """A published file, opened to be read by the conversion of late rows."""

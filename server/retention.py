@@ -57,7 +57,7 @@ def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
 
 
 def expired(files: Iterable[Expiring], now: datetime) -> list[Expiring]:
-    """The files that are more than ``keep_days`` × 24 h old."""
+    """The files that are more than ``keep_days`` days (of 24 h) old."""
     return [file for file in files if now > file.goes_at]
 
 

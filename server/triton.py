@@ -241,6 +241,21 @@ def _is_stem(spec: ColumnSpec) -> bool:
     return spec.value == DerivedValue.URL and spec.name == _STEM
 
 
+def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | None:
+    """The layout of a log whose first lines are ``head``: the configured one, or a default one; None if neither."""
+    defaults = [Layout(name.format, header, configured.text) for header in ("plain", "comment")]
+    for layout in (configured, *defaults):
+        if layout.format is not name.format:
+            continue
+        header = layout.header_lines(name.day)
+        if header and head.startswith(header):
+            return layout
+        first_line = head.partition("\n")[0]
+        if not header and (not first_line or first_line.count("\t") == len(layout.specs) - 1):
+            return layout
+    return None
+
+
 def layout_problems(specs: Sequence[ColumnSpec] | None, log_format: LogFormat) -> list[tuple[int | None, str, str]]:
     """What is wrong with configured columns: (place in the list or None for all of it, what is wrong, the cure)."""
     if specs is None:

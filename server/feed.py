@@ -1,0 +1,346 @@
+"""The feed: what happens to each day. One go of it is a round.
+
+Decides, day by day, what is to be published from what the source lists, the ledger remembers and the clock says; the
+doing is `Publisher`'s. Promises: only final days; a day is published once, its late rows once; one bad day never stops
+the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from .deadlines import catching_up, expires
+from .disk import told
+from .errors import ExportChanged, PickupPointError
+from .holds import published_when_given_up, warnings
+from .megaphone import start_of
+from .publishing import UNKNOWN_LAYOUT, Order
+from .records import DayRecord, Failure, Hold, LateCheck
+from .rounds import DayResult, FeedPolicy, Round, Wish
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from datetime import date, datetime
+
+    from .catalogue import Catalogue
+    from .ledger import Ledger
+    from .megaphone import DayExport, Listing
+    from .pickup import PickupPoint
+    from .publishing import Done, Publisher
+    from .records import Publication
+    from .source import ExportSource
+    from .triton import LogName
+
+log = structlog.get_logger()
+
+TOO_FRESH = timedelta(hours=2)  # rows this new may still grow: withheld from a day that is published unfinal
+RELEASE_AFTER = timedelta(days=2, hours=12)  # at D+2 12:00Z the withheld rows go out in any case
+CLOCK_TOLERANCE = timedelta(minutes=1)
+LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
+_RULE_GIVERS = ("first", "unfinal", "resend", "adopted")
+
+
+class Feed:
+    """Runs rounds; ``catalogue`` gives the newest snapshot of the episode catalogue, or None."""
+
+    def __init__(
+        self,
+        policy: FeedPolicy,
+        source: ExportSource,
+        publisher: Publisher,
+        ledger: Ledger,
+        point: PickupPoint,
+        *,
+        catalogue: Callable[[], Catalogue | None],
+        stop: threading.Event,
+        progress: Callable[[date, int, int], None] | None = None,
+    ) -> None:
+        self._policy = policy
+        self._source = source
+        self._publisher = publisher
+        self._ledger = ledger
+        self._point = point
+        self._catalogue = catalogue
+        self._stop = stop
+        self._progress = progress
+
+    async def run_round(self, now: datetime, wish: Wish | None = None) -> Round:
+        """One pass over the days.
+
+        ``now`` is the local clock: what is written down is dated by it. Whether a day is final is decided by the
+        source's own clock.
+
+        Raises:
+            SourceError: the source could not be listed; nothing was done.
+            DataFolderError, LedgerError: the data folder or the ledger cannot be used.
+        """
+        wish = wish or Wish()
+        async with self._round_lock():
+            await asyncio.to_thread(self._publisher.recover, now)
+            await asyncio.to_thread(self._publisher.adopt, self._policy.rules, now)
+            await asyncio.to_thread(self._publisher.serve_published)
+            listing = await self._source.day_exports()
+            await asyncio.to_thread(self._check_clock, now, listing)
+            outcome = Round(now, listing.now)
+            days = await asyncio.to_thread(self._look, listing, wish)
+            await asyncio.to_thread(self._announce_first_start, days, listing)
+            for day in catching_up(days, listing.now):
+                if self._stop.is_set():
+                    break
+                outcome.results.append(await self._one_day(day, listing, now, wish))
+            outcome.results.sort(key=lambda result: result.day)
+            return outcome
+
+    @contextlib.asynccontextmanager
+    async def _round_lock(self) -> AsyncIterator[None]:
+        def waiting() -> None:
+            log.info("feed waited for another round to end", lock=str(self._point.data_dir / "round.lock"))
+
+        lock = self._point.round_lock(waiting, self._stop.is_set)
+        await asyncio.to_thread(lock.__enter__)
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
+
+    def _check_clock(self, now: datetime, listing: Listing) -> None:
+        skew = now - listing.now
+        self._ledger.note(clock_skew=skew.total_seconds())
+        if abs(skew) > CLOCK_TOLERANCE:
+            hint = "timedatectl; is time synchronisation running?"
+            log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)
+
+    # Which days there are
+
+    def _look(self, listing: Listing, wish: Wish) -> list[date]:
+        """Note what the listing says of every day of the window; the days that this round is about."""
+        today = listing.now.date()
+        window = [today - timedelta(days=back) for back in range(self._policy.export.look_back_days, -1, -1)]
+        if self._policy.export.first_day is not None:
+            window = [day for day in window if day >= self._policy.export.first_day]
+        else:
+            known = [*listing.exports, *self._ledger.days(), *(p.day for p in self._ledger.publications())]
+            # Before the first day that was ever seen nothing is missing: Megaphone delivers no backfill.
+            window = [day for day in window if known and day >= min(known)]
+        days = sorted({*window, *wish.days})
+        for day in days:
+            export = listing.exports.get(day)
+            seen = self._policy.finality.state(day, export, listing.now)
+            self._ledger.see(DayRecord(day, seen, listing.now, export))
+        return sorted(wish.days) if wish.days else days
+
+    def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
+        if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
+            state = self._policy.finality.state
+            due = [str(day) for day in days if state(day, listing.exports.get(day), listing.now) == "due"]
+            log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", key="first_day")
+            self._ledger.note(first_start=listing.now.isoformat())
+
+    # One day
+
+    async def _one_day(self, day: date, listing: Listing, now: datetime, wish: Wish) -> DayResult:
+        export = listing.exports.get(day)
+        try:
+            return await self._decide(day, export, listing.now, now, wish)
+        except PickupPointError as error:
+            return await asyncio.to_thread(self._failed, day, export, now, error)
+        except Exception as error:
+            log.exception(f"feed failed {day}")
+            translated = PickupPointError(f"{type(error).__name__}: {error}", hint="please report it")
+            return await asyncio.to_thread(self._failed, day, export, now, translated)
+
+    def _failed(self, day: date, export: DayExport | None, now: datetime, error: PickupPointError) -> DayResult:
+        if self._stop.is_set():  # the error is ours: the conversion was told to stop
+            return DayResult(day, "stopped", "stopped before its end; the next round does it")
+        before = self._ledger.days()[day].failure
+        etag = export.etag if export is not None else ""
+        tries = before.tries + 1 if before is not None and before.etag == etag else 1
+        pause = min(self._policy.export.poll_every * 2 ** min(tries - 1, 10), LONGEST_PAUSE)
+        if isinstance(error, ExportChanged):
+            pause = timedelta()
+        self._ledger.fail(day, Failure(str(error), error.hint, etag, now, now + pause, tries))
+        log.error(f"feed failed {day}", why=str(error), hint=error.hint, next_try=f"{now + pause:%H:%MZ}")
+        return DayResult(day, "failed", f"{error} (next try {now + pause:%Y-%m-%d %H:%MZ})")
+
+    async def _decide(
+        self, day: date, export: DayExport | None, source_now: datetime, now: datetime, wish: Wish
+    ) -> DayResult:
+        known, days = await asyncio.to_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
+        publications, record = [p for p in known if p.published_at is not None], days[day]
+        if refused := self._refused(record, publications, source_now, wish):
+            return DayResult(day, "refused", refused)
+        waits = record.failure
+        if waits and not wish.days and export and waits.etag == export.etag and now < waits.next_try:
+            return DayResult(day, "failed", f"{waits.sentence} (next try {waits.next_try:%Y-%m-%d %H:%MZ})")
+        if wish.resend and export is not None:
+            name = await self._next_name(day, publications)
+            order = Order("resend", export, self._policy.rules, name, wish.resend, may_hold=not wish.accept_rejects)
+            return await self._carry_out(order, now)
+        if publications:
+            return await self._late(publications, record, source_now, now)
+        return await self._first(record, source_now, now, wish)
+
+    def _refused(self, record: DayRecord, publications: Sequence[Publication], source_now: datetime, wish: Wish) -> str:
+        """Why an operator's word cannot be followed, or an empty text."""
+        day = record.day
+        first_day = self._policy.export.first_day
+        if first_day is not None and day < first_day:
+            return f"it is before export.first_day ({first_day})"
+        if source_now - start_of(day) > timedelta(days=self._policy.keep_days):
+            return f"it is older than retention.keep_days ({self._policy.keep_days}): a pruned day never comes back"
+        if wish.resend and not publications:
+            return f"it was never published, so there is nothing to send again: pickup-point feed --day {day}"
+        if wish.resend and record.seen != "due":
+            return f"its export is not to be had whole: {_SENTENCES[record.seen]}"
+        return ""
+
+    async def _first(self, record: DayRecord, source_now: datetime, now: datetime, wish: Wish) -> DayResult:
+        """A day of which nothing was published yet."""
+        day, export = record.day, record.export
+        given_up = source_now >= start_of(day) + self._policy.export.give_up_waiting
+        if export is None:
+            return DayResult(day, record.seen, _SENTENCES[record.seen])
+        name = await self._next_name(day, ())
+        hold = record.hold if record.hold is not None and record.hold.etag == export.etag else None
+        if record.seen == "due":
+            remark, may_hold = "", not wish.accept_rejects
+            if wish.accept_rejects:
+                remark = "an operator accepted what was rejected" if hold else ""
+            elif hold is not None:
+                if not (given_up and published_when_given_up(hold)):
+                    return DayResult(day, "held", f"{hold.why}; to publish it: {_accept(day)}")
+                remark, may_hold = f"published at give_up_waiting though held: {hold.why}", False
+            order = Order("first", export, self._policy.rules, name, remark, may_hold=may_hold)
+            return await self._carry_out(order, now, give_up=given_up)
+        if given_up:
+            fresh = f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}"
+            remark = f"not final at give_up_waiting: {record.seen}"
+            may_hold = not wish.accept_rejects
+            if hold is not None and published_when_given_up(hold):
+                may_hold = False
+            order = Order("unfinal", export, self._policy.rules, name, remark, fresh_after=fresh, may_hold=may_hold)
+            return await self._carry_out(order, now, give_up=True)
+        return DayResult(day, record.seen, _SENTENCES[record.seen])
+
+    async def _late(
+        self, publications: Sequence[Publication], record: DayRecord, source_now: datetime, now: datetime
+    ) -> DayResult:
+        """A published day: has its export changed since, or are rows withheld?"""
+        day, export = record.day, record.export
+        sentence = ", ".join(str(entry.name) for p in publications for entry in p.logs)
+        done = DayResult(day, "published", sentence)
+        changed = export is not None and export.etag != record.checked_etag
+        if export is None or not (changed or record.withheld):
+            return done
+        release = record.withheld > 0 and source_now >= start_of(day) + RELEASE_AFTER
+        if record.seen != "due" and not release:
+            return done
+        if any(publication.remark == UNKNOWN_LAYOUT for publication in publications):
+            log.warning(f"feed left late rows of {day} alone", why=UNKNOWN_LAYOUT)
+            return done
+        standing = tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
+        rules = next(p.rules for p in reversed(publications) if p.kind in _RULE_GIVERS)
+        order = Order(
+            "late",
+            export,
+            rules,
+            await self._next_name(day, publications),
+            remark="withheld rows" if record.withheld else "late rows",
+            sent=standing,
+            may_hold=False,
+            may_publish=source_now < expires(day),
+        )
+        result = await self._carry_out(order, now)
+        return result if result.files or result.bad else done
+
+    async def _next_name(self, day: date, publications: Sequence[Publication]) -> LogName:
+        """A day keeps the prefix and the format of its first file."""
+        prefix, rules = self._policy.prefix, self._policy.rules
+        if publications:
+            prefix, rules = publications[0].logs[0].name.prefix, publications[0].rules
+        return await asyncio.to_thread(self._publisher.next_name, day, prefix, rules)
+
+    async def _carry_out(self, order: Order, now: datetime, *, give_up: bool = False) -> DayResult:
+        """Fetch the export into staging, then publish it."""
+        export, day = order.export, order.export.day
+        spool = self._point.staging_dir / f"export-{day}.json.gz"
+        catalogue = self._catalogue()
+        progress = self._progress
+
+        def read(count: int) -> None:
+            if progress is not None:
+                progress(day, count, export.size)
+
+        try:
+            with told(spool), spool.open("wb") as file:
+                await self._source.fetch(export, file)
+            done = await asyncio.to_thread(self._publisher.publish, order, spool, catalogue, now, read)
+        finally:
+            spool.unlink(missing_ok=True)
+        result = await asyncio.to_thread(self._told_of, order, done, now)
+        if done.held is not None and give_up:
+            reason, why = done.held
+            if published_when_given_up(Hold(why, reason, export.etag, done.tally)):
+                remark = f"published at give_up_waiting though held: {why}"
+                return await self._carry_out(replace(order, remark=remark, may_hold=False), now)
+        return result
+
+    def _told_of(self, order: Order, done: Done, now: datetime) -> DayResult:
+        """Write down and log what became of an order."""
+        day, tally = order.export.day, done.tally
+        if done.held is not None:
+            reason, why = done.held
+            self._ledger.hold(day, Hold(why, reason, order.export.etag, tally))
+            hint = f"look at {self._point.rejects_dir}; to publish it: {_accept(day)}"
+            log.warning(f"feed held {day}", why=why, hint=hint)
+            return DayResult(day, "held", f"{why}; to publish it: {_accept(day)}")
+        if not done.files:
+            export = order.export
+            check = LateCheck(
+                day, now, export.etag, export.last_modified, done.unsent, done.changed, done.removed, tally
+            )
+            self._ledger.late_checked(check)
+            verb = "came too late to be sent" if done.unsent else "brought no new rows"
+            logger = log.warning if done.unsent else log.info
+            logger(
+                f"feed compared {day}: its export changed and {verb}",
+                unsent=done.unsent, changed=done.changed, removed=done.removed,
+            )  # fmt: skip
+            return DayResult(day, "published", f"its export changed and {verb}")
+        names = tuple(file.name for file in done.files)
+        late = " (late: Triton counts nothing this old unless it agreed to)" if now >= expires(day) else ""
+        log.info(
+            f"feed published {','.join(str(name) for name in names)}",
+            rows=tally.rows,
+            lines=tally.lines,
+            filtered=tally.filtered.total(),
+            rejected=tally.rejected.total(),
+            seconds=round(done.seconds, 1),
+            **({"changed": done.changed, "removed": done.removed} if order.kind == "late" else {}),
+            **({"remark": order.remark} if order.remark else {}),
+        )
+        if late:
+            log.warning(f"feed published {names[0]} past the three days", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}")
+        for warning in warnings(tally, self._policy.holds):
+            log.warning(f"feed noticed {names[0]}", why=warning)
+        files = ", ".join(str(name) for name in names)
+        return DayResult(day, "published", f"{files} ({tally.lines} lines of {tally.rows} rows){late}", names)
+
+
+_SENTENCES = {
+    "open": "it is not final yet",
+    "missing": "no export is there: Megaphone delivers no day twice, ask support-megaphone@spotify.com",
+    "stale": "its export is older than the end of the day",
+    "settling": "its export changed too lately to be final",
+}
+
+
+def _accept(day: date) -> str:
+    return f"pickup-point feed --day {day} --accept-rejects"

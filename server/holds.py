@@ -1,0 +1,68 @@
+"""When a converted day is held instead of published, until an operator decides.
+
+Pure. Promise 4 of the design: a day with too many rejected rows, an empty day after days with rows, and (where the
+operator said so) a day of hash-like addresses is not published in silence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .records import Hold
+    from .tally import Tally
+
+TOKENS_SHARE = 0.01  # above this share of hash-like addresses, tokens = "hold" holds the day
+ENDS_IN_ZERO_SHARE = 0.05  # above it, the addresses were probably truncated before they came
+EMPTY_AFTER_DAYS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPolicy:
+    """The settings that decide: ``max_rejected`` is a share, ``tokens`` hash, hold or None."""
+
+    max_rejected: float = 0.01
+    tokens: str | None = None
+
+
+def hold_reason(tally: Tally, rows_before: Sequence[int], policy: HoldPolicy) -> tuple[str, str] | None:
+    """(reason, sentence) why this day is held, or None; ``rows_before`` are the rows of the last seven days."""
+    if tally.rows == 0 and any(rows_before):
+        return "empty", "the export is empty, though one of the last seven days had rows"
+    if tally.rows and tally.rejected_share > policy.max_rejected:
+        most = max(tally.rejected, key=lambda reason: tally.rejected[reason])
+        return "rejected", (
+            f"{tally.rejected.total()} of {tally.rows} rows were rejected ({tally.rejected_share:.1%}, "
+            f"allowed {policy.max_rejected:.1%}), most of them {most}"
+        )
+    if policy.tokens == "hold" and tally.share_of_lines(tally.not_an_address) > TOKENS_SHARE:
+        share = tally.share_of_lines(tally.not_an_address)
+        return "tokens", f'{share:.1%} of the addresses are hash-like tokens, and log.tokens is "hold"'
+    return None
+
+
+def published_when_given_up(hold: Hold) -> bool:
+    """Whether a held day goes out at ``give_up_waiting`` though nobody decided: the good rows must not be lost."""
+    return hold.reason == "rejected" and hold.tally.rejected_share < 0.5
+
+
+def warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
+    """What is worth a word about a day that is published all the same."""
+    told = []
+    tokens = tally.share_of_lines(tally.not_an_address)
+    if tally.not_an_address and policy.tokens is None:
+        told.append(
+            f"{tokens:.1%} of the addresses are hash-like tokens, sent as Hashed-IP without an IP: agree with Triton "
+            'whether that counts, then set log.tokens to "hash" or "hold"'
+        )
+    if tally.share_of_lines(tally.ends_in_zero) > ENDS_IN_ZERO_SHARE:
+        share = tally.share_of_lines(tally.ends_in_zero)
+        told.append(f"{share:.1%} of the IPv4 addresses end in 0: they were probably truncated before they came")
+    if tally.rows == 0:
+        told.append("the export is empty: a file with the header line only was published")
+    elif tally.lines == 0:
+        told.append("no row became a line: a file with the header line only was published")
+    return told

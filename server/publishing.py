@@ -1,0 +1,291 @@
+"""Publishing: one version of a day's export becomes log files, whole or not at all.
+
+The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync of the folder,
+unlink the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two
+of them. Brings `pickup`, `ledger` and `pipeline` together; everything here is synchronous and runs in a thread, under
+the round lock.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, BinaryIO
+
+import structlog
+
+from .convert import Conversion
+from .disk import told
+from .errors import ConversionFailed
+from .holds import HoldPolicy, hold_reason
+from .megaphone import DayExport
+from .pipeline import SentLog, convert_export
+from .records import LedgerLog, Publication
+from .triton import LogFile, LogName, layouts_by_header
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+    from datetime import date
+    from pathlib import Path
+
+    from .catalogue import Catalogue
+    from .convert import LogRules
+    from .ledger import Ledger
+    from .pickup import FoundFile, PickupPoint
+    from .records import Kind
+    from .staging import Staging
+    from .tally import Tally
+    from .triton import Layout
+
+log = structlog.get_logger()
+
+UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows already sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be published: a version of a day's export, by which rules, under which first name.
+
+    ``sent`` are the publications whose rows are not sent again; rows created at or after ``fresh_after``
+    (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted.
+    """
+
+    kind: Kind
+    export: DayExport
+    rules: LogRules
+    first: LogName
+    remark: str = ""
+    sent: tuple[Publication, ...] = ()
+    fresh_after: str | None = None
+    may_hold: bool = True
+    may_publish: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of an order: files, or a reason (word, sentence) to hold the day, or nothing to send.
+
+    ``unsent`` are the lines that were not published because the order did not allow it.
+    """
+
+    tally: Tally
+    files: tuple[LogFile, ...] = ()
+    held: tuple[str, str] | None = None
+    changed: int = 0
+    removed: int = 0
+    unsent: int = 0
+    seconds: float = 0.0
+
+
+class Publisher:
+    """Carries out orders on one data folder."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        point: PickupPoint,
+        *,
+        hash_key: bytes,
+        policy: HoldPolicy,
+        workers: int,
+        max_rows_per_file: int,
+        stop: threading.Event,
+    ) -> None:
+        self._ledger = ledger
+        self._point = point
+        self._hash_key = hash_key
+        self._policy = policy
+        self._workers = workers
+        self._max_rows_per_file = max_rows_per_file
+        self._stop = stop
+
+    def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
+        """The next name of a day that neither the ledger nor the folder has ever seen."""
+        spent = [entry.name for entry in self._ledger.logs()] + [f.name for f in self._point.found() if f.name]
+        numbers = [name.number for name in spent if name.day == day]
+        return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
+
+    def publish(
+        self,
+        order: Order,
+        spool: Path,
+        catalogue: Catalogue | None,
+        now: datetime,
+        progress: Callable[[int], None] | None = None,
+    ) -> Done:
+        """Convert the export that lies in ``spool`` and publish it, or say why not.
+
+        Raises:
+            ExportTorn, ConversionFailed, DataFolderError, LedgerError, NameSpent: nothing was published, or the next
+                `recover` finishes it.
+        """
+        started = time.monotonic()
+        day = order.export.day
+        conversion = Conversion(order.rules, self._hash_key, catalogue, day)
+        sent = [
+            SentLog(publication.rules.layout, self._opener(entry.name))
+            for publication in order.sent
+            for entry in publication.logs
+            if entry.state == "published" and entry.superseded_by is None
+        ]
+        with self._point.stage(order.first) as staging, told(self._point.staging_dir):
+            converted = convert_export(
+                spool,
+                conversion,
+                staging,
+                scratch=self._point.staging_dir,
+                workers=self._workers,
+                max_rows_per_file=self._max_rows_per_file,
+                sent=sent,
+                fresh_after=order.fresh_after,
+                progress=progress,
+                stop=self._stop,
+            )
+            tally, changed, removed = converted.tally, converted.changed, converted.removed
+            if not tally.balanced:
+                hint = "pickup-point convert EXPORT --output FILE --json shows the books; please report it"
+                raise ConversionFailed(f"the books of {day} do not balance, so nothing is published", hint=hint)
+            rows_before = self._rows_before(day)
+            held = hold_reason(tally, rows_before, self._policy) if order.may_hold else None
+            staging.keep_rejects()
+            if held is not None:
+                return Done(tally, held=held)
+            if not converted.lines_per_log:
+                return Done(tally, changed=changed, removed=removed)
+            if not order.may_publish:
+                return Done(tally, changed=changed, removed=removed, unsent=tally.lines)
+            publication = Publication(
+                id=0,
+                day=day,
+                kind=order.kind,
+                export=order.export,
+                rules=order.rules,
+                tally=tally,
+                intended_at=now,
+                published_at=None,
+                changed=changed,
+                removed=removed,
+                remark=order.remark,
+            )
+            files = self._link(staging, publication, converted.lines_per_log, now)
+        return Done(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)
+
+    def _opener(self, name: LogName) -> Callable[[], BinaryIO]:
+        return lambda: self._point.open_log(name)
+
+    def _link(self, staging: Staging, publication: Publication, lines: Sequence[int], now: datetime) -> list[LogFile]:
+        """The critical sequence, from files in staging to files that are served."""
+        logs = staging.seal(self._next_mtime(now))
+        number = self._ledger.intend(publication, logs, lines)
+        files = staging.publish()
+        assert publication.tally is not None  # noqa: S101  # only an adopted publication has none
+        withheld = publication.tally.filtered["too_fresh"]
+        self._ledger.published(number, now, checked_etag=publication.export.etag, withheld=withheld)
+        self._point.add_served(files)
+        return files
+
+    def _next_mtime(self, now: datetime) -> int:
+        """Later than every file before, whatever the clock says: pullers skip a file older than the newest they saw."""
+        last = [entry.mtime for entry in self._ledger.logs()] + [file.mtime for file in self._point.found()]
+        return max(int(now.timestamp()), *(mtime + 1 for mtime in last)) if last else int(now.timestamp())
+
+    def _rows_before(self, day: date) -> list[int]:
+        """The rows of the days among the last seven that were published."""
+        return [
+            publication.tally.rows if publication.tally is not None else sum(entry.lines for entry in publication.logs)
+            for publication in self._ledger.publications()
+            if 0 < (day - publication.day).days <= 7 and publication.published_at is not None
+        ]
+
+    # After a crash, and at the first start
+
+    def recover(self, now: datetime) -> None:
+        """After a crash: clear staging, settle intentions, serve what the ledger and the folder agree on."""
+        for name in self._point.clear_staging():
+            log.info(f"feed removed {name} from staging")
+        for publication in self._ledger.publications():
+            if publication.published_at is None:
+                self._settle(publication, now)
+        self.serve_published()
+
+    def _settle(self, publication: Publication, now: datetime) -> None:
+        found = {file.file: file for file in self._point.found()}
+        present = []
+        for entry in publication.logs:
+            file = found.get(str(entry.name))
+            if file is not None and file.size == entry.size and self._point.sha256(entry.name) == entry.sha256:
+                present.append(entry.name)
+        withheld = publication.tally.filtered["too_fresh"] if publication.tally is not None else 0
+        self._ledger.settle(publication.id, present, now, withheld=withheld)
+        for entry in publication.logs:
+            outcome = "published" if entry.name in present else "freed"
+            log.warning(f"feed {outcome} {entry.name} after an interruption", day=str(publication.day))
+
+    def serve_published(self) -> None:
+        """Serve the files that the ledger says are published and that are there in the recorded size."""
+        found = {file.file: file for file in self._point.found()}
+        served = {}
+        for entry in self._ledger.logs():
+            if entry.state != "published":
+                continue
+            file = found.get(str(entry.name))
+            if file is None or file.size != entry.size:
+                state = "missing" if file is None else "of another size"
+                log.error(f"pickup missed {entry.name}", folder=str(self._point.pickup_dir), state=state)
+                continue
+            served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
+        self._point.serve(served)
+
+    def adopt(self, rules: LogRules, now: datetime) -> int:
+        """With a new ledger: take the whole files whose names parse as published, once; how many there were."""
+        if "folder_adopted" in self._ledger.facts():
+            return 0
+        days: dict[date, list[FoundFile]] = {}
+        for file in self._point.found():
+            if file.name is not None:
+                days.setdefault(file.name.day, []).append(file)
+        adopted = 0
+        for day, files in sorted(days.items()):
+            adopted += self._adopt_day(day, files, rules, now)
+        self._ledger.note(folder_adopted=now.isoformat())
+        return adopted
+
+    def _adopt_day(self, day: date, files: list[FoundFile], rules: LogRules, now: datetime) -> int:
+        """Files of one layout become one publication."""
+        by_layout: dict[Layout | None, list[LedgerLog]] = {}
+        for file in files:
+            assert file.name is not None  # noqa: S101  # only parsed names come here
+            newlines = self._point.newlines(file.name)
+            if newlines is None:
+                log.warning(f"feed left {file.file} alone: it is no whole gzip file")
+                continue
+            layout = layouts_by_header(self._point.head(file.name), rules.layout, file.name)
+            headers = 0 if layout is None else layout.header_lines(day).count("\n")
+            entry = LedgerLog(
+                name=file.name,
+                publication=0,
+                size=file.size,
+                sha256=self._point.sha256(file.name),
+                mtime=file.mtime,
+                lines=max(0, newlines - headers),
+                state="published",
+            )
+            by_layout.setdefault(layout, []).append(entry)
+            log.warning(f"feed adopted {file.file}", lines=entry.lines)
+        for layout, logs in by_layout.items():
+            published = datetime.fromtimestamp(max(entry.mtime for entry in logs), UTC)
+            publication = Publication(
+                id=0,
+                day=day,
+                kind="adopted",
+                export=DayExport(day, "", "", 0, published),
+                rules=rules if layout is None else replace(rules, layout=layout),
+                tally=None,
+                intended_at=now,
+                published_at=published,
+                remark=UNKNOWN_LAYOUT if layout is None else "found in the folder by a new ledger",
+            )
+            self._ledger.adopt(publication, logs)
+        return sum(len(logs) for logs in by_layout.values())
