@@ -181,7 +181,12 @@ class Bucket:
 
     async def _read(self, client: Any, export: DayExport, spool: Spool) -> None:
         """One try: read the object from where the spool ends, or from its beginning."""
-        reply = await self._get(client, export, spool.size)
+        try:
+            reply = await self._get(client, export, spool.size)
+        except Setback as setback:
+            if _is_status(setback, 416):
+                await spool.restart()
+            raise
         async with reply["Body"] as body:
             if _bare(reply.get("ETag", export.etag)) != export.etag:  # a server that does not know If-Match
                 raise self._place.meaning(Answer(412, "PreconditionFailed"), export.key)

@@ -92,11 +92,8 @@ class Pace:
         self._steps.append((seconds, count))
         self._seconds += seconds
         self._bytes += count
-        if self._seconds < self._patience.window:
-            return False
-        slow = self._bytes < self._patience.least_rate * self._patience.window
-        while self._steps and self._seconds - self._steps[0][0] >= self._patience.window:
+        while self._seconds - self._steps[0][0] >= self._patience.window:
             gone, brought = self._steps.popleft()
             self._seconds -= gone
             self._bytes -= brought
-        return slow
+        return self._seconds >= self._patience.window and self._bytes < self._patience.worth

@@ -129,10 +129,14 @@ class Place:
                 ExportChanged(f"{key} in {self} {gone}", hint=f"nothing to do, the day begins again: {self._ls}"),
                 Remedy.NONE,
             )
+        if answer.status == 416 and key is not None:
+            return self.altered(key, "the rest of the object is not there")
         if answer.status in (408, 409, 429) or answer.status >= 500 or answer.code in _BUSY:
+            # A page that is no XML is a 500 for the SDK, whatever its status was.
+            said = answer.code if answer.code != str(answer.status) else "in words that are not S3's"
             return Setback(
                 SourceUnreachable(
-                    f"{self} answers that it cannot serve now ({answer.status} {answer.code})",
+                    f"{self} answers that it cannot serve now ({answer.status}, {said})",
                     hint=f"wait; it is tried again by itself. Is it up? {self._ls}",
                 ),
                 Remedy.WAIT,

@@ -1,0 +1,335 @@
+"""An S3 server that fails on command: a listing, conditional and ranged reads, and a script of faults.
+
+Listens on 127.0.0.1, a free port. `FaultServer.script` holds what befalls the next requests, one fault each; when it is
+empty, requests are answered as S3 answers them. Keys and signatures are not checked (moto and Ceph do that).
+A fault gets the request and the object, and sends the answer, or a part of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+BUCKET = "exports"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of an object."""
+
+    body: bytes
+    modified: datetime
+
+    @property
+    def etag(self) -> str:
+        return hashlib.md5(self.body, usedforsecurity=False).hexdigest()
+
+
+@dataclass
+class Seen:
+    """One read as it arrived."""
+
+    key: str
+    range: str | None
+    if_match: str | None
+
+
+Fault = Callable[["FaultServer", web.Request, Version], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class FaultServer:
+    """The server; ``spellings`` are the forms of an ETag that it takes in If-Match."""
+
+    url: str = ""
+    objects: dict[str, Version] = field(default_factory=dict)
+    script: deque[Fault] = field(default_factory=deque)
+    listing_script: deque[Fault] = field(default_factory=deque)
+    reads: list[Seen] = field(default_factory=list)
+    spellings: tuple[str, ...] = ('"{}"', "{}")
+    page_size: int = 1000
+
+    def put(self, key: str, body: bytes) -> Version:
+        """Put an object, or a new version of it."""
+        self.objects[key] = Version(body, datetime(2026, 11, 21, 5, tzinfo=UTC))
+        return self.objects[key]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One request: a listing or a read, as the script wants it."""
+        key = request.match_info["key"]
+        if not key:
+            nothing = Version(b"", datetime.now(UTC))
+            return await (self.listing_script.popleft() if self.listing_script else _list)(self, request, nothing)
+        self.reads.append(Seen(key, request.headers.get("Range"), request.headers.get("If-Match")))
+        if key not in self.objects:
+            return error(404, "NoSuchKey")
+        return await (self.script.popleft() if self.script else answer)(self, request, self.objects[key])
+
+
+def error(status: int, code: str, **headers: str) -> web.Response:
+    """An S3 error."""
+    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>a secret message</Message></Error>'
+    shown = {name.replace("_", "-"): value for name, value in headers.items()}
+    return web.Response(status=status, text=text, content_type="application/xml", headers=shown)
+
+
+async def _list(server: FaultServer, request: web.Request, _: Version) -> web.Response:
+    """ListObjectsV2; the token is the last key of the page before."""
+    query = request.query
+    keys = sorted(key for key in server.objects if key > query.get("continuation-token", ""))
+    page, more = keys[: server.page_size], len(keys) > server.page_size
+    entries = "".join(
+        f"<Contents><Key>{escape(key)}</Key><LastModified>{server.objects[key].modified:%Y-%m-%dT%H:%M:%S.000Z}"
+        f"</LastModified><ETag>&quot;{server.objects[key].etag}&quot;</ETag>"
+        f"<Size>{len(server.objects[key].body)}</Size></Contents>"
+        for key in page
+    )
+    token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if more else ""
+    return web.Response(
+        text=f'<?xml version="1.0"?><ListBucketResult><Name>{BUCKET}</Name>'
+        f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}</ListBucketResult>",
+        content_type="application/xml",
+    )
+
+
+def _headers(version: Version, start: int) -> dict[str, str]:
+    headers = {"ETag": f'"{version.etag}"', "Last-Modified": format_datetime(version.modified, usegmt=True)}
+    if start:
+        headers["Content-Range"] = f"bytes {start}-{len(version.body) - 1}/{len(version.body)}"
+    return headers
+
+
+def start_of(request: web.Request) -> int:
+    """The first byte that the request asks for."""
+    return int(request.headers["Range"].removeprefix("bytes=").removesuffix("-")) if "Range" in request.headers else 0
+
+
+async def answer(server: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+    """As S3 answers: If-Match, ranges, Content-Length."""
+    wanted = request.headers.get("If-Match")
+    if wanted is not None and wanted not in {spelling.format(version.etag) for spelling in server.spellings}:
+        return error(412, "PreconditionFailed")
+    start = start_of(request)
+    return web.Response(status=206 if start else 200, body=version.body[start:], headers=_headers(version, start))
+
+
+async def _begin(request: web.Request, version: Version, start: int) -> web.StreamResponse:
+    """Status and headers of a whole answer, of which the body follows."""
+    response = web.StreamResponse(status=206 if start else 200, headers=_headers(version, start))
+    response.content_length = len(version.body) - start
+    await response.prepare(request)
+    return response
+
+
+def _end(request: web.Request, *, reset: bool) -> None:
+    transport = request.transport
+    assert transport is not None
+    if reset:
+        sock: socket.socket = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()  # type: ignore[attr-defined]  # a socket's transport has it
+    else:
+        transport.close()
+
+
+def cut(count: int, *, reset: bool = False, ignore_range: bool = False) -> Fault:
+    """Headers and ``count`` bytes of the answer, then the end of the connection: FIN, or RST."""
+
+    async def fault(server: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        refused = await answer(server, request, version)
+        if refused.status >= 400:
+            return refused
+        start = 0 if ignore_range else start_of(request)
+        response = await _begin(request, version, start)
+        await response.write(version.body[start : start + count])
+        if reset:
+            await asyncio.sleep(0.02)  # RST overtakes what is still unread
+        _end(request, reset=reset)
+        return response
+
+    return fault
+
+
+def hang_up(*, reset: bool = False) -> Fault:
+    """The end of the connection before any answer."""
+
+    async def fault(_: FaultServer, request: web.Request, __: Version) -> web.StreamResponse:
+        _end(request, reset=reset)
+        return web.Response()
+
+    return fault
+
+
+def stall(count: int) -> Fault:
+    """``count`` bytes of the answer, then silence on an open connection."""
+
+    async def fault(_: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        start = start_of(request)
+        response = await _begin(request, version, start)
+        await response.write(version.body[start : start + count])
+        await asyncio.sleep(60)
+        return response
+
+    return fault
+
+
+def silent() -> Fault:
+    """No answer at all on an open connection."""
+
+    async def fault(_: FaultServer, __: web.Request, ___: Version) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    return fault
+
+
+def trickle(size: int = 1, pause: float = 0.5) -> Fault:
+    """``size`` bytes at a time with a ``pause`` between them: by default two bytes a second."""
+
+    async def fault(_: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        start = start_of(request)
+        response = await _begin(request, version, start)
+        for at in range(start, len(version.body), size):
+            await response.write(version.body[at : at + size])
+            await asyncio.sleep(pause)
+        return response
+
+    return fault
+
+
+def refuse(status: int, code: str, **headers: str) -> Fault:
+    """An S3 error instead of the answer."""
+
+    async def fault(_: FaultServer, __: web.Request, ___: Version) -> web.StreamResponse:
+        return error(status, code, **headers)
+
+    return fault
+
+
+def redirect(location: str, status: int = 302) -> Fault:
+    """A redirect to another place."""
+    return refuse(status, "Found", Location=location)
+
+
+def page(text: str, content_type: str = "text/html") -> Fault:
+    """Something that is no S3 answer, with status 200."""
+
+    async def fault(_: FaultServer, __: web.Request, ___: Version) -> web.StreamResponse:
+        return web.Response(text=text, content_type=content_type)
+
+    return fault
+
+
+def chunked(count: int | None = None) -> Fault:
+    """The answer in chunks, without a Content-Length; after ``count`` bytes the connection ends in mid-chunk."""
+
+    async def fault(_: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        start = start_of(request)
+        response = web.StreamResponse(status=206 if start else 200, headers=_headers(version, start))
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        await response.write(version.body[start:][:count])
+        if count is not None:
+            _end(request, reset=False)
+        return response
+
+    return fault
+
+
+def raw(head: str, body: bytes = b"") -> Fault:
+    """These very bytes as the answer, then the end of the connection."""
+
+    async def fault(_: FaultServer, request: web.Request, __: Version) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)  # type: ignore[attr-defined]
+        request.transport.close()
+        return web.Response()
+
+    return fault
+
+
+def torn(count: int) -> Fault:
+    """A whole, well-formed answer whose Content-Length and body are ``count`` bytes, under the ETag of the whole."""
+
+    async def fault(_: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        start = start_of(request)
+        body = version.body[start : start + count]
+        return web.Response(status=206 if start else 200, body=body, headers=_headers(version, start))
+
+    return fault
+
+
+def ignoring_range() -> Fault:
+    """The whole object with status 200, whatever range was asked for."""
+
+    async def fault(_: FaultServer, __: web.Request, version: Version) -> web.StreamResponse:
+        return web.Response(body=version.body, headers=_headers(version, 0))
+
+    return fault
+
+
+def ignoring_if_match() -> Fault:
+    """The version that is there now, whichever was asked for."""
+
+    async def fault(_: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        start = start_of(request)
+        return web.Response(status=206 if start else 200, body=version.body[start:], headers=_headers(version, start))
+
+    return fault
+
+
+def altered(status: int | None = None, **changed: str | None) -> Fault:
+    """The answer with other headers (None: without it) or another status."""
+
+    async def fault(_: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        start = start_of(request)
+        headers = _headers(version, start)
+        for name, value in changed.items():
+            headers.pop(name.replace("_", "-"), None)
+            if value is not None:
+                headers[name.replace("_", "-")] = value
+        return web.Response(status=status or (206 if start else 200), body=version.body[start:], headers=headers)
+
+    return fault
+
+
+def rewritten(body: bytes, then: Fault) -> Fault:
+    """A new version is put while the old one is answered, faultily."""
+
+    async def fault(server: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        server.put(request.match_info["key"], body)
+        return await then(server, request, version)
+
+    return fault
+
+
+@asynccontextmanager
+async def fault_server() -> AsyncIterator[FaultServer]:
+    """A running fault server."""
+    server = FaultServer()
+    app = web.Application()
+    app.router.add_get(f"/{BUCKET}{{_:/?}}{{key:.*}}", server.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield server
+    finally:
+        await runner.cleanup()
