@@ -1,0 +1,352 @@
+"""Every mistake that an operator can make in the configuration, told at once, with its cure and without a secret.
+
+Reads files in a temporary folder; nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.config import find_config, load_config
+from server.errors import ConfigError, Problem
+
+from .test_config import EXPORT, HASH, MINIMAL, USER, parse
+
+
+def problems_of(text: str, folder: Path = Path("/srv/point")) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, folder)
+    assert caught.value.exit_code == 2
+    return caught.value.problems
+
+
+def told(problems: list[Problem]) -> str:
+    return "\n".join(f"{problem} // {problem.cure}" for problem in problems)
+
+
+def _in(table: str, line: str) -> str:
+    """A file with one line more in one table."""
+    tables = {"": line + "\n" + MINIMAL, "export": EXPORT + line + "\n" + USER, "sftp.users": MINIMAL + line + "\n"}
+    if table in tables:
+        return tables[table]
+    return f"{EXPORT}[{table}]\n{line}\n{USER}"
+
+
+# (table, line, key of the problem, what it shows of the value, a word of the cure)
+MISTAKES = [
+    ("", "data_dirs = 1", "data_dirs", "not a known key", "did you mean data_dir?"),
+    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known are: export"),
+    ("", "data_dir = 5", "data_dir", "is 5", "path"),
+    ("", 'data_dir = ""', "data_dir", 'is ""', "path"),
+    ("", 'data_dir = "a\\u0000b"', "data_dir", "not a path", "path"),
+    ("", 'data_dir = "~nobody-of-that-name/x"', "data_dir", "~nobody-of-that-name/x", "whole path"),
+    ("", 'keys_dir = ["keys"]', "keys_dir", "is a list", "path"),
+    ("export", "data_dir = 5", "export.data_dir", "not a known key", "above the first [table]"),
+    ("export", 'pol_every = "10m"', "export.pol_every", "not a known key", "did you mean poll_every?"),
+    ("export", "region = 5", "export.region", "is 5", "export.region"),
+    ("export", 'region = ""', "export.region", 'is ""', "export.region"),
+    ("export", 'endpoint_url = "localhost:9000"', "export.endpoint_url", "localhost:9000", "https://"),
+    ("export", 'endpoint_url = "ftp://host"', "export.endpoint_url", "ftp://host", "https://"),
+    ("export", 'endpoint_url = "https://"', "export.endpoint_url", "https://", "https://"),
+    ("export", 'endpoint_url = "http://host:99999"', "export.endpoint_url", "http://host:99999", "https://"),
+    ("export", 'endpoint_url = "http://ho st"', "export.endpoint_url", "http://ho st", "https://"),
+    ("export", 'final_at = "4:30"', "export.final_at", "4:30", '"04:30"'),
+    ("export", 'final_at = "24:00"', "export.final_at", "24:00", '"04:30"'),
+    ("export", "final_at = 430", "export.final_at", "430", '"04:30"'),
+    ("export", 'settle = "65"', "export.settle", '"65"', '"65m"'),
+    ("export", "settle = 65", "export.settle", "is 65", '"65m"'),
+    ("export", 'settle = "-5m"', "export.settle", '"-5m"', '"65m"'),
+    ("export", 'settle = "1.5h"', "export.settle", '"1.5h"', '"65m"'),
+    ("export", 'settle = "65 m"', "export.settle", '"65 m"', '"65m"'),
+    ("export", 'settle = "\u0666m"', "export.settle", '"\u0666m"', '"65m"'),
+    ("export", 'settle = "25h"', "export.settle", '"25h"', '"24h"'),
+    ("export", 'settle = "999999999999d"', "export.settle", "999999999999d", "hours"),
+    ("export", 'poll_every = "0s"', "export.poll_every", '"0s"', '"1s"'),
+    ("export", 'poll_every = "7h"', "export.poll_every", '"7h"', '"6h"'),
+    ("export", "look_back_days = 0", "export.look_back_days", "is 0", "look_back_days"),
+    ("export", "look_back_days = 3.5", "export.look_back_days", "is 3.5", "look_back_days"),
+    ("export", 'look_back_days = "3"', "export.look_back_days", 'is "3"', "look_back_days"),
+    ("export", "look_back_days = true", "export.look_back_days", "is true", "look_back_days"),
+    ("export", "look_back_days = 60", "export.look_back_days", "is 60, not less than", "at most 59"),
+    ("export", 'first_day = "01.12.2026"', "export.first_day", "01.12.2026", '"2026-12-01"'),
+    ("export", 'first_day = "2026-02-30"', "export.first_day", "2026-02-30", '"2026-12-01"'),
+    ("export", "first_day = 2026-12-01T00:00:00Z", "export.first_day", "2026-12-01T00:00:00", '"2026-12-01"'),
+    ("export", 'give_up_waiting = "28h"', "export.give_up_waiting", '"28h"', '"29h"'),
+    ("export", 'give_up_waiting = "73h"', "export.give_up_waiting", '"73h"', '"72h"'),
+    ("export", 'final_at = "23:30"', "export.give_up_waiting", '"47h"', '"48h"'),
+    ("log", 'prefix = "MEGA/"', "log.prefix", '"MEGA/"', "letters, digits, - and _"),
+    ("log", 'prefix = ""', "log.prefix", '""', "letters, digits, - and _"),
+    ("log", 'prefix = "-a"', "log.prefix", '"-a"', "letters, digits, - and _"),
+    ("log", 'prefix = "MEGÄ"', "log.prefix", '"MEGÄ"', "letters, digits, - and _"),
+    ("log", 'prefix = "a.b"', "log.prefix", '"a.b"', "letters, digits, - and _"),
+    ("log", 'prefix = "a b"', "log.prefix", '"a b"', "letters, digits, - and _"),
+    ("log", f'prefix = "{"a" * 65}"', "log.prefix", "aaa", "letters, digits, - and _"),
+    ("log", 'format = "csv"', "log.format", '"csv"', "log.format"),
+    ("log", 'header = "yes"', "log.header", '"yes"', "log.header"),
+    ("log", 'rows = "some"', "log.rows", '"some"', "log.rows"),
+    ("log", 'ip = "none"', "log.ip", '"none"', "log.ip"),
+    ("log", 'tokens = "send"', "log.tokens", '"send"', "log.tokens"),
+    ("log", "partial_status = 404", "log.partial_status", "is 404", "log.partial_status"),
+    ("log", 'partial_status = "206"', "log.partial_status", '"206"', "log.partial_status"),
+    ("log", 'bytes = "all"', "log.bytes", '"all"', "log.bytes"),
+    ("log", "text = true", "log.text", "is true", "log.text"),
+    ("log", 'url = "/{episode}.mp3"', "log.url", "{episode} is no field", "in braces"),
+    ("log", 'url = "/{episode_id.mp3"', "log.url", "a brace stands alone", "in braces"),
+    ("log", 'url = " "', "log.url", "it is empty", "in braces"),
+    ("log", 'episodes = "gone.csv"', "log.episodes", "/srv/point/gone.csv", "put the file there"),
+    ("log", "max_rows_per_file = -1", "log.max_rows_per_file", "is -1", "log.max_rows_per_file"),
+    ("log", "max_rejected = 1.5", "log.max_rejected", "is 1.5", "log.max_rejected"),
+    ("log", "max_rejected = nan", "log.max_rejected", "is nan", "log.max_rejected"),
+    ("log", "workers = 65", "log.workers", "is 65", "log.workers"),
+    ("log", "columns = []", "log.columns", "an empty list", "log.columns"),
+    ("log", 'columns = "date"', "log.columns", '"date"', "log.columns"),
+    ("log", 'columns = [{ name = "date", value = "date" }]', "log.columns", "no x-metric-id", "x-metric-id"),
+    ("log", 'columns = [{ name = "a", value = "day" }]', "log.columns[0]", '"day"', "start-time"),
+    ("log", 'columns = [{ name = "a", field = "agent" }]', "log.columns[0]", '"agent"', "normalized_user_agent"),
+    ("log", 'columns = [{ name = "a" }]', "log.columns[0]", "no source", "exactly one"),
+    ("log", 'columns = [{ name = "a", field = "ip", constant = "x" }]', "log.columns[0]", "and constant", "exactly"),
+    ("log", 'columns = [{ value = "date" }]', "log.columns[0].name", "is missing", "[[log.columns]]"),
+    ("log", 'columns = [{ name = "a", feld = "ip" }]', "log.columns[0].feld", "not a known key", "field"),
+    ("log", 'columns = [{ name = "a\\tb", field = "ip" }]', "log.columns[0]", "header line", "visible characters"),
+    ("log", 'columns = [{ name = "#a", field = "ip" }]', "log.columns[0]", "header line", "not beginning with #"),
+    ("log", 'columns = [{ name = " ", field = "ip" }]', "log.columns[0]", "header line", "visible characters"),
+    ("log", 'columns = [{ name = "a", field = "ip" }, { name = "a", field = "id" }]', "log.columns[1]", "twice", "own"),
+    ("log", 'format = "w3c"\ncolumns = [{ name = "a b", field = "ip" }]', "log.columns[0]", "header line", "visible"),
+    ("retention", "keep_days = 0", "retention.keep_days", "is 0", "retention.keep_days"),
+    ("retention", "keep_days = 3", "export.look_back_days", "retention.keep_days (3)", "at most 2"),
+    ("retention", "keep_days = 1", "export.look_back_days", "retention.keep_days (1)", "more than look_back_days"),
+    ("sftp", "port = 65536", "sftp.port", "is 65536", "sftp.port"),
+    ("sftp", 'port = "22"', "sftp.port", '"22"', "sftp.port"),
+    ("sftp", 'host = ""', "sftp.host", '""', "sftp.host"),
+    ("sftp", 'login_timeout = "0s"', "sftp.login_timeout", '"0s"', '"1s"'),
+    ("sftp", 'login_timeout = "2h"', "sftp.login_timeout", '"2h"', '"1h"'),
+    ("sftp", 'idle_timeout = "0m"', "sftp.idle_timeout", '"0s"', '"1s"'),
+    ("sftp", 'keepalive = "0s"', "sftp.keepalive", '"0s"', '"1s"'),
+    ("sftp", 'ban_time = "31d"', "sftp.ban_time", '"744h"', '"30d"'),
+    ("sftp", "max_connections = 0", "sftp.max_connections", "is 0", "sftp.max_connections"),
+    ("sftp", "drain_seconds = -1", "sftp.drain_seconds", "is -1", "sftp.drain_seconds"),
+    ("sftp", 'legacy_algorithms = "no"', "sftp.legacy_algorithms", '"no"', "sftp.legacy_algorithms"),
+    ("sftp.users", "pasword = 1", "sftp.users[0].pasword", "not a known key", "did you mean password_hash?"),
+    ("sftp.users", 'authorized_keys = "gone.pub"', "sftp.users[0].authorized_keys", "/point/gone.pub", "public key"),
+    ("sftp.users", 'allow_from = ["300.1.1.1"]', "sftp.users[0].allow_from[0]", "300.1.1.1", "203.0.113.0/24"),
+    ("sftp.users", 'allow_from = ["10.0.0.1/8"]', "sftp.users[0].allow_from[0]", "host bits", "203.0.113.0/24"),
+    ("sftp.users", 'allow_from = "10.0.0.0/8"', "sftp.users[0].allow_from", "10.0.0.0/8", "sftp.users"),
+    ("sftp.users", "required = 1", "sftp.users[0].required", "is 1", "sftp.users"),
+    ("sftp.users", '[[sftp.users]]\nname = "x"', "sftp.users[1]", 'user "x" has neither', "hash-password"),
+    ("sftp.users", USER, "sftp.users[1].name", "second", "own name"),
+    ("sftp.users", f'[[sftp.users]]\nname = "a b"\npassword_hash = "{HASH}"', "sftp.users[1].name", '"a b"', "triton"),
+    ("sftp.users", f'[[sftp.users]]\npassword_hash = "{HASH}"', "sftp.users[1].name", "missing", "[[sftp.users]]"),
+    ("sftp.users", '[[sftp.users]]\nname = "x"\npassword_hash = "pw"', "sftp.users[1].password_hash", "Argon2id", "h"),
+    ("alerts", 'pull_every = "0s"', "alerts.pull_every", '"0s"', '"1m"'),
+    ("alerts", 'pull_every = "3d"', "alerts.pull_every", '"72h"', '"48h"'),
+    ("alerts", 'warn_before = "73h"', "alerts.warn_before", '"73h"', '"72h"'),
+    ("alerts", 'critical_before = "13h"', "alerts.critical_before", '"13h"', "shorter"),
+    ("alerts", 'webhook_url = "example.com"', "alerts.webhook_url", "not a web address", "https://"),
+    ("metrics", "", "metrics.listen", "is missing", "[metrics]"),
+    ("metrics", 'listen = "9108"', "metrics.listen", '"9108"', "127.0.0.1:9108"),
+    ("metrics", 'listen = "::1:9108"', "metrics.listen", '"::1:9108"', "127.0.0.1:9108"),
+    ("metrics", 'listen = "127.0.0.1:65536"', "metrics.listen", "65536", "127.0.0.1:9108"),
+    ("metrics", "listen = 9108", "metrics.listen", "is 9108", "metrics.listen"),
+    ("log_output", 'format = "xml"', "log_output.format", '"xml"', "log_output.format"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("table", "line", "key", "shows", "cure"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_is_told_with_key_value_and_cure(table: str, line: str, key: str, shows: str, cure: str) -> None:
+    """Each of these lines is refused; the problem names the key, what is wrong, and what to write."""
+    found = [problem for problem in problems_of(_in(table, line)) if problem.key == key]
+    assert found
+    assert any(shows in problem.wrong and cure in problem.cure for problem in found), told(found)
+
+
+@pytest.mark.parametrize(
+    ("url", "cure"),
+    [
+        ("", "s3://bucket"),
+        ("   ", "s3://bucket"),
+        ("s3://", "s3://bucket"),
+        ("s3:///prefix", "s3://bucket"),
+        ("s3://UPPER/x", "s3://bucket"),
+        ("s3://bucket?x=1", "s3://bucket"),
+        ("s3://bucket/a#b", "s3://bucket"),
+        ("s3:/bucket/prefix", "s3://bucket"),
+        ("S3://bucket", "s3://bucket"),
+        ("https://bucket.s3.amazonaws.com", "s3://bucket"),
+        ("file://exports", "file:///srv/exports"),
+        ("file:/exports", "file:///"),
+        ("file:///a%00b", "folder"),
+        ("s3://buc\\nket", "folder"),
+        ("~nobody-of-that-name/exports", "whole path"),
+    ],
+)
+def test_an_export_url_that_is_neither_bucket_nor_folder_is_refused(url: str, cure: str) -> None:
+    """A slip of the pen in a URL never becomes a folder of that name."""
+    problems = problems_of(f'[export]\nurl = "{url}"\n{USER}')
+    assert [problem.key for problem in problems] == ["export.url"]
+    assert cure in problems[0].cure
+
+
+def test_what_is_required_is_asked_for() -> None:
+    """An empty file lacks a bucket and a user, and nothing else."""
+    assert [str(problem) for problem in problems_of("")] == ["export.url: is missing", "sftp.users: is missing"]
+    assert "sftp.users" in [problem.key for problem in problems_of(EXPORT + "[sftp]\nusers = []\n")]
+
+
+@pytest.mark.parametrize("key", ["region", "endpoint_url"])
+def test_a_folder_has_no_region_and_no_endpoint(key: str) -> None:
+    """Keys of a bucket beside a folder are a mistake, not a preference."""
+    problems = problems_of(f'[export]\nurl = "exports"\n{key} = "https://a.b"\n{USER}')
+    assert [problem.key for problem in problems] == [f"export.{key}"]
+    assert "export.url" in problems[0].cure
+
+
+@pytest.mark.parametrize("name", ["export", "log", "retention", "sftp", "alerts", "metrics", "log_output"])
+@pytest.mark.parametrize("value", ['"text"', "5", "[1]", "[{ url = 1 }]"])
+def test_a_section_must_be_a_table(name: str, value: str) -> None:
+    """``export = "s3://…"`` is told as such, with the brackets to write."""
+    kept = {"export": USER, "sftp": EXPORT}.get(name, MINIMAL)
+    problems = problems_of(f"{name} = {value}\n{kept}")
+    assert (name, f"write it as [{name}]") in [(problem.key, problem.cure) for problem in problems]
+
+
+def test_users_in_single_brackets_are_told_how_to_stand(tmp_path: Path) -> None:
+    """The commonest slip in TOML has its own cure."""
+    problems = problems_of(f'{EXPORT}[sftp.users]\nname = "triton"\npassword_hash = "{HASH}"\n', tmp_path)
+    assert [(problem.key, problem.cure) for problem in problems] == [
+        ("sftp.users", "write [[sftp.users]], in two pairs of brackets")
+    ]
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    """One run shows everything: unknown keys, wrong types, missing files, and what only two keys together show."""
+    text = """
+        datadir = "x"
+        keys_dir = 5
+        [export]
+        look_back_days = 90
+        settle = "soon"
+        endpoint = "http://x"
+        [log]
+        prefix = "a/b"
+        url = "/{nope}"
+        ip = "half"
+        episodes = "gone.csv"
+        columns = [{ name = "x", feld = "ip" }, { name = "y", value = "nope" }]
+        [retention]
+        keep_days = 60
+        [sftp]
+        port = "x"
+        [[sftp.users]]
+        name = "triton"
+        [[sftp.users]]
+        name = "b"
+        password_hash = "plain"
+        authorized_keys = "gone.pub"
+        [alerts]
+        critical_before = "20h"
+        [metrics]
+        listen = "here"
+        [extra]
+    """
+    problems = problems_of(text, tmp_path)
+    assert {problem.key for problem in problems} == {
+        "datadir", "keys_dir", "export.url", "export.look_back_days", "export.settle", "export.endpoint", "log.prefix",
+        "log.url", "log.ip", "log.episodes", "log.columns[0].feld", "log.columns[0]", "log.columns[1]", "log.columns",
+        "sftp.port", "sftp.users[0]", "sftp.users[1].password_hash", "sftp.users[1].authorized_keys",
+        "alerts.critical_before", "metrics.listen", "extra",
+    }  # fmt: skip
+    assert all(problem.wrong and problem.cure for problem in problems)
+    assert len(problems) == len(set(problems))
+
+
+def test_the_error_counts_its_problems_and_hints_at_a_single_one(tmp_path: Path) -> None:
+    """The sentence names the file; one problem alone gives the hint."""
+    file = tmp_path / "config.toml"
+    file.write_text(MINIMAL + "requird = true\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value) == f"{file} has 1 problem"
+    assert caught.value.hint == "did you mean required?"
+    file.write_text("")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value) == f"{file} has 2 problems"
+    assert caught.value.hint == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [(b"[export\n", "is not TOML"), (b'a = "\xff"\n', "is not TOML"), (b"a = 1\na = 2\n", "is not TOML")],
+)
+def test_a_file_that_is_no_toml_is_told_with_its_place(tmp_path: Path, content: bytes, wrong: str) -> None:
+    """A broken file is a problem of the file, not a traceback."""
+    file = tmp_path / "config.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert wrong in caught.value.problems[0].wrong
+
+
+def test_a_file_that_is_missing_or_a_folder_is_told(tmp_path: Path) -> None:
+    """Both say what to do."""
+    for path, wrong in ((tmp_path / "gone.toml", "no such file"), (tmp_path, "cannot be read")):
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+        assert wrong in caught.value.problems[0].wrong
+        assert caught.value.hint
+
+
+def test_the_configuration_is_looked_for_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given is taken as it is; without it, config.toml of the working folder comes first."""
+    monkeypatch.chdir(tmp_path)
+    assert find_config(Path("other.toml")) == Path("other.toml")
+    (tmp_path / "config.toml").write_text("")
+    assert find_config(None) == Path("config.toml")
+
+
+# --- Secrets --------------------------------------------------------------------------------------------------------
+
+SECRET = "hunter2SECRET"
+LEAKS = [
+    f'{EXPORT}[[sftp.users]]\nname = "t"\npassword_hash = "{SECRET}"\n',
+    f'{EXPORT}[[sftp.users]]\nname = "t"\npassword_hash = "$argon2id${SECRET}"\n',
+    f'{EXPORT}[[sftp.users]]\nname = "t"\npassword_hash = ["{SECRET}"]\n',
+    f'{EXPORT}[[sftp.users]]\nname = "t"\npassword_hash = {{ value = "{SECRET}" }}\n',
+    f'{EXPORT}[[sftp.users]]\nname = "t"\npassword = "{SECRET}"\n',
+    f'{EXPORT}[[sftp.users]]\nname = "$argon2id${SECRET}"\npassword_hash = "x"\n',
+    f'{EXPORT}[[sftp.users]]\nname = "t"\nauthorized_keys = 5\npassword_hash = "{SECRET}"\nrequired = 5\n',
+    f'{EXPORT}[sftp.users]\nname = "t"\npassword_hash = "{SECRET}"\n',
+    f'{EXPORT}[sftp]\nusers = ["t:{SECRET}"]\n',
+    f'{EXPORT}[sftp]\nusers = [["t", "{SECRET}"]]\n',
+    f'{EXPORT}[[sftp]]\npassword_hash = "{SECRET}"\n',
+    f'sftp = {{ users = "x" }}\npassword_hash = "{SECRET}"\n{EXPORT}',
+    f'{MINIMAL}[alerts]\nwebhook_url = "{SECRET}"\nheartbeat_url = "ftp://{SECRET}"\n',
+    f'{MINIMAL}[alerts]\nwebhook_url = "https://[{SECRET}/x"\n',
+    f'{MINIMAL}[alerts]\nwebhook_url = "https://a\u2100{SECRET}/x"\n',
+    f'{MINIMAL}[alerts]\nwebhook_url = "https://a:{SECRET}/x"\n',
+    f'{MINIMAL}[alerts]\nwebhook_url = ["https://{SECRET}/x"]\n',
+    f'{MINIMAL}[alerts]\nwebhook = "https://{SECRET}/x"\n',
+    f'{MINIMAL}[alerts]\nwebhook_url = "https://{SECRET}/x"\nwarn_before = 5\n',
+    f'{MINIMAL}[[alerts]]\nheartbeat_url = "https://{SECRET}/x"\n',
+    f'[export]\nurl = "s3://key:{SECRET}@bucket/x"\n{USER}',
+    f'[export]\nurl = "s3://bucket"\nendpoint_url = "ftp://key:{SECRET}@host"\n{USER}',
+]
+
+
+@pytest.mark.parametrize("text", LEAKS)
+def test_no_problem_ever_shows_a_secret(text: str) -> None:
+    """However a password hash or a secret address is misplaced or misspelt, no message repeats it."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert caught.value.problems
+    assert SECRET not in f"{caught.value}{caught.value.hint}{told(caught.value.problems)}{caught.value.problems!r}"
+
+
+def test_a_loaded_configuration_does_not_show_its_secrets() -> None:
+    """Not in its representation, which a traceback or a debug line may print."""
+    config = parse(f'{MINIMAL}[alerts]\nwebhook_url = "https://{SECRET}/"\nheartbeat_url = "https://{SECRET}/"\n')
+    for shown in (repr(config), str(config), repr(config.sftp.users), repr(config.alerts)):
+        assert SECRET not in shown
+        assert HASH not in shown
