@@ -9,6 +9,7 @@ the OSError that it is.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ T = TypeVar("T")
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """As `asyncio.to_thread`, but a cancelled caller goes on only when the thread has let go of the file."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    # A future, not a task: nobody else can cancel it, the end of the loop included.
+    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:

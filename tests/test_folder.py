@@ -1,0 +1,238 @@
+"""A folder as the source, and the file that an export is read into: exactly the listed version, or an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import random
+import threading
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from server.errors import ExportChanged, SourceRefused, SourceUnreachable
+from server.folder import Folder
+from server.spool import Spool, in_thread
+
+DAY = date(2026, 11, 20)
+KEY = f"metrics-day-{DAY}.json.gz"
+
+
+async def test_a_day_is_listed_and_read_whole(tmp_path: Path) -> None:
+    """What lies in the folder is what is read, after what the file held already."""
+    body = random.Random(1).randbytes(9_000_000)
+    (tmp_path / KEY).write_bytes(body)
+    modified = datetime(2026, 11, 21, 4, 5, 6, 789000, tzinfo=UTC)
+    os.utime(tmp_path / KEY, (0, modified.timestamp()))
+    folder = Folder(tmp_path)
+    listing = await folder.day_exports()
+    export = listing.exports[DAY]
+    assert (export.day, export.key, export.size, export.last_modified) == (DAY, KEY, len(body), modified)
+    assert abs(listing.now - datetime.now(UTC)) < timedelta(minutes=1)
+    into = io.BytesIO(b"kept")
+    into.seek(4)
+    await folder.fetch(export, into)
+    assert into.getvalue() == b"kept" + body
+    assert folder.name == str(tmp_path)
+    await folder.close()
+
+
+async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None:
+    """Folders, FIFOs, sockets, links to nothing, impossible days, other names: ignored; a link to a file counts."""
+    for name in ("impression-day-2026-11-20.json.gz", "metrics-day-2026-13-45.json.gz", KEY + ".part", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "metrics-day-2026-11-01.json.gz").mkdir()
+    (tmp_path / "metrics-day-2026-11-01.json.gz" / KEY).write_bytes(b"x")
+    os.mkfifo(tmp_path / "metrics-day-2026-11-02.json.gz")
+    (tmp_path / "metrics-day-2026-11-03.json.gz").symlink_to("nowhere")
+    (tmp_path / "metrics-day-2026-11-04.json.gz").symlink_to("/dev/zero")
+    (tmp_path / "elsewhere").write_bytes(b"body")
+    (tmp_path / KEY).symlink_to("elsewhere")
+    folder = Folder(tmp_path)
+    exports = (await folder.day_exports()).exports
+    assert list(exports) == [DAY]
+    into = io.BytesIO()
+    await folder.fetch(exports[DAY], into)
+    assert into.getvalue() == b"body"
+
+
+async def test_an_empty_file_is_read_as_empty(tmp_path: Path) -> None:
+    """A file of no bytes is no failure of the source."""
+    (tmp_path / KEY).touch()
+    folder = Folder(tmp_path)
+    into = io.BytesIO()
+    await folder.fetch((await folder.day_exports()).exports[DAY], into)
+    assert into.getvalue() == b""
+
+
+async def test_a_version_is_told_by_its_content_moving(tmp_path: Path) -> None:
+    """The same file keeps its etag; a rewrite, a replacement or a new time of modification gives another."""
+    path, folder, etags = tmp_path / KEY, Folder(tmp_path), []
+
+    async def etag() -> str:
+        return (await folder.day_exports()).exports[DAY].etag
+
+    path.write_bytes(b"one")
+    etags.append(await etag())
+    assert await etag() == etags[0]
+    path.write_bytes(b"four")
+    etags.append(await etag())
+    (tmp_path / "new").write_bytes(b"four")
+    (tmp_path / "new").rename(path)
+    etags.append(await etag())
+    os.utime(path, (1, 1))
+    etags.append(await etag())
+    assert len(set(etags)) == 4
+
+
+@pytest.mark.parametrize("change", ["replaced", "grown", "shrunk", "fifo", "folder", "gone"])
+async def test_a_change_after_the_listing_is_an_export_changed(tmp_path: Path, change: str) -> None:
+    """Whatever took the file's place: nothing of it is given for the listed version, and nothing blocks."""
+    path, folder = tmp_path / KEY, Folder(tmp_path)
+    path.write_bytes(b"listed")
+    export = (await folder.day_exports()).exports[DAY]
+    if change == "grown":
+        with path.open("ab") as file:
+            file.write(b"+")
+    elif change == "shrunk":
+        os.truncate(path, 3)
+    else:
+        path.unlink()
+    if change == "replaced":
+        path.write_bytes(b"others")
+        os.utime(path, (2, 2))
+    elif change == "fifo":
+        os.mkfifo(path)
+    elif change == "folder":
+        path.mkdir()
+    into = io.BytesIO(b"kept")
+    into.seek(4)
+    with pytest.raises(ExportChanged) as caught:
+        await folder.fetch(export, into)
+    assert caught.value.hint
+    assert into.getvalue() == b"kept"
+
+
+@pytest.mark.parametrize("change", ["grows", "is cut off", "is written over"])
+async def test_a_change_in_mid_read_is_an_export_changed(tmp_path: Path, change: str) -> None:
+    """The version is compared again after the last byte."""
+    path, folder = tmp_path / KEY, Folder(tmp_path)
+    path.write_bytes(bytes(9_000_000))
+    os.utime(path, (1, 1))
+    export = (await folder.day_exports()).exports[DAY]
+
+    class Meddling(io.BytesIO):
+        def write(self, data: object, /) -> int:
+            if change == "is cut off":
+                os.truncate(path, 5_000_000)
+            else:
+                with path.open("r+b") as file:
+                    file.seek(0, os.SEEK_END if change == "grows" else os.SEEK_SET)
+                    file.write(b"new")
+            return super().write(data)  # type: ignore[arg-type]  # a buffer, as BytesIO takes
+
+    into = Meddling()
+    with pytest.raises(ExportChanged):
+        await folder.fetch(export, into)
+    assert into.getvalue() == b""
+
+
+async def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """No folder, or something else in its place: SourceRefused, with something to type."""
+    with pytest.raises(SourceRefused, match="does not exist") as caught:
+        await Folder(tmp_path / "no folder").day_exports()
+    assert f"mkdir -p '{tmp_path}/no folder'" in caught.value.hint
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceRefused, match="is no folder"):
+        await Folder(tmp_path / "file").day_exports()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(PermissionError(13, "no"), SourceRefused), (OSError(5, "EIO"), SourceUnreachable)]
+)
+async def test_what_the_system_refuses_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: type[Exception]
+) -> None:
+    """A missing right is for an operator; a disk or a network share that fails may come back."""
+    (tmp_path / KEY).write_bytes(b"x")
+    folder = Folder(tmp_path)
+    export = (await folder.day_exports()).exports[DAY]
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.folder.os.read", fail)
+        with pytest.raises(expected) as reading:
+            await folder.fetch(export, io.BytesIO())
+    with monkeypatch.context() as patch:
+        patch.setattr("server.folder.os.scandir", fail)
+        with pytest.raises(expected) as listing:
+            await folder.day_exports()
+    assert getattr(reading.value, "hint", "") and getattr(listing.value, "hint", "")
+
+
+async def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path) -> None:
+    """ENOSPC of the file that is written is no fault of the source."""
+    (tmp_path / KEY).write_bytes(b"x" * 100)
+    folder = Folder(tmp_path)
+    with open("/dev/full", "wb", buffering=0) as into, pytest.raises(OSError, match="No space left"):  # noqa: ASYNC230, PTH123  # a device
+        await folder.fetch((await folder.day_exports()).exports[DAY], into)  # type: ignore[arg-type]  # a FileIO
+
+
+async def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
+    """Neither a read, nor a failed one, nor a cancelled one keeps the file open."""
+    (tmp_path / KEY).write_bytes(bytes(5_000_000))
+    folder = Folder(tmp_path)
+    export = (await folder.day_exports()).exports[DAY]
+    await folder.fetch(export, io.BytesIO())
+    for _ in range(20):
+        reading = asyncio.create_task(folder.fetch(export, io.BytesIO()))
+        await asyncio.sleep(random.random() / 500)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    held = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that iterdir itself had
+            held.append(str(descriptor.readlink()))
+    assert str(tmp_path / KEY) not in held
+
+
+async def test_a_spool_begins_again_where_it_began(tmp_path: Path) -> None:
+    """After a restart the file ends where it stood when it was handed over, buffered or not."""
+    for buffering in (-1, 0):
+        with (tmp_path / "spool").open("w+b", buffering=buffering) as into:  # a test's own file
+            into.write(b"kept")
+            spool = await Spool.at(into)
+            for _ in range(3):
+                await spool.write(bytes(600_000))
+            assert (spool.size, spool.most) == (1_800_000, 1_800_000)
+            await spool.restart()
+            assert (spool.size, spool.most) == (0, 1_800_000)
+            await spool.write(b"anew")
+            await spool.finish()
+            assert (tmp_path / "spool").read_bytes() == b"keptanew"
+
+
+async def test_a_cancelled_caller_waits_for_the_thread() -> None:
+    """Only when the thread has let go of the file does the cancellation go on, however often it comes."""
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(10)
+        ended.set()
+
+    task = asyncio.create_task(in_thread(work))
+    await asyncio.to_thread(begun.wait, 10)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.wait([task], timeout=0.02)
+        assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
