@@ -110,7 +110,10 @@ def start_of(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-_CREATED_AT = re.compile(r"(\d{4}-\d{2}-\d{2})[T ]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d+)?(?:Z|\+00:00)?", re.ASCII)
+_CREATED_AT = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[T ]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d+)?(?:Z|\+00:00)?",
+    re.ASCII,
+)
 _DIGITS = re.compile(r"\d+", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 LARGEST_WHOLE_NUMBER = 2**63 - 1
@@ -213,8 +216,8 @@ def whole_number(value: Any) -> int | None:
     """0 to 2⁶³-1, also as a digit string or a whole float; None for anything else."""
     if type(value) is float:
         value = int(value) if value.is_integer() else None
-    elif type(value) is str:  # int() refuses strings of more than 4300 digits
-        value = int(value) if len(value) <= 4300 and _DIGITS.fullmatch(value) else None
+    elif type(value) is str:  # int() refuses strings of more than 4300 digits; 20 that count are too many already
+        value = int(value.lstrip("0")[:20] or "0") if _DIGITS.fullmatch(value) else None
     return value if type(value) is int and 0 <= value <= LARGEST_WHOLE_NUMBER else None
 
 
