@@ -93,6 +93,7 @@ class SftpServer:
         self._arriving: set[asyncio.Task[None]] = set()
         self._next_number = 1
         self._socket: socket.socket | None = None
+        self._port = 0
         self._accepting: asyncio.Task[None] | None = None
         self._tending: asyncio.Task[None] | None = None
 
@@ -109,13 +110,14 @@ class SftpServer:
         sock.setblocking(False)
         sock.listen(BACKLOG)
         self._socket = sock
+        self._port = int(sock.getsockname()[1])
         self._accepting = asyncio.create_task(self._accept(sock), name="sftp accepting")
         self._tending = asyncio.create_task(self._tend(), name="sftp housekeeping")
 
     @property
     def port(self) -> int:
         """The port that is listened on; 0 before `start`."""
-        return int(self._socket.getsockname()[1]) if self._socket is not None else 0
+        return self._port
 
     async def wait(self) -> None:
         """Wait until `stop_listening`; raises what ended the listener, if something did."""

@@ -7,7 +7,6 @@ import os
 import stat
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
@@ -20,6 +19,7 @@ from server.sftp import SftpServer
 from server.triton import LogFile, LogName
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
@@ -136,6 +136,66 @@ class Running:
         return asyncssh.connect("127.0.0.1", self.port, **(settings | options))
 
 
+class RawSftp:
+    """A client that sends what it is told, byte for byte, and reads packets."""
+
+    def __init__(self, writer: asyncssh.SSHWriter[bytes], reader: asyncssh.SSHReader[bytes]) -> None:
+        self.writer = writer
+        self.reader = reader
+        self.number = 0
+
+    @classmethod
+    async def open(cls, connection: asyncssh.SSHClientConnection, *, greet: bool = True) -> RawSftp:
+        """Open a session and, unless told not to, say hello."""
+        writer, reader, _ = await connection.open_session(subsystem="sftp", encoding=None)
+        it = cls(writer, reader)
+        if greet:
+            it.send(b"\x01" + (3).to_bytes(4, "big"))
+            assert (await it.receive())[0] == 2
+        return it
+
+    def send(self, packet: bytes) -> None:
+        """Send one packet, its length put before it."""
+        self.writer.write(len(packet).to_bytes(4, "big") + packet)
+
+    async def receive(self) -> bytes:
+        """The next packet, without its length."""
+        async with asyncio.timeout(20):
+            length = int.from_bytes(await self.reader.readexactly(4), "big")
+            return await self.reader.readexactly(length)
+
+    async def ask(self, kind: int, payload: bytes) -> bytes:
+        """Send a request and wait for its reply."""
+        self.number = (self.number + 1) & 0xFFFFFFFF
+        number = self.number.to_bytes(4, "big")
+        self.send(bytes([kind]) + number + payload)
+        reply = await self.receive()
+        assert reply[1:5] == number
+        return reply
+
+    async def status(self, kind: int, payload: bytes) -> int:
+        """The status code that a request gets."""
+        reply = await self.ask(kind, payload)
+        assert reply[0] == 101, reply
+        return int.from_bytes(reply[5:9], "big")
+
+    async def open_file(self, name: str) -> bytes:
+        """The handle of an open file, as it stands in requests."""
+        reply = await self.ask(3, string(name.encode()) + (1).to_bytes(4, "big") + bytes(4))
+        assert reply[0] == 102, reply
+        return reply[5:]
+
+    async def read(self, handle: bytes, offset: int, length: int) -> bytes | None:
+        """The bytes that one READ gets; None at the end."""
+        reply = await self.ask(5, handle + offset.to_bytes(8, "big") + length.to_bytes(4, "big"))
+        return reply[9:] if reply[0] == 103 else None
+
+
+def string(data: bytes) -> bytes:
+    """A byte string with its length before it."""
+    return len(data).to_bytes(4, "big") + data
+
+
 def sftp_settings(**changes: Any) -> SftpSettings:
     """The defaults, on 127.0.0.1 and a free port, with one user."""
     values: dict[str, Any] = {
@@ -147,7 +207,9 @@ def sftp_settings(**changes: Any) -> SftpSettings:
 
 
 @asynccontextmanager
-async def running(folder: Path, keys_dir: Path, **changes: Any) -> AsyncIterator[Running]:
+async def running(
+    folder: Path, keys_dir: Path, *, sock: socket.socket | None = None, **changes: Any
+) -> AsyncIterator[Running]:
     """A listener for the length of a block."""
     served = ServedFolder(folder / "pickup")
     settings = sftp_settings(**changes)
@@ -161,7 +223,7 @@ async def running(folder: Path, keys_dir: Path, **changes: Any) -> AsyncIterator
         on_pickup=pickups.append,
         on_login=logins.append,
     )
-    await server.start()
+    await server.start(sock)
     try:
         yield Running(server, served, keys_dir, folder, pickups, logins)
     finally:
@@ -182,17 +244,3 @@ async def listener(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Running]:
     async with running(tmp_path, keys_dir) as it:
         it.served.add(NAME, bytes(range(256)) * 4096)
         yield it
-
-
-__all__ = [
-    "CHEAP_HASH",
-    "NAME",
-    "PASSWORD",
-    "Running",
-    "ServedFolder",
-    "keys_dir",
-    "listener",
-    "running",
-    "sftp_settings",
-    "timedelta",
-]

@@ -1,0 +1,102 @@
+"""Counting of connections, failures, bans and log lines, with a clock in hand."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+from server.guard import (
+    BURST,
+    FAILURE_WINDOW,
+    LINE_WINDOW,
+    LINES_EACH,
+    MOST_ADDRESSES,
+    PACE,
+    Guard,
+    Limits,
+    LogBudget,
+    Reason,
+    parse_address,
+)
+
+GOOD, BAD = ip_address("198.51.100.7"), ip_address("203.0.113.9")
+
+
+def guard(**limits: float) -> Guard:
+    return Guard(Limits(**limits), lambda address: address in ip_network("198.51.100.0/24"))  # type: ignore[arg-type]
+
+
+def test_connections_are_limited_in_all_and_for_each_address() -> None:
+    """One address has its share, all together have theirs, and who leaves makes room."""
+    it = guard(connections=3, connections_per_address=2)
+    assert [it.admit(BAD, 0), it.admit(BAD, 0)] == [0, 0]
+    assert it.admit(BAD, 0) is Reason.CONNECTIONS_PER_ADDRESS
+    assert it.admit(GOOD, 0) == 0
+    assert it.admit(ip_address("192.0.2.1"), 0) is Reason.CONNECTIONS
+    it.leave(BAD)
+    assert it.admit(ip_address("192.0.2.1"), 0) == 0
+    assert it.connected == 3
+
+
+def test_new_connections_are_paced_not_refused() -> None:
+    """After a burst each further connection waits its turn, and a pause makes up for it."""
+    it = guard(connections=1000, connections_per_address=1000)
+    waits = [it.admit(BAD, 100.0) for _ in range(int(BURST) + 5)]
+    assert waits[: int(BURST)] == [0] * int(BURST)
+    assert all(isinstance(wait, float) and wait > 0 for wait in waits[int(BURST) :])
+    assert it.admit(BAD, 100.0 + (BURST + 6) / PACE) == 0
+
+
+def test_delays_grow_and_end_in_a_ban_that_ends_by_itself() -> None:
+    """Typing errors cost nothing, then each failure costs twice the last, then the address is kept out for a time."""
+    it = guard(ban_after=8, ban_time=1800)
+    delays = [it.failed(BAD, float(second)) for second in range(7)]
+    assert [penalty.delay for penalty in delays] == [0, 0, 0.25, 0.5, 1, 2, 4]
+    assert it.failed(BAD, 7.0).banned
+    assert it.admit(BAD, 8.0) is Reason.BANNED
+    assert [(ban.address, ban.failures) for ban in it.bans(8.0)] == [(str(BAD), 8)]
+    assert it.admit(BAD, 7.0 + 1800.5) == 0
+    assert it.bans(7.0 + 1800.5) == []
+
+
+def test_failures_are_forgotten_after_ten_minutes() -> None:
+    """Slow failures never add up."""
+    it = guard(ban_after=3)
+    assert not any(it.failed(BAD, i * FAILURE_WINDOW / 2 + i).banned for i in range(20))
+
+
+def test_listed_addresses_are_never_delayed_or_banned() -> None:
+    """An address in a user's allow list may fail for ever."""
+    it = guard(ban_after=3)
+    assert not any(it.failed(GOOD, 0.0).banned or it.failed(GOOD, 0.0).delay for _ in range(100))
+    assert it.admit(GOOD, 1.0) == 0
+
+
+def test_an_ipv6_client_counts_by_its_64() -> None:
+    """Another address of the same /64 shares the ban, the neighbour does not; mapped IPv4 is IPv4."""
+    it = guard(ban_after=2)
+    it.failed(ip_address("2001:db8::1"), 0.0)
+    assert it.failed(ip_address("2001:db8::ffff:1"), 0.0).banned
+    assert it.is_banned(ip_address("2001:db8::2"), 1.0)
+    assert not it.is_banned(ip_address("2001:db8:0:1::2"), 1.0)
+    assert [ban.address for ban in it.bans(1.0)] == ["2001:db8::/64"]
+    assert parse_address("::ffff:203.0.113.9") == BAD
+    assert parse_address("fe80::1%eth0") == ip_address("fe80::1")
+
+
+def test_the_table_of_addresses_is_bounded() -> None:
+    """A flood from everywhere does not fill the memory."""
+    it = guard(ban_after=5)
+    for number in range(3 * MOST_ADDRESSES):
+        it.failed(ip_address(number + (10 << 24)), 0.0)
+    assert len(it._records) == MOST_ADDRESSES
+
+
+def test_a_flood_of_refusals_becomes_a_summary() -> None:
+    """Each address has a few lines a minute, then one line counts the rest."""
+    budget = LogBudget()
+    assert list(budget.summaries(1000.0)) == []
+    assert [budget.take("banned", "203.0.113.9") for _ in range(LINES_EACH + 3)] == [True] * LINES_EACH + [False] * 3
+    assert budget.take("banned", "203.0.113.10")
+    assert list(budget.summaries(1000.0 + LINE_WINDOW / 2)) == []
+    assert list(budget.summaries(1000.0 + LINE_WINDOW)) == [("banned", 3)]
+    assert budget.take("banned", "203.0.113.9")

@@ -1,0 +1,85 @@
+"""What counts as a pickup."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.proof import MOST_RANGES, Coverage, Ending, Grade, PickupProgress
+from server.triton import LogName
+
+NAME = LogName.parse("MEGA20261120-00.tsv.gz")
+START = datetime(2026, 11, 21, 6, 0, tzinfo=UTC)
+
+
+def progress(size: int) -> PickupProgress:
+    assert NAME is not None
+    return PickupProgress(NAME, size, "triton", "203.0.113.9", "JSCH-0.1.55", START)
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40)), max_size=60))
+def test_the_union_of_ranges_is_the_set_of_bytes(reads: list[tuple[int, int]]) -> None:
+    """Whatever the order and overlap of the reads, the union counts each byte of the file once."""
+    union = Coverage()
+    expected: set[int] = set()
+    for start, count in reads:
+        union.add(start, start + count)
+        expected |= set(range(start, start + count))
+    assert union.bytes == len(expected)
+    assert {byte for start, end in union.ranges for byte in range(start, end)} == expected
+    assert all(end < start for (_, end), (start, _) in zip(union.ranges, union.ranges[1:], strict=False))
+    size = max(expected, default=-1) + 1
+    assert union.covers(size) == (expected == set(range(size)))
+
+
+def test_islands_are_bounded_and_never_claim_too_much() -> None:
+    """A client that reads every second byte fills a bounded table, and gaps filled later are still joined."""
+    union = Coverage()
+    for start in range(0, 4 * MOST_RANGES, 2):
+        union.add(start, start + 1)
+    assert len(union.ranges) == MOST_RANGES
+    assert union.bytes == MOST_RANGES
+    union.add(0, 4 * MOST_RANGES)
+    assert union.covers(4 * MOST_RANGES)
+
+
+@pytest.mark.parametrize(
+    ("reads", "closed", "taken", "grade", "ending"),
+    [
+        ([(0, 100)], True, True, Grade.COMPLETE, Ending.CLOSED),
+        ([(50, 50), (0, 50)], True, True, Grade.COMPLETE, Ending.CLOSED),
+        ([(0, 100), (90, 10), (90, 10)], True, True, Grade.COMPLETE, Ending.CLOSED),
+        ([(0, 50), (0, 50)], True, True, Grade.PARTIAL, Ending.CLOSED),
+        ([(1, 99)], True, True, Grade.PARTIAL, Ending.CLOSED),
+        ([(0, 100)], False, False, Grade.PARTIAL, Ending.INTERRUPTED),
+        ([(0, 100)], True, False, Grade.PARTIAL, Ending.INTERRUPTED),
+        ([], True, True, Grade.OPENED, Ending.CLOSED),
+        ([], False, False, Grade.OPENED, Ending.INTERRUPTED),
+    ],
+)
+def test_a_pickup_is_complete_only_with_every_byte_taken_and_closed(
+    reads: list[tuple[int, int]], closed: bool, taken: bool, grade: Grade, ending: Ending
+) -> None:
+    """Sums of bytes prove nothing: the union, the close and the taking decide."""
+    it = progress(100)
+    for offset, count in reads:
+        it.answered(offset, count)
+    record = it.finished(START + timedelta(seconds=9), closed=closed, taken=taken)
+    assert (record.grade, record.ending) == (grade, ending)
+    assert record.bytes_answered == sum(count for _, count in reads)
+    assert record.id == it.opened().id
+    assert it.opened().ended is None
+
+
+def test_a_file_read_in_random_order_is_complete() -> None:
+    """Any permutation of the blocks of a file ends as one range."""
+    it = progress(1_000_000)
+    blocks = list(range(0, 1_000_000, 1000))
+    random.Random(4).shuffle(blocks)
+    for offset in blocks:
+        it.answered(offset, 1000)
+    assert it.finished(START, closed=True, taken=True).grade is Grade.COMPLETE
