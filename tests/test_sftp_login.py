@@ -1,0 +1,247 @@
+"""Logging in, failing to, and what the listener says about it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import shutil
+import socket
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+import pytest
+from structlog.testing import capture_logs
+
+from server.errors import ConfigError
+from server.keys import load_credentials
+from server.settings import UserSettings
+
+from .fixtures_sftp import CHEAP_HASH, NAME, PASSWORD, RawSftp, Running, running, sftp_settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+ELSEWHERE = ipaddress.ip_network("203.0.113.0/24")
+
+
+def refusals(entries: Any) -> list[tuple[str, str]]:
+    return [(entry["event"], entry["reason"]) for entry in entries if entry["event"].startswith("sftp refused")]
+
+
+@asynccontextmanager
+async def with_key(tmp_path: Path, keys_dir: Path, kind: str = "ssh-ed25519", **changes: Any) -> AsyncIterator[Any]:
+    """A listener whose user has a public key, and that key."""
+    key = asyncssh.generate_private_key(kind)
+    public = tmp_path / "triton.pub"
+    public.write_bytes(b"# partner\n\n" + key.export_public_key())
+    users = [UserSettings(name="triton", password_hash=CHEAP_HASH, authorized_keys=public)]
+    async with running(tmp_path, keys_dir, **({"users": users} | changes)) as it:
+        it.served.add(NAME, b"content")
+        yield it, key
+
+
+@pytest.mark.parametrize("kind", ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp521", "ssh-rsa"])
+async def test_a_user_logs_in_with_password_or_key(tmp_path: Path, keys_dir: Path, kind: str) -> None:
+    """Either opens the door, and the login line names client, kex, host key, cipher and MAC."""
+    async with with_key(tmp_path, keys_dir, kind) as (it, key):
+        with capture_logs() as entries:
+            async with it.connect(password=None, client_keys=[key]):
+                pass
+            async with it.connect():
+                pass
+        lines = [entry for entry in entries if entry["event"].endswith("logged in")]
+        assert [line["method"] for line in lines] == ["publickey", "password"]
+        assert lines[0]["event"].startswith("[conn=1 triton 127.0.0.1]")
+        assert lines[0]["client"].startswith("AsyncSSH_")
+        assert lines[0]["kex"] == "mlkem768x25519-sha256"
+        assert lines[0]["host_key"] in ("ssh-ed25519", "rsa-sha2-256", "rsa-sha2-512")
+        assert lines[0]["cipher"] == lines[0]["mac"] == "chacha20-poly1305@openssh.com"
+        assert [login.method for login in it.logins] == ["publickey", "password"]
+
+
+async def test_keyboard_interactive_asks_for_the_same_password(listener: Running) -> None:
+    """Some JVM clients try nothing else."""
+    async with listener.connect(preferred_auth="keyboard-interactive"):
+        pass
+    with pytest.raises(asyncssh.PermissionDenied):
+        await listener.connect(preferred_auth="keyboard-interactive", password="wrong")
+
+
+async def test_sha1_signatures_of_users_are_refused(tmp_path: Path, keys_dir: Path) -> None:
+    """An RSA key logs in with rsa-sha2-256 and not with ssh-rsa, which asyncssh alone would take."""
+    async with with_key(tmp_path, keys_dir, "ssh-rsa") as (it, key):
+        pair = asyncssh.load_keypairs([key])[0]
+        pair.set_sig_algorithm(b"ssh-rsa")
+        pair.sig_algorithms = [b"ssh-rsa"]
+        with pytest.raises(asyncssh.PermissionDenied), capture_logs() as entries:
+            await it.connect(password=None, client_keys=[pair], signature_algs=["ssh-rsa"])
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "bad-signature")]
+        async with it.connect(password=None, client_keys=[key]):
+            pass
+
+
+async def test_a_failure_is_one_line_that_names_address_and_reason(listener: Running) -> None:
+    """A wrong password and an unknown user are told apart in the log and not to the client; nothing can be forged."""
+    errors = []
+    with capture_logs() as entries:
+        for user in ("triton", "root", "x sftp refused 1.2.3.4 reason=wrong-password"):
+            with pytest.raises(asyncssh.PermissionDenied) as error:
+                await listener.connect(username=user, password="wrong", preferred_auth="password")
+            errors.append(str(error.value).replace(user, "USER"))
+    assert len(set(errors)) == 1
+    assert refusals(entries) == [
+        ("sftp refused 127.0.0.1", "wrong-password"),
+        ("sftp refused 127.0.0.1", "unknown-user"),
+        ("sftp refused 127.0.0.1", "unknown-user"),
+    ]
+    assert entries[-1]["user"] == "x_sftp_refused_1.2.3.4_reason_wr"
+
+
+class Stubborn(asyncssh.SSHClient):
+    """A client that tries one wrong password after the other on one connection."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def password_auth_requested(self) -> str:
+        self.tries += 1
+        return f"wrong {self.tries}"
+
+
+async def test_tries_on_one_connection_are_limited(tmp_path: Path, keys_dir: Path) -> None:
+    """The connection ends with the last try, whatever the client wants."""
+    async with running(tmp_path, keys_dir, max_auth_tries=3) as it:
+        client = Stubborn()
+        with capture_logs() as entries, pytest.raises(asyncssh.DisconnectError):
+            await it.connect(client_factory=lambda: client, password=None, preferred_auth="password")
+        assert client.tries == 3
+        assert [reason for _, reason in refusals(entries)] == ["wrong-password"] * 3 + ["too-many-tries"]
+
+
+async def test_failures_end_in_a_ban_that_status_shows_and_time_lifts(tmp_path: Path, keys_dir: Path) -> None:
+    """After ban_after failures the address is closed out before key exchange, with the right password too."""
+    async with running(tmp_path, keys_dir, ban_after=3, ban_time=timedelta(seconds=2)) as it:
+        for _ in range(3):
+            with pytest.raises((asyncssh.DisconnectError, OSError)):
+                await it.connect(password="wrong")
+        (ban,) = it.server.bans()
+        assert (ban.address, ban.failures) == ("127.0.0.1", 3)
+        with capture_logs() as entries, pytest.raises((asyncssh.DisconnectError, OSError)):
+            await it.connect()
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "banned")]
+        async with asyncssh.connect(
+            "127.0.0.1",
+            it.port,
+            local_addr=("127.0.0.2", 0),
+            username="triton",
+            password=PASSWORD,
+            known_hosts=None,
+            client_keys=None,
+            agent_path=None,
+            config=None,
+        ):
+            pass
+        await asyncio.sleep(2.1)
+        async with it.connect():
+            assert it.server.bans() == []
+
+
+async def test_an_address_in_an_allow_list_is_never_banned(tmp_path: Path, keys_dir: Path) -> None:
+    """Their own mistakes do not lock the partner out."""
+    users = [UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=[LOOPBACK])]
+    async with running(tmp_path, keys_dir, ban_after=2, users=users) as it:
+        for _ in range(5):
+            with pytest.raises(asyncssh.PermissionDenied):
+                await it.connect(password="wrong")
+        assert it.server.bans() == []
+        async with it.connect():
+            pass
+
+
+async def test_keys_that_are_offered_and_unknown_are_no_failures(tmp_path: Path, keys_dir: Path) -> None:
+    """An agent with many keys gets in with the last of them, and counts nothing towards a ban."""
+    async with with_key(tmp_path, keys_dir, ban_after=2) as (it, key):
+        others = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(10)]
+        async with it.connect(password=None, client_keys=[*others, key]):
+            pass
+        assert it.server.counters.refusals == {}
+
+
+async def test_allow_lists_are_checked_before_key_exchange_when_every_user_has_one(
+    tmp_path: Path, keys_dir: Path
+) -> None:
+    """From a wrong address there is no banner, not even for a moment."""
+    users = [UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=[ELSEWHERE])]
+    async with running(tmp_path, keys_dir, users=users) as it:
+        with capture_logs() as entries:
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+            assert await reader.read() == b""
+            writer.close()
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "address-not-allowed")]
+
+
+async def test_allow_lists_are_checked_at_login_when_some_user_has_none(tmp_path: Path, keys_dir: Path) -> None:
+    """The listed user is refused from elsewhere with the right password, the other one comes in."""
+    users = [
+        UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=[ELSEWHERE]),
+        UserSettings(name="ops", password_hash=CHEAP_HASH),
+    ]
+    async with running(tmp_path, keys_dir, users=users) as it:
+        with capture_logs() as entries, pytest.raises(asyncssh.PermissionDenied):
+            await it.connect()
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "address-not-allowed")]
+        async with it.connect(username="ops"):
+            pass
+
+
+async def test_a_reload_holds_for_new_connections_and_running_ones_go_on(tmp_path: Path, keys_dir: Path) -> None:
+    """A new password replaces the old one; who is inside stays and goes on reading."""
+    async with running(tmp_path, keys_dir) as it:
+        content = it.served.add(NAME, b"c" * 100_000)
+        async with it.connect() as connection:
+            raw = await RawSftp.open(connection)
+            handle = await raw.open_file(NAME)
+            settings = sftp_settings(
+                users=[UserSettings(name="newname", password_hash=CHEAP_HASH)], max_handles_per_session=1
+            )
+            it.server.replace(settings, load_credentials(settings, keys_dir))
+            assert await raw.read(handle, 0, 200_000) == content
+            with pytest.raises(asyncssh.PermissionDenied):
+                await it.connect()
+            async with it.connect(username="newname"):
+                pass
+
+
+async def test_a_bad_file_leaves_the_old_set_in_force(tmp_path: Path, keys_dir: Path) -> None:
+    """Loading fails as a whole before anything is swapped, and the old user still logs in."""
+    async with running(tmp_path, keys_dir) as it:
+        copy = shutil.copytree(keys_dir, tmp_path / "broken")
+        (copy / "ssh_host_rsa_key").write_text("no key")
+        with pytest.raises(ConfigError):
+            it.server.replace(it.server.settings, load_credentials(it.server.settings, copy))
+        async with it.connect():
+            pass
+
+
+async def test_it_starts_without_a_home(tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd's DynamicUser has neither $HOME nor a line in passwd."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("uid")))
+    async with running(tmp_path, keys_dir) as it:
+        monkeypatch.undo()  # the client wants one
+        async with it.connect():
+            pass
+
+
+async def test_it_serves_on_an_inherited_socket(tmp_path: Path, keys_dir: Path) -> None:
+    """A socket that systemd bound is used as it is."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    async with running(tmp_path, keys_dir, sock=sock) as it:
+        assert it.port == port
+        async with it.connect():
+            pass
