@@ -21,6 +21,8 @@ from moto.server import ThreadedMotoServer
 
 from server.config import ExportSettings
 
+from .ceph import Ceph, missing_packages
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
@@ -178,3 +180,13 @@ def s3_auth(moto_url: str, aws_chain: AwsChain) -> Iterator[S3Users]:
             yield S3Users(S3Server(moto_url, BUCKET, client), aws_chain, iam)
     finally:
         _post(f"{moto_url}/moto-api/reset-auth", b"inf")
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """Ceph's object store, once for all tests of the group ``ceph``; skipped where it is not installed."""
+    missing = missing_packages()
+    if missing is not None:
+        pytest.skip(missing)
+    with Ceph.up(tmp_path_factory.mktemp("ceph")) as running:
+        yield running
