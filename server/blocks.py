@@ -1,0 +1,144 @@
+"""The export as blocks of whole lines, and gzip read with every check it has.
+
+Reads one gzip file. Two promises: a file that is not one whole, correct gzip file (members one after the other, zero
+padding at the end) raises `ExportTorn` before its end is reached; and how the lines fall into blocks depends on the
+bytes alone. No line over 16 MiB is ever held whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isal import igzip
+from isal.isal_zlib import IsalError
+
+from .errors import ExportTorn, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import BinaryIO, Self
+
+LINE_LIMIT = 16 << 20  # bytes; a longer line is malformed
+RAW_LIMIT = 64 << 10  # bytes of a rejected line that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole lines, in pieces that belong together, each line with its newline but for the last one of a file.
+
+    ``too_long`` marks a single line over 16 MiB, of which only the beginning is there.
+    """
+
+    number: int
+    pieces: Sequence[bytes | memoryview]
+    too_long: bool = False
+
+
+class GzipText:
+    """A gzip file that is read once, from its beginning to its end.
+
+    Raises:
+        ExportTorn: the file is empty, not gzip, cut short, or damaged, or something else follows its end.
+        SourceError: the file cannot be read at all.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._text = igzip.IGzipFile(fileobj=file, mode="rb")  # type: ignore[no-untyped-call]  # isal annotates in part
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The file at ``path``."""
+        try:
+            return cls(path.open("rb", buffering=0), str(path))
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -l {path}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._text.close()
+        self._file.close()
+
+    @property
+    def position(self) -> int:
+        """How many compressed bytes were read so far."""
+        return self._file.tell()
+
+    def read(self, size: int) -> bytes:
+        """The next ``size`` bytes; fewer only at the end, where all checks have passed."""
+        return self._checked(lambda: self._text.read(size))
+
+    def readline(self) -> bytes:
+        """The next line with its newline, for headers."""
+        return self._checked(lambda: self._text.readline())  # type: ignore[no-untyped-call]  # isal
+
+    def _checked(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            data = read()
+        except (EOFError, gzip.BadGzipFile, zlib.error, IsalError) as error:  # type: ignore[misc]  # isal's stub says instance
+            raise self._torn(f"is no whole gzip file: {_plain(error)}") from error
+        except OSError as error:
+            raise SourceError(f"{self._name} cannot be read: {error.strerror}", hint=f"ls -l {self._name}") from error
+        if not data and self._file.tell() == 0:
+            raise self._torn("is empty, which no gzip file is")
+        return data
+
+    def _torn(self, what: str) -> ExportTorn:
+        return ExportTorn(f"{self._name} {what}", hint=f"gzip -t {self._name}; wait for its next version")
+
+
+def _plain(error: Exception) -> str:
+    """What a gzip library says, as the end of a sentence."""
+    if isinstance(error, EOFError):
+        return "it is cut short"
+    text = str(error)
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
+def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"") -> Iterator[Block]:
+    """Whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was read already."""
+    carried: list[bytes | memoryview] = [head] if head else []
+    length, number = len(head), 0  # of the line that is carried over from one read to the next
+    while data := read(block_size):
+        end = data.rfind(b"\n") + 1
+        if end:
+            start = data.find(b"\n") + 1 if length + block_size > LINE_LIMIT else 0
+            if length + start - 1 > LINE_LIMIT:
+                yield Block(number, (_beginning([*carried, memoryview(data)[:start]]),), too_long=True)
+                number += 1
+                carried, length = [], 0
+            else:
+                start = 0
+            if start < end:
+                yield Block(number, (*carried, memoryview(data)[start:end]))
+                number += 1
+            carried, length = [], 0
+        if end < len(data):
+            carried.append(data[end:])
+            length += len(data) - end
+            if length > LINE_LIMIT:
+                carried = [_beginning(carried)]
+    if length > LINE_LIMIT:
+        yield Block(number, (_beginning(carried),), too_long=True)
+    elif length:
+        yield Block(number, carried)
+
+
+def _beginning(pieces: Sequence[bytes | memoryview]) -> bytes:
+    """As much of a line as is ever kept, and a few bytes more, by which it is seen to be cut."""
+    kept = bytearray()
+    for piece in pieces:
+        kept += piece[: RAW_LIMIT + 8 - len(kept)]
+        if len(kept) > RAW_LIMIT:
+            break
+    return bytes(kept)

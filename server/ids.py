@@ -1,0 +1,277 @@
+"""Ids of rows in 16 bytes each: packed, spread over partitions, spilled to disk, and looked through for repetitions.
+
+Touches one nameless temporary file for each `Spill`, which is gone when the process is, however it ends. The promise:
+exact for any number of rows, in memory that does not grow with it (`HELD` bytes and one partition at a time).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import tempfile
+from array import array
+from bisect import bisect_right
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import IO, Self
+
+PARTITIONS = 64
+HELD = 8 << 20  # bytes that are held in memory before they are spilled
+AT_ONCE = 200_000  # records of a partition that are looked at in one go
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
+_TO_PARTITION = bytes(byte % PARTITIONS for byte in range(256))
+
+
+def pack_id(text: str) -> bytes:
+    """An id in 16 bytes: those of a UUID in its canonical lower-case form, else a keyed-apart hash of the text."""
+    if _UUID.fullmatch(text):
+        return bytes.fromhex(text.replace("-", ""))
+    return blake2b(text.encode(), digest_size=16, person=b"pickup-point id").digest()
+
+
+def pack_uuids(ids: Sequence[str]) -> bytes | None:
+    """Ids one after the other, 16 bytes each, if every one is a UUID in its canonical form; else None."""
+    count = len(ids)
+    try:
+        text = "\n".join(ids)
+        digits = text.replace("-", "")
+        packed = bytes.fromhex(digits)  # it skips the newlines
+    except (TypeError, ValueError):
+        return None
+    dashes = "-" * count
+    canonical = (
+        len(packed) == 16 * count
+        and len(text) == 37 * count - 1
+        and packed.hex("\n", 16) == digits
+        and text[8::37] == text[13::37] == text[18::37] == text[23::37] == dashes
+    )
+    return packed if canonical or not count else None
+
+
+@dataclass(frozen=True, slots=True)
+class Partitioned:
+    """Records of one block, partition after partition; ``counts`` says how many are in each."""
+
+    counts: array[int]
+    data: bytes
+
+
+def partition(records: Sequence[bytes], packed_ids: bytes) -> Partitioned:
+    """Sort records by partition; record n belongs to the n-th of the packed ids."""
+    # The XOR of two bytes spreads UUIDs of version 1 (time), 4 (random) and 7 (time, then random) alike.
+    count = len(records)
+    mixed = int.from_bytes(packed_ids[3::16], "little") ^ int.from_bytes(packed_ids[15::16], "little")
+    parts: list[list[bytes]] = [[] for _ in range(PARTITIONS)]
+    for part, record in zip(mixed.to_bytes(count, "little").translate(_TO_PARTITION), records, strict=True):
+        parts[part].append(record)
+    return Partitioned(array("I", map(len, parts)), b"".join(map(b"".join, parts)))
+
+
+def unpack(packed: bytes) -> tuple[bytes, ...]:
+    """The 16-byte ids of a text of them."""
+    return struct.unpack("16s" * (len(packed) // 16), packed)
+
+
+class Spill:
+    """Records of equal size in partitions, in the order in which they were added; beyond `HELD` bytes on disk."""
+
+    def __init__(self, scratch: Path, record_size: int, partitions: int = PARTITIONS, held: int = HELD) -> None:
+        self.record_size = record_size
+        self.partitions = partitions
+        self._scratch = scratch
+        self._held_limit = held
+        self._held = 0
+        self._buffers = [bytearray() for _ in range(partitions)]
+        self._extents: list[list[tuple[int, int]]] = [[] for _ in range(partitions)]
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def append(self, part: int, data: bytes | memoryview) -> None:
+        """Add records to one partition."""
+        self._buffers[part] += data
+        self._held += len(data)
+
+    def settle(self) -> None:
+        """Write to disk what is held, if it is much."""
+        if self._held <= self._held_limit:
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)  # noqa: SIM115  # closed by __exit__
+        offset = self._file.seek(0, 2)
+        for part, buffer in enumerate(self._buffers):
+            if buffer:
+                self._extents[part].append((offset, len(buffer)))
+                offset += len(buffer)
+        whole = memoryview(b"".join(self._buffers))
+        while whole:
+            whole = whole[self._file.write(whole) :]
+        self._buffers = [bytearray() for _ in range(self.partitions)]
+        self._held = 0
+
+    def chunks(self, part: int) -> Iterator[bytes]:
+        """A partition's records, in order, some at a time."""
+        if self._file is not None:
+            for offset, length in self._extents[part]:
+                self._file.seek(offset)
+                yield self._file.read(length)
+        if self._buffers[part]:
+            yield bytes(self._buffers[part])
+
+    def count(self, part: int) -> int:
+        """How many records a partition has."""
+        return (sum(length for _, length in self._extents[part]) + len(self._buffers[part])) // self.record_size
+
+
+class BlockRecords:
+    """The records of all blocks by partition, each known by its block."""
+
+    def __init__(self, scratch: Path, record_size: int, held: int = HELD) -> None:
+        self._spill = Spill(scratch, record_size, held=held)
+        self._counts = [array("I") for _ in range(PARTITIONS)]
+        self._size = record_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spill.__exit__(kind, error, trace)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self._counts[0])
+
+    def add(self, records: Partitioned | None) -> None:
+        """Add the next block's records, if it has any."""
+        if records is None:
+            for counts in self._counts:
+                counts.append(0)
+            return
+        data, start = memoryview(records.data), 0
+        for part, count in enumerate(records.counts):
+            self._counts[part].append(count)
+            if count:
+                end = start + count * self._size
+                self._spill.append(part, data[start:end])
+                start = end
+        self._spill.settle()
+
+    def __iter__(self) -> Iterator[RecordGroup]:
+        """Groups of records such that equal ids are in one group, each group small enough to be looked at at once."""
+        for part in range(PARTITIONS):
+            count = self._spill.count(part)
+            passes = -(-count // AT_ONCE)
+            for turn in range(passes):
+                yield RecordGroup(self, part, turn, passes)
+
+    def groups_with(self, other: BlockRecords) -> Iterator[tuple[RecordGroup, RecordGroup]]:
+        """The same groups of two collections, side by side."""
+        for part in range(PARTITIONS):
+            count = max(self._spill.count(part), other._spill.count(part))  # of the same class
+            passes = -(-count // AT_ONCE)
+            for turn in range(passes):
+                yield RecordGroup(self, part, turn, passes), RecordGroup(other, part, turn, passes)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordGroup:
+    """Some of the records of one partition: those whose ids fall to this turn of so many."""
+
+    records: BlockRecords
+    part: int
+    turn: int
+    turns: int
+
+    def ids(self) -> list[bytes]:
+        """The ids (the first 16 bytes of each record), in order."""
+        return [record[:16] for _, record in self.positions()]
+
+    def positions(self) -> Iterator[tuple[int, bytes]]:
+        """Each record and its position in the partition, in order."""
+        size, position = self.records._size, 0  # noqa: SLF001  # a part of it
+        for chunk in self.records._spill.chunks(self.part):  # noqa: SLF001
+            for (record,) in struct.iter_unpack(f"{size}s", chunk):
+                if self.turns == 1 or record[7] % self.turns == self.turn:
+                    yield position, record
+                position += 1
+
+    def block_of(self) -> BlockFinder:
+        """What tells a position's block."""
+        return BlockFinder(self.records._counts[self.part])  # noqa: SLF001
+
+
+class BlockFinder:
+    """Tells the block of a record by its position in its partition."""
+
+    def __init__(self, counts: array[int]) -> None:
+        self._starts = list(accumulate(counts, initial=0))
+
+    def __call__(self, position: int) -> int:
+        return bisect_right(self._starts, position) - 1
+
+
+class BlockIds:
+    """For every block a set of ids, kept on disk where they are many; taken out block by block, in order."""
+
+    GROUPS = 64
+
+    def __init__(self, scratch: Path, blocks: int, held: int = HELD) -> None:
+        self._per_group = max(1, -(-blocks // self.GROUPS))
+        self._spill = Spill(scratch, 20, self.GROUPS, held)
+        self._group, self._of_group = -1, {}  # type: tuple[int, dict[int, bytearray]]
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spill.__exit__(kind, error, trace)
+
+    def add(self, block: int, packed_id: bytes) -> None:
+        """Add an id to a block's set."""
+        self._spill.append(block // self._per_group, struct.pack("<I16s", block, packed_id))
+        self._spill.settle()
+        self.count += 1
+
+    def of(self, block: int) -> bytes:
+        """A block's ids, one after the other, 16 bytes each."""
+        group = block // self._per_group
+        if group != self._group:
+            self._group, self._of_group = group, {}
+            for chunk in self._spill.chunks(group):
+                for number, packed_id in struct.iter_unpack("<I16s", chunk):
+                    self._of_group.setdefault(number, bytearray()).extend(packed_id)
+        return bytes(self._of_group.get(block, b""))
+
+
+def find_duplicates(ids: BlockRecords, found: BlockIds) -> None:
+    """Put into ``found``, for every block, the ids that stood in an earlier one; no block holds an id twice."""
+    for group in ids:
+        packed = group.ids()
+        if len(set(packed)) == len(packed):
+            continue
+        block_of, seen = group.block_of(), set[bytes]()
+        for position, packed_id in group.positions():
+            if packed_id in seen:
+                found.add(block_of(position), packed_id)
+            seen.add(packed_id)

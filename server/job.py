@@ -1,0 +1,207 @@
+"""One block's work and what came of it, and both as bytes for the pipes between the service and its workers.
+
+No outside world. The promise: what `pack` makes, `unpack` gives back, byte for byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass, field
+from datetime import date
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from .catalogue import Catalogue, Episode
+from .convert import Conversion, LogRules
+from .ids import PARTITIONS, Partitioned
+from .member import Piece
+from .tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_JOB = struct.Struct("<IBBiIII")  # number, task, flags, id column, lengths of data, duplicates and fresh
+_RESULT = struct.Struct("<IIIIIi6I")  # number, lines, CRC, length, log lines, place of `]`, lengths of the six parts
+_REJECT = struct.Struct("<II")
+FILTERED, REJECTED = bytes(8), b"\xff" * 8  # in the place of the digest of a line, in the records of rows
+_TOO_LONG, _ARRAY, _WANT_IDS, _FRESH = 1, 2, 4, 8
+
+
+class Task(IntEnum):
+    """What to do with a block."""
+
+    RENDER = 0  # rows to lines
+    INDEX_ROWS = 1  # rows to (packed cell of x-metric-id, digest of the line)
+    INDEX_LINES = 2  # lines of a published log to the same
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A block and what to do with it.
+
+    ``array``: the rows are elements of a JSON array, whose opening line is the first of block 0. ``want_ids``: give the
+    ids of the rows. ``duplicates`` and ``fresh`` are packed ids, as `BlockRenderer.render` wants them. ``id_column`` is
+    the place of ``x-metric-id`` in a published log.
+    """
+
+    number: int
+    task: Task
+    pieces: Sequence[bytes | memoryview]
+    too_long: bool = False
+    array: bool = False
+    want_ids: bool = False
+    duplicates: bytes = b""
+    fresh: bytes | None = None
+    id_column: int = 0
+
+    def pack(self) -> list[bytes | memoryview]:
+        """As bytes, in pieces."""
+        flags = (
+            self.too_long * _TOO_LONG
+            | self.array * _ARRAY
+            | self.want_ids * _WANT_IDS
+            | (self.fresh is not None) * _FRESH
+        )
+        fresh, length = self.fresh or b"", sum(map(len, self.pieces))
+        head = _JOB.pack(self.number, self.task, flags, self.id_column, length, len(self.duplicates), len(fresh))
+        return [head, *self.pieces, self.duplicates, fresh]
+
+    @classmethod
+    def read(cls, read: Callable[[int], bytes]) -> Job | None:
+        """The next job from a pipe, or None at its end."""
+        head = read(_JOB.size)
+        if len(head) < _JOB.size:
+            return None
+        number, task, flags, id_column, length, duplicates, fresh = _JOB.unpack(head)
+        return cls(
+            number=number,
+            task=Task(task),
+            pieces=(read(length),),
+            too_long=bool(flags & _TOO_LONG),
+            array=bool(flags & _ARRAY),
+            want_ids=bool(flags & _WANT_IDS),
+            duplicates=read(duplicates),
+            fresh=read(fresh) if flags & _FRESH else None,
+            id_column=id_column,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A rejected row: its place in its block, from 0, and the rest of its entry in the rejects file."""
+
+    place: int
+    entry: bytes
+
+    def at(self, first_line: int) -> bytes:
+        """The whole entry, with its newline, for a block that begins at this line of the file."""
+        return b'{"line":%d,%b\n' % (first_line + self.place, self.entry)
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of a block.
+
+    ``line_count`` counts its lines in the export, blank ones too. ``closing`` is the last row of a block of a JSON
+    array that is nothing but ``]``: it is no row if nothing follows in the file, else one more rejected row.
+    """
+
+    number: int
+    line_count: int = 0
+    piece: Piece = field(default_factory=lambda: Piece(b"", 0, 0, 0))
+    tally: Tally = field(default_factory=Tally)
+    rejects: list[Reject] = field(default_factory=list)
+    closing: Reject | None = None
+    ids: Partitioned | None = None
+    records: Partitioned | None = None
+
+    def pack(self) -> bytes:
+        """As bytes: a length, then that many."""
+        parts = (
+            orjson.dumps(self.tally.as_json()),
+            self.piece.data,
+            b"".join(_REJECT.pack(r.place, len(r.entry)) + r.entry for r in self.rejects),
+            self.closing.entry if self.closing is not None else b"",
+            _pack_partitioned(self.ids),
+            _pack_partitioned(self.records),
+        )
+        head = _RESULT.pack(
+            self.number, self.line_count, self.piece.crc, self.piece.length, self.piece.lines,
+            self.closing.place if self.closing is not None else -1, *map(len, parts),
+        )  # fmt: skip
+        body = b"".join((head, *parts))
+        return len(body).to_bytes(4, "little") + body
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Result:
+        """What `pack` gave, without the length."""
+        number, line_count, crc, length, lines, closing, *sizes = _RESULT.unpack_from(data)
+        parts, start = [], _RESULT.size
+        for size in sizes:
+            parts.append(data[start : start + size])
+            start += size
+        rejects, at = [], 0
+        while at < len(parts[2]):
+            place, size = _REJECT.unpack_from(parts[2], at)
+            at += _REJECT.size + size
+            rejects.append(Reject(place, parts[2][at - size : at]))
+        return cls(
+            number=number,
+            line_count=line_count,
+            piece=Piece(parts[1], crc, length, lines),
+            tally=Tally.from_json(orjson.loads(parts[0])),
+            rejects=rejects,
+            closing=Reject(closing, parts[3]) if closing >= 0 else None,
+            ids=_unpack_partitioned(parts[4]),
+            records=_unpack_partitioned(parts[5]),
+        )
+
+
+def _pack_partitioned(records: Partitioned | None) -> bytes:
+    return b"" if records is None else records.counts.tobytes() + records.data
+
+
+def _unpack_partitioned(data: bytes) -> Partitioned | None:
+    if not data:
+        return None
+    counts = array("I")
+    size = PARTITIONS * counts.itemsize
+    counts.frombytes(data[:size])
+    return Partitioned(counts, data[size:])
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker must know before its first job."""
+
+    conversion: Conversion
+    fresh_after: str | None = None
+
+    def pack(self) -> bytes:
+        """As bytes: a length, then that many."""
+        conversion, catalogue = self.conversion, self.conversion.catalogue
+        fields = {
+            "rules": conversion.rules.as_json(),
+            "hash_key": conversion.hash_key.hex(),
+            "catalogue": catalogue and {key: (e.guid, e.url) for key, e in catalogue.episodes.items()},
+            "day": conversion.day,
+            "fresh_after": self.fresh_after,
+        }
+        data = orjson.dumps(fields)
+        return len(data).to_bytes(4, "little") + data
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Setup:
+        """What `pack` gave, without the length."""
+        fields: dict[str, Any] = orjson.loads(data)
+        catalogue = fields["catalogue"]
+        conversion = Conversion(
+            rules=LogRules.from_json(fields["rules"]),
+            hash_key=bytes.fromhex(fields["hash_key"]),
+            catalogue=None if catalogue is None else Catalogue({k: Episode(*v) for k, v in catalogue.items()}),
+            day=None if fields["day"] is None else date.fromisoformat(fields["day"]),
+        )
+        return cls(conversion, fields["fresh_after"])

@@ -1,0 +1,115 @@
+"""Log files as gzip: pieces deflated apart and joined into one member, cut exactly by lines where it is asked for.
+
+Writes into the files that a `LogSink` opens. The promise: the bytes depend on the lines and on how they fell into
+pieces, never on who deflated them; every file is a single gzip member without time or name, with its own header lines.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from isal import isal_zlib
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+LEVEL = 1  # by measurement: benchmarks/convert.py
+_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: deflate, no flags, no time, unknown system
+_END = b"\x03\x00"  # a final block without content
+
+
+class LogSink(Protocol):
+    """Where a conversion's files go."""
+
+    def restart(self) -> None:
+        """Forget everything opened so far: a second pass begins."""
+
+    def open_log(self, index: int) -> BinaryIO:
+        """The file for the log with this index (0, 1, … in order); it is closed when its log is whole."""
+
+    def open_rejects(self) -> BinaryIO:
+        """The file for rejected rows; asked for at most once a pass, and only when there is a rejected row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Lines as raw deflate that ends on a byte boundary and can stand before any other piece."""
+
+    data: bytes
+    crc: int
+    length: int
+    lines: int
+
+
+def deflate(text: bytes, lines: int) -> Piece:
+    """A piece of ``text``, which holds so many lines."""
+    if not text:
+        return Piece(b"", 0, 0, 0)
+    packer = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, -15)
+    data = packer.compress(text) + packer.flush(isal_zlib.Z_FULL_FLUSH)
+    return Piece(data, isal_zlib.crc32(text), len(text), lines)
+
+
+def inflate(piece: Piece) -> bytes:
+    """The text of a piece."""
+    return isal_zlib.decompressobj(-15).decompress(piece.data)
+
+
+class LogFiles:
+    """The log files of one pass: at most ``max_rows`` lines each (0: one file for all), after its header lines."""
+
+    def __init__(self, sink: LogSink, header: str, max_rows: int = 0) -> None:
+        self.lines: list[int] = []
+        self._sink = sink
+        self._header = deflate(header.encode(), 0)
+        self._max_rows = max_rows
+        self._file: BinaryIO | None = None
+        self._crc = self._length = 0
+
+    def write(self, piece: Piece) -> None:
+        """Add a piece's lines."""
+        if not piece.lines:
+            return
+        room = self._max_rows - (self.lines[-1] if self._file is not None else 0)
+        if not self._max_rows or piece.lines <= room:
+            self._write(piece)
+            return
+        rows = inflate(piece).split(b"\n")[:-1]
+        start = 0
+        while start < len(rows):
+            room = self._max_rows - (self.lines[-1] if self._file is not None else 0)
+            if room == 0:
+                self.close()
+                continue
+            part = rows[start : start + room]
+            self._write(deflate(b"\n".join(part) + b"\n", len(part)))
+            start += len(part)
+
+    def _write(self, piece: Piece) -> None:
+        file = self._file or self.open()
+        file.write(piece.data)
+        self._crc = isal_zlib.crc32_combine(self._crc, piece.crc, piece.length)
+        self._length += piece.length
+        self.lines[-1] += piece.lines
+
+    def open(self) -> BinaryIO:
+        """Begin the next file."""
+        self._file = file = self._sink.open_log(len(self.lines))
+        self.lines.append(0)
+        file.write(_HEADER + self._header.data)
+        self._crc, self._length = self._header.crc, self._header.length
+        return file
+
+    def close(self) -> None:
+        """End the file that is open, if one is."""
+        if self._file is not None:
+            self._file.write(_END + struct.pack("<II", self._crc, self._length & 0xFFFFFFFF))
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file that is open, as it stands."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()

@@ -1,0 +1,257 @@
+"""The streaming of a day: blocks of rows out to the workers, pieces of log files back, in order, and the books of it.
+
+Reads one export, writes into the files of a `LogSink` and into nameless temporary files in ``scratch``. The promises:
+the same bytes for the same export and rules, whatever the number of workers; every row in exactly one place of the
+tally; memory that does not grow with the day; nothing is reported as converted unless the whole export was right.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isal import isal_zlib
+
+from .blocks import GzipText, cut_blocks
+from .crew import Alone, Workers
+from .errors import DataFolderError
+from .ids import BlockIds, BlockRecords, find_duplicates
+from .job import Job, Setup, Task
+from .member import LogFiles, LogSink
+from .sent import SentLog, compare, log_jobs
+from .tally import RejectReason, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+    from typing import BinaryIO, Self
+
+    from .convert import Conversion
+    from .crew import StopToken
+    from .job import Result
+
+__all__ = ["Converted", "LogSink", "SentLog", "Tuning", "convert_export"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Sizes in bytes, by measurement; a result's lines depend on none of them, its bytes on ``block`` alone."""
+
+    block: int = 1 << 20  # of rows, for one job
+    small_export: int = 4 << 20  # compressed; below it processes cost more than they bring
+    held: int = 8 << 20  # of ids in memory, before they go to disk
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What came of an export.
+
+    ``lines_per_log`` has an entry for each log that was opened. ``changed`` counts rows sent before whose line would be
+    another one now (or none); ``removed`` counts lines sent before whose row is gone.
+    """
+
+    tally: Tally
+    lines_per_log: list[int]
+    changed: int = 0
+    removed: int = 0
+
+
+def convert_export(
+    export: Path,
+    conversion: Conversion,
+    sink: LogSink,
+    *,
+    scratch: Path,
+    workers: int = 0,
+    max_rows_per_file: int = 0,
+    sent: Sequence[SentLog] = (),
+    fresh_after: str | None = None,
+    progress: Callable[[int], None] | None = None,
+    stop: StopToken | None = None,
+    tuning: Tuning | None = None,
+) -> Converted:
+    """Convert one export into log files.
+
+    ``workers`` 0 is one for each core. With ``sent``, rows that stand in these logs are filtered as ``sent_before``,
+    and no log is opened when nothing is left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``) are
+    filtered as ``too_fresh``. ``progress`` is told how many bytes of the export were read so far; it begins at 0 again
+    with every pass.
+
+    Raises:
+        ExportTorn: the export is not one whole, correct gzip file.
+        ConversionFailed: a worker process died, or ``stop`` was set.
+        SourceError: the export cannot be read.
+        DataFolderError: what was to be written could not be, or a log in ``sent`` is damaged.
+    """
+    tuning = tuning or Tuning()
+    stop = stop or threading.Event()
+    setup = Setup(conversion, fresh_after)
+    try:
+        with ExitStack() as stack:
+            count = workers or len(os.sched_getaffinity(0))
+            if count == 1 or not export.is_file() or export.stat().st_size < tuning.small_export:
+                crew: Alone | Workers = stack.enter_context(Alone(setup, stop))
+            else:
+                crew = stack.enter_context(Workers(count, setup, stop))
+            source = _Export(export, tuning.block, progress)
+            header = conversion.rules.layout.header_lines(conversion.day)
+            run = _Conversion(
+                source, crew, scratch, tuning, lambda: _Books(sink, header, max_rows_per_file, bool(sent))
+            )
+            return run.late(sent) if sent else run.whole(sink)
+    except OSError as error:
+        sentence = f"the conversion of {export.name} could not be written: {error.strerror or error}"
+        raise DataFolderError(sentence, hint=f"df -h {scratch}") from error
+
+
+class _Conversion:
+    """The passes over one export."""
+
+    def __init__(
+        self, source: _Export, crew: Alone | Workers, scratch: Path, tuning: Tuning, books: Callable[[], _Books]
+    ) -> None:
+        self._source = source
+        self._crew = crew
+        self._scratch = scratch
+        self._held = tuning.held
+        self._block = tuning.block
+        self._books = books
+
+    def whole(self, sink: LogSink) -> Converted:
+        """Render; and, should an id stand in two blocks (none ever did), once more, knowing which."""
+        with BlockRecords(self._scratch, 16, self._held) as ids, ExitStack() as stack:
+            with self._books() as books:
+                for result in self._crew.run(self._source.jobs(want_ids=True)):
+                    books.add(result)
+                    ids.add(result.ids)
+                books.close()
+            duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
+            find_duplicates(ids, duplicates)
+            if not duplicates.count:
+                return Converted(books.tally, books.logs.lines)
+            sink.restart()
+            with self._books() as books:
+                for result in self._crew.run(self._source.jobs(duplicates=duplicates)):
+                    books.add(result)
+                books.close()
+            return Converted(books.tally, books.logs.lines)
+
+    def late(self, sent: Sequence[SentLog]) -> Converted:
+        """Index what was sent and what is there now; then render what was not sent."""
+        with ExitStack() as stack:
+            ids = stack.enter_context(BlockRecords(self._scratch, 16, self._held))
+            rows = stack.enter_context(BlockRecords(self._scratch, 24, self._held))
+            lines = stack.enter_context(BlockRecords(self._scratch, 24, self._held))
+            for result in self._crew.run(log_jobs(sent, self._block)):
+                lines.add(result.records)
+            for result in self._crew.run(self._source.jobs(Task.INDEX_ROWS, want_ids=True)):
+                rows.add(result.records)
+                ids.add(result.ids)
+            duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
+            fresh = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
+            find_duplicates(ids, duplicates)
+            comparison = compare(rows, lines, fresh)
+            with self._books() as books:
+                for result in self._crew.run(self._source.jobs(duplicates=duplicates, fresh=fresh)):
+                    books.add(result)
+                books.close()
+            return Converted(books.tally, books.logs.lines, comparison.changed, comparison.removed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """An export file, and how it is cut into jobs: the same way in every pass."""
+
+    path: Path
+    block_size: int
+    progress: Callable[[int], None] | None
+
+    def jobs(
+        self,
+        task: Task = Task.RENDER,
+        *,
+        want_ids: bool = False,
+        duplicates: BlockIds | None = None,
+        fresh: BlockIds | None = None,
+    ) -> Iterator[Job]:
+        """A job for every block."""
+        array = False
+        with GzipText.open(self.path) as text:
+            for block in cut_blocks(text.read, self.block_size):
+                if block.number == 0:
+                    array = not block.too_long and _opens_array(block.pieces)
+                yield Job(
+                    number=block.number,
+                    task=task,
+                    pieces=block.pieces,
+                    too_long=block.too_long,
+                    array=array,
+                    want_ids=want_ids,
+                    duplicates=duplicates.of(block.number) if duplicates is not None else b"",
+                    fresh=fresh.of(block.number) if fresh is not None else None,
+                )
+                if self.progress is not None:
+                    self.progress(text.position)
+            if self.progress is not None:
+                self.progress(text.position)
+
+
+def _opens_array(pieces: Sequence[bytes | memoryview]) -> bool:
+    """Whether the first line of an export is nothing but ``[``."""
+    beginning = b"".join(bytes(piece[:3]) for piece in pieces[:3])[:3]
+    return beginning in (b"[", b"[\r") or beginning.startswith(b"[\n") or beginning == b"[\r\n"
+
+
+class _Books:
+    """What one pass writes and counts, block after block, in order."""
+
+    def __init__(self, sink: LogSink, header: str, max_rows: int, late: bool) -> None:
+        self.tally = Tally()
+        self.logs = LogFiles(sink, header, max_rows)
+        self._sink = sink
+        self._late = late
+        self._line = 1  # the number of the next block's first line
+        self._closing: bytes | None = None  # see Result.closing
+        self._rejects: BinaryIO | None = None
+        self._packer = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.logs.abandon()
+        if self._rejects is not None:
+            self._rejects.close()
+            self._rejects = None
+
+    def add(self, result: Result) -> None:
+        """The next block's result."""
+        if self._closing is not None and (result.tally.rows or result.closing is not None):
+            self._write_reject(self._closing)
+            self.tally.add(Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1})))
+            self._closing = None
+        for reject in result.rejects:
+            self._write_reject(reject.at(self._line))
+        if result.closing is not None:
+            self._closing = result.closing.at(self._line)
+        self._line += result.line_count
+        self.tally.add(result.tally)
+        self.logs.write(result.piece)
+
+    def _write_reject(self, entry: bytes) -> None:
+        if self._rejects is None:
+            self._rejects = self._sink.open_rejects()
+        self._rejects.write(self._packer.compress(entry))
+
+    def close(self) -> None:
+        """The end of the export: every file gets its end. A day without lines still is a log, unless it is late."""
+        if not self.logs.lines and not self._late:
+            self.logs.open()
+        self.logs.close()
+        if self._rejects is not None:
+            self._rejects.write(self._packer.flush())
+            self.__exit__()

@@ -1,0 +1,96 @@
+"""Which rows of a new version of an export were sent before: known by what was published, joined part by part.
+
+Reads published logs through the functions it is handed. The promise: exact, in memory for one partition at a time.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .blocks import GzipText, cut_blocks
+from .errors import DataFolderError, ExportTorn
+from .job import REJECTED, Job, Task
+from .triton import Layout, LogFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import BinaryIO
+
+    from .ids import BlockIds, BlockRecords
+
+
+@dataclass(frozen=True, slots=True)
+class SentLog:
+    """A published log of the day: its layout, and what opens its gzip file for reading."""
+
+    layout: Layout
+    open: Callable[[], BinaryIO]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a new version of an export differs from what was sent: see `pipeline.Converted`."""
+
+    changed: int
+    removed: int
+
+
+def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
+    """The lines of published logs, without their headers, as blocks to be indexed.
+
+    Raises:
+        DataFolderError: a published log is damaged.
+    """
+    number = 0
+    for log in sent:
+        with closing(log.open()) as file:
+            name = str(getattr(file, "name", "a published log"))
+            try:
+                with GzipText(file, name) as text:
+                    head = _after_header(text, log.layout)
+                    for block in cut_blocks(text.read, block_size, head):
+                        column = log.layout.id_column()
+                        yield Job(number, Task.INDEX_LINES, block.pieces, too_long=block.too_long, id_column=column)
+                        number += 1
+            except ExportTorn as error:
+                hint = f"gzip -t {name}; restore it from a backup, with its mtime"
+                raise DataFolderError(f"the published log {name} is damaged: {error}", hint=hint) from error
+
+
+def _after_header(text: GzipText, layout: Layout) -> bytes:
+    """Read over the header lines; the first line after them."""
+    line = text.readline()
+    if layout.format is LogFormat.TSV and layout.header == "plain":
+        return text.readline()
+    while line.startswith(b"#"):  # no log line does: see Layout.render
+        line = text.readline()
+    return line
+
+
+def compare(rows: BlockRecords, sent: BlockRecords, fresh: BlockIds) -> Comparison:
+    """Put into ``fresh``, for every block, the packed ids of rows that were not sent before; and count the rest.
+
+    Records are a packed cell of ``x-metric-id`` and 8 bytes that stand for the line.
+    """
+    changed = removed = 0
+    for new_group, sent_group in rows.groups_with(sent):
+        lines: dict[bytes, bytes | None] = {record[:16]: record[16:] for _, record in sent_group.positions()}
+        rejected: set[bytes] = set()
+        block_of = new_group.block_of()
+        for position, record in new_group.positions():
+            cell, line = record[:16], record[16:]
+            if cell not in lines:
+                if line != REJECTED:
+                    fresh.add(block_of(position), cell)
+            elif line == REJECTED:
+                rejected.add(cell)
+            else:  # the first row with this id decides; a later one is a duplicate
+                was = lines[cell]
+                changed += was is not None and was != line
+                lines[cell] = None
+        gone = {cell for cell, line in lines.items() if line is not None}
+        changed += len(gone & rejected)
+        removed += len(gone - rejected)
+    return Comparison(changed, removed)
