@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
 
     from .catalogue import Catalogue
+    from .convert import LogRules
     from .ledger import Ledger
     from .megaphone import DayExport, Listing
     from .pickup import PickupPoint
@@ -70,6 +71,11 @@ class Feed:
         self._catalogue = catalogue
         self._stop = stop
         self._progress = progress
+
+    @property
+    def rules(self) -> LogRules:
+        """How rows become lines, as configured."""
+        return self._policy.rules
 
     async def run_round(self, now: datetime, wish: Wish | None = None) -> Round:
         """One pass over the days.

@@ -16,7 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 
-from .triton import ColumnSpec, LogFormat
+from .convert import LogRules
+from .triton import ColumnSpec, Layout, LogFormat
 
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -228,6 +229,18 @@ class LogSettings(Section):
         if self.columns is None:
             return None
         return tuple(ColumnSpec(c.name, value=c.value, field=c.field, constant=c.constant) for c in self.columns)
+
+    @property
+    def log_rules(self) -> LogRules:
+        """How rows become lines."""
+        return LogRules(
+            layout=Layout(self.log_format, self.header, self.text, self.column_specs),
+            rows=self.rows,
+            ip=self.ip,
+            partial_status=self.partial_status,
+            bytes=self.bytes,
+            url=self.url,
+        )
 
 
 class RetentionSettings(Section):

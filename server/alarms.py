@@ -1,0 +1,139 @@
+"""Alarms: what is wrong now, how badly, and what to type. `check` prints them.
+
+Pure: it is handed the overview, the ledger's facts, and what was measured. Levels are those of Nagios plug-ins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from .deadlines import Urgency, expires
+from .holds import HoldPolicy, warnings
+from .overview import span
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .overview import DayOverview
+
+
+class Level(IntEnum):
+    """The exit code of a Nagios plug-in."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One thing that is wrong: ``name`` is stable, ``sentence`` says what, ``hint`` is something to type."""
+
+    level: Level
+    name: str
+    sentence: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What `check` measured itself: the share of the disk that is free, readable private keys, damage."""
+
+    disk_free: float
+    disk_free_bytes: int
+    readable_keys: tuple[str, ...] = ()
+    ledger_damage: str = ""
+
+
+def alarms(
+    days: Sequence[DayOverview],
+    facts: Mapping[str, Any],
+    measured: Measured,
+    holds: HoldPolicy,
+    poll_every: timedelta,
+    now: datetime,
+) -> list[Alarm]:
+    """Everything that is wrong, the worst first."""
+    found = [alarm for day in days for alarm in _of_day(day, holds, now)]
+    found += _of_service(facts, poll_every, now)
+    found += _of_machine(measured)
+    return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
+
+
+def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
+    found = []
+    over = now >= expires(day.day) + timedelta(days=4)  # what nobody can mend any more is not told for ever
+    if over or day.state == "pruned":
+        return []
+    if day.state in ("held", "failed", "missing", "stale"):
+        level = Level.CRITICAL
+        if day.state in ("missing", "stale") and day.deadlines.published.urgency is Urgency.AHEAD:
+            level = Level.WARNING
+        found.append(Alarm(level, f"day_{day.state}", f"{day.day} is {day.state}", day.advice))
+    for verb, deadline in (("published", day.deadlines.published), ("picked up", day.deadlines.picked_up)):
+        if not deadline.alarming or (verb == "picked up" and day.published_at is None) or day.state == "open":
+            continue
+        late = deadline.urgency is Urgency.LATE
+        level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
+        when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
+        hint = f"pickup-point status; pickup-point feed --day {day.day}"
+        if verb == "picked up":
+            hint = "ask the partner whether its puller runs; pickup-point status shows its last login"
+        name = f"day_not_{verb.replace(' ', '_')}"
+        found.append(
+            Alarm(level, name, f"{day.day} is not {verb}, its deadline {'was' if late else 'is'} {when}", hint)
+        )
+    for publication in day.publications:
+        if publication.kind == "unfinal" or "give_up_waiting" in publication.remark:
+            found.append(
+                Alarm(Level.WARNING, "day_given_up", f"{day.day}: {publication.remark}", "pickup-point status")
+            )
+        if publication.tally is not None and publication.kind != "late":
+            for warning in warnings(publication.tally, holds):
+                found.append(Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}"))  # noqa: PERF401  # nested
+    return found
+
+
+def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) -> list[Alarm]:
+    found = []
+    last = facts.get("last_round")
+    allowed = poll_every * 3 + timedelta(minutes=5)
+    if last is None:
+        found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round was ever run", "systemctl start pickup-point"))
+    elif now - datetime.fromisoformat(last) > allowed:
+        ago = span(now - datetime.fromisoformat(last))
+        hint = "systemctl status pickup-point; journalctl -u pickup-point"
+        found.append(Alarm(Level.CRITICAL, "feed_not_running", f"the last round was {ago} ago", hint))
+    if facts.get("source_error"):
+        hint = str(facts.get("source_hint", ""))
+        found.append(Alarm(Level.WARNING, "source", str(facts["source_error"]), hint))
+    if facts.get("round_error"):
+        found.append(
+            Alarm(Level.CRITICAL, "data_folder", str(facts["round_error"]), "df -h; journalctl -u pickup-point")
+        )
+    skew = float(facts.get("clock_skew", 0))
+    if abs(skew) > 60:
+        found.append(Alarm(Level.WARNING, "clock", f"the local clock is {skew:+.0f} s off the bucket's", "timedatectl"))
+    return found
+
+
+def _of_machine(measured: Measured) -> list[Alarm]:
+    found = []
+    if measured.disk_free < 0.1 or measured.disk_free_bytes < 1 << 30:
+        level = Level.CRITICAL if measured.disk_free < 0.03 or measured.disk_free_bytes < 200 << 20 else Level.WARNING
+        free = f"{measured.disk_free:.0%} ({measured.disk_free_bytes >> 20} MiB)"
+        found.append(
+            Alarm(level, "disk", f"only {free} of the data folder's disk is free", "df -h; pickup-point prune")
+        )
+    found += [
+        Alarm(Level.CRITICAL, "key_readable", f"{path} can be read by others", f"chmod 600 {path}")
+        for path in measured.readable_keys
+    ]
+    if measured.ledger_damage:
+        hint = "restore the ledger from a backup; the README says how"
+        found.append(Alarm(Level.CRITICAL, "ledger_damaged", f"the ledger is damaged: {measured.ledger_damage}", hint))
+    return found

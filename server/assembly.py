@@ -1,0 +1,139 @@
+"""Assembly: the parts of a running pickup-point, put together from a configuration.
+
+The composition that `service` and the commands share. Touches nothing but what the parts touch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from .catalogue import Catalogue, load_catalogue
+from .errors import ConfigError, Problem
+from .feed import Feed
+from .holds import HoldPolicy
+from .keys import load_credentials
+from .ledger import Ledger
+from .pickup import PickupPoint
+from .private_files import load_ip_hash_key
+from .publishing import Publisher
+from .rounds import FeedPolicy
+from .source import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from datetime import date
+    from pathlib import Path
+
+    from .keys import Credentials
+    from .settings import Config
+
+log = structlog.get_logger()
+
+
+class CatalogueFile:
+    """The operator's episode catalogue, read again when the file has changed; a bad file keeps the old catalogue."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._version: tuple[int, int] | None = None
+        self._catalogue: Catalogue | None = None
+        if path is not None:
+            self._catalogue, self._version = load_catalogue(path), self._seen()
+
+    def snapshot(self) -> Catalogue | None:
+        """The newest good catalogue, or None where none is configured."""
+        if self._path is not None and (seen := self._seen()) != self._version:
+            self._version = seen
+            try:
+                self._catalogue = load_catalogue(self._path)
+            except ConfigError as error:
+                log.error(
+                    "feed kept the old episode catalogue", why=str(error.problems[0]), hint=error.problems[0].cure
+                )
+            else:
+                log.info("feed read the episode catalogue", episodes=len(self._catalogue.episodes))
+        return self._catalogue
+
+    def _seen(self) -> tuple[int, int] | None:
+        assert self._path is not None  # noqa: S101  # only asked for a file that is configured
+        with contextlib.suppress(OSError):
+            status = self._path.stat()
+            return status.st_mtime_ns, status.st_size
+        return None
+
+
+def load_keys(config: Config) -> tuple[Credentials, bytes]:
+    """The credentials of the listener, and the secret for hashed addresses.
+
+    Raises:
+        ConfigError: with every problem of every key file.
+    """
+    problems: list[Problem] = []
+    credentials, hash_key = None, b""
+    try:
+        credentials = load_credentials(config.sftp, config.keys_dir)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        hash_key = load_ip_hash_key(config.keys_dir)
+    except ConfigError as error:
+        problems += error.problems
+    if credentials is None or problems:
+        raise ConfigError(str(config.keys_dir), problems)
+    return credentials, hash_key
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a round needs, opened. Setting ``stop`` ends a conversion at once."""
+
+    config: Config
+    point: PickupPoint
+    ledger: Ledger
+    publisher: Publisher
+    feed: Feed
+    stop: threading.Event
+
+
+@contextlib.asynccontextmanager
+async def assembled(
+    config: Config, hash_key: bytes, *, progress: Callable[[date, int, int], None] | None = None
+) -> AsyncIterator[Parts]:
+    """The parts, opened in order and closed in the opposite one; the ledger last.
+
+    Raises:
+        ConfigError: the catalogue must be changed.
+        DataFolderError, LedgerError: the data folder cannot be used.
+    """
+    stop = threading.Event()
+    catalogue = CatalogueFile(config.log.episodes)
+    point = PickupPoint(config.data_dir)
+    point.prepare()
+    ledger = Ledger.open(point.ledger_path)
+    try:
+        holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
+        publisher = Publisher(
+            ledger,
+            point,
+            hash_key=hash_key,
+            policy=holds,
+            workers=config.log.workers,
+            max_rows_per_file=config.log.max_rows_per_file,
+            stop=stop,
+        )
+        policy = FeedPolicy(config.export, config.log.log_rules, config.log.prefix, holds, config.retention.keep_days)
+        source = await open_source(config.export)
+        try:
+            feed = Feed(
+                policy, source, publisher, ledger, point, catalogue=catalogue.snapshot, stop=stop, progress=progress
+            )
+            yield Parts(config, point, ledger, publisher, feed, stop)
+        finally:
+            await source.close()
+    finally:
+        ledger.close()

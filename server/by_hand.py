@@ -1,0 +1,152 @@
+"""One export converted by hand, outside of any data folder: what ``pickup-point convert`` does.
+
+Touches the export (read), the output file and, where asked for, a rejects file; both appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import tempfile
+import threading
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from .catalogue import load_catalogue
+from .convert import Conversion, LogRules
+from .errors import ConfigError, PickupPointError
+from .holds import HoldPolicy, warnings
+from .pipeline import convert_export
+from .private_files import load_ip_hash_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .settings import Config
+    from .tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedByHand:
+    """The books, and what is worth a word."""
+
+    tally: Tally
+    warnings: list[str]
+
+
+class _Files:
+    """The sink of a conversion by hand: one log, and the rejected rows or nowhere."""
+
+    def __init__(self, output: Path, rejects: Path | None) -> None:
+        self._wanted = {"log": output, "rejects": rejects}
+        self._written: dict[str, Path] = {}
+
+    def restart(self) -> None:
+        for path in self._written.values():
+            path.unlink(missing_ok=True)
+        self._written.clear()
+
+    def open_log(self, index: int) -> BinaryIO:
+        assert index == 0  # noqa: S101  # max_rows_per_file is not used by hand
+        return self._open("log")
+
+    def open_rejects(self) -> BinaryIO:
+        return self._open("rejects")
+
+    def _open(self, kind: str) -> BinaryIO:
+        wanted = self._wanted[kind]
+        if wanted is None:
+            return open(os.devnull, "wb")  # noqa: PTH123  # nowhere
+        part = wanted.with_name(f".{wanted.name}.{secrets.token_hex(4)}.part")
+        self._written[kind] = part
+        return part.open("xb")
+
+    def keep(self) -> None:
+        """Put what was written into its place."""
+        for kind, part in self._written.items():
+            wanted = self._wanted[kind]
+            assert wanted is not None  # noqa: S101  # only wanted files are written
+            part.replace(wanted)
+        self._written.clear()
+
+
+def convert_by_hand(
+    export: Path,
+    output: Path,
+    rejects: Path | None,
+    config: Config | None,
+    progress: Callable[[int], None] | None = None,
+) -> ConvertedByHand:
+    """Convert one export by the configuration's ``[log]`` rules, or by the defaults without one.
+
+    Raises:
+        ExportTorn: the export is no whole gzip file.
+        PickupPointError: a file cannot be read or written.
+    """
+    rules = config.log.log_rules if config is not None else LogRules()
+    key, key_known = _hash_key(config)
+    catalogue = load_catalogue(config.log.episodes) if config is not None and config.log.episodes else None
+    conversion = Conversion(rules, key, catalogue, _day_in(export.name))
+    files = _Files(output, rejects)
+    stop = threading.Event()
+    try:
+        with _signals(stop), tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch:
+            converted = convert_export(
+                export,
+                conversion,
+                files,
+                scratch=Path(scratch),
+                workers=config.log.workers if config is not None else 0,
+                progress=progress,
+                stop=stop,
+            )
+        files.keep()
+    except OSError as error:
+        where = error.filename or output
+        hint = f"ls -l {export}; ls -ld {output.absolute().parent}; df -h"
+        raise PickupPointError(f"{where}: {error.strerror or error}", hint=hint) from error
+    finally:
+        files.restart()
+    tally = converted.tally
+    policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
+    told = warnings(tally, policy)
+    if not key_known and (tally.not_an_address or rules.ip == "truncated"):
+        told.append("there is no ip_hash.key, so the hashes of this file were made with a key that is thrown away")
+    return ConvertedByHand(tally, told)
+
+
+def _hash_key(config: Config | None) -> tuple[bytes, bool]:
+    """The site's key and True, or a random one and False where there is none."""
+    keys_dir = config.keys_dir if config is not None else Path("keys")
+    if not (keys_dir / "ip_hash.key").exists() and "CREDENTIALS_DIRECTORY" not in os.environ:
+        return secrets.token_bytes(32), False
+    with contextlib.suppress(ConfigError):
+        return load_ip_hash_key(keys_dir), True
+    return secrets.token_bytes(32), False
+
+
+def _day_in(name: str) -> date | None:
+    """The day in an export's name, whatever else the name is."""
+    for match in re.finditer(r"\d{4}-\d{2}-\d{2}", name, re.ASCII):
+        with contextlib.suppress(ValueError):
+            return date.fromisoformat(match[0])
+    return None
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the workers at once, then the command."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, lambda *_: stop.set())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,134 @@
+"""The demo: a folder with everything a newcomer needs to see the service work.
+
+Makes sample exports, keys, a user and a configuration in one folder; what runs on it afterwards is exactly ``serve``.
+A later start keeps what is there and adds the days that are missing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING
+
+from .access import hash_password
+from .keys import make_keys
+from .megaphone import FinalityRule, start_of
+from .samples import write_day
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROWS = 4000
+FINAL_DAYS = 3
+_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
+_WRITTEN_AT = time(3, 10)  # of the next day: Megaphone's last rewrite, final and settled at 04:30Z
+_RULE = FinalityRule()
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A prepared demo folder."""
+
+    folder: Path
+    config: Path
+    password: str
+    final_days: tuple[date, ...]
+    open_day: date
+
+
+def prepare(folder: Path, port: int, now: datetime) -> Demo:
+    """Make what is missing in ``folder``.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_keys(folder / "keys")
+    password = _password(folder / "password.txt")
+    config = folder / "config.toml"
+    if not config.exists():
+        config.write_text(_CONFIG.format(port=port, password_hash=hash_password(password)))
+        config.chmod(0o600)
+    today = now.date()
+    newest = today - timedelta(days=1)
+    while now < _RULE.final_time(newest):
+        newest -= timedelta(days=1)
+    final_days = tuple(newest - timedelta(days=back) for back in range(FINAL_DAYS - 1, -1, -1))
+    exports = folder / "exports"
+    exports.mkdir(exist_ok=True)
+    for day in _days(exports, final_days):
+        _write_final(exports, day)
+    unfinished = newest + timedelta(days=1)
+    while unfinished <= today:
+        _write_unfinished(exports, unfinished, now)
+        unfinished += timedelta(days=1)
+    return Demo(folder, config, password, final_days, today)
+
+
+def _days(exports: Path, final_days: tuple[date, ...]) -> list[date]:
+    """The three newest final days, and those between them and an earlier start."""
+    written = [day for path in exports.glob("metrics-day-*.json.gz") if (day := _day_of(path)) is not None]
+    first = min([day for day in written if (final_days[-1] - day).days <= FINAL_DAYS + 1], default=final_days[0])
+    first = min(first, final_days[0])
+    return [first + timedelta(days=n) for n in range((final_days[-1] - first).days + 1)]
+
+
+def _day_of(path: Path) -> date | None:
+    try:
+        return date.fromisoformat(path.name.removeprefix("metrics-day-").removesuffix(".json.gz"))
+    except ValueError:
+        return None
+
+
+def _write_final(exports: Path, day: date) -> None:
+    path = exports / f"metrics-day-{day}.json.gz"
+    over = start_of(day + timedelta(days=1)).timestamp()
+    if path.exists() and path.stat().st_mtime >= over:
+        return
+    write_day(path, day, ROWS, broken=True, tokens_share=0.1)
+    written = datetime.combine(day + timedelta(days=1), _WRITTEN_AT, UTC).timestamp()
+    os.utime(path, (written, written))
+
+
+def _write_unfinished(exports: Path, day: date, now: datetime) -> None:
+    path = exports / f"metrics-day-{day}.json.gz"
+    write_day(path, day, ROWS, broken=True, tokens_share=0.1, until=now)
+    os.utime(path, (now.timestamp(), now.timestamp()))
+
+
+def _password(path: Path) -> str:
+    if not path.exists():
+        word = "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(3))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{word}\n")
+    return path.read_text().strip()
+
+
+_CONFIG = """\
+# The demo's configuration, made by `pickup-point demo`. config.example.toml explains every key.
+# It is an ordinary configuration: `pickup-point status --config THIS_FILE` and every other command work with it.
+
+data_dir = "data"            # published files, staging, rejects, the ledger
+keys_dir = "keys"            # host keys, and the secret for hashed addresses
+
+[export]
+url = "exports"              # a folder; for a real bucket: "s3://bucket"
+poll_every = "10s"           # a real bucket is looked at every 10 minutes
+look_back_days = 4           # before 04:30Z yesterday is not final yet, so the three newest final days reach back four
+
+[log]
+prefix = "DEMO"              # DEMO{{YYYYMMDD}}-00.tsv.gz
+tokens = "hash"              # some addresses come as hash-like tokens; a real site agrees this with Triton
+
+[sftp]
+host = "127.0.0.1"           # the demo is not reachable from outside
+port = {port}
+address = "127.0.0.1:{port}"
+
+[[sftp.users]]
+name = "demo"
+password_hash = "{password_hash}"   # the password is in password.txt
+"""

@@ -1,0 +1,199 @@
+"""A glance at an installation from outside: what `status`, `check` and `trace` read.
+
+Touches the ledger (read-only), the data folder's disk and the modes of the key files. Works while the service runs and
+while it does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .alarms import Alarm, Level, Measured, alarms
+from .deadlines import DeadlinePolicy
+from .errors import LedgerError, PickupPointError
+from .holds import HoldPolicy
+from .ledger import Ledger
+from .overview import DayOverview, overview
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from .proof import Pickup
+    from .records import LateCheck, LedgerLog, Publication
+    from .settings import Config
+    from .triton import LogName
+
+_PRIVATE = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key")
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """Days (the newest first), the service's facts, and what is wrong."""
+
+    at: datetime
+    days: list[DayOverview]
+    facts: dict[str, Any]
+    running: bool
+    logins: dict[str, tuple[datetime, str, str, int]]
+    measured: Measured
+    alarms: list[Alarm]
+
+    @classmethod
+    def take(cls, config: Config, now: datetime) -> Glance:
+        """Look at everything once."""
+        days: list[DayOverview] = []
+        facts: dict[str, Any] = {}
+        logins: dict[str, tuple[datetime, str, str, int]] = {}
+        damage = ""
+        path = config.data_dir / "ledger.sqlite3"
+        if path.exists():
+            try:
+                with contextlib.closing(Ledger.read(path)) as ledger:
+                    damage = ledger.damage()
+                    days = overview(
+                        ledger.days(),
+                        ledger.publications(),
+                        ledger.pickups(),
+                        [(user.name, user.required) for user in config.sftp.users],
+                        DeadlinePolicy.of(config.alerts),
+                        now,
+                    )
+                    facts, logins = ledger.facts(), ledger.logins()
+            except LedgerError as error:
+                damage = str(error)
+        measured = _measured(config, damage)
+        holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
+        found = alarms(days, facts, measured, holds, config.export.poll_every, now)
+        return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found)
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``status --json`` prints it."""
+        level = max((alarm.level for alarm in self.alarms), default=Level.OK)
+        return {
+            "at": self.at.isoformat(timespec="seconds"),
+            "running": self.running,
+            "level": level.name,
+            "alarms": [
+                {"level": a.level.name, "name": a.name, "sentence": a.sentence, "hint": a.hint} for a in self.alarms
+            ],
+            "service": self.facts,
+            "logins": {
+                user: {"at": login[0].isoformat(timespec="seconds"), "address": login[1], "client": login[2]}
+                for user, login in self.logins.items()
+            },
+            "disk": {"free_bytes": self.measured.disk_free_bytes, "free_share": round(self.measured.disk_free, 4)},
+            "days": [day.as_json() for day in self.days],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Everything that is known of one file."""
+
+    log: LedgerLog
+    publication: Publication
+    pickups: list[Pickup]
+    checks: list[LateCheck]
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``trace --json`` prints it."""
+        export, publication = self.publication.export, self.publication
+        return {
+            "name": str(self.log.name),
+            "day": publication.day.isoformat(),
+            "state": self.log.state,
+            "size": self.log.size,
+            "sha256": self.log.sha256,
+            "lines": self.log.lines,
+            "mtime": self.log.mtime,
+            "superseded": self.log.superseded_by is not None,
+            "export": {
+                "key": export.key,
+                "etag": export.etag,
+                "size": export.size,
+                "last_modified": export.last_modified.isoformat(),
+            },
+            "kind": publication.kind,
+            "remark": publication.remark,
+            "tally": None if publication.tally is None else publication.tally.as_json(),
+            "changed": publication.changed,
+            "removed": publication.removed,
+            "published_at": publication.published_at.isoformat() if publication.published_at else None,
+            "pruned_at": self.log.pruned_at.isoformat() if self.log.pruned_at else None,
+            "pickups": [
+                {
+                    "user": pickup.user,
+                    "address": pickup.address,
+                    "client": pickup.client,
+                    "started": pickup.started.isoformat(),
+                    "ended": pickup.ended.isoformat() if pickup.ended else None,
+                    "bytes": pickup.bytes_answered,
+                    "covered": pickup.covered,
+                    "grade": str(pickup.grade),
+                    "ending": str(pickup.ending) if pickup.ending else None,
+                }
+                for pickup in self.pickups
+            ],
+            "late_checks": [
+                {
+                    "at": check.at.isoformat(),
+                    "etag": check.etag,
+                    "unsent": check.unsent,
+                    "changed": check.changed,
+                    "removed": check.removed,
+                }
+                for check in self.checks
+            ],
+        }
+
+
+def trace_of(config: Config, name: LogName) -> Trace:
+    """What the ledger knows of a file.
+
+    Raises:
+        PickupPointError: it never knew the name.
+    """
+    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+        for publication in ledger.publications(name.day):
+            for entry in publication.logs:
+                if entry.name == name:
+                    return Trace(entry, publication, ledger.pickups([name]), ledger.late_checks(name.day))
+    raise PickupPointError(f"the ledger never knew a file {name}", hint="pickup-point status lists what there is")
+
+
+def _is_running(data_dir: Path) -> bool:
+    """Whether a service holds the data folder's lock."""
+    try:
+        descriptor = os.open(data_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _measured(config: Config, damage: str) -> Measured:
+    folder = config.data_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    usage = shutil.disk_usage(folder)
+    return Measured(usage.free / usage.total, usage.free, tuple(_readable_keys(config.keys_dir)), damage)
+
+
+def _readable_keys(keys_dir: Path) -> Iterator[str]:
+    for name in _PRIVATE:
+        with contextlib.suppress(OSError):
+            if stat.S_IMODE((keys_dir / name).stat().st_mode) & 0o077:
+                yield str(keys_dir / name)

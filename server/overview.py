@@ -1,0 +1,237 @@
+"""The days at a glance: what `status`, `check` and the metrics all show.
+
+Pure: it is handed the ledger's records and the clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines
+from .proof import Grade
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import date, datetime, timedelta
+
+    from .megaphone import DayExport
+    from .proof import Pickup
+    from .records import DayRecord, LedgerLog, Publication
+    from .tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class UserPickups:
+    """How far one user is with a day: files whole, of how many, and when the last of them was whole."""
+
+    user: str
+    whole: int
+    files: int
+    last: datetime | None
+    begun: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether the user has every file."""
+        return self.files > 0 and self.whole == self.files
+
+
+@dataclass(frozen=True, slots=True)
+class DayOverview:
+    """One day. ``state`` is one word: open, settling, due, missing, stale, held, failed, published, picked up, pruned.
+
+    ``advice`` is what is wrong and what to type, empty where nothing is; ``remarks`` are worth knowing.
+    """
+
+    day: date
+    state: str
+    export: DayExport | None
+    publications: tuple[Publication, ...]
+    rows: int
+    lines: int
+    filtered: int
+    rejected: int
+    published_at: datetime | None
+    pickups: tuple[UserPickups, ...]
+    deadlines: DayDeadlines
+    advice: str
+    remarks: tuple[str, ...]
+
+    @property
+    def logs(self) -> list[LedgerLog]:
+        """The day's files."""
+        return [entry for publication in self.publications for entry in publication.logs]
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``status --json`` shows it."""
+        return {
+            "day": self.day.isoformat(),
+            "state": self.state,
+            "export": None
+            if self.export is None
+            else {
+                "key": self.export.key,
+                "etag": self.export.etag,
+                "size": self.export.size,
+                "last_modified": _iso(self.export.last_modified),
+            },
+            "files": [
+                {
+                    "name": str(entry.name),
+                    "size": entry.size,
+                    "lines": entry.lines,
+                    "sha256": entry.sha256,
+                    "state": entry.state,
+                    "superseded": entry.superseded_by is not None,
+                }
+                for entry in self.logs
+            ],
+            "publications": [
+                {
+                    "kind": publication.kind,
+                    "published_at": _iso(publication.published_at),
+                    "remark": publication.remark,
+                    "changed": publication.changed,
+                    "removed": publication.removed,
+                    "tally": None if publication.tally is None else publication.tally.as_json(),
+                }
+                for publication in self.publications
+            ],
+            "rows": self.rows,
+            "lines": self.lines,
+            "filtered": self.filtered,
+            "rejected": self.rejected,
+            "published_at": _iso(self.published_at),
+            "picked_up": [
+                {"user": user.user, "files": user.whole, "of": user.files, "at": _iso(user.last)}
+                for user in self.pickups
+            ],
+            "deadlines": {
+                "published": _deadline_json(self.deadlines.published),
+                "picked_up": _deadline_json(self.deadlines.picked_up),
+            },
+            "advice": self.advice,
+            "remarks": list(self.remarks),
+        }
+
+
+def overview(
+    records: Mapping[date, DayRecord],
+    publications: Iterable[Publication],
+    pickups: Iterable[Pickup],
+    users: Sequence[tuple[str, bool]],
+    policy: DeadlinePolicy,
+    now: datetime,
+) -> list[DayOverview]:
+    """Every day that was ever seen, the newest first; ``users`` are names with whether their pickups are required."""
+    by_day: dict[date, list[Publication]] = {}
+    for publication in publications:
+        if publication.published_at is not None:
+            by_day.setdefault(publication.day, []).append(publication)
+    by_log: dict[str, list[Pickup]] = {}
+    for pickup in pickups:
+        by_log.setdefault(str(pickup.name), []).append(pickup)
+    days = sorted({*records, *by_day}, reverse=True)
+    return [_one(day, records.get(day), by_day.get(day, []), by_log, users, policy, now) for day in days]
+
+
+def _one(
+    day: date,
+    record: DayRecord | None,
+    publications: list[Publication],
+    by_log: Mapping[str, list[Pickup]],
+    users: Sequence[tuple[str, bool]],
+    policy: DeadlinePolicy,
+    now: datetime,
+) -> DayOverview:
+    standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
+    taken = tuple(_user(name, standing, by_log) for name, _ in users)
+    required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
+    all_done = bool(required) and all(user.done for user in required)
+    picked_up_at = max((user.last for user in required if user.last), default=None) if all_done else None
+    published_at = publications[0].published_at if publications else None
+    tallies = [publication.tally for publication in publications if publication.tally is not None]
+    newest: Tally | None = tallies[-1] if tallies else None
+    if newest is None and record is not None and record.hold is not None:
+        newest = record.hold.tally
+    return DayOverview(
+        day=day,
+        state=_state(record, publications, all_done),
+        export=record.export if record is not None else None,
+        publications=tuple(publications),
+        rows=newest.rows if newest is not None else 0,
+        lines=sum(entry.lines for entry in standing),
+        filtered=newest.filtered.total() if newest is not None else 0,
+        rejected=newest.rejected.total() if newest is not None else 0,
+        published_at=published_at,
+        pickups=taken,
+        deadlines=day_deadlines(day, policy, now, published=published_at, picked_up=picked_up_at),
+        advice=_advice(day, record, bool(publications)),
+        remarks=tuple(publication.remark for publication in publications if publication.remark),
+    )
+
+
+def _user(name: str, logs: Sequence[LedgerLog], by_log: Mapping[str, list[Pickup]]) -> UserPickups:
+    whole, ends, begun = 0, [], False
+    for entry in logs:
+        own = [pickup for pickup in by_log.get(str(entry.name), []) if pickup.user == name]
+        begun = begun or bool(own)
+        complete = [pickup.ended for pickup in own if pickup.grade is Grade.COMPLETE and pickup.ended is not None]
+        if complete:
+            whole += 1
+            ends.append(min(complete))
+    return UserPickups(name, whole, len(logs), max(ends, default=None), begun)
+
+
+def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool) -> str:
+    logs = [entry for publication in publications for entry in publication.logs]
+    if logs and all(entry.state == "pruned" for entry in logs):
+        return "pruned"
+    if publications:
+        return "picked up" if all_done else "published"
+    if record is None:
+        return "open"
+    if record.hold is not None and record.export is not None and record.hold.etag == record.export.etag:
+        return "held"
+    if record.failure is not None and record.seen == "due":
+        return "failed"
+    return record.seen
+
+
+def _advice(day: date, record: DayRecord | None, published: bool) -> str:
+    if record is None:
+        return ""
+    if not published and record.hold is not None:
+        return f"{record.hold.why}; look at rejects/, then: pickup-point feed --day {day} --accept-rejects"
+    if record.failure is not None:
+        hint = f"; {record.failure.hint}" if record.failure.hint else ""
+        return f"{record.failure.sentence}{hint} (next try {record.failure.next_try:%Y-%m-%d %H:%MZ})"
+    if not published and record.seen == "missing":
+        return f"no export for {day}: ask support-megaphone@spotify.com, there is no backfill by itself"
+    if not published and record.seen == "stale":
+        return "the export was last written before the day's end: ask support-megaphone@spotify.com"
+    return ""
+
+
+def _deadline_json(deadline: Deadline) -> dict[str, Any]:
+    return {
+        "by": _iso(deadline.by),
+        "done": _iso(deadline.done),
+        "state": str(deadline.urgency),
+        "seconds_left": round(deadline.left.total_seconds()),
+    }
+
+
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def span(left: timedelta) -> str:
+    """A time span as people say it: ``43 h``, ``2 d 3 h``, ``12 min``."""
+    minutes = int(abs(left.total_seconds()) // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

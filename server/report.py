@@ -1,0 +1,207 @@
+"""What the commands show: the status table, the activation sheet, the story of one file, a check's line.
+
+Makes texts and tables; prints nothing. No outside world.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from .alarms import Level
+from .deadlines import Urgency
+from .overview import DayOverview, span
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .alarms import Alarm
+    from .proof import Pickup
+    from .records import LateCheck, LedgerLog, Publication
+    from .settings import Config
+
+_STATE_STYLE = {
+    "picked up": "green", "published": "green", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",
+    "missing": "bold red", "stale": "bold red", "held": "bold red", "failed": "bold red",
+}  # fmt: skip
+_URGENCY_STYLE = {
+    Urgency.MET: "green", Urgency.AHEAD: "", Urgency.WARNING: "yellow", Urgency.CRITICAL: "bold red",
+    Urgency.LATE: "bold red",
+}  # fmt: skip
+
+
+def activation_sheet(config: Config) -> list[tuple[str, str]]:
+    """What Triton's activation sheet asks for, label and answer."""
+    user = config.sftp.users[0]
+    password = "set, handed over separately" if user.password_hash else "none, this user logs in with a key"
+    return [
+        ("Server address", config.sftp.address or f"{config.sftp.host}:{config.sftp.port} (set sftp.address)"),
+        ("User name", ", ".join(user.name for user in config.sftp.users)),
+        ("Password", password),
+        ("Remote directory", "/"),
+        ("Partitioned by date", "no"),
+        ("Naming convention", f"{config.log.prefix}YYYYMMDD-NN.{config.log.format}.gz"),
+    ]
+
+
+def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> list[tuple[str, str]]:
+    """The service's own state, label and text."""
+    lines = [("Service", "not running")]
+    if running and "service_started" in facts:
+        since = datetime.fromisoformat(facts["service_started"])
+        lines = [("Service", f"running for {span(now - since)}, port {facts.get('service_port', '?')}")]
+    for label, name in (("Last round", "last_round"), ("Next round", "next_round")):
+        if name in facts:
+            at = datetime.fromisoformat(facts[name])
+            lines.append((label, f"{at:%Y-%m-%d %H:%M:%SZ}"))
+    if facts.get("source_error"):
+        lines.append(("Export source", f"{facts['source_error']}; {facts.get('source_hint', '')}"))
+    elif "last_good_round" in facts:
+        lines.append(("Export source", "reachable"))
+    bans = [ban for ban in facts.get("bans", ()) if datetime.fromisoformat(ban["until"]) > now] if running else []
+    if bans:
+        lines.append(("Banned", ", ".join(f"{ban['address']} until {ban['until'][11:16]}Z" for ban in bans)))
+    return lines
+
+
+def label_table(lines: Sequence[tuple[str, str]]) -> Table:
+    """Labels and answers, one a line."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, answer in lines:
+        table.add_row(label, Text(answer))
+    return table
+
+
+def day_table(days: Sequence[DayOverview], now: datetime) -> Table:
+    """A line a day, the newest first."""
+    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+    table.add_column("day", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("export", justify="right", no_wrap=True)
+    table.add_column("rows → lines", justify="right")
+    table.add_column("rejected", justify="right")
+    table.add_column("published", no_wrap=True)
+    table.add_column("picked up")
+    table.add_column("deadline")
+    for day in days:
+        table.add_row(
+            str(day.day),
+            Text(day.state, style=_STATE_STYLE.get(day.state, "")),
+            size_text(day.export.size) if day.export is not None else "-",
+            f"{day.rows} → {day.lines}" if day.publications or day.rows else "-",
+            str(day.rejected) if day.publications or day.rows else "-",
+            f"{day.published_at:%m-%d %H:%MZ}" if day.published_at is not None else "-",
+            Text("\n".join(_picked_up(day)) or "-"),
+            _deadline(day),
+        )
+    return table
+
+
+def _picked_up(day: DayOverview) -> list[str]:
+    lines = []
+    for user in day.pickups:
+        if user.done and user.last is not None:
+            lines.append(f"{user.user} {user.last:%m-%d %H:%MZ}")
+        elif user.begun or user.whole:
+            lines.append(f"{user.user} {user.whole} of {user.files}")
+    return lines
+
+
+def _deadline(day: DayOverview) -> Text:
+    if day.state in ("open", "pruned"):
+        return Text("-", style="dim")
+    published = day.published_at is not None
+    deadline = day.deadlines.picked_up if published else day.deadlines.published
+    verb = "pick up" if published else "publish"
+    style = _URGENCY_STYLE[deadline.urgency]
+    if deadline.done is not None:
+        return Text("met" if deadline.urgency is Urgency.MET else f"late by {span(deadline.left)}", style=style)
+    if deadline.urgency is Urgency.LATE:
+        return Text(f"{verb}: over for {span(deadline.left)}", style=style)
+    return Text(f"{verb} in {span(deadline.left)}", style=style)
+
+
+def advice_lines(days: Sequence[DayOverview]) -> list[str]:
+    """What is wrong, day by day, and what to type."""
+    lines = [f"{day.day} {day.state}: {day.advice}" for day in days if day.advice]
+    lines += [f"{day.day}: {remark}" for day in days for remark in day.remarks]
+    return lines
+
+
+def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview]) -> tuple[Level, str]:
+    """The one line of a Nagios plug-in, with its level."""
+    level = max((alarm.level for alarm in alarms), default=Level.OK)
+    waiting = sum(1 for day in days if day.state == "published")
+    perfdata = f"alarms={len(alarms)} waiting={waiting}"
+    if not alarms:
+        newest = next((day for day in days if day.published_at is not None), None)
+        what = f"{newest.day} is {newest.state}" if newest is not None else "nothing is due"
+        return level, f"PICKUP-POINT OK - {what} | {perfdata}"
+    told = "; ".join(alarm.sentence + (f" [{alarm.hint}]" if alarm.hint else "") for alarm in alarms)
+    return level, f"PICKUP-POINT {level.name} - {told} | {perfdata}".replace("\n", " ")
+
+
+def story(
+    entry: LedgerLog, publication: Publication, pickups: Sequence[Pickup], checks: Sequence[LateCheck]
+) -> list[tuple[str, str]]:
+    """The life of one file, in order: when, and what happened."""
+    export = publication.export
+    lines = []
+    if export.key:
+        wrote = f"Megaphone wrote {export.key} etag={export.etag} bytes={export.size}"
+        lines.append((_at(export.last_modified), wrote))
+    if publication.tally is not None:
+        lines.append((_at(publication.intended_at), f"converted: {_tally_text(publication.tally.as_json())}"))
+    published = f"published as {publication.kind} bytes={entry.size} lines={entry.lines} sha256={entry.sha256}"
+    lines.append((_at(publication.published_at), published))
+    if publication.remark:
+        lines.append((_at(publication.published_at), f"remark: {publication.remark}"))
+    if publication.kind == "late":
+        told = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
+        lines.append((_at(publication.published_at), told))
+    lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in pickups]
+    for check in checks:
+        became = f"{check.unsent} new rows came too late, {check.changed} changed, {check.removed} gone"
+        lines.append((_at(check.at), f"the export had changed (etag {check.etag}): {became}"))
+    if entry.superseded_by is not None:
+        lines.append(("", f"superseded by publication {entry.superseded_by}"))
+    if entry.pruned_at is not None:
+        lines.append((_at(entry.pruned_at), "pruned; the name stays spent"))
+    return sorted(lines, key=lambda line: line[0] or "9")
+
+
+def _pickup_text(pickup: Pickup) -> str:
+    end = "still open" if pickup.ended is None and pickup.ending is None else str(pickup.ending)
+    took = f" seconds={(pickup.ended - pickup.started).total_seconds():.1f}" if pickup.ended else ""
+    return (
+        f"{pickup.grade} pickup by {pickup.user} from {pickup.address} client={pickup.client} "
+        f"covered={pickup.covered}/{pickup.size}{took} {end}"
+    )
+
+
+def _tally_text(tally: Mapping[str, Any]) -> str:
+    parts = [f"rows={tally['rows']}", f"lines={tally['lines']}"]
+    for kind in ("filtered", "rejected"):
+        parts += [f"{kind}.{reason}={count}" for reason, count in tally[kind].items()]
+    numbers = ("reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped_episodes")
+    parts += [f"{name}={tally[name]}" for name in numbers]
+    return " ".join(parts)
+
+
+def _at(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%SZ}"
+
+
+def size_text(size: int) -> str:
+    """Bytes as people say them: ``48.1 MB``."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""

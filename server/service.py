@@ -1,0 +1,374 @@
+"""The service: the listener and its background tasks, from start to stop.
+
+The composition's outermost part; it owns the tasks, the signals and systemd's readiness. Promise: one dead task ends
+the service, by name; SIGTERM stops listening, lets transfers finish, stops the feed, and closes the ledger last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import random
+import signal
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from .assembly import assembled, load_keys
+from .config import load_config
+from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
+from .keys import load_credentials
+from .retention import prune
+from .sftp import SftpServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from .assembly import Parts
+    from .connection import Login
+    from .proof import Pickup
+    from .settings import Config
+    from .systemd import Supervisor
+
+log = structlog.get_logger()
+
+FIRST_RETRY = timedelta(seconds=15)  # after a round that could not reach the source; doubled up to poll_every
+PRUNE_EVERY = timedelta(hours=1)
+REFRESH_EVERY = timedelta(seconds=2)
+FACTS_EVERY = timedelta(seconds=10)
+LONGEST_DIARY = 10_000  # pickup records kept in memory while the ledger cannot be written
+
+
+class TaskDied(PickupPointError):
+    """A background task ended by itself; the service ends with it, and systemd starts it again."""
+
+
+class CannotListen(PickupPointError):
+    """The configured address and port are not to be had."""
+
+
+class Service:
+    """A running pickup point. `run` is its whole life."""
+
+    def __init__(self, config: Config, parts: Parts, server: SftpServer, supervisor: Supervisor) -> None:
+        self._config = config
+        self._parts = parts
+        self._server = server
+        self._supervisor = supervisor
+        self._stopping = asyncio.Event()
+        self._diary: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._written = asyncio.Event()
+        self._round_due = asyncio.Event()
+        self._source_state = ""
+        self._started = datetime.now(UTC)
+
+    async def run(self, on_listening: Callable[[int], None]) -> None:
+        """Listen and feed until `stop`, then end in order.
+
+        Raises:
+            TaskDied: a task ended by itself.
+            CannotListen: the address cannot be listened on.
+        """
+        try:
+            await self._server.start(self._supervisor.listening)
+        except OSError as error:
+            where = f"{self._config.sftp.host}:{self._config.sftp.port}"
+            hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
+            raise CannotListen(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
+        tasks = {
+            name: asyncio.create_task(job, name=name)
+            for name, job in {
+                "sftp": self._server.wait(),
+                "feed": self._feed_forever(),
+                "retention": self._prune_forever(),
+                "pickups": self._write_diary(),
+                "served files": self._refresh_forever(),
+                "facts": self._note_facts_forever(),
+                "watchdog": self._watch(),
+            }.items()
+        }
+        log.info(
+            "service listened", host=self._config.sftp.host, port=self._server.port, export=self._config.export.url
+        )
+        self._supervisor.ready(f"Serving {len(self._parts.point.served)} log files on port {self._server.port}")
+        on_listening(self._server.port)
+        stopping = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
+            dead = [task for task in done if task is not stopping]
+            if dead and not self._stopping.is_set():
+                fault = dead[0].exception() if not dead[0].cancelled() else None
+                why = f"{type(fault).__name__}: {fault}" if fault is not None else "it came to its end"
+                log.critical(f"service lost its task {dead[0].get_name()}", why=why)
+                raise TaskDied(
+                    f"the task {dead[0].get_name()} died ({why})",
+                    hint="systemd starts the service again; journalctl -u pickup-point",
+                ) from fault
+        finally:
+            stopping.cancel()
+            await self._end(tasks)
+
+    def stop(self) -> None:
+        """End in order; what SIGTERM and Ctrl-C do. A second call ends transfers at once."""
+        if self._stopping.is_set():
+            self._config = self._config.model_copy(
+                update={"sftp": self._config.sftp.model_copy(update={"drain_seconds": 0})}
+            )
+        self._stopping.set()
+
+    async def _end(self, tasks: dict[str, asyncio.Task[None]]) -> None:
+        self._supervisor.stopping()
+        log.info("service stopped listening", transfers=self._server.transfers)
+        await self._server.drain(self._config.sftp.drain_seconds)
+        self._parts.stop.set()
+        for name, task in tasks.items():
+            if name != "pickups":
+                task.cancel()
+        await asyncio.gather(*(task for name, task in tasks.items() if name != "pickups"), return_exceptions=True)
+        self._diary.put(("end", None))
+        self._written.set()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(tasks["pickups"], timeout=10)
+        log.info("service ended")
+
+    # The feed
+
+    async def _feed_forever(self) -> None:
+        pause = timedelta()
+        failures = 0
+        facts: dict[str, Any]
+        while True:
+            await self._pause(pause)
+            now = datetime.now(UTC)
+            try:
+                outcome = await self._parts.feed.run_round(now)
+            except SourceError as error:
+                failures += 1
+                pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
+                self._tell_source(f"{error}", error.hint)
+                facts = {"source_error": str(error), "source_hint": error.hint}
+            except (DataFolderError, LedgerError) as error:
+                failures += 1
+                pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
+                log.error("feed gave up a round", why=str(error), hint=error.hint)
+                facts = {"round_error": str(error)}
+            else:
+                failures = 0
+                pause = self._config.export.poll_every
+                self._tell_source("", "")
+                facts = {
+                    "source_error": "",
+                    "source_hint": "",
+                    "round_error": "",
+                    "last_good_round": now.isoformat(),
+                    "last_published": [str(name) for name in outcome.published],
+                }
+                if not outcome.published:
+                    facts.pop("last_published")
+            pause *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter: two services do not ask the bucket in step
+            facts |= {"last_round": now.isoformat(), "next_round": (datetime.now(UTC) + pause).isoformat()}
+            await self._note(facts)
+            self._supervisor.status(
+                f"Serving {len(self._parts.point.served)} log files; next round {datetime.now(UTC) + pause:%H:%M:%SZ}"
+            )
+
+    async def _pause(self, pause: timedelta) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._round_due.wait(), timeout=pause.total_seconds())
+        self._round_due.clear()
+
+    def _tell_source(self, state: str, hint: str) -> None:
+        """Say a change of the source's state once."""
+        if state and state != self._source_state:
+            log.error("feed lost the source", why=state, hint=hint)
+        elif not state and self._source_state:
+            log.info("feed reached the source again", source=self._config.export.url)
+        self._source_state = state
+
+    async def _note(self, facts: dict[str, Any]) -> None:
+        try:
+            await asyncio.to_thread(lambda: self._parts.ledger.note(**facts))
+        except LedgerError as error:
+            log.error("service could not write the ledger", why=str(error), hint=error.hint)
+
+    # Retention, served files, facts
+
+    async def _prune_forever(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._prune)
+            except (DataFolderError, LedgerError) as error:
+                log.error("retention gave up a pass", why=str(error), hint=error.hint)
+            await asyncio.sleep(PRUNE_EVERY.total_seconds())
+
+    def _prune(self) -> None:
+        parts = self._parts
+        with parts.point.round_lock(lambda: None, parts.stop.is_set):
+            prune(parts.ledger, parts.point, self._config.retention.keep_days, datetime.now(UTC))
+
+    async def _refresh_forever(self) -> None:
+        """Serve what a command run by hand has published or pruned."""
+        seen = None
+        while True:
+            try:
+                now = await asyncio.to_thread(self._parts.ledger.changed_elsewhere)
+                if seen is not None and now != seen:
+                    await asyncio.to_thread(self._parts.publisher.serve_published)
+                seen = now
+            except (LedgerError, DataFolderError) as error:
+                log.error("service could not read the ledger", why=str(error), hint=error.hint)
+                seen = -1
+            await asyncio.sleep(REFRESH_EVERY.total_seconds())
+
+    async def _note_facts_forever(self) -> None:
+        """What `status` shows of the running service: written when it changes."""
+        written: dict[str, Any] = {}
+        while True:
+            facts = {
+                "service_pid": os.getpid(),
+                "service_started": self._started.isoformat(),
+                "service_port": self._server.port,
+                "bans": [
+                    {"address": ban.address, "until": ban.until.isoformat(timespec="minutes"), "failures": ban.failures}
+                    for ban in self._server.bans()
+                ],
+            }
+            if facts != written:
+                await self._note(facts)
+                written = facts
+            await asyncio.sleep(FACTS_EVERY.total_seconds())
+
+    async def _watch(self) -> None:
+        """Feed systemd's watchdog from the event loop: a hung loop is ended by it."""
+        while True:
+            self._supervisor.alive()
+            await asyncio.sleep((self._supervisor.watchdog_seconds or 60) / 3)
+
+    # Pickups and logins: noted in order, off the loop
+
+    def on_pickup(self, pickup: Pickup) -> None:
+        """Called by the listener when a handle was opened, and when it has ended."""
+        self._enqueue("pickup", pickup)
+
+    def on_login(self, login: Login) -> None:
+        """Called by the listener when a user is in."""
+        self._enqueue("login", (login.user, datetime.now(UTC), login.address, login.client))
+
+    def _enqueue(self, kind: str, entry: Any) -> None:
+        if self._diary.qsize() >= LONGEST_DIARY:
+            log.error("service dropped a pickup record", why="the ledger cannot be written", kind=kind)
+            return
+        self._diary.put((kind, entry))
+        self._written.set()
+
+    async def _write_diary(self) -> None:
+        waiting: tuple[str, Any] | None = None
+        while True:
+            if waiting is None:
+                try:
+                    waiting = self._diary.get_nowait()
+                except queue.Empty:
+                    self._written.clear()
+                    await self._written.wait()
+                    continue
+            kind, entry = waiting
+            if kind == "end":
+                return
+            try:
+                if kind == "pickup":
+                    await asyncio.to_thread(self._parts.ledger.record_pickup, entry)
+                else:
+                    await asyncio.to_thread(self._parts.ledger.record_login, *entry)
+            except LedgerError as error:
+                log.error("service could not record a pickup", why=str(error), hint=error.hint)
+                if self._stopping.is_set():
+                    return
+                await asyncio.sleep(5)
+            else:
+                waiting = None
+
+    # Reload
+
+    async def reload(self, path: Path) -> bool:
+        """Read users, keys, limits again and swap them when all is right; False keeps the old ones.
+
+        ``[sftp]`` except host and port counts from the next connection on; the rest of the file at the next start.
+        """
+        self._supervisor.reloading()
+        try:
+            config = await asyncio.to_thread(load_config, path)
+            credentials = await asyncio.to_thread(load_credentials, config.sftp, config.keys_dir)
+            self._server.replace(config.sftp, credentials)
+        except (ConfigError, ValueError) as error:
+            problems = error.problems if isinstance(error, ConfigError) else [error]
+            for problem in problems:
+                log.error("service kept the old settings", why=str(problem))
+            return False
+        else:
+            self._config = self._config.model_copy(update={"sftp": config.sftp})
+            log.info("service reloaded users, keys and limits", users=len(config.sftp.users))
+            return True
+        finally:
+            self._supervisor.ready(f"Serving {len(self._parts.point.served)} log files on port {self._server.port}")
+
+
+async def serve(config: Config, supervisor: Supervisor, on_listening: Callable[[int], None] = lambda _: None) -> None:
+    """Run the service until SIGTERM or SIGINT; SIGHUP reloads.
+
+    Raises:
+        ConfigError: a key or the catalogue must be changed.
+        DataFolderBusy: another service has the data folder.
+        TaskDied: a background task ended by itself.
+    """
+    credentials, hash_key = load_keys(config)
+    async with contextlib.AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(assembled(config, hash_key))
+        stack.enter_context(parts.point.service_lock())
+        await asyncio.to_thread(_recover, parts)
+        service: list[Service] = []
+        server = SftpServer(
+            config.sftp,
+            credentials,
+            list_files=lambda: parts.point.served,
+            open_file=parts.point.open,
+            on_pickup=lambda pickup: service[0].on_pickup(pickup),
+            on_login=lambda login: service[0].on_login(login),
+        )
+        service.append(Service(config, parts, server, supervisor))
+        with _signals(service[0], config.path):
+            await service[0].run(on_listening)
+
+
+def _recover(parts: Parts) -> None:
+    """Before anybody can log in: end what a crash interrupted, and serve what is published."""
+    now = datetime.now(UTC)
+    if interrupted := parts.ledger.interrupt_open_pickups():
+        log.warning(f"service marked {interrupted} pickups interrupted")
+    with parts.point.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
+        parts.publisher.recover(now)
+        parts.publisher.adopt(parts.feed.rules, now)
+        parts.publisher.serve_published()
+
+
+@contextlib.contextmanager
+def _signals(service: Service, path: Path) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task: asyncio.Task[bool] = loop.create_task(service.reload(path))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGTERM, service.stop)
+    loop.add_signal_handler(signal.SIGINT, service.stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)

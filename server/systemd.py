@@ -1,0 +1,180 @@
+"""systemd: the notification protocol, inherited sockets, and the unit files for this installation.
+
+Touches the socket in ``NOTIFY_SOCKET`` and the descriptors in ``LISTEN_FDS``. Promise: a notification never raises;
+the variables are taken out of the environment, so that no child process speaks to systemd in our name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_FIRST_LISTEN_FD = 3  # sd_listen_fds(3)
+_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """What systemd handed over at start; with nothing of it every call does nothing.
+
+    ``watchdog_seconds`` is the time within which systemd wants a sign of life, 0 for never.
+    """
+
+    notify_socket: str = ""
+    watchdog_seconds: float = 0.0
+    listening: socket.socket | None = None
+
+    @classmethod
+    def from_environment(cls) -> Supervisor:
+        """Read and remove systemd's variables."""
+        found = {name: os.environ.pop(name, "") for name in _VARIABLES}
+        own = str(os.getpid())
+        watchdog = 0.0
+        if found["WATCHDOG_USEC"].isdigit() and found["WATCHDOG_PID"] in ("", own):
+            watchdog = int(found["WATCHDOG_USEC"]) / 1e6
+        listening = None
+        if found["LISTEN_PID"] == own and found["LISTEN_FDS"].isdigit() and int(found["LISTEN_FDS"]) > 0:
+            os.set_inheritable(_FIRST_LISTEN_FD, False)
+            listening = socket.socket(fileno=_FIRST_LISTEN_FD)
+        return cls(found["NOTIFY_SOCKET"], watchdog, listening)
+
+    def ready(self, status: str) -> None:
+        """The service can be used."""
+        self._say("READY=1", f"STATUS={status}")
+
+    def status(self, status: str) -> None:
+        """One line for ``systemctl status``."""
+        self._say(f"STATUS={status}")
+
+    def alive(self) -> None:
+        """A sign of life."""
+        self._say("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """A reload begins; `ready` ends it."""
+        self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        """The service ends by itself from here on."""
+        self._say("STOPPING=1")
+
+    def _say(self, *lines: str) -> None:
+        if not self.notify_socket:
+            return
+        address = f"\0{self.notify_socket[1:]}" if self.notify_socket.startswith("@") else self.notify_socket
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+        ):
+            sock.connect(address)
+            sock.send("\n".join(lines).encode())
+
+
+def service_unit(config: Path, drain_seconds: int) -> str:
+    """The service unit for the installation that this program runs from."""
+    return _SERVICE.format(
+        command=Path(sys.argv[0]).absolute() if sys.argv[0].endswith("pickup-point") else f"{sys.executable} -m server",
+        config=config,
+        stop=drain_seconds + 30,
+    )
+
+
+def socket_unit(port: int) -> str:
+    """The socket unit: systemd listens (port 22 needs no right of the service then)."""
+    return _SOCKET.format(port=port)
+
+
+_SERVICE = """\
+# pickup-point: Megaphone's exports as Triton's podcast logs, over SFTP.
+# Made by `pickup-point systemd-unit`; put it into /etc/systemd/system/pickup-point.service
+[Unit]
+Description=Pickup point for podcast logs (SFTP)
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=300
+StartLimitBurst=10
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={command} serve --config {config}
+ExecReload=kill -HUP $MAINPID
+Restart=on-failure
+RestartSec=2
+WatchdogSec=30
+KillMode=mixed
+TimeoutStopSec={stop}
+LimitNOFILE=16384
+LimitCORE=0
+MemoryHigh=1G
+MemoryMax=2G
+
+DynamicUser=yes
+SupplementaryGroups=pickup-point
+StateDirectory=pickup-point
+StateDirectoryMode=0700
+ConfigurationDirectory=pickup-point
+WorkingDirectory=%S/pickup-point
+Environment=HOME=%S/pickup-point
+LoadCredential=ssh_host_ed25519_key:/etc/pickup-point/keys/ssh_host_ed25519_key
+LoadCredential=ssh_host_ecdsa_key:/etc/pickup-point/keys/ssh_host_ecdsa_key
+LoadCredential=ssh_host_rsa_key:/etc/pickup-point/keys/ssh_host_rsa_key
+LoadCredential=ip_hash.key:/etc/pickup-point/keys/ip_hash.key
+# A static AWS key: LoadCredential=aws:/etc/pickup-point/keys/aws and
+# Environment=AWS_SHARED_CREDENTIALS_FILE=%d/aws
+
+UMask=0077
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+DevicePolicy=closed
+PrivateIPC=yes
+PrivateUsers=yes
+PrivateMounts=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+ProtectProc=invisible
+ProcSubset=pid
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RemoveIPC=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_SOCKET = """\
+# Made by `pickup-point systemd-unit --socket`; put it into /etc/systemd/system/pickup-point.socket
+[Unit]
+Description=Pickup point for podcast logs (SFTP), the port
+
+[Socket]
+ListenStream={port}
+Backlog=512
+NoDelay=yes
+
+[Install]
+WantedBy=sockets.target
+"""
