@@ -66,6 +66,10 @@ class _OneHost(AIOHTTPSession):  # type: ignore[misc]  # an untyped class
         return _Straight(await super()._get_session(proxy_url))
 
 
+if not hasattr(AIOHTTPSession, "_get_session"):
+    raise ImportError("this aiobotocore is unknown to server/bucket.py, which could not keep it from redirects")
+
+
 class _Straight:
     """The one call that the SDK makes of an aiohttp session."""
 

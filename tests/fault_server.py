@@ -142,7 +142,7 @@ def _end(request: web.Request, *, reset: bool) -> None:
     if reset:
         sock: socket.socket = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()  # type: ignore[attr-defined]  # a socket's transport has it
+        transport.abort()
     else:
         transport.close()
 
@@ -256,7 +256,7 @@ def raw(head: str, body: bytes = b"") -> Fault:
 
     async def fault(_: FaultServer, request: web.Request, __: Version) -> web.StreamResponse:
         assert request.transport is not None
-        request.transport.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)  # type: ignore[attr-defined]
+        request.transport.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
         request.transport.close()
         return web.Response()
 

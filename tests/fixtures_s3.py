@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import urllib.request
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
+import boto3  # type: ignore[import-untyped]  # ships no types
 import pytest
-from botocore.config import Config
+from botocore.config import Config  # type: ignore[import-untyped]  # ships no types
 from moto.backends import get_backend
 from moto.server import ThreadedMotoServer
 
 from server.config import ExportSettings
 
 from .ceph import Ceph, missing_packages
+from .fault_server import FaultServer, fault_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from datetime import datetime
-    from pathlib import Path
 
 BUCKET = "exports"
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
 _SESSION = boto3.session.Session()  # one for all: it keeps the parsed models
+# One certificate authority instead of a hundred and fifty: 20 ms less for each client.
+_ONE_AUTHORITY = (
+    Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+)
 READ_POLICY = ("s3:ListBucket", "s3:GetObject")
 
 
@@ -62,6 +68,8 @@ def aws_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AwsChain:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    (folder / "ca.pem").write_text(_ONE_AUTHORITY)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(folder / "ca.pem"))
     return AwsChain(folder, monkeypatch)
 
 
@@ -135,6 +143,19 @@ def s3(moto_url: str, aws_chain: AwsChain) -> Iterator[S3Server]:
     with closing(client_of(moto_url, "s3")) as client:
         client.create_bucket(Bucket=BUCKET)
         yield S3Server(moto_url, BUCKET, client)
+
+
+FAULTY_KEY = "metrics-day-2026-11-20.json.gz"
+FAULTY_BODY = random.Random(1).randbytes(300_000)
+
+
+@pytest.fixture
+async def faulty(aws_chain: AwsChain) -> AsyncIterator[FaultServer]:
+    """A scripted fault server with one day in it, `FAULTY_KEY`."""
+    aws_chain.use("AKIDTEST", "secret-of-the-test")
+    async with fault_server() as running:
+        running.put(FAULTY_KEY, FAULTY_BODY)
+        yield running
 
 
 @dataclass

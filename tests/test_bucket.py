@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.bucket import Bucket
-from server.errors import ExportChanged, SourceRefused, SourceUnreachable
+from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
 from server.patience import Patience
 from server.refusals import Place
 from server.source import open_source
@@ -190,7 +190,7 @@ async def test_credentials_rotated_between_two_tries_are_taken_up(
     assert waited == [0.0]
 
 
-def told(error: SourceRefused | SourceUnreachable, *secrets: str) -> str:
+def told(error: SourceError, *secrets: str) -> str:
     """Sentence and hint, which must both be there and hold no secret."""
     text = f"{error}\n{error.hint}"
     assert str(error) and error.hint
@@ -357,7 +357,7 @@ async def test_a_file_that_takes_bytes_in_parts_gets_them_all(s3: S3Server, tmp_
     bucket = await bucket_of(s3)
     export = (await bucket.day_exports()).exports[DAY]
     with Sparing(tmp_path / "spool", "w+") as into:
-        await bucket.fetch(export, into)  # type: ignore[arg-type]  # FileIO is what open(buffering=0) gives
+        await bucket.fetch(export, into)
     assert (tmp_path / "spool").read_bytes() == body
 
 

@@ -180,7 +180,7 @@ async def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path) -> None:
     (tmp_path / KEY).write_bytes(b"x" * 100)
     folder = Folder(tmp_path)
     with open("/dev/full", "wb", buffering=0) as into, pytest.raises(OSError, match="No space left"):  # noqa: ASYNC230, PTH123  # a device
-        await folder.fetch((await folder.day_exports()).exports[DAY], into)  # type: ignore[arg-type]  # a FileIO
+        await folder.fetch((await folder.day_exports()).exports[DAY], into)
 
 
 async def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
