@@ -281,7 +281,7 @@ def _listeners(random: Random, tokens_share: float) -> Callable[[], _Listener]:
         if random.random() < tokens_share:
             ip = f"{random.getrandbits(128):032x}"
         elif bits & 3 == 0:
-            ip = f"2600:{bits >> 50 & 0x3FFF:x}:{bits >> 36 & 0x3FFF:x}:{bits >> 20 & 0xFFFF:x}"
+            ip = f"2600:{bits >> 50 | 1:x}:{bits >> 36 & 0x3FFF | 1:x}:{bits >> 20 & 0xFFFF | 1:x}"
             ip += (
                 "::1"
                 if bits & 12 == 0
