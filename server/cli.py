@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
             raise
         _say(error, checking=checking)
         return 3 if checking else error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     except BrokenPipeError:
         sys.stderr.close()
@@ -433,12 +433,18 @@ def _run(job: Coroutine[Any, Any, Any]) -> Any:
 
 @contextlib.contextmanager
 def _stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a conversion at once."""
+    """Ctrl-C and SIGTERM end a conversion, or a download, at once."""
     import signal
 
-    loop = asyncio.get_running_loop()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101  # a coroutine runs in a task
+
+    def end() -> None:
+        stop()
+        task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, end)
     try:
         yield
     finally:

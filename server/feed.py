@@ -7,7 +7,6 @@ the others.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from dataclasses import replace
 from datetime import timedelta
@@ -23,6 +22,7 @@ from .megaphone import start_of
 from .publishing import UNKNOWN_LAYOUT, Order
 from .records import DayRecord, Failure, Hold, LateCheck
 from .rounds import DayResult, FeedPolicy, Round, Wish
+from .threads import in_thread
 
 if TYPE_CHECKING:
     import threading
@@ -89,14 +89,14 @@ class Feed:
         """
         wish = wish or Wish()
         async with self._round_lock():
-            await asyncio.to_thread(self._publisher.recover, now)
-            await asyncio.to_thread(self._publisher.adopt, self._policy.rules, now)
-            await asyncio.to_thread(self._publisher.serve_published)
+            await in_thread(self._publisher.recover, now)
+            await in_thread(self._publisher.adopt, self._policy.rules, now)
+            await in_thread(self._publisher.serve_published)
             listing = await self._source.day_exports()
-            await asyncio.to_thread(self._check_clock, now, listing)
+            await in_thread(self._check_clock, now, listing)
             outcome = Round(now, listing.now)
-            days = await asyncio.to_thread(self._look, listing, wish)
-            await asyncio.to_thread(self._announce_first_start, days, listing)
+            days = await in_thread(self._look, listing, wish)
+            await in_thread(self._announce_first_start, days, listing)
             for day in catching_up(days, listing.now):
                 if self._stop.is_set():
                     break
@@ -110,7 +110,7 @@ class Feed:
             log.info("feed waited for another round to end", lock=str(self._point.data_dir / "round.lock"))
 
         lock = self._point.round_lock(waiting, self._stop.is_set)
-        await asyncio.to_thread(lock.__enter__)
+        await in_thread(lock.__enter__)
         try:
             yield
         finally:
@@ -156,11 +156,11 @@ class Feed:
         try:
             return await self._decide(day, export, listing.now, now, wish)
         except PickupPointError as error:
-            return await asyncio.to_thread(self._failed, day, export, now, error)
+            return await in_thread(self._failed, day, export, now, error)
         except Exception as error:
             log.exception(f"feed failed {day}")
             translated = PickupPointError(f"{type(error).__name__}: {error}", hint="please report it")
-            return await asyncio.to_thread(self._failed, day, export, now, translated)
+            return await in_thread(self._failed, day, export, now, translated)
 
     def _failed(self, day: date, export: DayExport | None, now: datetime, error: PickupPointError) -> DayResult:
         if self._stop.is_set():  # the error is ours: the conversion was told to stop
@@ -178,7 +178,7 @@ class Feed:
     async def _decide(
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, wish: Wish
     ) -> DayResult:
-        known, days = await asyncio.to_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
+        known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
         publications, record = [p for p in known if p.published_at is not None], days[day]
         if refused := self._refused(record, publications, source_now, wish):
             return DayResult(day, "refused", refused)
@@ -271,7 +271,7 @@ class Feed:
         prefix, rules = self._policy.prefix, self._policy.rules
         if publications:
             prefix, rules = publications[0].logs[0].name.prefix, publications[0].rules
-        return await asyncio.to_thread(self._publisher.next_name, day, prefix, rules)
+        return await in_thread(self._publisher.next_name, day, prefix, rules)
 
     async def _carry_out(self, order: Order, now: datetime, *, give_up: bool = False) -> DayResult:
         """Fetch the export into staging, then publish it."""
@@ -287,10 +287,10 @@ class Feed:
         try:
             with told(spool), spool.open("wb") as file:
                 await self._source.fetch(export, file)
-            done = await asyncio.to_thread(self._publisher.publish, order, spool, catalogue, now, read)
+            done = await in_thread(self._publisher.publish, order, spool, catalogue, now, read)
         finally:
             spool.unlink(missing_ok=True)
-        result = await asyncio.to_thread(self._told_of, order, done, now)
+        result = await in_thread(self._told_of, order, done, now)
         if done.held is not None and give_up:
             reason, why = done.held
             if published_when_given_up(Hold(why, reason, export.etag, done.tally)):

@@ -100,6 +100,7 @@ class Publisher:
         self._workers = workers
         self._max_rows_per_file = max_rows_per_file
         self._stop = stop
+        self._missed: set[LogName] = set()
 
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
         """The next name of a day that neither the ledger nor the folder has ever seen."""
@@ -232,8 +233,10 @@ class Publisher:
                 continue
             file = found.get(str(entry.name))
             if file is None or file.size != entry.size:
-                state = "missing" if file is None else "of another size"
-                log.error(f"pickup missed {entry.name}", folder=str(self._point.pickup_dir), state=state)
+                if entry.name not in self._missed:
+                    state = "missing" if file is None else "of another size"
+                    log.error(f"pickup missed {entry.name}", folder=str(self._point.pickup_dir), state=state)
+                    self._missed.add(entry.name)
                 continue
             served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
         self._point.serve(served)

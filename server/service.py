@@ -23,6 +23,7 @@ from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError,
 from .keys import load_credentials
 from .retention import prune
 from .sftp import SftpServer
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,7 +192,7 @@ class Service:
 
     async def _note(self, facts: dict[str, Any]) -> None:
         try:
-            await asyncio.to_thread(lambda: self._parts.ledger.note(**facts))
+            await in_thread(lambda: self._parts.ledger.note(**facts))
         except LedgerError as error:
             log.error("service could not write the ledger", why=str(error), hint=error.hint)
 
@@ -200,7 +201,7 @@ class Service:
     async def _prune_forever(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._prune)
+                await in_thread(self._prune)
             except (DataFolderError, LedgerError) as error:
                 log.error("retention gave up a pass", why=str(error), hint=error.hint)
             await asyncio.sleep(PRUNE_EVERY.total_seconds())
@@ -215,9 +216,9 @@ class Service:
         seen = None
         while True:
             try:
-                now = await asyncio.to_thread(self._parts.ledger.changed_elsewhere)
+                now = await in_thread(self._parts.ledger.changed_elsewhere)
                 if seen is not None and now != seen:
-                    await asyncio.to_thread(self._parts.publisher.serve_published)
+                    await in_thread(self._parts.publisher.serve_published)
                 seen = now
             except (LedgerError, DataFolderError) as error:
                 log.error("service could not read the ledger", why=str(error), hint=error.hint)
@@ -280,9 +281,9 @@ class Service:
                 return
             try:
                 if kind == "pickup":
-                    await asyncio.to_thread(self._parts.ledger.record_pickup, entry)
+                    await in_thread(self._parts.ledger.record_pickup, entry)
                 else:
-                    await asyncio.to_thread(self._parts.ledger.record_login, *entry)
+                    await in_thread(self._parts.ledger.record_login, *entry)
             except LedgerError as error:
                 log.error("service could not record a pickup", why=str(error), hint=error.hint)
                 if self._stopping.is_set():
@@ -300,8 +301,8 @@ class Service:
         """
         self._supervisor.reloading()
         try:
-            config = await asyncio.to_thread(load_config, path)
-            credentials = await asyncio.to_thread(load_credentials, config.sftp, config.keys_dir)
+            config = await in_thread(load_config, path)
+            credentials = await in_thread(load_credentials, config.sftp, config.keys_dir)
             self._server.replace(config.sftp, credentials)
         except (ConfigError, ValueError) as error:
             problems = error.problems if isinstance(error, ConfigError) else [error]
@@ -328,7 +329,7 @@ async def serve(config: Config, supervisor: Supervisor, on_listening: Callable[[
     async with contextlib.AsyncExitStack() as stack:
         parts = await stack.enter_async_context(assembled(config, hash_key))
         stack.enter_context(parts.point.service_lock())
-        await asyncio.to_thread(_recover, parts)
+        await in_thread(_recover, parts)
         service: list[Service] = []
         server = SftpServer(
             config.sftp,
