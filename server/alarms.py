@@ -5,7 +5,7 @@ Pure: it is handed the overview, the ledger's facts, and what was measured. Leve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -31,12 +31,16 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One thing that is wrong: ``name`` is stable, ``sentence`` says what, ``hint`` is something to type."""
+    """One thing that is wrong: ``sentence`` says what, ``hint`` is something to type.
+
+    ``name`` and ``subject`` (a day, a file, or nothing) stay the same for as long as it stands.
+    """
 
     level: Level
     name: str
     sentence: str
     hint: str = ""
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ def alarms(
     now: datetime,
 ) -> list[Alarm]:
     """Everything that is wrong, the worst first."""
-    found = [alarm for day in days for alarm in _of_day(day, holds, now)]
+    found = [replace(alarm, subject=str(day.day)) for day in days for alarm in _of_day(day, holds, now)]
     found += _of_service(facts, poll_every, now)
     found += _of_machine(measured)
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))

@@ -1,6 +1,6 @@
 """Work that blocks, off the event loop.
 
-No outside world. Promise: whoever awaits it is never cancelled while the thread still runs, so that a lock is not let go
+No outside world. Promise: whoever awaits it is never cancelled while the thread still runs, so that no lock is let go
 and a ledger not closed under a thread's hands.
 """
 

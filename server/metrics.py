@@ -1,0 +1,145 @@
+"""Metrics for Prometheus: the days' deadlines, rounds, rows, and what the listener does.
+
+Listens on ``metrics.listen`` for HTTP and nothing else. Promise: no label holds anything of a listener of podcasts, or
+an address; what is scraped is read anew at every scrape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from .errors import PickupPointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
+    from threading import Thread
+    from wsgiref.simple_server import WSGIServer
+
+    from prometheus_client.core import Metric
+
+    from .overview import DayOverview
+
+DAYS = 8  # the newest days that have gauges of their own: labels must not grow without bound
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything that one scrape shows; the mappings are from a label's value to a number.
+
+    ``rows`` are by outcome (``line``, a filter or reject reason), ``last_success`` instants by what succeeded.
+    """
+
+    days: tuple[DayOverview, ...] = ()
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    pickups: Mapping[str, int] = field(default_factory=dict)
+    alarms: Mapping[str, int] = field(default_factory=dict)
+    last_success: Mapping[str, datetime] = field(default_factory=dict)
+    bytes_sent: int = 0
+    logins: int = 0
+    connections: int = 0
+    sessions: int = 0
+    served_files: int = 0
+    disk_free_bytes: int = 0
+
+
+class MetricsServer:
+    """The HTTP endpoint; ``read`` is called in a thread of its own at every scrape."""
+
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Days(read))
+        self._server: WSGIServer | None = None
+        self._thread: Thread | None = None
+
+    def start(self, host: str, port: int) -> int:
+        """Listen; the port.
+
+        Raises:
+            PickupPointError: the address cannot be listened on.
+        """
+        try:
+            self._server, self._thread = start_http_server(port, host, self._registry)
+        except OSError as error:
+            hint = f"ss -ltnp 'sport = :{port}'; set metrics.listen"
+            raise PickupPointError(
+                f"cannot listen on {host}:{port} for metrics: {error.strerror}", hint=hint
+            ) from error
+        return int(self._server.server_port)
+
+    def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = None
+
+
+class _Days(Collector):
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        reading = self._read()
+        yield from _day_gauges(reading.days)
+        yield _counter("rounds", "Rounds of the feed, by result.", "result", reading.rounds)
+        yield _counter("rows", "Export rows of everything published, by outcome.", "outcome", reading.rows)
+        yield _counter("sftp_refusals", "What the listener refused, by reason.", "reason", reading.refusals)
+        yield _counter("pickups", "Ended pickups, by grade.", "grade", reading.pickups)
+        yield _gauge("alarms", "Alarms that stand now, by level.", "level", reading.alarms)
+        stamps = {what: int(at.timestamp()) for what, at in reading.last_success.items()}
+        yield _gauge("last_success_timestamp_seconds", "When something last succeeded.", "what", stamps)
+        sent = CounterMetricFamily("pickup_point_sftp_sent_bytes", "Bytes of log files sent to clients.")
+        sent.add_metric([], reading.bytes_sent)
+        yield sent
+        logins = CounterMetricFamily("pickup_point_sftp_logins", "Successful logins.")
+        logins.add_metric([], reading.logins)
+        yield logins
+        for name, text, value in (
+            ("sftp_connections", "Connections now.", reading.connections),
+            ("sftp_sessions", "SFTP sessions now.", reading.sessions),
+            ("served_files", "Log files that are served now.", reading.served_files),
+            ("disk_free_bytes", "Free bytes on the data folder's disk.", reading.disk_free_bytes),
+        ):
+            yield GaugeMetricFamily(f"pickup_point_{name}", text, value=value)
+
+
+def _day_gauges(days: tuple[DayOverview, ...]) -> Iterator[Metric]:
+    deadline = GaugeMetricFamily(
+        "pickup_point_day_deadline_timestamp_seconds", "By when a day must be done.", labels=["day", "deadline"]
+    )
+    done = GaugeMetricFamily("pickup_point_day_done", "Whether it is done, 1 or 0.", labels=["day", "deadline"])
+    state = GaugeMetricFamily("pickup_point_day_state", "1 for the state that a day is in.", labels=["day", "state"])
+    lines = GaugeMetricFamily("pickup_point_day_lines", "Log lines of a day.", labels=["day"])
+    rejected = GaugeMetricFamily("pickup_point_day_rejected_rows", "Rejected rows of a day.", labels=["day"])
+    for day in days[:DAYS]:
+        name = day.day.isoformat()
+        for kind, each in (("published", day.deadlines.published), ("picked_up", day.deadlines.picked_up)):
+            deadline.add_metric([name, kind], each.by.timestamp())
+            done.add_metric([name, kind], float(each.done is not None))
+        state.add_metric([name, day.state], 1)
+        lines.add_metric([name], day.lines)
+        rejected.add_metric([name], day.rejected)
+    yield from (deadline, done, state, lines, rejected)
+
+
+def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"pickup_point_{name}", text, labels=[label])
+    for value, count in sorted(values.items()):
+        family.add_metric([value], count)
+    return family
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(f"pickup_point_{name}", text, labels=[label])
+    for value, count in sorted(values.items()):
+        family.add_metric([value], count)
+    return family
