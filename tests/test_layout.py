@@ -43,14 +43,15 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("edge", "access", "access"),
     ("edge", "keys", "keys private_files"),
     ("edge", "metrics", "metrics"),
-    ("edge", "alerts", "alerts"),
+    ("edge", "alerts", "webhook"),
     ("edge", "systemd", "systemd"),
+    ("edge", "threads", "threads"),
     ("edge", "log output", "log_output"),
     ("engine", "pipeline", "pipeline blocks ids crew worker sent"),
     ("story", "feed", "feed publishing"),
     ("story", "retention", "retention"),
     ("composition", "service", "assembly service"),
-    ("process", "cli", "cli __main__ by_hand demo glance report check status"),
+    ("process", "cli", "cli __main__ by_hand demo glance installation progress report check status"),
 )
 PLACES = {module: (layer, group) for layer, group, modules in TABLE for module in modules.split()}
 
@@ -71,17 +72,17 @@ ALLOWED: dict[tuple[str, str], str] = {
 # Libraries, and who may import them at run time.
 OUTSIDE: dict[str, str] = {
     "aiobotocore": "bucket",
-    "aiohttp": "bucket",
+    "aiohttp": "bucket webhook",
     "botocore": "bucket",
     "sqlite3": "ledger",
     "asyncssh": "sftp connection session view keys",
     "argon2": "access",
     "pydantic": "settings config",
     "typer": "cli",
-    "rich": "cli report",
+    "rich": "cli progress report",
     "uvloop": "cli service",
     "prometheus_client": "metrics",
-    "tomllib": "config cli",
+    "tomllib": "config installation",
 }
 
 # What no word imports at run time: files, sockets, processes, clocks, loops, logs.
@@ -152,7 +153,10 @@ def may_import(module: str, other: str) -> bool:
     """Whether the table lets ``module`` import ``other`` at run time."""
     if (module, other) in ALLOWED:
         return True
-    (layer, group), (other_layer, other_group) = PLACES[module], PLACES[other]
+    unknown = ("", "not in the table")
+    (layer, group), (other_layer, other_group) = PLACES.get(module, unknown), PLACES[other]
+    if not layer:
+        return False
     if layer == other_layer == "edge":
         return group == other_group
     return LAYERS.index(other_layer) <= LAYERS.index(layer)
@@ -176,7 +180,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
     """Words import words; an edge no other edge; nobody what stands above."""
     for other in sorted(imports_of(module).own & set(PLACES)):
         assert may_import(module, other), (
-            f"server/{module}.py ({' '.join(PLACES[module])}) imports {other} ({' '.join(PLACES[other])}) at run time"
+            f"server/{module}.py ({' '.join(PLACES.get(module, ()))}) imports {other} ({' '.join(PLACES[other])}) at run time"
         )
 
 
@@ -232,6 +236,23 @@ def test_every_file_opens_with_what_it_is_and_stays_short(module: str) -> None:
     assert lines < MOST_LINES, f"server/{module}.py has {lines} lines: look for the second noun in it"
 
 
+def as_markdown() -> str:
+    """The table as it stands in the README: ``python -m tests.test_layout`` prints it."""
+    lines = ["| layer | group | modules |", "|---|---|---|"]
+    for layer in reversed(LAYERS):
+        for found, group, modules in TABLE:
+            if found == layer and (there := [f"`{module}`" for module in modules.split() if module in MODULES]):
+                lines.append(f"| {layer} | {group} | {' '.join(there)} |")
+    return "\n".join(lines)
+
+
+def test_the_readme_holds_the_same_table() -> None:
+    """Once it has one: its section on the layout is this table, module for module."""
+    readme = (SERVER.parent / "README.md").read_text(encoding="utf-8")
+    if "| layer | group | modules |" in readme:
+        assert as_markdown() in readme, "print it with: python -m tests.test_layout"
+
+
 def test_nothing_is_called_by_what_it_is_not() -> None:
     """No drawer for everything."""
     assert not {"utils", "util", "helpers", "base", "common", "misc"} & set(MODULES)
@@ -257,3 +278,7 @@ def test_a_word_can_be_imported_without_any_world() -> None:
         [sys.executable, "-c", code], cwd=SERVER.parent, capture_output=True, text=True, check=True, timeout=60
     ).stdout.split()
     assert not {"aiobotocore", "asyncssh", "sqlite3", "asyncio", "structlog", "pydantic", "typer"} & set(loaded)
+
+
+if __name__ == "__main__":
+    print(as_markdown())
