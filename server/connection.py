@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import socket
 import struct
 import termios
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,8 +26,6 @@ from .guard import Reason
 from .session import UNSENT_HIGH, UNSENT_LOW, SftpSession
 
 if TYPE_CHECKING:
-    import socket
-
     from .guard import Address
     from .keys import Credentials
     from .settings import SftpSettings
@@ -61,7 +61,7 @@ class Login:
 
 def plain(text: str, longest: int = 64) -> str:
     """A client's words, fit for one field of a log line: nothing in them can look like another field or line."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+") else "_" for c in text[:longest])
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+/") else "_" for c in text[:longest])
     return kept or "-"
 
 
@@ -117,16 +117,44 @@ class SshConnection(asyncssh.SSHServerConnection):
         """The client did something."""
         self.last_active = asyncio.get_running_loop().time()
 
-    def untaken(self) -> int:
-        """Bytes that we sent and the peer's system has not acknowledged."""
-        waiting = 0
-        if self.transport is not None:
-            waiting = self.transport.get_write_buffer_size()
+    def written(self) -> int:
+        """The place in the stream of bytes that everything sent so far reaches, in the units of `taken`."""
+        waiting = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        sock = self._socket()
+        queued = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+        # In this order: what is acknowledged in between makes the place too far, never too near.
+        return waiting + int(queued) + self.taken()
+
+    def taken(self) -> int:
+        """The place that the peer's system has acknowledged (tcpi_bytes_acked in Linux's struct tcp_info)."""
+        info = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        return int(struct.unpack_from("Q", info, 120)[0])
+
+    def _socket(self) -> socket.socket:
         sock = cast("socket.socket | None", self.get_extra_info("socket"))
-        if sock is not None and sock.fileno() >= 0:
-            answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-            waiting += struct.unpack("i", answer)[0]
-        return waiting
+        if sock is None or sock.fileno() < 0:
+            raise OSError
+        return sock
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
+        """Bytes from the peer, which also acknowledge ours: see first what that proves, they may end the connection."""
+        self._settle()
+        super().data_received(data, datatype)
+
+    def eof_received(self) -> None:
+        """The peer closed the connection."""
+        self._settle()
+        super().eof_received()
+
+    def connection_lost(self, exc: Exception | None = None) -> None:
+        """The connection is gone, or must go."""
+        self._settle()
+        super().connection_lost(exc)
+
+    def _settle(self) -> None:
+        for session in self.sessions:
+            if session.settling:
+                session.settle()
 
     async def reload_config(self) -> None:
         """There are no configuration files, and no work for every user name that a stranger tries."""
@@ -298,6 +326,8 @@ def connection_options(settings: SftpSettings, credentials: Credentials) -> asyn
     # asyncssh looks for a configuration folder in the home even when told to read none, and a service that systemd
     # runs with DynamicUser has no home.
     os.environ.setdefault("HOME", "/nonexistent")
+    # cryptography announces that it will drop finite-field DH: a test holds what is offered, the log need not repeat it
+    warnings.filterwarnings("ignore", message="Diffie-Hellman over finite fields")
     profile = LEGACY if settings.legacy_algorithms else DEFAULT
     return asyncssh.SSHServerConnectionOptions(
         config=None,

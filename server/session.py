@@ -8,6 +8,7 @@ ends is told as interrupted.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
@@ -59,6 +60,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._pump_planned = False
         self._reading_paused = False
         self._task: asyncio.Task[None] | None = None
+        self._unmarked = False  # data was sent after the mark
+        self._mark = 0  # a place in the connection's bytes: after the last data
         connection.sessions.add(self)
 
     @property
@@ -210,22 +213,43 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def _send(self, reply: Reply) -> None:
         view = self._view
-        if view is not None and view.closing:
-            self._settle()
+        if isinstance(reply, bytearray):
+            self._unmarked = True
+        elif view is not None and (self._unmarked or view.closing):
+            self._mark_place()
+            self._settle_later()
         try:
             self._channel.write(cast("bytes", reply))
         except OSError:
             return  # the client closed its side of the channel; connection_lost follows
         self._connection.server.counters.bytes_sent += len(reply)
 
-    def _settle(self) -> None:
-        """Finish the closed pickups once the client has taken all bytes; look again until then."""
-        if self._lost or self._view is None:
+    @property
+    def settling(self) -> bool:
+        """Whether a pickup was closed whose bytes were not seen taken yet."""
+        return self._view is not None and bool(self._view.closing)
+
+    def settle(self) -> None:
+        """Finish the closed pickups if the client's system has acknowledged the last byte of data."""
+        self._mark_place()
+        with suppress(OSError):  # the socket is gone: nothing more is proven
+            if self._view is not None and not self._unmarked and self._connection.taken() >= self._mark:
+                self._view.settle()
+
+    def _mark_place(self) -> None:
+        """Remember where in the connection's bytes the last data stands, once all of it left the channel."""
+        if self._unmarked and not self._lost and self._channel.get_write_buffer_size() == 0:
+            with suppress(OSError):  # the socket is gone
+                self._mark = self._connection.written()
+                self._unmarked = False
+
+    def _settle_later(self) -> None:
+        """Settle now, or look again until it is done."""
+        if self._lost or not self.settling:
             return
-        if self._channel.get_write_buffer_size() == 0 and self._connection.untaken() == 0:
-            self._view.settle()
-        elif self._view.closing:
-            asyncio.get_running_loop().call_later(SETTLE_POLL, self._settle)
+        self.settle()
+        if self.settling:
+            asyncio.get_running_loop().call_later(SETTLE_POLL, self._settle_later)
 
     def _end(self, reason: Reason) -> None:
         """End the session: what came is no SFTP."""
