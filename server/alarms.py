@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import IntEnum
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .deadlines import Urgency, expires
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .overview import DayOverview
+
+
+LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
 
 
 class Level(IntEnum):
@@ -53,6 +57,15 @@ class Measured:
     ledger_damage: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """A user whose logins are expected: the last one, and the longest time between two of them so far."""
+
+    user: str
+    last_login: datetime
+    longest_silence: timedelta
+
+
 def alarms(
     days: Sequence[DayOverview],
     facts: Mapping[str, Any],
@@ -60,9 +73,14 @@ def alarms(
     holds: HoldPolicy,
     poll_every: timedelta,
     now: datetime,
+    *,
+    partners: Sequence[Partner] = (),
+    pull_every: timedelta = timedelta(hours=24),
 ) -> list[Alarm]:
     """Everything that is wrong, the worst first."""
     found = [replace(alarm, subject=str(day.day)) for day in days for alarm in _of_day(day, holds, now)]
+    found += _of_volume(days, now)
+    found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
     found += _of_service(facts, poll_every, now)
     found += _of_machine(measured)
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
@@ -100,6 +118,32 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
             for warning in warnings(publication.tally, holds):
                 found.append(Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}"))  # noqa: PERF401  # nested
     return found
+
+
+def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
+    """A day whose rows are far off those of the same weekday in the four weeks before it."""
+    rows = {day.day: day.rows for day in days if day.publications}
+    found = []
+    for day in days:
+        if day.day not in rows or now >= expires(day.day) + timedelta(days=1):
+            continue
+        before = [rows[then] for weeks in range(1, 5) if (then := day.day - timedelta(weeks=weeks)) in rows]
+        usual = median(before) if len(before) >= 3 else 0
+        if usual and not usual * LEAST_SHARE <= rows[day.day] <= usual * MOST_SHARE:
+            sentence = f"{day.day} has {rows[day.day]} rows, the same weekdays before it had about {usual:.0f}"
+            hint = "compare with Megaphone's dashboard; pickup-point status"
+            found.append(Alarm(Level.WARNING, "day_volume", sentence, hint, str(day.day)))
+    return found
+
+
+def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[Alarm]:
+    """A partner that has not logged in for longer than usual."""
+    silence = now - partner.last_login
+    if silence <= max(partner.longest_silence * 1.5, pull_every * 1.25):
+        return []
+    sentence = f"{partner.user} has not logged in for {span(silence)}"
+    hint = "ask the partner whether its puller runs; journalctl -u pickup-point | grep refused"
+    return [Alarm(Level.WARNING, "partner_silent", sentence, hint, partner.user)]
 
 
 def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) -> list[Alarm]:

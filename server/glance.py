@@ -12,9 +12,10 @@ import os
 import shutil
 import stat
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from .alarms import Alarm, Level, Measured, alarms
+from .alarms import Alarm, Level, Measured, Partner, alarms
 from .deadlines import DeadlinePolicy
 from .errors import LedgerError, PickupPointError
 from .holds import HoldPolicy
@@ -71,7 +72,20 @@ class Glance:
                 damage = str(error)
         measured = _measured(config, damage)
         holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
-        found = alarms(days, facts, measured, holds, config.export.poll_every, now)
+        required = {user.name for user in config.sftp.users if user.required}
+        partners = [
+            Partner(user, login[0], timedelta(seconds=login[3])) for user, login in logins.items() if user in required
+        ]
+        found = alarms(
+            days,
+            facts,
+            measured,
+            holds,
+            config.export.poll_every,
+            now,
+            partners=partners,
+            pull_every=config.alerts.pull_every,
+        )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found)
 
     def as_json(self) -> dict[str, Any]:
