@@ -183,7 +183,9 @@ class Feed:
         if refused := self._refused(record, publications, source_now, wish):
             return DayResult(day, "refused", refused)
         waits = record.failure
-        if waits and not wish.days and export and waits.etag == export.etag and now < waits.next_try:
+        # A failure dated in the future was written by a clock that has been put right since: it is not waited for.
+        waiting = waits is not None and waits.at <= now < waits.next_try
+        if waits and waiting and not wish.days and export and waits.etag == export.etag:
             return DayResult(day, "failed", f"{waits.sentence} (next try {waits.next_try:%Y-%m-%d %H:%MZ})")
         if wish.resend and export is not None:
             name = await self._next_name(day, publications)

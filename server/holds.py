@@ -32,16 +32,20 @@ def hold_reason(tally: Tally, rows_before: Sequence[int], policy: HoldPolicy) ->
     """(reason, sentence) why this day is held, or None; ``rows_before`` are the rows of the last seven days."""
     if tally.rows == 0 and any(rows_before):
         return "empty", "the export is empty, though one of the last seven days had rows"
+    sentences = []
+    reason = ""
     if tally.rows and tally.rejected_share > policy.max_rejected:
         most = max(tally.rejected, key=lambda reason: tally.rejected[reason])
-        return "rejected", (
+        reason = "rejected"
+        sentences.append(
             f"{tally.rejected.total()} of {tally.rows} rows were rejected ({tally.rejected_share:.1%}, "
             f"allowed {policy.max_rejected:.1%}), most of them {most}"
         )
     if policy.tokens == "hold" and tally.share_of_lines(tally.not_an_address) > TOKENS_SHARE:
         share = tally.share_of_lines(tally.not_an_address)
-        return "tokens", f'{share:.1%} of the addresses are hash-like tokens, and log.tokens is "hold"'
-    return None
+        reason = "tokens"  # stronger than rejected: such a day is not published though nobody decided
+        sentences.append(f'{share:.1%} of the addresses are hash-like tokens, and log.tokens is "hold"')
+    return (reason, "; and ".join(sentences)) if reason else None
 
 
 def published_when_given_up(hold: Hold) -> bool:

@@ -155,9 +155,10 @@ def _one(
     newest: Tally | None = tallies[-1] if tallies else None
     if newest is None and record is not None and record.hold is not None:
         newest = record.hold.tally
+    state = _state(record, publications, all_done)
     return DayOverview(
         day=day,
-        state=_state(record, publications, all_done),
+        state=state,
         export=record.export if record is not None else None,
         publications=tuple(publications),
         rows=newest.rows if newest is not None else 0,
@@ -167,7 +168,7 @@ def _one(
         published_at=published_at,
         pickups=taken,
         deadlines=day_deadlines(day, policy, now, published=published_at, picked_up=picked_up_at),
-        advice=_advice(day, record, bool(publications)),
+        advice=_advice(day, record, state),
         remarks=tuple(publication.remark for publication in publications if publication.remark),
     )
 
@@ -192,24 +193,25 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
         return "picked up" if all_done else "published"
     if record is None:
         return "open"
-    if record.hold is not None and record.export is not None and record.hold.etag == record.export.etag:
+    etag = record.export.etag if record.export is not None else None
+    if record.hold is not None and record.hold.etag == etag:
         return "held"
-    if record.failure is not None and record.seen == "due":
+    if record.failure is not None and (record.seen == "due" or record.failure.etag == etag):
         return "failed"
     return record.seen
 
 
-def _advice(day: date, record: DayRecord | None, published: bool) -> str:
+def _advice(day: date, record: DayRecord | None, state: str) -> str:
     if record is None:
         return ""
-    if not published and record.hold is not None:
+    if state == "held" and record.hold is not None:
         return f"{record.hold.why}; look at rejects/, then: pickup-point feed --day {day} --accept-rejects"
     if record.failure is not None:
         hint = f"; {record.failure.hint}" if record.failure.hint else ""
         return f"{record.failure.sentence}{hint} (next try {record.failure.next_try:%Y-%m-%d %H:%MZ})"
-    if not published and record.seen == "missing":
+    if state == "missing":
         return f"no export for {day}: ask support-megaphone@spotify.com, there is no backfill by itself"
-    if not published and record.seen == "stale":
+    if state == "stale":
         return "the export was last written before the day's end: ask support-megaphone@spotify.com"
     return ""
 

@@ -66,8 +66,13 @@ class Staging:
         return self._rejects.file
 
     def keep_rejects(self) -> bool:
-        """Move the rejected rows to ``rejects/``, on disk; False when there are none."""
+        """Move the rejected rows to ``rejects/``, on disk; False when there are none.
+
+        What an earlier version of the day left there under this name, while it was held, goes.
+        """
         if self._rejects is None:
+            with told(self._rejects_dir / self._first.rejects):
+                (self._rejects_dir / self._first.rejects).unlink(missing_ok=True)
             return False
         with told(self._rejects.path):
             self._rejects.sync()
