@@ -59,6 +59,7 @@ MISTAKES = [
     ("export", "settle = 65", "export.settle", "is 65", '"65m"'),
     ("export", 'settle = "-5m"', "export.settle", '"-5m"', '"65m"'),
     ("export", 'settle = "1.5h"', "export.settle", '"1.5h"', '"65m"'),
+    ("export", 'settle = "1w"', "export.settle", '"1w"', '"65m"'),
     ("export", 'settle = "65 m"', "export.settle", '"65 m"', '"65m"'),
     ("export", 'settle = "\u0666m"', "export.settle", '"\u0666m"', '"65m"'),
     ("export", 'settle = "25h"', "export.settle", '"25h"', '"24h"'),
