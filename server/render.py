@@ -2,13 +2,18 @@
 
 No outside world. The promise: the outcome of every row, and the tally, are those of `RowConverter`, one row at a time;
 a differential test holds it to that.
+
+Rows are taken some at a time and column by column, so that the interpreter's loops are those of `map`, `zip` and
+`join`. What is not ordinary in any row of such a chunk shows as an exception before anything is counted; the chunk is
+then halved, until the unusual row stands alone.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
+from itertools import compress, repeat
+from operator import ge, gt, itemgetter, not_
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,7 +21,7 @@ import orjson
 from .convert import RowConverter
 from .ids import pack_id, pack_uuids, unpack
 from .megaphone import LARGEST_WHOLE_NUMBER, REPORTING_SECONDS
-from .memo import TOKEN, Memos, Unusual, splits_query
+from .memo import Memos, Unusual
 from .tally import FilterReason, RejectReason, RowRejected, Tally
 from .triton import DerivedValue, Layout, LogFormat
 
@@ -25,12 +30,15 @@ if TYPE_CHECKING:
 
     from .convert import Conversion, Outcome
 
+CHUNK = 96  # rows; by measurement
 _FIELDS = itemgetter(
     "id", "created_at", "ip", "podcast_id", "episode_id", "filesize", "bytes_sent", "seconds_downloaded",
     "blacklisted_ip", "blacklisted_ua", "user_agent",
 )  # fmt: skip
 _PLAIN_ID = re.compile(r"[0-9A-Za-z._~:-]+", re.ASCII)  # an id that every way of cleaning text leaves as it is
-_NEVER = "~"  # later than every time
+_INTEGERS = {int}
+_PARTS = 7  # of a line: times, addresses, URL, counts, episode, id, user agent
+_NO_LINE = [""] * _PARTS
 _URL = list(DerivedValue).index(DerivedValue.URL)
 
 
@@ -38,15 +46,17 @@ _URL = list(DerivedValue).index(DerivedValue.URL)
 class Rendered:
     """What a block of rows came to.
 
-    ``ids`` and ``lines`` have an entry for every row that was not rejected, in order; the line (with its newline) of a
-    filtered row is empty. ``kept`` holds the index of each of them among the rows, ``rejected`` index and reason of the
-    rejected ones, in order. ``packed`` are the ids in 16 bytes each, once they are known.
+    ``ids`` has an entry for every row that was not rejected, in order; ``filtered_at`` are the places, among these, of
+    the filtered ones; ``texts`` hold the lines of the others, each with its newline. ``rejected`` holds index and
+    reason of rejected rows, ``blank`` the index of lines that are no rows. ``packed`` are the ids in 16 bytes each,
+    once they are known.
     """
 
+    texts: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
+    filtered_at: list[int] = field(default_factory=list)
     rejected: list[tuple[int, RejectReason]] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
+    blank: list[int] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     packed: tuple[bytes, ...] | None = None
     only_uuids: bool = False
@@ -57,18 +67,30 @@ class Rendered:
             self.packed = tuple(map(pack_id, self.ids))
         return self.packed
 
+    def kept(self) -> list[int]:
+        """The index of each of ``ids`` among the rows."""
+        skipped = {*self.blank, *(index for index, _ in self.rejected)}
+        return [index for index in range(len(self.ids) + len(skipped)) if index not in skipped]
+
+    def lines(self) -> list[str]:
+        """The line of each of ``ids`` with its newline, empty for a filtered one."""
+        written = iter("".join(self.texts).split("\n"))
+        filtered = set(self.filtered_at)
+        return ["" if place in filtered else f"{next(written)}\n" for place in range(len(self.ids))]
+
 
 class BlockRenderer:
     """Renders blocks of rows, one after the other."""
 
     def __init__(self, conversion: Conversion, fresh_after: str | None = None) -> None:
+        rules = conversion.rules
         self._converter = RowConverter(conversion)
-        self._rules = conversion.rules
+        self._rules = rules
         self._fresh_after = fresh_after
-        self._memos = Memos(conversion, split_query=splits_query(conversion))
-        layout = conversion.rules.layout
-        self._arrange = _Arrangement(layout) if layout.columns is not None else None
-        self._odd_ids = False  # whether the last blocks held ids that are no UUIDs
+        self._fresh_cells = fresh_after.replace(" ", "\t") if fresh_after is not None else None
+        self._memos = Memos(conversion)
+        self._arrange = _Arrangement(rules.layout) if rules.layout.columns is not None else None
+        self._odd_ids = False  # whether the last block held many ids that are no UUIDs
 
     def render(
         self, rows: Sequence[bytes], duplicates: Collection[bytes] = (), fresh: Collection[bytes] | None = None
@@ -94,107 +116,163 @@ class BlockRenderer:
 
     def metric_cells(self, block: Rendered) -> tuple[bytes, ...]:
         """The packed cells of ``x-metric-id``: those of the ids, but where an id had to be cleaned."""
-        clean = self._rules.layout.clean
         packed = block.pack()
         if block.only_uuids or all(map(_PLAIN_ID.fullmatch, block.ids)):
             return packed
+        clean = self._rules.layout.clean
         return tuple(pack_id(clean(row_id)) for row_id in block.ids)
 
-    def _walk(self, rows: Sequence[bytes], *, check_ids: bool) -> Rendered:  # the hot loop, kept in one piece
+    def _walk(self, rows: Sequence[bytes], *, check_ids: bool) -> Rendered:
         """Every row for itself. Unless ``check_ids``, ids are taken as they come: the caller looks at all at once."""
-        memos, arrange, exact = self._memos, self._arrange, self._exact
-        times, addresses, episodes, agents = memos.times, memos.addresses, memos.episodes, memos.agents
-        loads, fields, largest, plain_id = orjson.loads, _FIELDS, LARGEST_WHOLE_NUMBER, _PLAIN_ID.fullmatch
-        url_per_row = memos.url_per_row
-        all_rows, reporting_only = self._rules.rows == "all", self._rules.rows == "reporting"
-        tells_partial, clamps = self._rules.partial_status == 206, self._rules.bytes == "clamped"
-        fresh_after = self._fresh_after.replace(" ", "\t") if self._fresh_after is not None else _NEVER
         block = Rendered()
+        for start in range(0, len(rows), CHUNK):
+            self._chunk(rows[start : start + CHUNK], start, block, check_ids)
         tally = block.tally
-        ids, lines, kept, filtered = block.ids, block.lines, block.kept, tally.filtered
-        reporting = clamped = tokens = zeros = unmapped = 0
-        for index, raw in enumerate(rows):
-            try:
-                row = loads(raw)
-                row_id, created_at, ip, podcast, episode, size, sent, seconds, bad_ip, bad_ua, agent = fields(row)
-                time_cells = times.get(created_at) or memos.time(created_at)
-                address_cells, kind = addresses.get(ip) or memos.address(ip)
-                if url_per_row:
-                    url, episode_cells, is_unmapped = memos.episode(podcast, episode, row)
-                else:
-                    url, episode_cells, is_unmapped = episodes.get((podcast, episode)) or memos.episode(
-                        podcast, episode, row
-                    )
-                if type(size) is not int or type(sent) is not int or not (0 < size <= largest and 0 <= sent <= largest):
-                    raise Unusual
-                agent_cell = agents.get(agent) or memos.agent(agent)
-                counts = long_enough = seconds >= REPORTING_SECONDS
-                if check_ids and not plain_id(row_id):
-                    raise Unusual
-            except (KeyError, TypeError, ValueError):
-                exact(index, raw, block)
-                continue
-            reason = None
-            if bad_ip is not False or bad_ua is not False:
-                by_ip, by_ua = bad_ip is True or bad_ip == "true", bad_ua is True or bad_ua == "true"
-                counts = counts and not by_ip and not by_ua
-                if not all_rows:
-                    reason = FilterReason.BLACKLISTED_IP if by_ip else FilterReason.BLACKLISTED_UA if by_ua else None
-            if not sent:
-                reason = FilterReason.NO_BYTES
-            elif reason is None:
-                if reporting_only and not long_enough:
-                    reason = FilterReason.SHORT
-                elif time_cells >= fresh_after:
-                    reason = FilterReason.TOO_FRESH
-            reporting += counts
-            ids.append(row_id)
-            kept.append(index)
-            if reason is not None:
-                filtered[reason] += 1
-                lines.append("")
-                continue
-            if sent < size and tells_partial:
-                line = (
-                    f"{time_cells}{address_cells}GET\t{url}206\t{sent}\t{size}\t0-{sent - 1}\t"
-                    f"{episode_cells}{row_id}\t{agent_cell}\n"
-                )
-            else:
-                if sent > size and clamps:
-                    sent = size
-                    clamped += 1
-                line = (
-                    f"{time_cells}{address_cells}GET\t{url}200\t{sent}\t{size}\t-\t"
-                    f"{episode_cells}{row_id}\t{agent_cell}\n"
-                )
-            if kind:
-                if kind == TOKEN:
-                    tokens += 1
-                else:
-                    zeros += 1
-            unmapped += is_unmapped
-            lines.append(line if arrange is None else arrange(line, row))
-        tally.reporting += reporting
-        tally.clamped += clamped
-        tally.not_an_address += tokens
-        tally.ends_in_zero += zeros
-        tally.unmapped_episodes += unmapped
-        tally.rows += len(ids) + len(block.rejected)
-        tally.lines += len(lines) - lines.count("")
+        tally.rows = len(rows) - len(block.blank)
+        tally.lines = len(block.ids) - len(block.filtered_at)
         return block
 
-    def _exact(self, index: int, raw: bytes, block: Rendered) -> None:
+    def _chunk(self, rows: Sequence[bytes], start: int, block: Rendered, check_ids: bool) -> None:
+        try:
+            self._ordinary(rows, block, check_ids)
+        except (KeyError, TypeError, ValueError):
+            if len(rows) == 1:
+                self._exact(rows[0], start, block)
+                return
+            half = len(rows) // 2
+            self._chunk(rows[:half], start, block, check_ids)
+            self._chunk(rows[half:], start + half, block, check_ids)
+
+    def _ordinary(self, rows: Sequence[bytes], block: Rendered, check_ids: bool) -> None:
+        """Rows of a chunk, all at once.
+
+        Raises:
+            KeyError, TypeError, ValueError: one of them is not ordinary; nothing was added to ``block``.
+        """
+        memos, arrange = self._memos, self._arrange
+        count = len(rows)
+        parsed: Any = map(orjson.loads, rows)
+        if arrange is not None or memos.episodes.per_row:
+            parsed = list(parsed)
+        ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = zip(
+            *map(_FIELDS, parsed), strict=True
+        )
+        if (
+            set(map(type, sizes + sents)) != _INTEGERS
+            or min(sizes) <= 0
+            or min(sents) < 0
+            or max(sizes + sents) > LARGEST_WHOLE_NUMBER
+            or (check_ids and not all(map(_PLAIN_ID.fullmatch, ids)))
+        ):
+            raise Unusual
+        long_enough = list(map(ge, seconds, repeat(REPORTING_SECONDS)))
+        time_cells = list(map(memos.times.__getitem__, times))
+        address_cells = list(map(memos.addresses.__getitem__, ips))
+        if memos.episodes.per_row:
+            pairs = list(map(memos.episodes.fill, zip(podcasts, episodes, strict=True), parsed))
+        else:
+            pairs = list(map(memos.episodes.__getitem__, zip(podcasts, episodes, strict=True)))
+        url_cells, episode_cells = zip(*pairs, strict=True)
+        parts = [""] * (_PARTS * count)
+        parts[0::_PARTS] = time_cells
+        parts[1::_PARTS] = address_cells
+        parts[2::_PARTS] = url_cells
+        parts[3::_PARTS] = self._counts(sents, sizes)
+        parts[4::_PARTS] = episode_cells
+        parts[5::_PARTS] = ids
+        parts[6::_PARTS] = map(memos.agents.__getitem__, agents)
+
+        # From here on nothing fails.
+        tally = block.tally
+        clamped = list(map(gt, sents, sizes)) if self._rules.bytes == "clamped" else []
+        tally.reporting += long_enough.count(True)
+        tally.clamped += clamped.count(True)
+        every, tokens, zeros = range(count), memos.addresses.tokens, memos.addresses.zeros
+        odd = {*compress(every, bad_ips), *compress(every, bad_uas)}
+        if 0 in sents:
+            odd.update(compress(every, map(not_, sents)))
+        if self._rules.rows == "reporting":
+            odd.update(compress(every, map(not_, long_enough)))
+        if self._fresh_cells is not None:
+            odd.update(compress(every, map(ge, time_cells, repeat(self._fresh_cells))))
+        filtered = set()
+        for place in sorted(odd):
+            by_ip, by_ua = _flag(bad_ips[place]), _flag(bad_uas[place])
+            if by_ip or by_ua:
+                tally.reporting -= long_enough[place]
+            reason = self._filter_reason(sents[place], by_ip, by_ua, long_enough[place], time_cells[place])
+            if reason is not None:
+                tally.filtered[reason] += 1
+                tally.clamped -= bool(clamped) and clamped[place]
+                filtered.add(place)
+                block.filtered_at.append(len(block.ids) + place)
+                parts[place * _PARTS : (place + 1) * _PARTS] = _NO_LINE
+        if tokens:
+            tally.not_an_address += sum(
+                p not in filtered for p in compress(every, map(tokens.__contains__, address_cells))
+            )
+        if zeros:
+            tally.ends_in_zero += sum(
+                p not in filtered for p in compress(every, map(zeros.__contains__, address_cells))
+            )
+        if memos.episodes.unmapped:
+            unmapped = map(memos.episodes.unmapped.__contains__, zip(podcasts, episodes, strict=True))
+            tally.unmapped_episodes += sum(p not in filtered for p in compress(every, unmapped))
+        block.ids += ids
+        text = "".join(parts)
+        if arrange is not None:
+            text = arrange(text, [row for place, row in enumerate(parsed) if place not in filtered])
+        block.texts.append(text)
+
+    def _counts(self, sents: Sequence[int], sizes: Sequence[int]) -> list[str]:
+        """The cells ``status``, ``bytes``, ``object-size`` and ``byte-range``."""
+        pairs = zip(sents, sizes, strict=True)
+        if self._rules.partial_status == 206 and self._rules.bytes == "clamped":
+            return [
+                f"200\t{size}\t{size}\t-\t" if sent >= size else f"206\t{sent}\t{size}\t0-{sent - 1}\t"
+                for sent, size in pairs
+            ]
+        if self._rules.partial_status == 206:
+            return [
+                f"200\t{sent}\t{size}\t-\t" if sent >= size else f"206\t{sent}\t{size}\t0-{sent - 1}\t"
+                for sent, size in pairs
+            ]
+        if self._rules.bytes == "clamped":
+            return [f"200\t{min(sent, size)}\t{size}\t-\t" for sent, size in pairs]
+        return [f"200\t{sent}\t{size}\t-\t" for sent, size in pairs]
+
+    def _filter_reason(
+        self, sent: int, by_ip: bool, by_ua: bool, long_enough: bool, time_cells: str
+    ) -> FilterReason | None:
+        if sent == 0:
+            return FilterReason.NO_BYTES
+        if self._rules.rows != "all":
+            if by_ip:
+                return FilterReason.BLACKLISTED_IP
+            if by_ua:
+                return FilterReason.BLACKLISTED_UA
+            if self._rules.rows == "reporting" and not long_enough:
+                return FilterReason.SHORT
+        if self._fresh_cells is not None and time_cells >= self._fresh_cells:
+            return FilterReason.TOO_FRESH
+        return None
+
+    def _exact(self, raw: bytes, index: int, block: Rendered) -> None:
         """One row by the exact rules; a blank line is no row."""
         try:
             outcome = self._outcome(raw)
         except RowRejected as rejection:
-            if not _is_blank(raw):
+            if _is_blank(raw):
+                block.blank.append(index)
+            else:
                 block.rejected.append((index, rejection.reason))
                 block.tally.rejected[rejection.reason] += 1
             return
+        if outcome.filtered is None:
+            block.texts.append(f"{outcome.line}\n")
+        else:
+            block.filtered_at.append(len(block.ids))
         block.ids.append(outcome.id)
-        block.kept.append(index)
-        block.lines.append(f"{outcome.line}\n" if outcome.filtered is None else "")
         block.tally.reporting += outcome.reporting
         _book(outcome, block.tally)
 
@@ -206,27 +284,26 @@ class BlockRenderer:
 
     def _drop_duplicates(self, block: Rendered, rows: Sequence[bytes], duplicates: Collection[bytes]) -> None:
         """Reject every row whose id stood before it in the day."""
-        packed, seen, stay = block.pack(), set(duplicates), []
+        packed, kept, lines = block.pack(), block.kept(), block.lines()
+        seen, stay = set(duplicates), []
         for place, packed_id in enumerate(packed):
             if packed_id not in seen:
                 seen.add(packed_id)
                 stay.append(place)
                 continue
-            outcome = self._outcome(rows[block.kept[place]])
+            outcome = self._outcome(rows[kept[place]])
             block.tally.reporting -= outcome.reporting
             _book(outcome, block.tally, -1)
-            block.rejected.append((block.kept[place], RejectReason.DUPLICATE_ID))
+            block.rejected.append((kept[place], RejectReason.DUPLICATE_ID))
         block.rejected.sort()
         block.tally.rejected[RejectReason.DUPLICATE_ID] += len(packed) - len(stay)
         block.packed = tuple(packed[place] for place in stay)
         block.ids = [block.ids[place] for place in stay]
-        block.kept = [block.kept[place] for place in stay]
-        block.lines = [block.lines[place] for place in stay]
-        block.tally.lines = len(block.lines) - block.lines.count("")
+        self._set_lines(block, [lines[place] for place in stay])
 
     def _keep_fresh(self, block: Rendered, rows: Sequence[bytes], fresh: Collection[bytes]) -> None:
         """Filter every row that was sent before."""
-        cells, tally = self.metric_cells(block), block.tally
+        cells, kept, lines, tally = self.metric_cells(block), block.kept(), block.lines(), block.tally
         sent = [place for place, cell in enumerate(cells) if cell not in fresh]
         if len(sent) * 2 < len(cells):  # take away those that were sent, or begin anew with those that were not
             changed, sign = sent, -1
@@ -236,11 +313,21 @@ class BlockRenderer:
             tally.filtered.clear()
             tally.clamped = tally.not_an_address = tally.ends_in_zero = tally.outside_day = tally.unmapped_episodes = 0
         for place in changed:
-            _book(self._outcome(rows[block.kept[place]]), tally, sign)
+            _book(self._outcome(rows[kept[place]]), tally, sign)
         tally.filtered[FilterReason.SENT_BEFORE] += len(sent)
         for place in sent:
-            block.lines[place] = ""
-        tally.lines = len(block.lines) - block.lines.count("")
+            lines[place] = ""
+        self._set_lines(block, lines)
+
+    @staticmethod
+    def _set_lines(block: Rendered, lines: list[str]) -> None:
+        block.texts = lines
+        block.filtered_at = [place for place, line in enumerate(lines) if not line]
+        block.tally.lines = len(lines) - len(block.filtered_at)
+
+
+def _flag(value: Any) -> bool:
+    return value is True or value == "true"
 
 
 def _book(outcome: Outcome, tally: Tally, sign: int = 1) -> None:
@@ -263,24 +350,24 @@ def _is_blank(raw: bytes) -> bool:
 
 
 class _Arrangement:
-    """Makes a line of configured columns from a line of the default ones (in TSV order, with the URL whole)."""
+    """Makes lines of configured columns from lines of the default ones (in TSV order, with the URL whole)."""
 
     def __init__(self, layout: Layout) -> None:
         self._clean = layout.clean
         values = [str(value) for value in DerivedValue]
-        constants = [layout.clean(spec.constant) for spec in layout.specs if spec.constant is not None]
-        fields = [spec.field for spec in layout.specs if spec.field is not None]
-        self._fields, self._constants = fields, constants
-        stem = len(values)
-        first_constant, first_field = stem + 2, stem + 2 + len(constants)
+        specs = layout.specs
+        self._constants = [layout.clean(spec.constant) for spec in specs if spec.constant is not None]
+        self._fields = [spec.field for spec in specs if spec.field is not None]
+        stem = len(values)  # after the derived values: stem, query, constants, fields
+        constant, field_ = stem + 2, stem + 2 + len(self._constants)
         self._picks: list[int] = []
-        for spec in layout.specs:
+        for spec in specs:
             if spec.constant is not None:
-                self._picks.append(first_constant)
-                first_constant += 1
+                self._picks.append(constant)
+                constant += 1
             elif spec.field is not None:
-                self._picks.append(first_field)
-                first_field += 1
+                self._picks.append(field_)
+                field_ += 1
             elif spec.value == "cs-uri-query":
                 self._picks.append(stem + 1)
             elif layout.format is LogFormat.W3C and spec.name == "cs-uri-stem" and spec.value == DerivedValue.URL:
@@ -288,10 +375,13 @@ class _Arrangement:
             else:
                 self._picks.append(values.index(str(spec.value)))
 
-    def __call__(self, line: str, row: dict[str, Any]) -> str:
-        cells = line[:-1].split("\t")
-        stem, _, query = cells[_URL].partition("?")
-        cells += (stem or "-", query or "-", *self._constants)
-        cells += [self._clean(row.get(name)) for name in self._fields]
-        text = "\t".join([cells[pick] for pick in self._picks])
-        return f"%23{text[1:]}\n" if text.startswith("#") else f"{text}\n"
+    def __call__(self, text: str, rows: Sequence[dict[str, Any]]) -> str:
+        clean, fields, picks, arranged = self._clean, self._fields, self._picks, []
+        for line, row in zip(text.split("\n"), rows, strict=False):  # nothing follows the last newline
+            cells = line.split("\t")
+            stem, _, query = cells[_URL].partition("?")
+            cells += (stem or "-", query or "-", *self._constants)
+            cells += [clean(row.get(name)) for name in fields]
+            cell_text = "\t".join([cells[pick] for pick in picks])
+            arranged.append(f"%23{cell_text[1:]}\n" if cell_text.startswith("#") else f"{cell_text}\n")
+        return "".join(arranged)

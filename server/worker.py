@@ -68,11 +68,11 @@ class Hand:
             packed = block.pack()
             result.ids = partition(packed, b"".join(packed))
         if job.task is Task.RENDER:
-            result.piece = deflate("".join(block.lines).encode(), block.tally.lines)
+            result.piece = deflate("".join(block.texts).encode(), block.tally.lines)
         else:
             records = [
                 cell + (_digest(line[:-1].encode()) if line else FILTERED)
-                for cell, line in zip(renderer.metric_cells(block), block.lines, strict=True)
+                for cell, line in zip(renderer.metric_cells(block), block.lines(), strict=True)
             ]
             records += self._rejected_records(rows, block.rejected)
             result.records = partition(records, b"".join(record[:16] for record in records))
@@ -112,7 +112,7 @@ def _element(line: bytes) -> bytes:
 
 def _is_closing(block: Rendered, line: bytes) -> bool:
     """Whether the last row of a block, a rejected one, is the bracket that closes a JSON array."""
-    return line.strip() == b"]" and (not block.kept or block.kept[-1] < block.rejected[-1][0])
+    return line.strip() == b"]" and block.rejected[-1][0] == max((*block.kept()[-1:], block.rejected[-1][0]))
 
 
 def _too_long(number: int, beginning: bytes) -> Result:
