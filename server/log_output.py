@@ -6,13 +6,13 @@ journald's priority and no time of their own. Promise: whatever a value holds, a
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-import orjson
 import structlog
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     Event = MutableMapping[str, Any]
 
 _BARE = re.compile(r"[\w.:/@,+%*=~\[\]-]+", re.ASCII)
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what JSON leaves as it is
 # syslog(3) priorities, as journald reads them from the beginning of a line (sd-daemon(3)).
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
@@ -80,9 +81,16 @@ def _plain(event: Event) -> str:
 
 def _value(value: object) -> str:
     text = str(value)
-    return text if _BARE.fullmatch(text) else orjson.dumps(text, default=str).decode()
+    return text if _BARE.fullmatch(text) else _json(text)
+
+
+def _json(value: object) -> str:
+    """JSON on one line whatever is in it: line ends and control characters that JSON allows are escaped too."""
+    # Not orjson: it refuses lone surrogates (names of files are such texts) and numbers over 64 bits.
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _json_line(_logger: object, _method: str, event: Event) -> str:
     ordered = {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event")}
-    return orjson.dumps(ordered | dict(event), default=str).decode()
+    return _json(ordered | dict(event))
