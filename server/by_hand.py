@@ -88,6 +88,14 @@ def convert_by_hand(
         ExportTorn: the export is no whole gzip file.
         PickupPointError: a file cannot be read or written.
     """
+    for wanted in filter(None, (output, rejects)):
+        if wanted.exists() and export.exists() and wanted.samefile(export):
+            raise PickupPointError(f"{wanted} is the export itself", hint="give --output another name")
+        if not wanted.absolute().parent.is_dir():
+            folder = wanted.absolute().parent
+            raise PickupPointError(f"there is no folder {folder} to write {wanted.name} in", hint=f"mkdir -p {folder}")
+        if wanted.is_dir():
+            raise PickupPointError(f"{wanted} is a folder", hint=f"give a file in it: {wanted / 'export.tsv.gz'}")
     rules = config.log.log_rules if config is not None else LogRules()
     key, key_known = _hash_key(config)
     catalogue = load_catalogue(config.log.episodes) if config is not None and config.log.episodes else None
