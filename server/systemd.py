@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FIRST_LISTEN_FD = 3  # sd_listen_fds(3)
+STATE_FOLDER = Path("/var/lib/pickup-point")  # StateDirectory= below
+_CREDENTIALS = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key")
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
@@ -75,13 +77,27 @@ class Supervisor:
             sock.send("\n".join(lines).encode())
 
 
-def service_unit(config: Path, drain_seconds: int) -> str:
-    """The service unit for the installation that this program runs from."""
+def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
+    """The service unit for the installation that this program runs from; the keys are read by systemd."""
+    program = Path(sys.argv[0])
+    command = _word(program.absolute()) if program.name == "pickup-point" else f"{_word(sys.executable)} -m server"
     return _SERVICE.format(
-        command=Path(sys.argv[0]).absolute() if sys.argv[0].endswith("pickup-point") else f"{sys.executable} -m server",
-        config=config,
+        command=command,
+        config=_word(config),
+        keys="\n".join(f"LoadCredential={name}:{_escaped(keys_dir / name)}" for name in _CREDENTIALS),
+        aws=_escaped(keys_dir / "aws"),
         stop=drain_seconds + 30,
     )
+
+
+def _escaped(path: Path | str) -> str:
+    return str(path).replace("%", "%%")  # systemd.unit(5): a specifier begins with %
+
+
+def _word(path: Path | str) -> str:
+    """A path as one word of a command line, systemd.service(5)."""
+    text = _escaped(path).replace("$", "$$")
+    return f'"{text}"' if " " in text else text
 
 
 def socket_unit(port: int) -> str:
@@ -121,11 +137,8 @@ StateDirectoryMode=0700
 ConfigurationDirectory=pickup-point
 WorkingDirectory=%S/pickup-point
 Environment=HOME=%S/pickup-point
-LoadCredential=ssh_host_ed25519_key:/etc/pickup-point/keys/ssh_host_ed25519_key
-LoadCredential=ssh_host_ecdsa_key:/etc/pickup-point/keys/ssh_host_ecdsa_key
-LoadCredential=ssh_host_rsa_key:/etc/pickup-point/keys/ssh_host_rsa_key
-LoadCredential=ip_hash.key:/etc/pickup-point/keys/ip_hash.key
-# A static AWS key: LoadCredential=aws:/etc/pickup-point/keys/aws and
+{keys}
+# A static AWS key: LoadCredential=aws:{aws} and
 # Environment=AWS_SHARED_CREDENTIALS_FILE=%d/aws
 
 UMask=0077
