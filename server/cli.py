@@ -8,9 +8,9 @@ not import.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
+import io
 import sys
+import traceback
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,10 +20,12 @@ import typer
 
 from . import log_output
 from .config import find_config, load_config
-from .errors import ConfigError, PickupPointError, Problem
+from .errors import ConfigError, PickupPointError
+from .installation import become_owner, config_path, keys_place
+from .progress import progress_bars
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Coroutine
 
     from .settings import Config
 
@@ -61,6 +63,9 @@ def run(arguments: list[str]) -> int:
     """Run a command; the exit code."""
     verbose = "-v" in arguments or "--verbose" in arguments
     checking = arguments[:1] == ["check"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without an arrow is no reason to fail
     try:
         app(arguments)
     except SystemExit as ended:  # typer has said what was wrong with the command line, or printed its help
@@ -68,49 +73,43 @@ def run(arguments: list[str]) -> int:
         return 3 if checking and code else code
     except Out as out:
         return out.exit_code
-    except PickupPointError as error:
-        if verbose:
-            raise
-        _say(error, checking=checking)
-        return 3 if checking else error.exit_code
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except Exception as error:
         if verbose:
-            raise
-        _say(
-            PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where"), checking=checking
-        )
-        return 3 if checking else 1
+            traceback.print_exc()
+        told = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
+        return _say(error if isinstance(error, PickupPointError) else told, checking=checking)
     return 0
 
 
-def _say(error: PickupPointError, *, checking: bool) -> None:
+def _say(error: PickupPointError, *, checking: bool) -> int:
+    """Tell an error; the exit code."""
     if checking:
         why = "; ".join(str(problem) for problem in error.problems) if isinstance(error, ConfigError) else str(error)
         print(f"PICKUP-POINT UNKNOWN - {why}".replace("\n", " "))
-        return
+        return 3
     print(f"pickup-point: {error}", file=sys.stderr)
     if isinstance(error, ConfigError):
         for problem in error.problems:
             print(f"  {problem}\n    → {problem.cure}", file=sys.stderr)
     elif error.hint:
         print(f"  → {error.hint}", file=sys.stderr)
+    return error.exit_code
 
 
 @app.command()
 def serve(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Run the service: SFTP, feed and retention, until SIGTERM. SIGHUP reads users, keys and limits again."""
+    from .assembly import load_keys
     from .service import serve as run_service
     from .systemd import Supervisor
 
     supervisor = Supervisor.from_environment()
     settings = _settings(config, verbose=verbose)
-    _become_owner(settings)
-    _run(run_service(settings, supervisor))
+    keys = load_keys(settings)
+    become_owner(settings)
+    _run(run_service(settings, keys, supervisor))
 
 
 @app.command()
@@ -129,27 +128,21 @@ def feed(
     verbose: VerboseOption = False,
 ) -> None:
     """Run one round now: publish what is newly final. Prints a line a day; exit 1 if a due day failed or is held."""
-    from .assembly import assembled
+    from .one_round import one_round
     from .private_files import load_ip_hash_key
     from .rounds import Wish
 
     if (accept_rejects or resend) and not day:
         raise _usage("--accept-rejects and --resend need the --day they are meant for")
-    wish = Wish(tuple(_day(text) for text in day or ()), accept_rejects, resend)
+    wish = Wish(tuple({_day(text): None for text in day or ()}), accept_rejects, resend)
     settings = _settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
-    _become_owner(settings)
+    become_owner(settings)
 
-    async def one_round() -> bool:
-        with _progress() as progress:
-            async with assembled(settings, hash_key, progress=progress) as parts:
-                with _stopping(parts.stop.set):
-                    outcome = await parts.feed.run_round(datetime.now(UTC), wish)
-        for result in outcome.results:
-            print(f"{result.day}  {result.word:10}  {result.sentence}")
-        return any(result.bad for result in outcome.results)
-
-    if _run(one_round()):
+    results = _run(one_round(settings, hash_key, wish))
+    for result in results:
+        print(f"{result.day}  {result.word:10}  {result.sentence}")
+    if any(result.bad for result in results):
         raise Out(1)
 
 
@@ -160,26 +153,15 @@ def prune(
     verbose: VerboseOption = False,
 ) -> None:
     """Run one retention pass: remove log files and rejects that are older than keep_days."""
-    from .ledger import Ledger
-    from .pickup import PickupPoint
-    from .retention import prune as prune_pass
+    from . import report
+    from .one_round import one_prune
 
     settings = _settings(config, verbose=verbose)
-    _become_owner(settings)
-    point = PickupPoint(settings.data_dir)
-    point.prepare()
-    with (
-        contextlib.closing(Ledger.open(point.ledger_path)) as ledger,
-        point.round_lock(lambda: print("waiting for another round to end", file=sys.stderr), lambda: False),
-    ):
-        pruned = prune_pass(ledger, point, settings.retention.keep_days, datetime.now(UTC), dry_run=dry_run)
-    verb = "would remove" if dry_run else "removed"
-    for name in (*pruned.logs, *pruned.rejects):
-        print(f"{verb} {name}")
-    for file in pruned.unclaimed:
-        print(f"picked up by nobody, goes {file.goes_at:%Y-%m-%d %H:%MZ}: {file.log.name}")
-    if not pruned.logs and not pruned.rejects:
-        print("nothing is older than keep_days")
+    become_owner(settings)
+    waiting = "waiting for another round to end"
+    pruned = one_prune(settings, dry_run=dry_run, on_wait=lambda: print(waiting, file=sys.stderr))
+    for line in report.prune_lines(pruned, dry_run=dry_run):
+        print(line)
 
 
 @app.command()
@@ -189,7 +171,7 @@ def status(config: ConfigOption = None, json: JsonOption = False, verbose: Verbo
     from .glance import Glance
 
     settings = _settings(config, verbose=verbose, quiet=True)
-    _become_owner(settings)
+    become_owner(settings)
     now = datetime.now(UTC)
     glance = Glance.take(settings, now)
     sheet = report.activation_sheet(settings)
@@ -198,18 +180,9 @@ def status(config: ConfigOption = None, json: JsonOption = False, verbose: Verbo
         return
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
-    console.print(report.label_table(sheet))
-    console.print()
-    console.print(report.label_table(report.service_lines(glance.facts, now, running=glance.running)))
-    console.print()
-    console.print(report.day_table(glance.days[:14], now))
-    for line in report.advice_lines(glance.days[:14]):
-        console.print(f"  {line}", markup=False)
-    for alarm in glance.alarms:
-        console.print(
-            f"{alarm.level.name}: {alarm.sentence}" + (f" → {alarm.hint}" if alarm.hint else ""), markup=False
-        )
+    console = Console(highlight=False)
+    for part, long in report.status_page(glance, sheet, now, console.width):
+        console.print(part, soft_wrap=long)
 
 
 @app.command()
@@ -219,7 +192,7 @@ def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     from .glance import Glance
 
     settings = _settings(config, verbose=verbose, quiet=True)
-    _become_owner(settings)
+    become_owner(settings)
     glance = Glance.take(settings, datetime.now(UTC))
     level, line = report.check_line(glance.alarms, glance.days)
     print(line)
@@ -240,7 +213,7 @@ def trace(
     from .triton import LogName
 
     settings = _settings(config, verbose=verbose, quiet=True)
-    _become_owner(settings)
+    become_owner(settings)
     log_name = LogName.parse(Path(name).name)
     if log_name is None:
         hint = f"the names are like {settings.log.prefix}20261120-00.{settings.log.format}.gz; pickup-point status"
@@ -271,7 +244,9 @@ def convert(
     found = find_config(config)
     settings = load_config(found) if found is not None else None
     log_output.configure(settings.log_output.format if settings else "text", verbose=verbose)
-    with _progress_of(export) as progress:
+    with progress_bars() as show:
+        total = export.stat().st_size if export.exists() else 0
+        progress = None if show is None else lambda done: show(export.name, done, total)
         done = convert_by_hand(export, output, rejects, settings, progress)
     if json:
         _print_json(done.tally.as_json())
@@ -292,8 +267,12 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     log_output.configure(verbose=verbose)
     address, keys_dir = "", Path("keys")
     if found is not None:
-        keys_dir, address = _keys_place(found)
-    made = make_keys(keys_dir)
+        keys_dir, address = keys_place(found)
+    try:
+        made = make_keys(keys_dir)
+    except OSError as error:
+        sentence = f"the keys cannot be made in {keys_dir}: {error.strerror or error}"
+        raise PickupPointError(sentence, hint=f"ls -ld {keys_dir.absolute()}") from error
     for key in made:
         print(f"{'made' if key.made else 'kept'}  {key.path}  {key.fingerprint}".rstrip())
     print("\nFor the partner's known_hosts file:")
@@ -304,14 +283,18 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 @app.command(name="hash-password")
 def hash_password() -> None:
     """Read a password (prompt, or standard input) and print its Argon2id hash for the configuration."""
+    from .access import LONGEST_PASSWORD
     from .access import hash_password as hashed
 
     if sys.stdin.isatty():
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
         password = sys.stdin.readline().rstrip("\r\n")
+    hint = "openssl rand -base64 24 | pickup-point hash-password"
     if not password:
-        raise PickupPointError("the password is empty", hint="openssl rand -base64 24 | pickup-point hash-password")
+        raise PickupPointError("the password is empty", hint=hint)
+    if len(password) > LONGEST_PASSWORD or any("\ud800" <= letter <= "\udfff" for letter in password):
+        raise PickupPointError(f"the password is no text of at most {LONGEST_PASSWORD} characters", hint=hint)
     print(hashed(password))
 
 
@@ -325,10 +308,11 @@ def demo(
 ) -> None:
     """Everything at once, for a newcomer: sample exports, keys, a user, a configuration, and the service on it."""
     from .assembly import assembled, load_keys
-    from .demo import prepare
+    from .demo import introduction, prepare
     from .service import serve as run_service
     from .systemd import Supervisor
 
+    supervisor = Supervisor.from_environment()
     now = datetime.now(UTC)
     try:
         made = prepare(directory, 2222 if port is None else port, now)
@@ -339,28 +323,18 @@ def demo(
     if port is not None and port != settings.sftp.port:
         settings = settings.model_copy(update={"sftp": settings.sftp.model_copy(update={"port": port})})
 
+    keys = load_keys(settings)
+
     async def publish() -> list[str]:
-        _, hash_key = load_keys(settings)
-        async with assembled(settings, hash_key) as parts:
+        async with assembled(settings, keys[1]) as parts:
             await parts.feed.run_round(now)
             return sorted(parts.point.served)
 
-    def tell(files: list[str], listening: int) -> None:
-        print()
-        print(f"The demo is in {made.folder.absolute()}, and serves:")
-        for name in files:
-            print(f"  {name}")
-        print(f"{made.open_day}, today, is not there: Megaphone still writes it. A day is published once it is final, "
-              "at 04:30Z of the next day.")  # fmt: skip
-        print("\nIn another terminal:\n")
-        print(f"sftp -P {listening} demo@127.0.0.1")
-        print(f"password: {made.password}")
-        print(f"\nThen: ls -l, get {files[-1] if files else 'NAME'}, bye; and afterwards:")
-        print(f"{_program()} status --config {made.config}")
-        print("Ctrl-C ends it.", flush=True)
+    def tell(listening: int) -> None:
+        print("\n".join(introduction(made, files, listening, _program())), flush=True)
 
     files = _run(publish())
-    _run(run_service(settings, Supervisor.from_environment(), lambda listening: tell(files, listening)))
+    _run(run_service(settings, keys, supervisor, tell))
 
 
 @app.command(name="systemd-unit")
@@ -370,57 +344,28 @@ def systemd_unit(
     verbose: VerboseOption = False,
 ) -> None:
     """Print the systemd unit for this installation."""
-    from .systemd import service_unit, socket_unit
+    from .systemd import STATE_FOLDER, service_unit, socket_unit
 
-    found = find_config(config)
-    drain, port = 30, 22
-    if found is not None:
-        settings = load_config(found)
-        drain = settings.sftp.drain_seconds
     log_output.configure(verbose=verbose)
-    path = (config or found or Path("/etc/pickup-point/config.toml")).absolute()
-    print(socket_unit(port) if socket else service_unit(path, drain), end="")
+    if socket:
+        print(socket_unit(22), end="")
+        return
+    found = find_config(config)
+    path = (found or Path("/etc/pickup-point/config.toml")).absolute()
+    settings = load_config(found) if found is not None else None
+    keys_dir = settings.keys_dir if settings is not None else path.parent / "keys"
+    print(service_unit(path, keys_dir, settings.sftp.drain_seconds if settings is not None else 30), end="")
+    if settings is not None and not settings.data_dir.is_relative_to(STATE_FOLDER):
+        told = f"data_dir is {settings.data_dir}, but this unit may write below {STATE_FOLDER} only"
+        print(f'pickup-point: {told}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
 
 
 def _settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> Config:
-    """The configuration, with the log set up; ``quiet`` commands log warnings only when verbose."""
-    found = find_config(path)
-    if found is None:
-        wrong = "there is no config.toml here and no /etc/pickup-point/config.toml"
-        cure = "pickup-point demo; or copy config.example.toml to config.toml and change it"
-        raise ConfigError("the configuration", [Problem("--config", wrong, cure)])
-    settings = load_config(found)
-    if quiet and not verbose:
-        log_output.configure(settings.log_output.format, stream=open(os.devnull, "w"))  # noqa: SIM115, PTH123  # for life
-    else:
-        log_output.configure(settings.log_output.format, verbose=verbose)
+    """The configuration, with the log set up; ``quiet`` commands log nothing unless verbose."""
+    settings = load_config(config_path(path))
+    stream = None if verbose or not quiet else io.StringIO()
+    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream)
     return settings
-
-
-def _keys_place(path: Path) -> tuple[Path, str]:
-    """keys_dir and the public address, also of a configuration whose keys are yet to be made."""
-    import tomllib
-
-    try:
-        raw = tomllib.loads(path.read_text())
-    except (OSError, ValueError):
-        raw = {}
-    sftp = raw.get("sftp")
-    address = sftp.get("address", "") if isinstance(sftp, dict) else ""
-    keys = raw.get("keys_dir", "keys")
-    keys_dir = Path(path.absolute().parent, Path(keys if isinstance(keys, str) else "keys").expanduser())
-    return keys_dir, address if isinstance(address, str) else ""
-
-
-def _become_owner(settings: Config) -> None:
-    """As root: become the owner of data_dir, so that nothing is left behind that the service cannot open."""
-    if os.geteuid() != 0 or not settings.data_dir.exists():
-        return
-    owner = settings.data_dir.stat()
-    if owner.st_uid != 0:
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
 
 
 def _run(job: Coroutine[Any, Any, Any]) -> Any:
@@ -429,58 +374,6 @@ def _run(job: Coroutine[Any, Any, Any]) -> Any:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(job)
-
-
-@contextlib.contextmanager
-def _stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a conversion, or a download, at once."""
-    import signal
-
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None  # noqa: S101  # a coroutine runs in a task
-
-    def end() -> None:
-        stop()
-        task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[date, int, int], None] | None]:
-    """A progress bar a day on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[date, Any] = {}
-
-        def show(day: date, done: int, total: int) -> None:
-            if day not in tasks:
-                tasks[day] = bars.add_task(str(day), total=total)
-            bars.update(tasks[day], completed=done)
-
-        yield show
-
-
-@contextlib.contextmanager
-def _progress_of(path: Path) -> Iterator[Callable[[int], None] | None]:
-    with _progress() as show:
-        if show is None:
-            yield None
-            return
-        total = path.stat().st_size if path.exists() else 0
-        yield lambda done: show(date.min, done, total)
 
 
 def _day(text: str) -> date:

@@ -18,6 +18,7 @@ from .megaphone import FinalityRule, start_of
 from .samples import write_day
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 ROWS = 4000
@@ -65,6 +66,26 @@ def prepare(folder: Path, port: int, now: datetime) -> Demo:
         _write_unfinished(exports, unfinished, now)
         unfinished += timedelta(days=1)
     return Demo(folder, config, password, final_days, today)
+
+
+def introduction(demo: Demo, files: Sequence[str], port: int, program: str) -> list[str]:
+    """What a newcomer is told, line by line, once ``files`` are served on ``port``."""
+    return [
+        "",
+        f"The demo is in {demo.folder.absolute()}, and serves:",
+        *(f"  {name}" for name in files),
+        f"{demo.open_day}, today, is not there: Megaphone still writes it.",
+        "A day is published once it is final, at 04:30Z of the next day.",
+        "",
+        "In another terminal:",
+        "",
+        f"sftp -P {port} demo@127.0.0.1",
+        f"password: {demo.password}",
+        "",
+        f"Then: ls -l, get {files[-1] if files else 'NAME'}, bye; and afterwards:",
+        f"{program} status --config {demo.config}",
+        "Ctrl-C ends it.",
+    ]
 
 
 def _days(exports: Path, final_days: tuple[date, ...]) -> list[date]:

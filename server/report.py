@@ -6,7 +6,7 @@ Makes texts and tables; prints nothing. No outside world.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .alarms import Alarm
+    from .glance import Glance
     from .proof import Pickup
     from .records import LateCheck, LedgerLog, Publication
+    from .retention import Pruned
     from .settings import Config
 
 _STATE_STYLE = {
@@ -31,6 +33,14 @@ _URGENCY_STYLE = {
     Urgency.MET: "green", Urgency.AHEAD: "", Urgency.WARNING: "yellow", Urgency.CRITICAL: "bold red",
     Urgency.LATE: "bold red",
 }  # fmt: skip
+DAYS_SHOWN = 14
+_WIDE = 116
+# (header, how it stands, whether it is shown where there is little room)
+_COLUMNS: tuple[tuple[str, Literal["left", "right"], bool], ...] = (
+    ("day", "left", True), ("state", "left", True), ("export", "right", False), ("rows", "right", True),
+    ("rej.", "right", True), ("lines", "right", False), ("files", "right", False), ("published", "left", True),
+    ("picked up", "left", True), ("deadline", "left", True),
+)  # fmt: skip
 
 
 def activation_sheet(config: Config) -> list[tuple[str, str]]:
@@ -54,7 +64,7 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
         since = datetime.fromisoformat(facts["service_started"])
         lines = [("Service", f"running for {span(now - since)}, port {facts.get('service_port', '?')}")]
     for label, name in (("Last round", "last_round"), ("Next round", "next_round")):
-        if name in facts:
+        if name in facts and (running or name == "last_round"):
             at = datetime.fromisoformat(facts[name])
             lines.append((label, f"{at:%Y-%m-%d %H:%M:%SZ}"))
     if facts.get("source_error"):
@@ -67,38 +77,34 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
     return lines
 
 
-def label_table(lines: Sequence[tuple[str, str]]) -> Table:
+def label_lines(lines: Sequence[tuple[str, str]]) -> list[Text]:
     """Labels and answers, one a line."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, answer in lines:
-        table.add_row(label, Text(answer))
-    return table
+    width = max(len(label) for label, _ in lines)
+    return [Text.assemble((label.ljust(width), "bold"), f"  {answer}") for label, answer in lines]
 
 
-def day_table(days: Sequence[DayOverview], now: datetime) -> Table:
-    """A line a day, the newest first."""
-    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
-    table.add_column("day", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("export", justify="right", no_wrap=True)
-    table.add_column("rows → lines", justify="right")
-    table.add_column("rejected", justify="right")
-    table.add_column("published", no_wrap=True)
-    table.add_column("picked up")
-    table.add_column("deadline")
+def day_table(days: Sequence[DayOverview], width: int) -> Table:
+    """A line a day, the newest first; what does not fit into ``width`` columns is left out, from the least wanted."""
+    wide = width >= _WIDE
+    table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), header_style="bold", pad_edge=False)
+    for header, justify, always in _COLUMNS:
+        if wide or always:
+            table.add_column(header, justify=justify, no_wrap=True)
     for day in days:
-        table.add_row(
+        counted = bool(day.publications or day.rows)
+        cells: list[str | Text] = [
             str(day.day),
             Text(day.state, style=_STATE_STYLE.get(day.state, "")),
             size_text(day.export.size) if day.export is not None else "-",
-            f"{day.rows} → {day.lines}" if day.publications or day.rows else "-",
-            str(day.rejected) if day.publications or day.rows else "-",
-            f"{day.published_at:%m-%d %H:%MZ}" if day.published_at is not None else "-",
-            Text("\n".join(_picked_up(day)) or "-"),
+            str(day.rows) if counted else "-",
+            str(day.rejected) if counted else "-",
+            str(day.lines) if counted else "-",
+            str(len(day.logs)) if day.publications else "-",
+            f"{day.published_at:%m-%d %H:%M}" if day.published_at is not None else "-",
+            "\n".join(_picked_up(day)) or "-",
             _deadline(day),
-        )
+        ]
+        table.add_row(*(cell for cell, (_, _, always) in zip(cells, _COLUMNS, strict=True) if wide or always))
     return table
 
 
@@ -106,24 +112,51 @@ def _picked_up(day: DayOverview) -> list[str]:
     lines = []
     for user in day.pickups:
         if user.done and user.last is not None:
-            lines.append(f"{user.user} {user.last:%m-%d %H:%MZ}")
+            lines.append(f"{user.user} {user.last:%m-%d %H:%M}")
         elif user.begun or user.whole:
             lines.append(f"{user.user} {user.whole} of {user.files}")
     return lines
 
 
 def _deadline(day: DayOverview) -> Text:
+    """The next deadline: to be published by, then to be picked up by."""
     if day.state in ("open", "pruned"):
         return Text("-", style="dim")
-    published = day.published_at is not None
-    deadline = day.deadlines.picked_up if published else day.deadlines.published
-    verb = "pick up" if published else "publish"
+    deadline = day.deadlines.picked_up if day.published_at is not None else day.deadlines.published
     style = _URGENCY_STYLE[deadline.urgency]
     if deadline.done is not None:
-        return Text("met" if deadline.urgency is Urgency.MET else f"late by {span(deadline.left)}", style=style)
+        return Text("met" if deadline.urgency is Urgency.MET else f"late {span(deadline.left)}", style=style)
     if deadline.urgency is Urgency.LATE:
-        return Text(f"{verb}: over for {span(deadline.left)}", style=style)
-    return Text(f"{verb} in {span(deadline.left)}", style=style)
+        return Text(f"{span(deadline.left)} ago", style=style)
+    return Text(f"in {span(deadline.left)}", style=style)
+
+
+def status_page(
+    glance: Glance, sheet: Sequence[tuple[str, str]], now: datetime, width: int
+) -> list[tuple[Table | Text, bool]]:
+    """What ``status`` shows, part by part, each with whether a long line of it may be left to the terminal."""
+    days = glance.days[:DAYS_SHOWN]
+    page: list[tuple[Table | Text, bool]] = [(line, True) for line in label_lines(sheet)]
+    page.append((Text(), True))
+    page += [(line, True) for line in label_lines(service_lines(glance.facts, now, running=glance.running))]
+    if days:
+        page += [(Text(), True), (Text("Days and times are UTC.", style="dim"), True), (day_table(days, width), False)]
+    page += [(Text(f"  {line}"), False) for line in advice_lines(days)]
+    for alarm in glance.alarms:
+        style = "bold red" if alarm.level is Level.CRITICAL else "yellow"
+        hint = f" → {alarm.hint}" if alarm.hint else ""
+        page.append((Text.assemble((alarm.level.name, style), f": {alarm.sentence}{hint}"), False))
+    return page
+
+
+def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
+    """What a retention pass did, a line a file."""
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {name}" for name in (*pruned.logs, *pruned.rejects)]
+    lines += [f"picked up by nobody, goes {file.goes_at:%Y-%m-%d %H:%MZ}: {file.log.name}" for file in pruned.unclaimed]
+    if not pruned.logs and not pruned.rejects:
+        lines.append("nothing is older than keep_days")
+    return lines
 
 
 def advice_lines(days: Sequence[DayOverview]) -> list[str]:
@@ -142,7 +175,8 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview]) -> tuple[Le
         newest = next((day for day in days if day.published_at is not None), None)
         what = f"{newest.day} is {newest.state}" if newest is not None else "nothing is due"
         return level, f"PICKUP-POINT OK - {what} | {perfdata}"
-    told = "; ".join(alarm.sentence + (f" [{alarm.hint}]" if alarm.hint else "") for alarm in alarms)
+    # A bar would begin the performance data, so a sentence has none.
+    told = "; ".join(alarm.sentence + (f" [{alarm.hint}]" if alarm.hint else "") for alarm in alarms).replace("|", "/")
     return level, f"PICKUP-POINT {level.name} - {told} | {perfdata}".replace("\n", " ")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import random
 import signal
 from datetime import UTC, datetime, timedelta
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from .assembly import assembled, load_keys
+from .assembly import assembled
+from .bookkeeper import Bookkeeper
 from .config import load_config
-from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
+from .errors import ConfigError, DataFolderBusy, DataFolderError, LedgerError, PickupPointError, SourceError
 from .keys import load_credentials
+from .pickup import PickupPoint
 from .retention import prune
 from .sftp import SftpServer
 from .threads import in_thread
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .assembly import Parts
-    from .connection import Login
-    from .proof import Pickup
+    from .keys import Credentials
     from .settings import Config
     from .systemd import Supervisor
 
@@ -41,7 +41,6 @@ FIRST_RETRY = timedelta(seconds=15)  # after a round that could not reach the so
 PRUNE_EVERY = timedelta(hours=1)
 REFRESH_EVERY = timedelta(seconds=2)
 FACTS_EVERY = timedelta(seconds=10)
-LONGEST_DIARY = 10_000  # pickup records kept in memory while the ledger cannot be written
 
 
 class TaskDied(PickupPointError):
@@ -55,14 +54,15 @@ class CannotListen(PickupPointError):
 class Service:
     """A running pickup point. `run` is its whole life."""
 
-    def __init__(self, config: Config, parts: Parts, server: SftpServer, supervisor: Supervisor) -> None:
+    def __init__(
+        self, config: Config, parts: Parts, server: SftpServer, books: Bookkeeper, supervisor: Supervisor
+    ) -> None:
         self._config = config
         self._parts = parts
         self._server = server
         self._supervisor = supervisor
         self._stopping = asyncio.Event()
-        self._diary: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._written = asyncio.Event()
+        self._books = books
         self._round_due = asyncio.Event()
         self._source_state = ""
         self._started = datetime.now(UTC)
@@ -86,7 +86,7 @@ class Service:
                 "sftp": self._server.wait(),
                 "feed": self._feed_forever(),
                 "retention": self._prune_forever(),
-                "pickups": self._write_diary(),
+                "pickups": self._books.write_forever(),
                 "served files": self._refresh_forever(),
                 "facts": self._note_facts_forever(),
                 "watchdog": self._watch(),
@@ -130,10 +130,7 @@ class Service:
             if name != "pickups":
                 task.cancel()
         await asyncio.gather(*(task for name, task in tasks.items() if name != "pickups"), return_exceptions=True)
-        self._diary.put(("end", None))
-        self._written.set()
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(tasks["pickups"], timeout=10)
+        await self._books.close(tasks["pickups"])
         log.info("service ended")
 
     # The feed
@@ -249,49 +246,6 @@ class Service:
             self._supervisor.alive()
             await asyncio.sleep((self._supervisor.watchdog_seconds or 60) / 3)
 
-    # Pickups and logins: noted in order, off the loop
-
-    def on_pickup(self, pickup: Pickup) -> None:
-        """Called by the listener when a handle was opened, and when it has ended."""
-        self._enqueue("pickup", pickup)
-
-    def on_login(self, login: Login) -> None:
-        """Called by the listener when a user is in."""
-        self._enqueue("login", (login.user, datetime.now(UTC), login.address, login.client))
-
-    def _enqueue(self, kind: str, entry: Any) -> None:
-        if self._diary.qsize() >= LONGEST_DIARY:
-            log.error("service dropped a pickup record", why="the ledger cannot be written", kind=kind)
-            return
-        self._diary.put((kind, entry))
-        self._written.set()
-
-    async def _write_diary(self) -> None:
-        waiting: tuple[str, Any] | None = None
-        while True:
-            if waiting is None:
-                try:
-                    waiting = self._diary.get_nowait()
-                except queue.Empty:
-                    self._written.clear()
-                    await self._written.wait()
-                    continue
-            kind, entry = waiting
-            if kind == "end":
-                return
-            try:
-                if kind == "pickup":
-                    await in_thread(self._parts.ledger.record_pickup, entry)
-                else:
-                    await in_thread(self._parts.ledger.record_login, *entry)
-            except LedgerError as error:
-                log.error("service could not record a pickup", why=str(error), hint=error.hint)
-                if self._stopping.is_set():
-                    return
-                await asyncio.sleep(5)
-            else:
-                waiting = None
-
     # Reload
 
     async def reload(self, path: Path) -> bool:
@@ -317,31 +271,54 @@ class Service:
             self._supervisor.ready(f"Serving {len(self._parts.point.served)} log files on port {self._server.port}")
 
 
-async def serve(config: Config, supervisor: Supervisor, on_listening: Callable[[int], None] = lambda _: None) -> None:
-    """Run the service until SIGTERM or SIGINT; SIGHUP reloads.
+async def serve(
+    config: Config,
+    keys: tuple[Credentials, bytes],
+    supervisor: Supervisor,
+    on_listening: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Run the service until SIGTERM or SIGINT; SIGHUP reloads. ``keys`` are those of `load_keys`.
 
     Raises:
-        ConfigError: a key or the catalogue must be changed.
+        ConfigError: the catalogue must be changed.
         DataFolderBusy: another service has the data folder.
         TaskDied: a background task ended by itself.
     """
-    credentials, hash_key = load_keys(config)
+    credentials, hash_key = keys
     async with contextlib.AsyncExitStack() as stack:
+        await _take_folder(stack, PickupPoint(config.data_dir))
         parts = await stack.enter_async_context(assembled(config, hash_key))
-        stack.enter_context(parts.point.service_lock())
         await in_thread(_recover, parts)
-        service: list[Service] = []
+        books = Bookkeeper(parts.ledger)
         server = SftpServer(
             config.sftp,
             credentials,
             list_files=lambda: parts.point.served,
             open_file=parts.point.open,
-            on_pickup=lambda pickup: service[0].on_pickup(pickup),
-            on_login=lambda login: service[0].on_login(login),
+            on_pickup=books.on_pickup,
+            on_login=books.on_login,
         )
-        service.append(Service(config, parts, server, supervisor))
-        with _signals(service[0], config.path):
-            await service[0].run(on_listening)
+        service = Service(config, parts, server, books, supervisor)
+        with _signals(service, config.path):
+            await service.run(on_listening)
+
+
+async def _take_folder(stack: contextlib.AsyncExitStack, point: PickupPoint) -> None:
+    """Hold the data folder before anything in it is opened, until everything in it is closed.
+
+    Raises:
+        DataFolderBusy: another service has it.
+    """
+    point.prepare()
+    for pause in (0.2, 0.2, 0.2, None):  # `status` and `check` look whether the lock is free by taking it for a moment
+        try:
+            stack.enter_context(point.service_lock())
+        except DataFolderBusy:
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+        else:
+            return
 
 
 def _recover(parts: Parts) -> None:

@@ -50,7 +50,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("engine", "pipeline", "pipeline blocks ids crew worker sent"),
     ("story", "feed", "feed publishing"),
     ("story", "retention", "retention"),
-    ("composition", "service", "assembly service broadcast glance"),
+    ("composition", "service", "assembly bookkeeper service broadcast glance"),
     ("process", "cli", "cli __main__ by_hand demo installation one_round progress report"),
 )
 PLACES = {module: (layer, group) for layer, group, modules in TABLE for module in modules.split()}

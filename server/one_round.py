@@ -1,0 +1,64 @@
+"""One round of the feed, and one retention pass, by hand: what ``feed`` and ``prune`` do.
+
+Touches what the feed touches, and this process's signals. Promise: Ctrl-C and SIGTERM end a conversion or a download at
+once, and leave nothing that the next round does not clean up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from .assembly import assembled
+from .ledger import Ledger
+from .pickup import PickupPoint
+from .progress import progress_bars
+from .retention import prune
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .retention import Pruned
+    from .rounds import DayResult, Wish
+    from .settings import Config
+
+
+async def one_round(config: Config, hash_key: bytes, wish: Wish) -> list[DayResult]:
+    """Run one round now; what became of each day."""
+    with progress_bars() as show:
+        progress = None if show is None else lambda day, done, total: show(str(day), done, total)
+        async with assembled(config, hash_key, progress=progress) as parts:
+            with _stopping(parts.stop.set):
+                return (await parts.feed.run_round(datetime.now(UTC), wish)).results
+
+
+def one_prune(config: Config, *, dry_run: bool, on_wait: Callable[[], None]) -> Pruned:
+    """Run one retention pass now; what was removed, or would be."""
+    point = PickupPoint(config.data_dir)
+    point.prepare()
+    with (
+        contextlib.closing(Ledger.open(point.ledger_path)) as ledger,
+        point.round_lock(on_wait, lambda: False),
+    ):
+        return prune(ledger, point, config.retention.keep_days, datetime.now(UTC), dry_run=dry_run)
+
+
+@contextlib.contextmanager
+def _stopping(stop: Callable[[], None]) -> Iterator[None]:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101  # a coroutine runs in a task
+
+    def end() -> None:
+        stop()
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
