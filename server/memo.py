@@ -8,20 +8,22 @@ that asks for more than the ordinary raises `Unusual`: its row goes the exact wa
 from __future__ import annotations
 
 import re
-import socket
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
-from .address import keyed_hash, sent_address
+from .address import sent_address
 from .megaphone import identifier, parse_created_at
 from .triton import URL_LIMIT, LogFormat, UrlTemplate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from .catalogue import Catalogue
     from .convert import Conversion
 
 _LIMIT = 50_000  # entries of a memo
+_NO_HASH = "\t-"
+_LONGEST_IPV4 = len("255.255.255.255")
 # All eight groups spelled out: accepted by inet_pton and ipaddress alike, and written alike but for leading zeros.
 _FULL_IPV6 = re.compile(r"[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4}){7}", re.ASCII)
 
@@ -46,16 +48,16 @@ class Times(dict[str, str]):
 
 
 class Addresses(dict[str, str]):
-    """From ``ip`` to the cells ``IP`` and ``Hashed-IP``.
+    """From ``ip`` to the cell ``IP``, and to ``Hashed-IP`` after its tab where that is not ``-``.
 
     ``tokens`` and ``zeros`` hold those cells that are of no address, and of an address that ends in zero.
     """
 
     def __init__(self, *, truncated: bool, key: bytes) -> None:
         super().__init__()
+        self.truncated = truncated
         self.tokens: set[str] = set()
         self.zeros: set[str] = set()
-        self._truncated = truncated
         self._key = key
 
     def clear(self) -> None:
@@ -63,45 +65,53 @@ class Addresses(dict[str, str]):
         self.tokens.clear()
         self.zeros.clear()
 
+    def column(self, ips: Sequence[Any]) -> list[str]:
+        """The cells of many rows. An ordinary IPv4 address stands for itself, and is not kept."""
+        if self.truncated:
+            return list(map(self.__getitem__, ips))
+        cells = [ip if len(ip) <= _LONGEST_IPV4 and ":" not in ip else self[ip] for ip in ips]
+        try:  # inet_pton takes what ipaddress does: four numbers, no leading zero
+            packed = b"".join([inet_pton(AF_INET, ip) for ip in ips if len(ip) <= _LONGEST_IPV4 and ":" not in ip])
+        except OSError:
+            return list(map(self.__getitem__, ips))
+        if 0 in packed[3::4]:
+            self.zeros.update(cell for cell in cells if cell.endswith(".0"))
+        return cells
+
     def __missing__(self, ip: Any) -> str:
         if type(ip) is not str:
             raise Unusual
         text = ip.strip()
         if not text:
             raise Unusual
-        cells = self._ipv6(text) if ":" in text else self._ipv4(text)
-        if not cells:
-            sent = sent_address(text, truncated=self._truncated, key=self._key)
-            cells = f"{sent.ip}\t{sent.hashed_ip}\t"
+        cell = "" if self.truncated else _plain_ipv6(text)
+        if not cell:
+            sent = sent_address(text, truncated=self.truncated, key=self._key)
+            cell = sent.ip if sent.hashed_ip == "-" else f"{sent.ip}\t{sent.hashed_ip}"
             if not sent.is_address:
-                self.tokens.add(cells)
+                self.tokens.add(cell)
             if sent.ends_in_zero:
-                self.zeros.add(cells)
-        self[ip] = cells
-        return cells
+                self.zeros.add(cell)
+        self[ip] = cell
+        return cell
 
-    def _ipv4(self, text: str) -> str:
-        try:
-            packed = socket.inet_pton(socket.AF_INET, text)  # takes what ipaddress does: no leading zero, all four
-        except (OSError, ValueError):
-            return ""
-        cut = f"{text[: text.rindex('.')]}.0\t{keyed_hash(text, self._key)}\t" if self._truncated else f"{text}\t-\t"
-        if not packed[3]:
-            self.zeros.add(cut)
-        return cut
 
-    def _ipv6(self, text: str) -> str:
-        if self._truncated or text.startswith((":", "0")):  # inet_ntop writes some of these with an IPv4 tail
-            return ""
-        try:
-            written = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text))
-        except (OSError, ValueError):
-            return ""
-        return f"{written}\t-\t" if written == text or _FULL_IPV6.fullmatch(text) else ""
+def _plain_ipv6(text: str) -> str:
+    """An IPv6 address as it prints, or an empty text for what must be looked at closely."""
+    if text.startswith((":", "0")):  # inet_ntop writes some of these with an IPv4 tail
+        return ""
+    try:
+        written = inet_ntop(AF_INET6, inet_pton(AF_INET6, text))
+    except (OSError, ValueError):
+        return ""
+    return written if written == text or _FULL_IPV6.fullmatch(text) else ""
 
 
 class Episodes(dict[tuple[str, str], tuple[str, str]]):
-    """From podcast and episode to the cells ``method`` and ``url``, and the cells ``episode-guid`` and ``podcast-id``.
+    """From podcast and episode to the cells around ``url``, and the cells ``episode-guid`` and ``podcast-id``.
+
+    What is before the URL begins with the tab after the address: ``method``, and in front of it ``Hashed-IP`` where
+    that is ``-`` next to every address. A token has a hash, so its row wants them without it: `without_hash`.
 
     ``unmapped`` holds the keys of episodes that the catalogue in use does not know. Where the URL depends on more than
     these two (``per_row``), `fill` makes it anew for every row.
@@ -114,6 +124,7 @@ class Episodes(dict[tuple[str, str], tuple[str, str]]):
         self._template = UrlTemplate(conversion.rules.url)
         self._clean: Callable[[Any], str] = conversion.rules.layout.clean
         self._split_query = split_query
+        self._before = "\tGET\t" if conversion.rules.ip == "truncated" else f"{_NO_HASH}\tGET\t"
         self.per_row = not {"podcast_id", "episode_id", "guid"}.issuperset(self._template.fields)
 
     def clear(self) -> None:
@@ -142,7 +153,12 @@ class Episodes(dict[tuple[str, str], tuple[str, str]]):
             url = f"{stem or '-'}\t{query or '-'}"
         if self._catalogue is not None and not (known is not None and known.guid):
             self.unmapped.add(key)
-        return f"GET\t{url}\t", f"{self._clean(guid)}\t{self._clean(podcast_id)}\t"
+        return f"{self._before}{url}\t", f"{self._clean(guid)}\t{self._clean(podcast_id)}\t"
+
+
+def without_hash(cells: str) -> str:
+    """The cells around a URL, without the ``Hashed-IP`` that an address has."""
+    return cells.removeprefix(_NO_HASH)
 
 
 class Agents(dict[Any, str]):
@@ -171,10 +187,9 @@ class Memos:
         self.agents = Agents(layout.clean)
 
     def trim(self) -> None:
-        """Empty the memos that have grown large."""
+        """Empty the memos when one has grown large."""
         memos: tuple[dict[Any, Any], ...] = (self.times, self.addresses, self.episodes, self.agents)
-        for memo in memos:
-            if len(memo) > _LIMIT:
+        beside: tuple[set[Any], ...] = (self.addresses.tokens, self.addresses.zeros, self.episodes.unmapped)
+        if max(map(len, memos + beside)) > _LIMIT:
+            for memo in memos:
                 memo.clear()
-        if len(self.episodes.unmapped) > _LIMIT:  # with a URL made for every row the memo itself stays empty
-            self.episodes.clear()

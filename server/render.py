@@ -21,7 +21,7 @@ import orjson
 from .convert import RowConverter
 from .ids import pack_id, pack_uuids, unpack
 from .megaphone import LARGEST_WHOLE_NUMBER, REPORTING_SECONDS
-from .memo import Memos, Unusual
+from .memo import Memos, Unusual, without_hash
 from .tally import FilterReason, RejectReason, RowRejected, Tally
 from .triton import DerivedValue, Layout, LogFormat
 
@@ -167,12 +167,15 @@ class BlockRenderer:
             raise Unusual
         long_enough = list(map(ge, seconds, repeat(REPORTING_SECONDS)))
         time_cells = list(map(memos.times.__getitem__, times))
-        address_cells = list(map(memos.addresses.__getitem__, ips))
+        address_cells = memos.addresses.column(ips)
         if memos.episodes.per_row:
             pairs = list(map(memos.episodes.fill, zip(podcasts, episodes, strict=True), parsed))
         else:
             pairs = list(map(memos.episodes.__getitem__, zip(podcasts, episodes, strict=True)))
         url_cells, episode_cells = zip(*pairs, strict=True)
+        agent_cells = list(map(memos.agents.__getitem__, agents))
+
+        # From here on nothing fails.
         parts = [""] * (_PARTS * count)
         parts[0::_PARTS] = time_cells
         parts[1::_PARTS] = address_cells
@@ -180,9 +183,7 @@ class BlockRenderer:
         parts[3::_PARTS] = self._counts(sents, sizes)
         parts[4::_PARTS] = episode_cells
         parts[5::_PARTS] = ids
-        parts[6::_PARTS] = map(memos.agents.__getitem__, agents)
-
-        # From here on nothing fails.
+        parts[6::_PARTS] = agent_cells
         tally = block.tally
         clamped = list(map(gt, sents, sizes)) if self._rules.bytes == "clamped" else []
         tally.reporting += long_enough.count(True)
@@ -208,16 +209,17 @@ class BlockRenderer:
                 block.filtered_at.append(len(block.ids) + place)
                 parts[place * _PARTS : (place + 1) * _PARTS] = _NO_LINE
         if tokens:
-            tally.not_an_address += sum(
-                p not in filtered for p in compress(every, map(tokens.__contains__, address_cells))
-            )
+            for place in compress(every, map(tokens.__contains__, address_cells)):
+                if place not in filtered:
+                    tally.not_an_address += 1
+                    parts[place * _PARTS + 2] = without_hash(url_cells[place])
         if zeros:
-            tally.ends_in_zero += sum(
-                p not in filtered for p in compress(every, map(zeros.__contains__, address_cells))
-            )
+            for place in compress(every, map(zeros.__contains__, address_cells)):
+                tally.ends_in_zero += place not in filtered
         if memos.episodes.unmapped:
             unmapped = map(memos.episodes.unmapped.__contains__, zip(podcasts, episodes, strict=True))
-            tally.unmapped_episodes += sum(p not in filtered for p in compress(every, unmapped))
+            for place in compress(every, unmapped):
+                tally.unmapped_episodes += place not in filtered
         block.ids += ids
         text = "".join(parts)
         if arrange is not None:
