@@ -8,6 +8,7 @@ the others.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -71,6 +72,7 @@ class Feed:
         self._catalogue = catalogue
         self._stop = stop
         self._progress = progress
+        self._told: set[tuple[date, str]] = set()
 
     @property
     def rules(self) -> LogRules:
@@ -145,7 +147,12 @@ class Feed:
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
             state = self._policy.finality.state
-            due = [str(day) for day in days if state(day, listing.exports.get(day), listing.now) == "due"]
+            done = {publication.day for publication in self._ledger.publications()}
+            due = [
+                str(day)
+                for day in days
+                if day not in done and state(day, listing.exports.get(day), listing.now) == "due"
+            ]
             log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", key="first_day")
             self._ledger.note(first_start=listing.now.isoformat())
 
@@ -188,7 +195,7 @@ class Feed:
         if waits and waiting and not wish.days and export and waits.etag == export.etag:
             return DayResult(day, "failed", f"{waits.sentence} (next try {waits.next_try:%Y-%m-%d %H:%MZ})")
         if wish.resend and export is not None:
-            name = await self._next_name(day, publications)
+            name = await self._next_name(day, publications, self._policy.rules)
             order = Order("resend", export, self._policy.rules, name, wish.resend, may_hold=not wish.accept_rejects)
             return await self._carry_out(order, now)
         if publications:
@@ -215,7 +222,7 @@ class Feed:
         given_up = source_now >= start_of(day) + self._policy.export.give_up_waiting
         if export is None:
             return DayResult(day, record.seen, _SENTENCES[record.seen])
-        name = await self._next_name(day, ())
+        name = await self._next_name(day, (), self._policy.rules)
         hold = record.hold if record.hold is not None and record.hold.etag == export.etag else None
         if record.seen == "due":
             remark, may_hold = "", not wish.accept_rejects
@@ -251,15 +258,18 @@ class Feed:
         if record.seen != "due" and not release:
             return done
         if any(publication.remark == UNKNOWN_LAYOUT for publication in publications):
-            log.warning(f"feed left late rows of {day} alone", why=UNKNOWN_LAYOUT)
+            self._tell_once(day, export, UNKNOWN_LAYOUT)
             return done
         standing = tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
+        if any(e.state == "pruned" and e.superseded_by is None for p in standing for e in p.logs):
+            self._tell_once(day, export, "a file of the day was pruned already")
+            return done
         rules = next(p.rules for p in reversed(publications) if p.kind in _RULE_GIVERS)
         order = Order(
             "late",
             export,
             rules,
-            await self._next_name(day, publications),
+            await self._next_name(day, publications, rules),
             remark="withheld rows" if record.withheld else "late rows",
             sent=standing,
             may_hold=False,
@@ -268,11 +278,15 @@ class Feed:
         result = await self._carry_out(order, now)
         return result if result.files or result.bad else done
 
-    async def _next_name(self, day: date, publications: Sequence[Publication]) -> LogName:
-        """A day keeps the prefix and the format of its first file."""
-        prefix, rules = self._policy.prefix, self._policy.rules
-        if publications:
-            prefix, rules = publications[0].logs[0].name.prefix, publications[0].rules
+    def _tell_once(self, day: date, export: DayExport, why: str) -> None:
+        """Say of one version of an export that nothing is sent for it."""
+        if (day, export.etag) not in self._told:
+            self._told.add((day, export.etag))
+            log.warning(f"feed left late rows of {day} alone", why=why)
+
+    async def _next_name(self, day: date, publications: Sequence[Publication], rules: LogRules) -> LogName:
+        """A day keeps the prefix of its first file."""
+        prefix = publications[0].logs[0].name.prefix if publications else self._policy.prefix
         return await in_thread(self._publisher.next_name, day, prefix, rules)
 
     async def _carry_out(self, order: Order, now: datetime, *, give_up: bool = False) -> DayResult:
@@ -305,10 +319,14 @@ class Feed:
         day, tally = order.export.day, done.tally
         if done.held is not None:
             reason, why = done.held
-            self._ledger.hold(day, Hold(why, reason, order.export.etag, tally))
-            hint = f"look at {self._point.rejects_dir}; to publish it: {_accept(day)}"
+            accept = _accept(day)
+            if order.kind == "resend":
+                accept += f" --resend {shlex.quote(order.remark)}"
+            else:
+                self._ledger.hold(day, Hold(why, reason, order.export.etag, tally))
+            hint = f"look at {self._point.rejects_dir}; to publish it: {accept}"
             log.warning(f"feed held {day}", why=why, hint=hint)
-            return DayResult(day, "held", f"{why}; to publish it: {_accept(day)}")
+            return DayResult(day, "held", f"{why}; to publish it: {accept}")
         if not done.files:
             export = order.export
             check = LateCheck(

@@ -149,23 +149,20 @@ class Ledger:
     def settle(self, number: int, present: Sequence[LogName], at: datetime, *, withheld: int = 0) -> None:
         """End an intention that a crash interrupted: the logs that are there were published, other names are free.
 
-        With none there the publication is forgotten. With only some, no version counts as checked, so that the rows
-        of the others come as late rows.
+        With none there the publication is forgotten. With only some, no version counts as checked and the lines of the
+        others count as withheld, so that they come as late rows, also where the day never becomes final.
         """
         with self._transaction() as run:
+            if not present:
+                run("DELETE FROM publication WHERE id = ?", (number,))  # and its logs
+                return
             for name in present:
                 run("UPDATE log SET state = 'published' WHERE name = ? AND publication = ?", (str(name), number))
-            missing = run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,)).rowcount
-            if not present:
-                run("DELETE FROM publication WHERE id = ?", (number,))
-                return
-            key = run("SELECT delivery, day, export_etag FROM publication WHERE id = ?", (number,)).fetchone()
-            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
-            etag = key[2] if not missing else ""
-            run(
-                "UPDATE day SET checked_etag = ?, withheld = ? WHERE delivery = ? AND day = ?",
-                (etag, withheld, key[0], key[1]),
-            )
+            query = "SELECT count(*), coalesce(sum(lines), 0) FROM log WHERE publication = ? AND state = 'intended'"
+            missing, lines = run(query, (number,)).fetchone()
+            run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,))
+            etag = run("SELECT export_etag FROM publication WHERE id = ?", (number,)).fetchone()[0]
+            self.published(number, at, checked_etag="" if missing else etag, withheld=withheld + lines)
 
     def adopt(self, publication: Publication, logs: Sequence[LedgerLog]) -> None:
         """Take whole files that a new ledger found in the folder as one day's publication."""
@@ -319,10 +316,11 @@ class Ledger:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # after some errors, a full disk among them, SQLite has ended it
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         with self._lock, _told(self.path):
@@ -336,12 +334,35 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(path: Path, connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")  # a second process that opens a new ledger waits, then finds it made
+    try:
+        _bring_up(path, connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _bring_up(path: Path, connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         hint = "install the newer version again; a ledger is not taken back"
         raise LedgerError(f"{path} was written by a newer pickup-point (schema version {version})", hint=hint)
     for number in range(version, len(MIGRATIONS)):
-        connection.executescript(f"BEGIN;{MIGRATIONS[number]};PRAGMA user_version={number + 1};COMMIT;")
+        for statement in _statements(MIGRATIONS[number]):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={number + 1}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """A script's statements; ``executescript`` would commit before it begins."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _json(value: object) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from isal import igzip
+from isal.isal_zlib import IsalError
 
 from .disk import file_lock, fsync_folder, told, translated
 from .errors import DataFolderBusy, DataFolderError
@@ -68,12 +69,13 @@ class PickupPoint:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if stat.S_IMODE(self.data_dir.stat().st_mode) & 0o077:
                 self.data_dir.chmod(0o700)
-            if self.pickup_dir.stat().st_dev != self.staging_dir.stat().st_dev:
-                raise DataFolderError(
-                    f"{self.staging_dir} and {self.pickup_dir} are on different file systems, so a file could not "
-                    "appear whole in one step",
-                    hint=f"df {self.staging_dir} {self.pickup_dir}",
-                )
+            for folder in (self.pickup_dir, self.rejects_dir):
+                if folder.stat().st_dev != self.staging_dir.stat().st_dev:
+                    raise DataFolderError(
+                        f"{self.staging_dir} and {folder} are on different file systems, so a file could not "
+                        "appear whole in one step",
+                        hint=f"df {self.staging_dir} {folder}",
+                    )
             for folder in (self.pickup_dir, self.staging_dir, self.rejects_dir):
                 if not os.access(folder, os.W_OK | os.X_OK):
                     raise DataFolderError(f"{folder} cannot be written by this user", hint=f"ls -ld {folder}")
@@ -136,6 +138,11 @@ class PickupPoint:
                     files.append(FoundFile(entry.name, status.st_size, int(status.st_mtime), name))
         return sorted(files, key=lambda file: file.file)
 
+    def names(self) -> list[LogName]:
+        """Every log name that something in the pickup folder has, whatever it is: none of them can be used."""
+        with told(self.pickup_dir):
+            return [name for path in self.pickup_dir.iterdir() if (name := LogName.parse(path.name))]
+
     def sha256(self, name: LogName) -> str:
         """The digest of a file in the pickup folder, in hex."""
         digest = hashlib.sha256()
@@ -151,7 +158,7 @@ class PickupPoint:
             with igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
                 while chunk := file.read(_CHUNK):
                     count += chunk.count(b"\n")
-        except (OSError, EOFError, zlib.error):
+        except (OSError, EOFError, zlib.error, IsalError):  # type: ignore[misc]  # isal's stub says instance
             return None
         return count
 
@@ -179,8 +186,12 @@ class PickupPoint:
 
     def rejects(self) -> list[tuple[str, int]]:
         """The rejects files and when they were written, in seconds since 1970."""
-        with told(self.rejects_dir):
-            return sorted((path.name, int(path.stat().st_mtime)) for path in self.rejects_dir.iterdir())
+        with told(self.rejects_dir), os.scandir(self.rejects_dir) as entries:
+            return sorted(
+                (entry.name, int(entry.stat(follow_symlinks=False).st_mtime))
+                for entry in entries
+                if entry.name.endswith(".rejects.ndjson.gz") and entry.is_file(follow_symlinks=False)
+            )
 
     def remove_rejects(self, file: str) -> None:
         """Prune one rejects file."""

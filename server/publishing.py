@@ -8,6 +8,7 @@ the round lock.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,7 +26,6 @@ from .records import LedgerLog, Publication
 from .triton import LogFile, LogName, layouts_by_header
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Sequence
     from datetime import date
     from pathlib import Path
@@ -101,10 +101,11 @@ class Publisher:
         self._max_rows_per_file = max_rows_per_file
         self._stop = stop
         self._missed: set[LogName] = set()
+        self._serving = threading.Lock()  # what is served is never set from a ledger and a folder of two instants
 
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
         """The next name of a day that neither the ledger nor the folder has ever seen."""
-        spent = [entry.name for entry in self._ledger.logs()] + [f.name for f in self._point.found() if f.name]
+        spent = [*(entry.name for entry in self._ledger.logs()), *self._point.names()]
         numbers = [name.number for name in spent if name.day == day]
         return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
 
@@ -183,8 +184,9 @@ class Publisher:
         files = staging.publish()
         assert publication.tally is not None  # noqa: S101  # only an adopted publication has none
         withheld = publication.tally.filtered["too_fresh"]
-        self._ledger.published(number, now, checked_etag=publication.export.etag, withheld=withheld)
-        self._point.add_served(files)
+        with self._serving:
+            self._ledger.published(number, now, checked_etag=publication.export.etag, withheld=withheld)
+            self._point.add_served(files)
         return files
 
     def _next_mtime(self, now: datetime) -> int:
@@ -226,28 +228,29 @@ class Publisher:
 
     def serve_published(self) -> None:
         """Serve the files that the ledger says are published and that are there in the recorded size."""
-        found = {file.file: file for file in self._point.found()}
-        served = {}
-        for entry in self._ledger.logs():
-            if entry.state != "published":
-                continue
-            file = found.get(str(entry.name))
-            if file is None or file.size != entry.size:
-                if entry.name not in self._missed:
-                    state = "missing" if file is None else "of another size"
-                    log.error(f"pickup missed {entry.name}", folder=str(self._point.pickup_dir), state=state)
-                    self._missed.add(entry.name)
-                continue
-            served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
-        self._point.serve(served)
+        with self._serving:
+            served = {}
+            published = [entry for entry in self._ledger.logs() if entry.state == "published"]
+            found = {file.file: file for file in self._point.found()}  # after the ledger: what it has was linked before
+            for entry in published:
+                file = found.get(str(entry.name))
+                if file is None or file.size != entry.size:
+                    if entry.name not in self._missed:
+                        state = "missing" if file is None else "of another size"
+                        log.error(f"pickup missed {entry.name}", folder=str(self._point.pickup_dir), state=state)
+                        self._missed.add(entry.name)
+                    continue
+                served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
+            self._point.serve(served)
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
         """With a new ledger: take the whole files whose names parse as published, once; how many there were."""
         if "folder_adopted" in self._ledger.facts():
             return 0
         days: dict[date, list[FoundFile]] = {}
+        known = {entry.name for entry in self._ledger.logs()}  # by an adoption that a crash interrupted
         for file in self._point.found():
-            if file.name is not None:
+            if file.name is not None and file.name not in known:
                 days.setdefault(file.name.day, []).append(file)
         adopted = 0
         for day, files in sorted(days.items()):

@@ -65,7 +65,8 @@ def unclaimed(files: Iterable[Expiring], pickups: Iterable[Pickup], now: datetim
     """The files that go within seven days and that nobody has picked up whole."""
     taken = {pickup.name for pickup in pickups if pickup.grade == "complete"}
     soon = now + timedelta(days=WARN_DAYS)
-    return [file for file in files if now <= file.goes_at <= soon and file.log.name not in taken]
+    waiting = [file for file in files if now <= file.goes_at <= soon and file.log.superseded_by is None]
+    return [file for file in waiting if file.log.name not in taken]
 
 
 def prune(ledger: Ledger, point: PickupPoint, keep_days: int, now: datetime, *, dry_run: bool = False) -> Pruned:
