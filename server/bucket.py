@@ -129,8 +129,6 @@ class Bucket:
                 async with self._client() as client:
                     await self._read(client, export, spool)
             except Setback as setback:
-                if spool.size == export.size > 0:  # cut off after its last byte
-                    break
                 await self._before_next_try(setback, tries, spool.most)
             else:
                 break

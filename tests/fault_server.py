@@ -274,6 +274,17 @@ def torn(count: int) -> Fault:
     return fault
 
 
+def shifted(by: int) -> Fault:
+    """As many bytes as were asked for, but ``by`` bytes from before them, as Content-Range says openly."""
+
+    async def fault(_: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        start, end = start_of(request) - by, len(version.body) - by
+        headers = _headers(version, start) | {"Content-Range": f"bytes {start}-{end - 1}/{len(version.body)}"}
+        return web.Response(status=206, body=version.body[start:end], headers=headers)
+
+    return fault
+
+
 def ignoring_range() -> Fault:
     """The whole object with status 200, whatever range was asked for."""
 
