@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from itertools import compress, repeat
+from io import BytesIO
+from itertools import compress, islice, repeat
 from operator import ge, gt, itemgetter, not_
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ from .tally import FilterReason, RejectReason, RowRejected, Tally
 from .triton import DerivedValue, Layout, LogFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from .convert import Conversion, Outcome
+
+    Rows = Callable[[], Iterator[bytes]]
 
 CHUNK = 96  # rows; by measurement
 _FIELDS = itemgetter(
@@ -38,6 +41,7 @@ _FIELDS = itemgetter(
 _PLAIN_ID = re.compile(r"[0-9A-Za-z._~:-]+", re.ASCII)  # an id that every way of cleaning text leaves as it is
 _INTEGERS = {int}
 _PARTS = 7  # of a line: times, addresses, URL, counts, episode, id, user agent
+_NO_FIELDS: Mapping[str, Any] = {}
 _NO_LINE = [""] * _PARTS
 _URL = list(DerivedValue).index(DerivedValue.URL)
 
@@ -52,7 +56,7 @@ class Rendered:
     once they are known.
     """
 
-    texts: list[str] = field(default_factory=list)
+    texts: list[bytes] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     filtered_at: list[int] = field(default_factory=list)
     rejected: list[tuple[int, RejectReason]] = field(default_factory=list)
@@ -72,11 +76,11 @@ class Rendered:
         skipped = {*self.blank, *(index for index, _ in self.rejected)}
         return [index for index in range(len(self.ids) + len(skipped)) if index not in skipped]
 
-    def lines(self) -> list[str]:
+    def lines(self) -> list[bytes]:
         """The line of each of ``ids`` with its newline, empty for a filtered one."""
-        written = iter("".join(self.texts).split("\n"))
+        written = BytesIO(b"".join(self.texts))
         filtered = set(self.filtered_at)
-        return ["" if place in filtered else f"{next(written)}\n" for place in range(len(self.ids))]
+        return [b"" if place in filtered else written.readline() for place in range(len(self.ids))]
 
 
 class BlockRenderer:
@@ -93,9 +97,9 @@ class BlockRenderer:
         self._odd_ids = False  # whether the last block held many ids that are no UUIDs
 
     def render(
-        self, rows: Sequence[bytes], duplicates: Collection[bytes] = (), fresh: Collection[bytes] | None = None
+        self, rows: Rows, duplicates: Collection[bytes] = (), fresh: Collection[bytes] | None = None
     ) -> Rendered:
-        """The lines of a block.
+        """The lines of a block, whose rows ``rows`` gives, as often as it is called.
 
         ``duplicates`` are the packed ids that stood in an earlier block. ``fresh``, if given, are the packed cells of
         ``x-metric-id`` that no published log of the day holds: all other rows were sent before.
@@ -109,9 +113,9 @@ class BlockRenderer:
             block.packed, block.only_uuids = unpack(packed), True
         self._odd_ids = packed is None and sum(len(row_id) != 36 for row_id in block.ids) * 8 > len(block.ids)
         if duplicates or len(set(block.ids)) != len(block.ids):
-            self._drop_duplicates(block, rows, duplicates)
+            self._drop_duplicates(block, list(rows()), duplicates)
         if fresh is not None:
-            self._keep_fresh(block, rows, fresh)
+            self._keep_fresh(block, list(rows()), fresh)
         return block
 
     def metric_cells(self, block: Rendered) -> tuple[bytes, ...]:
@@ -122,13 +126,15 @@ class BlockRenderer:
         clean = self._rules.layout.clean
         return tuple(pack_id(clean(row_id)) for row_id in block.ids)
 
-    def _walk(self, rows: Sequence[bytes], *, check_ids: bool) -> Rendered:
+    def _walk(self, rows: Rows, *, check_ids: bool) -> Rendered:
         """Every row for itself. Unless ``check_ids``, ids are taken as they come: the caller looks at all at once."""
         block = Rendered()
-        for start in range(0, len(rows), CHUNK):
-            self._chunk(rows[start : start + CHUNK], start, block, check_ids)
+        lines, start = rows(), 0
+        while chunk := list(islice(lines, CHUNK)):
+            self._chunk(chunk, start, block, check_ids)
+            start += len(chunk)
         tally = block.tally
-        tally.rows = len(rows) - len(block.blank)
+        tally.rows = start - len(block.blank)
         tally.lines = len(block.ids) - len(block.filtered_at)
         return block
 
@@ -151,8 +157,9 @@ class BlockRenderer:
         """
         memos, arrange = self._memos, self._arrange
         count = len(rows)
+        keeps = arrange is not None or memos.episodes.per_row
         parsed: Any = map(orjson.loads, rows)
-        if arrange is not None or memos.episodes.per_row:
+        if keeps:
             parsed = list(parsed)
         ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = zip(
             *map(_FIELDS, parsed), strict=True
@@ -163,16 +170,13 @@ class BlockRenderer:
             or min(sents) < 0
             or max(sizes + sents) > LARGEST_WHOLE_NUMBER
             or (check_ids and not all(map(_PLAIN_ID.fullmatch, ids)))
+            or (arrange is not None and "\n" in "".join(ids))  # lines are taken apart again there
         ):
             raise Unusual
         long_enough = list(map(ge, seconds, repeat(REPORTING_SECONDS)))
         time_cells = list(map(memos.times.__getitem__, times))
         address_cells = memos.addresses.column(ips)
-        if memos.episodes.per_row:
-            pairs = list(map(memos.episodes.fill, zip(podcasts, episodes, strict=True), parsed))
-        else:
-            pairs = list(map(memos.episodes.__getitem__, zip(podcasts, episodes, strict=True)))
-        url_cells, episode_cells = zip(*pairs, strict=True)
+        url_cells, episode_cells = memos.episodes.column(podcasts, episodes, parsed if keeps else repeat(_NO_FIELDS))
         agent_cells = list(map(memos.agents.__getitem__, agents))
 
         # From here on nothing fails.
@@ -217,14 +221,14 @@ class BlockRenderer:
             for place in compress(every, map(zeros.__contains__, address_cells)):
                 tally.ends_in_zero += place not in filtered
         if memos.episodes.unmapped:
-            unmapped = map(memos.episodes.unmapped.__contains__, zip(podcasts, episodes, strict=True))
+            unmapped = map(memos.episodes.unmapped.__contains__, episodes)
             for place in compress(every, unmapped):
                 tally.unmapped_episodes += place not in filtered
         block.ids += ids
         text = "".join(parts)
         if arrange is not None:
             text = arrange(text, [row for place, row in enumerate(parsed) if place not in filtered])
-        block.texts.append(text)
+        block.texts.append(text.encode())
 
     def _counts(self, sents: Sequence[int], sizes: Sequence[int]) -> list[str]:
         """The cells ``status``, ``bytes``, ``object-size`` and ``byte-range``."""
@@ -271,7 +275,7 @@ class BlockRenderer:
                 block.tally.rejected[rejection.reason] += 1
             return
         if outcome.filtered is None:
-            block.texts.append(f"{outcome.line}\n")
+            block.texts.append(f"{outcome.line}\n".encode())
         else:
             block.filtered_at.append(len(block.ids))
         block.ids.append(outcome.id)
@@ -318,11 +322,11 @@ class BlockRenderer:
             _book(self._outcome(rows[kept[place]]), tally, sign)
         tally.filtered[FilterReason.SENT_BEFORE] += len(sent)
         for place in sent:
-            lines[place] = ""
+            lines[place] = b""
         self._set_lines(block, lines)
 
     @staticmethod
-    def _set_lines(block: Rendered, lines: list[str]) -> None:
+    def _set_lines(block: Rendered, lines: list[bytes]) -> None:
         block.texts = lines
         block.filtered_at = [place for place, line in enumerate(lines) if not line]
         block.tally.lines = len(lines) - len(block.filtered_at)
