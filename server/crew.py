@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # jobs that one worker has at a time
 _PIPE = 1 << 20
+_KEPT = 32 << 20
 _POLL = 0.1  # seconds after which a stop that was asked for is seen
 _SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -149,6 +150,8 @@ class _Worker:
         package = Path(__file__).parent
         environment = {name: value for name, value in os.environ.items() if name not in _SYSTEMD}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH"))))
+        # Memory that a block needed is kept for the next one, not given back in between.
+        environment |= {"MALLOC_TRIM_THRESHOLD_": str(_KEPT), "MALLOC_MMAP_THRESHOLD_": str(_KEPT)}
         # -P: a folder that happens to hold a server.py is no reason to run that.
         command = [sys.executable, "-P", "-m", f"{__package__}.worker"]
         self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module

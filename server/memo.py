@@ -8,6 +8,8 @@ that asks for more than the ordinary raises `Unusual`: its row goes the exact wa
 from __future__ import annotations
 
 import re
+from itertools import compress, repeat
+from operator import is_
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from .megaphone import identifier, parse_created_at
 from .triton import URL_LIMIT, LogFormat, UrlTemplate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from .catalogue import Catalogue
     from .convert import Conversion
@@ -69,9 +71,9 @@ class Addresses(dict[str, str]):
         """The cells of many rows. An ordinary IPv4 address stands for itself, and is not kept."""
         if self.truncated:
             return list(map(self.__getitem__, ips))
-        cells = [ip if len(ip) <= _LONGEST_IPV4 and ":" not in ip else self[ip] for ip in ips]
+        cells = [self[ip] if ":" in ip or len(ip) > _LONGEST_IPV4 else ip for ip in ips]
         try:  # inet_pton takes what ipaddress does: four numbers, no leading zero
-            packed = b"".join([inet_pton(AF_INET, ip) for ip in ips if len(ip) <= _LONGEST_IPV4 and ":" not in ip])
+            packed = b"".join(map(inet_pton, repeat(AF_INET), compress(ips, map(is_, cells, ips))))
         except OSError:
             return list(map(self.__getitem__, ips))
         if 0 in packed[3::4]:
@@ -107,19 +109,18 @@ def _plain_ipv6(text: str) -> str:
     return written if written == text or _FULL_IPV6.fullmatch(text) else ""
 
 
-class Episodes(dict[tuple[str, str], tuple[str, str]]):
-    """From podcast and episode to the cells around ``url``, and the cells ``episode-guid`` and ``podcast-id``.
+class Episodes(dict[str, tuple[str, str, str]]):
+    """From ``episode_id`` to the ``podcast_id`` that came with it first, and the cells of both.
 
-    What is before the URL begins with the tab after the address: ``method``, and in front of it ``Hashed-IP`` where
-    that is ``-`` next to every address. A token has a hash, so its row wants them without it: `without_hash`.
-
-    ``unmapped`` holds the keys of episodes that the catalogue in use does not know. Where the URL depends on more than
-    these two (``per_row``), `fill` makes it anew for every row.
+    These are the cells around ``url``, and ``episode-guid`` and ``podcast-id``. What is before the URL begins with the
+    tab after the address: ``method``, and in front of it ``Hashed-IP`` where that is ``-`` next to every address. A
+    token has a hash, so its row wants them without it: `without_hash`. ``unmapped`` holds the episodes that the
+    catalogue in use does not know. Where the URL depends on more than the two ids (``per_row``), nothing is kept.
     """
 
     def __init__(self, conversion: Conversion, *, split_query: bool) -> None:
         super().__init__()
-        self.unmapped: set[tuple[str, str]] = set()
+        self.unmapped: set[str] = set()
         self._catalogue: Catalogue | None = conversion.catalogue
         self._template = UrlTemplate(conversion.rules.url)
         self._clean: Callable[[Any], str] = conversion.rules.layout.clean
@@ -131,15 +132,29 @@ class Episodes(dict[tuple[str, str], tuple[str, str]]):
         super().clear()
         self.unmapped.clear()
 
-    def __missing__(self, key: tuple[Any, Any]) -> tuple[str, str]:
-        self[key] = cells = self.fill(key, {})
+    def column(
+        self, podcasts: Sequence[Any], episodes: Sequence[Any], rows: Iterable[Any]
+    ) -> Iterator[tuple[str, ...]]:
+        """The two cells of many rows, as two columns."""
+        if not self.per_row:
+            cells = [
+                self.get(episode) or self._first(podcast, episode)
+                for podcast, episode in zip(podcasts, episodes, strict=True)
+            ]
+            of_podcasts, urls, ids = zip(*cells, strict=True)
+            if of_podcasts == podcasts:
+                return iter((urls, ids))
+        return zip(*map(self.fill, podcasts, episodes, rows), strict=True)
+
+    def _first(self, podcast: Any, episode: Any) -> tuple[str, str, str]:
+        self[episode] = cells = podcast, *self.fill(podcast, episode, {})
         return cells
 
-    def fill(self, key: tuple[Any, Any], row: Mapping[str, Any]) -> tuple[str, str]:
-        """The cells for one row."""
-        if type(key[0]) is not str or type(key[1]) is not str:
+    def fill(self, podcast: Any, episode: Any, row: Mapping[str, Any]) -> tuple[str, str]:
+        """The two cells of one row."""
+        if type(podcast) is not str or type(episode) is not str:
             raise Unusual
-        podcast_id, episode_id = identifier(key[0]), identifier(key[1])
+        podcast_id, episode_id = identifier(podcast), identifier(episode)
         if not podcast_id and not episode_id:
             raise Unusual
         known = self._catalogue.find(episode_id) if self._catalogue is not None else None
@@ -152,7 +167,7 @@ class Episodes(dict[tuple[str, str], tuple[str, str]]):
             stem, _, query = url.partition("?")
             url = f"{stem or '-'}\t{query or '-'}"
         if self._catalogue is not None and not (known is not None and known.guid):
-            self.unmapped.add(key)
+            self.unmapped.add(episode)
         return f"{self._before}{url}\t", f"{self._clean(guid)}\t{self._clean(podcast_id)}\t"
 
 

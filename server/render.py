@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Rows = Callable[[], Iterator[bytes]]
 
-CHUNK = 96  # rows; by measurement
+CHUNK = 128  # rows; by measurement
 _FIELDS = itemgetter(
     "id", "created_at", "ip", "podcast_id", "episode_id", "filesize", "bytes_sent", "seconds_downloaded",
     "blacklisted_ip", "blacklisted_ua", "user_agent",

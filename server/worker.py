@@ -14,6 +14,8 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from hashlib import blake2b
+from io import BytesIO
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import orjson
@@ -27,7 +29,7 @@ from .render import BlockRenderer
 from .tally import RejectReason, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .render import Rendered
 
@@ -44,54 +46,61 @@ class Hand:
 
     def do(self, job: Job) -> Result:
         """The result of a job."""
-        data = job.pieces[0] if len(job.pieces) == 1 else b"".join(job.pieces)
+        data = b"".join(job.pieces)
         if job.too_long:
-            return _too_long(job.number, bytes(data))
-        lines = bytes(data).split(b"\n")
-        if not lines[-1]:
-            lines.pop()
+            return _too_long(job.number, data)
         if job.task is Task.INDEX_LINES:
-            return _index_lines(job, lines)
-        result = Result(job.number, line_count=len(lines))
+            return _index_lines(job, data.split(b"\n"))
         offset = 1 if job.array and job.number == 0 else 0  # the line with the opening bracket
-        rows = [_element(line) for line in lines[offset:]] if job.array else lines
+
+        def rows() -> Iterator[bytes]:
+            lines = islice(BytesIO(data), offset, None)
+            return map(_element, lines) if job.array else lines
+
         renderer = self._renderer if job.task is Task.RENDER else self._indexer
         fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         block = renderer.render(rows, frozenset(unpack(job.duplicates)), fresh)
-        result.tally = block.tally
-        result.rejects = [_reject(at + offset, reason, lines[at + offset]) for at, reason in block.rejected]
-        if job.array and block.rejected and _is_closing(block, lines[block.rejected[-1][0] + offset]):
-            result.closing = result.rejects.pop()
-            block.tally.rejected[RejectReason.MALFORMED_JSON] -= 1
-            block.tally.rows -= 1
+        result = Result(job.number, line_count=offset + block.tally.rows + len(block.blank), tally=block.tally)
+        if block.rejected:
+            self._reject(job, block, list(BytesIO(data)), offset, result)
         if job.want_ids:
             packed = block.pack()
             result.ids = partition(packed, b"".join(packed))
         if job.task is Task.RENDER:
-            result.piece = deflate("".join(block.texts).encode(), block.tally.lines)
+            result.piece = deflate(b"".join(block.texts), block.tally.lines)
         else:
-            records = [
-                cell + (_digest(line[:-1].encode()) if line else FILTERED)
+            records: list[bytes] = [
+                cell + (_digest(line[:-1]) if line else FILTERED)
                 for cell, line in zip(renderer.metric_cells(block), block.lines(), strict=True)
             ]
-            records += self._rejected_records(rows, block.rejected)
+            records += self._changed_records(rows, block)
             result.records = partition(records, b"".join(record[:16] for record in records))
         return result
 
-    def _rejected_records(self, rows: Sequence[bytes], rejected: Sequence[tuple[int, RejectReason]]) -> list[bytes]:
+    def _reject(self, job: Job, block: Rendered, lines: Sequence[bytes], offset: int, result: Result) -> None:
+        """Enter the rejected rows; the bracket that closes a JSON array is no row unless something follows it."""
+        result.rejects = [_entry(at + offset, reason, lines[at + offset]) for at, reason in block.rejected]
+        last = block.rejected[-1][0]
+        if job.array and lines[last + offset].strip() == b"]" and last == max((last, *block.kept()[-1:])):
+            result.closing = result.rejects.pop()
+            block.rejected.pop()
+            block.tally.rejected[RejectReason.MALFORMED_JSON] -= 1
+            block.tally.rows -= 1
+
+    def _changed_records(self, rows: Callable[[], Iterator[bytes]], block: Rendered) -> Iterator[bytes]:
         """Records of the rejected rows whose id can be read: if they were sent, they have changed since."""
-        records = []
-        for at, reason in rejected:
-            if reason in (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectReason.DUPLICATE_ID):
-                continue
-            row_id = identifier(orjson.loads(rows[at]).get("id"))
-            if row_id:
-                records.append(pack_id(self._clean(row_id)) + REJECTED)
-        return records
+        unreadable = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectReason.DUPLICATE_ID)
+        rejected = {at for at, reason in block.rejected if reason not in unreadable}
+        for at, row in enumerate(rows() if rejected else ()):
+            if at in rejected:
+                row_id = identifier(orjson.loads(row).get("id"))
+                if row_id:
+                    yield pack_id(self._clean(row_id)) + REJECTED
 
 
 def _index_lines(job: Job, lines: Sequence[bytes]) -> Result:
     """The records of a published log's lines."""
+    lines = [line for line in lines if line]
     rows = [(cells[job.id_column], line) for line in lines if len(cells := line.split(b"\t")) > job.id_column]
     ids = [cell.decode() for cell, _ in rows]
     packed = pack_uuids(ids)
@@ -106,24 +115,20 @@ def _digest(line: bytes) -> bytes:
 
 def _element(line: bytes) -> bytes:
     """A line of a JSON array without the comma after its element."""
-    text = line.rstrip(b" \t\r")
+    text = line.rstrip(b" \t\r\n")
     return text[:-1] if text.endswith(b",") and len(text.strip()) > 1 else line
 
 
-def _is_closing(block: Rendered, line: bytes) -> bool:
-    """Whether the last row of a block, a rejected one, is the bracket that closes a JSON array."""
-    return line.strip() == b"]" and block.rejected[-1][0] == max((*block.kept()[-1:], block.rejected[-1][0]))
-
-
 def _too_long(number: int, beginning: bytes) -> Result:
-    result = Result(number, line_count=1, rejects=[_reject(0, RejectReason.MALFORMED_JSON, beginning)])
+    result = Result(number, line_count=1, rejects=[_entry(0, RejectReason.MALFORMED_JSON, beginning)])
     result.tally = Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1}))
     return result
 
 
-def _reject(place: int, reason: RejectReason, raw: bytes) -> Reject:
+def _entry(place: int, reason: RejectReason, raw: bytes) -> Reject:
     """The entry of a rejected row; its text is cut at 64 KiB, between two characters."""
-    text, _ = codecs.utf_8_decode(raw.removesuffix(b"\r")[:RAW_LIMIT], "backslashreplace", len(raw) <= RAW_LIMIT)
+    raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+    text, _ = codecs.utf_8_decode(raw[:RAW_LIMIT], "backslashreplace", len(raw) <= RAW_LIMIT)
     if len(text) * 4 > RAW_LIMIT:  # it may have grown by what is escaped
         text = text.encode()[:RAW_LIMIT].decode(errors="ignore")
     return Reject(place, orjson.dumps({"reason": reason, "raw": text})[1:])
