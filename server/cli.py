@@ -11,23 +11,30 @@ import asyncio
 import io
 import sys
 import traceback
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-import orjson
 import typer
 
 from . import log_output
+from .command import (
+    ConfigOption,
+    JsonOption,
+    Out,
+    Usage,
+    VerboseOption,
+    day_of,
+    print_json,
+    program,
+    reading_as_owner,
+    run_loop,
+    settings_of,
+)
 from .config import find_config, load_config
 from .errors import ConfigError, PickupPointError
-from .installation import become_owner, config_path, keys_place
+from .installation import become_owner, keys_place
 from .progress import progress_bars
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-    from .settings import Config
 
 app = typer.Typer(
     name="pickup-point",
@@ -37,21 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Else config.toml here, then /etc/pickup-point/config.toml."),
-]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Debug log lines, and tracebacks.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-
-
-class Out(PickupPointError):
-    """A result with an exit code of its own; nothing more is said."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("")
-        self.exit_code = exit_code
 
 
 def main() -> None:
@@ -106,10 +98,10 @@ def serve(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     from .systemd import Supervisor
 
     supervisor = Supervisor.from_environment()
-    settings = _settings(config, verbose=verbose)
+    settings = settings_of(config, verbose=verbose)
     keys = load_keys(settings)
     become_owner(settings)
-    _run(run_service(settings, keys, supervisor))
+    run_loop(run_service(settings, keys, supervisor))
 
 
 @app.command()
@@ -133,13 +125,13 @@ def feed(
     from .rounds import Wish
 
     if (accept_rejects or resend) and not day:
-        raise _usage("--accept-rejects and --resend need the --day they are meant for")
-    wish = Wish(tuple({_day(text): None for text in day or ()}), accept_rejects, resend)
-    settings = _settings(config, verbose=verbose)
+        raise Usage("--accept-rejects and --resend need the --day they are meant for", hint="pickup-point feed --help")
+    wish = Wish(tuple({day_of(text, "feed"): None for text in day or ()}), accept_rejects, resend)
+    settings = settings_of(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
     become_owner(settings)
 
-    results = _run(one_round(settings, hash_key, wish))
+    results = run_loop(one_round(settings, hash_key, wish))
     for result in results:
         print(f"{result.day}  {result.word:10}  {result.sentence}")
     if any(result.bad for result in results):
@@ -156,7 +148,7 @@ def prune(
     from . import report
     from .one_round import one_prune
 
-    settings = _settings(config, verbose=verbose)
+    settings = settings_of(config, verbose=verbose)
     become_owner(settings)
     waiting = "waiting for another round to end"
     pruned = one_prune(settings, dry_run=dry_run, on_wait=lambda: print(waiting, file=sys.stderr))
@@ -170,13 +162,12 @@ def status(config: ConfigOption = None, json: JsonOption = False, verbose: Verbo
     from . import report
     from .glance import Glance
 
-    settings = _settings(config, verbose=verbose, quiet=True)
-    become_owner(settings)
+    settings = reading_as_owner(config, verbose=verbose)
     now = datetime.now(UTC)
     glance = Glance.take(settings, now)
     sheet = report.activation_sheet(settings)
     if json:
-        _print_json(glance.as_json() | {"activation_sheet": dict(sheet)})
+        print_json(glance.as_json() | {"activation_sheet": dict(sheet)})
         return
     from rich.console import Console
 
@@ -191,8 +182,7 @@ def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     from . import report
     from .glance import Glance
 
-    settings = _settings(config, verbose=verbose, quiet=True)
-    become_owner(settings)
+    settings = reading_as_owner(config, verbose=verbose)
     glance = Glance.take(settings, datetime.now(UTC))
     level, line = report.check_line(glance.alarms, glance.days)
     print(line)
@@ -212,15 +202,14 @@ def trace(
     from .glance import trace_of
     from .triton import LogName
 
-    settings = _settings(config, verbose=verbose, quiet=True)
-    become_owner(settings)
+    settings = reading_as_owner(config, verbose=verbose)
     log_name = LogName.parse(Path(name).name)
     if log_name is None:
         hint = f"the names are like {settings.log.prefix}20261120-00.{settings.log.format}.gz; pickup-point status"
         raise PickupPointError(f"{name} is no log file's name", hint=hint)
     found = trace_of(settings, log_name)
     if json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
         return
     print(name)
     for at, what in report.story(found.log, found.publication, found.pickups, found.checks):
@@ -249,7 +238,7 @@ def convert(
         progress = None if show is None else lambda done: show(export.name, done, total)
         done = convert_by_hand(export, output, rejects, settings, progress)
     if json:
-        _print_json(done.tally.as_json())
+        print_json(done.tally.as_json())
     else:
         tally = done.tally
         print(f"{output}: {tally.lines} lines of {tally.rows} rows, {tally.filtered.total()} filtered, "
@@ -319,7 +308,7 @@ def demo(
     except OSError as error:
         hint = "pickup-point demo --directory /tmp/pickup-point-demo"
         raise PickupPointError(f"the demo cannot be made in {directory}: {error}", hint=hint) from error
-    settings = _settings(made.config, verbose=verbose)
+    settings = settings_of(made.config, verbose=verbose)
     if port is not None and port != settings.sftp.port:
         settings = settings.model_copy(update={"sftp": settings.sftp.model_copy(update={"port": port})})
 
@@ -331,10 +320,10 @@ def demo(
             return sorted(parts.point.served)
 
     def tell(listening: int) -> None:
-        print("\n".join(introduction(made, files, listening, _program())), flush=True)
+        print("\n".join(introduction(made, files, listening, program())), flush=True)
 
-    files = _run(publish())
-    _run(run_service(settings, keys, supervisor, tell))
+    files = run_loop(publish())
+    run_loop(run_service(settings, keys, supervisor, tell))
 
 
 @app.command(name="systemd-unit")
@@ -358,40 +347,3 @@ def systemd_unit(
     if settings is not None and not settings.data_dir.is_relative_to(STATE_FOLDER):
         told = f"data_dir is {settings.data_dir}, but this unit may write below {STATE_FOLDER} only"
         print(f'pickup-point: {told}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
-
-
-def _settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> Config:
-    """The configuration, with the log set up; ``quiet`` commands log nothing unless verbose."""
-    settings = load_config(config_path(path))
-    stream = None if verbose or not quiet else io.StringIO()
-    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream)
-    return settings
-
-
-def _run(job: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine on uvloop's event loop."""
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(job)
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise _usage(f"{text} is not a day; write --day 2026-11-20") from None
-
-
-def _usage(sentence: str) -> PickupPointError:
-    error = PickupPointError(sentence, hint="pickup-point feed --help")
-    error.exit_code = 2
-    return error
-
-
-def _program() -> str:
-    return sys.argv[0] if sys.argv[0].endswith("pickup-point") else f"{sys.executable} -m server"
-
-
-def _print_json(value: Any) -> None:
-    print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

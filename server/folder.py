@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
 from .errors import ExportChanged, SourceRefused, SourceUnreachable
 from .megaphone import METRICS, DayExport, Listing
-from .spool import WRITE_SIZE, Spool, in_thread
+from .spool import WRITE_SIZE, Spool
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a FIFO must not wait
 _CHUNK = 1 << 20
+WAITING_IS_TOLD_AFTER = 0.5  # seconds: the service's own short passes are no news
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,16 +234,19 @@ class PickupPoint:
 
     @contextlib.contextmanager
     def round_lock(self, on_wait: Callable[[], None], stopped: Callable[[], bool]) -> Iterator[None]:
-        """Held by every round, prune and clean-up; waits for another's end after having called ``on_wait``.
+        """Held by every round, prune and clean-up; waits for another's end, and calls ``on_wait`` when that takes a while.
 
         Raises:
             DataFolderBusy: ``stopped()`` became true while waiting.
         """
         with file_lock(self.data_dir / "round.lock") as taken:
-            if not taken():
-                on_wait()
-                while not taken():
-                    if stopped():
-                        raise DataFolderBusy("stopped while waiting for another round to end")
-                    time.sleep(0.1)
+            asked = time.monotonic()
+            said = False
+            while not taken():
+                if stopped():
+                    raise DataFolderBusy("stopped while waiting for another round to end")
+                if not said and time.monotonic() - asked > WAITING_IS_TOLD_AFTER:
+                    on_wait()
+                    said = True
+                time.sleep(0.05)
             yield

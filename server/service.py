@@ -18,13 +18,16 @@ import structlog
 
 from .assembly import assembled
 from .bookkeeper import Bookkeeper
+from .broadcast import Broadcast
 from .config import load_config
 from .errors import ConfigError, DataFolderBusy, DataFolderError, LedgerError, PickupPointError, SourceError
 from .keys import load_credentials
+from .metrics import MetricsServer
 from .pickup import PickupPoint
 from .retention import prune
 from .sftp import SftpServer
 from .threads import in_thread
+from .webhook import Pushes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,6 +69,9 @@ class Service:
         self._round_due = asyncio.Event()
         self._source_state = ""
         self._started = datetime.now(UTC)
+        self._broadcast = Broadcast(config, parts, server)
+        self._metrics = MetricsServer(self._broadcast.reading)
+        self._pushes = Pushes(config.alerts.webhook_url, config.alerts.heartbeat_url)
 
     async def run(self, on_listening: Callable[[int], None]) -> None:
         """Listen and feed until `stop`, then end in order.
@@ -80,6 +86,8 @@ class Service:
             where = f"{self._config.sftp.host}:{self._config.sftp.port}"
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
             raise CannotListen(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
+        if self._config.metrics is not None:
+            self._metrics.start(*self._config.metrics.host_and_port)
         tasks = {
             name: asyncio.create_task(job, name=name)
             for name, job in {
@@ -90,6 +98,7 @@ class Service:
                 "served files": self._refresh_forever(),
                 "facts": self._note_facts_forever(),
                 "watchdog": self._watch(),
+                "alarms": self._broadcast.watch_alarms(self._pushes),
             }.items()
         }
         log.info(
@@ -131,6 +140,8 @@ class Service:
                 task.cancel()
         await asyncio.gather(*(task for name, task in tasks.items() if name != "pickups"), return_exceptions=True)
         await self._books.close(tasks["pickups"])
+        await self._pushes.close()
+        await in_thread(self._metrics.stop)
         log.info("service ended")
 
     # The feed
@@ -146,16 +157,21 @@ class Service:
                 outcome = await self._parts.feed.run_round(now)
             except SourceError as error:
                 failures += 1
+                self._broadcast.rounds["failed"] += 1
                 pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
                 self._tell_source(f"{error}", error.hint)
                 facts = {"source_error": str(error), "source_hint": error.hint}
             except (DataFolderError, LedgerError) as error:
                 failures += 1
+                self._broadcast.rounds["failed"] += 1
                 pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
                 log.error("feed gave up a round", why=str(error), hint=error.hint)
                 facts = {"round_error": str(error)}
             else:
                 failures = 0
+                self._broadcast.rounds["good"] += 1
+                if not any(result.word == "failed" for result in outcome.results):
+                    await self._pushes.heartbeat()
                 pause = self._config.export.poll_every
                 self._tell_source("", "")
                 facts = {

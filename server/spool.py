@@ -8,33 +8,11 @@ the OSError that it is.
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from .threads import in_thread
 
 WRITE_SIZE = 1 << 20
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As `asyncio.to_thread`, but a cancelled caller goes on only when the thread has let go of the file."""
-    # A future, not a task: nobody else can cancel it, the end of the loop included.
-    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
-    cancelled: asyncio.CancelledError | None = None
-    while not running.done():
-        try:
-            await asyncio.wait([running])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        running.exception()  # looked at: the cancellation is what the caller hears of
-        raise cancelled
-    return running.result()
 
 
 class Spool:

@@ -6,14 +6,10 @@ which may be a secret, never stands in the log.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import structlog
-
-if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
 
 log = structlog.get_logger()
 
@@ -21,7 +17,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=15)
 
 
 class Pushes:
-    """The two addresses, either of which may be None; use it as an async context manager."""
+    """The two addresses, either of which may be None; `close` comes last."""
 
     def __init__(self, webhook_url: str | None, heartbeat_url: str | None) -> None:
         self._webhook_url = webhook_url
@@ -29,13 +25,13 @@ class Pushes:
         self._session: aiohttp.ClientSession | None = None
         self._beating = True
 
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=_TIMEOUT, headers={"User-Agent": "pickup-point"})
-        return self
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=_TIMEOUT, headers={"User-Agent": "pickup-point"})
+        return self._session
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Let go of the connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -46,10 +42,9 @@ class Pushes:
 
     async def alarm(self, message: dict[str, Any]) -> bool:
         """POST a change of the alarms as JSON; whether it was taken (an answer of 2xx)."""
-        assert self._session is not None  # noqa: S101  # inside the context
         assert self._webhook_url is not None  # noqa: S101  # see hears_alarms
         try:
-            async with self._session.post(self._webhook_url, json=message, allow_redirects=False) as answer:
+            async with self._client().post(self._webhook_url, json=message, allow_redirects=False) as answer:
                 if answer.ok:
                     return True
                 why = f"it answered {answer.status}"
@@ -62,10 +57,9 @@ class Pushes:
         """GET the heartbeat's address; a failure is told once, until it works again."""
         if self._heartbeat_url is None:
             return
-        assert self._session is not None  # noqa: S101  # inside the context
         why = ""
         try:
-            async with self._session.get(self._heartbeat_url) as answer:
+            async with self._client().get(self._heartbeat_url) as answer:
                 if not answer.ok:
                     why = f"it answered {answer.status}"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
