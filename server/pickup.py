@@ -159,6 +159,8 @@ class PickupPoint:
             with igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
                 while chunk := file.read(_CHUNK):
                     count += chunk.count(b"\n")
+            if (self.pickup_dir / str(name)).stat().st_size == 0:  # igzip takes nothing at all for a whole file
+                return None
         except (OSError, EOFError, zlib.error, IsalError):  # type: ignore[misc]  # isal's stub says instance
             return None
         return count
