@@ -236,7 +236,7 @@ class PickupPoint:
 
     @contextlib.contextmanager
     def round_lock(self, on_wait: Callable[[], None], stopped: Callable[[], bool]) -> Iterator[None]:
-        """Held by every round, prune and clean-up; waits for another's end, and calls ``on_wait`` when that takes a while.
+        """Held by every round, prune and clean-up; waits for another's end, and calls ``on_wait`` when that is long.
 
         Raises:
             DataFolderBusy: ``stopped()`` became true while waiting.
