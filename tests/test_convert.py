@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from server.catalogue import Catalogue, Episode
 from server.convert import Conversion, LogRules, RowConverter
 from server.megaphone import METRICS
-from server.render import BlockRenderer
 from server.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.triton import ColumnSpec, Layout, LogFormat
 
@@ -254,14 +253,3 @@ def test_rules_come_back_from_the_ledger_as_they_went_in(chosen: LogRules) -> No
 def test_the_rules_in_the_ledger_hold_no_secret() -> None:
     """The key of the hashes is not part of them."""
     assert set(LogRules().as_json()) == {"layout", "rows", "ip", "partial_status", "bytes", "url"}
-
-
-@pytest.mark.parametrize("row_id", ["a\nb", "\n", " \n", "a\tb", "#\n", 7])
-def test_an_id_with_a_line_end_is_one_line_on_the_fast_path_too(row_id: Any) -> None:
-    """With columns of one's own, where lines are put together anew, one odd id harms no other row."""
-    chosen = rules(Layout(columns=(ColumnSpec("id", value="x-metric-id"), ColumnSpec("city", field="city"))))
-    rows = [row(), row(id=row_id), row(id="last")]
-    block = BlockRenderer(Conversion(chosen, KEY)).render(rows)
-    lines = [f"{converted(raw, chosen).line}\n" for raw in rows if result(raw, chosen) == "line"]
-    assert block.lines() == lines
-    assert block.tally.lines == len(lines)

@@ -20,7 +20,7 @@ from server.convert import Conversion, LogRules, RowConverter
 from server.tally import RejectReason, RowRejected, Tally
 from server.triton import ColumnSpec, Layout, LogFormat
 
-from .rows import KEY
+from .rows import KEY, converted, result, row
 
 GOLDEN = Path(__file__).parent / "golden"
 DAY = date(2026, 11, 20)
@@ -135,29 +135,47 @@ def test_the_reference_writes_the_log_that_was_written_by_hand(name: str) -> Non
     assert tally.balanced
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_service_writes_the_log_that_was_written_by_hand(name: str, tmp_path: Path) -> None:
-    """From a configuration, a key file and a gzip file to a gzip file, its books and its rejected rows."""
-    key_file = tmp_path / "keys" / "ip_hash.key"
+def convert(export_text: bytes, log: dict[str, Any], folder: Path) -> tuple[str, Tally, list[dict[str, Any]]]:
+    """What the service makes of one export: the log's text, the books, the rejected rows."""
+    key_file = folder / "keys" / "ip_hash.key"
     key_file.parent.mkdir()
     key_file.touch(mode=0o600)
     key_file.write_text(KEY.hex() + "\n")
-    (tmp_path / "triton.pub").touch()
-    export = tmp_path / "metrics-day-2026-11-20.json.gz"
-    export.write_bytes(gzip.compress(EXPORT.read_bytes()))
-    config = parse_config(
-        {
-            "export": {"url": str(tmp_path)},
-            "log": CONFIG[name],
-            "sftp": {"users": [{"name": "triton", "authorized_keys": "triton.pub"}]},
-        },
-        tmp_path / "config.toml",
-    )
-    output, rejects = tmp_path / "out.gz", tmp_path / "rejects.gz"
-    converted = convert_by_hand(export, output, rejects, config)
-    assert gzip.decompress(output.read_bytes()).decode() == golden(name)
-    assert converted.tally.as_json() == BOOKS[name]
-    told = [orjson.loads(line) for line in gzip.decompress(rejects.read_bytes()).splitlines()]
+    (folder / "triton.pub").touch()
+    export = folder / "metrics-day-2026-11-20.json.gz"
+    export.write_bytes(gzip.compress(export_text))
+    users = [{"name": "triton", "authorized_keys": "triton.pub"}]
+    raw = {"export": {"url": str(folder)}, "log": log, "sftp": {"users": users}}
+    output, rejects = folder / "out.gz", folder / "rejects.gz"
+    by_hand = convert_by_hand(export, output, rejects, parse_config(raw, folder / "config.toml"))
+    told = []
+    if rejects.exists():  # without a rejected row there is no file of them
+        told = [orjson.loads(line) for line in gzip.decompress(rejects.read_bytes()).splitlines()]
+    return gzip.decompress(output.read_bytes()).decode(), by_hand.tally, told
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_service_writes_the_log_that_was_written_by_hand(name: str, tmp_path: Path) -> None:
+    """From a configuration, a key file and a gzip file to a gzip file, its books and its rejected rows."""
+    written, tally, told = convert(EXPORT.read_bytes(), CONFIG[name], tmp_path)
+    assert written == golden(name)
+    assert tally.as_json() == BOOKS[name]
     assert [(reject["line"], reject["reason"]) for reject in told] == REJECTS
     lines = EXPORT.read_text(encoding="utf-8").split("\n")
     assert [reject["raw"] for reject in told] == [lines[number - 1] for number, _ in REJECTS]
+
+
+@pytest.mark.parametrize("row_id", ["a\nb", "\n", " \n", "a\tb", "#\n", 7])
+@pytest.mark.parametrize("name", CASES)
+def test_one_odd_id_harms_no_other_row(name: str, row_id: Any, tmp_path: Path) -> None:
+    """A line end or a tab in an id among ordinary ones: the service's lines are the reference's."""
+    log_rules, mapped = CASES[name]
+    catalogue = load_catalogue(GOLDEN / "episodes.csv") if mapped else None
+    rows = [row(), row(id=row_id), row(id="last")]
+    expected = log_rules.layout.header_lines(DAY)
+    for raw in rows:
+        if result(raw, log_rules) == "line":
+            expected += f"{converted(raw, log_rules, catalogue=catalogue).line}\n"
+    written, tally, _ = convert(b"\n".join(rows), CONFIG[name], tmp_path)
+    assert written == expected
+    assert tally.balanced
