@@ -97,7 +97,8 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
             level = Level.WARNING
         found.append(Alarm(level, f"day_{day.state}", f"{day.day} is {day.state}", day.advice))
     for verb, deadline in (("published", day.deadlines.published), ("picked up", day.deadlines.picked_up)):
-        if not deadline.alarming or (verb == "picked up" and day.published_at is None) or day.state == "open":
+        waited_for = verb == "published" or (day.published_at is not None and day.waits_for_pickup)
+        if not deadline.alarming or not waited_for or day.state == "open":
             continue
         late = deadline.urgency is Urgency.LATE
         level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING

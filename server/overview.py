@@ -57,6 +57,7 @@ class DayOverview:
     deadlines: DayDeadlines
     advice: str
     remarks: tuple[str, ...]
+    waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -170,6 +171,7 @@ def _one(
         deadlines=day_deadlines(day, policy, now, published=published_at, picked_up=picked_up_at),
         advice=_advice(day, record, state),
         remarks=tuple(publication.remark for publication in publications if publication.remark),
+        waits_for_pickup=bool(required),
     )
 
 

@@ -5,14 +5,13 @@ Real folder source, real ledger, real conversion; only the clock is handed in. T
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import hashlib
 import os
 import threading
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
@@ -21,6 +20,7 @@ import pytest
 from server.alarms import Alarm, Measured, alarms
 from server.convert import LogRules
 from server.deadlines import DeadlinePolicy
+from server.errors import SourceUnreachable
 from server.feed import Feed
 from server.folder import Folder
 from server.holds import HoldPolicy
@@ -68,6 +68,7 @@ class ClockedFolder(Folder):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.now = at(0)
+        self.away = False
         self.fault: Callable[[], None] | None = None  # called before a day is fetched
         self.fetched: list[date] = []
         self._root = path
@@ -75,6 +76,8 @@ class ClockedFolder(Folder):
 
     async def day_exports(self) -> Listing:
         """The folder's listing, with content as etag and the test's clock."""
+        if self.away:
+            raise SourceUnreachable("the folder is away")
         listing = await super().day_exports()
         exports = {}
         for day, export in listing.exports.items():
@@ -269,11 +272,3 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     yield make
     for site in made:
         site.stop()
-
-
-def run(work: Any) -> Any:
-    """Run one coroutine in a loop of its own."""
-    return asyncio.run(work)
-
-
-__all__ = ["DAY", "HEALTHY", "UTC", "ClockedFolder", "Site", "at", "broken_rows", "log_name", "name", "rows_of", "run"]

@@ -1,0 +1,71 @@
+"""When a converted day is held, when it is given up, and what is worth a word."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from server.holds import HoldPolicy, hold_reason, published_when_given_up, warnings
+from server.records import Hold
+from server.tally import Tally
+
+
+def tally(rows: int = 100, rejected: int = 0, **counts: Any) -> Tally:
+    """A tally of so many rows, all lines but the rejected ones."""
+    return Tally(rows=rows, lines=rows - rejected, rejected=Counter({"no_ip": rejected}), **counts)
+
+
+@pytest.mark.parametrize(("found", "before", "policy", "reason"), [
+    (tally(), [50], HoldPolicy(), None),
+    (tally(rejected=1), [50], HoldPolicy(), None),
+    (tally(rejected=2), [50], HoldPolicy(), "rejected"),
+    (tally(rejected=2), [50], HoldPolicy(0.02), None),
+    (tally(rejected=100), [50], HoldPolicy(1.0), None),
+    (tally(rejected=1), [50], HoldPolicy(0.0), "rejected"),
+    (tally(0), [], HoldPolicy(), None),
+    (tally(0), [0, 0, 0, 0, 0, 0, 0], HoldPolicy(), None),
+    (tally(0), [0, 0, 0, 0, 0, 0, 1], HoldPolicy(), "empty"),
+    (tally(not_an_address=2), [50], HoldPolicy(tokens="hold"), "tokens"),
+    (tally(not_an_address=1), [50], HoldPolicy(tokens="hold"), None),
+    (tally(not_an_address=90), [50], HoldPolicy(tokens="hash"), None),
+    (tally(not_an_address=90), [50], HoldPolicy(), None),
+    (tally(rejected=9, not_an_address=90), [50], HoldPolicy(tokens="hold"), "tokens"),
+])  # fmt: skip
+def test_why_a_day_is_held(found: Tally, before: list[int], policy: HoldPolicy, reason: str | None) -> None:
+    """Too many rejects, no rows where there were some, tokens where they are not agreed; each at its exact limit."""
+    held = hold_reason(found, before, policy)
+    assert (held and held[0]) == reason
+
+
+def test_a_hold_says_every_number_and_every_reason() -> None:
+    """The sentence has the counts, the share, the limit and the commonest reason; two reasons are both told."""
+    assert hold_reason(tally(rejected=3), [], HoldPolicy()) == (
+        "rejected", "3 of 100 rows were rejected (3.0%, allowed 1.0%), most of them no_ip",
+    )  # fmt: skip
+    both = hold_reason(tally(rejected=50, not_an_address=25), [], HoldPolicy(tokens="hold"))
+    assert both is not None and "were rejected" in both[1] and "50.0% of the addresses" in both[1]
+
+
+@pytest.mark.parametrize(("reason", "rejected", "goes"), [
+    ("rejected", 49, True), ("rejected", 50, False), ("empty", 0, False), ("tokens", 2, False),
+])  # fmt: skip
+def test_what_is_published_though_nobody_decided(reason: str, rejected: int, goes: bool) -> None:
+    """Only a day held for its rejects, less than half of its rows."""
+    assert published_when_given_up(Hold("why", reason, "etag", tally(rejected=rejected))) is goes
+
+
+@pytest.mark.parametrize(("found", "policy", "words"), [
+    (tally(), HoldPolicy(), []),
+    (tally(not_an_address=1), HoldPolicy(), ["1.0% of the addresses are hash-like"]),
+    (tally(not_an_address=1), HoldPolicy(tokens="hash"), []),
+    (tally(ends_in_zero=5), HoldPolicy(), []),
+    (tally(ends_in_zero=6), HoldPolicy(), ["6.0% of the IPv4 addresses end in 0"]),
+    (tally(0), HoldPolicy(), ["the export is empty"]),
+    (tally(5, rejected=5), HoldPolicy(), ["no row became a line"]),
+])  # fmt: skip
+def test_what_is_worth_a_word(found: Tally, policy: HoldPolicy, words: list[str]) -> None:
+    """Tokens while nothing is agreed, addresses truncated before they came, and days without a line."""
+    told = warnings(found, policy)
+    assert len(told) == len(words) and all(word in sentence for word, sentence in zip(words, told, strict=True))
