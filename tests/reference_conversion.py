@@ -1,0 +1,137 @@
+"""A day converted the slow way, one row after the other, by the exact rules: what the engine is compared with."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import orjson
+
+from server.convert import Conversion, RowConverter
+from server.tally import FilterReason, RejectReason, RowRejected, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from server.convert import Outcome
+
+
+@dataclass
+class Slow:
+    """What came of a day."""
+
+    lines: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    rejected: list[tuple[int, str]] = field(default_factory=list)
+    cells: list[str] = field(default_factory=list)
+
+
+def convert_slowly(
+    rows: Sequence[bytes],
+    conversion: Conversion,
+    *,
+    sent: Collection[str] = (),
+    fresh_after: str | None = None,
+    array: bool = False,
+) -> Slow:
+    """The lines, the tally, and number and reason of each rejected row; ``rows`` are the lines of the export."""
+    converter, slow, seen = RowConverter(conversion), Slow(), set[str]()
+    closing = None
+    if array:
+        last = max((n for n, row in enumerate(rows) if row.decode(errors="replace").strip()), default=-1)
+        closing = last if rows[last].strip() == b"]" else None
+    for number, raw in enumerate(rows):
+        text = raw.decode(errors="surrogateescape")
+        if not text.strip() or (array and number in (0, closing)):
+            continue
+        slow.tally.rows += 1
+        row = raw
+        if array and len(raw.strip()) > 1 and raw.rstrip(b" \t\r\n").endswith(b","):
+            row = raw.rstrip(b" \t\r\n")[:-1]
+        try:
+            outcome = _first_of_its_id(converter.convert(row), seen)
+        except RowRejected as rejection:
+            slow.tally.rejected[rejection.reason] += 1
+            slow.rejected.append((number + 1, str(rejection.reason)))
+            continue
+        _count(outcome, slow, outcome.metric_id in sent, fresh_after)
+    return slow
+
+
+def _first_of_its_id(outcome: Outcome, seen: set[str]) -> Outcome:
+    if outcome.id in seen:
+        raise RowRejected(RejectReason.DUPLICATE_ID)
+    seen.add(outcome.id)
+    return outcome
+
+
+def _count(outcome: Outcome, slow: Slow, sent_before: bool, fresh_after: str | None) -> None:
+    tally = slow.tally
+    tally.reporting += outcome.reporting
+    reason = FilterReason.SENT_BEFORE if sent_before else outcome.filtered
+    if reason is None and fresh_after is not None and outcome.created_at >= fresh_after:
+        reason = FilterReason.TOO_FRESH
+    if reason is not None:
+        tally.filtered[reason] += 1
+        return
+    tally.lines += 1
+    tally.clamped += outcome.clamped
+    tally.not_an_address += not outcome.is_address
+    tally.ends_in_zero += outcome.ends_in_zero
+    tally.outside_day += outcome.outside_day
+    tally.unmapped_episodes += outcome.unmapped
+    slow.lines.append(f"{outcome.line}\n")
+    slow.cells.append(outcome.metric_id)
+
+
+class MemorySink:
+    """A sink that keeps what is written, and how often it was begun again."""
+
+    def __init__(self) -> None:
+        self.logs: list[KeptFile] = []
+        self.rejects: KeptFile | None = None
+        self.restarts = 0
+
+    def restart(self) -> None:
+        self.logs, self.rejects = [], None
+        self.restarts += 1
+
+    def open_log(self, index: int) -> KeptFile:
+        assert index == len(self.logs)
+        assert not self.logs or self.logs[-1].closed
+        self.logs.append(KeptFile())
+        return self.logs[-1]
+
+    def open_rejects(self) -> KeptFile:
+        assert self.rejects is None
+        self.rejects = KeptFile()
+        return self.rejects
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each log; each must be one gzip member without time and name."""
+        for log in self.logs:
+            assert log.closed
+            assert log.content.startswith(b"\x1f\x8b\x08\x00\x00\x00\x00\x00")
+        return [gzip.decompress(log.content).decode() for log in self.logs]
+
+    @property
+    def reject_entries(self) -> list[dict[str, object]]:
+        """The entries of the rejects file."""
+        if self.rejects is None:
+            return []
+        assert self.rejects.closed
+        return [orjson.loads(line) for line in gzip.decompress(self.rejects.content).splitlines()]
+
+
+class KeptFile(io.BytesIO):
+    """A file whose content is still there when it is closed."""
+
+    content = b""
+
+    def close(self) -> None:
+        if not self.closed:
+            self.content = self.getvalue()
+        super().close()

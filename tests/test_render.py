@@ -1,0 +1,292 @@
+"""The fast path and the exact rules give the same outcome for every row, however odd."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import re
+from datetime import date
+from io import BytesIO
+from ipaddress import IPv6Address
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from server.catalogue import Catalogue, Episode
+from server.convert import Conversion, LogRules
+from server.ids import pack_id
+from server.render import BlockRenderer
+from server.samples import day_rows
+from server.triton import ColumnSpec, Layout, LogFormat
+
+from .reference_conversion import convert_slowly
+
+DAY = date(2026, 11, 20)
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+KEY = bytes(range(32))
+EPISODE = "d2b1c0a4-6f0d-11ec-8f0c-0f1f2f3f4f5f"
+CATALOGUE = Catalogue(
+    {
+        EPISODE: Episode('guid %1\t"x"', ""),
+        "only-url": Episode("", "https://example.com/a.mp3?b=c d"),
+        "both": Episode("urn:both", "https://example.com/both.mp3"),
+    }
+)
+COLUMNS = (
+    ColumnSpec("agent", value="user-agent"),
+    ColumnSpec("what", constant='a "b"\t%'),
+    ColumnSpec("cs-uri-stem", value="url"),
+    ColumnSpec("ps", field="normalized_user_agent"),
+    ColumnSpec("x-metric-id", value="x-metric-id"),
+    ColumnSpec("range", value="byte-range"),
+    ColumnSpec("raw", field="duration"),
+    ColumnSpec("dist", constant="Publisher B"),
+    ColumnSpec("url", value="url"),
+)
+RULES = {
+    "default": LogRules(),
+    "truncated": LogRules(ip="truncated"),
+    "w3c": LogRules(Layout(LogFormat.W3C), url="/{podcast_id}/{guid}.mp3?e={episode_id}"),
+    "w3c truncated": LogRules(Layout(LogFormat.W3C), ip="truncated", rows="all"),
+    "percent": LogRules(Layout(text="percent", header="comment"), rows="all"),
+    "reporting": LogRules(Layout(header="none"), rows="reporting", partial_status=200, bytes="as-sent"),
+    "as sent": LogRules(bytes="as-sent"),
+    "200": LogRules(partial_status=200),
+    "columns": LogRules(Layout(columns=COLUMNS), rows="all"),
+    "w3c columns": LogRules(Layout(LogFormat.W3C, columns=COLUMNS), url="?{guid}"),
+    "one column": LogRules(Layout(columns=(ColumnSpec("id", value="x-metric-id"),))),
+    "url of every row": LogRules(url="/{id}/{country}/{guid}/{bytes_sent}?{city}"),
+    "constant url": LogRules(url="/all.mp3"),
+}
+GOOD: dict[str, Any] = {
+    "id": "11111111-2222-4333-8444-555555555555",
+    "podcast_id": "c9f1e6f2-6f0d-11ec-8f0c-0f1f2f3f4f5f",
+    "episode_id": EPISODE,
+    "created_at": "2026-11-20T12:00:00.000Z",
+    "ip": "192.0.2.55",
+    "filesize": 1000,
+    "bytes_sent": 1000,
+    "seconds_downloaded": 61,
+    "duration": 61.5,
+    "blacklisted_ip": False,
+    "blacklisted_ua": False,
+    "user_agent": "Player/1.0",
+    "normalized_user_agent": "other",
+    "country": "US",
+    "city": "São Paulo",
+}
+ODD_VALUES: list[Any] = [
+    None, True, False, 0, 1, -1, 59, 60, 999, 1001, 2**63 - 1, 2**63, 2**64, 10**30, 0.0, -0.0, 1.0, 1.5,
+    1e3, 1e300, "",
+    " ", "-", "0", "60", "1000", "1000.0", "\uff11\uff10\uff10\uff10", "true", "false", "True", "x" * 3000,
+    "é\u2028\u0085\x7f", "\t\n\r\\\"%",
+    "#comment", "\u00a0\u3000", "\ud7ff", "\U0010ffff", [], [1], {}, {"id": "x"}, ["true"],
+]  # fmt: skip
+ODD_FIELD_VALUES: dict[str, list[Any]] = {
+    "id": ["abc", "A1-b_c.d~e:f", "with blank", "ümlaut", "11111111-2222-4333-8444-55555555555", "#1",
+           "11111111-2222-4333-8444-55555555555G", "11111111-2222-4333-8444-55555555555A",
+           "11111111222243338444555555555555    ", "11111111 2222-4333-8444-555555555555", 12345],
+    "created_at": ["2026-11-20T23:59:59Z", "2026-11-20 23:59:59.999999+00:00", "2026-11-21T00:00:00.000Z",
+                   "2026-11-19T23:59:59", "2026-02-29T00:00:00Z", "2024-02-29T00:00:00Z", "2026-11-20T24:00:00Z",
+                   "2026-11-20T23:59:60Z", "2026-11-20T12:00:00+01:00", "2026-11-20T12:00:00.Z", "0000-01-01T00:00:00Z",
+                   "2026-11-20", "2026-11-20T12:00Z", " 2026-11-20T12:00:00Z", "\uff12026-11-20T12:00:00Z"],
+    "ip": ["1.2.3.0", "255.255.255.255", "1.2.3.04", "1.2.3", "1.2.3.4.5", "256.1.1.1", " 1.2.3.4 ", "\u00a01.2.3.4",
+           "1.2.3.4\n", "\uff11.2.3.4", "1.2.3.4\x00", "c19af70f3fb71c0f7adfb4d89dacccd3", "::", "::1", "::1.2.3.4",
+           "::ffff:1.2.3.4", "::ffff:1.2.3.0", "::ffff:0102:0304", "::ffff:0:1.2.3.4", "0::1:2", "1::",
+           "1:2:3:4:5:6:7::",
+           "::2:3:4:5:6:7:8", "1:0:0:2:0:0:0:3", "1:0:2:3:4:5:6:7", "2001:DB8::A", "2001:db8:0:0:1:0:0:1",
+           "2001:0db8:0000:0000:0001:0000:0000:0001", "fe80::1%eth0", "64:ff9b::1.2.3.4", "1:2:3:4:5:6:1.2.3.4", ":::",
+           "1::2::3", "12345::", "g::", "0:0:0:0:0:ffff:102:304", "2002::1", "100:0:0:0:0:0:0:0", "1:2:3:4:5:6:7:8:9",
+           "x\ty", "a:b", "127.1", "0x7f.0.0.1", "2130706433", 2130706433, "1.2.3.4/24", "[::1]", "::%"],
+    "podcast_id": ["a b/ü?#", "p" * 2040, "\x01", 7],
+    "episode_id": ["a b/ü?#", "only-url", "BOTH", " both ", "both", 7],
+    "filesize": ["1", "01", "1.0", 2**53 + 1.0, "9" * 30, " 1"],
+    "bytes_sent": ["0", "1", "01", "1.0", "9" * 30, 1e400],
+    "seconds_downloaded": ["59.9", "60.0", "6e1", "-60", 59.999, 1e300],
+    "user_agent": ["a\tb", 'say "hi"\\', "\u201eKüche\u201c", "%41", "\x00", "🎧", "#"],
+}  # fmt: skip
+
+
+def nasty_rows() -> list[bytes]:
+    """Rows with every odd value in every field, with and without the field, and lines that are no rows."""
+    rows = [
+        orjson.dumps(GOOD),
+        b"", b" ", b"\r", b"\xc2\xa0\xe3\x80\x80", b"\x1c", b"null", b"1", b'"text"', b"[]", b"{}", b"{",
+        b"\xff", b"\xef\xbb\xbf{}",
+        b'{"id":"\\ud800"}', b'{"id":"x","id":null}', b"[" * 2000, b'{"a":NaN}', b"nul", b"]", b"[", b",", b"{},",
+        orjson.dumps(GOOD)[:-1] + b',"id":"twice"}',
+        orjson.dumps(GOOD)[:-1] + b',"filesize":01}',
+        orjson.dumps(GOOD)[:-1] + b',"user_agent":"\\u2028\\u0000\\ud83d\\ude00"}',
+        orjson.dumps(GOOD)[:-1] + b',"unknown":[1,{"x":2}]}',
+        orjson.dumps(GOOD) + b"\r", b"\t " + orjson.dumps(GOOD) + b" ", orjson.dumps(GOOD).replace(b":", b" : "),
+        orjson.dumps(GOOD).replace(b"\xc3", b"\xff"),
+        orjson.dumps(GOOD).replace(b"Player", b"Pl\x01ayer"),
+    ]  # fmt: skip
+    for name in GOOD:
+        rows.append(orjson.dumps({key: value for key, value in GOOD.items() if key != name}))
+        values = [*ODD_VALUES, *ODD_FIELD_VALUES.get(name, [])]
+        rows += [_json(name, value) for value in values]
+    for ip, episode in itertools.product(["1.2.3.0", "token", "2001:db8::1"], ["", None, "only-url", "x?y=z"]):
+        rows.append(orjson.dumps({**GOOD, "ip": ip, "episode_id": episode}))
+    for sent, size in itertools.product([0, 1, 2, 10], repeat=2):
+        rows.append(orjson.dumps({**GOOD, "bytes_sent": sent, "filesize": size}))
+    for bad_ip, bad_ua, seconds in itertools.product([True, False, "true", "false", None], [True, "true", 0], [1, 60]):
+        flags = {"blacklisted_ip": bad_ip, "blacklisted_ua": bad_ua, "seconds_downloaded": seconds}
+        rows.append(orjson.dumps({**GOOD, **flags}))
+    return rows
+
+
+def _json(name: str, value: Any) -> bytes:
+    if isinstance(value, int) and value.bit_length() > 64:  # orjson writes none of these
+        return orjson.dumps({**GOOD, name: "BIG"}).replace(b'"BIG"', str(value).encode())
+    if value == float("inf"):
+        return orjson.dumps({**GOOD, name: "BIG"}).replace(b'"BIG"', b"1e400")
+    return orjson.dumps({**GOOD, name: value})
+
+
+def with_ids(rows: list[bytes]) -> list[bytes]:
+    """The same rows, with an id of its own for each that has the common one."""
+    own = (f"11111111-2222-4333-8444-{number:012x}".encode() for number in itertools.count())
+    return [row.replace(GOOD["id"].encode(), next(own)) for row in rows]
+
+
+def conversion(rules: LogRules, *, catalogue: bool = False) -> Conversion:
+    return Conversion(rules, KEY, CATALOGUE if catalogue else None, DAY)
+
+
+def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = None, times: int = 1) -> None:
+    """The block renderer gives what the exact rules give: lines, tally, rejections."""
+    data = b"".join(row + b"\n" for row in rows)
+    renderer = BlockRenderer(made, fresh_after)
+    slow = convert_slowly(rows, made, fresh_after=fresh_after)
+    for _ in range(times):  # the second time from memos that are filled
+        block = renderer.render(lambda: BytesIO(data))
+        text = b"".join(block.texts).decode()
+        assert text.split("\n") == "".join(slow.lines).split("\n")
+        assert block.tally.as_json() == slow.tally.as_json()
+        assert [(index + 1, str(reason)) for index, reason in block.rejected] == slow.rejected
+        assert block.pack() == tuple(map(pack_id, block.ids))
+        assert slow.tally.balanced
+        columns = len(made.rules.layout.specs)
+        for line in text.split("\n")[:-1]:
+            assert line.count("\t") == columns - 1
+            assert not _CONTROL.search(line)
+            assert not line.startswith("#")
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("catalogue", [False, True])
+def test_every_odd_row_comes_out_as_by_the_exact_rules(name: str, catalogue: bool) -> None:
+    """A table of nasty rows, all in one block, twice."""
+    assert_same(with_ids(nasty_rows()), conversion(RULES[name], catalogue=catalogue), times=2)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_odd_row_comes_out_so_when_it_stands_alone(name: str) -> None:
+    """Each nasty row in a block of its own, behind an ordinary one."""
+    ordinary = orjson.dumps({**GOOD, "id": "99999999-2222-4333-8444-555555555555"})
+    for row in nasty_rows():
+        assert_same([ordinary, row], conversion(RULES[name], catalogue=True))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_realistic_day_comes_out_as_by_the_exact_rules(name: str) -> None:
+    """Ordinary rows, some broken ones, and some too fresh, go through the fast path with no difference."""
+    rows = [row.removesuffix(b"\n") for row in day_rows(DAY, 3000, broken=True, tokens_share=0.1)]
+    assert_same(rows, conversion(RULES[name]), fresh_after="2026-11-20 20:00:00")
+
+
+def test_no_day_means_no_row_outside_it() -> None:
+    """An export whose name has no day in it has no row outside the day."""
+    rows = with_ids(nasty_rows())
+    made = Conversion(LogRules(), KEY)
+    assert_same(rows, made)
+    assert convert_slowly(rows, made).tally.outside_day == 0
+
+
+def test_one_episode_under_two_podcasts_keeps_each_rows_own_podcast() -> None:
+    """What is remembered of an episode is not mixed up when it comes with another podcast."""
+    rows = with_ids([orjson.dumps({**GOOD, "podcast_id": f"podcast-{n % 3}"}) for n in range(30)])
+    assert_same(rows, conversion(LogRules()), times=2)
+
+
+def test_memory_of_what_was_seen_is_bounded() -> None:
+    """Rows that share nothing leave nothing behind but a limited number of entries."""
+    renderer = BlockRenderer(conversion(LogRules(ip="truncated")))
+    for start in range(0, 120_000, 20_000):
+        rows = [
+            orjson.dumps({**GOOD, "id": f"i{n}", "ip": f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", "user_agent": str(n)})
+            for n in range(start, start + 20_000)
+        ]
+        renderer.render(lambda rows=rows: iter(rows))  # type: ignore[misc]  # mypy does not infer the default
+        memos = renderer._memos
+        assert max(map(len, (memos.addresses, memos.addresses.zeros, memos.agents, memos.times))) < 70_001
+    gc.collect()
+
+
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+_ipv4 = st.tuples(*[st.integers(0, 260)] * 4).map(lambda octets: ".".join(map(str, octets)))
+_groups = st.lists(st.sampled_from(["0", "1", "ffff", "db8", "00a0", "ABCD", "2001", "0000"]), min_size=8, max_size=8)
+_ipv6 = _groups.map(":".join) | _groups.map(lambda groups: str(IPv6Address(":".join(groups)))) | st.from_regex(
+    r"[0-9a-f]{0,4}(:{1,2}[0-9a-f]{0,4}){1,8}(:1\.2\.3\.4)?", fullmatch=True
+)  # fmt: skip
+_rows = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": _values | st.uuids().map(str) | st.text("ab-_ ", min_size=1, max_size=3),
+        "created_at": _values
+        | st.datetimes().map(lambda at: f"{at:%Y-%m-%dT%H:%M:%S}Z")
+        | st.just("2026-11-20 01:02:03"),
+        "ip": _values | _ipv4 | _ipv6,
+        "podcast_id": _values,
+        "episode_id": _values,
+        "filesize": _values | st.integers(0, 5),
+        "bytes_sent": _values | st.integers(0, 5),
+        "seconds_downloaded": _values | st.integers(58, 62),
+        "blacklisted_ip": _values,
+        "blacklisted_ua": _values,
+        "user_agent": _values,
+        "normalized_user_agent": _values,
+        "duration": _values,
+        "country": _values,
+    },
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(_rows, min_size=1, max_size=6), st.sampled_from(sorted(RULES)), st.booleans())
+@example([{"ip": "1:2:3:4:5:6:7::"}, {"ip": "0:1::"}], "default", False)
+def test_any_json_in_any_field_comes_out_as_by_the_exact_rules(
+    rows: list[dict[str, Any]], name: str, more: bool
+) -> None:
+    """Whatever JSON can say, in any field, alone or among ordinary rows."""
+    texts = [orjson.dumps({**GOOD, "id": f"id{number}", **row}) for number, row in enumerate(rows)]
+    ordinary = [row.removesuffix(b"\n") for row in day_rows(DAY, 5)]
+    assert_same([*ordinary, *texts] if more else texts, conversion(RULES[name], catalogue=more))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_ipv4 | _ipv6 | st.text(max_size=8), min_size=1, max_size=8), st.sampled_from(["full", "truncated"]))
+def test_addresses_are_written_as_ipaddress_writes_them(ips: list[str], how: str) -> None:
+    """Every form of an address, in any mixture."""
+    rows = [orjson.dumps({**GOOD, "id": f"id{number}", "ip": ip}) for number, ip in enumerate(ips)]
+    assert_same(rows, conversion(LogRules(ip=how)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=40) | st.text(max_size=20).map(str.encode), st.integers(0, 1))
+def test_any_bytes_are_a_row_or_rejected_or_blank(line: bytes, array: int) -> None:
+    """A line that is no JSON at all is counted once, by its first reason, or is blank."""
+    line = line.replace(b"\n", b"")
+    assert_same([orjson.dumps(GOOD), line, b" " * array], conversion(LogRules()))
