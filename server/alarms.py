@@ -123,7 +123,8 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
 
 def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
     """A day whose rows are far off those of the same weekday in the four weeks before it."""
-    rows = {day.day: day.rows for day in days if day.publications}
+    # A publication that a new ledger adopted from the folder has no books.
+    rows = {day.day: day.rows for day in days if any(publication.tally for publication in day.publications)}
     found = []
     for day in days:
         if day.day not in rows or now >= expires(day.day) + timedelta(days=1):
