@@ -1,0 +1,122 @@
+"""The same mapping as other engines write it: `python -m benchmarks.peers ENGINE EXPORT OUTPUT`.
+
+Each has the default rules as far as it can express them: rejected rows, the keyed hashes of tokens and addresses that
+are not canonical are beyond all of them, and so are the books. The Hashed-IP column is always ``-``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+COLUMNS = (
+    "date", "start-time", "IP", "Hashed-IP", "method", "url", "status", "bytes", "object-size", "byte-range",
+    "episode-guid", "podcast-id", "x-metric-id", "user-agent",
+)  # fmt: skip
+FIELDS = (
+    "id", "created_at", "ip", "podcast_id", "episode_id", "filesize", "bytes_sent", "blacklisted_ip", "blacklisted_ua",
+    "user_agent",
+)  # fmt: skip
+NUMBERS, FLAGS = ("filesize", "bytes_sent"), ("blacklisted_ip", "blacklisted_ua")
+CONTROLS = r"[\x00-\x1f\x7f-\x{9f}\x{2028}\x{2029}]"
+TOKEN = "^[0-9a-f]{32}$"
+
+
+def polars(export: str, output: str, level: int = 1) -> None:
+    """Polars: NDJSON from memory, CSV written through isal."""
+    import io
+
+    import polars as pl
+    from isal import igzip
+
+    types = {name: pl.Int64 if name in NUMBERS else pl.Boolean if name in FLAGS else pl.String for name in FIELDS}
+    with igzip.open(export) as file:  # type: ignore[no-untyped-call]  # isal annotates in part
+        text = file.read()
+    rows = pl.read_ndjson(io.BytesIO(text), schema=types)
+    del text
+    col, partial = pl.col, pl.col("bytes_sent") < pl.col("filesize")
+    sent = pl.min_horizontal("bytes_sent", "filesize")
+    agent = col("user_agent").fill_null("").str.replace_all(CONTROLS, " ")
+    agent = agent.str.replace_all('"', "%22", literal=True).str.replace_all("\\", "%5C", literal=True)
+    lines = (
+        rows.lazy()
+        .filter((col("bytes_sent") > 0) & ~col("blacklisted_ip") & ~col("blacklisted_ua"))
+        .select(
+            col("created_at").str.slice(0, 10).alias("date"),
+            col("created_at").str.slice(11, 8).alias("start-time"),
+            pl.when(col("ip").str.contains(TOKEN)).then(pl.lit("-")).otherwise(col("ip")).alias("IP"),
+            pl.lit("-").alias("Hashed-IP"),
+            pl.lit("GET").alias("method"),
+            pl.format("/{}/{}.mp3", "podcast_id", "episode_id").alias("url"),
+            pl.when(partial).then(206).otherwise(200).alias("status"),
+            sent.alias("bytes"),
+            col("filesize").alias("object-size"),
+            pl.when(partial).then(pl.format("0-{}", sent - 1)).otherwise(pl.lit("-")).alias("byte-range"),
+            col("episode_id").alias("episode-guid"),
+            col("podcast_id").alias("podcast-id"),
+            col("id").alias("x-metric-id"),
+            pl.when(agent.str.strip_chars() == "").then(pl.lit("-")).otherwise(agent).alias("user-agent"),
+        )
+        .collect()
+    )
+    with igzip.open(output, "wb", compresslevel=level) as file:  # type: ignore[no-untyped-call]
+        lines.write_csv(file, separator="\t", quote_style="never")
+
+
+def duckdb(export: str, output: str) -> None:
+    """DuckDB: read_json and COPY, both of gzip files."""
+    import duckdb as engine
+
+    types = ", ".join(
+        f"{name}: '{'BIGINT' if name in NUMBERS else 'BOOLEAN' if name in FLAGS else 'VARCHAR'}'" for name in FIELDS
+    )
+    agent = (
+        f"replace(replace(regexp_replace(coalesce(user_agent, ''), '{CONTROLS}', ' ', 'g'), '\"', '%22'), '\\', '%5C')"
+    )
+    engine.sql(f"""
+        COPY (
+            SELECT created_at[1:10] AS "date", created_at[12:19] AS "start-time",
+                CASE WHEN regexp_matches(ip, '{TOKEN}') THEN '-' ELSE ip END AS "IP",
+                '-' AS "Hashed-IP", 'GET' AS "method", '/' || podcast_id || '/' || episode_id || '.mp3' AS "url",
+                CASE WHEN bytes_sent < filesize THEN 206 ELSE 200 END AS "status",
+                least(bytes_sent, filesize) AS "bytes", filesize AS "object-size",
+                CASE WHEN bytes_sent < filesize THEN '0-' || (bytes_sent - 1) ELSE '-' END AS "byte-range",
+                episode_id AS "episode-guid", podcast_id AS "podcast-id", id AS "x-metric-id",
+                CASE WHEN trim({agent}) = '' THEN '-' ELSE {agent} END AS "user-agent"
+            FROM read_json('{export}', format = 'newline_delimited', columns = {{{types}}})
+            WHERE bytes_sent > 0 AND NOT blacklisted_ip AND NOT blacklisted_ua
+        ) TO '{output}' (FORMAT csv, HEADER, DELIMITER '\t', QUOTE '', ESCAPE '', COMPRESSION gzip)
+    """)
+
+
+def jq(export: str, output: str) -> None:
+    """Zcat, jq and gzip in a row."""
+    program = r"""
+        select(.bytes_sent > 0 and (.blacklisted_ip | not) and (.blacklisted_ua | not))
+        | ([.bytes_sent, .filesize] | min) as $sent | (.bytes_sent < .filesize) as $partial
+        | ((.user_agent // "") | gsub("[\\x00-\\x1f\\x7f-\\x{9f}\\x{2028}\\x{2029}]"; " ") | gsub("\""; "%22")
+            | gsub("\\\\"; "%5C")) as $agent
+        | [.created_at[0:10], .created_at[11:19], (if .ip | test("^[0-9a-f]{32}$") then "-" else .ip end), "-", "GET",
+            "/\(.podcast_id)/\(.episode_id).mp3", (if $partial then "206" else "200" end), $sent, .filesize,
+            (if $partial then "0-\($sent - 1)" else "-" end), .episode_id, .podcast_id, .id,
+            (if $agent | test("^\\s*$") then "-" else $agent end)]
+        | map(tostring) | join("\t")
+    """
+    header = "\t".join(COLUMNS)
+    script = '{ printf "%s\\n" "$1"; zcat -- "$2" | jq -r "$3"; } | gzip > "$4"'
+    subprocess.run(["bash", "-o", "pipefail", "-c", script, "jq", header, export, program, output], check=True)
+
+
+def floor(export: str, output: str, level: int = 1) -> None:
+    """Gunzip and gzip of the same data with isal, and nothing in between."""
+    from isal import igzip
+
+    source = igzip.open(export)  # type: ignore[no-untyped-call]
+    target = igzip.open(output, "wb", compresslevel=level)  # type: ignore[no-untyped-call]
+    with source, target:
+        while data := source.read(1 << 20):
+            target.write(data)
+
+
+if __name__ == "__main__":
+    {"polars": polars, "duckdb": duckdb, "jq": jq, "floor": floor}[sys.argv[1]](*sys.argv[2:4], *map(int, sys.argv[4:]))
