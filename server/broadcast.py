@@ -7,6 +7,7 @@ level or went is told once, also over a restart; a webhook that does not answer 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LOOK_EVERY = timedelta(seconds=30)
+FIRST_LOOK = timedelta(minutes=5)  # a first round that takes longer does not keep what else is wrong from being told
 LONGEST_RETRY = timedelta(minutes=15)
 _TOLD = "alarms_told"
 
@@ -41,6 +43,12 @@ class Broadcast:
         self._parts = parts
         self._server = server
         self.rounds: Counter[str] = Counter()
+        self._round_ended = asyncio.Event()
+
+    def round_ended(self, result: str) -> None:
+        """Count a round, ``good`` or ``failed``; what it changed is told at once."""
+        self.rounds[result] += 1
+        self._round_ended.set()
 
     def reading(self) -> Reading:
         """What one scrape shows; called in a thread of the metrics' own."""
@@ -70,16 +78,18 @@ class Broadcast:
         )
 
     async def watch_alarms(self, pushes: Pushes) -> None:
-        """Tell the webhook of every change, for ever."""
-        pause = LOOK_EVERY
+        """Tell the webhook of every change, for ever; not before a round has ended: a start is no alarm."""
+        pause = FIRST_LOOK
         while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._round_ended.wait(), timeout=pause.total_seconds())
+            self._round_ended.clear()
             try:
                 taken = await self.tell_changes(pushes, datetime.now(UTC))
             except PickupPointError as error:
                 log.error("alarms could not be looked at", why=str(error), hint=error.hint)
                 taken = False
-            pause = LOOK_EVERY if taken else min(pause * 2, LONGEST_RETRY)
-            await asyncio.sleep(pause.total_seconds())
+            pause = LOOK_EVERY if taken else min(max(pause, LOOK_EVERY) * 2, LONGEST_RETRY)
 
     async def tell_changes(self, pushes: Pushes, now: datetime) -> bool:
         """Push what came, changed its level or went since the last push that was taken; False to try again."""

@@ -87,7 +87,8 @@ class Service:
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
             raise CannotListen(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
         if self._config.metrics is not None:
-            self._metrics.start(*self._config.metrics.host_and_port)
+            metrics = self._metrics.start(*self._config.metrics.host_and_port)
+            log.info("service listened for Prometheus", port=metrics)
         tasks = {
             name: asyncio.create_task(job, name=name)
             for name, job in {
@@ -157,19 +158,16 @@ class Service:
                 outcome = await self._parts.feed.run_round(now)
             except SourceError as error:
                 failures += 1
-                self._broadcast.rounds["failed"] += 1
                 pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
                 self._tell_source(f"{error}", error.hint)
                 facts = {"source_error": str(error), "source_hint": error.hint}
             except (DataFolderError, LedgerError) as error:
                 failures += 1
-                self._broadcast.rounds["failed"] += 1
                 pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
                 log.error("feed gave up a round", why=str(error), hint=error.hint)
                 facts = {"round_error": str(error)}
             else:
                 failures = 0
-                self._broadcast.rounds["good"] += 1
                 if not any(result.word == "failed" for result in outcome.results):
                     await self._pushes.heartbeat()
                 pause = self._config.export.poll_every
@@ -186,6 +184,7 @@ class Service:
             pause *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter: two services do not ask the bucket in step
             facts |= {"last_round": now.isoformat(), "next_round": (datetime.now(UTC) + pause).isoformat()}
             await self._note(facts)
+            self._broadcast.round_ended("failed" if failures else "good")
             self._supervisor.status(
                 f"Serving {len(self._parts.point.served)} log files; next round {datetime.now(UTC) + pause:%H:%M:%SZ}"
             )

@@ -45,7 +45,7 @@ class Pushes:
         assert self._webhook_url is not None  # noqa: S101  # see hears_alarms
         try:
             async with self._client().post(self._webhook_url, json=message, allow_redirects=False) as answer:
-                if answer.ok:
+                if answer.status < 300:  # a redirect is not followed: it would become a GET
                     return True
                 why = f"it answered {answer.status}"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

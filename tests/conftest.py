@@ -6,6 +6,12 @@ from importlib.util import find_spec
 
 pytest_plugins = [
     name
-    for name in ("tests.fixtures_s3", "tests.fixtures_sftp", "tests.fixtures_feed")
+    for name in (
+        "tests.fixtures_s3",
+        "tests.fixtures_sftp",
+        "tests.fixtures_feed",
+        "tests.fixtures_service",
+        "tests.fixtures_ops",
+    )
     if find_spec(name) is not None
 ]
