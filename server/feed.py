@@ -134,7 +134,8 @@ class Feed:
         if self._policy.export.first_day is not None:
             window = [day for day in window if day >= self._policy.export.first_day]
         else:
-            known = [*listing.exports, *self._ledger.days(), *(p.day for p in self._ledger.publications())]
+            delivered = [day for day, record in self._ledger.days().items() if record.export is not None]
+            known = [*listing.exports, *delivered, *(p.day for p in self._ledger.publications())]
             # Before the first day that was ever seen nothing is missing: Megaphone delivers no backfill.
             window = [day for day in window if known and day >= min(known)]
         days = sorted({*window, *wish.days})
@@ -293,7 +294,7 @@ class Feed:
         """Fetch the export into staging, then publish it."""
         export, day = order.export, order.export.day
         spool = self._point.staging_dir / f"export-{day}.json.gz"
-        catalogue = self._catalogue()
+        catalogue = await in_thread(self._catalogue)
         progress = self._progress
 
         def read(count: int) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a FIFO must not wait
 _CHUNK = 1 << 20
+LOOKED_AT_FOR = 0.5  # seconds
 WAITING_IS_TOLD_AFTER = 0.5  # seconds: the service's own short passes are no news
 
 
@@ -227,11 +228,14 @@ class PickupPoint:
             DataFolderBusy: another service has it.
         """
         with file_lock(self.data_dir / "lock") as taken:
-            if not taken():
-                raise DataFolderBusy(
-                    f"another pickup-point already serves {self.data_dir}",
-                    hint="pickup-point status shows it; systemctl status pickup-point",
-                )
+            asked = time.monotonic()
+            while not taken():  # `status` and `check` hold it for an instant, to see whether it can be had
+                if time.monotonic() - asked > LOOKED_AT_FOR:
+                    raise DataFolderBusy(
+                        f"another pickup-point already serves {self.data_dir}",
+                        hint="pickup-point status shows it; systemctl status pickup-point",
+                    )
+                time.sleep(0.02)
             yield
 
     @contextlib.contextmanager

@@ -105,6 +105,18 @@ async def test_an_identical_rewrite_sends_nothing(site: Site) -> None:
     assert site.files() == [name()] and site.source.fetched == [DAY]
 
 
+async def test_an_identical_rewrite_in_a_folder_is_compared_once_and_sends_nothing(site: Site) -> None:
+    """Where only the time of modification tells versions apart, a rewrite is read, compared, and that was it."""
+    site.source.by_content = False
+    await published(site)
+    site.put(rows_of(DAY, 10), at(1, "09:00"))
+    await site.round(at(1, "10:05"))
+    await site.round(at(1, "10:15"))
+    assert site.files() == [name()] and site.source.fetched == [DAY, DAY]
+    (check,) = site.ledger.late_checks(DAY)
+    assert (check.unsent, check.changed, check.removed) == (0, 0, 0)
+
+
 async def test_a_late_file_has_the_layout_of_the_days_first(make_site: Callable[..., Site]) -> None:
     """After a change of ``[log]`` a late file keeps prefix, format, columns and rules of the first file."""
     columns = (ColumnSpec("x-metric-id", value="x-metric-id"), ColumnSpec("when", value="date"))

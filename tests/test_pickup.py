@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -237,6 +238,17 @@ def test_a_second_service_is_refused(point: PickupPoint) -> None:
         pass
     with PickupPoint(point.data_dir).service_lock():
         pass
+
+
+def test_a_glance_at_the_lock_does_not_refuse_a_start(point: PickupPoint) -> None:
+    """What `status` and `check` do to see whether a service runs does not keep one from starting at that instant."""
+    descriptor = os.open(point.data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    timer = threading.Timer(0.1, os.close, (descriptor,))
+    timer.start()
+    with point.service_lock():
+        pass
+    timer.join()
 
 
 HOLDER = """

@@ -36,11 +36,11 @@ def test_a_feed_killed_at_any_step_carries_on_by_itself(tmp_path: Path, scenario
     for step in range(1, steps + 1):
         before = whole_files(tmp_path / str(step))
         site = Site(tmp_path / str(step), **SCENARIOS[scenario])
-        asyncio.run(carry_on(site, scenario, before))
+        asyncio.run(carry_on(site, scenario, before, thorough=step % 4 == 0))
         site.stop()
 
 
-async def carry_on(site: Site, scenario: str, before: dict[str, bytes]) -> None:
+async def carry_on(site: Site, scenario: str, before: dict[str, bytes], *, thorough: bool) -> None:
     """The rounds after the next start, and what must be true then."""
     now = at(1, "23:10") if scenario == "unfinal" else at(1, "10:15")
     await site.round(now)
@@ -48,9 +48,10 @@ async def carry_on(site: Site, scenario: str, before: dict[str, bytes]) -> None:
     await site.round(at(2, "12:00"), DAY)
     rows = COUNT if scenario in ("one", "several", "unfinal", "again") else COUNT + 10
     assert site.standing_ids() == {f"{DAY}-{n}": 1 for n in range(rows)}
-    names = site.files()
-    assert (await site.round(at(2, "12:10"), DAY)).published == []
-    assert site.files() == names
+    if thorough:
+        names = site.files()
+        assert (await site.round(at(2, "12:10"), DAY)).published == []
+        assert site.files() == names
     site.check_folder()
     for file, data in before.items():
         assert (site.point.pickup_dir / file).read_bytes() == data
