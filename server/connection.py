@@ -41,6 +41,7 @@ KEEPALIVES_MISSED = 3
 
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
 MOST_KEY_OFFERS = 30  # on one connection: agents hold many keys
+MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_REQUEST = 93, 98  # RFC 4254, section 9
 MOST_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
 
 
@@ -180,14 +181,16 @@ class SshConnection(asyncssh.SSHServerConnection):
     def log_received_packet(self, *_: Any, **__: Any) -> None:
         """No packet logging."""
 
-    def new_channel(self) -> asyncssh.SSHServerChannel[bytes]:
+    def new_channel(self, session: SftpSession) -> asyncssh.SSHServerChannel[bytes]:
         """A channel for one session, with a small window and a limit on the requests before the session."""
         channel = self.create_server_channel(encoding=None, window=RECEIVE_WINDOW)
         seen = 0
 
         def count(pkttype: int, *_: Any) -> None:
             nonlocal seen
-            seen += pkttype == 98  # SSH_MSG_CHANNEL_REQUEST: each "env" is kept in memory
+            if pkttype == MSG_CHANNEL_WINDOW_ADJUST:
+                session.window_opened()
+            seen += pkttype == MSG_CHANNEL_REQUEST  # each "env" is kept in memory
             if seen > MOST_CHANNEL_REQUESTS:
                 self.server.refused(self.address, Reason.FLOOD, self.user)
                 raise asyncssh.ProtocolError("Too many channel requests")
@@ -318,7 +321,8 @@ class Owner(asyncssh.SSHServer):
         connection = self._connection
         if not connection.server.has_room_for_session(connection):
             return False
-        return connection.new_channel(), SftpSession(connection)
+        session = SftpSession(connection)
+        return connection.new_channel(session), session
 
 
 def connection_options(settings: SftpSettings, credentials: Credentials) -> asyncssh.SSHServerConnectionOptions:

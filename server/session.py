@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import structlog
 
+from .express import Express
 from .guard import Reason
 from .packets import LONGEST_PACKET
 from .proof import Ending, Grade
@@ -48,10 +49,12 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     """One channel: takes requests from its bytes, one after the other, and sends the replies."""
 
     _channel: asyncssh.SSHServerChannel[bytes]
+    _express: Express
 
     def __init__(self, connection: SshConnection) -> None:
         self._connection = connection
         self._view: View | None = None
+        self._rest: memoryview | None = None  # of a reply of file data, when the client's window was too small
         self._inbox = bytearray()
         self._waiting = False  # for a disk
         self._unsent = False  # the channel holds too much
@@ -69,12 +72,18 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Whether a transfer is under way."""
         return self._waiting or (self._view is not None and self._view.busy)
 
+    @property
+    def _stuck(self) -> bool:
+        """Whether the next request must wait: for a disk, or for the client to take the last reply."""
+        return self._waiting or self._unsent or self._rest is not None or self._connection.choked
+
     # -- what asyncssh calls --
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         """The channel is open."""
         self._channel = chan
         chan.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
+        self._express = Express(chan)
 
     def shell_requested(self) -> bool:
         """Answered with a sentence."""
@@ -131,6 +140,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         """The channel is closed."""
         self._lost = True
+        self._rest = None
         self._inbox.clear()
         self._connection.sessions.discard(self)
         if not self._waiting:
@@ -144,7 +154,9 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         position = 0
         inbox = self._inbox
         view = self._view
-        while view is not None and not (self._lost or self._waiting or self._unsent or self._connection.choked):
+        if self._rest is not None and not (self._lost or self._connection.choked):
+            self._send_rest()
+        while view is not None and not (self._lost or self._stuck):
             if len(inbox) - position < 4:
                 break
             length = int.from_bytes(inbox[position : position + 4], "big")
@@ -176,7 +188,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Stop taking requests in while earlier ones wait, and end the session when all is done."""
         if self._lost or self._view is None:
             return
-        stuck = self._waiting or self._unsent or self._connection.choked
+        stuck = self._stuck
         if stuck and len(self._inbox) > MOST_WAITING and not self._reading_paused:
             self._reading_paused = True
             self._channel.pause_reading()
@@ -215,14 +227,36 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         view = self._view
         if isinstance(reply, bytearray):
             self._unmarked = True
-        elif view is not None and (self._unmarked or view.closing):
-            self._mark_place()
-            self._settle_later()
-        try:
-            self._channel.write(cast("bytes", reply))
-        except OSError:
-            return  # the client closed its side of the channel; connection_lost follows
+            self._rest = memoryview(reply)
+            self._send_rest()
+        else:
+            if view is not None and (self._unmarked or view.closing):
+                self._mark_place()
+                self._settle_later()
+            self._write(reply)
         self._connection.server.counters.bytes_sent += len(reply)
+
+    def _send_rest(self) -> None:
+        """Go on with a reply of file data, as far as the client's window reaches."""
+        transport = self._connection.transport
+        if self._rest is None or transport is None:
+            return
+        sent = self._express.send(transport, self._rest)
+        if sent is None:
+            self._write(bytes(self._rest))
+            self._rest = None
+        else:
+            self._rest = self._rest[sent:] if sent < len(self._rest) else None
+
+    def _write(self, data: bytes) -> None:
+        with suppress(OSError):  # the client closed its side of the channel; connection_lost follows
+            self._channel.write(data)
+
+    def window_opened(self) -> None:
+        """The client is about to take more."""
+        if self._rest is not None:
+            self._connection.touch()
+            self._plan_pump()
 
     @property
     def settling(self) -> bool:
@@ -238,7 +272,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def _mark_place(self) -> None:
         """Remember where in the connection's bytes the last data stands, once all of it left the channel."""
-        if self._unmarked and not self._lost and self._channel.get_write_buffer_size() == 0:
+        if self._unmarked and not self._lost and self._rest is None and self._channel.get_write_buffer_size() == 0:
             with suppress(OSError):  # the socket is gone
                 self._mark = self._connection.written()
                 self._unmarked = False

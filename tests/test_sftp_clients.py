@@ -142,8 +142,8 @@ async def test_lftp(partner: Partner) -> None:
     script = (
         "set sftp:auto-confirm yes; set net:max-retries 1; set cmd:fail-exit no; set sftp:connect-program "
         f"'ssh -a -x -oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=no'; ls; get {NAME} -o one; rm {NAME}; "
-        f"mv {NAME} x; put upload.gz; mirror / mirrored; get {NAME} -o two; bye"
-    )
+        f"mv {NAME} x; put upload.gz; mirror / mirrored; get {NAME} -o two; rm {NAME}; echo over; bye"
+    )  # lftp sends the CLOSE of a file with its next request, or not at all when "bye" comes first
     status, output = await partner.run(
         "lftp", "-u", f"triton,{PASSWORD}", "-e", script, f"sftp://127.0.0.1:{partner.port}"
     )
