@@ -239,8 +239,10 @@ class Feed:
             fresh = f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}"
             remark = f"not final at give_up_waiting: {record.seen}"
             may_hold = not wish.accept_rejects
-            if hold is not None and published_when_given_up(hold):
-                may_hold = False
+            if hold is not None and may_hold:
+                if not published_when_given_up(hold):
+                    return DayResult(day, "held", f"{hold.why}; to publish it: {_accept(day)}")
+                remark, may_hold = f"{remark}; published though held: {hold.why}", False
             order = Order("unfinal", export, self._policy.rules, name, remark, fresh_after=fresh, may_hold=may_hold)
             return await self._carry_out(order, now, give_up=True)
         return DayResult(day, record.seen, _SENTENCES[record.seen])
@@ -312,6 +314,7 @@ class Feed:
             reason, why = done.held
             if published_when_given_up(Hold(why, reason, export.etag, done.tally)):
                 remark = f"published at give_up_waiting though held: {why}"
+                remark = f"{order.remark}; {remark}" if order.remark else remark
                 return await self._carry_out(replace(order, remark=remark, may_hold=False), now)
         return result
 

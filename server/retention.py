@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from .megaphone import start_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+DAY = timedelta(days=1)
 WARN_DAYS = 7  # a file that nobody picked up is told of this long before it goes
 
 
@@ -45,10 +48,13 @@ class Pruned:
 
 
 def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
-    """Every file that is still published, and when it goes, the oldest first."""
+    """Every file that is still published, and when it goes, the oldest first.
+
+    No day was published before its end, whatever a clock or a restored file's mtime said of it then.
+    """
     keep = timedelta(days=keep_days)
     files = [
-        Expiring(entry, publication.published_at, publication.published_at + keep)
+        Expiring(entry, publication.published_at, max(publication.published_at, start_of(publication.day) + DAY) + keep)
         for publication in publications
         for entry in publication.logs
         if entry.state == "published" and publication.published_at is not None
@@ -75,6 +81,8 @@ def prune(ledger: Ledger, point: PickupPoint, keep_days: int, now: datetime, *, 
     Raises:
         DataFolderError, LedgerError: as the disk says; what was removed by then stays removed and recorded.
     """
+    # A local clock that runs ahead of the source's must not remove what the partner has yet to fetch.
+    now -= timedelta(seconds=max(0.0, float(ledger.facts().get("clock_skew", 0))))
     files = ages(ledger.publications(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)

@@ -240,9 +240,19 @@ async def test_an_unfinal_day_with_too_many_rejects_goes_out_when_given_up(site:
     site.put(rows_of(DAY, 6) + broken_rows(4), at(0, "23:59"))
     assert await site.word(at(1, "23:00")) == "published"
     assert site.ids() == between(0, 6)
-    assert (
-        "not final" in site.days(at(1, "23:01"))[DAY].remarks[0] or "held" in site.days(at(1, "23:01"))[DAY].remarks[0]
-    )
+    remark = site.days(at(1, "23:01"))[DAY].remarks[0]
+    assert remark.startswith("not final at give_up_waiting: stale") and "though held: 4 of 10 rows" in remark
+
+
+async def test_an_unfinal_day_that_stays_held_is_converted_once(make_site: Callable[..., Site]) -> None:
+    """A day that nobody may give up is not read again every ten minutes; the operator's word still publishes it."""
+    site = make_site(tokens="hold")
+    site.put(rows_of(DAY, 6, ip="c19af70f3fb71c0f7adfb4d89dacccd3"), at(0, "23:59"))
+    for minute in ("23:00", "23:10", "23:20"):
+        assert await site.word(at(1, minute)) == "held"
+    assert site.source.fetched == [DAY] and site.state(at(1, "23:20")) == "held"
+    assert await site.word(at(1, "23:30"), DAY, accept=True) == "published"
+    assert site.ledger.publications(DAY)[0].kind == "unfinal"
 
 
 # Sent again by an operator's word

@@ -308,16 +308,28 @@ async def test_a_lost_ledger_and_an_unknown_layout_send_nothing_and_say_so_once(
     assert len(left) == 1 and "layout is not known" in left[0]
 
 
-async def test_a_file_restored_without_its_mtime_is_not_published_again(site: Site) -> None:
-    """A lost ledger adopts a file from 1970, retention prunes it as old, and the day still never comes back."""
+async def test_a_file_restored_without_its_mtime_is_kept_for_its_time(site: Site) -> None:
+    """A lost ledger adopts a file from 1970; it is neither pruned as old nor published again."""
     site.put(rows_of(DAY, 5), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     os.utime(site.point.pickup_dir / name(), (0, 0))
     lose_ledger(site)
     await site.round(at(1, "06:35"))
     assert site.ledger.publications(DAY)[0].published_at == datetime(1970, 1, 1, tzinfo=UTC)
-    site.prune(at(1, "06:36"))
-    assert (await site.round(at(1, "06:45"))).published == []
+    site.prune(at(61))
+    assert site.files() == site.served() == [name()]
+    site.prune(at(61, "00:00:01"))
+    assert site.files() == []
+
+
+async def test_what_was_sent_and_pruned_is_not_sent_again(site: Site) -> None:
+    """Where the file that says what was sent is pruned, by whatever clock, a changed export brings nothing."""
+    site.put(rows_of(DAY, 5), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.point.remove(log_name())
+    site.ledger.pruned(log_name(), at(1, "06:00"))
+    site.put(rows_of(DAY, 6), at(1, "06:00"))
+    assert (await site.round(at(1, "07:05"))).published == []
     assert site.files() == []
 
 

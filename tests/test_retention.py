@@ -149,6 +149,26 @@ async def test_age_counts_from_the_publication_and_not_from_the_mtime(site: Site
     assert site.prune(at(62, "05:35:01")).logs == (log_name(day=second),)
 
 
+async def test_a_clock_that_was_wrong_at_publication_removes_nothing_early(site: Site) -> None:
+    """A machine that booted in 1970 and published then does not prune the day when its clock is right again."""
+    site.skew = -timedelta(days=20_000)
+    await published(site)
+    site.skew = timedelta()
+    await site.round(at(1, "06:35"))
+    assert site.prune(at(61)).logs == ()
+    assert site.prune(at(61, "00:00:01")).logs == (log_name(),)
+
+
+async def test_a_clock_that_runs_ahead_removes_nothing_early(site: Site) -> None:
+    """A local clock a year ahead of the source's is taken for what it is: no file goes before its time."""
+    await published(site)
+    site.skew = timedelta(days=365)
+    await site.round(at(1, "06:35"))
+    assert site.prune(at(1, "06:36") + site.skew).logs == ()
+    assert site.prune(OLD + site.skew).logs == ()
+    assert site.prune(OLD + site.skew + SECOND).logs == (log_name(),)
+
+
 def test_expired_is_a_matter_of_the_clock_that_is_handed_in() -> None:
     """More than ``keep_days`` days: the instant itself is not yet past."""
     file = Expiring(None, PUBLISHED, OLD)  # type: ignore[arg-type]  # the log is not looked at
