@@ -22,6 +22,7 @@ from .settings import (
     AlertSettings,
     Config,
     ExportSettings,
+    FeedsSettings,
     LogOutputSettings,
     LogSettings,
     MetricsSettings,
@@ -40,6 +41,7 @@ __all__ = [
     "AlertSettings",
     "Config",
     "ExportSettings",
+    "FeedsSettings",
     "LogOutputSettings",
     "LogSettings",
     "MetricsSettings",
@@ -58,6 +60,7 @@ _SECRET_KEYS = {"password_hash", "webhook_url", "heartbeat_url"}
 _SECTIONS: dict[str, type[Section]] = {
     "export": ExportSettings,
     "log": LogSettings,
+    "feeds": FeedsSettings,
     "retention": RetentionSettings,
     "sftp": SftpSettings,
     "alerts": AlertSettings,
@@ -214,6 +217,7 @@ _RANGES = (
         "a day could never become final in time for the three days in which Triton counts",
     ),
     ("export", "poll_every", "1s", "6h", "the bucket is looked at once in this time"),
+    ("feeds", "refresh_every", "5m", "7d", "each RSS feed is asked once in this time whether it has changed"),
     ("sftp", "login_timeout", "1s", "1h", "a connection that does not log in is closed after it"),
     ("sftp", "idle_timeout", "1s", "24h", "a session that does nothing is closed after it"),
     ("sftp", "keepalive", "1s", "1h", "a silent client is asked once in this time whether it is there"),
@@ -232,6 +236,7 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
     retention: RetentionSettings | None = sections["retention"]
     alerts: AlertSettings | None = sections["alerts"]
     metrics: MetricsSettings | None = sections["metrics"]
+    feeds: FeedsSettings | None = sections["feeds"]
     for section, key, low, high, why in _RANGES:
         value = getattr(sections[section], key, None)
         if value is not None and not parse_duration(low) <= value <= parse_duration(high):
@@ -253,6 +258,9 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
         problems += _export_checks(export)
     if log:
         problems += _log_checks(log)
+    if feeds and feeds.file is not None and not feeds.file.is_file():
+        cure = "put the file there, an RSS feed a line, or remove the key"
+        problems.append(Problem("feeds.file", f"is {feeds.file}: there is no such file", cure))
     if alerts and alerts.critical_before > alerts.warn_before:
         longer = f'more than warn_before ("{duration_text(alerts.warn_before)}")'
         wrong = f'is "{duration_text(alerts.critical_before)}", {longer}'

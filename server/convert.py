@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .address import sent_address
 from .megaphone import ExportRow
 from .tally import FilterReason, RejectReason, RowRejected
-from .triton import URL_LIMIT, Layout, LogLine, UrlTemplate
+from .triton import DEFAULT_URL, URL_LIMIT, Layout, LogLine, UrlTemplate
 
 if TYPE_CHECKING:
     from datetime import date
@@ -32,7 +32,7 @@ class LogRules:
     ip: str = "full"
     partial_status: int = 206
     bytes: str = "clamped"
-    url: str = "/{podcast_id}/{episode_id}.mp3"
+    url: str = DEFAULT_URL
 
     def as_json(self) -> dict[str, Any]:
         """As the ledger keeps it."""
@@ -109,6 +109,7 @@ class RowConverter:
         episode = self._conversion.catalogue.find(row.episode_id) if self._conversion.catalogue is not None else None
         guid = episode.guid if episode is not None and episode.guid else row.episode_id
         known = row.fields | {"podcast_id": row.podcast_id, "episode_id": row.episode_id}
+        known |= {"token": "", "enclosure_url": ""} if episode is None else episode.parts()
         url = episode.url if episode is not None and episode.url else self._template.fill(known, guid)
         if len(url) > URL_LIMIT:
             raise RowRejected(RejectReason.URL_TOO_LONG)

@@ -19,6 +19,7 @@ from .convert import Conversion, LogRules
 from .ids import PARTITIONS, Partitioned
 from .member import Piece
 from .tally import Tally
+from .triton import UrlTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -173,6 +174,13 @@ def _unpack_partitioned(data: bytes) -> Partitioned | None:
     return Partitioned(counts, data[size:])
 
 
+def _pack_catalogue(catalogue: Catalogue, template: str) -> dict[str, tuple[str, ...]]:
+    """The episodes, with the parts of their URLs only where the template asks for them."""
+    if {"token", "enclosure_url"}.isdisjoint(UrlTemplate(template).fields):
+        return {key: (e.guid, e.url) for key, e in catalogue.episodes.items()}
+    return {key: (e.guid, e.url, e.token, e.enclosure_url) for key, e in catalogue.episodes.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What a worker must know before its first job."""
@@ -186,7 +194,7 @@ class Setup:
         fields = {
             "rules": conversion.rules.as_json(),
             "hash_key": conversion.hash_key.hex(),
-            "catalogue": catalogue and {key: (e.guid, e.url) for key, e in catalogue.episodes.items()},
+            "catalogue": None if catalogue is None else _pack_catalogue(catalogue, conversion.rules.url),
             "day": conversion.day,
             "fresh_after": self.fresh_after,
         }

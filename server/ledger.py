@@ -25,6 +25,7 @@ from .ledger_rows import (
     text,
 )
 from .records import DELIVERY
+from .rss_shelf import RssShelf
 from .schema import MIGRATIONS
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _BUSY_SECONDS = 30
 
 class Ledger:
     """An open ledger; `open` makes one, `close` comes last. ``created`` is True when there was none before.
+    ``rss`` is its shelf of RSS feeds.
 
     Every method raises `LedgerError` when SQLite cannot do what is asked.
     """
@@ -51,6 +53,7 @@ class Ledger:
         self.created = created
         self._connection = connection
         self._lock = threading.RLock()
+        self.rss = RssShelf(self._transaction, self._rows)
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
@@ -108,11 +111,13 @@ class Ledger:
         with self._transaction() as run:
             number = run(
                 "INSERT INTO publication (delivery, day, kind, export_key, export_etag, export_size, export_modified,"
-                " rules, tally, changed, removed, remark, intended_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                " rules, tally, changed, removed, remark, intended_at, catalogue)"
+                " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (publication.delivery, publication.day.isoformat(), publication.kind, export.key, export.etag,
                  export.size, text(export.last_modified), _json(publication.rules.as_json()),
                  None if publication.tally is None else _json(publication.tally.as_json()), publication.changed,
-                 publication.removed, publication.remark, text(publication.intended_at)),
+                 publication.removed, publication.remark, text(publication.intended_at),
+                 None if publication.catalogue is None else _json(publication.catalogue.as_json())),
             ).lastrowid  # fmt: skip
             for log, count in zip(logs, lines, strict=True):
                 run(

@@ -10,7 +10,8 @@ import orjson
 from .convert import LogRules
 from .megaphone import DayExport
 from .proof import Ending, Grade, Pickup
-from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
+from .records import CatalogueStamp, DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication, RssFeed
+from .rss_items import RssItem
 from .tally import Tally
 from .triton import LogName
 
@@ -71,6 +72,7 @@ def publication_of(row: Row, logs: tuple[LedgerLog, ...]) -> Publication:
         intended_at=moment(row["intended_at"]),
         published_at=instant(row["published_at"]),
         logs=logs,
+        catalogue=None if row["catalogue"] is None else CatalogueStamp(**orjson.loads(row["catalogue"])),
     )
 
 
@@ -140,6 +142,36 @@ def pickup_of(row: Row) -> Pickup:
         covered=row["covered"],
         grade=Grade(row["grade"]),
         ending=Ending(row["ending"]) if row["ending"] else None,
+    )
+
+
+def rss_feed_of(row: Row, items: tuple[RssItem, ...]) -> RssFeed:
+    """A row of ``rss_feed`` with its items."""
+    return RssFeed(
+        url=row["url"],
+        tried_at=moment(row["tried_at"]),
+        read_at=instant(row["read_at"]),
+        title=row["title"],
+        etag=row["etag"],
+        last_modified=row["last_modified"],
+        error=row["error"],
+        hint=row["hint"],
+        change=row["change"],
+        items=items,
+    )
+
+
+def rss_item_of(row: Row) -> RssItem:
+    """A row of ``rss_item``."""
+    return RssItem(
+        guid=row["guid"],
+        enclosure_url=row["enclosure_url"],
+        title=row["title"],
+        published=instant(row["published"]),
+        duration=row["duration"],
+        length=row["length"],
+        bare_url=row["bare_url"],
+        token=row["token"],
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .address import sent_address
 from .megaphone import identifier, parse_created_at
-from .triton import URL_LIMIT, LogFormat, UrlTemplate
+from .triton import OF_CATALOGUE, URL_LIMIT, LogFormat, UrlTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LIMIT = 50_000  # entries of a memo
 _NO_HASH = "\t-"
+_NO_PARTS = {"token": "", "enclosure_url": ""}
 _LONGEST_IPV4 = len("255.255.255.255")
 # All eight groups spelled out: accepted by inet_pton and ipaddress alike, and written alike but for leading zeros.
 _FULL_IPV6 = re.compile(r"[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4}){7}", re.ASCII)
@@ -126,7 +127,7 @@ class Episodes(dict[str, tuple[str, str, str]]):
         self._clean: Callable[[Any], str] = conversion.rules.layout.clean
         self._split_query = split_query
         self._before = "\tGET\t" if conversion.rules.ip == "truncated" else f"{_NO_HASH}\tGET\t"
-        self.per_row = not {"podcast_id", "episode_id", "guid"}.issuperset(self._template.fields)
+        self.per_row = not {"podcast_id", "episode_id", *OF_CATALOGUE}.issuperset(self._template.fields)
 
     def clear(self) -> None:
         super().clear()
@@ -160,7 +161,8 @@ class Episodes(dict[str, tuple[str, str, str]]):
         known = self._catalogue.find(episode_id) if self._catalogue is not None else None
         guid = known.guid if known is not None and known.guid else episode_id
         url = known.url if known is not None else ""
-        url = url or self._template.fill({**row, "podcast_id": podcast_id, "episode_id": episode_id}, guid)
+        parts = known.parts() if known is not None else _NO_PARTS
+        url = url or self._template.fill({**row, "podcast_id": podcast_id, "episode_id": episode_id, **parts}, guid)
         if len(url) > URL_LIMIT:
             raise Unusual
         if self._split_query:

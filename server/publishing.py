@@ -170,6 +170,7 @@ class Publisher:
                 changed=changed,
                 removed=removed,
                 remark=order.remark,
+                catalogue=catalogue.stamp if catalogue is not None else None,
             )
             files = self._link(staging, publication, converted.lines_per_log, now)
         return Done(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)

@@ -6,13 +6,14 @@ No outside world. Instants are in UTC.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from datetime import date, datetime
 
     from .convert import LogRules
     from .megaphone import DayExport
+    from .rss_items import RssItem
     from .tally import Tally
     from .triton import LogName
 
@@ -38,12 +39,55 @@ class LedgerLog:
 
 
 @dataclass(frozen=True, slots=True)
+class CatalogueStamp:
+    """Which episode catalogue a file was made with: ``version`` is the same for the same content, wherever it is made.
+
+    ``episodes`` it knew, ``rss_feeds`` it was made of beside the operator's file, the oldest of them read at
+    ``read_at`` (ISO 8601 in UTC, empty where no RSS feed was read).
+    """
+
+    version: str
+    episodes: int
+    rss_feeds: int = 0
+    read_at: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As the ledger and ``--json`` hold it."""
+        return {
+            "version": self.version,
+            "episodes": self.episodes,
+            "rss_feeds": self.rss_feeds,
+            "read_at": self.read_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RssFeed:
+    """One of the publisher's RSS feeds, as it was when it was last read; ``error`` says why the last try failed.
+
+    ``change`` grows with every new content.
+    """
+
+    url: str
+    tried_at: datetime
+    read_at: datetime | None = None
+    title: str = ""
+    etag: str = ""
+    last_modified: str = ""
+    error: str = ""
+    hint: str = ""
+    change: int = 0
+    items: tuple[RssItem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Publication:
     """What was published together, from one version of a day's export.
 
     ``kind``: the day's ``first``; ``unfinal``, its freshest rows withheld; ``late`` rows; ``resend``, the operator's
     word; ``adopted``, found in the folder by a new ledger. ``tally`` is None for an adopted one. ``changed`` rows
-    differ from the line that was sent, ``removed`` ones are no longer in the export.
+    differ from the line that was sent, ``removed`` ones are no longer in the export. ``catalogue`` is None where no
+    episode catalogue was in use.
     """
 
     id: int
@@ -59,6 +103,14 @@ class Publication:
     remark: str = ""
     logs: tuple[LedgerLog, ...] = ()
     delivery: str = DELIVERY
+    catalogue: CatalogueStamp | None = None
+
+    @property
+    def matched_share(self) -> float | None:
+        """The share of lines, 0 to 1, whose episode the catalogue knew; None without a catalogue or without lines."""
+        if self.catalogue is None or self.tally is None or not self.tally.lines:
+            return None
+        return 1 - self.tally.unmapped_episodes / self.tally.lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,4 +107,36 @@ MIGRATIONS: tuple[str, ...] = (
 
     CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     """,
+    """
+    -- The publisher's RSS feeds. read_at: when the items were last known to be the feed's; tried_at: the last try.
+    CREATE TABLE rss_feed (
+        url TEXT PRIMARY KEY,
+        title TEXT NOT NULL DEFAULT '',
+        etag TEXT NOT NULL DEFAULT '',
+        last_modified TEXT NOT NULL DEFAULT '',
+        read_at TEXT,
+        tried_at TEXT NOT NULL,
+        error TEXT NOT NULL DEFAULT '',
+        hint TEXT NOT NULL DEFAULT '',
+        change INTEGER NOT NULL DEFAULT 0
+    ) WITHOUT ROWID;
+
+    -- Their items, in the feed's order. bare_url: without redirect prefixes; token: Megaphone's id in it.
+    CREATE TABLE rss_item (
+        feed TEXT NOT NULL REFERENCES rss_feed (url) ON DELETE CASCADE,
+        place INTEGER NOT NULL,
+        guid TEXT NOT NULL,
+        enclosure_url TEXT NOT NULL,
+        bare_url TEXT NOT NULL,
+        token TEXT NOT NULL,
+        title TEXT NOT NULL,
+        published TEXT,
+        duration INTEGER,
+        length INTEGER,
+        PRIMARY KEY (feed, place)
+    ) WITHOUT ROWID;
+
+    -- Which version of the episode catalogue a publication was made with, as JSON; NULL where none was in use.
+    ALTER TABLE publication ADD COLUMN catalogue TEXT;
+    """,
 )

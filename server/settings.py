@@ -243,6 +243,20 @@ class LogSettings(Section):
         )
 
 
+class FeedsSettings(Section):
+    """``[feeds]``: the publisher's RSS feeds, for the episode catalogue."""
+
+    urls: list[WebAddress] = []
+    file: FilePath | None = None
+    refresh_every: Duration = timedelta(hours=6)
+    allow_local: bool = False
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is an RSS feed to read."""
+        return bool(self.urls) or self.file is not None
+
+
 class RetentionSettings(Section):
     """``[retention]``."""
 
@@ -316,6 +330,7 @@ class Config(Section):
     keys_dir: FilePath
     export: ExportSettings
     log: LogSettings
+    feeds: FeedsSettings
     retention: RetentionSettings
     sftp: SftpSettings
     alerts: AlertSettings

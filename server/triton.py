@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 URL_LIMIT = 2048  # Triton: "Up to 2048 characters complete URI"
+DEFAULT_URL = "/{podcast_id}/{episode_id}.mp3"
+OF_CATALOGUE = ("guid", "token", "enclosure_url")  # what a URL may have beside the export's fields
 _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _LOG_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]{0,63})(\d{8})-(\d{2,9})\.(tsv|w3c)\.gz", re.ASCII)
 
@@ -325,7 +327,11 @@ def _encoded(match: re.Match[str]) -> str:
 
 
 class UrlTemplate:
-    """The ``url`` column's template over Megaphone's fields and ``{guid}``; values are percent-encoded.
+    """The ``url`` column's template over Megaphone's fields, ``{guid}``, ``{token}`` and ``{enclosure_url}``.
+
+    Values are percent-encoded, but for ``{enclosure_url}`` where it is the whole template: that is a URL already, and
+    stands as published. An episode of which ``{token}`` or ``{enclosure_url}`` is not known, or whose URL they would
+    make too long, has the URL of `DEFAULT_URL`: a publisher's RSS feed never costs a row.
 
     Raises:
         ValueError: an unknown field, or a brace that does not belong to one.
@@ -336,15 +342,29 @@ class UrlTemplate:
         self.fields = tuple(pieces[1::2])
         self._literals = [url_text(piece) for piece in pieces[::2]]
         for name in self.fields:
-            if name not in METRICS.fields and name != "guid":
+            if name not in METRICS.fields and name not in OF_CATALOGUE:
                 raise ValueError(f"{{{name}}} is no field of the export")
         if any("{" in piece or "}" in piece for piece in pieces[::2]):
             raise ValueError("a brace stands alone")
         if not template.strip():
             raise ValueError("it is empty")
+        self._needed = tuple({"token", "enclosure_url"}.intersection(self.fields))
+        self._as_published = self.fields == ("enclosure_url",) and not any(self._literals)
+        self._else = UrlTemplate(DEFAULT_URL) if self._needed else None
 
     def fill(self, row: Mapping[str, Any], guid: str) -> str:
-        """The URL of a row; a field that is missing is written ``-``."""
+        """The URL of a row; a field that is missing is written ``-``.
+
+        ``row`` holds the export's fields, and ``token`` and ``enclosure_url`` of the catalogue, empty if not known.
+        """
+        if self._else is not None:
+            url = self._fill(row, guid) if all(map(row.get, self._needed)) else ""
+            return url if 0 < len(url) <= URL_LIMIT else self._else.fill(row, guid)
+        return self._fill(row, guid)
+
+    def _fill(self, row: Mapping[str, Any], guid: str) -> str:
+        if self._as_published:
+            return url_text(str(row["enclosure_url"]))
         parts = [self._literals[0]]
         for name, literal in zip(self.fields, self._literals[1:], strict=True):
             text = guid if name == "guid" else json_text(row.get(name))

@@ -20,6 +20,7 @@ from server.settings import (
     ColumnSettings,
     Config,
     ExportSettings,
+    FeedsSettings,
     LogOutputSettings,
     LogSettings,
     MetricsSettings,
@@ -40,6 +41,7 @@ MINIMAL = EXPORT + USER
 TABLES: dict[str, type[Any]] = {
     "export": ExportSettings,
     "log": LogSettings,
+    "feeds": FeedsSettings,
     "retention": RetentionSettings,
     "sftp": SftpSettings,
     "sftp.users": UserSettings,
@@ -67,6 +69,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "partial_status": 206, "bytes": "clamped", "text": "safe", "url": "/{podcast_id}/{episode_id}.mp3",
         "episodes": None, "max_rows_per_file": 0, "max_rejected": 0.01, "workers": 0, "columns": None,
     },
+    "feeds": {"urls": [], "file": None, "refresh_every": timedelta(hours=6), "allow_local": False},
     "retention": {"keep_days": 60},
     "sftp": {
         "host": "0.0.0.0", "port": 2222, "address": None, "max_connections": 50, "max_connections_per_address": 10,
@@ -100,7 +103,7 @@ def test_two_keys_make_a_configuration(tmp_path: Path) -> None:
     assert (config.data_dir, config.keys_dir) == (tmp_path / "data", tmp_path / "keys")
     assert config.metrics is None
     assert config.sftp.users[0].name == "triton"
-    for table in ("log", "retention", "alerts", "log_output"):
+    for table in ("log", "feeds", "retention", "alerts", "log_output"):
         section = getattr(config, table)
         assert {name: getattr(section, name) for name in DEFAULTS[table]} == DEFAULTS[table]
     assert config.export.first_day is None
@@ -221,6 +224,7 @@ def test_the_example_is_loaded_with_every_optional_key_in_use(tmp_path: Path) ->
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "triton.pub").write_text("")
     (tmp_path / "episodes.csv").write_text("episode_id,guid,url\n")
+    (tmp_path / "feeds.txt").write_text("https://feeds.example.com/show\n")
     file = tmp_path / "config.toml"
     file.write_text(uncommented(), encoding="utf-8")
     config = load_config(file)

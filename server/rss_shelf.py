@@ -1,0 +1,88 @@
+"""The ledger's shelf of RSS feeds: what each held when it was last read, and why the last try failed.
+
+Speaks SQL through the two functions that the ledger hands it, and touches nothing else. Promise: a feed's items are
+replaced whole or not at all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .ledger_rows import rss_feed_of, rss_item_of, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+
+    from .records import RssFeed
+    from .rss_items import RssItem
+
+
+class RssShelf:
+    """The RSS feeds in the ledger, by their URL as configured. Raises what the ledger raises."""
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[Callable[..., Any]]],
+        rows: Callable[..., Sequence[Any]],
+    ) -> None:
+        self._transaction = transaction
+        self._rows = rows
+
+    def feeds(self, *, items: bool = False) -> dict[str, RssFeed]:
+        """Every feed that was ever tried and is still wanted; with their items if asked."""
+        held: dict[str, list[RssItem]] = {}
+        if items:
+            for row in self._rows("SELECT * FROM rss_item ORDER BY feed, place"):
+                held.setdefault(row["feed"], []).append(rss_item_of(row))
+        rows = self._rows("SELECT * FROM rss_feed ORDER BY url")
+        return {row["url"]: rss_feed_of(row, tuple(held.get(row["url"], ()))) for row in rows}
+
+    def counts(self) -> dict[str, int]:
+        """How many items each feed has."""
+        return {row[0]: row[1] for row in self._rows("SELECT feed, count(*) FROM rss_item GROUP BY feed")}
+
+    def keep(self, feed: RssFeed) -> None:
+        """Put a feed that was read in the place of what it held before."""
+        values = (feed.url, feed.title, feed.etag, feed.last_modified, text(feed.read_at), text(feed.tried_at))
+        with self._transaction() as run:
+            run(
+                "INSERT INTO rss_feed (url, title, etag, last_modified, read_at, tried_at, change)"
+                " VALUES (?,?,?,?,?,?,1) ON CONFLICT DO UPDATE SET title = excluded.title, etag = excluded.etag,"
+                " last_modified = excluded.last_modified, read_at = excluded.read_at, tried_at = excluded.tried_at,"
+                " error = '', hint = '', change = change + 1",
+                values,
+            )
+            run("DELETE FROM rss_item WHERE feed = ?", (feed.url,))
+            for place, item in enumerate(feed.items):
+                run(
+                    "INSERT INTO rss_item VALUES (?,?,?,?,?,?,?,?,?,?)",
+                    (feed.url, place, item.guid, item.enclosure_url, item.bare_url, item.token, item.title,
+                     text(item.published), item.duration, item.length),
+                )  # fmt: skip
+
+    def unchanged(self, url: str, at: datetime) -> None:
+        """The feed says that it holds what it held."""
+        with self._transaction() as run:
+            run(
+                "UPDATE rss_feed SET read_at = ?1, tried_at = ?1, error = '', hint = '' WHERE url = ?2", (text(at), url)
+            )
+
+    def failed(self, url: str, at: datetime, error: str, hint: str) -> None:
+        """The feed could not be read; what it held stays."""
+        with self._transaction() as run:
+            run(
+                "INSERT INTO rss_feed (url, tried_at, error, hint) VALUES (?,?,?,?) ON CONFLICT DO UPDATE"
+                " SET tried_at = excluded.tried_at, error = excluded.error, hint = excluded.hint",
+                (url, text(at), error, hint),
+            )
+
+    def forget_all_but(self, urls: Iterable[str]) -> list[str]:
+        """Take away the feeds that are configured no more; which they were."""
+        wanted = set(urls)
+        with self._transaction() as run:
+            gone = [row[0] for row in run("SELECT url FROM rss_feed").fetchall() if row[0] not in wanted]
+            for url in gone:
+                run("DELETE FROM rss_feed WHERE url = ?", (url,))  # and its items
+        return gone
