@@ -20,7 +20,7 @@ from .assembly import assembled
 from .bookkeeper import Bookkeeper
 from .broadcast import Broadcast
 from .config import load_config
-from .errors import ConfigError, DataFolderBusy, DataFolderError, LedgerError, PickupPointError, SourceError
+from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
 from .keys import load_credentials
 from .metrics import MetricsServer
 from .pickup import PickupPoint
@@ -65,6 +65,7 @@ class Service:
         self._server = server
         self._supervisor = supervisor
         self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._books = books
         self._round_due = asyncio.Event()
         self._source_state = ""
@@ -88,7 +89,7 @@ class Service:
             raise CannotListen(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
         if self._config.metrics is not None:
             metrics = self._metrics.start(*self._config.metrics.host_and_port)
-            log.info("service listened for Prometheus", port=metrics)
+            log.info("service offered metrics", port=metrics)
         tasks = {
             name: asyncio.create_task(job, name=name)
             for name, job in {
@@ -126,15 +127,19 @@ class Service:
     def stop(self) -> None:
         """End in order; what SIGTERM and Ctrl-C do. A second call ends transfers at once."""
         if self._stopping.is_set():
-            self._config = self._config.model_copy(
-                update={"sftp": self._config.sftp.model_copy(update={"drain_seconds": 0})}
-            )
+            self._hurry.set()
         self._stopping.set()
 
     async def _end(self, tasks: dict[str, asyncio.Task[None]]) -> None:
         self._supervisor.stopping()
         log.info("service stopped listening", transfers=self._server.transfers)
-        await self._server.drain(self._config.sftp.drain_seconds)
+        draining = asyncio.create_task(self._server.drain(self._config.sftp.drain_seconds))
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            await self._server.drain(0)
+        hurry.cancel()
+        await draining
         self._parts.stop.set()
         for name, task in tasks.items():
             if name != "pickups":
@@ -301,7 +306,9 @@ async def serve(
     """
     credentials, hash_key = keys
     async with contextlib.AsyncExitStack() as stack:
-        await _take_folder(stack, PickupPoint(config.data_dir))
+        point = PickupPoint(config.data_dir)
+        point.prepare()
+        stack.enter_context(point.service_lock())  # before anything in the folder is opened, until everything is closed
         parts = await stack.enter_async_context(assembled(config, hash_key))
         await in_thread(_recover, parts)
         books = Bookkeeper(parts.ledger)
@@ -316,24 +323,6 @@ async def serve(
         service = Service(config, parts, server, books, supervisor)
         with _signals(service, config.path):
             await service.run(on_listening)
-
-
-async def _take_folder(stack: contextlib.AsyncExitStack, point: PickupPoint) -> None:
-    """Hold the data folder before anything in it is opened, until everything in it is closed.
-
-    Raises:
-        DataFolderBusy: another service has it.
-    """
-    point.prepare()
-    for pause in (0.2, 0.2, 0.2, None):  # `status` and `check` look whether the lock is free by taking it for a moment
-        try:
-            stack.enter_context(point.service_lock())
-        except DataFolderBusy:
-            if pause is None:
-                raise
-            await asyncio.sleep(pause)
-        else:
-            return
 
 
 def _recover(parts: Parts) -> None:
