@@ -139,11 +139,19 @@ def test_a_link_in_staging_is_not_followed(point: PickupPoint, tmp_path: Path) -
 # What is served
 
 
+def _of_the_same_size(path: Path) -> Path:
+    """Another file, outside the folder, as large as the one that was published."""
+    other = path.parents[2] / "secret"
+    other.write_bytes(b"s")
+    return other
+
+
 @pytest.mark.parametrize("make", [
     os.mkfifo,
     os.mkdir,
     lambda path: path.symlink_to("/etc/hostname"),
     lambda path: path.symlink_to("/nowhere"),
+    lambda path: path.symlink_to(_of_the_same_size(path)),
     lambda path: path.write_bytes(b"another size"),
     lambda path: None,
 ])  # fmt: skip
