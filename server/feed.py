@@ -11,13 +11,14 @@ import contextlib
 import shlex
 from dataclasses import replace
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
 
 from .deadlines import catching_up, expires
 from .disk import told
-from .errors import ExportChanged, PickupPointError
+from .errors import ExportChanged, ExportTorn, PickupPointError
 from .holds import published_when_given_up, warnings
 from .megaphone import start_of
 from .publishing import UNKNOWN_LAYOUT, Order
@@ -90,11 +91,14 @@ class Feed:
             DataFolderError, LedgerError: the data folder or the ledger cannot be used.
         """
         wish = wish or Wish()
+        began = monotonic()
         async with self._round_lock():
             await in_thread(self._publisher.recover, now)
             await in_thread(self._publisher.adopt, self._policy.rules, now)
             await in_thread(self._publisher.serve_published)
             listing = await self._source.day_exports()
+            # Another round or a slow bucket may have taken minutes: the two clocks are compared at one instant.
+            now += timedelta(seconds=int(monotonic() - began))
             await in_thread(self._check_clock, now, listing)
             outcome = Round(now, listing.now)
             days = await in_thread(self._look, listing, wish)
@@ -307,6 +311,9 @@ class Feed:
             with told(spool), spool.open("wb") as file:
                 await self._source.fetch(export, file)
             done = await in_thread(self._publisher.publish, order, spool, catalogue, now, read)
+        except ExportTorn as error:  # it spoke of our copy
+            hint = f"the next version of it is tried at once; to try this one again: pickup-point feed --day {day}"
+            raise ExportTorn(str(error).replace(str(spool), export.key), hint=hint) from error
         finally:
             spool.unlink(missing_ok=True)
         result = await in_thread(self._told_of, order, done, now)
