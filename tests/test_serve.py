@@ -1,0 +1,474 @@
+"""The service as it runs: a process, a bucket on loopback, clients that log in, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import asyncssh
+import pytest
+from argon2 import PasswordHasher
+
+from .fixtures_service import (
+    day_before,
+    export_name,
+    export_of,
+    listening_addresses,
+    log_in,
+    secrets_of,
+    until,
+)
+from .fixtures_sftp import PASSWORD
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from .fixtures_s3 import S3Server
+    from .fixtures_service import Program, ServiceSite
+
+OTHER_PASSWORD = "another horse"
+
+
+def log_of(days: int, number: int = 0) -> str:
+    """The name of the log file of a day, so many days ago."""
+    return f"TEST{day_before(days):%Y%m%d}-{number:02d}.tsv.gz"
+
+
+def bucket(url: str, name: str) -> str:
+    """``[export]`` for a bucket."""
+    return f'url = "s3://{name}"\nendpoint_url = "{url}"\nregion = "us-east-1"'
+
+
+# From a bucket to a client
+
+
+async def test_a_day_that_becomes_final_in_the_bucket_is_served_without_a_restart(
+    service_site: ServiceSite, s3: S3Server
+) -> None:
+    """Final days come, today does not, further rounds publish nothing, and without the ledger no name comes twice."""
+    service_site.configure(bucket(s3.url, s3.bucket))
+    s3.put(export_name(day_before(2)), export_of(day_before(2)))
+    s3.put(f"impression-day-{day_before(2)}.json.gz", b"not ours")
+    service = await service_site.serve()
+    await service.sees(log_of(2))
+
+    s3.put(export_name(day_before(1)), export_of(day_before(1), 30))
+    s3.put(export_name(day_before(0)), export_of(day_before(0)))
+    await service.sees(log_of(2), log_of(1))
+    lines = gzip.decompress(await service.fetch(log_of(1))).decode().splitlines()
+    assert len(lines) == 31
+    assert lines[1].split("\t")[12] == f"{day_before(1)}-0"
+
+    published = service_site.published()
+    await service_site.rounds(2)
+    assert await service.names() == sorted([log_of(2), log_of(1)])
+    assert service_site.published() == published
+    assert service.running.count("feed published .* rows=") == 2
+    assert await service.running.stops() == 0
+
+    for path in (service_site.folder / "data").glob("ledger.sqlite3*"):
+        path.unlink()
+    again = await service_site.serve()
+    await service_site.rounds(2)
+    assert await again.names() == sorted([log_of(2), log_of(1)])
+    assert service_site.published() == published
+    assert again.running.count("feed adopted") == 2
+    assert again.running.count("feed published") == 0
+    assert await again.running.stops() == 0
+
+
+class Door:
+    """A way to a server on loopback that can be shut."""
+
+    def __init__(self, url: str) -> None:
+        self._to = int(url.rpartition(":")[2])
+        self.port = 0
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Let connections through, always on the same port."""
+        self._server = await asyncio.start_server(self._through, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def shut(self) -> None:
+        """Refuse connections."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _through(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def copy(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await source.read(1 << 16):
+                    to.write(data)
+                    await to.drain()
+            to.close()
+
+        there, out = await asyncio.open_connection("127.0.0.1", self._to)
+        await asyncio.gather(copy(reader, out), copy(there, writer))
+
+
+async def test_a_bucket_that_is_down_is_told_once_and_the_service_lives_on(
+    service_site: ServiceSite, s3: S3Server
+) -> None:
+    """Down at the start and again later: clients log in all the time, and the days come when it is back."""
+    door = Door(s3.url)
+    await door.open()
+    await door.shut()
+    service_site.configure(bucket(f"http://127.0.0.1:{door.port}", s3.bucket))
+    s3.put(export_name(day_before(2)), export_of(day_before(2)))
+    service = await service_site.serve()
+    await service.running.says("feed lost the source")
+    assert await service.names() == []
+    await service_site.rounds(1)
+    assert service.running.count("feed lost the source") == 1
+    assert "source" in [alarm["name"] for alarm in service_site.status()["alarms"]]
+
+    await door.open()
+    await service.running.says("feed reached the source again")
+    await service.sees(log_of(2))
+    await door.shut()
+    await service.running.says("feed lost the source", 2)
+    assert await service.names() == [log_of(2)]
+    assert await service.running.stops() == 0
+    assert "Traceback" not in service.running.text
+
+
+# Bad input
+
+
+async def test_malformed_exports_leave_the_service_running_and_the_good_day_published(
+    service_site: ServiceSite,
+) -> None:
+    """A torn file fails, a day of garbage is held, a day with few bad rows goes out; status says what to do."""
+    whole = export_of(day_before(3), 2000)
+    service_site.put(day_before(3), whole[: len(whole) // 2])
+    service_site.put(day_before(2), export_of(day_before(2), 5, b"{", b"[1]", b'{"id":null}', b"\xff\xfe", b'"x"'))
+    service_site.put(day_before(1), export_of(day_before(1), 500, b'{"id":', b"", b'{"id": "no fields"}'))
+    service = await service_site.serve()
+    await service.sees(log_of(1))
+    await service_site.rounds(1)
+
+    days = {day["day"]: day for day in service_site.status()["days"]}
+    assert [days[str(day_before(n))]["state"] for n in (3, 2, 1)] == ["failed", "held", "published"]
+    torn = days[str(day_before(3))]["advice"]
+    assert f"{export_name(day_before(3))} is no whole gzip file" in torn
+    assert f"pickup-point feed --day {day_before(3)}" in torn
+    assert "staging" not in torn
+    assert f"pickup-point feed --day {day_before(2)} --accept-rejects" in days[str(day_before(2))]["advice"]
+    assert (days[str(day_before(1))]["rows"], days[str(day_before(1))]["rejected"]) == (502, 2)
+    shown = service_site.run("status").stdout
+    assert f"{day_before(2)} held: 5 of 10 rows were rejected (50.0%, allowed 1.0%)" in re.sub(r"\s+", " ", shown)
+    check = service_site.run("check")
+    assert check.returncode == 2
+    assert f"{day_before(2)} is held" in check.stdout
+    assert f"{day_before(3)} is failed" in check.stdout
+
+    rejects = service_site.folder / "data" / "rejects" / log_of(1).replace(".gz", ".rejects.ndjson.gz")
+    told = [json.loads(line) for line in gzip.decompress(rejects.read_bytes()).splitlines()]
+    assert [(entry["line"], entry["reason"]) for entry in told] == [(501, "malformed_json"), (503, "bad_created_at")]
+    assert service.running.count(f"feed held {day_before(2)}") == 1
+    assert service.running.process.poll() is None
+    assert await service.running.stops() == 0
+
+
+async def test_what_a_feed_by_hand_publishes_the_running_service_shows(service_site: ServiceSite) -> None:
+    """An operator accepts a held day while the service runs; clients see the file without a restart."""
+    service_site.put(day_before(1), export_of(day_before(1), 5, b"{"))
+    service = await service_site.serve()
+    await service.running.says(f"feed held {day_before(1)}")
+    fed = await asyncio.to_thread(service_site.run, "feed", "--day", str(day_before(1)), "--accept-rejects")
+    assert fed.returncode == 0, fed.stderr
+    assert fed.stdout == f"{day_before(1)}  published   {log_of(1)} (5 lines of 6 rows)\n"
+    await service.sees(log_of(1))
+    assert service.running.count("feed published .* rows=") == 0
+    assert await service.running.stops() == 0
+
+
+async def test_a_file_that_the_ledger_does_not_know_is_neither_served_nor_deleted(service_site: ServiceSite) -> None:
+    """Whatever somebody puts beside the logs stays there, unseen; a published file that was changed is not served."""
+    service_site.put(day_before(1), export_of(day_before(1)))
+    service_site.put(day_before(2), export_of(day_before(2)))
+    assert service_site.run("feed").returncode == 0
+    stranger = service_site.pickup / "TEST20200101-00.tsv.gz"
+    stranger.write_bytes(gzip.compress(b"a stranger\n"))
+    changed = service_site.pickup / log_of(2)
+    changed.chmod(0o640)
+    changed.write_bytes(changed.read_bytes() + b"more")
+    service = await service_site.serve()
+    await service_site.rounds(1)
+    assert await service.names() == [log_of(1)]
+    assert stranger.exists()
+    assert changed.exists()
+    assert await service.running.stops() == 0
+
+
+# Signals
+
+
+@asynccontextmanager
+async def transfer(port: int, name: str) -> AsyncIterator[asyncssh.SFTPClientFile[bytes]]:
+    """A client in the middle of a file."""
+    async with (
+        log_in(port, "triton", PASSWORD) as connection,
+        connection.start_sftp_client() as sftp,
+        sftp.open(name, "rb") as file,
+    ):
+        yield file
+
+
+async def test_sigterm_lets_a_transfer_finish_lets_nobody_in_and_exits_0(service_site: ServiceSite) -> None:
+    """The client that was reading gets the rest and closes; the pickup is in the ledger afterwards, complete."""
+    service_site.put(day_before(1), export_of(day_before(1), 5000))
+    service = await service_site.serve()
+    await service.sees(log_of(1))
+    content = service_site.published()[log_of(1)][0]
+    half = len(content) // 2
+    async with transfer(service.port, log_of(1)) as file:
+        first = await file.read(half, 0)
+        service.running.send(signal.SIGTERM)
+        await service.running.says("service stopped listening transfers=1")
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", service.port), timeout=5)
+        await asyncio.sleep(0.3)
+        assert service.running.process.poll() is None
+        rest = await file.read(len(content) - half, half)
+        assert first + rest == content
+        await file.read(1, len(content))
+    assert await service.running.waits() == 0
+    assert "service ended" in service.running.err[-1]
+    assert f"picked up {log_of(1)}" in service.running.text
+    story = service_site.run("trace", log_of(1)).stdout
+    assert "complete pickup by triton from 127.0.0.1" in story
+    assert service_site.status()["running"] is False
+
+
+async def test_a_second_sigterm_does_not_wait_for_a_transfer(service_site: ServiceSite) -> None:
+    """A client that never reads on keeps nobody from stopping the service twice; its pickup is partial."""
+    service_site.configure(drain=3600)
+    service_site.put(day_before(1), export_of(day_before(1), 5000))
+    service = await service_site.serve()
+    await service.sees(log_of(1))
+    with suppress(asyncssh.Error, OSError):
+        async with transfer(service.port, log_of(1)) as file:
+            await file.read(1000, 0)
+            service.running.send(signal.SIGTERM)
+            await service.running.says("service stopped listening transfers=1")
+            service.running.send(signal.SIGTERM)
+            assert await service.running.waits() == 0
+    assert "complete pickup" not in service_site.run("trace", log_of(1)).stdout
+
+
+async def test_sighup_swaps_users_whole_and_a_bad_file_keeps_the_old_ones(service_site: ServiceSite) -> None:
+    """The new password works, the old one does not; a broken file changes nothing, and the log says why."""
+    service = await service_site.serve()
+    async with service.client():
+        pass
+    hashed = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(OTHER_PASSWORD)
+    service_site.configure(password_hash=hashed)
+    service.running.send(signal.SIGHUP)
+    await service.running.says("service reloaded users, keys and limits")
+    async with service.client(OTHER_PASSWORD):
+        pass
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with service.client(PASSWORD):
+            pass
+
+    service_site.configure(more="max_conections = 5\n")
+    service.running.send(signal.SIGHUP)
+    told = await service.running.says("service kept the old settings why=")
+    assert "max_conections" in told[0].string
+    async with service.client(OTHER_PASSWORD):
+        pass
+    service_site.configure(more='[[sftp.users]]\nname = "keyed"\nauthorized_keys = "nowhere.pub"\n')
+    service.running.send(signal.SIGHUP)
+    assert "nowhere.pub" in (await service.running.says("service kept the old settings why=", 2))[1].string
+    async with service.client(OTHER_PASSWORD):
+        pass
+    assert OTHER_PASSWORD not in service.running.text
+    assert "$argon2id" not in service.running.text
+    assert await service.running.stops() == 0
+
+
+DYING = {
+    "feed": ("server.feed", "Feed", "run_round"),
+    "retention": ("server.service", "Service", "_prune_forever"),
+    "pickups": ("server.bookkeeper", "Bookkeeper", "write_forever"),
+    "sftp": ("server.sftp", "SftpServer", "wait"),
+}
+
+
+@pytest.mark.parametrize("name", DYING)
+async def test_a_dead_task_ends_the_service_by_name(name: str, service_site: ServiceSite, program: Program) -> None:
+    """systemd sees exit code 1, and the log and the last sentence name the task and what killed it."""
+    module, owner, method = DYING[name]
+    wrapper = f"""
+import asyncio, importlib, sys
+owner = getattr(importlib.import_module({module!r}), {owner!r})
+async def dies(*_):
+    await asyncio.sleep(0.2)
+    raise ZeroDivisionError("by the test")
+setattr(owner, {method!r}, dies)
+from server.cli import main
+sys.argv = ["pickup-point", "serve", "--config", {str(service_site.config)!r}]
+main()
+"""
+    service = program.start(argv=[sys.executable, "-P", "-c", wrapper])
+    assert await service.waits() == 1
+    assert service.count(f"service lost its task {name} why=") == 1
+    assert service.err[-2] == f"pickup-point: the task {name} died (ZeroDivisionError: by the test)"
+    assert "service ended" in service.text
+    assert "Traceback" not in service.text
+
+
+# Refusals at the start
+
+
+async def test_a_second_service_on_the_folder_refuses_with_a_sentence(service_site: ServiceSite) -> None:
+    """Exit code 1, what holds it, what to type; the first one is not disturbed."""
+    service = await service_site.serve()
+    second = await asyncio.to_thread(service_site.run, "serve")
+    assert second.returncode == 1
+    lines = second.stderr.splitlines()
+    assert lines[0] == f"pickup-point: another pickup-point already serves {service_site.folder / 'data'}"
+    assert lines[1].startswith("  → pickup-point status")
+    assert len(lines) == 2
+    assert await service.names() == []
+    assert await service.running.stops() == 0
+
+
+async def test_status_and_check_in_a_loop_keep_no_service_from_starting(service_site: ServiceSite) -> None:
+    """Looking whether the service runs takes its lock for a moment only; it waits that moment."""
+    service_site.run("feed")
+    looking = service_site.program.start(
+        argv=[sys.executable, "-P", "-c", f"""
+import sys, time
+from pathlib import Path
+from server.glance import _is_running
+end = time.monotonic() + 20
+print("looking", flush=True)
+while time.monotonic() < end:
+    _is_running(Path({str(service_site.folder / "data")!r}))
+"""])  # fmt: skip
+    await looking.says("looking", stream="out")
+    service = await service_site.serve()
+    assert await service.running.stops() == 0
+
+
+async def test_a_port_in_use_is_one_sentence(service_site: ServiceSite) -> None:
+    """Exit code 1, the address, and what shows who has it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        service_site.configure(port=port)
+        done = await asyncio.to_thread(service_site.run, "serve")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"\d{4}-", line)]
+    assert lines[0] == f"pickup-point: cannot listen on 127.0.0.1:{port}: Address already in use"
+    assert f"ss -ltnp 'sport = :{port}'" in lines[1]
+    assert len(lines) == 2
+
+
+def test_a_missing_key_stops_the_start_with_the_cure_and_exit_code_2(service_site: ServiceSite) -> None:
+    """``serve`` makes no key itself: every missing one is named at once, with what makes it."""
+    for name in ("ssh_host_ed25519_key", "ip_hash.key"):
+        (service_site.folder / "keys" / name).unlink()
+    done = service_site.run("serve")
+    assert done.returncode == 2
+    assert "2 problems" in done.stderr
+    assert done.stderr.count("there is no such file") == 2
+    assert done.stderr.count("pickup-point keygen") == 2
+    assert not (service_site.folder / "keys" / "ip_hash.key").exists()
+
+
+# Surroundings
+
+
+async def test_the_service_runs_without_home_and_listens_on_loopback_only(service_site: ServiceSite) -> None:
+    """As under systemd without HOME: logins work; the only listening socket is the configured one."""
+    service_site.put(day_before(1), export_of(day_before(1)))
+    service = await service_site.serve(env={"HOME": None})
+    await service.sees(log_of(1))
+    assert listening_addresses(service.running.process.pid) == {"0100007F"}
+    assert await service.running.stops() == 0
+
+
+async def test_nothing_of_a_listener_and_no_secret_is_in_the_log(service_site: ServiceSite) -> None:
+    """A run with good, bad, held and torn days, at the most talkative: no address, no user agent, no password."""
+    from server.samples import write_day
+
+    for days, rows in ((3, 2000), (2, 400)):
+        write_day(service_site.exports / export_name(day_before(days)), day_before(days), rows, broken=True)
+    torn = export_of(day_before(1), 3000)
+    service_site.put(day_before(1), torn[: len(torn) // 2])
+    service = await service_site.serve()
+    running = service_site.program.started[-1]
+    await service.sees(log_of(3), log_of(2))
+    await service.fetch(log_of(3))
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with service.client("wrong guess"):
+            pass
+    await running.says(f"feed held {day_before(2)}")
+    await running.says(f"feed failed {day_before(1)}")
+    assert await running.stops() == 0
+    said = running.text + service_site.run("status").stdout + service_site.run("check").stdout
+    secrets = {"203.0.113.77", "Darwin/23.4.0", PASSWORD, "wrong guess", "$argon2id"}
+    for days in (3, 2):
+        secrets |= secrets_of((service_site.exports / export_name(day_before(days))).read_bytes())
+    assert len(secrets) > 500
+    assert [secret for secret in secrets if secret in said] == []
+
+
+async def test_workers_and_their_service_end_together(service_site: ServiceSite) -> None:
+    """SIGTERM in the middle of a conversion by worker processes: exit 0, no child left, nothing half-published."""
+    service_site.configure(log="")
+    text = service_site.config.read_text().replace("workers = 1", "workers = 2")
+    service_site.config.write_text(text)
+    from server.samples import write_day
+
+    write_day(service_site.exports / export_name(day_before(1)), day_before(1), 120_000)
+    running = service_site.program.start("serve", "--config", service_site.config)
+    children: set[int] = set()
+
+    def has_workers() -> bool:
+        children.update(_children(running.process.pid))
+        return len(children) >= 2
+
+    await until(has_workers, "worker processes")
+    assert await running.stops() == 0
+    await until(lambda: not any(_lives(child) for child in children), "the workers' end")
+    there = list(service_site.published())
+    assert there in ([], [log_of(1)])
+    assert [path for path in (service_site.folder / "data" / "staging").iterdir() if path.is_dir()] == []
+
+
+def _children(pid: int) -> set[int]:
+    found = set()
+    for path in _proc(pid):
+        with suppress(OSError):
+            found.update(int(word) for word in path.read_text().split())
+    return found
+
+
+def _proc(pid: int) -> list[Path]:
+    from pathlib import Path
+
+    return list(Path(f"/proc/{pid}/task").glob("*/children"))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
