@@ -87,7 +87,7 @@ def kill_after_a_link(site: Site) -> None:
     site.stop()
     if (child := os.fork()) == 0:
         try:
-            os.link = link_and_die  # type: ignore[assignment]  # a stand-in for this process only
+            os.link = link_and_die  # a stand-in for this process only
             site.start()
             asyncio.run(site.round(at(1, "05:35")))
         finally:

@@ -51,7 +51,9 @@ def test_what_is_done_is_met_or_was_late_for_ever_and_alarms_nobody(done: dateti
 
 def test_the_partners_rhythm_moves_the_first_deadline_only() -> None:
     """Published by D+3 00:00Z minus ``pull_every``, picked up by D+3 00:00Z."""
-    policy = DeadlinePolicy.of(AlertSettings(pull_every="6h", warn_before="2h", critical_before="1h"))
+    policy = DeadlinePolicy.of(
+        AlertSettings.model_validate({"pull_every": "6h", "warn_before": "2h", "critical_before": "1h"})
+    )
     found = day_deadlines(DAY, policy, at(2, "16:30"), published=None, picked_up=None)
     assert (found.published.by, found.picked_up.by) == (at(2, "18:00"), at(3))
     assert (found.published.urgency, found.picked_up.urgency) == ("warning", "ahead")

@@ -324,5 +324,5 @@ async def test_a_day_older_than_keep_days_never_comes_back(site: Site) -> None:
     await published(site)
     site.prune(at(61, "05:36"))
     for words in ({}, {"accept": True}, {"resend": "please"}):
-        assert await site.word(at(61, "06:00"), DAY, **words) == "refused"  # type: ignore[arg-type]  # mixed words
+        assert await site.word(at(61, "06:00"), DAY, **words) == "refused"
     assert site.files() == []

@@ -87,10 +87,10 @@ def test_a_publication_appears_whole_with_size_digest_and_time(point: PickupPoin
     assert [(str(file.name), file.size, file.mtime) for file in files] == [
         (name(0), 5, 1_800_000_000), (name(1), 10, 1_800_000_001),
     ]  # fmt: skip
-    for file, log in zip(files, sealed, strict=True):
-        status = (point.pickup_dir / str(file.name)).stat()
-        assert (status.st_size, status.st_mtime, status.st_nlink) == (file.size, file.mtime, 1)
-        assert point.sha256(file.name) == log.sha256
+    for served, log in zip(files, sealed, strict=True):
+        status = (point.pickup_dir / str(served.name)).stat()
+        assert (status.st_size, status.st_mtime, status.st_nlink) == (served.size, served.mtime, 1)
+        assert point.sha256(served.name) == log.sha256
     assert list(point.staging_dir.iterdir()) == []
 
 
