@@ -185,6 +185,19 @@ async def test_a_minute_off_is_no_alarm(site: Site) -> None:
     assert "clock" not in site.alarm_names(at(1, "04:20"))
 
 
+async def test_a_round_that_had_to_wait_does_not_take_its_clock_for_wrong(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes between the begin of a round and the listing are no error of the local clock, and are added to it."""
+    clock = iter((1000.0, 1305.5))
+    monkeypatch.setattr("server.feed.monotonic", lambda: next(clock))
+    site.skew = -timedelta(seconds=305)
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    assert "clock" not in site.alarm_names(at(1, "05:35"))
+    assert site.ledger.publications(DAY)[0].published_at == at(1, "05:35")
+
+
 # Failed
 
 
