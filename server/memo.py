@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .catalogue import Catalogue
     from .convert import Conversion
 
+TOKEN, ENDS_IN_ZERO = 1, 2  # what a cell of IP can be, beside ordinary
 _LIMIT = 50_000  # entries of a memo
 _NO_HASH = "\t-"
 _NO_PARTS = {"token": "", "enclosure_url": ""}
@@ -53,20 +54,18 @@ class Times(dict[str, str]):
 class Addresses(dict[str, str]):
     """From ``ip`` to the cell ``IP``, and to ``Hashed-IP`` after its tab where that is not ``-``.
 
-    ``tokens`` and ``zeros`` hold those cells that are of no address, and of an address that ends in zero.
+    ``odd`` holds those cells that are of no address (`TOKEN`), and of an address that ends in zero (`ENDS_IN_ZERO`).
     """
 
     def __init__(self, *, truncated: bool, key: bytes) -> None:
         super().__init__()
         self.truncated = truncated
-        self.tokens: set[str] = set()
-        self.zeros: set[str] = set()
+        self.odd: dict[str, int] = {}
         self._key = key
 
     def clear(self) -> None:
         super().clear()
-        self.tokens.clear()
-        self.zeros.clear()
+        self.odd.clear()
 
     def column(self, ips: Sequence[Any]) -> list[str]:
         """The cells of many rows. An ordinary IPv4 address stands for itself, and is not kept."""
@@ -78,7 +77,7 @@ class Addresses(dict[str, str]):
         except OSError:
             return list(map(self.__getitem__, ips))
         if 0 in packed[3::4]:
-            self.zeros.update(cell for cell in cells if cell.endswith(".0"))
+            self.odd |= dict.fromkeys((cell for cell in cells if cell.endswith(".0")), ENDS_IN_ZERO)
         return cells
 
     def __missing__(self, ip: Any) -> str:
@@ -92,9 +91,9 @@ class Addresses(dict[str, str]):
             sent = sent_address(text, truncated=self.truncated, key=self._key)
             cell = sent.ip if sent.hashed_ip == "-" else f"{sent.ip}\t{sent.hashed_ip}"
             if not sent.is_address:
-                self.tokens.add(cell)
-            if sent.ends_in_zero:
-                self.zeros.add(cell)
+                self.odd[cell] = TOKEN
+            elif sent.ends_in_zero:
+                self.odd[cell] = ENDS_IN_ZERO
         self[ip] = cell
         return cell
 
@@ -138,10 +137,9 @@ class Episodes(dict[str, tuple[str, str, str]]):
     ) -> Iterator[tuple[str, ...]]:
         """The two cells of many rows, as two columns."""
         if not self.per_row:
-            cells = [
-                self.get(episode) or self._first(podcast, episode)
-                for podcast, episode in zip(podcasts, episodes, strict=True)
-            ]
+            cells: list[Any] = list(map(self.get, episodes))
+            if not all(cells):
+                cells = [self.get(e) or self._first(p, e) for p, e in zip(podcasts, episodes, strict=True)]
             of_podcasts, urls, ids = zip(*cells, strict=True)
             if of_podcasts == podcasts:
                 return iter((urls, ids))
@@ -206,7 +204,6 @@ class Memos:
     def trim(self) -> None:
         """Empty the memos when one has grown large."""
         memos: tuple[dict[Any, Any], ...] = (self.times, self.addresses, self.episodes, self.agents)
-        beside: tuple[set[Any], ...] = (self.addresses.tokens, self.addresses.zeros, self.episodes.unmapped)
-        if max(map(len, memos + beside)) > _LIMIT:
+        if max(map(len, (*memos, self.addresses.odd, self.episodes.unmapped))) > _LIMIT:
             for memo in memos:
                 memo.clear()

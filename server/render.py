@@ -22,7 +22,7 @@ import orjson
 from .convert import RowConverter
 from .ids import pack_id, pack_uuids, unpack
 from .megaphone import LARGEST_WHOLE_NUMBER, REPORTING_SECONDS
-from .memo import Memos, Unusual, without_hash
+from .memo import ENDS_IN_ZERO, Memos, Unusual, without_hash
 from .tally import FilterReason, RejectReason, RowRejected, Tally
 from .triton import DerivedValue, Layout, LogFormat
 
@@ -164,11 +164,12 @@ class BlockRenderer:
         ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = zip(
             *map(_FIELDS, parsed), strict=True
         )
+        numbers = sizes + sents
         if (
-            set(map(type, sizes + sents)) != _INTEGERS
+            set(map(type, numbers)) != _INTEGERS
             or min(sizes) <= 0
             or min(sents) < 0
-            or max(sizes + sents) > LARGEST_WHOLE_NUMBER
+            or max(numbers) > LARGEST_WHOLE_NUMBER
             or (check_ids and not all(map(_PLAIN_ID.fullmatch, ids)))
             or (arrange is not None and "\n" in "".join(ids))  # lines are taken apart again there
         ):
@@ -192,7 +193,7 @@ class BlockRenderer:
         clamped = list(map(gt, sents, sizes)) if self._rules.bytes == "clamped" else []
         tally.reporting += long_enough.count(True)
         tally.clamped += clamped.count(True)
-        every, tokens, zeros = range(count), memos.addresses.tokens, memos.addresses.zeros
+        every, odd_addresses = range(count), memos.addresses.odd
         odd = {*compress(every, bad_ips), *compress(every, bad_uas)}
         if 0 in sents:
             odd.update(compress(every, map(not_, sents)))
@@ -212,14 +213,15 @@ class BlockRenderer:
                 filtered.add(place)
                 block.filtered_at.append(len(block.ids) + place)
                 parts[place * _PARTS : (place + 1) * _PARTS] = _NO_LINE
-        if tokens:
-            for place in compress(every, map(tokens.__contains__, address_cells)):
-                if place not in filtered:
-                    tally.not_an_address += 1
-                    parts[place * _PARTS + 2] = without_hash(url_cells[place])
-        if zeros:
-            for place in compress(every, map(zeros.__contains__, address_cells)):
-                tally.ends_in_zero += place not in filtered
+        if odd_addresses:
+            for place in compress(every, map(odd_addresses.__contains__, address_cells)):
+                if place in filtered:
+                    continue
+                if odd_addresses[address_cells[place]] == ENDS_IN_ZERO:
+                    tally.ends_in_zero += 1
+                    continue
+                tally.not_an_address += 1
+                parts[place * _PARTS + 2] = without_hash(url_cells[place])
         if memos.episodes.unmapped:
             unmapped = map(memos.episodes.unmapped.__contains__, episodes)
             for place in compress(every, unmapped):
