@@ -8,6 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -140,6 +141,7 @@ async def _fuzz(port: int, seed: int, count: int) -> dict[int, int]:
     return seen
 
 
+@pytest.mark.timeout(600)
 async def test_no_packet_changes_the_tree_or_fells_the_process(tmp_path: Path, keys_dir: Path) -> None:
     """Many thousand seeded packets on four sessions: each is answered, the tree is as before, the memory is flat."""
     served = ServedFolder(tmp_path / "pickup")
