@@ -1,21 +1,30 @@
-"""A day converted the slow way, one row after the other, by the exact rules: what the engine is compared with."""
+"""A day converted the slow way, row by row and by the exact rules, and what it takes to compare the engine with it."""
 
 from __future__ import annotations
 
 import gzip
 import io
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from datetime import date
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from server.convert import Conversion, RowConverter
+from server.convert import Conversion, LogRules, RowConverter
+from server.pipeline import Converted, Tuning, convert_export
+from server.samples import day_rows
 from server.tally import FilterReason, RejectReason, RowRejected, Tally
+from server.triton import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from pathlib import Path
 
     from server.convert import Outcome
+
+DAY = date(2026, 11, 20)
+KEY = bytes(range(32))
+SMALL = Tuning(block=20_000, small_export=0, held=1000)  # many blocks, always processes, everything spilled
 
 
 @dataclass
@@ -135,3 +144,56 @@ class KeptFile(io.BytesIO):
         if not self.closed:
             self.content = self.getvalue()
         super().close()
+
+
+def conversion(**rules: Any) -> Conversion:
+    return Conversion(LogRules(**rules), KEY, day=DAY)
+
+
+def export_file(folder: Path, data: bytes | Sequence[bytes], *, members: int = 1) -> Path:
+    """A gzip file of these lines (or this text), in so many members."""
+    text = data if isinstance(data, bytes) else b"".join(row + b"\n" for row in data)
+    path = folder / "metrics-day-2026-11-20.json.gz"
+    size = -(-len(text) // members) or 1
+    pieces = [text[at : at + size] for at in range(0, len(text), size)] or [b""]
+    path.write_bytes(b"".join(gzip.compress(piece, 1) for piece in pieces))
+    return path
+
+
+def convert(
+    path: Path, made: Conversion | None = None, *, tuning: Tuning = SMALL, workers: int = 1, **more: Any
+) -> tuple[Converted, MemorySink]:
+    """Convert into memory; nothing may be left in the scratch folder."""
+    sink = MemorySink()
+    scratch = path.parent / "scratch"
+    scratch.mkdir(exist_ok=True)
+    converted = convert_export(
+        path, made or conversion(), sink, scratch=scratch, tuning=tuning, workers=workers, **more
+    )
+    assert list(scratch.iterdir()) == []
+    assert converted.lines_per_log == [
+        text.count("\n") - len((made or conversion()).rules.layout.header_lines(DAY).splitlines())
+        for text in sink.texts
+    ]
+    assert converted.tally.balanced
+    return converted, sink
+
+
+def assert_is(slow: Slow, converted: Converted, sink: MemorySink, header: str | None = None) -> None:
+    """The outcome is that of the slow conversion."""
+    header = Layout().header_lines(DAY) if header is None else header
+    assert "".join(sink.texts).split("\n") == (header + "".join(slow.lines)).split("\n")
+    assert converted.tally.as_json() == slow.tally.as_json()
+    assert [(entry["line"], entry["reason"]) for entry in sink.reject_entries] == slow.rejected
+
+
+def sample(rows: int = 600, **options: Any) -> list[bytes]:
+    return [row.removesuffix(b"\n") for row in day_rows(DAY, rows, broken=True, **options)]
+
+
+def with_repetitions(rows: list[bytes]) -> list[bytes]:
+    """Rows near and far repeated, one with other fields, and a rejected row whose id comes again in a good one."""
+    changed = orjson.dumps({**orjson.loads(rows[3]), "bytes_sent": 7, "filesize": 9})
+    broken = orjson.dumps({**orjson.loads(rows[80]), "ip": None})
+    filtered = orjson.dumps({**orjson.loads(rows[90]), "bytes_sent": 0})
+    return [broken, filtered, *rows[:10], rows[9], changed, *rows[10:], *rows[100:200], changed, rows[5]]

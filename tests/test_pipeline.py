@@ -3,92 +3,34 @@
 from __future__ import annotations
 
 import gzip
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 import zlib
-from datetime import date
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
 from server import blocks
-from server.convert import Conversion, LogRules
-from server.crew import Workers
-from server.errors import ConversionFailed, DataFolderError, ExportTorn, SourceError
-from server.job import Setup
-from server.pipeline import Converted, SentLog, Tuning, convert_export
+from server.errors import DataFolderError, ExportTorn, SourceError
+from server.pipeline import Tuning, convert_export
 from server.samples import day_rows
-from server.triton import ColumnSpec, Layout, LogFormat
+from server.triton import Layout, LogFormat
 
-from .reference_conversion import MemorySink, Slow, convert_slowly
+from .reference_conversion import (
+    DAY,
+    SMALL,
+    MemorySink,
+    assert_is,
+    conversion,
+    convert,
+    convert_slowly,
+    export_file,
+    sample,
+    with_repetitions,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from typing import BinaryIO
-
-DAY = date(2026, 11, 20)
-KEY = bytes(range(32))
-SMALL = Tuning(block=20_000, small_export=0, held=1000)  # many blocks, always processes, everything spilled
-
-
-def conversion(**rules: Any) -> Conversion:
-    return Conversion(LogRules(**rules), KEY, day=DAY)
-
-
-def export_file(folder: Path, data: bytes | Sequence[bytes], *, members: int = 1) -> Path:
-    """A gzip file of these lines (or this text), in so many members."""
-    text = data if isinstance(data, bytes) else b"".join(row + b"\n" for row in data)
-    path = folder / "metrics-day-2026-11-20.json.gz"
-    size = -(-len(text) // members) or 1
-    pieces = [text[at : at + size] for at in range(0, len(text), size)] or [b""]
-    path.write_bytes(b"".join(gzip.compress(piece, 1) for piece in pieces))
-    return path
-
-
-def convert(
-    path: Path, made: Conversion | None = None, *, tuning: Tuning = SMALL, workers: int = 1, **more: Any
-) -> tuple[Converted, MemorySink]:
-    """Convert into memory; nothing may be left in the scratch folder."""
-    sink = MemorySink()
-    scratch = path.parent / "scratch"
-    scratch.mkdir(exist_ok=True)
-    converted = convert_export(
-        path, made or conversion(), sink, scratch=scratch, tuning=tuning, workers=workers, **more
-    )
-    assert list(scratch.iterdir()) == []
-    assert converted.lines_per_log == [
-        text.count("\n") - len((made or conversion()).rules.layout.header_lines(DAY).splitlines())
-        for text in sink.texts
-    ]
-    assert converted.tally.balanced
-    return converted, sink
-
-
-def assert_is(slow: Slow, converted: Converted, sink: MemorySink, header: str | None = None) -> None:
-    """The outcome is that of the slow conversion."""
-    header = Layout().header_lines(DAY) if header is None else header
-    assert "".join(sink.texts).split("\n") == (header + "".join(slow.lines)).split("\n")
-    assert converted.tally.as_json() == slow.tally.as_json()
-    assert [(entry["line"], entry["reason"]) for entry in sink.reject_entries] == slow.rejected
-
-
-def sample(rows: int = 600, **options: Any) -> list[bytes]:
-    return [row.removesuffix(b"\n") for row in day_rows(DAY, rows, broken=True, **options)]
-
-
-def with_repetitions(rows: list[bytes]) -> list[bytes]:
-    """Rows near and far repeated, one with other fields, and a rejected row whose id comes again in a good one."""
-    changed = orjson.dumps({**orjson.loads(rows[3]), "bytes_sent": 7, "filesize": 9})
-    broken = orjson.dumps({**orjson.loads(rows[80]), "ip": None})
-    filtered = orjson.dumps({**orjson.loads(rows[90]), "bytes_sent": 0})
-    return [broken, filtered, *rows[:10], rows[9], changed, *rows[10:], *rows[100:200], changed, rows[5]]
 
 
 @pytest.mark.parametrize("repeated", [False, True])
@@ -296,113 +238,6 @@ def test_progress_tells_how_much_of_the_export_was_read(tmp_path: Path) -> None:
     assert told[-1] == path.stat().st_size
 
 
-def published(sink: MemorySink, layout: Layout) -> list[SentLog]:
-    """The logs of a conversion, as the service hands them back."""
-    return [SentLog(layout, lambda content=log.content: BytesIO(content)) for log in sink.logs]  # type: ignore[misc]
-
-
-LAYOUTS = [
-    Layout(),
-    Layout(LogFormat.W3C),
-    Layout(header="comment"),
-    Layout(header="none", text="percent"),
-    Layout(columns=(ColumnSpec("id", value="x-metric-id"), ColumnSpec("ua", value="user-agent"))),
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("workers", [1, 2])
-def test_late_rows_are_the_ones_that_were_not_sent(tmp_path: Path, layout: Layout, workers: int) -> None:
-    """A first version, then the whole day: together every line once; changed and removed rows are counted."""
-    made = conversion(layout=layout)
-    day = with_repetitions(sample(500))
-    odd = [orjson.dumps({**orjson.loads(day[30]), "id": f'o"d{n}\t%', "user_agent": f"odd {n}"}) for n in range(6)]
-    first = [*day[:350], *odd[:4]]
-    _, sent = convert(export_file(tmp_path, first), made, workers=workers, max_rows_per_file=100)
-    cells = convert_slowly(first, made).cells
-    second = [*odd[1:], *day[20:60], *[_changed(row) for row in day[60:70]], *day[70:]]
-    slow = convert_slowly(second, made, sent=cells)
-    converted, sink = convert(
-        export_file(tmp_path, second), made, workers=workers, sent=published(sent, layout), max_rows_per_file=150
-    )
-    header = layout.header_lines(DAY)
-    assert "".join(text.removeprefix(header) for text in sink.texts) == "".join(slow.lines)
-    assert converted.tally.as_json() == slow.tally.as_json()
-    assert [(entry["line"], entry["reason"]) for entry in sink.reject_entries] == slow.rejected
-    lines_now = {line.removesuffix("\n") for line in convert_slowly(second, made).lines}
-    sent_lines = {line for text in sent.texts for line in text.removeprefix(header).splitlines()}
-    now_cells = set(convert_slowly(second, made).cells)
-    gone = set(cells) - now_cells - _filtered_cells(second, made)
-    assert converted.removed == len(gone) > 0
-    assert converted.changed == len(sent_lines - lines_now) - len(gone) > 0
-
-
-def _changed(row: bytes) -> bytes:
-    try:
-        fields = orjson.loads(row)
-    except orjson.JSONDecodeError:
-        return row
-    return orjson.dumps({**fields, "user_agent": "changed"}) if isinstance(fields, dict) else row
-
-
-def _filtered_cells(rows: list[bytes], made: Conversion) -> set[str]:
-    every = Conversion(LogRules(layout=made.rules.layout, rows="all"), KEY, day=DAY)
-    no_bytes = [row.replace(b'"bytes_sent":0,', b'"bytes_sent":1,') for row in rows]
-    return set(convert_slowly(no_bytes, every).cells)
-
-
-def test_when_nothing_is_late_no_log_is_opened(tmp_path: Path) -> None:
-    """The same version again has no new line, no changed and no removed one."""
-    rows = with_repetitions(sample(300))
-    path = export_file(tmp_path, rows)
-    first, sent = convert(path)
-    again, sink = convert(path, sent=published(sent, Layout()), workers=2)
-    assert (again.lines_per_log, sink.logs, again.changed, again.removed) == ([], [], 0, 0)
-    assert again.tally.filtered["sent_before"] == first.tally.lines
-    assert again.tally.reporting == first.tally.reporting
-    assert again.tally.rejected == first.tally.rejected
-
-
-def test_a_sent_row_that_would_now_be_filtered_or_rejected_is_changed(tmp_path: Path) -> None:
-    """Neither is sent again, and neither is taken for removed."""
-    rows = [row.removesuffix(b"\n") for row in day_rows(DAY, 40, tokens_share=0)]
-    _, sent = convert(export_file(tmp_path, rows), conversion(rows="all"))
-    rows[5] = orjson.dumps({**orjson.loads(rows[5]), "bytes_sent": 0})
-    rows[6] = orjson.dumps({**orjson.loads(rows[6]), "ip": ""})
-    del rows[7]
-    again, sink = convert(export_file(tmp_path, rows), conversion(rows="all"), sent=published(sent, Layout()))
-    assert (again.changed, again.removed, sink.logs) == (2, 1, [])
-    assert again.tally.filtered == {"sent_before": 38}
-    assert again.tally.rejected == {"no_ip": 1}
-
-
-def test_rows_created_too_late_are_held_back_and_come_with_the_next_file(tmp_path: Path) -> None:
-    """Filtered as too fresh the first time, sent the second: every line once."""
-    rows = sample(400)
-    path = export_file(tmp_path, rows)
-    made, limit = conversion(), "2026-11-20 18:00:00"
-    first, sent = convert(path, workers=2, fresh_after=limit)
-    slow = convert_slowly(rows, made, fresh_after=limit)
-    assert_is(slow, first, sent)
-    assert first.tally.filtered["too_fresh"] > 50
-    late, sink = convert(path, sent=published(sent, Layout()))
-    assert late.changed == late.removed == 0
-    assert sorted(slow.lines + sink.texts[0].splitlines(keepends=True)[1:]) == sorted(convert_slowly(rows, made).lines)
-    still, _ = convert(path, sent=published(sent, Layout()), fresh_after=limit)
-    assert still.tally.filtered["sent_before"] == first.tally.lines
-    assert still.tally.filtered["too_fresh"] == first.tally.filtered["too_fresh"]
-    assert still.lines_per_log == []
-
-
-def test_a_damaged_published_log_is_the_data_folders_fault(tmp_path: Path) -> None:
-    """It is not the export that is torn."""
-    path = export_file(tmp_path, sample(50))
-    _, sent = convert(path)
-    torn = SentLog(Layout(), lambda: BytesIO(sent.logs[0].content[:-4]))
-    with pytest.raises(DataFolderError, match="damaged"):
-        convert(path, sent=[torn])
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_is_told_as_such(tmp_path: Path, workers: int) -> None:
     """What the sink's file says becomes a sentence with a hint."""
@@ -423,133 +258,3 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, workers: int) -> None:
             tuning=SMALL,
         )
     assert caught.value.hint.startswith("df -h")
-
-
-def _all_children() -> set[int]:
-    """The processes that any thread of this one has started and not waited for."""
-    tasks = Path("/proc/self/task").iterdir()
-    return {int(child) for task in tasks for child in (task / "children").read_text().split()}
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_worker_fails_the_conversion_and_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
-    """One sentence that names the signal; no process and no file remains."""
-    path = export_file(tmp_path, sample(2000))
-    before = _all_children()
-
-    def kill(_: int) -> None:
-        for child in _all_children() - before:
-            os.kill(child, how)
-
-    with pytest.raises(ConversionFailed, match=f"signal {how.value}"):
-        convert(path, workers=2, progress=kill)
-    assert _all_children() == before
-    assert list((tmp_path / "scratch").iterdir()) == []
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop_from_another_thread_ends_everything_at_once(tmp_path: Path, workers: int) -> None:
-    """The conversion raises, and its processes are gone."""
-    path, stop, before = export_file(tmp_path, sample(3000)), threading.Event(), _all_children()
-    with pytest.raises(ConversionFailed, match="stopped"):
-        convert(path, workers=workers, stop=stop, progress=lambda _: stop.set())
-    assert _all_children() == before
-
-
-def test_an_error_of_the_sink_ends_the_workers(tmp_path: Path) -> None:
-    """Whatever ends the conversion, no process outlives it."""
-    path, before = export_file(tmp_path, sample(2000)), _all_children()
-
-    def fail(_: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        convert(path, workers=2, progress=fail)
-    assert _all_children() == before
-
-
-_ORPHANS = """
-import sys, time
-from pathlib import Path
-from tests.test_pipeline import SMALL, conversion
-from tests.reference_conversion import MemorySink
-from server.pipeline import convert_export
-
-def wait(_):
-    import os
-    children = [c for task in Path("/proc/self/task").iterdir() for c in (task / "children").read_text().split()]
-    print(*children, flush=True)
-    time.sleep(60)
-
-export, scratch = map(Path, sys.argv[1:])
-convert_export(export, conversion(), MemorySink(), scratch=scratch, workers=2, tuning=SMALL, progress=wait)
-"""
-
-
-def test_workers_end_when_the_service_is_killed(tmp_path: Path) -> None:
-    """Even kill -9, which no process can handle, leaves no worker behind, and no file."""
-    path, scratch = export_file(tmp_path, sample(2000)), tmp_path / "scratch"
-    scratch.mkdir()
-    root = Path(__file__).parent.parent
-    with subprocess.Popen(
-        [sys.executable, "-c", _ORPHANS, str(path), str(scratch)], stdout=subprocess.PIPE, cwd=root
-    ) as service:
-        assert service.stdout is not None
-        workers = [int(word) for word in service.stdout.readline().split()]
-        assert len(workers) == 2
-        service.kill()
-    deadline = time.monotonic() + 20
-    while any(_is_running(worker) for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(_is_running(worker) for worker in workers)
-    assert list(scratch.iterdir()) == []
-
-
-def _is_running(process: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def test_workers_know_nothing_of_systemd_and_need_no_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They get no notify socket, and a folder with a server.py of its own is no trap."""
-    (tmp_path / "server.py").write_text("raise SystemExit('the wrong module')")
-    (tmp_path / "server").mkdir()
-    monkeypatch.chdir(tmp_path)
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"):
-        monkeypatch.setenv(name, "1")
-    rows = sample(100)
-    assert_is(convert_slowly(rows, conversion()), *convert(export_file(tmp_path, rows), workers=2))
-    with Workers(1, Setup(conversion()), threading.Event()):
-        (worker,) = _all_children()
-        environment = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
-        assert not [entry for entry in environment if entry.startswith((b"NOTIFY_", b"WATCHDOG_", b"LISTEN_"))]
-        descriptors = [Path(f"/proc/{worker}/fd/{n}").resolve() for n in (0, 1)]
-        assert all(path.name.startswith("pipe:") for path in descriptors)
-
-
-def test_a_small_export_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below a few megabytes the calling thread does it all."""
-
-    def refuse(*_: object, **__: object) -> Callable[[], None]:
-        raise AssertionError("a process was started")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    rows = sample(50)
-    path = export_file(tmp_path, rows)
-    assert_is(convert_slowly(rows, conversion()), *convert(path, workers=4, tuning=Tuning()))
-    assert_is(convert_slowly(rows, conversion()), *convert(path, workers=1, tuning=SMALL))
-
-
-def test_the_engine_needs_neither_the_network_nor_ssh() -> None:
-    """A conversion by hand imports neither asyncssh nor aiobotocore, nor asyncio itself."""
-    code = (
-        "import sys, server.pipeline; "
-        "print([m for m in ('asyncssh', 'aiobotocore', 'asyncio', 'pydantic', 'structlog') if m in sys.modules])"
-    )
-    root = Path(__file__).parent.parent
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert run.stdout.strip() == "[]"
