@@ -37,18 +37,25 @@ class Unusual(ValueError):
 
 
 class Times(dict[str, str]):
-    """From ``created_at`` to the cells ``date`` and ``start-time``, for instants in the file's day."""
+    """From ``created_at`` to the cells ``date`` and ``start-time``; ``outside`` holds those outside the file's day."""
 
     def __init__(self, day: str | None) -> None:
         super().__init__()
+        self.outside: set[str] = set()
         self._day = day
 
     def __missing__(self, created_at: Any) -> str:
         parsed = parse_created_at(created_at)
-        if parsed is None or self._day not in (None, parsed[0]):
+        if parsed is None:
             raise Unusual
         self[created_at] = cells = f"{parsed[0]}\t{parsed[1]}\t"
+        if self._day not in (None, parsed[0]):
+            self.outside.add(cells)
         return cells
+
+    def clear(self) -> None:
+        super().clear()
+        self.outside.clear()
 
 
 class Addresses(dict[str, str]):
@@ -204,6 +211,6 @@ class Memos:
     def trim(self) -> None:
         """Empty the memos when one has grown large."""
         memos: tuple[dict[Any, Any], ...] = (self.times, self.addresses, self.episodes, self.agents)
-        if max(map(len, (*memos, self.addresses.odd, self.episodes.unmapped))) > _LIMIT:
+        if max(map(len, (*memos, self.times.outside, self.addresses.odd, self.episodes.unmapped))) > _LIMIT:
             for memo in memos:
                 memo.clear()

@@ -222,6 +222,9 @@ class BlockRenderer:
                     continue
                 tally.not_an_address += 1
                 parts[place * _PARTS + 2] = without_hash(url_cells[place])
+        if memos.times.outside:
+            for place in compress(every, map(memos.times.outside.__contains__, time_cells)):
+                tally.outside_day += place not in filtered
         if memos.episodes.unmapped:
             unmapped = map(memos.episodes.unmapped.__contains__, episodes)
             for place in compress(every, unmapped):
