@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 from .deadlines import Urgency, expires
 from .holds import HoldPolicy, warnings
 from .overview import span
+from .rss_items import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .overview import DayOverview
+    from .records import RssFeed
 
 
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
+MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
 class Level(IntEnum):
@@ -76,10 +79,14 @@ def alarms(
     *,
     partners: Sequence[Partner] = (),
     pull_every: timedelta = timedelta(hours=24),
+    rss_feeds: Sequence[RssFeed] = (),
+    refresh_every: timedelta = timedelta(hours=6),
 ) -> list[Alarm]:
     """Everything that is wrong, the worst first."""
     found = [replace(alarm, subject=str(day.day)) for day in days for alarm in _of_day(day, holds, now)]
     found += _of_volume(days, now)
+    found += _of_matching(days)
+    found += [alarm for feed in rss_feeds for alarm in _of_rss_feed(feed, refresh_every, now)]
     found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
     found += _of_service(facts, poll_every, now)
     found += _of_machine(measured)
@@ -136,6 +143,23 @@ def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
             hint = "compare with Megaphone's dashboard; pickup-point status"
             found.append(Alarm(Level.WARNING, "day_volume", sentence, hint, str(day.day)))
     return found
+
+
+def _of_matching(days: Sequence[DayOverview]) -> list[Alarm]:
+    """The newest day whose lines were looked up in the catalogue: what was sent before it can be mended no more."""
+    day = next((day for day in days if day.matched_share is not None), None)
+    if day is None or day.matched_share is None or day.matched_share >= MATCHED_SHARE:
+        return []
+    sentence = f"only {day.matched_share:.1%} of the lines of {day.day} match an episode that the catalogue knows"
+    return [Alarm(Level.WARNING, "episodes_unmatched", sentence, "pickup-point episodes --unmatched")]
+
+
+def _of_rss_feed(feed: RssFeed, refresh_every: timedelta, now: datetime) -> list[Alarm]:
+    """An RSS feed that was never read, or not for long; one failure is no alarm, the last catalogue serves."""
+    if not feed.error or (feed.read_at is not None and now - feed.read_at <= max(timedelta(days=1), refresh_every * 2)):
+        return []
+    since = f"what it held {span(now - feed.read_at)} ago serves" if feed.read_at is not None else "it was never read"
+    return [Alarm(Level.WARNING, "rss_feed", f"{feed.error}; {since}", feed.hint, shown(feed.url))]
 
 
 def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[Alarm]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .catalogue import Catalogue, load_catalogue
+from .episodes import CatalogueSource
 from .errors import ConfigError, Problem
 from .feed import Feed
 from .holds import HoldPolicy
@@ -27,44 +27,11 @@ from .source import open_source
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import date
-    from pathlib import Path
 
     from .keys import Credentials
     from .settings import Config
 
 log = structlog.get_logger()
-
-
-class CatalogueFile:
-    """The operator's episode catalogue, read again when the file has changed; a bad file keeps the old catalogue."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._version: tuple[int, int] | None = None
-        self._catalogue: Catalogue | None = None
-        if path is not None:
-            self._catalogue, self._version = load_catalogue(path), self._seen()
-
-    def snapshot(self) -> Catalogue | None:
-        """The newest good catalogue, or None where none is configured."""
-        if self._path is not None and (seen := self._seen()) != self._version:
-            self._version = seen
-            try:
-                self._catalogue = load_catalogue(self._path)
-            except ConfigError as error:
-                log.error(
-                    "feed kept the old episode catalogue", why=str(error.problems[0]), hint=error.problems[0].cure
-                )
-            else:
-                log.info("feed read the episode catalogue", episodes=len(self._catalogue.episodes))
-        return self._catalogue
-
-    def _seen(self) -> tuple[int, int] | None:
-        assert self._path is not None  # noqa: S101  # only asked for a file that is configured
-        with contextlib.suppress(OSError):
-            status = self._path.stat()
-            return status.st_mtime_ns, status.st_size
-        return None
 
 
 def load_keys(config: Config) -> tuple[Credentials, bytes]:
@@ -97,6 +64,7 @@ class Parts:
     ledger: Ledger
     publisher: Publisher
     feed: Feed
+    catalogue: CatalogueSource
     stop: threading.Event
 
 
@@ -111,11 +79,11 @@ async def assembled(
         DataFolderError, LedgerError: the data folder cannot be used.
     """
     stop = threading.Event()
-    catalogue = CatalogueFile(config.log.episodes)
     point = PickupPoint(config.data_dir)
     point.prepare()
     ledger = Ledger.open(point.ledger_path)
     try:
+        catalogue = CatalogueSource(config, ledger)
         holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
         publisher = Publisher(
             ledger,
@@ -132,7 +100,7 @@ async def assembled(
             feed = Feed(
                 policy, source, publisher, ledger, point, catalogue=catalogue.snapshot, stop=stop, progress=progress
             )
-            yield Parts(config, point, ledger, publisher, feed, stop)
+            yield Parts(config, point, ledger, publisher, feed, catalogue, stop)
         finally:
             await source.close()
     finally:

@@ -144,6 +144,8 @@ def _last_success(glance: Glance) -> dict[str, datetime]:
         found["publication"] = max(published)
     if taken:
         found["pickup"] = max(taken)
+    if glance.rss_feeds and all(feed.read_at is not None for feed in glance.rss_feeds):
+        found["rss"] = min(feed.read_at for feed in glance.rss_feeds if feed.read_at is not None)  # the oldest of them
     if glance.logins:
         found["login"] = max(login[0] for login in glance.logins.values())
     return found

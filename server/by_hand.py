@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from .catalogue import load_catalogue
 from .convert import Conversion, LogRules
-from .errors import ConfigError, PickupPointError
+from .episodes import CatalogueSource
+from .errors import ConfigError, LedgerError, PickupPointError
 from .holds import HoldPolicy, warnings
+from .ledger import Ledger
 from .pipeline import convert_export
 from .private_files import load_ip_hash_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .catalogue import Catalogue
     from .settings import Config
     from .tally import Tally
 
@@ -98,7 +101,7 @@ def convert_by_hand(
             raise PickupPointError(f"{wanted} is a folder", hint=f"give a file in it: {wanted / 'export.tsv.gz'}")
     rules = config.log.log_rules if config is not None else LogRules()
     key, key_known = _hash_key(config)
-    catalogue = load_catalogue(config.log.episodes) if config is not None and config.log.episodes else None
+    catalogue, told = _catalogue(config)
     conversion = Conversion(rules, key, catalogue, _day_in(export.name))
     files = _Files(output, rejects)
     stop = threading.Event()
@@ -122,10 +125,29 @@ def convert_by_hand(
         files.restart()
     tally = converted.tally
     policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
-    told = warnings(tally, policy)
+    told += warnings(tally, policy)
     if not key_known and (tally.not_an_address or rules.ip == "truncated"):
         told.append("there is no ip_hash.key, so the hashes of this file were made with a key that is thrown away")
     return ConvertedByHand(tally, told)
+
+
+def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
+    """The catalogue that the service would use now, with a warning where its ledger cannot be read.
+
+    Raises:
+        ConfigError: a file must be changed.
+    """
+    if config is None:
+        return None, []
+    if config.feeds.configured:
+        try:
+            with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+                return CatalogueSource(config, ledger).snapshot(), []
+        except LedgerError as error:
+            told = [f"the RSS feeds are not used: {error}"]
+    else:
+        told = []
+    return load_catalogue(config.log.episodes) if config.log.episodes else None, told
 
 
 def _hash_key(config: Config | None) -> tuple[bytes, bool]:

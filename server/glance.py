@@ -21,6 +21,7 @@ from .errors import LedgerError, PickupPointError
 from .holds import HoldPolicy
 from .ledger import Ledger
 from .overview import DayOverview, overview
+from .rss_items import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .proof import Pickup
-    from .records import LateCheck, LedgerLog, Publication
+    from .records import LateCheck, LedgerLog, Publication, RssFeed
     from .settings import Config
     from .triton import LogName
 
@@ -46,6 +47,7 @@ class Glance:
     logins: dict[str, tuple[datetime, str, str, int]]
     measured: Measured
     alarms: list[Alarm]
+    rss_feeds: tuple[RssFeed, ...] = ()
 
     @classmethod
     def take(cls, config: Config, now: datetime) -> Glance:
@@ -53,6 +55,7 @@ class Glance:
         days: list[DayOverview] = []
         facts: dict[str, Any] = {}
         logins: dict[str, tuple[datetime, str, str, int]] = {}
+        rss_feeds: tuple[RssFeed, ...] = ()
         damage = ""
         path = config.data_dir / "ledger.sqlite3"
         if path.exists():
@@ -68,6 +71,8 @@ class Glance:
                         now,
                     )
                     facts, logins = ledger.facts(), ledger.logins()
+                    if config.feeds.configured:
+                        rss_feeds = tuple(ledger.rss.feeds().values())
             except LedgerError as error:
                 damage = str(error)
         measured = _measured(config, damage)
@@ -85,8 +90,10 @@ class Glance:
             now,
             partners=partners,
             pull_every=config.alerts.pull_every,
+            rss_feeds=rss_feeds,
+            refresh_every=config.feeds.refresh_every,
         )
-        return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found)
+        return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds)
 
     def as_json(self) -> dict[str, Any]:
         """As ``status --json`` prints it."""
@@ -104,6 +111,16 @@ class Glance:
                 for user, login in self.logins.items()
             },
             "disk": {"free_bytes": self.measured.disk_free_bytes, "free_share": round(self.measured.disk_free, 4)},
+            "rss_feeds": [
+                {
+                    "url": shown(feed.url),
+                    "title": feed.title,
+                    "items": feed.item_count,
+                    "read_at": feed.read_at.isoformat(timespec="seconds") if feed.read_at else None,
+                    "error": feed.error,
+                }
+                for feed in self.rss_feeds
+            ],
             "days": [day.as_json() for day in self.days],
         }
 
@@ -138,6 +155,7 @@ class Trace:
             "kind": publication.kind,
             "remark": publication.remark,
             "tally": None if publication.tally is None else publication.tally.as_json(),
+            "catalogue": None if publication.catalogue is None else publication.catalogue.as_json(),
             "changed": publication.changed,
             "removed": publication.removed,
             "published_at": publication.published_at.isoformat() if publication.published_at else None,

@@ -158,6 +158,7 @@ def rss_feed_of(row: Row, items: tuple[RssItem, ...]) -> RssFeed:
         hint=row["hint"],
         change=row["change"],
         items=items,
+        item_count=row["item_count"],
     )
 
 

@@ -120,6 +120,9 @@ def _day_gauges(days: tuple[DayOverview, ...]) -> Iterator[Metric]:
     state = GaugeMetricFamily("pickup_point_day_state", "1 for the state that a day is in.", labels=["day", "state"])
     lines = GaugeMetricFamily("pickup_point_day_lines", "Log lines of a day.", labels=["day"])
     rejected = GaugeMetricFamily("pickup_point_day_rejected_rows", "Rejected rows of a day.", labels=["day"])
+    matched = GaugeMetricFamily(
+        "pickup_point_day_matched_share", "Share of a day's lines, 0 to 1, whose episode is known.", labels=["day"]
+    )
     for day in days[:DAYS]:
         name = day.day.isoformat()
         for kind, each in (("published", day.deadlines.published), ("picked_up", day.deadlines.picked_up)):
@@ -128,7 +131,9 @@ def _day_gauges(days: tuple[DayOverview, ...]) -> Iterator[Metric]:
         state.add_metric([name, day.state], 1)
         lines.add_metric([name], day.lines)
         rejected.add_metric([name], day.rejected)
-    yield from (deadline, done, state, lines, rejected)
+        if day.matched_share is not None:
+            matched.add_metric([name], day.matched_share)
+    yield from (deadline, done, state, lines, rejected, matched)
 
 
 def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:

@@ -17,6 +17,7 @@ from .ledger import Ledger
 from .pickup import PickupPoint
 from .progress import progress_bars
 from .retention import prune
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,12 +27,19 @@ if TYPE_CHECKING:
     from .settings import Config
 
 
+FIRST_CATALOGUE = 30.0  # seconds that an RSS feed which was never asked may take
+
+
 async def one_round(config: Config, hash_key: bytes, wish: Wish) -> list[DayResult]:
     """Run one round now; what became of each day."""
     with progress_bars() as show:
         progress = None if show is None else lambda day, done, total: show(str(day), done, total)
         async with assembled(config, hash_key, progress=progress) as parts:
             with _stopping(parts.stop.set):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(FIRST_CATALOGUE):
+                        if await in_thread(parts.catalogue.untried):
+                            await parts.catalogue.refresh(datetime.now(UTC))
                 return (await parts.feed.run_round(datetime.now(UTC), wish)).results
 
 

@@ -64,6 +64,14 @@ class DayOverview:
         """The day's files."""
         return [entry for publication in self.publications for entry in publication.logs]
 
+    @property
+    def matched_share(self) -> float | None:
+        """The share of the day's lines, 0 to 1, whose episode the catalogue knew; None where none was in use."""
+        standing = [p for p in self.publications if any(entry.superseded_by is None for entry in p.logs)]
+        tallies = [p.tally for p in standing if p.catalogue is not None and p.tally is not None]
+        lines = sum(tally.lines for tally in tallies)
+        return 1 - sum(tally.unmapped_episodes for tally in tallies) / lines if lines else None
+
     def as_json(self) -> dict[str, Any]:
         """As ``status --json`` shows it."""
         return {
@@ -96,6 +104,7 @@ class DayOverview:
                     "changed": publication.changed,
                     "removed": publication.removed,
                     "tally": None if publication.tally is None else publication.tally.as_json(),
+                    "catalogue": None if publication.catalogue is None else publication.catalogue.as_json(),
                 }
                 for publication in self.publications
             ],
@@ -103,6 +112,7 @@ class DayOverview:
             "lines": self.lines,
             "filtered": self.filtered,
             "rejected": self.rejected,
+            "matched_share": None if self.matched_share is None else round(self.matched_share, 4),
             "published_at": _iso(self.published_at),
             "picked_up": [
                 {"user": user.user, "files": user.whole, "of": user.files, "at": _iso(user.last)}

@@ -65,7 +65,7 @@ class CatalogueStamp:
 class RssFeed:
     """One of the publisher's RSS feeds, as it was when it was last read; ``error`` says why the last try failed.
 
-    ``change`` grows with every new content.
+    ``change`` grows with every new content. ``items`` may be left away; ``item_count`` holds their number all the same.
     """
 
     url: str
@@ -78,6 +78,7 @@ class RssFeed:
     hint: str = ""
     change: int = 0
     items: tuple[RssItem, ...] = ()
+    item_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

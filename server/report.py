@@ -138,7 +138,8 @@ def status_page(
     days = glance.days[:DAYS_SHOWN]
     page: list[tuple[Table | Text, bool]] = [(line, True) for line in label_lines(sheet)]
     page.append((Text(), True))
-    page += [(line, True) for line in label_lines(service_lines(glance.facts, now, running=glance.running))]
+    service = service_lines(glance.facts, now, running=glance.running)
+    page += [(line, True) for line in label_lines([*service, *episode_lines(glance, now)])]
     if days:
         page += [(Text(), True), (Text("Days and times are UTC.", style="dim"), True), (day_table(days, width), False)]
     page += [(Text(f"  {line}"), False) for line in advice_lines(days)]
@@ -191,6 +192,8 @@ def story(
         lines.append((_at(export.last_modified), wrote))
     if publication.tally is not None:
         lines.append((_at(publication.intended_at), f"converted: {_tally_text(publication.tally.as_json())}"))
+    if publication.catalogue is not None:
+        lines.append((_at(publication.intended_at), _catalogue_text(publication)))
     published = f"published as {publication.kind} bytes={entry.size} lines={entry.lines} sha256={entry.sha256}"
     lines.append((_at(publication.published_at), published))
     if publication.remark:
@@ -216,6 +219,31 @@ def _pickup_text(pickup: Pickup) -> str:
         f"{pickup.grade} pickup by {pickup.user} from {pickup.address} client={pickup.client} "
         f"covered={pickup.covered}/{pickup.size}{took} {end}"
     )
+
+
+def _catalogue_text(publication: Publication) -> str:
+    stamp, share = publication.catalogue, publication.matched_share
+    assert stamp is not None  # noqa: S101  # only asked of what was made with one
+    matched = f", which match {share:.1%} of the lines" if share is not None else ""
+    read = f", RSS read {stamp.read_at[:16].replace('T', ' ')}Z" if stamp.read_at else ""
+    return f"episode catalogue {stamp.version}: {stamp.episodes} episodes{matched}{read}"
+
+
+def episode_lines(glance: Glance, now: datetime) -> list[tuple[str, str]]:
+    """What the episode catalogue knows and how old that is, label and text; nothing where none is in use."""
+    newest = next((day for day in glance.days if day.matched_share is not None), None)
+    parts = []
+    if newest is not None and newest.matched_share is not None:
+        parts.append(f"{newest.matched_share:.1%} of the lines of {newest.day} match")
+    if glance.rss_feeds:
+        read = [feed.read_at for feed in glance.rss_feeds if feed.read_at is not None]
+        items = sum(feed.item_count for feed in glance.rss_feeds)
+        age = f"read {span(now - min(read))} ago" if read else "not read yet"
+        failed = sum(1 for feed in glance.rss_feeds if feed.error)
+        told = f", {failed} of them cannot be read now: pickup-point episodes" if failed else ""
+        count = "1 RSS feed" if len(glance.rss_feeds) == 1 else f"{len(glance.rss_feeds)} RSS feeds"
+        parts.append(f"{items} items in {count}, {age}{told}")
+    return [("Episodes", "; ".join(parts))] if parts else []
 
 
 def _tally_text(tally: Mapping[str, Any]) -> str:

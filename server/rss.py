@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from .errors import PickupPointError
-from .rss_items import NotRss, RssDocument
+from .rss_items import NotRss, RssDocument, shown
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -221,13 +221,3 @@ def is_public(text: str) -> bool:
     if address.is_multicast or any(address in network for network in _CLOUD):
         return False
     return address.is_global
-
-
-def shown(url: str) -> str:
-    """An address as a log line may show it: without a password, a query or control characters."""
-    try:
-        parts = urlsplit(url)
-        text = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    except ValueError:
-        text = "an address that is none"
-    return "".join(letter if letter.isprintable() and letter not in "'\"" else "?" for letter in text)[:200]

@@ -230,6 +230,16 @@ def megaphone_token(bare: str) -> str:
     return match[1] if match is not None and (host == "megaphone.fm" or host.endswith(".megaphone.fm")) else ""
 
 
+def shown(url: str) -> str:
+    """An address as a log line may show it: without a password, a query or control characters."""
+    try:
+        parts = urlsplit(url)
+        text = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    except ValueError:
+        text = "an address that is none"
+    return "".join(letter if letter.isprintable() and letter not in "'\"" else "?" for letter in text)[:200]
+
+
 def _plain(text: str) -> str:
     """A title on one line, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))[:LONGEST_TITLE]

@@ -1,0 +1,160 @@
+"""The command ``episodes``: what Triton can match a line to.
+
+Prints. It looks at what is stored, and writes only with ``--refresh`` (the ledger) and ``--export`` (that file).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path  # noqa: TC003  # typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .command import (
+    ConfigOption,
+    JsonOption,
+    Out,
+    Usage,
+    VerboseOption,
+    print_json,
+    run_loop,
+    settings_of,
+)
+from .installation import become_owner
+
+if TYPE_CHECKING:
+    from .episodes import EpisodesGlance
+    from .matching import Matching
+    from .records import RssFeed
+    from .settings import Config
+
+episode_commands = typer.Typer()
+
+
+@episode_commands.command()
+def episodes(
+    config: ConfigOption = None,
+    unmatched: Annotated[
+        bool, typer.Option("--unmatched", help="List the episodes of the last published days that match nothing.")
+    ] = False,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Write a CSV with these, to fill in by hand.")
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", metavar="FILE", help="Say what is wrong in one; exit 2 if anything."),
+    ] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Read every RSS feed now, first.")] = False,
+    days: Annotated[int, typer.Option("--days", min=1, help="How many published days are looked at.")] = 7,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show the episode catalogue: what the RSS feeds and the CSV know, and which episodes of the logs match nothing."""
+    if check is not None:
+        if export is not None or unmatched or refresh:
+            raise Usage("--check goes alone", hint="pickup-point episodes --check FILE")
+        _check(check)
+        return
+    from .episodes import glance_at
+    from .ledger import Ledger
+    from .matching import matching, new_csv, write_export
+
+    settings = settings_of(config, verbose=verbose, quiet=not refresh)
+    with contextlib.ExitStack() as stack:
+        # What is read belongs to the service, what is written to whoever typed this: so the file is opened first.
+        file = stack.enter_context(new_csv(export)) if export is not None else None
+        become_owner(settings)
+        if refresh:
+            _refresh(settings, quiet=json)
+        with contextlib.closing(Ledger.read(settings.data_dir / "ledger.sqlite3")) as ledger:
+            glance = glance_at(settings, ledger)
+            found = matching(settings, ledger, glance.catalogue, days)
+        count = write_export(file, glance.written, found.unmatched) if file is not None else 0
+    if export is not None:
+        print(f"{export}: {count} episodes to fill in, beside {len(glance.written)} that are")
+        print(f"  then: pickup-point episodes --check {export}, and set log.episodes to it")
+    elif unmatched:
+        _print_unmatched(found, json=json)
+    elif json:
+        print_json(glance.as_json() | {"matching": found.as_json()})
+    else:
+        _print_glance(glance, found, settings)
+
+
+def _check(path: Path) -> None:
+    from .catalogue import check_episodes, load_catalogue
+
+    problems = check_episodes(path)
+    for problem in problems:
+        print(f"{problem}\n  → {problem.cure}")
+    if problems:
+        print(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+        raise Out(2)
+    print(f"{path}: {len(load_catalogue(path).episodes)} episodes, nothing is wrong")
+
+
+def _refresh(settings: Config, *, quiet: bool) -> None:
+    from .episodes import CatalogueSource
+    from .ledger import Ledger
+    from .pickup import PickupPoint
+
+    point = PickupPoint(settings.data_dir)
+    point.prepare()
+    with contextlib.closing(Ledger.open(point.ledger_path)) as ledger:
+        source = CatalogueSource(settings, ledger)
+        outcomes = run_loop(source.refresh(datetime.now(UTC), force=True))
+    for outcome in outcomes if not quiet else ():
+        hint = f"\n  → {outcome.hint}" if outcome.hint else ""
+        print(f"{outcome.word:10}{outcome.name}  {outcome.sentence}{hint}")
+
+
+def _print_glance(glance: EpisodesGlance, found: Matching, settings: Config) -> None:
+    now = datetime.now(UTC)
+    stamp = glance.catalogue.stamp if glance.catalogue is not None else None
+    if stamp is None:
+        print("no episode catalogue is in use: every line is sent with Megaphone's episode_id as episode-guid")
+        if not settings.feeds.configured and settings.log.episodes is None:
+            print("  → set feeds.urls to your RSS feeds, so that you know what Triton can match")
+    else:
+        print(f"version {stamp.version}: {stamp.episodes} episodes")
+    if settings.log.episodes is not None:
+        print(f"  {len(glance.written):>6}  written by hand in {settings.log.episodes}")
+    for url, feed in glance.feeds:
+        print(f"  {feed.item_count if feed is not None else 0:>6}  {_feed_text(url, feed, now)}")
+        if feed is not None and feed.error:
+            print(f"          {feed.error}\n          → {feed.hint}")
+    if found.share is not None:
+        print(f"\n{found.share:.1%} of the {found.lines} lines of the last {len(found.days)} published days match")
+        if found.unmatched:
+            print(f"  {len(found.unmatched)} episodes match nothing: pickup-point episodes --unmatched")
+
+
+def _feed_text(url: str, feed: RssFeed | None, now: datetime) -> str:
+    from .overview import span
+    from .rss_items import shown
+
+    if feed is None:
+        return f"{shown(url)}  not asked yet: pickup-point episodes --refresh"
+    age = f"read {span(now - feed.read_at)} ago" if feed.read_at is not None else "never read"
+    return f"{shown(url)}  {age}" + (f"  {feed.title}" if feed.title else "")
+
+
+def _print_unmatched(found: Matching, *, json: bool) -> None:
+    if json:
+        print_json(found.as_json())
+        return
+    if not found.days:
+        print("no log file is there to be looked at: pickup-point status")
+        return
+    if not found.unmatched:
+        print(f"every one of the {found.lines} lines of the last {len(found.days)} published days matches")
+        return
+    print(f"{'lines':>10}  {'episode_id':36}  {'podcast_id':36}  last day")
+    for episode in found.unmatched:
+        print(f"{episode.lines:>10}  {episode.episode_id:36}  {episode.podcast_id:36}  {episode.last}")
+    share = f"{1 - (found.share or 0):.1%}"
+    lines = sum(episode.lines for episode in found.unmatched)
+    print(f"\n{lines} of {found.lines} lines ({share}) in {len(found.unmatched)} episodes match nothing")
+    print("  → pickup-point episodes --export episodes.csv, write the RSS feeds' guids into it, set log.episodes to it")

@@ -1,0 +1,168 @@
+"""What the episode catalogue of today makes of the last published days, and what is left to match by hand.
+
+Reads published files through the pickup point, and writes the CSV that an operator asked for. Promise: what is counted
+is what was sent; nothing of a listener is looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from isal import igzip
+
+from .catalogue import COLUMNS, NOTES
+from .errors import PickupPointError
+from .pickup import PickupPoint
+from .triton import DerivedValue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import date
+    from pathlib import Path
+    from typing import TextIO
+
+    from .catalogue import Catalogue, Episode
+    from .ledger import Ledger
+    from .records import LedgerLog, Publication
+    from .settings import Config
+
+DAYS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """An episode that neither the operator's file nor an RSS feed knows, with its lines in the days looked at."""
+
+    episode_id: str
+    podcast_id: str
+    lines: int
+    last: date
+
+    def as_json(self) -> dict[str, Any]:
+        """An entry of what ``episodes --unmatched --json`` prints."""
+        return {
+            "episode_id": self.episode_id,
+            "podcast_id": self.podcast_id,
+            "lines": self.lines,
+            "last_day": self.last.isoformat(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """What the catalogue of today makes of the last published days; ``unmatched`` has the most lines first."""
+
+    days: tuple[date, ...]
+    lines: int
+    unmatched: tuple[Unmatched, ...]
+
+    @property
+    def share(self) -> float | None:
+        """The share of lines, 0 to 1, whose episode is known; None without lines."""
+        return 1 - sum(episode.lines for episode in self.unmatched) / self.lines if self.lines else None
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``episodes --unmatched --json`` prints it."""
+        return {
+            "days": [day.isoformat() for day in self.days],
+            "lines": self.lines,
+            "matched_share": None if self.share is None else round(self.share, 4),
+            "unmatched": [episode.as_json() for episode in self.unmatched],
+        }
+
+
+def matching(config: Config, ledger: Ledger, catalogue: Catalogue | None, days: int = DAYS) -> Matching:
+    """Read the published files of the last days, and see what today's catalogue knows of them.
+
+    Raises:
+        PickupPointError: the log files have no column that tells the episode.
+    """
+    point = PickupPoint(config.data_dir)
+    by_day: dict[date, list[tuple[Publication, LedgerLog]]] = {}
+    for publication in ledger.publications():
+        for entry in publication.logs:
+            if entry.state == "published" and entry.superseded_by is None and publication.published_at is not None:
+                by_day.setdefault(publication.day, []).append((publication, entry))
+    newest = sorted(by_day, reverse=True)[:days]
+    lines: Counter[tuple[str, str]] = Counter()
+    last: dict[tuple[str, str], date] = {}
+    known: dict[bool, set[str]] = {}
+    episodes = catalogue.episodes.values() if catalogue is not None else ()
+    total = 0
+    for day in newest:
+        for publication, entry in by_day[day]:
+            clean = publication.rules.layout.clean
+            guids = known.setdefault(clean("%") == "%", {clean(e.guid).lower() for e in episodes if e.guid})
+            with point.open_log(entry.name) as packed, igzip.IGzipFile(fileobj=packed) as file:  # type: ignore[no-untyped-call]  # no types in isal
+                found = Counter(_episodes(file, publication, day))
+            total += found.total()
+            for cells, count in found.items():
+                if not _is_known(cells[0], guids, catalogue):
+                    lines[cells] += count
+                    last.setdefault(cells, day)
+    most = [Unmatched(*cells, lines=count, last=last[cells]) for cells, count in lines.most_common()]
+    return Matching(tuple(newest), total, tuple(most))
+
+
+def _is_known(episode: str, guids: set[str], catalogue: Catalogue | None) -> bool:
+    """Whether a line's episode is matched: as it was written, or by what the catalogue has learnt since."""
+    if episode.lower() in guids:
+        return True
+    found = catalogue.find(episode) if catalogue is not None else None
+    return found is not None and bool(found.guid)
+
+
+def _episodes(file: Iterable[bytes], publication: Publication, day: date) -> Iterator[tuple[str, str]]:
+    """The cells of episode and podcast, line by line."""
+    layout = publication.rules.layout
+    specs = layout.specs
+    at = next((i for i, s in enumerate(specs) if s.field == "episode_id"), None)
+    if at is None:
+        at = next((i for i, s in enumerate(specs) if s.value == DerivedValue.EPISODE_GUID), None)
+    if at is None:
+        hint = "pickup-point check and pickup-point status show the share that does not match"
+        raise PickupPointError("the log files have no column that tells the episode", hint=hint)
+    podcast = next(
+        (i for i, s in enumerate(specs) if s.field == "podcast_id" or s.value == DerivedValue.PODCAST_ID), -1
+    )
+    cut = max(at, podcast) + 1
+    for line in islice(file, layout.header_lines(day).count("\n"), None):
+        cells = line.rstrip(b"\n").split(b"\t", cut)
+        yield cells[at].decode(), cells[podcast].decode() if podcast >= 0 else "-"
+
+
+@contextlib.contextmanager
+def new_csv(path: Path) -> Iterator[TextIO]:
+    """A file that was not there before, for `write_export`; without success nothing of it stays.
+
+    Raises:
+        PickupPointError: the file is there already, or cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8", newline="") as file:
+            try:
+                yield file
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise
+    except FileExistsError as error:
+        raise PickupPointError(f"{path} is there already", hint="give --export another name") from error
+    except OSError as error:
+        sentence = f"{path} cannot be written: {error.strerror}"
+        raise PickupPointError(sentence, hint=f"ls -ld {path.absolute().parent}") from error
+
+
+def write_export(file: TextIO, written: Mapping[str, Episode], unmatched: Sequence[Unmatched]) -> int:
+    """Write a CSV to fill in by hand: what the operator's file has, then what matches nothing; how many of these."""
+    rows: list[tuple[object, ...]] = [(*COLUMNS, *NOTES)]
+    rows += [(key, episode.guid, episode.url, "", "") for key, episode in written.items()]
+    missing = [e for e in unmatched if e.episode_id != "-" and e.episode_id.lower() not in written]
+    rows += [(e.episode_id, "", "", e.podcast_id, e.lines) for e in missing]
+    csv.writer(file).writerows(rows)
+    return len(missing)
