@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -195,6 +196,24 @@ def test_several_processes_write_one_new_ledger(tmp_path: Path) -> None:
     assert [writer.returncode for writer in writers] == [0, 0, 0], errors
     with closing(Ledger.read(path)) as ledger:
         assert len(ledger.facts()) == 120
+
+
+def test_a_ledger_that_somebody_else_is_making_is_waited_for(tmp_path: Path) -> None:
+    """A second start that comes while the first one makes the tables finds them made, and makes none."""
+    path = tmp_path / "ledger.sqlite3"
+    opened: list[Ledger] = []
+    with closing(sqlite3.connect(path, isolation_level=None)) as first:
+        first.execute("PRAGMA journal_mode=WAL")
+        first.execute("BEGIN IMMEDIATE")
+        ledger_module._bring_up(path, first)
+        second = threading.Thread(target=lambda: opened.append(Ledger.open(path)))
+        second.start()
+        time.sleep(0.2)  # the second one has asked by now; were it later, it would have an easier time
+        first.execute("COMMIT")
+        second.join()
+    (ledger,) = opened
+    assert ledger.logs() == []
+    ledger.close()
 
 
 def test_a_change_by_somebody_else_is_seen(ledger: Ledger) -> None:

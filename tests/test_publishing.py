@@ -9,7 +9,8 @@ import random
 import subprocess
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -23,7 +24,6 @@ from tests.rows import row, rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 NEXT = DAY + timedelta(days=1)
 
@@ -179,6 +179,39 @@ async def test_a_really_full_disk_fails_the_day_until_there_is_room(small_disk: 
         assert len(site.ids()) == 20_000
     finally:
         site.stop()
+
+
+# The order of the steps
+
+
+async def test_each_step_is_on_disk_before_the_next(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logs are on disk before the intention, that before the links, those before the record of publication."""
+    site = make_site(max_rows_per_file=2)
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    steps: list[str] = []
+    fsync, link, intend, done = os.fsync, os.link, site.ledger.intend, site.ledger.published
+
+    def told(step: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            steps.append(step)
+            return work(*args, **kwargs)
+
+        return stepped
+
+    def fsync_told(descriptor: int) -> None:
+        steps.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_told)
+    monkeypatch.setattr(os, "link", told("link", link))
+    monkeypatch.setattr(site.ledger, "intend", told("intend", intend))
+    monkeypatch.setattr(site.ledger, "published", told("published", done))
+    await site.round(at(1, "05:35"))
+    assert steps == [
+        f"fsync {name(0)}", f"fsync {name(1)}", "intend", "link", "link", "fsync pickup", "published",
+    ]  # fmt: skip
 
 
 # Interrupted intentions, by their record
