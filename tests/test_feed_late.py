@@ -258,6 +258,22 @@ async def test_an_unfinal_day_that_stays_held_is_converted_once(make_site: Calla
 # Sent again by an operator's word
 
 
+async def test_after_a_resend_only_the_resend_counts_as_sent(site: Site) -> None:
+    """A row that only the voided file had is not missed while it is gone, and is sent when it comes back."""
+    await published(site)
+    site.put(rows_of(DAY, 9), at(1, "09:00"))
+    await site.round(at(1, "10:05"))
+    await site.round(at(1, "10:30"), DAY, resend="void")
+    assert site.ids(name(1)) == between(0, 9)
+    site.put(rows_of(DAY, 8), at(1, "11:00"))
+    await site.round(at(1, "12:05"))
+    assert site.ledger.late_checks(DAY)[-1].removed == 1
+    site.put(rows_of(DAY, 10), at(1, "13:00"))
+    await site.round(at(1, "14:05"))
+    assert site.ids(name(2)) == between(9, 10)
+    assert set(site.standing_ids().values()) == {1}
+
+
 async def test_resend_sends_the_whole_day_under_the_next_number(site: Site) -> None:
     """``--resend`` publishes everything again; the ledger marks what it replaces; later late rows know only it."""
     await published(site)
