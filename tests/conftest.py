@@ -11,6 +11,7 @@ pytest_plugins = [
         "tests.fixtures_sftp",
         "tests.fixtures_feed",
         "tests.fixtures_service",
+        "tests.fixtures_rss",
         "tests.fixtures_ops",
     )
     if find_spec(name) is not None
