@@ -366,6 +366,25 @@ def service_site(tmp_path: Path, keys_dir: Path, program: Program) -> ServiceSit
     return ServiceSite(folder, keys_dir, program)
 
 
+GARBAGE = (b"{", b"[1]", b'{"id":null}')  # three rows that are rejected
+
+
+def log_of(days: int, number: int = 0) -> str:
+    """The name of the log file of a day, so many days ago."""
+    return f"TEST{day_before(days):%Y%m%d}-{number:02d}.tsv.gz"
+
+
+@pytest.fixture
+def fed(service_site: ServiceSite) -> ServiceSite:
+    """An installation with one published day, one held day and today's."""
+    service_site.put(day_before(2), export_of(day_before(2), 3, *GARBAGE))
+    service_site.put(day_before(1), export_of(day_before(1)))
+    service_site.put(day_before(0), export_of(day_before(0)))
+    done = service_site.run("feed")
+    assert done.returncode == 1, done.stderr
+    return service_site
+
+
 async def until(true: Callable[[], bool], what: str) -> None:
     """Wait until something is true."""
     deadline = time.monotonic() + PATIENCE
