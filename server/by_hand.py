@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from .catalogue import load_catalogue
 from .convert import Conversion, LogRules
-from .episodes import CatalogueSource
 from .errors import ConfigError, LedgerError, PickupPointError
 from .holds import HoldPolicy, warnings
-from .ledger import Ledger
 from .pipeline import convert_export
 from .private_files import load_ip_hash_key
 
@@ -140,6 +138,9 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
     if config is None:
         return None, []
     if config.feeds.configured:
+        from .episodes import CatalogueSource  # only here: without feeds a conversion needs neither SQLite nor HTTP
+        from .ledger import Ledger
+
         try:
             with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
                 return CatalogueSource(config, ledger).snapshot(), []
