@@ -136,6 +136,8 @@ def nasty_rows() -> list[bytes]:
     for bad_ip, bad_ua, seconds in itertools.product([True, False, "true", "false", None], [True, "true", 0], [1, 60]):
         flags = {"blacklisted_ip": bad_ip, "blacklisted_ua": bad_ua, "seconds_downloaded": seconds}
         rows.append(orjson.dumps({**GOOD, **flags}))
+        rows.append(orjson.dumps({**GOOD, **flags, "bytes_sent": 1001, "ip": "1.2.3.0", "episode_id": "nowhere"}))
+        rows.append(orjson.dumps({**GOOD, **flags, "ip": "token", "created_at": "2026-11-21T00:00:00Z"}))
     return rows
 
 
