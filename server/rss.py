@@ -32,8 +32,13 @@ _ACCEPT = "application/rss+xml, application/xml;q=0.9, text/xml;q=0.9, */*;q=0.1
 _REDIRECTS = {301, 302, 303, 307, 308}
 _CHUNK = 256 << 10  # bytes, of what came and of what it inflates to, that are looked at in one go
 _EMBEDDED = [ipaddress.ip_network(text) for text in ("64:ff9b::/96", "::ffff:0:0/96")]
-# Public by their numbers, and still the cloud's own doors: Oracle's metadata, Azure's wire server.
-_CLOUD = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "168.63.129.16/32")]
+# Where a cloud tells a machine its own secrets (AWS, Google, Azure, Oracle, Alibaba): nobody's RSS feed, whatever is
+# allowed. Two of them are public by their numbers.
+_CLOUD = [
+    ipaddress.ip_network(text)
+    for text in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "192.0.0.0/24", "168.63.129.16/32",
+                 "100.100.100.200/32")
+]  # fmt: skip
 
 
 class RssUnread(PickupPointError):
@@ -155,8 +160,9 @@ class RssReader:
     def _socket(self, address: AddrInfoType) -> socket.socket:
         """A socket for an address that may be connected to; asked by aiohttp for every address that it tries."""
         family, kind, protocol, _, where = address
-        if not self._allow_local and not is_public(str(where[0])):
-            raise _NotPublic(str(where[0]))
+        text = str(where[0])
+        if is_metadata(text) or (not self._allow_local and not is_public(text)):
+            raise _NotPublic(text)
         return socket.socket(family=family, type=kind, proto=protocol)
 
     @staticmethod
@@ -166,7 +172,7 @@ class RssReader:
     @staticmethod
     def _private(url: str, address: str) -> RssUnread:
         sentence = f"the RSS feed {shown(url)} leads to {address}, which is no public address"
-        return RssUnread(sentence, hint="correct it, or set feeds.allow_local = true if it is yours")
+        return RssUnread(sentence, hint="correct it; if it is your own network, set feeds.allow_local = true")
 
 
 class _Body:
@@ -209,15 +215,25 @@ class _Body:
 
 def is_public(text: str) -> bool:
     """Whether an address is one of the public Internet: not this machine, no private network, no cloud's own door."""
+    address = _address(text)
+    return address is not None and address.is_global and not address.is_multicast and not is_metadata(text)
+
+
+def is_metadata(text: str) -> bool:
+    """Whether a cloud may tell a machine its own secrets at an address."""
+    address = _address(text)
+    return address is not None and any(address in network for network in _CLOUD)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, or the IPv4 address that it carries inside."""
     try:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return False
+        return None
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.sixtofour or (address.teredo[1] if address.teredo else None)
         if any(address in network for network in _EMBEDDED):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         address = inner or address
-    if address.is_multicast or any(address in network for network in _CLOUD):
-        return False
-    return address.is_global
+    return address

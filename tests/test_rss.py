@@ -111,6 +111,12 @@ async def test_a_redirect_inside_is_refused(rss_host: RssHost, target: str, monk
     assert "which is no public address" in await refusal(url, local=False, limits=ReaderLimits(total=10, connect=2))
 
 
+async def test_the_clouds_metadata_is_refused_whatever_is_allowed(rss_host: RssHost) -> None:
+    """allow_local is for a publisher's own network."""
+    for target in ("http://169.254.169.254/latest/", "http://[fd00:ec2::254]/", "http://[::ffff:169.254.169.254]/"):
+        assert "which is no public address" in await refusal(rss_host.redirect("/evil", target))
+
+
 async def test_a_name_that_changes_its_address_helps_nobody(rss_host: RssHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """The address that is looked at is the one that the socket gets, whatever a resolver said before."""
     rss_host.put("/show", rss(items(1, 1)))

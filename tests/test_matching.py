@@ -1,0 +1,117 @@
+"""What the operator's file and the RSS feeds make together: matching, versions, and the URLs of lines.
+
+No outside world.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from server.catalogue import Catalogue, Episode, make_catalogue
+from server.convert import Conversion, LogRules
+from server.job import Setup
+from server.records import RssFeed
+from server.rss_items import RssItem
+
+from .rows import GOOD, KEY, cells, converted, row, rules
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+EPISODE = GOOD["episode_id"]
+
+
+def feed_of(*found: RssItem, url: str = "u") -> RssFeed:
+    return RssFeed(url, NOW, NOW, items=found)
+
+
+def test_what_the_operator_wrote_comes_first() -> None:
+    """Then the guid that is the id, whatever its case; of two RSS feeds, the first; never anything else."""
+    item = RssItem("AB-1", "https://x.example/1.mp3", token="T1", duration=60, length=9)
+    other = RssItem("ab-1", "https://x.example/2.mp3", token="T2", duration=60, length=9)
+    foreign = RssItem("foreign", "https://x.example/3.mp3", token="T3", duration=61, length=9)
+    catalogue = make_catalogue(None, [feed_of(item, foreign), feed_of(other, url="v")])
+    assert catalogue.find("ab-1") == Episode("AB-1", "", "T1", "https://x.example/1.mp3")
+    assert catalogue.find("ab-2") is None
+    written = Catalogue(
+        {"ab-1": Episode("foreign", ""), "ab-2": Episode("unknown", "/u"), "AB-1".lower() + "x": Episode("", "")}
+    )
+    catalogue = make_catalogue(written, [feed_of(item, foreign)])
+    assert catalogue.find("AB-1") == Episode("foreign", "", "T3", "https://x.example/3.mp3")
+    assert catalogue.find("ab-2") == Episode("unknown", "/u")
+    assert catalogue.find("ab-1x") == Episode("", "")
+
+
+def test_a_url_alone_leaves_the_rss_feeds_guid() -> None:
+    """A row of the CSV may correct the URL and say nothing of the guid."""
+    written = Catalogue({"ab-1": Episode("", "/mine.mp3")})
+    found = make_catalogue(written, [feed_of(RssItem("AB-1", "https://x.example/1.mp3"))]).find("ab-1")
+    assert found == Episode("AB-1", "/mine.mp3", "", "https://x.example/1.mp3")
+
+
+def test_a_version_is_its_content() -> None:
+    """The same wherever and whenever it is made; another one for every change."""
+    item = RssItem("g", "https://x.example/1.mp3")
+    stamps = [
+        make_catalogue(None, [feed_of(item)]).stamp,
+        make_catalogue(None, [feed_of(item, url="elsewhere")]).stamp,
+        make_catalogue(None, [feed_of(item, RssItem("h"))]).stamp,
+        make_catalogue(Catalogue({"g": Episode("g", "/u")}), [feed_of(item)]).stamp,
+    ]
+    versions = [stamp.version for stamp in stamps if stamp is not None]
+    assert versions[0] == versions[1]
+    assert len(set(versions)) == 3
+
+
+URL = "https://op3.dev/e/traffic.megaphone.fm/ABC1.mp3?a=b c"
+KNOWN = Catalogue({EPISODE: Episode("g", "", "ABC1", URL)})
+DEFAULT = f"/{GOOD['podcast_id']}/{EPISODE}.mp3"
+
+
+@pytest.mark.parametrize(
+    ("template", "known", "unknown"),
+    [
+        ("{enclosure_url}", "https://op3.dev/e/traffic.megaphone.fm/ABC1.mp3?a=b%20c", DEFAULT),
+        (
+            "/x?u={enclosure_url}",
+            "/x?u=https%3A%2F%2Fop3.dev%2Fe%2Ftraffic.megaphone.fm%2FABC1.mp3%3Fa%3Db%20c",
+            DEFAULT,
+        ),
+        ("https://traffic.megaphone.fm/{token}.mp3", "https://traffic.megaphone.fm/ABC1.mp3", DEFAULT),
+        ("/{token}/{guid}/{region}", "/ABC1/g/TX", DEFAULT),
+        ("/{guid}.mp3", "/g.mp3", f"/{EPISODE}.mp3"),
+    ],
+)
+def test_a_url_may_be_made_of_the_rss_feed(template: str, known: str, unknown: str) -> None:
+    """{enclosure_url} alone stands as published; what is not known makes no half URL, but the default one."""
+    assert cells(row(), rules(url=template), catalogue=KNOWN)["url"] == known
+    assert cells(row(), rules(url=template), catalogue=Catalogue({}))["url"] == unknown
+    assert cells(row(), rules(url=template))["url"] == unknown
+    # A field of that name in a row is not the catalogue's.
+    assert cells(row(token="evil", enclosure_url="evil"), rules(url=template))["url"] == unknown
+
+
+def test_an_rss_feed_never_costs_a_row() -> None:
+    """What would make a URL too long is left away: the default one is sent."""
+    long = Catalogue({EPISODE: Episode("g", "", "T", f"https://x.example/{'ä' * 1000}")})
+    assert cells(row(), rules(url="/?u={enclosure_url}"), catalogue=long)["url"] == DEFAULT
+    assert cells(row(), rules(url="{enclosure_url}"), catalogue=long)["url"].startswith("https://x.example/ää")
+
+
+def test_only_lines_that_nothing_matches_are_unmapped() -> None:
+    """Neither the CSV nor an RSS feed."""
+    catalogue = make_catalogue(Catalogue({"x": Episode("g", "")}), [feed_of(RssItem(EPISODE.upper()))])
+    assert not converted(row(), catalogue=catalogue).unmapped
+    assert cells(row(), catalogue=catalogue)["episode-guid"] == EPISODE.upper()
+    assert not converted(row(episode_id="X"), catalogue=catalogue).unmapped
+    assert converted(row(episode_id="y"), catalogue=catalogue).unmapped
+
+
+@pytest.mark.parametrize("template", ["{enclosure_url}", "/{token}", "/{guid}"])
+def test_a_worker_gets_what_its_template_asks_for(template: str) -> None:
+    """And makes the same lines of it."""
+    setup = Setup(Conversion(LogRules(url=template), KEY, KNOWN))
+    other = Setup.unpack(setup.pack()[4:]).conversion
+    assert cells(row(), rules(url=template), catalogue=other.catalogue) == cells(
+        row(), rules(url=template), catalogue=KNOWN
+    )
