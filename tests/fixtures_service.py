@@ -225,7 +225,7 @@ keys_dir = "keys"
 {export}
 final_at = "00:00"
 settle = "0s"
-poll_every = "1s"
+poll_every = "{poll}"
 [log]
 prefix = "TEST"
 tokens = "hash"
@@ -263,10 +263,13 @@ class ServiceSite:
         port: int = 0,
         password_hash: str = CHEAP_HASH,
         drain: int = 20,
+        poll: str = "1s",
         more: str = "",
     ) -> None:
         """Write the configuration."""
-        text = CONFIG.format(export=export, log=log, port=port, password_hash=password_hash, drain=drain, more=more)
+        text = CONFIG.format(
+            export=export, log=log, port=port, password_hash=password_hash, drain=drain, poll=poll, more=more
+        )
         self.config.write_text(text)
 
     def put(self, day: date, content: bytes) -> Path:

@@ -91,7 +91,7 @@ def test_sigterm_ends_a_feed_by_hand_and_leaves_nothing_behind(service_site: Ser
     """No half file, no worker; the next round publishes the day."""
     from server.samples import write_day
 
-    write_day(service_site.exports / export_name(day_before(1)), day_before(1), 100_000)
+    write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
     running = service_site.program.start("feed", "--config", service_site.config)
     deadline = time.monotonic() + 30
     staging = service_site.folder / "data" / "staging"

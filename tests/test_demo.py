@@ -282,7 +282,7 @@ def _kept(folder: Path) -> Mapping[str, tuple[bytes, int]]:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("days", [1, 2, 30])
+@pytest.mark.parametrize("days", [1, 30])
 async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_days(
     days: int, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

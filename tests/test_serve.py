@@ -172,7 +172,8 @@ async def test_malformed_exports_leave_the_service_running_and_the_good_day_publ
 
 
 async def test_what_a_feed_by_hand_publishes_the_running_service_shows(service_site: ServiceSite) -> None:
-    """An operator accepts a held day while the service runs; clients see the file without a restart."""
+    """An operator accepts a held day; clients see the file without a restart and without another round."""
+    service_site.configure(poll="1h")
     service_site.put(day_before(1), export_of(day_before(1), 5, b"{"))
     service = await service_site.serve()
     await service.running.says(f"feed held {day_before(1)}")
@@ -308,7 +309,7 @@ async def test_workers_and_their_service_end_together(service_site: ServiceSite)
     service_site.config.write_text(text)
     from server.samples import write_day
 
-    write_day(service_site.exports / export_name(day_before(1)), day_before(1), 120_000)
+    write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
     running = service_site.program.start("serve", "--config", service_site.config)
     children: set[int] = set()
 

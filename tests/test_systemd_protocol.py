@@ -186,7 +186,7 @@ async def test_workers_know_nothing_of_systemd(service_site: ServiceSite, progra
 
     text = service_site.config.read_text().replace("workers = 1", "workers = 2")
     service_site.config.write_text(text)
-    write_day(service_site.exports / export_name(day_before(1)), day_before(1), 120_000)
+    write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
     running = program.start(
         "serve", "--config", service_site.config,
         env={"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "30000000"},
