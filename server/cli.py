@@ -18,6 +18,8 @@ from typing import Annotated
 import typer
 
 from . import log_output
+from .cli_episodes import episode_commands
+from .cli_setup import setup
 from .command import (
     ConfigOption,
     JsonOption,
@@ -347,3 +349,7 @@ def systemd_unit(
     if settings is not None and not settings.data_dir.is_relative_to(STATE_FOLDER):
         told = f"data_dir is {settings.data_dir}, but this unit may write below {STATE_FOLDER} only"
         print(f'pickup-point: {told}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
+
+
+app.add_typer(setup)
+app.add_typer(episode_commands)

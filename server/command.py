@@ -18,7 +18,7 @@ import typer
 from . import log_output
 from .config import load_config
 from .errors import PickupPointError
-from .installation import become_owner, config_path
+from .installation import become_owner, config_path, find_aws_key
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -52,6 +52,7 @@ def settings_of(path: Path | None, *, verbose: bool, quiet: bool = False) -> Con
     settings = load_config(config_path(path))
     stream = None if verbose or not quiet else io.StringIO()
     log_output.configure(settings.log_output.format, verbose=verbose, stream=stream)
+    find_aws_key(settings)
     return settings
 
 

@@ -6,7 +6,9 @@ types leaves nothing behind that the service cannot open.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,10 @@ from .errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from .settings import Config
+
+_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2  # prctl(2)
+_CAPABILITY_VERSION_3 = 0x20080522  # capset(2)
+_DAC_READ_SEARCH = 2  # capabilities(7)
 
 
 def config_path(given: Path | None) -> Path:
@@ -27,7 +33,7 @@ def config_path(given: Path | None) -> Path:
     found = find_config(given)
     if found is None:
         wrong = f"there is no {SEARCHED[0]} here and no {SEARCHED[1]}"
-        cure = "pickup-point demo; or copy config.example.toml to config.toml and change it"
+        cure = "pickup-point init; or, to try it out: pickup-point demo"
         raise ConfigError("the configuration", [Problem("--config", wrong, cure)])
     return found
 
@@ -35,7 +41,8 @@ def config_path(given: Path | None) -> Path:
 def become_owner(config: Config) -> None:
     """As root: become the owner of data_dir, or of the folder that it will be made in. There is no way back.
 
-    Root's secrets must have been read before.
+    What stays of root is the right to look: systemd keeps a DynamicUser's folder below /var/lib/private, which only
+    root may enter, and the keys may be root's alone. What is written is the owner's.
     """
     if os.geteuid() != 0:
         return
@@ -44,9 +51,30 @@ def become_owner(config: Config) -> None:
         folder = folder.parent
     owner = folder.stat()
     if owner.st_uid != 0:
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
+        _keep_looking(libc)
+
+
+def _keep_looking(libc: ctypes.CDLL) -> None:
+    """Give up every right of root but that of reading and searching, for this process and the workers it starts.
+
+    Where the kernel does not grant it, the folder must be reachable for its owner.
+    """
+    right = 1 << _DAC_READ_SEARCH
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, struct.pack("<6I", right, right, right, 0, 0, 0)) == 0:
+        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _DAC_READ_SEARCH, 0, 0)
+
+
+def find_aws_key(config: Config) -> None:
+    """Let the AWS chain find ``keys/aws``, a static key beside the others, as the unit does for the service."""
+    path = config.keys_dir / "aws"
+    if "AWS_SHARED_CREDENTIALS_FILE" not in os.environ and os.access(path, os.R_OK):
+        os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(path.absolute())
 
 
 def keys_place(path: Path) -> tuple[Path, str]:

@@ -107,6 +107,24 @@ def make_keys(keys_dir: Path) -> list[MadeKey]:
     return result
 
 
+def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
+    """The host keys that are offered to clients, as they are; none is made.
+
+    Raises:
+        ConfigError: one is missing, or cannot be used.
+    """
+    found = []
+    problems: list[Problem] = []
+    for name in _offered(settings):
+        pair = _host_key(name, keys_dir, problems)
+        if pair is not None:
+            public = asyncssh.import_public_key(_public_line(pair))
+            found.append(MadeKey(keys_dir / name, False, public.get_fingerprint(), _public_line(pair)))
+    if problems:
+        raise ConfigError("the keys", problems)
+    return found
+
+
 def known_hosts_lines(keys: list[MadeKey], address: str) -> list[str]:
     """A known_hosts line for each host key; ``address`` is ``host`` or ``host:port``."""
     host, separator, port = address.rpartition(":")

@@ -93,6 +93,16 @@ class Ledger:
             raise LedgerError(f"{path} has schema version {version}, this program's is {len(MIGRATIONS)}", hint=hint)
         return cls(path, connection, created=False)
 
+    @classmethod
+    def copy(cls, path: Path) -> bytes:
+        """A ledger as it stands now, a whole database file, also while a service writes it."""
+        with contextlib.closing(cls.read(path)) as ledger:
+            if damage := ledger.damage():
+                raise LedgerError(f"the ledger {path} is damaged: {damage}", hint="keep the backups that there are")
+            with _told(path), contextlib.closing(sqlite3.connect(":memory:")) as memory:
+                ledger._connection.backup(memory)  # noqa: SLF001  # a ledger of our own
+                return memory.serialize()
+
     def close(self) -> None:
         """Let go of the file."""
         with self._lock:

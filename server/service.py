@@ -24,6 +24,8 @@ from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError,
 from .keys import load_credentials
 from .metrics import MetricsServer
 from .pickup import PickupPoint
+from .probe import ProbeKey
+from .pulse import beat_for_ever
 from .retention import prune
 from .sftp import SftpServer
 from .threads import in_thread
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FIRST_RETRY = timedelta(seconds=15)  # after a round that could not reach the source; doubled up to poll_every
+FIRST_CATALOGUE = 30.0  # seconds
 PRUNE_EVERY = timedelta(hours=1)
 REFRESH_EVERY = timedelta(seconds=2)
 FACTS_EVERY = timedelta(seconds=10)
@@ -68,6 +71,7 @@ class Service:
         self._hurry = asyncio.Event()
         self._books = books
         self._round_due = asyncio.Event()
+        self._catalogue_read = asyncio.Event()
         self._source_state = ""
         self._started = datetime.now(UTC)
         self._broadcast = Broadcast(config, parts, server)
@@ -99,8 +103,9 @@ class Service:
                 "pickups": self._books.write_forever(),
                 "served files": self._refresh_forever(),
                 "facts": self._note_facts_forever(),
-                "watchdog": self._watch(),
+                "watchdog": beat_for_ever(self._supervisor, self._server),
                 "alarms": self._broadcast.watch_alarms(self._pushes),
+                "rss": self._parts.catalogue.keep_fresh(self._catalogue_read),
             }.items()
         }
         log.info(
@@ -156,6 +161,7 @@ class Service:
         pause = timedelta()
         failures = 0
         facts: dict[str, Any]
+        await self._first_catalogue()
         while True:
             await self._pause(pause)
             now = datetime.now(UTC)
@@ -193,6 +199,12 @@ class Service:
             self._supervisor.status(
                 f"Serving {len(self._parts.point.served)} log files; next round {datetime.now(UTC) + pause:%H:%M:%SZ}"
             )
+
+    async def _first_catalogue(self) -> None:
+        """With an RSS feed that was never asked, let it answer first, for a moment: no round ever waits again."""
+        with contextlib.suppress(TimeoutError, LedgerError):
+            if await in_thread(self._parts.catalogue.untried):
+                await asyncio.wait_for(self._catalogue_read.wait(), timeout=FIRST_CATALOGUE)
 
     async def _pause(self, pause: timedelta) -> None:
         with contextlib.suppress(TimeoutError):
@@ -260,12 +272,6 @@ class Service:
                 written = facts
             await asyncio.sleep(FACTS_EVERY.total_seconds())
 
-    async def _watch(self) -> None:
-        """Feed systemd's watchdog from the event loop: a hung loop is ended by it."""
-        while True:
-            self._supervisor.alive()
-            await asyncio.sleep((self._supervisor.watchdog_seconds or 60) / 3)
-
     # Reload
 
     async def reload(self, path: Path) -> bool:
@@ -319,6 +325,7 @@ async def serve(
             open_file=parts.point.open,
             on_pickup=books.on_pickup,
             on_login=books.on_login,
+            probe=ProbeKey(config.data_dir).accepts,
         )
         service = Service(config, parts, server, books, supervisor)
         with _signals(service, config.path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import structlog
 
-from .access import PasswordChecks
+from .access import PROBE_USER, PasswordChecks
 from .connection import Login, SshConnection, connection_options, plain
 from .guard import Guard, Limits, LogBudget, Penalty, Reason, parse_address
 from .session import told
@@ -75,9 +76,12 @@ class SftpServer:
         open_file: Callable[[LogFile], int],
         on_pickup: Callable[[Pickup], None] = lambda _: None,
         on_login: Callable[[Login], None] = lambda _: None,
+        probe: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self.settings = settings
         self.access: Access = credentials.access
+        self.access.probe = probe
+        self.arrived = 0
         self.catalogue = Catalogue(list_files, open_file)
         self.counters = Counters()
         self.draining = False
@@ -135,6 +139,7 @@ class SftpServer:
         """
         options = connection_options(settings, credentials)
         limits = _limits(settings)
+        credentials.access.probe = self.access.probe
         self.settings, self.access, self._options = settings, credentials.access, options
         self._credentials = credentials
         self.guard.limits = limits
@@ -169,6 +174,15 @@ class SftpServer:
     @staticmethod
     def _is_busy(connection: SshConnection) -> bool:
         return any(session.busy for session in connection.sessions)
+
+    @property
+    def waiting(self) -> int:
+        """Connections that the kernel holds and nobody has accepted yet."""
+        if self._socket is None or self._socket.fileno() < 0:
+            return 0
+        # tcp(7): of a socket that listens, tcpi_unacked is the length of the queue; 24 is its offset in tcp_info.
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+        return int.from_bytes(info[24:28], sys.byteorder)
 
     # -- what status shows --
 
@@ -209,6 +223,7 @@ class SftpServer:
                 log.warning("sftp could not accept a connection", error=error.strerror)
                 await asyncio.sleep(0.2)
                 continue
+            self.arrived += 1
             try:
                 address = parse_address(peer[0])
             except (ValueError, IndexError, TypeError):
@@ -278,7 +293,6 @@ class SftpServer:
 
     def logged_in(self, connection: SshConnection, login: Login) -> None:
         """A user is in."""
-        self.counters.logins += 1
         log.info(
             f"{connection.label} logged in",
             method=login.method,
@@ -288,7 +302,9 @@ class SftpServer:
             cipher=login.cipher,
             mac=login.mac,
         )
-        self._on_login(login)
+        if login.user != PROBE_USER:
+            self.counters.logins += 1
+            self._on_login(login)
 
     def has_room_for_session(self, connection: SshConnection) -> bool:
         """Whether the connection's user may have one more session."""
@@ -302,9 +318,12 @@ class SftpServer:
     def picked_up(self, connection: SshConnection, pickup: Pickup) -> None:
         """A handle was opened, or its life ended."""
         if pickup.ended is not None:
-            self.counters.pickups[pickup.grade.value] += 1
             event, details = told(connection.label, pickup)
             log.info(event, **details)
+        if connection.user == PROBE_USER:
+            return  # what `doctor` fetches was picked up by nobody
+        if pickup.ended is not None:
+            self.counters.pickups[pickup.grade.value] += 1
         self._on_pickup(pickup)
 
     def ended(self, connection: SshConnection, error: str) -> None:

@@ -85,7 +85,7 @@ def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
         command=command,
         config=_word(config),
         keys="\n".join(f"LoadCredential={name}:{_escaped(keys_dir / name)}" for name in _CREDENTIALS),
-        aws=_escaped(keys_dir / "aws"),
+        aws=_AWS.format(aws=_escaped(keys_dir / "aws")) if (keys_dir / "aws").exists() else "",
         stop=drain_seconds + 30,
     )
 
@@ -131,16 +131,17 @@ MemoryHigh=1G
 MemoryMax=2G
 
 DynamicUser=yes
+# Not the name of the group below: systemd refuses a dynamic user where there is a group of that name.
+User=pickup-point-serve
 SupplementaryGroups=pickup-point
 StateDirectory=pickup-point
 StateDirectoryMode=0700
 ConfigurationDirectory=pickup-point
+ConfigurationDirectoryMode=0750
 WorkingDirectory=%S/pickup-point
 Environment=HOME=%S/pickup-point
 {keys}
-# A static AWS key: LoadCredential=aws:{aws} and
-# Environment=AWS_SHARED_CREDENTIALS_FILE=%d/aws
-
+{aws}
 UMask=0077
 NoNewPrivileges=yes
 CapabilityBoundingSet=
@@ -176,6 +177,11 @@ SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy=multi-user.target
+"""
+
+_AWS = """\
+LoadCredential=aws:{aws}
+Environment=AWS_SHARED_CREDENTIALS_FILE=%d/aws
 """
 
 _SOCKET = """\

@@ -26,8 +26,8 @@ LAYERS = ("word", "edge", "engine", "story", "composition", "process")
 TABLE: tuple[tuple[str, str, str], ...] = (
     ("word", "errors", "errors"),
     ("word", "megaphone", "megaphone samples"),
-    ("word", "triton", "triton"),
-    ("word", "conversion", "address tally convert memo render job member"),
+    ("word", "triton", "triton columns"),
+    ("word", "conversion", "address tally podcasts convert memo render arrangement job member"),
     ("word", "proof", "proof"),
     ("word", "diary", "records ledger_rows schema"),
     ("word", "judgement", "deadlines holds rounds alarms overview"),
@@ -41,7 +41,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("edge", "pickup", "pickup staging"),
     ("edge", "ledger", "ledger rss_shelf"),
     ("edge", "rss", "rss"),
-    ("edge", "sftp", "sftp connection session express view guard"),
+    ("edge", "sftp", "sftp connection session express view guard probe"),
     ("edge", "access", "access"),
     ("edge", "keys", "keys private_files"),
     ("edge", "metrics", "metrics"),
@@ -52,8 +52,14 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("engine", "pipeline", "pipeline blocks ids crew worker sent"),
     ("story", "feed", "feed publishing"),
     ("story", "retention", "retention"),
-    ("composition", "service", "assembly bookkeeper service broadcast glance"),
-    ("process", "cli", "cli command __main__ by_hand demo installation one_round progress report"),
+    ("story", "catalogue", "refresh"),
+    ("composition", "service", "assembly bookkeeper service broadcast glance pulse episodes matching"),
+    (
+        "process",
+        "cli",
+        "cli command cli_setup cli_episodes __main__ by_hand demo doctor handover installation interview"
+        " one_round progress report",
+    ),
 )
 PLACES = {module: (layer, group) for layer, group, modules in TABLE for module in modules.split()}
 
@@ -66,6 +72,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("spool", "threads"): "as folder",
     ("keys", "access"): "makes the users that access judges",
     ("connection", "access"): "a verdict is a type",
+    ("probe", "access"): "the name of the doctor's user",
     ("sftp", "access"): "hands the checks of passwords to its connections",
     ("job", "catalogue"): "a worker makes the catalogue again from the bytes of its pipe; nothing is read",
     ("settings", "convert"): "the rules are what [log] is turned into",
@@ -80,7 +87,7 @@ OUTSIDE: dict[str, str] = {
     "aiohttp": "bucket rss webhook",
     "botocore": "bucket",
     "sqlite3": "ledger",
-    "asyncssh": "sftp connection session express view keys",
+    "asyncssh": "sftp connection session express view keys probe",
     "argon2": "access",
     "pydantic": "settings config",
     "typer": "cli command cli_setup cli_episodes",

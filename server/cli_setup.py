@@ -1,0 +1,189 @@
+"""The commands of the first day and of the bad one: init, doctor, handover, backup.
+
+Prints, as `cli` does, and keeps its promises.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import log_output
+from .command import ConfigOption, JsonOption, Out, Usage, VerboseOption, print_json, reading_as_owner, settings_of
+from .errors import PickupPointError
+from .installation import config_path
+
+setup = typer.Typer()
+
+_ETC = Path("/etc/pickup-point")
+
+
+def _option(name: str, text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(name, help=text, show_default=False)
+    return option
+
+
+@setup.command()
+def init(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The file to write.", show_default="config.toml")
+    ] = None,
+    export: Annotated[str, _option("--export", "Where Megaphone delivers: s3://bucket/prefix, or a folder.")] = "",
+    address: Annotated[str, _option("--address", "How the partner reaches this machine: host:port.")] = "",
+    user: Annotated[str, _option("--user", "The partner's user name.")] = "",
+    prefix: Annotated[str, _option("--prefix", "What every log file's name begins with.")] = "",
+    data_dir: Annotated[str, _option("--data-dir", "The service's own folder.")] = "",
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="A file with the partner's password in its first line.")
+    ] = None,
+    authorized_keys: Annotated[
+        str, _option("--authorized-keys", "A file with the partner's public keys, in place of a password.")
+    ] = "",
+    region: Annotated[str, _option("--region", "The bucket's region.")] = "",
+    endpoint_url: Annotated[str, _option("--endpoint-url", "An S3 service that is not Amazon's.")] = "",
+    first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD.")] = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Write a configuration: asks six questions, or takes the answers from options. Overwrites nothing."""
+    from .access import hash_password
+    from .interview import Answers, write_config
+
+    log_output.configure(verbose=verbose)
+    path = (config or Path("config.toml")).absolute()
+    if path.exists():
+        raise PickupPointError(
+            f"{path} is there, and is not overwritten", hint=f"give another --config, or edit {path}"
+        )
+    own_folder = "/var/lib/pickup-point" if path.parent == _ETC else "data"
+    export = export or _ask("--export", "Where does Megaphone deliver (s3://bucket/prefix, or a folder)?")
+    address = address or _ask("--address", "How does the partner reach this machine (host:port)?")
+    user = user or _ask("--user", "The partner's user name?", "triton")
+    prefix = prefix or _ask("--prefix", "What shall every log file's name begin with?", "MEGA")
+    data_dir = data_dir or _ask("--data-dir", "In which folder shall the service keep its files?", own_folder)
+    made, password = "", ""
+    if password_file is not None:
+        password = _first_line(password_file)
+    elif not authorized_keys:
+        if sys.stdin.isatty():
+            password = typer.prompt(
+                "The partner's password (empty: one is made)", "", hide_input=True, show_default=False
+            )
+        made = "" if password else _new_password()
+    hashed = hash_password(password or made) if password or made else ""
+    answers = Answers(
+        export, address, user, prefix, data_dir, hashed, authorized_keys, region, endpoint_url, first_day
+    )  # fmt: skip
+    write_config(path, answers)
+    print(f"wrote {path}")
+    if made:
+        print(f"password: {made}\n(it is kept nowhere else: hand it over separately)")
+    print(f"next: pickup-point keygen --config {path}")
+
+
+def _ask(option: str, question: str, default: str | None = None) -> str:
+    """An answer from the terminal; without one, the default.
+
+    Raises:
+        Usage: there is neither.
+    """
+    if sys.stdin.isatty():
+        answer: str = typer.prompt(question, default)
+        return answer
+    if default is None:
+        raise Usage(f"{option} is missing, and nobody can be asked", hint="pickup-point init --help")
+    return default
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open() as file:
+            password = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PickupPointError(f"{path} cannot be read: {error}", hint=f"ls -l {path}") from error
+    if not password:
+        raise PickupPointError(f"{path} has no password in its first line", hint=f"openssl rand -base64 24 > {path}")
+    return password
+
+
+def _new_password() -> str:
+    import secrets
+
+    return secrets.token_urlsafe(18)
+
+
+@setup.command()
+def doctor(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
+    """Check everything from outside: config, keys, bucket, clock, disk, and a login as the partner would do it."""
+    from .command import run_loop
+    from .doctor import examine
+
+    settings = settings_of(config, verbose=verbose, quiet=True)
+    findings = run_loop(examine(settings))
+    if json:
+        print_json([finding.as_json() for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{finding.level.name:8}  {finding.sentence}")
+            if finding.cure:
+                print(f"          → {finding.cure}")
+    worst = max(finding.level for finding in findings)
+    if worst > 1:
+        raise Out(1)
+
+
+@setup.command()
+def handover(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; made when it is missing.")],
+    config: ConfigOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write what to send to Triton: activation sheet, host keys, columns, rules, a sample log, open questions."""
+    from .command import run_loop
+    from .handover import write_handover
+
+    settings = settings_of(config, verbose=verbose, quiet=not verbose)
+    done = run_loop(write_handover(settings, output))
+    for path in done.written:
+        print(path)
+    for warning in done.warnings:
+        print(f"pickup-point: {warning}", file=sys.stderr)
+
+
+@setup.command()
+def backup(
+    file: Annotated[str, typer.Argument(help="The file to write (it must not exist yet), or - for standard output.")],
+    config: ConfigOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Copy the ledger into FILE, whole and consistent, also while the service runs."""
+    from .ledger import Ledger
+    from .private_files import write_new
+
+    if file == "-":
+        settings = reading_as_owner(config, verbose=verbose)
+        path = settings.data_dir / "ledger.sqlite3"
+        if sys.stdout.isatty():
+            raise Usage("a ledger is nothing for a terminal", hint="pickup-point backup ledger-backup.sqlite3")
+        sys.stdout.buffer.write(Ledger.copy(path))
+        return
+    found = config_path(config).absolute()
+    target = Path(file)
+    taken = f"{target} is there, and is not overwritten"
+    if target.exists():
+        raise PickupPointError(taken, hint=f"pickup-point backup {target}.new")
+    # The ledger is read as its owner, the file is written as whoever typed this: so there are two processes.
+    reading = [sys.executable, "-P", "-m", "server", "backup", "-", "--config", str(found)]
+    done = subprocess.run(reading, stdout=subprocess.PIPE, check=False)  # noqa: S603  # our own words
+    if done.returncode:
+        raise Out(done.returncode)
+    try:
+        if not write_new(target, done.stdout):
+            raise PickupPointError(taken, hint=f"pickup-point backup {target}.new")
+    except OSError as error:
+        hint = f"ls -ld {target.absolute().parent}; df -h {target.absolute().parent}"
+        raise PickupPointError(f"{target} cannot be written: {error.strerror}", hint=hint) from error
+    print(f"{target}: {len(done.stdout)} bytes")

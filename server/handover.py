@@ -1,0 +1,170 @@
+"""The handover: everything that is to be sent to Triton, from the live configuration.
+
+Touches the folder that it is told to write, the keys (read), and the newest export (read, for the sample). Promise: no
+secret is written, neither the password nor its hash nor ``ip_hash.key``; what cannot be had is said, the rest is there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from .by_hand import convert_by_hand
+from .columns import QUESTIONS, column_table, rules_text
+from .errors import ConfigError, PickupPointError
+from .keys import known_hosts_lines, public_host_keys
+from .report import activation_sheet
+from .source import open_source
+
+if TYPE_CHECKING:
+    from .settings import Config
+
+SAMPLE_ROWS = 1000  # of the newest export: enough to see every kind of row, and no day's worth of listeners
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """The files written, and what could not be had."""
+
+    written: list[Path]
+    warnings: list[str]
+
+
+async def write_handover(config: Config, folder: Path) -> Handover:
+    """Write the folder.
+
+    Raises:
+        PickupPointError: it cannot be written.
+    """
+    warnings: list[str] = []
+    written: list[Path] = []
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sample = await _sample(config, folder, warnings)
+        if sample is not None:
+            written.append(sample)
+        hosts = _known_hosts(config, warnings)
+        if hosts:
+            (folder / "known_hosts").write_text("".join(f"{line}\n" for line in hosts))
+            written.append(folder / "known_hosts")
+        (folder / "handover.md").write_text(_document(config, warnings, sample), encoding="utf-8")
+        written.append(folder / "handover.md")
+    except OSError as error:
+        hint = f"ls -ld {folder}; df -h {folder.absolute().parent}"
+        raise PickupPointError(f"{folder} cannot be written: {error.strerror or error}", hint=hint) from error
+    return Handover(written, warnings)
+
+
+def _known_hosts(config: Config, warnings: list[str]) -> list[str]:
+    try:
+        return known_hosts_lines(public_host_keys(config.sftp, config.keys_dir), config.sftp.address or "127.0.0.1")
+    except ConfigError as error:
+        warnings.append(f"there are no host keys: {error.problems[0]} ({error.problems[0].cure})")
+        return []
+
+
+async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | None:
+    """The first rows of the newest export as a log file, or None where there is no export to be had."""
+    with tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch:
+        try:
+            source = await open_source(config.export)
+            try:
+                exports = (await source.day_exports()).exports
+                if not exports:
+                    warnings.append(f"there is no sample: {source.name} holds no export yet")
+                    return None
+                newest = exports[max(exports)]
+                with tempfile.TemporaryFile(dir=scratch) as whole:
+                    await source.fetch(newest, whole)
+                    whole.seek(0)
+                    part = Path(scratch, f"metrics-day-{newest.day}.json.gz")
+                    _first_rows(whole, part)
+            finally:
+                await source.close()
+            target = folder / f"SAMPLE-{config.log.prefix}{newest.day:%Y%m%d}-00.{config.log.format}.gz"
+            convert_by_hand(part, target, None, config)
+        except (PickupPointError, EOFError, gzip.BadGzipFile) as error:
+            warnings.append(f"there is no sample: {error}")
+            return None
+        return target
+
+
+def _first_rows(whole: IO[bytes], part: Path) -> None:
+    with gzip.open(whole) as rows, gzip.open(part, "wb") as kept:
+        for _, row in zip(range(SAMPLE_ROWS), rows, strict=False):
+            kept.write(row if row.endswith(b"\n") else row + b"\n")
+
+
+def _document(config: Config, warnings: list[str], sample: Path | None) -> str:
+    sheet = "\n".join(f"| {label} | {_cell(answer)} |" for label, answer in activation_sheet(config))
+    keys = ""
+    with suppress(ConfigError):
+        made = public_host_keys(config.sftp, config.keys_dir)
+        keys = "\n".join(f"- `{key.public.split()[0]}` {key.fingerprint}" for key in made)
+    prefix, kind = config.log.prefix, config.log.format
+    return _TEXT.format(
+        sheet=sheet,
+        example=f"{prefix}20261120-00.{kind}.gz",
+        late=f"{prefix}20261120-01.{kind}.gz",
+        keys=keys or "(there are none yet: `pickup-point keygen`)",
+        columns=column_table(config.log),
+        rules=rules_text(config.log),
+        final_at=f"{config.export.final_at:%H:%M}",
+        keep_days=config.retention.keep_days,
+        sample=f"`{sample.name}`, of at most {SAMPLE_ROWS} rows" if sample is not None else "not made: " + warnings[-1],
+        questions="\n".join(f"{number}. {text}" for number, text in enumerate(QUESTIONS, 1)),
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+_TEXT = """\
+# Podcast logs by SFTP: what Triton Digital needs
+
+Made by `pickup-point handover` from the configuration that is in force. It holds no secret; the password is handed over
+separately, never by the same mail.
+
+## Activation sheet
+
+| label | answer |
+|---|---|
+{sheet}
+
+One file a UTC day, for example `{example}`. Rows that Megaphone adds later come once, as a further file of the
+same day: `{late}`. A name is never used twice, a file never changes, and it is there only when it is complete.
+Files stay for {keep_days} days.
+
+Times are UTC, in names and in lines. A day is final at Megaphone at {final_at} UTC of the next day at the earliest, and
+is published soon after. Please pull at least once a day, leave the files where they are (deleting and renaming is
+refused), and tell us the hour.
+
+## Host keys
+
+{keys}
+
+`known_hosts` beside this file holds them in OpenSSH's form.
+
+## Columns
+
+{columns}
+
+A missing value is `-`. One row of Megaphone's export is one download summed up, not one HTTP request: what is marked as
+derived is not in it. {rules}
+
+## Sample
+
+{sample}. It holds listeners' data: it is for setting up the import, and for nothing else.
+
+## To settle
+
+{questions}
+
+The data is for measurement only. Megaphone requires of a measurement partner that it uses the data for nothing else;
+nobody may try to reverse a hash.
+"""
