@@ -219,6 +219,26 @@ def trace(
 
 
 @app.command()
+def reconcile(
+    day: Annotated[str, typer.Argument(help="A day that was published, YYYY-MM-DD.")],
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV on standard output.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Lay a day beside Megaphone's dashboard: rows, reporting count, lines, filtered, rejected, for each podcast."""
+    from . import report
+    from .glance import books_of
+
+    wanted = day_of(day, "reconcile")
+    lines = books_of(reading_as_owner(config, verbose=verbose), wanted)
+    if json:
+        print_json({"day": day, "podcasts": [line.as_json() for line in lines]})
+    else:
+        print(report.reconciliation_csv(lines) if csv else report.reconciliation_text(lines), end="")
+
+
+@app.command()
 def convert(
     export: Annotated[Path, typer.Argument(help="An export file of Megaphone, metrics-day-YYYY-MM-DD.json.gz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The log file to write.")],

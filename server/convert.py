@@ -73,6 +73,7 @@ class Outcome:
     """
 
     id: str
+    podcast_id: str
     metric_id: str
     line: str
     filtered: FilterReason | None
@@ -135,6 +136,7 @@ class RowConverter:
         )
         return Outcome(
             id=row.id,
+            podcast_id=row.podcast_id,
             metric_id=self._clean(row.id),
             line="" if filtered is not None else rules.layout.render(line, row.fields),
             filtered=filtered,

@@ -21,14 +21,16 @@ from .errors import LedgerError, PickupPointError
 from .holds import HoldPolicy
 from .ledger import Ledger
 from .overview import DayOverview, overview
+from .reconciliation import reconcile
 from .rss_items import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
+    from datetime import date, datetime
     from pathlib import Path
 
     from .proof import Pickup
+    from .reconciliation import PodcastLine
     from .records import LateCheck, LedgerLog, Publication, RssFeed
     from .settings import Config
     from .triton import LogName
@@ -199,6 +201,20 @@ def trace_of(config: Config, name: LogName) -> Trace:
                 if entry.name == name:
                     return Trace(entry, publication, ledger.pickups([name]), ledger.late_checks(name.day))
     raise PickupPointError(f"the ledger never knew a file {name}", hint="pickup-point status lists what there is")
+
+
+def books_of(config: Config, day: date) -> list[PodcastLine]:
+    """A published day, podcast by podcast, also after its files were pruned.
+
+    Raises:
+        PickupPointError: nothing was published for the day, or it was before books by podcast were kept.
+    """
+    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+        publications = ledger.publications(day)
+        lines = reconcile(publications, ledger.books.get([publication.id for publication in publications]))
+    if not lines:
+        raise PickupPointError(f"there are no books by podcast of {day}", hint="pickup-point status lists the days")
+    return lines
 
 
 def _is_running(data_dir: Path) -> bool:

@@ -18,6 +18,7 @@ from .catalogue import Catalogue, Episode
 from .convert import Conversion, LogRules
 from .ids import PARTITIONS, Partitioned
 from .member import Piece
+from .podcasts import PodcastBooks
 from .tally import Tally
 from .triton import UrlTemplate
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _JOB = struct.Struct("<IBBiIII")  # number, task, flags, id column, lengths of data, duplicates and fresh
-_RESULT = struct.Struct("<IIIIIi6I")  # number, lines, CRC, length, log lines, place of `]`, lengths of the six parts
+_RESULT = struct.Struct("<IIIIIi7I")  # number, lines, CRC, length, log lines, place of `]`, lengths of the parts
 _REJECT = struct.Struct("<II")
 FILTERED, REJECTED = bytes(8), b"\xff" * 8  # in the place of the digest of a line, in the records of rows
 _TOO_LONG, _ARRAY, _WANT_IDS, _FRESH = 1, 2, 4, 8
@@ -118,6 +119,7 @@ class Result:
     closing: Reject | None = None
     ids: Partitioned | None = None
     records: Partitioned | None = None
+    podcasts: PodcastBooks | None = None
 
     def pack(self) -> bytes:
         """As bytes: a length, then that many."""
@@ -128,6 +130,7 @@ class Result:
             self.closing.entry if self.closing is not None else b"",
             _pack_partitioned(self.ids),
             _pack_partitioned(self.records),
+            b"" if self.podcasts is None else orjson.dumps(self.podcasts.as_json()),
         )
         head = _RESULT.pack(
             self.number, self.line_count, self.piece.crc, self.piece.length, self.piece.lines,
@@ -158,6 +161,7 @@ class Result:
             closing=Reject(closing, parts[3]) if closing >= 0 else None,
             ids=_unpack_partitioned(parts[4]),
             records=_unpack_partitioned(parts[5]),
+            podcasts=PodcastBooks.from_json(orjson.loads(parts[6])) if parts[6] else None,
         )
 
 
@@ -187,6 +191,7 @@ class Setup:
 
     conversion: Conversion
     fresh_after: str | None = None
+    by_podcast: bool = False
 
     def pack(self) -> bytes:
         """As bytes: a length, then that many."""
@@ -197,6 +202,7 @@ class Setup:
             "catalogue": None if catalogue is None else _pack_catalogue(catalogue, conversion.rules.url),
             "day": conversion.day,
             "fresh_after": self.fresh_after,
+            "by_podcast": self.by_podcast,
         }
         data = orjson.dumps(fields)
         return len(data).to_bytes(4, "little") + data
@@ -212,4 +218,4 @@ class Setup:
             catalogue=None if catalogue is None else Catalogue({k: Episode(*v) for k, v in catalogue.items()}),
             day=None if fields["day"] is None else date.fromisoformat(fields["day"]),
         )
-        return cls(conversion, fields["fresh_after"])
+        return cls(conversion, fields["fresh_after"], fields["by_podcast"])

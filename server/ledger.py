@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .books_shelf import BooksShelf
 from .errors import LedgerError
 from .ledger_rows import (
     late_check_of,
@@ -43,7 +44,7 @@ _BUSY_SECONDS = 30
 
 class Ledger:
     """An open ledger; `open` makes one, `close` comes last. ``created`` is True when there was none before.
-    ``rss`` is its shelf of RSS feeds.
+    ``rss`` is its shelf of RSS feeds, ``books`` that of the books by podcast.
 
     Every method raises `LedgerError` when SQLite cannot do what is asked.
     """
@@ -54,6 +55,7 @@ class Ledger:
         self._connection = connection
         self._lock = threading.RLock()
         self.rss = RssShelf(self._transaction, self._rows)
+        self.books = BooksShelf(self._transaction, self._rows)
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
@@ -135,7 +137,9 @@ class Ledger:
                     " VALUES (?,?,?,?,?,?,'intended')",
                     (str(log.name), number, log.size, log.sha256, log.mtime, count),
                 )
-        assert number is not None  # noqa: S101  # an INSERT has a row id
+            assert number is not None  # noqa: S101  # an INSERT has a row id
+            if publication.podcasts is not None:
+                self.books.put(number, publication.podcasts)
         return number
 
     def published(self, number: int, at: datetime, *, checked_etag: str, withheld: int = 0) -> None:

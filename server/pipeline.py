@@ -11,7 +11,7 @@ import os
 import threading
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isal import isal_zlib
@@ -22,6 +22,7 @@ from .errors import DataFolderError
 from .ids import BlockIds, BlockRecords, find_duplicates
 from .job import Job, Setup, Task
 from .member import LogFiles, LogSink
+from .podcasts import PodcastBooks
 from .sent import SentLog, compare, log_jobs
 from .tally import RejectReason, Tally
 
@@ -51,13 +52,15 @@ class Converted:
     """What came of an export.
 
     ``lines_per_log`` has an entry for each log that was opened. ``changed`` counts rows sent before whose line would be
-    another one now (or none); ``removed`` counts lines sent before whose row is gone.
+    another one now (or none); ``removed`` counts lines sent before whose row is gone. ``podcasts`` is empty unless the
+    books by podcast were asked for.
     """
 
     tally: Tally
     lines_per_log: list[int]
     changed: int = 0
     removed: int = 0
+    podcasts: PodcastBooks = field(default_factory=PodcastBooks)
 
 
 def convert_export(
@@ -70,6 +73,7 @@ def convert_export(
     max_rows_per_file: int = 0,
     sent: Sequence[SentLog] = (),
     fresh_after: str | None = None,
+    by_podcast: bool = False,
     progress: Callable[[int], None] | None = None,
     stop: StopToken | None = None,
     tuning: Tuning | None = None,
@@ -89,7 +93,7 @@ def convert_export(
     """
     tuning = tuning or Tuning()
     stop = stop or threading.Event()
-    setup = Setup(conversion, fresh_after)
+    setup = Setup(conversion, fresh_after, by_podcast)
     try:
         with ExitStack() as stack:
             count = workers or len(os.sched_getaffinity(0))
@@ -132,13 +136,13 @@ class _Conversion:
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             find_duplicates(ids, duplicates)
             if not duplicates.count:
-                return Converted(books.tally, books.logs.lines)
+                return Converted(books.tally, books.logs.lines, podcasts=books.podcasts)
             sink.restart()
             with self._books() as books:
                 for result in self._crew.run(self._source.jobs(duplicates=duplicates)):
                     books.add(result)
                 books.close()
-            return Converted(books.tally, books.logs.lines)
+            return Converted(books.tally, books.logs.lines, podcasts=books.podcasts)
 
     def late(self, sent: Sequence[SentLog]) -> Converted:
         """Index what was sent and what is there now; then render what was not sent."""
@@ -159,7 +163,8 @@ class _Conversion:
                 for result in self._crew.run(self._source.jobs(duplicates=duplicates, fresh=fresh)):
                     books.add(result)
                 books.close()
-            return Converted(books.tally, books.logs.lines, comparison.changed, comparison.removed)
+            changed, removed = comparison.changed, comparison.removed
+            return Converted(books.tally, books.logs.lines, changed, removed, books.podcasts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +216,7 @@ class _Books:
 
     def __init__(self, sink: LogSink, header: str, max_rows: int, late: bool) -> None:
         self.tally = Tally()
+        self.podcasts = PodcastBooks()
         self.logs = LogFiles(sink, header, max_rows)
         self._sink = sink
         self._late = late
@@ -233,6 +239,8 @@ class _Books:
         if self._closing is not None and (result.tally.rows or result.closing is not None):
             self._write_reject(self._closing)
             self.tally.add(Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1})))
+            if result.podcasts is not None:
+                self.podcasts.reject("", RejectReason.MALFORMED_JSON)
             self._closing = None
         for reject in result.rejects:
             self._write_reject(reject.at(self._line))
@@ -240,6 +248,8 @@ class _Books:
             self._closing = result.closing.at(self._line)
         self._line += result.line_count
         self.tally.add(result.tally)
+        if result.podcasts is not None:
+            self.podcasts.add(result.podcasts)
         self.logs.write(result.piece)
 
     def _write_reject(self, entry: bytes) -> None:

@@ -142,6 +142,7 @@ class Publisher:
                 max_rows_per_file=self._max_rows_per_file,
                 sent=sent,
                 fresh_after=order.fresh_after,
+                by_podcast=True,
                 progress=progress,
                 stop=self._stop,
             )
@@ -171,6 +172,7 @@ class Publisher:
                 removed=removed,
                 remark=order.remark,
                 catalogue=catalogue.stamp if catalogue is not None else None,
+                podcasts=converted.podcasts,
             )
             files = self._link(staging, publication, converted.lines_per_log, now)
         return Done(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from .convert import LogRules
     from .megaphone import DayExport
+    from .podcasts import PodcastBooks
     from .rss_items import RssItem
     from .tally import Tally
     from .triton import LogName
@@ -88,7 +89,7 @@ class Publication:
     ``kind``: the day's ``first``; ``unfinal``, its freshest rows withheld; ``late`` rows; ``resend``, the operator's
     word; ``adopted``, found in the folder by a new ledger. ``tally`` is None for an adopted one. ``changed`` rows
     differ from the line that was sent, ``removed`` ones are no longer in the export. ``catalogue`` is None where no
-    episode catalogue was in use.
+    episode catalogue was in use. ``podcasts`` is handed to the ledger, which gives it back by `Ledger.books` only.
     """
 
     id: int
@@ -105,6 +106,7 @@ class Publication:
     logs: tuple[LedgerLog, ...] = ()
     delivery: str = DELIVERY
     catalogue: CatalogueStamp | None = None
+    podcasts: PodcastBooks | None = None
 
     @property
     def matched_share(self) -> float | None:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .arrangement import Arrangement
 from .convert import RowConverter
 from .ids import pack_id, pack_uuids, unpack
 from .megaphone import LARGEST_WHOLE_NUMBER, REPORTING_SECONDS
 from .memo import ENDS_IN_ZERO, Memos, Unusual, without_hash
 from .tally import FilterReason, RejectReason, RowRejected, Tally
-from .triton import DerivedValue, Layout, LogFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -43,7 +43,6 @@ _INTEGERS = {int}
 _PARTS = 7  # of a line: times, addresses, URL, counts, episode, id, user agent
 _NO_FIELDS: Mapping[str, Any] = {}
 _NO_LINE = [""] * _PARTS
-_URL = list(DerivedValue).index(DerivedValue.URL)
 
 
 @dataclass(slots=True)
@@ -52,7 +51,8 @@ class Rendered:
 
     ``ids`` has an entry for every row that was not rejected, in order; ``filtered_at`` are the places, among these, of
     the filtered ones; ``texts`` hold the lines of the others, each with its newline. ``rejected`` holds index and
-    reason of rejected rows, ``blank`` the index of lines that are no rows. ``packed`` are the ids in 16 bytes each,
+    reason of rejected rows, ``blank`` the index of lines that are no rows. ``podcasts`` and ``reported`` have an entry
+    for each of ``ids``, ``reasons`` one for each filtered place. ``packed`` are the ids in 16 bytes each,
     once they are known.
     """
 
@@ -61,6 +61,9 @@ class Rendered:
     filtered_at: list[int] = field(default_factory=list)
     rejected: list[tuple[int, RejectReason]] = field(default_factory=list)
     blank: list[int] = field(default_factory=list)
+    podcasts: list[str] = field(default_factory=list)
+    reported: list[bool] = field(default_factory=list)
+    reasons: dict[int, FilterReason] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     packed: tuple[bytes, ...] | None = None
     only_uuids: bool = False
@@ -93,7 +96,7 @@ class BlockRenderer:
         self._fresh_after = fresh_after
         self._fresh_cells = fresh_after.replace(" ", "\t") if fresh_after is not None else None
         self._memos = Memos(conversion)
-        self._arrange = _Arrangement(rules.layout) if rules.layout.columns is not None else None
+        self._arrange = Arrangement(rules.layout) if rules.layout.columns is not None else None
         self._odd_ids = False  # whether the last block held many ids that are no UUIDs
 
     def render(
@@ -207,8 +210,11 @@ class BlockRenderer:
             if by_ip or by_ua:
                 tally.reporting -= long_enough[place]
             reason = self._filter_reason(sents[place], by_ip, by_ua, long_enough[place], time_cells[place])
+            if by_ip or by_ua:
+                long_enough[place] = False  # from here on: whether Megaphone reports it
             if reason is not None:
                 tally.filtered[reason] += 1
+                block.reasons[len(block.ids) + place] = reason
                 tally.clamped -= bool(clamped) and clamped[place]
                 filtered.add(place)
                 block.filtered_at.append(len(block.ids) + place)
@@ -230,6 +236,8 @@ class BlockRenderer:
             for place in compress(every, unmapped):
                 tally.unmapped_episodes += place not in filtered
         block.ids += ids
+        block.podcasts += podcasts
+        block.reported += long_enough
         text = "".join(parts)
         if arrange is not None:
             text = arrange(text, [row for place, row in enumerate(parsed) if place not in filtered])
@@ -283,7 +291,10 @@ class BlockRenderer:
             block.texts.append(f"{outcome.line}\n".encode())
         else:
             block.filtered_at.append(len(block.ids))
+            block.reasons[len(block.ids)] = outcome.filtered
         block.ids.append(outcome.id)
+        block.podcasts.append(outcome.podcast_id)
+        block.reported.append(outcome.reporting)
         block.tally.reporting += outcome.reporting
         _book(outcome, block.tally)
 
@@ -310,6 +321,9 @@ class BlockRenderer:
         block.tally.rejected[RejectReason.DUPLICATE_ID] += len(packed) - len(stay)
         block.packed = tuple(packed[place] for place in stay)
         block.ids = [block.ids[place] for place in stay]
+        block.podcasts = [block.podcasts[place] for place in stay]
+        block.reported = [block.reported[place] for place in stay]
+        block.reasons = {new: block.reasons[old] for new, old in enumerate(stay) if old in block.reasons}
         self._set_lines(block, [lines[place] for place in stay])
 
     def _keep_fresh(self, block: Rendered, rows: Sequence[bytes], fresh: Collection[bytes]) -> None:
@@ -328,6 +342,7 @@ class BlockRenderer:
         tally.filtered[FilterReason.SENT_BEFORE] += len(sent)
         for place in sent:
             lines[place] = b""
+            block.reasons[place] = FilterReason.SENT_BEFORE
         self._set_lines(block, lines)
 
     @staticmethod
@@ -358,41 +373,3 @@ def _is_blank(raw: bytes) -> bool:
         return not raw.decode().strip()
     except UnicodeDecodeError:
         return False
-
-
-class _Arrangement:
-    """Makes lines of configured columns from lines of the default ones (in TSV order, with the URL whole)."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._clean = layout.clean
-        values = [str(value) for value in DerivedValue]
-        specs = layout.specs
-        self._constants = [layout.clean(spec.constant) for spec in specs if spec.constant is not None]
-        self._fields = [spec.field for spec in specs if spec.field is not None]
-        stem = len(values)  # after the derived values: stem, query, constants, fields
-        constant, field_ = stem + 2, stem + 2 + len(self._constants)
-        self._picks: list[int] = []
-        for spec in specs:
-            if spec.constant is not None:
-                self._picks.append(constant)
-                constant += 1
-            elif spec.field is not None:
-                self._picks.append(field_)
-                field_ += 1
-            elif spec.value == "cs-uri-query":
-                self._picks.append(stem + 1)
-            elif layout.format is LogFormat.W3C and spec.name == "cs-uri-stem" and spec.value == DerivedValue.URL:
-                self._picks.append(stem)
-            else:
-                self._picks.append(values.index(str(spec.value)))
-
-    def __call__(self, text: str, rows: Sequence[dict[str, Any]]) -> str:
-        clean, fields, picks, arranged = self._clean, self._fields, self._picks, []
-        for line, row in zip(text.split("\n"), rows, strict=False):  # nothing follows the last newline
-            cells = line.split("\t")
-            stem, _, query = cells[_URL].partition("?")
-            cells += (stem or "-", query or "-", *self._constants)
-            cells += [clean(row.get(name)) for name in fields]
-            cell_text = "\t".join([cells[pick] for pick in picks])
-            arranged.append(f"%23{cell_text[1:]}\n" if cell_text.startswith("#") else f"{cell_text}\n")
-        return "".join(arranged)

@@ -5,6 +5,8 @@ Makes texts and tables; prints nothing. No outside world.
 
 from __future__ import annotations
 
+import csv
+import io
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ from rich.text import Text
 from .alarms import Level
 from .deadlines import Urgency
 from .overview import DayOverview, span
+from .reconciliation import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from .alarms import Alarm
     from .glance import Glance
     from .proof import Pickup
+    from .reconciliation import PodcastLine
     from .records import LateCheck, LedgerLog, Publication
     from .retention import Pruned
     from .settings import Config
@@ -257,6 +261,25 @@ def _tally_text(tally: Mapping[str, Any]) -> str:
 
 def _at(at: datetime | None) -> str:
     return "" if at is None else f"{at:%Y-%m-%d %H:%M:%SZ}"
+
+
+def reconciliation_csv(lines: Sequence[PodcastLine]) -> str:
+    """A day by podcast as CSV, with a header line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(line.cells() for line in lines)
+    return text.getvalue()
+
+
+def reconciliation_text(lines: Sequence[PodcastLine]) -> str:
+    """A day by podcast for people: a line each, the reasons behind it."""
+    shown = [f"{'podcast':36}  {'rows':>9}  {'reporting':>9}  {'lines':>9}  filtered and rejected"]
+    for line in lines:
+        reasons = [f"{reason} {count}" for counts in (line.filtered, line.rejected) for reason, count in counts.items()]
+        told = f"{line.podcast:36}  {line.rows:9}  {line.reporting:9}  {line.lines:9}  {', '.join(reasons)}"
+        shown.append(told.rstrip())
+    return "".join(f"{line}\n" for line in shown)
 
 
 def size_text(size: int) -> str:

@@ -139,4 +139,11 @@ MIGRATIONS: tuple[str, ...] = (
     -- Which version of the episode catalogue a publication was made with, as JSON; NULL where none was in use.
     ALTER TABLE publication ADD COLUMN catalogue TEXT;
     """,
+    """
+    -- The books of a publication by podcast, as JSON: podcast id to [rows, reporting, lines, filtered, rejected].
+    CREATE TABLE podcast_books (
+        publication INTEGER PRIMARY KEY REFERENCES publication (id) ON DELETE CASCADE,
+        books TEXT NOT NULL
+    );
+    """,
 )

@@ -25,6 +25,7 @@ from .ids import pack_id, pack_uuids, partition, unpack
 from .job import FILTERED, REJECTED, Job, Reject, Result, Setup, Task
 from .megaphone import identifier
 from .member import deflate
+from .podcasts import PodcastBooks
 from .render import BlockRenderer
 from .tally import RejectReason, Tally
 
@@ -43,6 +44,7 @@ class Hand:
         self._renderer = BlockRenderer(setup.conversion, setup.fresh_after)
         self._indexer = BlockRenderer(setup.conversion)  # what a line's digest is made of knows nothing of freshness
         self._clean = setup.conversion.rules.layout.clean
+        self._by_podcast = setup.by_podcast
 
     def do(self, job: Job) -> Result:
         """The result of a job."""
@@ -68,6 +70,8 @@ class Hand:
             result.ids = partition(packed, b"".join(packed))
         if job.task is Task.RENDER:
             result.piece = deflate(b"".join(block.texts), block.tally.lines)
+            if self._by_podcast:
+                result.podcasts = _books_by_podcast(block, list(BytesIO(data)) if block.rejected else (), offset)
         else:
             records: list[bytes] = [
                 cell + (_digest(line[:-1]) if line else FILTERED)
@@ -98,6 +102,19 @@ class Hand:
                     yield pack_id(self._clean(row_id)) + REJECTED
 
 
+def _books_by_podcast(block: Rendered, lines: Sequence[bytes], offset: int) -> PodcastBooks:
+    """The books of a block by podcast; a rejected row's podcast is what can be read of it."""
+    books = PodcastBooks()
+    books.count(block.podcasts, block.reported, block.reasons)
+    for at, reason in block.rejected:
+        podcast = ""
+        with suppress(orjson.JSONDecodeError):
+            row = orjson.loads(_element(lines[at + offset]))
+            podcast = identifier(row.get("podcast_id")) if isinstance(row, dict) else ""
+        books.reject(podcast, reason)
+    return books
+
+
 def _index_lines(job: Job, lines: Sequence[bytes]) -> Result:
     """The records of a published log's lines."""
     lines = [line for line in lines if line]
@@ -122,6 +139,8 @@ def _element(line: bytes) -> bytes:
 def _too_long(number: int, beginning: bytes) -> Result:
     result = Result(number, line_count=1, rejects=[_entry(0, RejectReason.MALFORMED_JSON, beginning)])
     result.tally = Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1}))
+    result.podcasts = PodcastBooks()
+    result.podcasts.reject("", RejectReason.MALFORMED_JSON)
     return result
 
 

@@ -1,0 +1,77 @@
+"""A day beside Megaphone's dashboard and Triton's report: for each podcast, what its rows came to.
+
+Pure. Rows, reporting count, filtered and rejected are those of the newest version of the export that was read; lines
+are all that were sent and stand.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .tally import FilterReason, RejectReason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .podcasts import PodcastBooks
+    from .records import Publication
+
+ALL = "(all)"
+COLUMNS = (
+    "podcast_id", "rows", "reporting", "lines",
+    *(f"filtered.{reason}" for reason in FilterReason), *(f"rejected.{reason}" for reason in RejectReason),
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class PodcastLine:
+    """One podcast of one day; ``reporting`` is Megaphone's own count."""
+
+    podcast: str
+    rows: int = 0
+    reporting: int = 0
+    lines: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``reconcile --json`` prints it."""
+        return {
+            "podcast_id": self.podcast,
+            "rows": self.rows,
+            "reporting": self.reporting,
+            "lines": self.lines,
+            "filtered": {str(reason): n for reason, n in self.filtered.items() if n},
+            "rejected": {str(reason): n for reason, n in self.rejected.items() if n},
+        }
+
+    def cells(self) -> list[str]:
+        """One value for each of ``COLUMNS``."""
+        counts = [self.filtered[reason] for reason in FilterReason] + [self.rejected[reason] for reason in RejectReason]
+        return [self.podcast, *map(str, (self.rows, self.reporting, self.lines, *counts))]
+
+
+def reconcile(publications: Sequence[Publication], books: Mapping[int, PodcastBooks]) -> list[PodcastLine]:
+    """The day as a whole, then each podcast, the most lines first; empty when no books were kept."""
+    standing = [p for p in publications if p.published_at and any(log.superseded_by is None for log in p.logs)]
+    kept = [publication for publication in standing if publication.id in books]
+    if not kept:
+        return []
+    found: dict[str, PodcastLine] = {}
+    for podcast, tally in books[kept[-1].id].tallies.items():
+        found[podcast] = PodcastLine(
+            podcast, tally.rows, tally.reporting, 0, Counter(tally.filtered), Counter(tally.rejected)
+        )
+    for publication in kept:
+        for podcast, tally in books[publication.id].tallies.items():
+            found.setdefault(podcast, PodcastLine(podcast)).lines += tally.lines
+    total = PodcastLine(ALL)
+    for line in found.values():
+        total.rows += line.rows
+        total.reporting += line.reporting
+        total.lines += line.lines
+        total.filtered += line.filtered
+        total.rejected += line.rejected
+    return [total, *sorted(found.values(), key=lambda line: (-line.lines, line.podcast))]
