@@ -12,7 +12,7 @@ import csv
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -23,10 +23,8 @@ from .triton import URL_LIMIT, url_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from pathlib import Path
-
-    from .records import RssFeed
-    from .rss_items import RssItem
 
 COLUMNS = ("episode_id", "guid", "url")
 NOTES = ("podcast_id", "lines")  # written beside them by `episodes --export` for the eye, and never read
@@ -34,8 +32,7 @@ _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _TOKEN = re.compile(r"[A-Za-z]{2,10}[0-9]{4,20}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Episode:
+class Episode(NamedTuple):
     """What the catalogue says of one episode; an empty text where it says nothing.
 
     ``url`` is the operator's; ``enclosure_url`` is the RSS feed's, as published, and ``token`` Megaphone's id in it.
@@ -63,22 +60,23 @@ class Catalogue:
         return self.episodes.get(episode_id.strip().lower())
 
 
-def make_catalogue(written: Catalogue | None, feeds: Sequence[RssFeed]) -> Catalogue:
-    """One catalogue of what the operator wrote and what the RSS feeds hold; of two equal guids the first one counts."""
-    items: dict[str, RssItem] = {}
-    for feed in feeds:
-        for item in feed.items:
-            if item.guid:
-                items.setdefault(item.guid.lower(), item)
-    episodes = {key: Episode(item.guid, "", item.token, item.enclosure_url) for key, item in items.items()}
-    for key, row in (written.episodes if written is not None else {}).items():
-        found = items.get(row.guid.lower() or key)
-        token, enclosure_url = (found.token, found.enclosure_url) if found is not None else ("", "")
-        guid = row.guid or (found.guid if found is not None else "")
-        episodes[key] = Episode(guid, row.url, token, enclosure_url)
-    content = [(key, e.guid, e.url, e.token, e.enclosure_url) for key, e in sorted(episodes.items())]
-    version = blake2b(orjson.dumps(content), digest_size=6).hexdigest()
-    read = [feed.read_at for feed in feeds if feed.read_at is not None]
+def make_catalogue(
+    written: Catalogue | None, published: Sequence[tuple[str, str, str]], read: Sequence[datetime] = ()
+) -> Catalogue:
+    """One catalogue of what the operator wrote and what the RSS feeds publish, which were read at these instants.
+
+    ``published`` holds guid, token and enclosure URL of every item; of two equal guids the first one counts.
+    """
+    items: dict[str, tuple[str, str, str]] = {}
+    for item in published:
+        if item[0]:
+            items.setdefault(item[0].lower(), item)
+    episodes = {key: Episode(guid, "", token, url) for key, (guid, token, url) in items.items()}
+    rows = [(key, *row) for key, row in written.episodes.items()] if written is not None else []
+    for key, guid, url, *_ in rows:
+        found = items.get(guid.lower() or key, ("", "", ""))
+        episodes[key] = Episode(guid or found[0], url, found[1], found[2])
+    version = blake2b(orjson.dumps((published, rows)), digest_size=6).hexdigest()
     read_at = f"{min(read):%Y-%m-%dT%H:%M:%SZ}" if read else ""
     return Catalogue(episodes, CatalogueStamp(version, len(episodes), len(read), read_at))
 

@@ -16,8 +16,6 @@ import structlog
 
 from .catalogue import Catalogue, load_catalogue, load_urls, make_catalogue
 from .errors import ConfigError, PickupPointError
-from .refresh import refresh
-from .rss import RssReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,14 +72,18 @@ class CatalogueSource:
             return None
         state = (id(self._written), *((url, known[url].change, known[url].read_at) for url in urls))
         if self._made[0] != state:
-            held = self._ledger.rss.feeds(items=True) if urls else {}
-            self._made = state, make_catalogue(self._written, [held[url] for url in urls if url in held])
+            published = [item for url in urls for item in self._ledger.rss.published(url)]
+            read = [at for url in urls if (at := known[url].read_at) is not None]
+            self._made = state, make_catalogue(self._written, published, read)
         return self._made[1]
 
     async def refresh(self, now: datetime, *, force: bool = False) -> list[Refreshed]:
         """One pass over the RSS feeds that are due, or over all."""
         if not self._feeds.configured:
             return []
+        from .refresh import refresh  # with the network's libraries, which a conversion by hand does not wait for
+        from .rss import RssReader
+
         async with RssReader(allow_local=self._feeds.allow_local) as reader:
             return await refresh(self._ledger.rss, reader, self.urls(), self._feeds.refresh_every, now, force=force)
 

@@ -5,15 +5,14 @@ No outside world.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from server.catalogue import Catalogue, Episode, make_catalogue
 from server.convert import Conversion, LogRules
 from server.job import Setup
-from server.records import RssFeed
-from server.rss_items import RssItem
+from server.records import CatalogueStamp
 
 from .rows import GOOD, KEY, cells, converted, row, rules
 
@@ -21,46 +20,50 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EPISODE = GOOD["episode_id"]
 
 
-def feed_of(*found: RssItem, url: str = "u") -> RssFeed:
-    return RssFeed(url, NOW, NOW, items=found)
+def item(guid: str, enclosure_url: str = "", token: str = "") -> tuple[str, str, str]:
+    return guid, token, enclosure_url
 
 
 def test_what_the_operator_wrote_comes_first() -> None:
-    """Then the guid that is the id, whatever its case; of two RSS feeds, the first; never anything else."""
-    item = RssItem("AB-1", "https://x.example/1.mp3", token="T1", duration=60, length=9)
-    other = RssItem("ab-1", "https://x.example/2.mp3", token="T2", duration=60, length=9)
-    foreign = RssItem("foreign", "https://x.example/3.mp3", token="T3", duration=61, length=9)
-    catalogue = make_catalogue(None, [feed_of(item, foreign), feed_of(other, url="v")])
+    """Then the guid that is the id, whatever its case; of two equal guids, the first; never anything else."""
+    published = [
+        item("AB-1", "https://x.example/1.mp3", "T1"),
+        item("foreign", "https://x.example/3.mp3", "T3"),
+        item("ab-1", "https://x.example/2.mp3", "T2"),
+        item("", "https://x.example/ab-2.mp3", "ab-2"),
+    ]
+    catalogue = make_catalogue(None, published)
     assert catalogue.find("ab-1") == Episode("AB-1", "", "T1", "https://x.example/1.mp3")
     assert catalogue.find("ab-2") is None
-    written = Catalogue(
-        {"ab-1": Episode("foreign", ""), "ab-2": Episode("unknown", "/u"), "AB-1".lower() + "x": Episode("", "")}
-    )
-    catalogue = make_catalogue(written, [feed_of(item, foreign)])
+    assert catalogue.find("") is None
+    written = Catalogue({"ab-1": Episode("foreign", ""), "ab-2": Episode("unknown", "/u"), "ab-3": Episode("", "")})
+    catalogue = make_catalogue(written, published)
     assert catalogue.find("AB-1") == Episode("foreign", "", "T3", "https://x.example/3.mp3")
     assert catalogue.find("ab-2") == Episode("unknown", "/u")
-    assert catalogue.find("ab-1x") == Episode("", "")
+    assert catalogue.find("ab-3") == Episode("", "")
 
 
 def test_a_url_alone_leaves_the_rss_feeds_guid() -> None:
     """A row of the CSV may correct the URL and say nothing of the guid."""
     written = Catalogue({"ab-1": Episode("", "/mine.mp3")})
-    found = make_catalogue(written, [feed_of(RssItem("AB-1", "https://x.example/1.mp3"))]).find("ab-1")
+    found = make_catalogue(written, [item("AB-1", "https://x.example/1.mp3")]).find("ab-1")
     assert found == Episode("AB-1", "/mine.mp3", "", "https://x.example/1.mp3")
 
 
 def test_a_version_is_its_content() -> None:
-    """The same wherever and whenever it is made; another one for every change."""
-    item = RssItem("g", "https://x.example/1.mp3")
+    """The same whenever it is made; another one for every change."""
+    one = item("g", "https://x.example/1.mp3")
     stamps = [
-        make_catalogue(None, [feed_of(item)]).stamp,
-        make_catalogue(None, [feed_of(item, url="elsewhere")]).stamp,
-        make_catalogue(None, [feed_of(item, RssItem("h"))]).stamp,
-        make_catalogue(Catalogue({"g": Episode("g", "/u")}), [feed_of(item)]).stamp,
+        make_catalogue(None, [one], [NOW]).stamp,
+        make_catalogue(None, [one], [NOW + timedelta(days=1), NOW]).stamp,
+        make_catalogue(None, [one, item("h")]).stamp,
+        make_catalogue(Catalogue({"g": Episode("g", "/u")}), [one]).stamp,
     ]
     versions = [stamp.version for stamp in stamps if stamp is not None]
     assert versions[0] == versions[1]
     assert len(set(versions)) == 3
+    assert stamps[1] == CatalogueStamp(versions[0], 1, 2, "2026-11-22T12:00:00Z")
+    assert stamps[2] == CatalogueStamp(versions[2], 2)
 
 
 URL = "https://op3.dev/e/traffic.megaphone.fm/ABC1.mp3?a=b c"
@@ -100,7 +103,7 @@ def test_an_rss_feed_never_costs_a_row() -> None:
 
 def test_only_lines_that_nothing_matches_are_unmapped() -> None:
     """Neither the CSV nor an RSS feed."""
-    catalogue = make_catalogue(Catalogue({"x": Episode("g", "")}), [feed_of(RssItem(EPISODE.upper()))])
+    catalogue = make_catalogue(Catalogue({"x": Episode("g", "")}), [item(EPISODE.upper())])
     assert not converted(row(), catalogue=catalogue).unmapped
     assert cells(row(), catalogue=catalogue)["episode-guid"] == EPISODE.upper()
     assert not converted(row(episode_id="X"), catalogue=catalogue).unmapped
