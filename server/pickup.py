@@ -79,7 +79,7 @@ class PickupPoint:
                         hint=f"df {self.staging_dir} {folder}",
                     )
             for folder in (self.pickup_dir, self.staging_dir, self.rejects_dir):
-                if not os.access(folder, os.W_OK | os.X_OK):
+                if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
                     raise DataFolderError(f"{folder} cannot be written by this user", hint=f"ls -ld {folder}")
 
     def clear_staging(self) -> list[str]:
