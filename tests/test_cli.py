@@ -61,7 +61,7 @@ def test_without_a_configuration_a_command_says_where_it_looked(name: str, progr
     done = program.run(name)
     assert (done.returncode, done.stdout) == (2, "")
     assert "there is no config.toml here and no /etc/pickup-point/config.toml" in done.stderr
-    assert "→ pickup-point demo; or copy config.example.toml" in done.stderr
+    assert "→ pickup-point init; or, to try it out: pickup-point demo" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["serve", "feed", "prune", "status", "systemd-unit"])
