@@ -20,8 +20,8 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .connection import Login
     from .ledger import Ledger
+    from .login import Login
     from .proof import Pickup
 
 log = structlog.get_logger()

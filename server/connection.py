@@ -1,4 +1,4 @@
-"""One SSH connection: key exchange, login, and the sessions on it.
+"""One SSH connection: its transport, its limits, and the sessions on it.
 
 Touches one accepted socket through asyncssh. Promise: nothing but SFTP is served on it; no reply waits in memory that
 the peer does not take, since neither requests nor SSH messages are read while it does not; every login, refusal and
@@ -14,15 +14,13 @@ import socket
 import struct
 import termios
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
-import structlog
 
-from .access import Verdict
-from .algorithms import DEFAULT, LEGACY, SIGNATURES, Offer, agreed, disagreement
+from .algorithms import DEFAULT, LEGACY, SIGNATURES, Offer
 from .guard import Reason
+from .login import Owner, plain
 from .session import UNSENT_HIGH, UNSENT_LOW, SftpSession
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from .settings import SftpSettings
     from .sftp import SftpServer
 
-log = structlog.get_logger()
-
 SERVER_VERSION = "pickup-point"  # no version of anything
 # Above the largest file: a rekeying that the server starts breaks some clients. All offered ciphers bear it.
 REKEY_BYTES = 1 << 38
@@ -40,30 +36,12 @@ REKEY_SECONDS = 24 * 3600
 KEEPALIVES_MISSED = 3
 
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
-MOST_KEY_OFFERS = 30  # on one connection: agents hold many keys
+MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
+MOST_AUTH_REQUESTS = 100  # on one connection, those that are no try ("none", a change of password) included
+MOST_DEFERRED = 4096  # packets that wait for the end of a key exchange, in which a client may ask nothing
+LEAST_PACKET = 512  # bytes of data; all known clients take 16 KiB and more, and each packet costs a cipher's start
 MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_REQUEST = 93, 98  # RFC 4254, section 9
 MOST_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """A successful login, for the records."""
-
-    number: int
-    user: str
-    address: str
-    client: str
-    method: str
-    kex: str
-    host_key: str
-    cipher: str
-    mac: str
-
-
-def plain(text: str, longest: int = 64) -> str:
-    """A client's words, fit for one field of a log line: nothing in them can look like another field or line."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+/") else "_" for c in text[:longest])
-    return kept or "-"
 
 
 class SshConnection(asyncssh.SSHServerConnection):
@@ -81,6 +59,12 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.transport: asyncio.Transport | None = None
         self.last_active = asyncio.get_running_loop().time()
         self.user = ""
+        self._auth_requests = 0
+
+    @property
+    def exchanging(self) -> bool:
+        """Whether keys are being exchanged: asyncssh keeps all that is written meanwhile in memory, unsent."""
+        return not self._kex_complete
 
     @property
     def label(self) -> str:
@@ -113,6 +97,12 @@ class SshConnection(asyncssh.SSHServerConnection):
             self.transport.resume_reading()
         for session in list(self.sessions):
             session.pump()
+
+    def send_newkeys(self, k: bytes, h: bytes) -> None:
+        """A key exchange is over: what waited for it goes on."""
+        super().send_newkeys(k, h)
+        for session in list(self.sessions):
+            session.plan_pump()
 
     def touch(self) -> None:
         """The client did something."""
@@ -164,6 +154,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         """Enforce the signature algorithms that we advertise: asyncssh would still take SHA-1 from RSA keys."""
         owner = cast("Owner", self.get_owner())
         if msg:
+            await owner.begin_try(username)
             length = int.from_bytes(signature[:4], "big")
             if signature[4 : 4 + length].decode("ascii", "replace") not in SIGNATURES:
                 await owner.failed(username, Reason.SIGNATURE)
@@ -178,11 +169,15 @@ class SshConnection(asyncssh.SSHServerConnection):
     def log_sent_packet(self, *_: Any, **__: Any) -> None:
         """No packet logging: it costs more than the packet."""
 
-    def log_received_packet(self, *_: Any, **__: Any) -> None:
-        """No packet logging."""
+    def log_received_packet(self, pkttype: int, *_: Any, **__: Any) -> None:
+        """No packet logging, but an end to what one connection may ask."""
+        self._auth_requests += pkttype in (MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE)
+        if self._auth_requests > MOST_AUTH_REQUESTS or len(self._deferred_packets) > MOST_DEFERRED:
+            self.server.refused(self.address, Reason.FLOOD, self.user)
+            raise asyncssh.ProtocolError("Too many requests")
 
     def new_channel(self, session: SftpSession) -> asyncssh.SSHServerChannel[bytes]:
-        """A channel for one session, with a small window and a limit on the requests before the session."""
+        """A channel for one session, with a small window and limits on packet size and requests before the session."""
         channel = self.create_server_channel(encoding=None, window=RECEIVE_WINDOW)
         seen = 0
 
@@ -191,12 +186,25 @@ class SshConnection(asyncssh.SSHServerConnection):
             if pkttype == MSG_CHANNEL_WINDOW_ADJUST:
                 session.window_opened()
             seen += pkttype == MSG_CHANNEL_REQUEST  # each "env" is kept in memory
-            if seen > MOST_CHANNEL_REQUESTS:
+            if seen > MOST_CHANNEL_REQUESTS or len(self._deferred_packets) > MOST_DEFERRED:
                 self.server.refused(self.address, Reason.FLOOD, self.user)
                 raise asyncssh.ProtocolError("Too many channel requests")
 
         channel.log_received_packet = count  # type: ignore[assignment,method-assign]  # asyncssh has no hook for it
         channel.log_sent_packet = lambda *_, **__: None  # type: ignore[method-assign]  # costs more than the packet
+        process_open = channel.process_open
+
+        async def refuse() -> SftpSession:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "The maximum packet size is too small")
+
+        def check_size(number: int, window: int, packet_size: int, opened: Any) -> None:
+            if packet_size < LEAST_PACKET:
+                self.server.refused(self.address, Reason.PROTOCOL, self.user)
+                session.connection_lost(None)
+                opened = refuse()
+            process_open(number, window, packet_size, opened)
+
+        channel.process_open = check_size  # type: ignore[assignment,method-assign]  # nothing else is told the size
         return channel
 
     def offers(self) -> tuple[Offer, Offer] | None:
@@ -209,120 +217,6 @@ class SshConnection(asyncssh.SSHServerConnection):
             data = data[4 + length :]
         client, server = Offer.parse(parts[2]), Offer.parse(parts[3])
         return (client, server) if client and server else None
-
-
-class Owner(asyncssh.SSHServer):
-    """What asyncssh asks about a connection: who may log in, and what they get."""
-
-    _connection: SshConnection
-
-    def __init__(self) -> None:
-        self._tries = 0
-        self._key_offers = 0
-        self._method = "publickey"
-
-    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        """The socket is open, nothing was said yet."""
-        self._connection = cast("SshConnection", conn)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is over."""
-        connection = self._connection
-        if isinstance(exc, asyncssh.KeyExchangeFailed):
-            self._diagnose()
-        elif not connection.user and "Login timeout" in str(exc):
-            connection.server.refused(connection.address, Reason.LOGIN_TIMEOUT)
-        elif isinstance(exc, asyncssh.DisconnectError) and not isinstance(exc, asyncssh.ConnectionLost):
-            connection.server.ended(connection, type(exc).__name__)
-        elif exc is not None and not isinstance(exc, asyncssh.Error | OSError):
-            log.error(f"{connection.label} broke off", error=type(exc).__name__, exc_info=exc)
-        connection.server.left(connection)
-
-    def _diagnose(self) -> None:
-        connection = self._connection
-        offers = connection.offers()
-        legacy = connection.server.settings.legacy_algorithms
-        found = disagreement(*offers, legacy=legacy) if offers else None
-        details = {}
-        if found is not None:
-            theirs, ours = (",".join(plain(name) for name in names[:40]) for names in (found.client, found.server))
-            details = {"missing": found.what, "client_offers": theirs, "we_offer": ours, "hint": found.hint}
-        connection.server.refused(connection.address, Reason.KEY_EXCHANGE, client=connection.client, **details)
-
-    def begin_auth(self, username: str) -> bool:
-        """Everybody must log in, and every name is asked for the same proof."""
-        return True
-
-    def password_auth_supported(self) -> bool:
-        """Passwords are what Triton's activation sheet asks for."""
-        return True
-
-    def public_key_auth_supported(self) -> bool:
-        """Keys are better."""
-        return True
-
-    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Whether the user may log in with this key; asked before and again with the signature."""
-        connection = self._connection
-        return connection.server.access.knows_key(username, connection.address, key.public_data)
-
-    async def validate_password(self, username: str, password: str) -> bool:
-        """Whether it is the user's password."""
-        connection = self._connection
-        server = connection.server
-        verdict = await server.passwords.check(server.access, username, connection.address, password)
-        if verdict is Verdict.GRANTED:
-            self._method = "password"
-            return True
-        await self.failed(username, Reason(verdict.value))
-        return False
-
-    async def failed(self, username: str, reason: Reason) -> None:
-        """Count a failure, wait as long as the address has earned, and end the connection when it was one too many."""
-        connection = self._connection
-        self._tries += 1
-        penalty = connection.server.login_failed(connection.address, reason, username)
-        if penalty.banned:
-            raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
-        if penalty.delay:
-            await asyncio.sleep(penalty.delay)
-        if self._tries >= connection.server.guard.limits.auth_tries:
-            connection.server.refused(connection.address, Reason.TRIES, username)
-            raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
-
-    def key_refused(self) -> None:
-        """An offered key that is not known: no failure, but not without end either."""
-        self._key_offers += 1
-        if self._key_offers > MOST_KEY_OFFERS:
-            raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many keys")
-
-    def auth_completed(self) -> None:
-        """The user is in."""
-        connection = self._connection
-        connection.user = str(connection.get_extra_info("username"))
-        connection.touch()
-        offers = connection.offers()
-        cipher = str(connection.get_extra_info("send_cipher"))
-        login = Login(
-            number=connection.number,
-            user=connection.user,
-            address=str(connection.address),
-            client=connection.client,
-            method=self._method,
-            kex=(offers and agreed(offers[0].kex, offers[1].kex)) or "-",
-            host_key=(offers and agreed(offers[0].host_keys, offers[1].host_keys)) or "-",
-            cipher=cipher,
-            mac=cipher if "gcm" in cipher or "poly1305" in cipher else str(connection.get_extra_info("send_mac")),
-        )
-        connection.server.logged_in(connection, login)
-
-    def session_requested(self) -> Any:
-        """A session, unless the user has too many."""
-        connection = self._connection
-        if not connection.server.has_room_for_session(connection):
-            return False
-        session = SftpSession(connection)
-        return connection.new_channel(session), session
 
 
 def connection_options(settings: SftpSettings, credentials: Credentials) -> asyncssh.SSHServerConnectionOptions:

@@ -74,8 +74,9 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     @property
     def _stuck(self) -> bool:
-        """Whether the next request must wait: for a disk, or for the client to take the last reply."""
-        return self._waiting or self._unsent or self._rest is not None or self._connection.choked
+        """Whether the next request must wait: for a disk, for new keys, or for the client to take the last reply."""
+        connection = self._connection
+        return self._waiting or self._unsent or self._rest is not None or connection.choked or connection.exchanging
 
     # -- what asyncssh calls --
 
@@ -135,7 +136,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """The client took something."""
         self._unsent = False
         self._connection.touch()
-        self._plan_pump()
+        self.plan_pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The channel is closed."""
@@ -179,7 +180,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._send(reply)
             turn -= len(reply)
             if turn <= 0:
-                self._plan_pump()
+                self.plan_pump()
                 break
         del inbox[:position]
         self._balance()
@@ -202,7 +203,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         if not self._lost:
             self._channel.resume_reading()
 
-    def _plan_pump(self) -> None:
+    def plan_pump(self) -> None:
+        """Go on soon."""
         if not self._pump_planned:
             self._pump_planned = True
             asyncio.get_running_loop().call_soon(self._planned_pump)
@@ -239,7 +241,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def _send_rest(self) -> None:
         """Go on with a reply of file data, as far as the client's window reaches."""
         transport = self._connection.transport
-        if self._rest is None or transport is None:
+        if self._rest is None or transport is None or self._connection.exchanging:
             return
         sent = self._express.send(transport, self._rest)
         if sent is None:
@@ -256,7 +258,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """The client is about to take more."""
         if self._rest is not None:
             self._connection.touch()
-            self._plan_pump()
+            self.plan_pump()
 
     @property
     def settling(self) -> bool:
@@ -272,6 +274,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def _mark_place(self) -> None:
         """Remember where in the connection's bytes the last data stands, once all of it left the channel."""
+        if self._connection.exchanging:  # asyncssh may hold some of it back
+            return
         if self._unmarked and not self._lost and self._rest is None and self._channel.get_write_buffer_size() == 0:
             with suppress(OSError):  # the socket is gone
                 self._mark = self._connection.written()

@@ -20,8 +20,9 @@ import asyncssh
 import structlog
 
 from .access import PROBE_USER, PasswordChecks
-from .connection import Login, SshConnection, connection_options, plain
+from .connection import SshConnection, connection_options
 from .guard import Guard, Limits, LogBudget, Penalty, Reason, parse_address
+from .login import Login, plain
 from .session import told
 from .view import Catalogue
 

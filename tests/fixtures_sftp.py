@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from server.connection import Login
+    from server.login import Login
     from server.proof import Pickup
 
 PASSWORD = "correct horse"

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import pytest
+from asyncssh.connection import SSHConnection
 from structlog.testing import capture_logs
 
 from server.errors import ConfigError
 from server.keys import load_credentials
 from server.settings import UserSettings
 
-from .fixtures_sftp import CHEAP_HASH, NAME, PASSWORD, RawSftp, Running, running, sftp_settings
+from .fixtures_sftp import CHEAP_HASH, NAME, PASSWORD, RawSftp, Running, running, sftp_settings, string
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -120,6 +121,67 @@ async def test_tries_on_one_connection_are_limited(tmp_path: Path, keys_dir: Pat
             await it.connect(client_factory=lambda: client, password=None, preferred_auth="password")
         assert client.tries == 3
         assert [reason for _, reason in refusals(entries)] == ["wrong-password"] * 3 + ["too-many-tries"]
+
+
+@asynccontextmanager
+async def hasty(monkeypatch: pytest.MonkeyPatch, requests: list[bytes]) -> AsyncIterator[None]:
+    """asyncssh's client, made to send these requests one after the other without waiting for an answer."""
+
+    async def send(connection: Any) -> None:
+        for request in requests:
+            if connection.is_closed() or connection._transport is None:
+                return
+            connection.send_packet(50, string(b"triton"), string(b"ssh-connection"), request)
+            await asyncio.sleep(0.02)
+
+    sending: list[asyncio.Task[None]] = []
+
+    def begin(connection: Any, **_: Any) -> None:
+        if not sending:
+            sending.append(asyncio.get_running_loop().create_task(send(connection)))
+
+    handlers = {
+        **SSHConnection._packet_handlers,
+        51: lambda *_: None,
+    }  # 51: a failure; expected once each
+    monkeypatch.setattr(SSHConnection, "_packet_handlers", handlers)
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "try_next_auth", begin)
+    yield
+    await asyncio.gather(*sending)
+
+
+def try_password(password: str) -> bytes:
+    return string(b"password") + b"\0" + string(password.encode())
+
+
+@pytest.mark.parametrize("allow_from", [[], [LOOPBACK]])
+async def test_tries_sent_without_waiting_count_and_wait_as_others(
+    tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, allow_from: list[Any]
+) -> None:
+    """asyncssh cancels a check when the next request comes; the try was one all the same, and so is its delay."""
+    users = [UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=allow_from)]
+    async with running(tmp_path, keys_dir, users=users, max_auth_tries=4) as it:
+        requests = [try_password(f"guess {number}") for number in range(30)]
+        with capture_logs() as entries:
+            async with hasty(monkeypatch, requests):
+                with pytest.raises(asyncssh.DisconnectError):
+                    await asyncio.wait_for(it.connect(), 20)
+        reasons = [reason for _, reason in refusals(entries)]
+        assert reasons.count("wrong-password") <= 4
+        assert reasons[-1] == "too-many-tries"
+
+
+async def test_requests_that_are_no_tries_have_an_end_too(
+    tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To change a password, or to be asked for nothing: no such request is ever granted, and nobody needs a hundred."""
+    async with running(tmp_path, keys_dir) as it:
+        change = string(b"password") + b"\1" + string(b"old") + string(b"new")
+        with capture_logs() as entries:
+            async with hasty(monkeypatch, [change, string(b"none")] * 60):
+                with pytest.raises(asyncssh.ProtocolError):
+                    await asyncio.wait_for(it.connect(), 20)
+        assert [reason for _, reason in refusals(entries)] == ["too-many-requests"]
 
 
 async def test_failures_end_in_a_ban_that_status_shows_and_time_lifts(tmp_path: Path, keys_dir: Path) -> None:
