@@ -137,6 +137,7 @@ class Service:
 
     async def _end(self, tasks: dict[str, asyncio.Task[None]]) -> None:
         self._supervisor.stopping()
+        self._server.stop_listening()
         log.info("service stopped listening", transfers=self._server.transfers)
         draining = asyncio.create_task(self._server.drain(self._config.sftp.drain_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
