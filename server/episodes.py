@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from .catalogue import Catalogue, load_catalogue, load_urls, make_catalogue
+from .catalogue import Catalogue, Episode, load_catalogue, load_urls, make_catalogue
 from .errors import ConfigError, PickupPointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from .catalogue import Episode
     from .ledger import Ledger
     from .records import RssFeed
     from .refresh import Refreshed
@@ -72,7 +71,7 @@ class CatalogueSource:
             return None
         state = (id(self._written), *((url, known[url].change, known[url].read_at) for url in urls))
         if self._made[0] != state:
-            published = [item for url in urls for item in self._ledger.rss.published(url)]
+            published = [Episode._make(item) for url in urls for item in self._ledger.rss.published(url)]
             read = [at for url in urls if (at := known[url].read_at) is not None]
             self._made = state, make_catalogue(self._written, published, read)
         return self._made[1]

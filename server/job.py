@@ -178,6 +178,17 @@ def _unpack_partitioned(data: bytes) -> Partitioned | None:
     return Partitioned(counts, data[size:])
 
 
+class _Packed(Catalogue):
+    """A catalogue as it came through the pipe: an episode is made of its list when a row asks for it."""
+
+    __slots__ = ()
+
+    def find(self, episode_id: str) -> Episode | None:
+        """As the catalogue that was packed."""
+        found = super().find(episode_id)
+        return None if found is None else Episode(*found)
+
+
 def _pack_catalogue(catalogue: Catalogue, template: str) -> dict[str, tuple[str, ...]]:
     """The episodes, with the parts of their URLs only where the template asks for them."""
     if {"token", "enclosure_url"}.isdisjoint(UrlTemplate(template).fields):
@@ -215,7 +226,7 @@ class Setup:
         conversion = Conversion(
             rules=LogRules.from_json(fields["rules"]),
             hash_key=bytes.fromhex(fields["hash_key"]),
-            catalogue=None if catalogue is None else Catalogue({k: Episode(*v) for k, v in catalogue.items()}),
+            catalogue=None if catalogue is None else _Packed(catalogue),
             day=None if fields["day"] is None else date.fromisoformat(fields["day"]),
         )
         return cls(conversion, fields["fresh_after"], fields["by_podcast"])

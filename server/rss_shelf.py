@@ -40,10 +40,9 @@ class RssShelf:
         rows = self._rows(f"SELECT f.*, {count} AS item_count FROM rss_feed f ORDER BY url")  # noqa: S608  # a constant
         return {row["url"]: rss_feed_of(row, tuple(held.get(row["url"], ()))) for row in rows}
 
-    def published(self, url: str) -> list[tuple[str, str, str]]:
-        """Of every item of a feed, in its order: guid, token and enclosure URL."""
-        rows = self._rows("SELECT guid, token, enclosure_url FROM rss_item WHERE feed = ? ORDER BY place", (url,))
-        return [tuple(row) for row in rows]
+    def published(self, url: str) -> Sequence[Sequence[str]]:
+        """Of every item of a feed, in its order: guid, an empty text (no operator's URL), token, enclosure URL."""
+        return self._rows("SELECT guid, '', token, enclosure_url FROM rss_item WHERE feed = ? ORDER BY place", (url,))
 
     def keep(self, feed: RssFeed) -> None:
         """Put a feed that was read in the place of what it held before."""

@@ -20,8 +20,8 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EPISODE = GOOD["episode_id"]
 
 
-def item(guid: str, enclosure_url: str = "", token: str = "") -> tuple[str, str, str]:
-    return guid, token, enclosure_url
+def item(guid: str, enclosure_url: str = "", token: str = "") -> Episode:
+    return Episode(guid, "", token, enclosure_url)
 
 
 def test_what_the_operator_wrote_comes_first() -> None:
