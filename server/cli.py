@@ -7,7 +7,6 @@ not import.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import sys
 import traceback
@@ -17,7 +16,6 @@ from typing import Annotated
 
 import typer
 
-from . import log_output
 from .cli_episodes import episode_commands
 from .cli_setup import setup
 from .command import (
@@ -33,7 +31,7 @@ from .command import (
     run_loop,
     settings_of,
 )
-from .config import find_config, load_config
+from .config_place import find_config
 from .errors import ConfigError, PickupPointError
 from .installation import become_owner, keys_place
 from .progress import progress_bars
@@ -67,7 +65,7 @@ def run(arguments: list[str]) -> int:
         return 3 if checking and code else code
     except Out as out:
         return out.exit_code
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         return 130
     except Exception as error:
         if verbose:
@@ -253,8 +251,7 @@ def convert(
     from .by_hand import convert_by_hand
 
     found = find_config(config)
-    settings = load_config(found) if found is not None else None
-    log_output.configure(settings.log_output.format if settings else "text", verbose=verbose)
+    settings = settings_of(found, verbose=verbose) if found is not None else None
     with progress_bars() as show:
         total = export.stat().st_size if export.exists() else 0
         progress = None if show is None else lambda done: show(export.name, done, total)
@@ -272,6 +269,7 @@ def convert(
 @app.command()
 def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Make what is missing in keys/: host keys and ip_hash.key; print fingerprints and known_hosts lines."""
+    from . import log_output
     from .keys import known_hosts_lines, make_keys
 
     found = find_config(config)
@@ -355,6 +353,8 @@ def systemd_unit(
     verbose: VerboseOption = False,
 ) -> None:
     """Print the systemd unit for this installation."""
+    from . import log_output
+    from .config import load_config
     from .systemd import STATE_FOLDER, service_unit, socket_unit
 
     log_output.configure(verbose=verbose)

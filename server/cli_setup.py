@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from . import log_output
 from .command import ConfigOption, JsonOption, Out, Usage, VerboseOption, print_json, reading_as_owner, settings_of
 from .errors import PickupPointError
 from .installation import config_path
@@ -49,6 +48,7 @@ def init(
     verbose: VerboseOption = False,
 ) -> None:
     """Write a configuration: asks six questions, or takes the answers from options. Overwrites nothing."""
+    from . import log_output
     from .access import hash_password
     from .interview import Answers, write_config
 

@@ -5,7 +5,6 @@ Prints for `cli` and the modules of commands beside it.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import sys
 from datetime import date
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from . import log_output
-from .config import load_config
 from .errors import PickupPointError
 from .installation import become_owner, config_path, find_aws_key
 
@@ -49,6 +46,9 @@ class Usage(PickupPointError):
 
 def settings_of(path: Path | None, *, verbose: bool, quiet: bool = False) -> Config:
     """The configuration, with the log set up; ``quiet`` commands log nothing unless verbose."""
+    from . import log_output
+    from .config import load_config
+
     settings = load_config(config_path(path))
     stream = None if verbose or not quiet else io.StringIO()
     log_output.configure(settings.log_output.format, verbose=verbose, stream=stream)
@@ -64,11 +64,20 @@ def reading_as_owner(path: Path | None, *, verbose: bool) -> Config:
 
 
 def run_loop(job: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine on uvloop's event loop."""
+    """Run a coroutine on uvloop's event loop.
+
+    Raises:
+        KeyboardInterrupt: it was cancelled by a signal.
+    """
+    import asyncio
+
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(job)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(job)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def day_of(text: str, command: str) -> date:

@@ -12,8 +12,7 @@ import json
 import re
 import tomllib
 from datetime import date, time, timedelta
-from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
@@ -37,6 +36,9 @@ from .settings import (
 )
 from .triton import ColumnSpec, LogFormat, UrlTemplate, layout_problems, prefix_problem
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = [
     "AlertSettings",
     "Config",
@@ -48,12 +50,9 @@ __all__ = [
     "RetentionSettings",
     "SftpSettings",
     "UserSettings",
-    "find_config",
     "load_config",
     "parse_config",
 ]
-
-SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))
 
 
 _SECRET_KEYS = {"password_hash", "webhook_url", "heartbeat_url"}
@@ -74,11 +73,6 @@ _STAND_INS: dict[str, dict[str, Any]] = {
     "metrics": {"listen": "127.0.0.1:1"},
 }
 _TOP_KEYS = ("data_dir", "keys_dir")
-
-
-def find_config(given: Path | None) -> Path | None:
-    """The configuration file to read: the one given, else the first of the usual places that exists."""
-    return given if given is not None else next((path for path in SEARCHED if path.is_file()), None)
 
 
 def load_config(path: Path) -> Config:

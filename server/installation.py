@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import SEARCHED, find_config
+from .config_place import SEARCHED, find_config
 from .errors import ConfigError, Problem
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("word", "rss", "rss_items"),
     ("word", "ssh", "algorithms packets"),
     ("edge", "disk", "disk"),
-    ("edge", "config", "config settings"),
+    ("edge", "config", "config config_place settings"),
     ("edge", "catalogue", "catalogue"),
     ("edge", "source", "source bucket folder spool"),
     ("edge", "pickup", "pickup staging"),
