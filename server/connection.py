@@ -20,7 +20,7 @@ import asyncssh
 
 from .algorithms import DEFAULT, LEGACY, SIGNATURES, Offer
 from .guard import Reason
-from .login import Owner, plain
+from .login import Owner, TooManyRequests, plain
 from .session import UNSENT_HIGH, UNSENT_LOW, SftpSession
 
 if TYPE_CHECKING:
@@ -173,8 +173,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         """No packet logging, but an end to what one connection may ask."""
         self._auth_requests += pkttype in (MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE)
         if self._auth_requests > MOST_AUTH_REQUESTS or len(self._deferred_packets) > MOST_DEFERRED:
-            self.server.refused(self.address, Reason.FLOOD, self.user)
-            raise asyncssh.ProtocolError("Too many requests")
+            raise TooManyRequests
 
     def new_channel(self, session: SftpSession) -> asyncssh.SSHServerChannel[bytes]:
         """A channel for one session, with a small window and limits on packet size and requests before the session."""
@@ -187,8 +186,7 @@ class SshConnection(asyncssh.SSHServerConnection):
                 session.window_opened()
             seen += pkttype == MSG_CHANNEL_REQUEST  # each "env" is kept in memory
             if seen > MOST_CHANNEL_REQUESTS or len(self._deferred_packets) > MOST_DEFERRED:
-                self.server.refused(self.address, Reason.FLOOD, self.user)
-                raise asyncssh.ProtocolError("Too many channel requests")
+                raise TooManyRequests
 
         channel.log_received_packet = count  # type: ignore[assignment,method-assign]  # asyncssh has no hook for it
         channel.log_sent_packet = lambda *_, **__: None  # type: ignore[method-assign]  # costs more than the packet

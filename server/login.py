@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MOST_KEY_OFFERS = 30  # on one connection: agents hold many keys
+# What a scanner, a browser or a broken client ends in; a client that hangs up by itself is none of them.
+NO_SSH = (
+    asyncssh.IllegalUserName,
+    asyncssh.MACError,
+    asyncssh.ProtocolError,
+    asyncssh.ProtocolNotSupported,
+    asyncssh.ServiceNotAvailable,
+)
+
+
+class TooManyRequests(asyncssh.ProtocolError):
+    """A client asks more on one connection than any needs."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many requests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +85,10 @@ class Owner(asyncssh.SSHServer):
             self._diagnose()
         elif not connection.user and "Login timeout" in str(exc):
             connection.server.refused(connection.address, Reason.LOGIN_TIMEOUT)
+        elif isinstance(exc, TooManyRequests):
+            connection.server.refused(connection.address, Reason.FLOOD, connection.user)
+        elif isinstance(exc, NO_SSH) and not connection.user:
+            connection.server.refused(connection.address, Reason.PROTOCOL, client=connection.client)
         elif isinstance(exc, asyncssh.DisconnectError) and not isinstance(exc, asyncssh.ConnectionLost):
             connection.server.ended(connection, type(exc).__name__)
         elif exc is not None and not isinstance(exc, asyncssh.Error | OSError):

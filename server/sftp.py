@@ -21,7 +21,7 @@ import structlog
 
 from .access import PROBE_USER, PasswordChecks
 from .connection import SshConnection, connection_options
-from .guard import Guard, Limits, LogBudget, Penalty, Reason, parse_address
+from .guard import LINE_WINDOW, Guard, Limits, LogBudget, Penalty, Reason, parse_address
 from .login import Login, plain
 from .session import told
 from .view import Catalogue
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BACKLOG = 512
+NO_ACCEPT_HINT = "raise LimitNOFILE= of the unit (ulimit -n), or lower max_connections"
 HOUSEKEEPING = 1.0  # seconds
 DISK_THREADS = 4
 
@@ -214,6 +215,7 @@ class SftpServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        complain = 0.0
         while True:
             try:
                 sock, peer = await loop.sock_accept(listener)
@@ -221,7 +223,9 @@ class SftpServer:
                 if self.draining:
                     return
                 # Out of descriptors, or a peer that was gone before it was accepted: others may still come.
-                log.warning("sftp could not accept a connection", error=error.strerror)
+                if time.monotonic() >= complain:
+                    log.warning("sftp could not accept a connection", error=error.strerror, hint=NO_ACCEPT_HINT)
+                    complain = time.monotonic() + LINE_WINDOW
                 await asyncio.sleep(0.2)
                 continue
             self.arrived += 1

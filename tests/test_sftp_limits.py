@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -287,6 +288,31 @@ async def test_a_flood_of_refusals_is_a_few_lines(tmp_path: Path, keys_dir: Path
         lines = [entry for entry in entries if entry.get("reason") == "too-many-connections-from-address"]
         assert len(lines) == 5
         assert it.server.counters.refusals["too-many-connections-from-address"] == 100
+
+
+async def test_without_descriptors_it_complains_once(
+    tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can be let in until one is free; a line every fifth of a second would fill the disk beside."""
+    async with running(tmp_path, keys_dir) as it:
+        it.served.add(NAME, b"content")
+        loop = asyncio.get_running_loop()
+        accept, tries = loop.sock_accept, []
+
+        async def refuse(sock: Any) -> Any:
+            tries.append(sock)
+            if len(tries) < 4:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await accept(sock)
+
+        monkeypatch.setattr(loop, "sock_accept", refuse)
+        with capture_logs() as entries:
+            for _ in range(2):  # the first is accepted by the call that is under way
+                assert await pull(it.port) == b"content"
+        lines = [entry for entry in entries if "could not accept" in entry["event"]]
+        assert len(tries) >= 4
+        assert len(lines) == 1
+        assert "LimitNOFILE" in lines[0]["hint"]
 
 
 async def test_a_listener_that_falls_says_so(tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import shutil
 import socket
@@ -182,6 +183,42 @@ async def test_requests_that_are_no_tries_have_an_end_too(
                 with pytest.raises(asyncssh.ProtocolError):
                     await asyncio.wait_for(it.connect(), 20)
         assert [reason for _, reason in refusals(entries)] == ["too-many-requests"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"GET / HTTP/1.1\r\nHost: sftp.example.com\r\n\r\n" * 50,
+        b"x" * 100_000,
+        b"SSH-1.5-old\r\n",
+        b"SSH-2.0-x\r\n" * 9,
+    ],
+    ids=["browser", "endless", "version 1", "no packets"],
+)
+async def test_what_is_no_ssh_is_a_refusal_like_any_other(listener: Running, words: bytes) -> None:
+    """A scanner or a broken client leaves one line with its address, and nothing of what it said beside a version."""
+    with capture_logs() as entries:
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(words)
+        async with asyncio.timeout(10):
+            with contextlib.suppress(OSError):
+                await reader.read()
+                while await reader.read(1000):
+                    pass
+            while listener.server.connected:  # noqa: ASYNC110  # nobody announces it
+                await asyncio.sleep(0.02)
+        writer.close()
+    assert refusals(entries) == [("sftp refused 127.0.0.1", "protocol-error")]
+    assert not any("HTTP" in str(entry) for entry in entries)
+
+
+async def test_a_user_name_that_is_none_is_a_refusal_too(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncssh ends the connection over it before anybody is asked."""
+    with capture_logs() as entries:
+        monkeypatch.setattr("asyncssh.connection.saslprep", str)
+        with pytest.raises(asyncssh.DisconnectError):
+            await listener.connect(username="x" * 2000)
+    assert refusals(entries) == [("sftp refused 127.0.0.1", "protocol-error")]
 
 
 async def test_failures_end_in_a_ban_that_status_shows_and_time_lifts(tmp_path: Path, keys_dir: Path) -> None:
