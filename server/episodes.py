@@ -65,15 +65,14 @@ class CatalogueSource:
                 log.error("feed kept the old episode catalogue", why=str(problem), hint=problem.cure)
             else:
                 log.info("feed read the episode catalogue", episodes=len(self._written.episodes))
-        known = self._ledger.rss.feeds() if self._feeds.configured else {}
-        urls = [url for url in self.urls() if url in known and known[url].read_at is not None]
+        known = self._ledger.rss.versions() if self._feeds.configured else {}
+        urls = [url for url in self.urls() if url in known]
         if self._written is None and not urls:
             return None
-        state = (id(self._written), *((url, known[url].change, known[url].read_at) for url in urls))
+        state = (id(self._written), *((url, *known[url]) for url in urls))
         if self._made[0] != state:
             published = [Episode._make(item) for url in urls for item in self._ledger.rss.published(url)]
-            read = [at for url in urls if (at := known[url].read_at) is not None]
-            self._made = state, make_catalogue(self._written, published, read)
+            self._made = state, make_catalogue(self._written, published, [known[url][1] for url in urls])
         return self._made[1]
 
     async def refresh(self, now: datetime, *, force: bool = False) -> list[Refreshed]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .ledger_rows import rss_feed_of, rss_item_of, text
+from .ledger_rows import moment, rss_feed_of, rss_item_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +39,11 @@ class RssShelf:
         count = "(SELECT count(*) FROM rss_item i WHERE i.feed = f.url)"
         rows = self._rows(f"SELECT f.*, {count} AS item_count FROM rss_feed f ORDER BY url")  # noqa: S608  # a constant
         return {row["url"]: rss_feed_of(row, tuple(held.get(row["url"], ()))) for row in rows}
+
+    def versions(self) -> dict[str, tuple[int, datetime]]:
+        """Of every feed that was ever read: the number of its content, and when it was last read. Looks at no item."""
+        rows = self._rows("SELECT url, change, read_at FROM rss_feed WHERE read_at IS NOT NULL")
+        return {row["url"]: (row["change"], moment(row["read_at"])) for row in rows}
 
     def published(self, url: str) -> Sequence[Sequence[str]]:
         """Of every item of a feed, in its order: guid, an empty text (no operator's URL), token, enclosure URL."""
