@@ -117,14 +117,20 @@ class Guard:
         return self._connected.total()
 
     def admit(self, address: Address, now: float) -> Reason | float:
-        """Count a new connection in; the seconds it must wait for its turn, or the reason why it is not counted."""
+        """Count a new connection in; the seconds it must wait for its turn, or the reason why it is not counted.
+
+        Addresses in an ``allow_from`` find room for ``connections_per_address`` more when all that is taken.
+        """
         key = bucket(address)
         record = self._records.get(key)
         if record is not None and record.banned_until > now and not self.exempt(address):
             return Reason.BANNED
         if self._connected[key] >= self.limits.connections_per_address:
             return Reason.CONNECTIONS_PER_ADDRESS
-        if self.connected >= self.limits.connections:
+        room = self.limits.connections
+        if self.exempt(address):
+            room += self.limits.connections_per_address  # or strangers who idle before login keep the partner out
+        if self.connected >= room:
             return Reason.CONNECTIONS
         self._connected[key] += 1
         record = self._touch(key)

@@ -19,6 +19,7 @@ from server.guard import (
 )
 
 GOOD, BAD = ip_address("198.51.100.7"), ip_address("203.0.113.9")
+OTHER = ip_address("192.0.2.9")
 
 
 def guard(**limits: float) -> Guard:
@@ -30,11 +31,22 @@ def test_connections_are_limited_in_all_and_for_each_address() -> None:
     it = guard(connections=3, connections_per_address=2)
     assert [it.admit(BAD, 0), it.admit(BAD, 0)] == [0, 0]
     assert it.admit(BAD, 0) is Reason.CONNECTIONS_PER_ADDRESS
-    assert it.admit(GOOD, 0) == 0
+    assert it.admit(OTHER, 0) == 0
     assert it.admit(ip_address("192.0.2.1"), 0) is Reason.CONNECTIONS
     it.leave(BAD)
     assert it.admit(ip_address("192.0.2.1"), 0) == 0
     assert it.connected == 3
+
+
+def test_strangers_never_take_the_room_of_listed_addresses() -> None:
+    """When all connections are taken, addresses in an allow list find as many more as one address may have."""
+    it = guard(connections=4, connections_per_address=2)
+    strangers = [ip_address(f"203.0.113.{number}") for number in range(20)]
+    assert sum(it.admit(stranger, 0) == 0 for stranger in strangers) == 4
+    assert [it.admit(GOOD, 0), it.admit(GOOD, 0)] == [0, 0]
+    assert it.admit(GOOD, 0) is Reason.CONNECTIONS_PER_ADDRESS
+    assert it.admit(ip_address("198.51.100.8"), 0) is Reason.CONNECTIONS
+    assert it.connected == 6
 
 
 def test_new_connections_are_paced_not_refused() -> None:
