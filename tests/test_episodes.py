@@ -5,9 +5,11 @@ Listens on 127.0.0.1; runs the commands as an operator does.
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import gzip
 import json
+import urllib.request
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,16 +20,15 @@ from server.catalogue import check_episodes, load_urls
 from server.episodes import CatalogueSource
 from server.errors import ConfigError
 from server.ledger import Ledger
-from server.records import CatalogueStamp, RssFeed
-from server.refresh import due, refresh
-from server.rss import ReaderLimits, RssReader
+from server.records import CatalogueStamp
 
-from .fixtures_rss import HEAD, PREFIXES, RssHost, items, rss
+from .fixtures_rss import PREFIXES, RssHost, items, rss
 from .fixtures_service import ServiceSite, day_before
 from .rows import GOOD, row
+from .test_refresh import hostile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -154,94 +155,12 @@ def test_a_publisher_gets_every_native_line_matched_and_the_rest_listed(
     assert "Show 3" in shown
 
 
-HOSTILE = ("/huge", "/slow", "/malformed", "/file", "/metadata", "/entities", "/html", "/empty", "/gone")
-
-
-def hostile(host: RssHost) -> list[str]:
-    """RSS feeds of every bad kind."""
-    for path, body in {
-        "/malformed": rss(items(5, 9))[:-40],
-        "/entities": b'<!DOCTYPE r [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><rss><channel>&b;</channel></rss>',
-        "/html": b"<!doctype html><p>404",
-        "/empty": b"",
-    }.items():
-        host.put(path, body)
-    host.stream("/huge", HEAD.encode(), b" " * (1 << 20), times=100)
-    host.stream("/slow", HEAD.encode(), b" ", times=100, pause=0.5)
-    host.redirect("/file", "file:///etc/passwd")
-    host.redirect("/metadata", "http://169.254.169.254/latest/meta-data/")
-    return [host.url(path) for path in HOSTILE]
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger.open(tmp_path / "ledger.sqlite3")
-    yield ledger
-    ledger.close()
-
-
-async def test_bad_rss_feeds_harm_neither_what_is_known_nor_the_good_ones(rss_host: RssHost, ledger: Ledger) -> None:
-    """Every bad kind takes the place of a good RSS feed: its items stay, the reason is told, the others are read."""
-    urls = [rss_host.url(path) for path in HOSTILE]
-    for number, path in enumerate(HOSTILE):
-        rss_host.put(path, rss(items(3, number)))
-    good = rss_host.put("/good", rss(items(2, 50)))
-    limits = ReaderLimits(size=4 << 20, total=3.0, connect=2.0, silence=2.0)
-    async with RssReader(allow_local=True, limits=limits) as reader:
-        first = await refresh(ledger.rss, reader, [*urls, good], EVERY, NOW)
-        assert {outcome.word for outcome in first} == {"read"}
-        hostile(rss_host)
-        rss_host.behaviours.pop("/gone")
-        rss_host.put("/good", rss(items(4, 50)))
-        second = await refresh(ledger.rss, reader, [*urls, good], EVERY, NOW + EVERY)
-    assert {outcome.url: outcome.word for outcome in second} == dict.fromkeys(urls, "failed") | {good: "read"}
-    feeds = ledger.rss.feeds(items=True)
-    for number, url in enumerate(urls):
-        feed = feeds[url]
-        assert [item.guid for item in feed.items] == [item.guid for item in items(3, number)]
-        assert (feed.read_at, feed.tried_at) == (NOW, NOW + EVERY)
-        assert feed.error
-        assert feed.hint
-    assert feeds[good].item_count == 4
-    assert feeds[good].error == ""
-
-
-async def test_an_rss_feed_that_lost_all_its_items_is_not_believed(rss_host: RssHost, ledger: Ledger) -> None:
-    """A host in trouble sends an empty show; a new show may be empty."""
-    url = rss_host.put("/show", rss(items(3, 1)))
-    new = rss_host.put("/new", rss([]))
-    async with RssReader(allow_local=True) as reader:
-        words = [outcome.word for outcome in await refresh(ledger.rss, reader, [url, new], EVERY, NOW)]
-        rss_host.put("/show", rss([]))
-        again = await refresh(ledger.rss, reader, [url, new], EVERY, NOW + EVERY)
-    assert words == ["read", "read"]
-    assert [outcome.word for outcome in again] == ["failed", "unchanged"]
-    assert "no items any more" in again[0].sentence
-    assert ledger.rss.feeds()[url].item_count == 3
-
-
-async def test_an_rss_feed_is_asked_when_it_is_due(rss_host: RssHost, ledger: Ledger) -> None:
-    """Once in refresh_every; sooner after a failure; after a clock was put back; when somebody says so."""
-    url = rss_host.put("/show", rss(items(3, 1)))
-    async with RssReader(allow_local=True) as reader:
-        assert await refresh(ledger.rss, reader, [url], EVERY, NOW)
-        assert not await refresh(ledger.rss, reader, [url], EVERY, NOW + EVERY - timedelta(seconds=1))
-        assert [o.word for o in await refresh(ledger.rss, reader, [url], EVERY, NOW + EVERY)] == ["unchanged"]
-        assert await refresh(ledger.rss, reader, [url], EVERY, NOW + EVERY, force=True)
-        assert due(ledger.rss.feeds(), [url], EVERY, NOW) == [url]
-        assert await refresh(ledger.rss, reader, [], EVERY, NOW) == []
-        assert ledger.rss.feeds(items=True) == {}
-    failed = RssFeed("u", NOW, error="it is gone")
-    assert due({"u": failed}, ["u"], EVERY, NOW + timedelta(minutes=14)) == []
-    assert due({"u": failed}, ["u"], EVERY, NOW + timedelta(minutes=15)) == ["u"]
-
-
 async def test_a_service_publishes_whatever_its_rss_feeds_do(service_site: ServiceSite, rss_host: RssHost) -> None:
     """No day waits for them, no task dies of them, and check and status say which of them are bad."""
     day = day_before(2)
     native = items(3, 1)
     urls = [rss_host.put("/good", rss(native)), *(url for url in hostile(rss_host) if not url.endswith("/slow"))]
-    service_site.configure(more=feeds_table(urls))
+    service_site.configure(more=feeds_table(urls) + '\n[metrics]\nlisten = "127.0.0.1:0"')
     rows = [row(id=str(n), episode_id=item.episode_id, created_at=f"{day}T10:00:00Z") for n, item in enumerate(native)]
     service_site.put(day, gzip.compress(b"".join(line + b"\n" for line in rows)))
     serving = await service_site.serve()
@@ -255,6 +174,10 @@ async def test_a_service_publishes_whatever_its_rss_feeds_do(service_site: Servi
     assert "100.0% of the lines of" in service_site.run("status").stdout
     check = service_site.run("check")
     assert "declares entities" in check.stdout
+    port = (await serving.running.says(r"service offered metrics port=(\d+)"))[0][1]
+    scraped = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/metrics")
+    with scraped:
+        assert f'pickup_point_day_matched_share{{day="{day}"}} 1.0' in scraped.read().decode()
     assert serving.running.process.poll() is None
     assert "rss" not in " ".join(line for line in serving.running.err if "lost its task" in line)
 
@@ -296,6 +219,21 @@ async def test_the_snapshot_is_the_newest_that_is_good(service_site: ServiceSite
         assert list(ledger.rss.feeds()) == [two]
     finally:
         ledger.close()
+
+
+def test_a_conversion_by_hand_uses_what_the_service_knows(service_site: ServiceSite, rss_host: RssHost) -> None:
+    """The RSS feeds in the ledger; without a ledger it says that they are not used."""
+    service_site.configure(more=feeds_table([rss_host.put("/show", rss(items(2, 1)))]), log='url = "{enclosure_url}"')
+    item = items(2, 1)[1]
+    export = service_site.folder / "any.json.gz"
+    export.write_bytes(gzip.compress(row(episode_id=item.episode_id) + b"\n"))
+    told = service_site.run("convert", export, "--output", service_site.folder / "a.tsv.gz")
+    assert "the RSS feeds are not used" in told.stderr
+    assert service_site.run("episodes", "--refresh").returncode == 0
+    output = service_site.folder / "b.tsv.gz"
+    done = service_site.run("convert", export, "--output", output, "--json")
+    assert json.loads(done.stdout)["unmapped_episodes"] == 0
+    assert item.url in gzip.decompress(output.read_bytes()).decode()
 
 
 def test_a_list_of_rss_feeds_is_checked_line_by_line(tmp_path: Path) -> None:

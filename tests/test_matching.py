@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from server.catalogue import Catalogue, Episode, make_catalogue
-from server.convert import Conversion, LogRules
+from server.convert import Conversion, LogRules, RowConverter
 from server.job import Setup
 from server.records import CatalogueStamp
+from server.render import BlockRenderer
+from server.triton import DEFAULT_URL, Layout, LogFormat
 
 from .rows import GOOD, KEY, cells, converted, row, rules
 
@@ -108,6 +110,27 @@ def test_only_lines_that_nothing_matches_are_unmapped() -> None:
     assert cells(row(), catalogue=catalogue)["episode-guid"] == EPISODE.upper()
     assert not converted(row(episode_id="X"), catalogue=catalogue).unmapped
     assert converted(row(episode_id="y"), catalogue=catalogue).unmapped
+
+
+@pytest.mark.parametrize("template", ["{enclosure_url}", "/{token}/{guid}", "/{token}/{region}", DEFAULT_URL])
+@pytest.mark.parametrize("log_format", list(LogFormat))
+def test_the_fast_path_matches_as_the_exact_one_does(template: str, log_format: LogFormat) -> None:
+    """Lines and counts, row for row: known, unknown, in capitals, without a URL, too long, without an id."""
+    catalogue = make_catalogue(
+        Catalogue({"written": Episode("g w", "/w.mp3"), "half": Episode("", "/h?x=1")}),
+        [
+            item("Known", "https://x.example/a b?c=d", "T1"),
+            item("bare"),
+            item("long", f"https://x.example/{'ä' * 900}"),
+        ],
+    )
+    ids: list[object] = ["known", "KNOWN ", "Known", "written", "half", "bare", "long", "nobody", "", None, 7, "known"]
+    found = [row(id=f"{EPISODE[:-2]}{place:02d}", episode_id=episode) for place, episode in enumerate(ids)]
+    conversion = Conversion(rules(Layout(log_format), url=template), KEY, catalogue)
+    exact = [RowConverter(conversion).convert(raw) for raw in found]
+    block = BlockRenderer(conversion).render(lambda: iter(found))
+    assert b"".join(block.texts).decode() == "".join(f"{outcome.line}\n" for outcome in exact)
+    assert block.tally.unmapped_episodes == sum(outcome.unmapped for outcome in exact) == 5
 
 
 @pytest.mark.parametrize("template", ["{enclosure_url}", "/{token}", "/{guid}"])
