@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any
 from isal import igzip
 
 from .catalogue import COLUMNS, NOTES
+from .episodes import CatalogueSource
 from .errors import PickupPointError
+from .ledger import Ledger
 from .pickup import PickupPoint
+from .records import matched_share
+from .rss_items import shown
 from .triton import DerivedValue
 
 if TYPE_CHECKING:
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from .catalogue import Catalogue, Episode
-    from .ledger import Ledger
     from .records import LedgerLog, Publication
     from .settings import Config
 
@@ -134,6 +137,28 @@ def _episodes(file: Iterable[bytes], publication: Publication, day: date) -> Ite
     for line in islice(file, layout.header_lines(day).count("\n"), None):
         cells = line.rstrip(b"\n").split(b"\t", cut)
         yield cells[at].decode(), cells[podcast].decode() if podcast >= 0 else "-"
+
+
+def handover_lines(config: Config) -> list[str]:
+    """For Triton, in Markdown: the RSS feeds, and the share of the newest day's lines that they match.
+
+    Raises:
+        ConfigError: a file must be changed.
+        LedgerError: the ledger cannot be read.
+    """
+    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+        urls = CatalogueSource(config, ledger).urls()
+        publications = ledger.publications()
+    lines = [f"- {shown(url)}" for url in urls] or ["(none is configured: set `feeds.urls`)"]
+    for day in sorted({publication.day for publication in publications}, reverse=True):
+        share = matched_share(publication for publication in publications if publication.day == day)
+        if share is not None:
+            return [
+                *lines,
+                "",
+                f"{share:.1%} of the lines of {day} are of an episode whose guid stands there.",
+            ]
+    return lines
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines
 from .proof import Grade
+from .records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -67,10 +68,7 @@ class DayOverview:
     @property
     def matched_share(self) -> float | None:
         """The share of the day's lines, 0 to 1, whose episode the catalogue knew; None where none was in use."""
-        standing = [p for p in self.publications if any(entry.superseded_by is None for entry in p.logs)]
-        tallies = [p.tally for p in standing if p.catalogue is not None and p.tally is not None]
-        lines = sum(tally.lines for tally in tallies)
-        return 1 - sum(tally.unmapped_episodes for tally in tallies) / lines if lines else None
+        return matched_share(self.publications)
 
     def as_json(self) -> dict[str, Any]:
         """As ``status --json`` shows it."""

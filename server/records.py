@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import date, datetime
 
     from .convert import LogRules
@@ -108,12 +109,16 @@ class Publication:
     catalogue: CatalogueStamp | None = None
     podcasts: PodcastBooks | None = None
 
-    @property
-    def matched_share(self) -> float | None:
-        """The share of lines, 0 to 1, whose episode the catalogue knew; None without a catalogue or without lines."""
-        if self.catalogue is None or self.tally is None or not self.tally.lines:
-            return None
-        return 1 - self.tally.unmapped_episodes / self.tally.lines
+
+def matched_share(publications: Iterable[Publication]) -> float | None:
+    """The share of the lines, 0 to 1, whose episode the catalogue knew, of what stands of these publications.
+
+    None where no episode catalogue was in use, or no line was written.
+    """
+    standing = [p for p in publications if p.published_at and any(entry.superseded_by is None for entry in p.logs)]
+    tallies = [p.tally for p in standing if p.catalogue is not None and p.tally is not None]
+    lines = sum(tally.lines for tally in tallies)
+    return 1 - sum(tally.unmapped_episodes for tally in tallies) / lines if lines else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from .alarms import Level
 from .deadlines import Urgency
 from .overview import DayOverview, span
 from .reconciliation import COLUMNS
+from .records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -226,7 +227,7 @@ def _pickup_text(pickup: Pickup) -> str:
 
 
 def _catalogue_text(publication: Publication) -> str:
-    stamp, share = publication.catalogue, publication.matched_share
+    stamp, share = publication.catalogue, matched_share([publication])
     assert stamp is not None  # noqa: S101  # only asked of what was made with one
     matched = f", which match {share:.1%} of the lines" if share is not None else ""
     read = f", RSS read {stamp.read_at[:16].replace('T', ' ')}Z" if stamp.read_at else ""

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from server.catalogue import check_episodes, load_urls
+from server.config import load_config
 from server.episodes import CatalogueSource
 from server.errors import ConfigError
 from server.ledger import Ledger
+from server.matching import handover_lines
 from server.records import CatalogueStamp
 
 from .fixtures_rss import PREFIXES, RssHost, items, rss
@@ -150,6 +152,7 @@ def test_a_publisher_gets_every_native_line_matched_and_the_rest_listed(
     told = site.run("trace", f"TEST{second:%Y%m%d}-00.tsv.gz").stdout
     assert f"episode catalogue {day['publications'][0]['catalogue']['version']}: 5240 episodes" in told
     assert "which match 100.0% of the lines" in told
+    assert "100.0% of the lines" in handover_lines(load_config(site.config))[-1]
     shown = site.run("episodes").stdout
     assert "60  written by hand in" in shown
     assert "Show 3" in shown
@@ -189,8 +192,6 @@ async def test_the_snapshot_is_the_newest_that_is_good(service_site: ServiceSite
     (folder / "feeds.txt").write_text(f"# mine\n\n{one}\n")
     (folder / "episodes.csv").write_text("episode_id,guid,url\na,b,c\n")
     service_site.configure(log='episodes = "episodes.csv"', more=feeds_table([], file="feeds.txt"))
-    from server.config import load_config
-
     (folder / "data").mkdir()
     ledger = Ledger.open(folder / "data" / "ledger.sqlite3")
     try:

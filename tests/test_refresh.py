@@ -17,7 +17,7 @@ from server.alarms import Alarm, alarms
 from server.convert import LogRules
 from server.holds import HoldPolicy
 from server.ledger import Ledger
-from server.records import RssFeed
+from server.records import RssFeed, matched_share
 from server.refresh import due, refresh
 from server.rss import ReaderLimits, RssReader
 from server.schema import MIGRATIONS
@@ -144,5 +144,5 @@ def test_a_ledger_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
         old.commit()
     with closing(Ledger.open(path)) as ledger:
         (publication,) = ledger.publications()
-        assert (publication.catalogue, publication.matched_share) == (None, None)
+        assert (publication.catalogue, matched_share([publication])) == (None, None)
         assert ledger.rss.feeds() == {}
