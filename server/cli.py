@@ -144,7 +144,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Run one retention pass: remove log files and rejects that are older than keep_days."""
+    """Remove log files and rejects older than keep_days."""
     from . import report
     from .one_round import one_prune
 
@@ -158,7 +158,7 @@ def prune(
 
 @app.command()
 def status(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Show the last days at a glance, with the lines for Triton's activation sheet on top."""
+    """Show the last days at a glance. Triton's activation sheet stands on top; also while no service runs."""
     from . import report
     from .glance import Glance
 
@@ -178,7 +178,7 @@ def status(config: ConfigOption = None, json: JsonOption = False, verbose: Verbo
 
 @app.command()
 def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
-    """One line for monitoring; exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (the Nagios plug-in convention)."""
+    """Print one line for monitoring. Exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN: the Nagios plug-in convention."""
     from . import report
     from .glance import Glance
 
@@ -197,7 +197,7 @@ def trace(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Tell the whole story of one file: export, tally, publication, every pickup, pruning."""
+    """Tell the whole story of one file. Export, tally, publication, every pickup, pruning, in order."""
     from . import report
     from .glance import trace_of
     from .triton import LogName
@@ -224,7 +224,7 @@ def reconcile(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV on standard output.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Lay a day beside Megaphone's dashboard: rows, reporting count, lines, filtered, rejected, for each podcast."""
+    """Lay a day beside Megaphone's dashboard. For each podcast: rows, reporting count, lines, filtered, rejected."""
     from . import report
     from .glance import books_of
 
@@ -247,7 +247,7 @@ def convert(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Convert one export on disk by hand, by the configuration's [log] rules or the defaults. Publishes nothing."""
+    """Convert one export on disk by hand. By the configuration's [log] rules, or the defaults; publishes nothing."""
     from .by_hand import convert_by_hand
 
     found = find_config(config)
@@ -268,7 +268,7 @@ def convert(
 
 @app.command()
 def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
-    """Make what is missing in keys/: host keys and ip_hash.key; print fingerprints and known_hosts lines."""
+    """Make the keys that are missing. Host keys and ip_hash.key; prints fingerprints and known_hosts lines."""
     from . import log_output
     from .keys import known_hosts_lines, make_keys
 
@@ -291,7 +291,7 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 
 @app.command(name="hash-password")
 def hash_password() -> None:
-    """Read a password (prompt, or standard input) and print its Argon2id hash for the configuration."""
+    """Hash a password for the configuration. Asks for it, or reads a line of standard input; prints Argon2id."""
     from .access import LONGEST_PASSWORD
     from .access import hash_password as hashed
 
@@ -315,7 +315,7 @@ def demo(
     ] = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Everything at once, for a newcomer: sample exports, keys, a user, a configuration, and the service on it."""
+    """Show everything at once, to a newcomer. Sample exports, keys, a user, a configuration, the service on it."""
     from .assembly import assembled, load_keys
     from .demo import introduction, prepare
     from .service import serve as run_service

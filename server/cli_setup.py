@@ -47,7 +47,7 @@ def init(
     first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD.")] = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Write a configuration: asks six questions, or takes the answers from options. Overwrites nothing."""
+    """Write a configuration. Asks six questions, or takes the answers from options; overwrites nothing."""
     from . import log_output
     from .access import hash_password
     from .interview import Answers, write_config
@@ -117,7 +117,7 @@ def _new_password() -> str:
 
 @setup.command()
 def doctor(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Check everything from outside: config, keys, bucket, clock, disk, and a login as the partner would do it."""
+    """Look at the whole installation from outside. Config, keys, bucket, clock, disk, and a login as a partner's."""
     from .command import run_loop
     from .doctor import examine
 
@@ -141,7 +141,7 @@ def handover(
     config: ConfigOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write what to send to Triton: activation sheet, host keys, columns, rules, a sample log, open questions."""
+    """Write what is to be sent to Triton. Activation sheet, host keys, columns, rules, a sample log, open questions."""
     from .command import run_loop
     from .handover import write_handover
 
@@ -159,7 +159,7 @@ def backup(
     config: ConfigOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Copy the ledger into FILE, whole and consistent, also while the service runs."""
+    """Copy the ledger into FILE, also while the service runs."""
     from .ledger import Ledger
     from .private_files import write_new
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .settings import Config
 
 _STATE_STYLE = {
-    "picked up": "green", "published": "green", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",
+    "picked up": "green", "published": "cyan", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",
     "missing": "bold red", "stale": "bold red", "held": "bold red", "failed": "bold red",
 }  # fmt: skip
 _URGENCY_STYLE = {
@@ -39,6 +39,12 @@ _URGENCY_STYLE = {
     Urgency.LATE: "bold red",
 }  # fmt: skip
 DAYS_SHOWN = 14
+STRIP_DAYS = 60
+# One cell a day: told apart by its shape, too, since not everybody sees the colour and not every terminal has one.
+_CELLS = {
+    "picked up": "█", "published": "▄", "open": "·", "settling": "·", "due": "·", "pruned": "░",
+    "missing": "!", "stale": "!", "held": "!", "failed": "!",
+}  # fmt: skip
 _WIDE = 116
 # (header, how it stands, whether it is shown where there is little room)
 _COLUMNS: tuple[tuple[str, Literal["left", "right"], bool], ...] = (
@@ -80,6 +86,11 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
     if bans:
         lines.append(("Banned", ", ".join(f"{ban['address']} until {ban['until'][11:16]}Z" for ban in bans)))
     return lines
+
+
+def disk_line(glance: Glance) -> tuple[str, str]:
+    """How much of the data folder's disk is free."""
+    return "Disk", f"{size_text(glance.measured.disk_free_bytes)} free ({glance.measured.disk_free:.0%})"
 
 
 def label_lines(lines: Sequence[tuple[str, str]]) -> list[Text]:
@@ -136,6 +147,30 @@ def _deadline(day: DayOverview) -> Text:
     return Text(f"in {span(deadline.left)}", style=style)
 
 
+def calendar_strip(days: Sequence[DayOverview], today: date) -> list[Text]:
+    """The last 60 days, one cell a day, today on the right, and what the cells mean; a day never seen is blank."""
+    states = {day.day: _strip_state(day) for day in days}
+    strip = Text.assemble((f"Last {STRIP_DAYS} days".ljust(14), "bold"), "  ")
+    for back in range(STRIP_DAYS - 1, -1, -1):
+        state = states.get(today - timedelta(days=back), "")
+        strip.append(_CELLS.get(state, " "), style=_STATE_STYLE.get(state, ""))
+    key = Text(" " * 16, style="dim")
+    for cell, meaning, state in (
+        ("█", "picked up", "picked up"), ("▄", "published", "published"), ("·", "not due", "open"),
+        ("!", "wrong", "failed"), ("░", "pruned", "pruned"),
+    ):  # fmt: skip
+        key.append(cell, style=_STATE_STYLE[state])
+        key.append(f" {meaning}   ", style="dim")
+    key.rstrip()
+    return [strip, key]
+
+
+def _strip_state(day: DayOverview) -> str:
+    """A day that was published and is overdue is as wrong as one that failed."""
+    overdue = day.deadlines.picked_up.alarming and day.deadlines.picked_up.urgency is Urgency.LATE
+    return "failed" if day.state == "published" and overdue else day.state
+
+
 def status_page(
     glance: Glance, sheet: Sequence[tuple[str, str]], now: datetime, width: int
 ) -> list[tuple[Table | Text, bool]]:
@@ -144,10 +179,14 @@ def status_page(
     page: list[tuple[Table | Text, bool]] = [(line, True) for line in label_lines(sheet)]
     page.append((Text(), True))
     service = service_lines(glance.facts, now, running=glance.running)
-    page += [(line, True) for line in label_lines([*service, *episode_lines(glance, now)])]
+    page += [(line, True) for line in label_lines([*service, disk_line(glance), *episode_lines(glance, now)])]
     if days:
+        page.append((Text(), True))
+        page += [(line, True) for line in calendar_strip(glance.days, now.date())]
         page += [(Text(), True), (Text("Days and times are UTC.", style="dim"), True), (day_table(days, width), False)]
-    page += [(Text(f"  {line}"), False) for line in advice_lines(days)]
+    if any(day.advice or day.remarks for day in days) or glance.alarms:
+        page.append((Text(), True))
+    page += [(Text(line), False) for line in advice_lines(days)]
     for alarm in glance.alarms:
         style = "bold red" if alarm.level is Level.CRITICAL else "yellow"
         hint = f" → {alarm.hint}" if alarm.hint else ""
