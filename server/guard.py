@@ -22,6 +22,8 @@ FAILURE_WINDOW = 600.0  # seconds: failures count for ten minutes
 MOST_ADDRESSES = 4096  # remembered for their failures or their pace; the longest quiet ones are forgotten first
 PACE = 10.0  # new connections a second from one address; more wait their turn (ssh-audit calls under 20 safe)
 BURST = 10.0  # that many at once do not wait
+OPENS = 20.0  # files a second that one user may open, in all sessions; more wait their turn
+OPENS_BURST = 400.0  # that many at once do not wait: two months of files and more
 FREE_FAILURES = 2  # typing errors that cost no delay
 FIRST_DELAY = 0.25  # seconds; doubled with every further failure
 LONGEST_DELAY = 8.0
@@ -182,6 +184,18 @@ class Guard:
                 self._records.popitem(last=False)
         self._records.move_to_end(key)
         return record
+
+
+class OpenPace:
+    """How fast each user opens files: every opening is a log line and two records, whose room is everybody's."""
+
+    def __init__(self) -> None:
+        self._next_turn: dict[str, float] = {}  # users are few: those of the configuration
+
+    def turn(self, user: str, now: float) -> float:
+        """Count one more opening; the seconds it must wait."""
+        turn = self._next_turn[user] = max(self._next_turn.get(user, 0.0), now) + 1 / OPENS
+        return max(0.0, turn - now - OPENS_BURST / OPENS)
 
 
 class LogBudget:

@@ -8,6 +8,7 @@ ends is told as interrupted.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             most_handles=server.guard.limits.handles,
             threads=server.disk_threads,
             may_open=lambda: not server.draining,
+            turn=lambda: server.opens.turn(connection.user, time.monotonic()),
         )
         return True
 

@@ -21,7 +21,7 @@ import structlog
 
 from .access import PROBE_USER, PasswordChecks
 from .connection import SshConnection, connection_options
-from .guard import LINE_WINDOW, Guard, Limits, LogBudget, Penalty, Reason, parse_address
+from .guard import LINE_WINDOW, Guard, Limits, LogBudget, OpenPace, Penalty, Reason, parse_address
 from .login import Login, plain
 from .session import told
 from .view import Catalogue
@@ -90,6 +90,7 @@ class SftpServer:
         self.passwords = PasswordChecks()
         self.disk_threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="sftp-disk")
         self.guard = Guard(_limits(settings), lambda address: self.access.is_listed(address))
+        self.opens = OpenPace()
         self._credentials = credentials
         self._options = connection_options(settings, credentials)
         self._on_pickup = on_pickup

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 NAMES_AT_ONCE = 100
 READ_AHEAD = 8 << 20  # bytes asked of the kernel when a read had to wait for the disk
-_NOWAIT = os.RWF_NOWAIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +105,7 @@ class View:
     most_handles: int
     threads: Executor
     may_open: Callable[[], bool] = lambda: True
+    turn: Callable[[], float] = lambda: 0.0  # seconds until one more file may be opened
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     closing: list[PickupProgress] = field(default_factory=list)  # closed by the client, bytes perhaps not yet taken
     _greeted: bool = False
@@ -255,6 +255,7 @@ class View:
         return self._opened(number, found)
 
     async def _opened(self, number: int, file: LogFile) -> Reply:
+        await asyncio.sleep(self.turn())
         try:
             opening = asyncio.get_running_loop().run_in_executor(self.threads, self.catalogue.open_file, file)
             descriptor = await opening
@@ -278,8 +279,7 @@ class View:
         handle = self._handles.get(fields.string())
         fields.end()
         if isinstance(handle, _OpenFile):
-            name = str(handle.progress.name)
-            file = self.catalogue.list_files().get(name)
+            file = self.catalogue.list_files().get(str(handle.progress.name))
             if file is not None:
                 return packets.attrs_reply(number, packets.file_attrs(file))
             # pruned meanwhile: the inode still knows
@@ -334,7 +334,7 @@ class View:
         if handle.cached_reads:
             try:
                 with memoryview(buffer) as whole:
-                    got = os.preadv(handle.descriptor, [whole[packets.DATA_HEADER_SIZE :]], offset, _NOWAIT)
+                    got = os.preadv(handle.descriptor, [whole[packets.DATA_HEADER_SIZE :]], offset, os.RWF_NOWAIT)
             except BlockingIOError:
                 pass
             except OSError:

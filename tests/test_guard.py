@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+import pytest
+
 from server.guard import (
     BURST,
     FAILURE_WINDOW,
     LINE_WINDOW,
     LINES_EACH,
     MOST_ADDRESSES,
+    OPENS,
+    OPENS_BURST,
     PACE,
     Guard,
     Limits,
     LogBudget,
+    OpenPace,
     Reason,
     parse_address,
 )
@@ -56,6 +61,16 @@ def test_new_connections_are_paced_not_refused() -> None:
     assert waits[: int(BURST)] == [0] * int(BURST)
     assert all(isinstance(wait, float) and wait > 0 for wait in waits[int(BURST) :])
     assert it.admit(BAD, 100.0 + (BURST + 6) / PACE) == 0
+
+
+def test_openings_are_paced_for_each_user() -> None:
+    """A loop of openings is slowed down, another user is not, and a pause makes up for it."""
+    it = OpenPace()
+    waits = [it.turn("loop", 100.0) for _ in range(int(OPENS_BURST) + 3)]
+    assert waits[: int(OPENS_BURST)] == [0] * int(OPENS_BURST)
+    assert waits[int(OPENS_BURST) :] == pytest.approx([1 / OPENS, 2 / OPENS, 3 / OPENS])
+    assert it.turn("other", 100.0) == 0
+    assert it.turn("loop", 100.0 + (OPENS_BURST + 4) / OPENS) == 0
 
 
 def test_delays_grow_and_end_in_a_ban_that_ends_by_itself() -> None:

@@ -331,3 +331,22 @@ async def test_the_session_ends_when_the_client_says_so(listener: Running) -> No
         assert await raw.reader.read() == b""
         await asyncio.wait_for(raw.writer.channel.wait_closed(), 10)
         assert raw.writer.channel.get_returncode() == 0
+
+
+async def test_a_loop_of_openings_is_slowed_down(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaves a line and two records; those of other users must not be crowded out by them."""
+    monkeypatch.setattr("server.guard.OPENS_BURST", 5.0)
+    waits: list[float] = []
+    turn = listener.server.opens.turn
+
+    def watching(user: str, now: float) -> float:
+        waits.append(turn(user, now))
+        return waits[-1]
+
+    monkeypatch.setattr(listener.server.opens, "turn", watching)
+    async with listener.connect() as connection, connection.start_sftp_client() as sftp:
+        for _ in range(8):
+            async with sftp.open(NAME, "rb"):
+                pass
+    assert waits[:5] == [0] * 5
+    assert all(wait > 0 for wait in waits[5:])
