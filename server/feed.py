@@ -142,12 +142,30 @@ class Feed:
             known = [*listing.exports, *delivered, *(p.day for p in self._ledger.publications())]
             # Before the first day that was ever seen nothing is missing: Megaphone delivers no backfill.
             window = [day for day in window if known and day >= min(known)]
-        days = sorted({*window, *wish.days})
-        for day in days:
-            export = listing.exports.get(day)
-            seen = self._policy.finality.state(day, export, listing.now)
-            self._ledger.see(DayRecord(day, seen, listing.now, export))
-        return sorted(wish.days) if wish.days else days
+        for day in sorted({*window, *wish.days}):
+            if not self._policy.out_of_reach(day, listing.now):
+                export = listing.exports.get(day)
+                seen = self._policy.finality.state(day, export, listing.now)
+                self._ledger.see(DayRecord(day, seen, listing.now, export))
+        if window:
+            self._tell_passed_over(window[0], listing)
+        return sorted(wish.days) if wish.days else sorted(window)
+
+    def _tell_passed_over(self, oldest: date, listing: Listing) -> None:
+        """Days that left the window unpublished (an outage was longer than it): told, and seen as they are now."""
+        records, first_start = self._ledger.days(), self._ledger.facts().get("first_start")
+        known = {*listing.exports, *records} - {p.day for p in self._ledger.publications() if p.published_at}
+        began, lost = self._policy.began(first_start, listing.now.date()) or oldest, []
+        for day in sorted(day for day in known if began <= day < oldest):
+            record, export = records.get(day), listing.exports.get(day)
+            state = self._policy.finality.state(day, export, listing.now)
+            if record is None or (record.seen, record.export) != (state, export):
+                self._ledger.see(DayRecord(day, state, listing.now, export))
+            lost += [day] if export else []
+        if lost and (lost[-1], "passed over") not in self._told:
+            self._told.add((lost[-1], "passed over"))
+            hint = f"where Triton still takes it: pickup-point feed --day {lost[0]}"
+            log.warning(f"feed passed over {lost[0]}", to=str(lost[-1]), days=len(lost), why="look_back", hint=hint)
 
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
@@ -190,9 +208,11 @@ class Feed:
     async def _decide(
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, wish: Wish
     ) -> DayResult:
+        if refused := self._policy.out_of_reach(day, source_now):
+            return DayResult(day, "refused", refused)
         known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
         publications, record = [p for p in known if p.published_at is not None], days[day]
-        if refused := self._refused(record, publications, source_now, wish):
+        if refused := self._refused(record, publications, wish):
             return DayResult(day, "refused", refused)
         waits = record.failure
         # A failure dated in the future was written by a clock that has been put right since: it is not waited for.
@@ -207,14 +227,9 @@ class Feed:
             return await self._late(publications, record, source_now, now)
         return await self._first(record, source_now, now, wish)
 
-    def _refused(self, record: DayRecord, publications: Sequence[Publication], source_now: datetime, wish: Wish) -> str:
+    def _refused(self, record: DayRecord, publications: Sequence[Publication], wish: Wish) -> str:
         """Why an operator's word cannot be followed, or an empty text."""
         day = record.day
-        first_day = self._policy.export.first_day
-        if first_day is not None and day < first_day:
-            return f"it is before export.first_day ({first_day})"
-        if source_now - start_of(day) > timedelta(days=self._policy.keep_days):
-            return f"it is older than retention.keep_days ({self._policy.keep_days}): a pruned day never comes back"
         if wish.resend and not publications:
             return f"it was never published, so there is nothing to send again: pickup-point feed --day {day}"
         if wish.resend and record.seen != "due":

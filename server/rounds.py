@@ -6,12 +6,13 @@ No outside world.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from .megaphone import FinalityRule
+from .megaphone import FinalityRule, start_of
 
 if TYPE_CHECKING:
-    from datetime import date, datetime
+    from datetime import date
 
     from .convert import LogRules
     from .holds import HoldPolicy
@@ -71,3 +72,20 @@ class FeedPolicy:
     def finality(self) -> FinalityRule:
         """When a day is final."""
         return FinalityRule(self.export.final_at, self.export.settle)
+
+    def out_of_reach(self, day: date, now: datetime) -> str:
+        """Why a day is none of the service's, or none any more; or an empty text."""
+        if self.export.first_day is not None and day < self.export.first_day:
+            return f"it is before export.first_day ({self.export.first_day})"
+        if now - start_of(day) > timedelta(days=self.keep_days):
+            return f"it is older than retention.keep_days ({self.keep_days}): a pruned day never comes back"
+        return ""
+
+    def began(self, first_start: str | None, today: date) -> date | None:
+        """The oldest day that the service should have seen to and still can; None if it has not begun."""
+        began = self.export.first_day
+        if began is None:
+            if first_start is None:
+                return None
+            began = datetime.fromisoformat(first_start).date() - timedelta(days=self.export.look_back_days)
+        return max(began, today - timedelta(days=self.keep_days - 1))

@@ -120,6 +120,50 @@ async def test_days_before_first_day_are_neither_published_nor_missing(make_site
     assert site.files() == []
 
 
+async def test_days_that_an_outage_carried_out_of_the_window_are_told(make_site: Callable[..., Site]) -> None:
+    """After an outage longer than ``look_back_days`` the days between are told, alarmed while it is fresh, and can
+    still be published by a word."""
+    site = make_site(first=None)
+    site.put(rows_of(DAY, 2), at(1, "04:10"))
+    await site.round(at(1, "06:00"))
+    days = [DAY + timedelta(days=n) for n in range(1, 10)]
+    for n, day in enumerate(days, 2):
+        site.put(rows_of(day, 2), at(n, "04:10"), day)
+    with capture_logs() as entries:
+        await site.round(at(10, "06:00"))
+        await site.round(at(10, "06:10"))
+    told = [entry for entry in entries if entry["event"].startswith("feed passed over")]
+    assert [(entry["event"], entry["to"], entry["days"]) for entry in told] == [
+        (f"feed passed over {days[0]}", str(days[5]), 6)
+    ]
+    assert [site.state(at(10, "06:10"), day) for day in days[:6]] == ["due"] * 6
+    alarms = {alarm.subject for alarm in site.alarms(at(10, "06:10")) if alarm.name == "day_not_published"}
+    assert alarms == {str(day) for day in days[3:6]}
+    assert await site.word(at(10, "06:20"), days[5], day=days[5]) == "published"
+    site.check_folder()
+
+
+async def test_a_first_start_passes_no_day_over(make_site: Callable[..., Site]) -> None:
+    """What lies in the bucket from before the first start's window is none of the service's days."""
+    site = make_site(first=None)
+    for n in range(9):
+        site.put(rows_of(DAY + timedelta(days=n), 2), at(n + 1, "04:10"), DAY + timedelta(days=n))
+    with capture_logs() as entries:
+        await site.round(at(9, "06:00"))
+        await site.round(at(9, "06:10"))
+    assert not [entry for entry in entries if "passed over" in entry["event"]]
+    assert set(site.days(at(9, "06:10"))) == {DAY + timedelta(days=n) for n in range(6, 10)}
+
+
+async def test_a_day_that_is_refused_is_not_missing(site: Site) -> None:
+    """A word about a day long gone is refused, and leaves no day in the ledger that ``status`` would call missing."""
+    site.put(rows_of(DAY, 2), at(1, "04:10"))
+    site.restart(first_day=None)
+    long_ago = DAY - timedelta(days=300)
+    assert await site.word(at(1, "06:00"), long_ago, day=long_ago) == "refused"
+    assert long_ago not in site.days(at(1, "06:00"))
+
+
 async def test_a_first_start_says_what_it_is_about_to_publish(make_site: Callable[..., Site]) -> None:
     """A first start without ``first_day`` names the final days of the window before it publishes them, once."""
     site = make_site(first=None)
