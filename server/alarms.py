@@ -52,12 +52,14 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What `check` measured itself: the share of the disk that is free, readable private keys, damage."""
+    """What `check` measured itself: the share of the disk that is free, readable private keys, the ledger's state."""
 
     disk_free: float
     disk_free_bytes: int
     readable_keys: tuple[str, ...] = ()
     ledger_damage: str = ""
+    ledger_away: str = ""  # it cannot be read, which is not damage: rights, a read-only or full disk, another version
+    ledger_hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,8 @@ def _of_machine(measured: Measured) -> list[Alarm]:
         Alarm(Level.CRITICAL, "key_readable", f"{path} can be read by others", f"chmod 600 {path}")
         for path in measured.readable_keys
     ]
+    if measured.ledger_away:
+        found.append(Alarm(Level.CRITICAL, "ledger_unreadable", measured.ledger_away, measured.ledger_hint))
     if measured.ledger_damage:
         hint = "restore the ledger from a backup; the README says how"
         found.append(Alarm(Level.CRITICAL, "ledger_damaged", f"the ledger is damaged: {measured.ledger_damage}", hint))

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class Glance:
         logins: dict[str, tuple[datetime, str, str, int]] = {}
         rss_feeds: tuple[RssFeed, ...] = ()
         damage = ""
+        away: LedgerError | None = None
         path = config.data_dir / "ledger.sqlite3"
         if path.exists():
             try:
@@ -76,8 +77,14 @@ class Glance:
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())
             except LedgerError as error:
-                damage = str(error)
-        measured = _measured(config, damage)
+                sentence = str(error)
+                if "malformed" in sentence or "not a database" in sentence:  # SQLite's words for a damaged file
+                    damage = sentence
+                else:  # rights, a disk that is full or read-only, another schema: a backup would mend nothing
+                    away = error
+        measured = replace(
+            _measured(config, damage), ledger_away=str(away or ""), ledger_hint=away.hint if away else ""
+        )
         holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
         required = {user.name for user in config.sftp.users if user.required}
         partners = [

@@ -182,6 +182,7 @@ def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str
     (Measured(0.5, (200 << 20) - 1), [("CRITICAL", "disk")]),
     (Measured(0.5, 50 << 30, ("keys/ip_hash.key",)), [("CRITICAL", "key_readable")]),
     (Measured(0.5, 50 << 30, (), "row 3 missing"), [("CRITICAL", "ledger_damaged")]),
+    (Measured(0.5, 50 << 30, (), "", "cannot be used", "ls -l data"), [("CRITICAL", "ledger_unreadable")]),
 ])  # fmt: skip
 def test_the_machine(measured: Measured, expected: list[tuple[str, str]]) -> None:
     """A disk that fills up, a key that others can read, a damaged ledger."""

@@ -261,3 +261,14 @@ def test_what_check_cannot_look_at_is_unknown(
     break_it(service_site)
     code, line = checked(service_site)
     assert code == UNKNOWN and len(line) > len("PICKUP-POINT UNKNOWN - ")
+
+
+def test_a_ledger_that_cannot_be_opened_is_not_called_damaged(service_site: ServiceSite) -> None:
+    """Another schema, rights or a read-only disk are no damage: nobody is told to restore a backup for them."""
+    import sqlite3
+
+    fed(service_site, day_before(1))
+    with closing(sqlite3.connect(service_site.folder / "data" / "ledger.sqlite3")) as database:
+        database.execute("PRAGMA user_version = 99")
+    line = service_site.run("check").stdout
+    assert "schema version 99" in line and "damaged" not in line and "restore" not in line
