@@ -210,7 +210,8 @@ def _service(glance: Glance) -> Iterator[Finding]:
         if alarm.name == "feed_not_running" and glance.running and "last_round" not in glance.facts:
             yield Finding(Level.WARNING, "feed: the first round has not ended yet", "pickup-point status, in a while")
         elif alarm.name not in ("source", "key_readable"):  # looked at above, just now
-            level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level  # a day is no fault of the machine
+            # What is wrong with a day is no fault of the installation.
+            level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)
     if not glance.alarms:
         yield Finding(Level.OK, f"check: {check_line(glance.alarms, glance.days)[1]}".split(" | ")[0])

@@ -54,12 +54,8 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("story", "retention", "retention"),
     ("story", "catalogue", "refresh"),
     ("composition", "service", "assembly bookkeeper service broadcast glance pulse episodes matching"),
-    (
-        "process",
-        "cli",
-        "cli command cli_setup cli_episodes __main__ by_hand demo doctor handover installation interview"
-        " one_round progress report",
-    ),
+    ("process", "cli", "cli command cli_setup cli_episodes __main__ by_hand demo one_round progress report"),
+    ("process", "setup", "doctor handover installation interview"),
 )
 PLACES = {module: (layer, group) for layer, group, modules in TABLE for module in modules.split()}
 
