@@ -316,7 +316,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             details["name"] = name
         details["hint"] = _WHAT_TO_SWITCH_OFF.get(verb, "the files here can be read and nothing else")
         connection.server.counters.refused_verbs[verb] += 1
-        log.warning(f"{connection.label} refused {verb}", **details)
+        if connection.server.may_tell(verb, connection.address):  # a client that opens sessions in a loop
+            log.warning(f"{connection.label} refused {verb}", **details)
 
     def _failed(self, name: str, error: OSError) -> None:
         log.error(f"{self._connection.label} could not read {name}", error=error.strerror or type(error).__name__)

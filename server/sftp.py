@@ -287,11 +287,15 @@ class SftpServer:
     def refused(self, address: Address, reason: Reason, user: str = "", **details: Any) -> None:
         """Log one refusal; fail2ban reads this line."""
         self.counters.refusals[reason.value] += 1
-        self._summarize()
-        if self._budget.take(reason.value, str(address)):
+        if self.may_tell(reason.value, address):
             if user:
                 details["user"] = plain(user, 32)
             log.warning(f"sftp refused {address}", reason=reason.value, **details)
+
+    def may_tell(self, reason: str, address: Address) -> bool:
+        """Whether a refusal may have a line of its own; else it is counted for the summary."""
+        self._summarize()
+        return self._budget.take(reason, str(address))
 
     def _summarize(self) -> None:
         for reason, count in self._budget.summaries(time.monotonic()):

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import asyncssh
 import pytest
+from structlog.testing import capture_logs
 
 from server import packets
-from server.packets import Kind
+from server.packets import Kind, Status
 
 from .fixtures_sftp import NAME, RawSftp, Running, running, string
 
@@ -350,3 +351,16 @@ async def test_a_loop_of_openings_is_slowed_down(listener: Running, monkeypatch:
                 pass
     assert waits[:5] == [0] * 5
     assert all(wait > 0 for wait in waits[5:])
+
+
+async def test_refused_verbs_of_many_sessions_are_a_few_lines(listener: Running) -> None:
+    """A session tells each verb once; a client that opens sessions in a loop gets no more lines than other floods."""
+    with capture_logs() as entries:
+        async with listener.connect() as connection:
+            for _ in range(12):
+                raw = await RawSftp.open(connection)
+                assert await raw.status(Kind.REMOVE, string(NAME.encode())) == Status.PERMISSION_DENIED
+                raw.writer.channel.close()
+                await raw.writer.channel.wait_closed()
+    assert sum("refused remove" in entry["event"] for entry in entries) == 5
+    assert listener.server.counters.refused_verbs["remove"] == 12
