@@ -267,6 +267,8 @@ def ask(base: str, query: str) -> list[float]:
     try:
         answer = json.loads(get(f"{base}/api/v1/query?query={quote(query)}"))
     except urllib.error.HTTPError as error:
+        if error.code == 503:  # it is still starting
+            return []
         raise AssertionError(f"{query}: {error.read().decode()}") from error
     except OSError:
         return []
