@@ -229,11 +229,11 @@ def reconcile(
     from .glance import books_of
 
     wanted = day_of(day, "reconcile")
-    lines = books_of(reading_as_owner(config, verbose=verbose), wanted)
+    lines, matched = books_of(reading_as_owner(config, verbose=verbose), wanted)
     if json:
-        print_json({"day": day, "podcasts": [line.as_json() for line in lines]})
+        print_json({"day": day, "matched_share": matched, "podcasts": [line.as_json() for line in lines]})
     else:
-        print(report.reconciliation_csv(lines) if csv else report.reconciliation_text(lines), end="")
+        print(report.reconciliation_csv(lines) if csv else report.reconciliation_text(lines, matched), end="")
 
 
 @app.command()

@@ -22,6 +22,7 @@ from .holds import HoldPolicy
 from .ledger import Ledger
 from .overview import DayOverview, overview
 from .reconciliation import reconcile
+from .records import matched_share
 from .rss_items import shown
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ def trace_of(config: Config, name: LogName) -> Trace:
     raise PickupPointError(f"the ledger never knew a file {name}", hint="pickup-point status lists what there is")
 
 
-def books_of(config: Config, day: date) -> list[PodcastLine]:
-    """A published day, podcast by podcast, also after its files were pruned.
+def books_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None]:
+    """A published day, podcast by podcast, also after its files were pruned; and the share that a catalogue matched.
 
     Raises:
         PickupPointError: nothing was published for the day, or it was before books by podcast were kept.
@@ -221,7 +222,7 @@ def books_of(config: Config, day: date) -> list[PodcastLine]:
         lines = reconcile(publications, ledger.books.get([publication.id for publication in publications]))
     if not lines:
         raise PickupPointError(f"there are no books by podcast of {day}", hint="pickup-point status lists the days")
-    return lines
+    return lines, matched_share(publications)
 
 
 def _is_running(data_dir: Path) -> bool:

@@ -15,9 +15,11 @@ from typing import IO, TYPE_CHECKING
 
 from .by_hand import convert_by_hand
 from .columns import QUESTIONS, column_table, rules_text
-from .errors import ConfigError, PickupPointError
+from .errors import ConfigError, LedgerError, PickupPointError
 from .keys import known_hosts_lines, public_host_keys
+from .matching import handover_lines
 from .report import activation_sheet
+from .rss_items import shown
 from .source import open_source
 
 if TYPE_CHECKING:
@@ -116,8 +118,16 @@ def _document(config: Config, warnings: list[str], sample: Path | None) -> str:
         final_at=f"{config.export.final_at:%H:%M}",
         keep_days=config.retention.keep_days,
         sample=f"`{sample.name}`, of at most {SAMPLE_ROWS} rows" if sample is not None else "not made: " + warnings[-1],
+        rss="\n".join(_rss_lines(config)),
         questions="\n".join(f"{number}. {text}" for number, text in enumerate(QUESTIONS, 1)),
     )
+
+
+def _rss_lines(config: Config) -> list[str]:
+    """The RSS feeds, and what of the newest day they match; without a ledger nothing was matched yet."""
+    with suppress(LedgerError):
+        return handover_lines(config)
+    return [f"- {shown(url)}" for url in config.feeds.urls] or ["(none is configured: set `feeds.urls`)"]
 
 
 def _cell(text: str) -> str:
@@ -160,6 +170,10 @@ derived is not in it. {rules}
 ## Sample
 
 {sample}. It holds listeners' data: it is for setting up the import, and for nothing else.
+
+## RSS feeds
+
+{rss}
 
 ## To settle
 

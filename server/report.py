@@ -312,13 +312,15 @@ def reconciliation_csv(lines: Sequence[PodcastLine]) -> str:
     return text.getvalue()
 
 
-def reconciliation_text(lines: Sequence[PodcastLine]) -> str:
-    """A day by podcast for people: a line each, the reasons behind it."""
+def reconciliation_text(lines: Sequence[PodcastLine], matched: float | None) -> str:
+    """A day by podcast for people: a line each, the reasons behind it; last what the episode catalogue matched."""
     shown = [f"{'podcast':36}  {'rows':>9}  {'reporting':>9}  {'lines':>9}  filtered and rejected"]
     for line in lines:
         reasons = [f"{reason} {count}" for counts in (line.filtered, line.rejected) for reason, count in counts.items()]
         told = f"{line.podcast:36}  {line.rows:9}  {line.reporting:9}  {line.lines:9}  {', '.join(reasons)}"
         shown.append(told.rstrip())
+    if matched is not None:
+        shown.append(f"{matched:.1%} of the lines are of an episode that the catalogue knows")
     return "".join(f"{line}\n" for line in shown)
 
 

@@ -11,7 +11,8 @@ import pytest
 from server.convert import RowConverter
 from server.pipeline import convert_export
 from server.podcasts import MOST_PODCASTS, NO_PODCAST, OTHERS, PodcastBooks
-from server.reconciliation import ALL, COLUMNS, reconcile
+from server.reconciliation import ALL, COLUMNS, PodcastLine, reconcile
+from server.report import reconciliation_csv, reconciliation_text
 from server.tally import FilterReason, RejectReason, RowRejected, Tally
 from tests.fixtures_feed import DAY, Site, at, broken_rows, rows_of
 from tests.reference_conversion import SMALL, MemorySink, conversion, export_file, sample, with_repetitions
@@ -111,3 +112,11 @@ def test_counts_of_a_line_stand_under_their_columns() -> None:
     books.count(["a", "a"], [True, False], {1: FilterReason.SHORT})
     tally = books.of("a")
     assert (tally.rows, tally.lines, tally.reporting, tally.filtered) == (2, 1, 1, Counter({FilterReason.SHORT: 1}))
+
+
+def test_the_share_that_a_catalogue_matches_ends_the_table() -> None:
+    """People see it in a line of its own; without a catalogue there is none."""
+    lines = [PodcastLine(ALL, rows=4, reporting=4, lines=4)]
+    assert reconciliation_text(lines, None).count("\n") == 2
+    assert reconciliation_text(lines, 0.75).endswith("75.0% of the lines are of an episode that the catalogue knows\n")
+    assert reconciliation_csv(lines).splitlines()[0].startswith("podcast_id,rows,reporting,lines,filtered.sent_before")
