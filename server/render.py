@@ -165,7 +165,9 @@ class BlockRenderer:
         if keeps:
             parsed = list(parsed)
         ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = zip(
-            *map(_FIELDS, parsed), strict=True
+            # A list, though * would do without: in CPython 3.11 an error in unpacking a map is never freed.
+            *list(map(_FIELDS, parsed)),
+            strict=True,
         )
         numbers = sizes + sents
         if (

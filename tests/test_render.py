@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import re
+import sys
 from datetime import date
 from io import BytesIO
 from ipaddress import IPv6Address
@@ -293,3 +294,13 @@ def test_any_bytes_are_a_row_or_rejected_or_blank(line: bytes, array: int) -> No
     """A line that is no JSON at all is counted once, by its first reason, or is blank."""
     line = line.replace(b"\n", b"")
     assert_same([orjson.dumps(GOOD), line, b" " * array], conversion(LogRules()))
+
+
+@pytest.mark.parametrize("line", [b"\n", b"{}\n", b"{x\n"])
+def test_rows_that_are_not_ordinary_leave_no_memory_behind(line: bytes) -> None:
+    """A day of blank or broken lines, however long, costs no memory that is not given back."""
+    renderer = BlockRenderer(conversion(LogRules()))
+    renderer.render(lambda: iter([line] * 2000))
+    before = sys.getallocatedblocks()
+    renderer.render(lambda: iter([line] * 2000))
+    assert sys.getallocatedblocks() - before < 500
