@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .deadlines import Urgency, expires
-from .holds import HoldPolicy, warnings
+from .holds import HoldPolicy, late_warnings, warnings
 from .overview import span
 from .rss_items import shown
 
@@ -124,8 +124,9 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
             found.append(
                 Alarm(Level.WARNING, "day_given_up", f"{day.day}: {publication.remark}", "pickup-point status")
             )
-        if publication.tally is not None and publication.kind != "late":
-            for warning in warnings(publication.tally, holds):
+        if publication.tally is not None:
+            judge = late_warnings if publication.kind == "late" else warnings
+            for warning in judge(publication.tally, holds):
                 found.append(Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}"))  # noqa: PERF401  # nested
     return found
 

@@ -126,7 +126,7 @@ def feed(
 
     if (accept_rejects or resend) and not day:
         raise Usage("--accept-rejects and --resend need the --day they are meant for", hint="pickup-point feed --help")
-    wish = Wish(tuple({day_of(text, "feed"): None for text in day or ()}), accept_rejects, resend)
+    wish = Wish(tuple({day_of(text, "feed"): None for text in day or ()}), accept_rejects, resend, by_hand=True)
     settings = settings_of(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
     become_owner(settings)

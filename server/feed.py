@@ -19,7 +19,7 @@ import structlog
 from .deadlines import catching_up, expires
 from .disk import told
 from .errors import ExportChanged, ExportTorn, PickupPointError
-from .holds import published_when_given_up, warnings
+from .holds import late_warnings, published_when_given_up, warnings
 from .megaphone import start_of
 from .publishing import UNKNOWN_LAYOUT, Order
 from .records import DayRecord, Failure, Hold, LateCheck
@@ -217,7 +217,7 @@ class Feed:
         waits = record.failure
         # A failure dated in the future was written by a clock that has been put right since: it is not waited for.
         waiting = waits is not None and waits.at <= now < waits.next_try
-        if waits and waiting and not wish.days and export and waits.etag == export.etag:
+        if waits and waiting and not (wish.days or wish.by_hand) and export and waits.etag == export.etag:
             return DayResult(day, "failed", f"{waits.sentence} (next try {waits.next_try:%Y-%m-%d %H:%MZ})")
         if wish.resend and export is not None:
             name = await self._next_name(day, publications, self._policy.rules)
@@ -380,7 +380,8 @@ class Feed:
         )
         if late:
             log.warning(f"feed published {names[0]} past the three days", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}")
-        for warning in warnings(tally, self._policy.holds):
+        judge = late_warnings if order.kind == "late" else warnings
+        for warning in judge(tally, self._policy.holds):
             log.warning(f"feed noticed {names[0]}", why=warning)
         files = ", ".join(str(name) for name in names)
         return DayResult(day, "published", f"{files} ({tally.lines} lines of {tally.rows} rows){late}", names)

@@ -53,6 +53,13 @@ def published_when_given_up(hold: Hold) -> bool:
     return hold.reason == "rejected" and hold.tally.rejected_share < 0.5
 
 
+def late_warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
+    """What is worth a word about late rows: a bad new version is not held, since its good rows must not be lost."""
+    if tally.rejected_share <= policy.max_rejected:
+        return []
+    return [f"of its new version {tally.rejected.total()} of {tally.rows} rows were rejected; look at rejects/"]
+
+
 def warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
     """What is worth a word about a day that is published all the same."""
     told = []
@@ -66,7 +73,7 @@ def warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
         share = tally.share_of_lines(tally.ends_in_zero)
         told.append(f"{share:.1%} of the IPv4 addresses end in 0: they were probably truncated before they came")
     if tally.rows == 0:
-        told.append("the export is empty: a file with the header line only was published")
+        told.append("the export is empty: the log has its header line only")
     elif tally.lines == 0:
-        told.append("no row became a line: a file with the header line only was published")
+        told.append("no row became a line: the log has its header line only")
     return told

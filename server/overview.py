@@ -215,7 +215,8 @@ def _advice(day: date, record: DayRecord | None, state: str) -> str:
     if record is None:
         return ""
     if state == "held" and record.hold is not None:
-        return f"{record.hold.why}; look at rejects/, then: pickup-point feed --day {day} --accept-rejects"
+        look = "look at rejects/, then" if "rejected" in record.hold.reason else "to publish it"
+        return f"{record.hold.why}; {look}: pickup-point feed --day {day} --accept-rejects"
     if record.failure is not None:
         hint = f"; {record.failure.hint}" if record.failure.hint else ""
         return f"{record.failure.sentence}{hint} (next try {record.failure.next_try:%Y-%m-%d %H:%MZ})"

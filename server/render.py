@@ -134,12 +134,28 @@ class BlockRenderer:
         block = Rendered()
         lines, start = rows(), 0
         while chunk := list(islice(lines, CHUNK)):
-            self._chunk(chunk, start, block, check_ids)
+            if b"\n" in chunk or b"\r\n" in chunk:  # blank lines cost next to nothing, however many there are
+                self._between_blanks(chunk, start, block, check_ids)
+            else:
+                self._chunk(chunk, start, block, check_ids)
             start += len(chunk)
         tally = block.tally
         tally.rows = start - len(block.blank)
         tally.lines = len(block.ids) - len(block.filtered_at)
         return block
+
+    def _between_blanks(self, chunk: Sequence[bytes], start: int, block: Rendered, check_ids: bool) -> None:
+        run: list[bytes] = []
+        for index, row in enumerate(chunk, start):
+            if row != b"\n" and row != b"\r\n":
+                run.append(row)
+                continue
+            block.blank.append(index)
+            if run:
+                self._chunk(run, index - len(run), block, check_ids)
+                run = []
+        if run:
+            self._chunk(run, start + len(chunk) - len(run), block, check_ids)
 
     def _chunk(self, rows: Sequence[bytes], start: int, block: Rendered, check_ids: bool) -> None:
         try:

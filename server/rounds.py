@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """An operator's word, from the command line: these days only, rejects accepted, sent again."""
+    """An operator's word, from the command line: these days only, rejects accepted, sent again.
+
+    A round ``by_hand`` does not wait for the next try of a day that failed.
+    """
 
     days: tuple[date, ...] = ()
     accept_rejects: bool = False
     resend: str = ""
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,8 @@ class DayResult:
 
     @property
     def bad(self) -> bool:
-        """Whether a person must look: a due day failed or is held."""
-        return self.word in ("failed", "held")
+        """Whether a person must look: a due day failed or is held, or what was asked for is refused."""
+        return self.word in ("failed", "held", "refused")
 
 
 @dataclass(slots=True)

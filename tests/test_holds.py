@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.holds import HoldPolicy, hold_reason, published_when_given_up, warnings
+from server.holds import HoldPolicy, hold_reason, late_warnings, published_when_given_up, warnings
 from server.records import Hold
 from server.tally import Tally
 
@@ -69,3 +69,11 @@ def test_what_is_worth_a_word(found: Tally, policy: HoldPolicy, words: list[str]
     """Tokens while nothing is agreed, addresses truncated before they came, and days without a line."""
     told = warnings(found, policy)
     assert len(told) == len(words) and all(word in sentence for word, sentence in zip(words, told, strict=True))
+
+
+def test_a_bad_new_version_of_a_published_day_is_told() -> None:
+    """Late rows are not held, so above the limit there is a word; at the limit there is none."""
+    assert late_warnings(tally(rejected=1), HoldPolicy()) == []
+    assert late_warnings(tally(rejected=2), HoldPolicy()) == [
+        "of its new version 2 of 100 rows were rejected; look at rejects/"
+    ]
