@@ -111,10 +111,14 @@ class SshConnection(asyncssh.SSHServerConnection):
     def written(self) -> int:
         """The place in the stream of bytes that everything sent so far reaches, in the units of `taken`."""
         waiting = self.transport.get_write_buffer_size() if self.transport is not None else 0
-        sock = self._socket()
-        queued = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
-        # In this order: what is acknowledged in between makes the place too far, never too near.
-        return waiting + int(queued) + self.taken()
+        while True:
+            before, queued, after = self.taken(), self._queued(), self.taken()
+            if before == after:  # else an acknowledgement came in between, and would be counted twice
+                return waiting + queued + after
+
+    def _queued(self) -> int:
+        """Bytes that the system holds and the peer's has not acknowledged."""
+        return int(struct.unpack("i", fcntl.ioctl(self._socket(), termios.TIOCOUTQ, bytes(4)))[0])
 
     def taken(self) -> int:
         """The place that the peer's system has acknowledged (tcpi_bytes_acked in Linux's struct tcp_info)."""

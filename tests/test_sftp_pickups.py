@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from structlog.testing import capture_logs
 
+from server.connection import SshConnection
 from server.proof import Ending, Grade, Pickup
 
 from .fixtures_sftp import NAME, RawSftp, Running
@@ -205,3 +206,26 @@ async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(list
     await asyncio.wait_for(listener.server.drain(0.2), 10)
     (pickup,) = listener.finished
     assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, 100_000, 100_000)
+
+
+def test_an_acknowledgement_in_the_middle_of_counting_is_counted_once() -> None:
+    """The place that all bytes reach is right also when the peer acknowledges while it is worked out.
+
+    A place too far would never be reached by a client that closes and leaves: its pickup would be "interrupted".
+    """
+
+    class Sending:
+        """Five bytes are sent; the acknowledgement comes while the system is asked how many are on their way."""
+
+        transport = None
+        acknowledged = 0
+
+        def taken(self) -> int:
+            return self.acknowledged
+
+        def _queued(self) -> int:
+            on_their_way = 5 - self.acknowledged
+            self.acknowledged = 5
+            return on_their_way
+
+    assert SshConnection.written(cast("SshConnection", Sending())) == 5
