@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .access import hash_password
 from .keys import make_keys
-from .megaphone import FinalityRule, start_of
+from .megaphone import METRICS, FinalityRule, start_of
 from .samples import write_day
 
 if TYPE_CHECKING:
@@ -90,17 +90,10 @@ def introduction(demo: Demo, files: Sequence[str], port: int, program: str) -> l
 
 def _days(exports: Path, final_days: tuple[date, ...]) -> list[date]:
     """The three newest final days, and those between them and an earlier start."""
-    written = [day for path in exports.glob("metrics-day-*.json.gz") if (day := _day_of(path)) is not None]
+    written = [day for path in exports.glob("metrics-day-*.json.gz") if (day := METRICS.day_of(path.name)) is not None]
     first = min([day for day in written if (final_days[-1] - day).days <= FINAL_DAYS + 1], default=final_days[0])
     first = min(first, final_days[0])
     return [first + timedelta(days=n) for n in range((final_days[-1] - first).days + 1)]
-
-
-def _day_of(path: Path) -> date | None:
-    try:
-        return date.fromisoformat(path.name.removeprefix("metrics-day-").removesuffix(".json.gz"))
-    except ValueError:
-        return None
 
 
 def _write_final(exports: Path, day: date) -> None:

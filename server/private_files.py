@@ -11,6 +11,7 @@ import secrets
 import stat
 from typing import TYPE_CHECKING
 
+from .disk import fsync_folder
 from .errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -90,9 +91,5 @@ def write_new(path: Path, data: bytes) -> bool:
             return False
     finally:
         temporary.unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    fsync_folder(path.parent)
     return True

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(bool(booted.why_not()), reason=booted.why_not()),
-    pytest.mark.xdist_group("booted"),
     pytest.mark.timeout(300),
 ]
 LARGE, SMALL = day_before(2), day_before(3)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from server.megaphone import DayExport
 
-pytestmark = pytest.mark.xdist_group("ceph")
-
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"
 LARGE = 48 << 20

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 class RunningDemo:
     """The demo, once for all tests of this file."""
