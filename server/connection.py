@@ -40,7 +40,7 @@ MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6
 MOST_AUTH_REQUESTS = 100  # on one connection, those that are no try ("none", a change of password) included
 MOST_DEFERRED = 4096  # packets that wait for the end of a key exchange, in which a client may ask nothing
 LEAST_PACKET = 512  # bytes of data; all known clients take 16 KiB and more, and each packet costs a cipher's start
-MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_REQUEST = 93, 98  # RFC 4254, section 9
+MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST = 93, 97, 98  # RFC 4254, section 9
 MOST_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
 
 
@@ -65,6 +65,11 @@ class SshConnection(asyncssh.SSHServerConnection):
     def exchanging(self) -> bool:
         """Whether keys are being exchanged: asyncssh keeps all that is written meanwhile in memory, unsent."""
         return not self._kex_complete
+
+    @property
+    def broken(self) -> bool:
+        """Whether the socket is given up: what is written to it goes nowhere, and no buffer shows that."""
+        return self.transport is None or self.transport.is_closing()
 
     @property
     def label(self) -> str:
@@ -188,6 +193,8 @@ class SshConnection(asyncssh.SSHServerConnection):
             nonlocal seen
             if pkttype == MSG_CHANNEL_WINDOW_ADJUST:
                 session.window_opened()
+            elif pkttype == MSG_CHANNEL_CLOSE:
+                session.channel_closed()
             seen += pkttype == MSG_CHANNEL_REQUEST  # each "env" is kept in memory
             if seen > MOST_CHANNEL_REQUESTS or len(self._deferred_packets) > MOST_DEFERRED:
                 raise TooManyRequests

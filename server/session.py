@@ -66,6 +66,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._task: asyncio.Task[None] | None = None
         self._unmarked = False  # data was sent after the mark
         self._mark = 0  # a place in the connection's bytes: after the last data
+        self._dropped = False  # some reply never left: nothing more is proven
         connection.sessions.add(self)
 
     @property
@@ -253,14 +254,21 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._rest = self._rest[sent:] if sent < len(self._rest) else None
 
     def _write(self, data: bytes) -> None:
-        with suppress(OSError):  # the client closed its side of the channel; connection_lost follows
+        try:
             self._channel.write(data)
+        except OSError:  # one of the sides closed the channel; connection_lost follows
+            self._dropped = True
 
     def window_opened(self) -> None:
         """The client is about to take more."""
         if self._rest is not None:
             self._connection.touch()
             self.plan_pump()
+
+    def channel_closed(self) -> None:
+        """The client closes the channel: asyncssh throws away what it holds, and the buffer looks as if it had left."""
+        self._mark_place()
+        self._dropped |= self._unmarked
 
     @property
     def settling(self) -> bool:
@@ -276,8 +284,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def _mark_place(self) -> None:
         """Remember where in the connection's bytes the last data stands, once all of it left the channel."""
-        if self._connection.exchanging:  # asyncssh may hold some of it back
-            return
+        if self._connection.exchanging or self._connection.broken or self._dropped:
+            return  # some of it is held back, or was thrown away
         if self._unmarked and not self._lost and self._rest is None and self._channel.get_write_buffer_size() == 0:
             with suppress(OSError):  # the socket is gone
                 self._mark = self._connection.written()
