@@ -14,6 +14,7 @@ import socket
 import struct
 import termios
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
@@ -36,7 +37,12 @@ REKEY_SECONDS = 24 * 3600
 KEEPALIVES_MISSED = 3
 
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
+MSG_KEXINIT = 20  # RFC 4253, section 12
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
+MOST_PACKETS_BEFORE_LOGIN = 500  # IGNOREs and the like included: each is work for everybody's loop
+MOST_EXCHANGES_BEFORE_LOGIN = 3  # of keys: each costs up to 20 ms of the loop, and a client that cheats nothing
+FREE_EXCHANGES = 20  # after login, and one more for so many bytes taken, or so many seconds:
+EXCHANGE_BYTES, EXCHANGE_SECONDS = 32 * 1024, 60.0
 MOST_AUTH_REQUESTS = 100  # on one connection, those that are no try ("none", a change of password) included
 MOST_DEFERRED = 4096  # packets that wait for the end of a key exchange, in which a client may ask nothing
 LEAST_PACKET = 512  # bytes of data; all known clients take 16 KiB and more, and each packet costs a cipher's start
@@ -60,6 +66,9 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.last_active = asyncio.get_running_loop().time()
         self.user = ""
         self._auth_requests = 0
+        self._packets_before_login = 0
+        self._exchanges = 0
+        self._born = self.last_active
 
     @property
     def exchanging(self) -> bool:
@@ -181,8 +190,25 @@ class SshConnection(asyncssh.SSHServerConnection):
     def log_received_packet(self, pkttype: int, *_: Any, **__: Any) -> None:
         """No packet logging, but an end to what one connection may ask."""
         self._auth_requests += pkttype in (MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE)
-        if self._auth_requests > MOST_AUTH_REQUESTS or len(self._deferred_packets) > MOST_DEFERRED:
+        self._packets_before_login += not self.user
+        self._exchanges += pkttype == MSG_KEXINIT
+        if (
+            self._auth_requests > MOST_AUTH_REQUESTS
+            or len(self._deferred_packets) > MOST_DEFERRED
+            or self._packets_before_login > MOST_PACKETS_BEFORE_LOGIN
+            or (pkttype == MSG_KEXINIT and self._exchanges > self._bearable_exchanges())
+        ):
             raise TooManyRequests
+
+    def _bearable_exchanges(self) -> int:
+        """How many key exchanges the client may have begun by now."""
+        if not self.user:
+            return MOST_EXCHANGES_BEFORE_LOGIN
+        bytes_taken = 0
+        with suppress(OSError):  # the socket is gone
+            bytes_taken = self.taken()
+        seconds = asyncio.get_running_loop().time() - self._born
+        return FREE_EXCHANGES + bytes_taken // EXCHANGE_BYTES + int(seconds / EXCHANGE_SECONDS)
 
     def new_channel(self, session: SftpSession) -> asyncssh.SSHServerChannel[bytes]:
         """A channel for one session, with a small window and limits on packet size and requests before the session."""
