@@ -16,6 +16,7 @@ from .tally import FilterReason, RejectReason, Tally
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+LONGEST_NAME = 200  # characters of a podcast's id; Megaphone's have 36
 MOST_PODCASTS = 20_000  # what an export with more names is counted together under `OTHERS`
 NO_PODCAST = "-"
 OTHERS = "(others)"
@@ -28,7 +29,8 @@ class PodcastBooks:
     tallies: dict[str, Tally] = field(default_factory=dict)
 
     def of(self, podcast: str) -> Tally:
-        """The tally of one podcast."""
+        """The tally of one podcast; what is too long to be an id is known by its beginning, what is blank is none."""
+        podcast = podcast[:LONGEST_NAME] if podcast.strip() else NO_PODCAST
         tally = self.tallies.get(podcast)
         if tally is None:
             if len(self.tallies) >= MOST_PODCASTS and podcast not in (OTHERS, NO_PODCAST):
@@ -39,19 +41,19 @@ class PodcastBooks:
     def count(self, podcasts: Sequence[str], reported: Iterable[bool], filtered: Mapping[int, FilterReason]) -> None:
         """Count rows that were not rejected: the podcast of each, whether it is reported, and the filtered by place."""
         for podcast, rows in Counter(podcasts).items():
-            tally = self.of(podcast or NO_PODCAST)
+            tally = self.of(podcast)
             tally.rows += rows
             tally.lines += rows
         for podcast, rows in Counter(compress(podcasts, reported)).items():
-            self.of(podcast or NO_PODCAST).reporting += rows
+            self.of(podcast).reporting += rows
         for place, reason in filtered.items():
-            tally = self.of(podcasts[place] or NO_PODCAST)
+            tally = self.of(podcasts[place])
             tally.lines -= 1
             tally.filtered[reason] += 1
 
     def reject(self, podcast: str, reason: RejectReason) -> None:
         """Count a rejected row; its podcast is empty where it cannot be read."""
-        tally = self.of(podcast or NO_PODCAST)
+        tally = self.of(podcast)
         tally.rows += 1
         tally.rejected[reason] += 1
 

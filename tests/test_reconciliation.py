@@ -81,6 +81,23 @@ def test_the_books_of_one_podcast_are_never_lost_among_many() -> None:
     assert sum(tally.rows for tally in books.tallies.values()) == MOST_PODCASTS + 11
 
 
+def test_a_podcast_that_is_only_blanks_is_none() -> None:
+    """As in the log's line, where it is written ``-``; found by fuzzing."""
+    books = PodcastBooks()
+    books.count(["\u00a0\u3000", ""], [True, False], {0: FilterReason.NO_BYTES})
+    books.reject(" ", RejectReason.NO_IP)
+    assert books.as_json() == {NO_PODCAST: [3, 1, 1, {"no_bytes": 1}, {"no_ip": 1}]}
+
+
+def test_the_books_hold_no_more_of_a_name_than_an_id_has() -> None:
+    """A thousand podcasts whose ids are a megabyte each, which no line can hold, took a gigabyte."""
+    books = PodcastBooks()
+    for number in range(20):
+        books.reject(f"{number:03d}" + "x" * 1_000_000, RejectReason.URL_TOO_LONG)
+    assert len(books.tallies) == 20
+    assert max(map(len, books.tallies)) <= 200
+
+
 async def test_a_day_can_be_reconciled_with_its_late_rows_and_after_pruning(site: Site) -> None:
     """Lines are all that were sent, the other counts those of the newest version; pruning takes nothing away."""
     rows = [*rows_of(DAY, 150, podcast_id="one"), *rows_of(DAY, 20, 150, podcast_id="two", blacklisted_ua=True)]
