@@ -31,6 +31,7 @@ NO_SSH = (
     asyncssh.ProtocolError,
     asyncssh.ProtocolNotSupported,
     asyncssh.ServiceNotAvailable,
+    ValueError,  # asyncssh's parsers, and the mathematics under them, say so of bytes that make no sense
 )
 
 
@@ -89,9 +90,11 @@ class Owner(asyncssh.SSHServer):
             connection.server.refused(connection.address, Reason.FLOOD, connection.user)
         elif isinstance(exc, NO_SSH) and not connection.user:
             connection.server.refused(connection.address, Reason.PROTOCOL, client=connection.client)
-        elif isinstance(exc, asyncssh.DisconnectError) and not isinstance(exc, asyncssh.ConnectionLost):
+        elif isinstance(exc, asyncssh.DisconnectError | ValueError) and not isinstance(exc, asyncssh.ConnectionLost):
             connection.server.ended(connection, type(exc).__name__)
-        elif exc is not None and not isinstance(exc, asyncssh.Error | OSError):
+        elif exc is None or isinstance(exc, asyncssh.Error | OSError):
+            pass  # the client hung up, or we did
+        elif connection.server.may_tell("broke-off", connection.address):  # a traceback is long
             log.error(f"{connection.label} broke off", error=type(exc).__name__, exc_info=exc)
 
     def _diagnose(self) -> None:
