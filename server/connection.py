@@ -68,7 +68,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._auth_requests = 0
         self._packets_before_login = 0
         self._exchanges = 0
-        self._born = self.last_active
+        self.born = self.last_active
 
     @property
     def exchanging(self) -> bool:
@@ -207,7 +207,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         bytes_taken = 0
         with suppress(OSError):  # the socket is gone
             bytes_taken = self.taken()
-        seconds = asyncio.get_running_loop().time() - self._born
+        seconds = asyncio.get_running_loop().time() - self.born
         return FREE_EXCHANGES + bytes_taken // EXCHANGE_BYTES + int(seconds / EXCHANGE_SECONDS)
 
     def new_channel(self, session: SftpSession) -> asyncssh.SSHServerChannel[bytes]:

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 Address = IPv4Address | IPv6Address
 FAILURE_WINDOW = 600.0  # seconds: failures count for ten minutes
@@ -24,6 +24,8 @@ PACE = 10.0  # new connections a second from one address; more wait their turn (
 BURST = 10.0  # that many at once do not wait
 OPENS = 20.0  # files a second that one user may open, in all sessions; more wait their turn
 OPENS_BURST = 400.0  # that many at once do not wait: two months of files and more
+MOST_OPENS_WAITING = 600.0  # sessions that ended go on waiting: more are refused
+LEAST_TO_LOG_IN = 3.0  # seconds that a lone connection of its address has, however many others want its place
 FREE_FAILURES = 2  # typing errors that cost no delay
 FIRST_DELAY = 0.25  # seconds; doubled with every further failure
 LONGEST_DELAY = 8.0
@@ -196,6 +198,26 @@ class OpenPace:
         """Count one more opening; the seconds it must wait."""
         turn = self._next_turn[user] = max(self._next_turn.get(user, 0.0), now) + 1 / OPENS
         return max(0.0, turn - now - OPENS_BURST / OPENS)
+
+    def is_crowded(self, user: str, now: float) -> bool:
+        """Whether so many wait that one more may not."""
+        return self._next_turn.get(user, 0.0) - now > (OPENS_BURST + MOST_OPENS_WAITING) / OPENS
+
+
+def gives_way(waiting: Iterable[tuple[Address, float]], newcomer: Address, now: float) -> int | None:
+    """Which of the connections that are not logged in (address, time of arrival) must go when all places are taken.
+
+    The oldest of the address that holds most of them; None when that is the newcomer's own, or when each address holds
+    one and none had its time. So who fills the places with idle connections fills them for himself only.
+    """
+    arrivals: dict[Address | IPv6Network, list[tuple[float, int]]] = {}
+    for place, (address, arrived) in enumerate(waiting):
+        arrivals.setdefault(bucket(address), []).append((arrived, place))
+    most = max(map(len, arrivals.values()), default=0)
+    if len(arrivals.get(bucket(newcomer), ())) >= most:
+        return None
+    arrived, place = min(min(held) for held in arrivals.values() if len(held) == most)
+    return place if most > 1 or now - arrived > LEAST_TO_LOG_IN else None
 
 
 class LogBudget:

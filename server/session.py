@@ -108,10 +108,17 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             events=Events(pickup=self._pickup, refused=self._refused, failed=self._failed),
             most_handles=server.guard.limits.handles,
             threads=server.disk_threads,
-            may_open=lambda: not server.draining,
+            may_open=self._may_open,
             turn=lambda: server.opens.turn(connection.user, time.monotonic()),
         )
         return True
+
+    def _may_open(self) -> bool:
+        connection = self._connection
+        if connection.server.opens.is_crowded(connection.user, time.monotonic()):
+            connection.server.refused(connection.address, Reason.FLOOD, connection.user)
+            return False
+        return not connection.server.draining
 
     def session_started(self) -> None:
         """A shell or a command ends here."""

@@ -21,7 +21,7 @@ import structlog
 
 from .access import PROBE_USER, PasswordChecks
 from .connection import SshConnection, connection_options
-from .guard import LINE_WINDOW, Guard, Limits, LogBudget, OpenPace, Penalty, Reason, parse_address
+from .guard import LINE_WINDOW, Guard, Limits, LogBudget, OpenPace, Penalty, Reason, gives_way, parse_address
 from .login import Login, plain
 from .session import told
 from .view import Catalogue
@@ -174,10 +174,6 @@ class SftpServer:
         self.passwords.close()
         self.disk_threads.shutdown(wait=True)
 
-    @staticmethod
-    def _is_busy(connection: SshConnection) -> bool:
-        return any(session.busy for session in connection.sessions)
-
     @property
     def waiting(self) -> int:
         """Connections that the kernel holds and nobody has accepted yet."""
@@ -192,10 +188,8 @@ class SftpServer:
     def bans(self) -> list[CurrentBan]:
         """Who is kept out now, and until when."""
         now, wall = time.monotonic(), datetime.now(UTC)
-        return [
-            CurrentBan(ban.address, wall + timedelta(seconds=ban.until - now), ban.failures)
-            for ban in self.guard.bans(now)
-        ]
+        bans = self.guard.bans(now)
+        return [CurrentBan(ban.address, wall + timedelta(seconds=ban.until - now), ban.failures) for ban in bans]
 
     @property
     def connected(self) -> int:
@@ -210,7 +204,7 @@ class SftpServer:
     @property
     def transfers(self) -> int:
         """Connections with a file open now."""
-        return sum(self._is_busy(connection) for connection in self._connections)
+        return sum(any(session.busy for session in connection.sessions) for connection in self._connections)
 
     # -- letting in --
 
@@ -249,10 +243,22 @@ class SftpServer:
             self.refused(address, Reason.ADDRESS)
             return None
         verdict = self.guard.admit(address, time.monotonic())
+        if verdict is Reason.CONNECTIONS and self._make_room(address):
+            verdict = self.guard.admit(address, time.monotonic())
         if isinstance(verdict, Reason):
             self.refused(address, verdict)
             return None
         return verdict
+
+    def _make_room(self, newcomer: Address) -> bool:
+        waiting = [connection for connection in self._connections if not connection.user]
+        place = gives_way([(it.address, it.born) for it in waiting], newcomer, asyncio.get_running_loop().time())
+        if place is None:
+            return False
+        self.refused(waiting[place].address, Reason.CONNECTIONS)
+        waiting[place].abort()
+        self.left(waiting[place])
+        return True
 
     async def _begin(self, sock: socket.socket, address: Address, wait: float) -> None:
         began = False

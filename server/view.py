@@ -249,7 +249,7 @@ class View:
         if found is True:
             return packets.status_reply(number, Status.FAILURE, "Is a directory")
         if not self.may_open():
-            return packets.status_reply(number, Status.FAILURE, "The service is stopping")
+            return packets.status_reply(number, Status.FAILURE, "Not now")
         if not self._has_room():
             return packets.status_reply(number, Status.FAILURE, "Too many open handles")
         return self._opened(number, found)
