@@ -157,6 +157,14 @@ class Ceph:
         daemon.kill()
         daemon.wait(10)
 
+    def freeze_gateway(self) -> None:
+        """SIGSTOP: its connections stay open, and nothing answers on them."""
+        self._daemons["radosgw"].send_signal(signal.SIGSTOP)
+
+    def thaw_gateway(self) -> None:
+        """SIGCONT: it goes on where it stood."""
+        self._daemons["radosgw"].send_signal(signal.SIGCONT)
+
     def read_policy(self, bucket: str) -> str:
         """The bucket policy that gives `READER` what the README asks for, and no more."""
         rights = {"s3:ListBucket": f"arn:aws:s3:::{bucket}", "s3:GetObject": f"arn:aws:s3:::{bucket}/*"}

@@ -74,7 +74,7 @@ class FaultServer:
         key = request.match_info["key"]
         if not key:
             nothing = Version(b"", datetime.now(UTC))
-            return await (self.listing_script.popleft() if self.listing_script else _list)(self, request, nothing)
+            return await (self.listing_script.popleft() if self.listing_script else listing)(self, request, nothing)
         self.reads.append(Seen(key, request.headers.get("Range"), request.headers.get("If-Match")))
         if key not in self.objects:
             return error(404, "NoSuchKey")
@@ -88,7 +88,7 @@ def error(status: int, code: str, **headers: str) -> web.Response:
     return web.Response(status=status, text=text, content_type="application/xml", headers=shown)
 
 
-async def _list(server: FaultServer, request: web.Request, _: Version) -> web.Response:
+async def listing(server: FaultServer, request: web.Request, _: Version) -> web.Response:
     """ListObjectsV2; the token is the last key of the page before."""
     query = request.query
     keys = sorted(key for key in server.objects if key > query.get("continuation-token", ""))
@@ -330,9 +330,9 @@ def rewritten(body: bytes, then: Fault) -> Fault:
 
 
 @asynccontextmanager
-async def fault_server() -> AsyncIterator[FaultServer]:
-    """A running fault server."""
-    server = FaultServer()
+async def fault_server(server: FaultServer | None = None) -> AsyncIterator[FaultServer]:
+    """A running fault server; ``server`` may be one with a script of its own."""
+    server = server or FaultServer()
     app = web.Application()
     app.router.add_get(f"/{BUCKET}{{_:/?}}{{key:.*}}", server.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
