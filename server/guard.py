@@ -8,6 +8,7 @@ user's ``allow_from`` is never delayed or banned.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from .settings import SftpSettings
+
 Address = IPv4Address | IPv6Address
 FAILURE_WINDOW = 600.0  # seconds: failures count for ten minutes
 MOST_ADDRESSES = 4096  # remembered for their failures or their pace; the longest quiet ones are forgotten first
@@ -25,6 +28,7 @@ BURST = 10.0  # that many at once do not wait
 OPENS = 20.0  # files a second that one user may open, in all sessions; more wait their turn
 OPENS_BURST = 400.0  # that many at once do not wait: two months of files and more
 MOST_OPENS_WAITING = 600.0  # sessions that ended go on waiting: more are refused
+OWN_DESCRIPTORS = 14  # kept free for a round and the ledger: nobody's connection or file may cost them
 LEAST_TO_LOG_IN = 3.0  # seconds that a lone connection of its address has, however many others want its place
 FREE_FAILURES = 2  # typing errors that cost no delay
 FIRST_DELAY = 0.25  # seconds; doubled with every further failure
@@ -80,6 +84,22 @@ class Limits:
     ban_after: int = 20
     ban_time: float = 1800.0
 
+    @classmethod
+    def of(cls, settings: SftpSettings) -> Limits:
+        """The limits that a configuration gives."""
+        return cls(
+            connections=settings.max_connections,
+            connections_per_address=settings.max_connections_per_address,
+            sessions_per_user=settings.max_sessions_per_user,
+            auth_tries=settings.max_auth_tries,
+            handles=settings.max_handles_per_session,
+            login_timeout=settings.login_timeout.total_seconds(),
+            idle_timeout=settings.idle_timeout.total_seconds(),
+            keepalive=settings.keepalive.total_seconds(),
+            ban_after=settings.ban_after,
+            ban_time=settings.ban_time.total_seconds(),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Ban:
@@ -120,10 +140,20 @@ class Guard:
         """Connections now."""
         return self._connected.total()
 
-    def admit(self, address: Address, now: float) -> Reason | float:
+    def may_take(self, address: Address, descriptors: int) -> bool:
+        """Whether an address may cost us one of so many free descriptors, with a connection or with a file.
+
+        The last of them are the process's own; those before them are kept for ``connections_per_address`` connections,
+        each with a file, of addresses in an ``allow_from``.
+        """
+        kept = 0 if self.exempt(address) else 2 * self.limits.connections_per_address
+        return descriptors > OWN_DESCRIPTORS + kept
+
+    def admit(self, address: Address, now: float, descriptors: int = sys.maxsize) -> Reason | float:
         """Count a new connection in; the seconds it must wait for its turn, or the reason why it is not counted.
 
         Addresses in an ``allow_from`` find room for ``connections_per_address`` more when all that is taken.
+        ``descriptors`` are those that are still free.
         """
         key = bucket(address)
         record = self._records.get(key)
@@ -134,7 +164,7 @@ class Guard:
         room = self.limits.connections
         if self.exempt(address):
             room += self.limits.connections_per_address  # or strangers who idle before login keep the partner out
-        if self.connected >= room:
+        if self.connected >= room or not self.may_take(address, descriptors):
             return Reason.CONNECTIONS
         self._connected[key] += 1
         record = self._touch(key)

@@ -118,7 +118,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         if connection.server.opens.is_crowded(connection.user, time.monotonic()):
             connection.server.refused(connection.address, Reason.FLOOD, connection.user)
             return False
-        return not connection.server.draining
+        return not connection.server.draining and connection.server.has_room_for_file(connection.address)
 
     def session_started(self) -> None:
         """A shell or a command ends here."""

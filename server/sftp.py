@@ -7,6 +7,8 @@ counts, and running transfers go on; when it stops, transfers may finish first.
 from __future__ import annotations
 
 import asyncio
+import errno
+import resource
 import socket
 import sys
 import time
@@ -14,6 +16,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
@@ -89,7 +92,7 @@ class SftpServer:
         self.draining = False
         self.passwords = PasswordChecks()
         self.disk_threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="sftp-disk")
-        self.guard = Guard(_limits(settings), lambda address: self.access.is_listed(address))
+        self.guard = Guard(Limits.of(settings), lambda address: self.access.is_listed(address))
         self.opens = OpenPace()
         self._credentials = credentials
         self._options = connection_options(settings, credentials)
@@ -141,7 +144,7 @@ class SftpServer:
             ValueError: the options cannot be used; everything stays as it was.
         """
         options = connection_options(settings, credentials)
-        limits = _limits(settings)
+        limits = Limits.of(settings)
         credentials.access.probe = self.access.probe
         self.settings, self.access, self._options = settings, credentials.access, options
         self._credentials = credentials
@@ -242,9 +245,9 @@ class SftpServer:
         if not self.access.may_connect(address):
             self.refused(address, Reason.ADDRESS)
             return None
-        verdict = self.guard.admit(address, time.monotonic())
+        verdict = self.guard.admit(address, time.monotonic(), free := _free_descriptors())
         if verdict is Reason.CONNECTIONS and self._make_room(address):
-            verdict = self.guard.admit(address, time.monotonic())
+            verdict = self.guard.admit(address, time.monotonic(), free + 1)
         if isinstance(verdict, Reason):
             self.refused(address, verdict)
             return None
@@ -331,6 +334,10 @@ class SftpServer:
         self.counters.sessions += 1
         return True
 
+    def has_room_for_file(self, address: Address) -> bool:
+        """Whether a client at this address may open one more file."""
+        return self.guard.may_take(address, _free_descriptors())
+
     def picked_up(self, connection: SshConnection, pickup: Pickup) -> None:
         """A handle was opened, or its life ended."""
         if pickup.ended is not None:
@@ -367,19 +374,13 @@ class SftpServer:
                     connection.disconnect(asyncssh.DISC_BY_APPLICATION, "Idle for too long")
 
 
-def _limits(settings: SftpSettings) -> Limits:
-    return Limits(
-        connections=settings.max_connections,
-        connections_per_address=settings.max_connections_per_address,
-        sessions_per_user=settings.max_sessions_per_user,
-        auth_tries=settings.max_auth_tries,
-        handles=settings.max_handles_per_session,
-        login_timeout=settings.login_timeout.total_seconds(),
-        idle_timeout=settings.idle_timeout.total_seconds(),
-        keepalive=settings.keepalive.total_seconds(),
-        ban_after=settings.ban_after,
-        ban_time=settings.ban_time.total_seconds(),
-    )
+def _free_descriptors() -> int:
+    """How many more descriptors this process may open."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # never endless: fs.nr_open bounds it
+    try:
+        return most - len(list(Path("/proc/self/fd").iterdir()))
+    except OSError as error:
+        return 0 if error.errno == errno.EMFILE else most  # without /proc nothing is known
 
 
 async def _listening_socket(host: str, port: int) -> socket.socket:

@@ -14,6 +14,7 @@ from server.guard import (
     MOST_ADDRESSES,
     OPENS,
     OPENS_BURST,
+    OWN_DESCRIPTORS,
     PACE,
     Guard,
     Limits,
@@ -52,6 +53,16 @@ def test_strangers_never_take_the_room_of_listed_addresses() -> None:
     assert it.admit(GOOD, 0) is Reason.CONNECTIONS_PER_ADDRESS
     assert it.admit(ip_address("198.51.100.8"), 0) is Reason.CONNECTIONS
     assert it.connected == 6
+
+
+def test_the_last_descriptors_are_for_listed_addresses_and_the_process() -> None:
+    """Strangers stop where a listed address still finds its connections and a file for each; it stops where we end."""
+    it = guard(connections_per_address=2)
+    assert it.admit(BAD, 0, OWN_DESCRIPTORS + 5) == 0
+    assert it.admit(BAD, 0, OWN_DESCRIPTORS + 4) is Reason.CONNECTIONS
+    assert it.admit(GOOD, 0, OWN_DESCRIPTORS + 1) == 0
+    assert it.admit(GOOD, 0, OWN_DESCRIPTORS) is Reason.CONNECTIONS
+    assert it.connected == 2
 
 
 def test_new_connections_are_paced_not_refused() -> None:

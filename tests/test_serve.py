@@ -7,9 +7,10 @@ import gzip
 import json
 import os
 import re
+import resource
 import socket
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import asyncssh
@@ -24,7 +25,7 @@ from .fixtures_service import (
     secrets_of,
     until,
 )
-from .fixtures_sftp import PASSWORD
+from .fixtures_sftp import CHEAP_HASH, PASSWORD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -273,6 +274,28 @@ async def test_the_service_runs_without_home_and_listens_on_loopback_only(servic
     service = await service_site.serve(env={"HOME": None})
     await service.sees(log_of(1))
     assert listening_addresses(service.running.process.pid) == {"0100007F"}
+    assert await service.running.stops() == 0
+
+
+async def test_strangers_leave_listed_addresses_their_descriptors(service_site: ServiceSite) -> None:
+    """With 64 descriptors and strangers on every place: an address in an allow_from logs in and fetches, each time."""
+    user = f'[[sftp.users]]\nname = "other"\npassword_hash = "{CHEAP_HASH}"\nallow_from = ["127.0.0.1/32"]'
+    service_site.configure(more=user)
+    service_site.put(day_before(1), export_of(day_before(1)))
+    service = await service_site.serve(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
+    await service.sees(log_of(1))
+    strangers = [
+        await asyncio.open_connection("127.0.0.1", service.port, local_addr=(f"127.0.1.{number}", 0))
+        for number in range(1, 91)
+    ]
+    async with AsyncExitStack() as stack:
+        for _ in range(6):
+            sftp = await stack.enter_async_context(service.client())
+            assert await (await stack.enter_async_context(sftp.open(log_of(1), "rb"))).read()
+    await service_site.rounds(1)
+    for _, writer in strangers:
+        writer.close()
+    assert service.running.count("Too many open files|could not accept") == 0
     assert await service.running.stops() == 0
 
 
