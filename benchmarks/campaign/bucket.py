@@ -174,12 +174,12 @@ async def _service(campaign: Campaign, row: Fault, seconds: float) -> None:
             watch = Watch(site, row, Serving(running, await port_of(running)), seen)
             reading = asyncio.create_task(watch.read_for_ever(campaign.rng("bucket", "client")))
             end = started + (seconds - LAST_WORDS) * until
-            while asyncio.get_running_loop().time() < end or len(world.megaphone.days) < 3:
+            while asyncio.get_running_loop().time() < end or len(world.megaphone.days) < 3 or weather.untried:
                 weather.rate = dice.choice([0.5, 0.8, 0.8, 1.0] if campaign.short else [0.2, 0.5, 0.5, 0.8])
                 await world.step()
                 await asyncio.sleep(dice.random() * (0.3 if campaign.short else 1))
                 row.expect(running.process.poll() is None, "the service died")
-                if row.lost:
+                if row.lost or asyncio.get_running_loop().time() > end + 20:
                     break
             reading.cancel()
             with suppress(asyncio.CancelledError):

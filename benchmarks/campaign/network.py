@@ -43,11 +43,12 @@ if TYPE_CHECKING:
 FEW = 64  # descriptors
 SHARE = 0.5  # of a processor, on average, for all of it
 LOGIN_TIMEOUT = 10
+LAST_WORDS = 5.0  # seconds that the end of a phase takes
 # A leak of one connection's buffers, or of a kilobyte a connection, is above this within minutes; what an allocator
 # does to and fro in half an hour is below it.
 MOST_GROWTH = 256.0  # KiB a minute
 MOST_DESCRIPTORS = 0.2  # a minute
-LEAST_TO_TELL = 600.0  # seconds; in less the warm-up is not told from a slope, which is shown and not judged
+LEAST_TO_SHOW, LEAST_TO_TELL = 100.0, 600.0  # seconds: in less, a slope is the warm-up's; in less, it is not judged
 USERS = ("good", "fuzz", "slow", "killed")
 
 
@@ -156,7 +157,7 @@ async def _phase(campaign: Campaign, row: Fault, limit: int, seconds: float) -> 
                 dice = campaign.rng("network", limit, name, number)
                 tasks.append(asyncio.create_task(_again(name, attack, pause, serving.port, dice, budget, tried, row)))
         turn = 0
-        while loop.time() < end - 8 or any(not tried[name] for name in attacks):
+        while loop.time() < end - LAST_WORDS or any(not tried[name] for name in attacks):
             await good.pull(openssh=bool(turn % 2))
             turn += 1
             await budget.rest(0.3)
@@ -254,7 +255,6 @@ def _weigh(row: Fault, gauge: Gauge, seconds: float) -> None:
     if seconds >= LEAST_TO_TELL:
         row.expect(memory < MOST_GROWTH, f"the memory grew by {memory:.0f} KiB a minute")
         row.expect(opened < MOST_DESCRIPTORS, f"the descriptors grew by {opened:.2f} a minute")
-    row.figures |= {
-        "memory at most, MiB": round(gauge.most(1) / 1024), "its slope, KiB a minute": round(memory),
-        "descriptors at most": int(gauge.most(2)), "their slope, a minute": round(opened, 2),
-    }  # fmt: skip
+    row.figures |= {"memory at most, MiB": round(gauge.most(1) / 1024), "descriptors at most": int(gauge.most(2))}
+    if seconds >= LEAST_TO_SHOW:
+        row.figures |= {"memory's slope, KiB a minute": round(memory), "descriptors' a minute": round(opened, 2)}

@@ -83,11 +83,16 @@ class Weather(FaultServer):
         return response
 
     def _any(self, faults: dict[str, Fault]) -> Fault:
-        untried = [name for name in faults if not self.tried[name]]
+        new = [name for name in faults if not self.tried[name]]
         names = [name for name in faults if name not in _SILENT or self.dice.random() < _RARELY]
-        name = self.dice.choice(untried or names)
+        name = self.dice.choice(new or names)
         self.tried[name] += 1
         return faults[name]
+
+    @property
+    def untried(self) -> set[str]:
+        """Kinds of faults that befell nobody yet."""
+        return {*self._read_faults(1), *self._listing_faults()} - self.tried.keys()
 
     def put_version(self, key: str, body: bytes) -> Version:
         """Put an object that was modified now, by the server's clock; listings may still show the one before it."""
