@@ -37,7 +37,7 @@ REKEY_SECONDS = 24 * 3600
 KEEPALIVES_MISSED = 3
 
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
-MSG_KEXINIT = 20  # RFC 4253, section 12
+MSG_SERVICE_REQUEST, MSG_KEXINIT = 5, 20  # RFC 4253, section 12
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
 MOST_PACKETS_BEFORE_LOGIN = 500  # IGNOREs and the like included: each is work for everybody's loop
 MOST_EXCHANGES_BEFORE_LOGIN = 3  # of keys: each costs up to 20 ms of the loop, and a client that cheats nothing
@@ -188,8 +188,10 @@ class SshConnection(asyncssh.SSHServerConnection):
         """No packet logging: it costs more than the packet."""
 
     def log_received_packet(self, pkttype: int, *_: Any, **__: Any) -> None:
-        """No packet logging, but an end to what one connection may ask."""
+        """No packet logging, but an end to what one connection may ask; the login service, as often as it asks."""
         self._auth_requests += pkttype in (MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE)
+        if pkttype == MSG_SERVICE_REQUEST and self._auth_in_progress and not self.user:
+            self._next_service = b"ssh-userauth"  # paramiko asks before every try, asyncssh expects it once
         self._packets_before_login += not self.user
         self._exchanges += pkttype == MSG_KEXINIT
         if (

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
+import paramiko
 import pytest
 from asyncssh.connection import SSHConnection
 from structlog.testing import capture_logs
@@ -71,6 +72,24 @@ async def test_keyboard_interactive_asks_for_the_same_password(listener: Running
         pass
     with pytest.raises(asyncssh.PermissionDenied):
         await listener.connect(preferred_auth="keyboard-interactive", password="wrong")
+
+
+async def test_the_service_may_be_asked_for_before_every_try(listener: Running) -> None:
+    """paramiko does so: with an unknown key, or a wrong password, and then the right one, it must get in."""
+
+    def log_in() -> bool:
+        with contextlib.closing(paramiko.Transport(("127.0.0.1", listener.port))) as transport:
+            transport.start_client(timeout=20)
+            for attempt in (
+                lambda: transport.auth_publickey("triton", paramiko.ECDSAKey.generate()),
+                lambda: transport.auth_password("triton", "wrong", fallback=False),
+                lambda: transport.auth_password("triton", PASSWORD, fallback=False),
+            ):
+                with contextlib.suppress(paramiko.AuthenticationException):
+                    attempt()
+            return bool(transport.is_authenticated())
+
+    assert await asyncio.to_thread(log_in)
 
 
 async def test_sha1_signatures_of_users_are_refused(tmp_path: Path, keys_dir: Path) -> None:
