@@ -95,8 +95,10 @@ class Folder:
                     continue
                 try:
                     status = entry.stat()
-                except FileNotFoundError:  # removed since, or a link to nothing
-                    continue
+                except OSError as error:
+                    if not isinstance(error, FileNotFoundError) and not entry.is_symlink():
+                        raise
+                    continue  # removed since; or a link to nothing, to itself, or to where this user may not go
                 if not stat.S_ISREG(status.st_mode):
                     continue
                 try:

@@ -59,6 +59,16 @@ async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None
     assert into.getvalue() == b"body"
 
 
+async def test_a_link_that_leads_nowhere_costs_its_own_day_and_no_other(tmp_path: Path) -> None:
+    """A link to itself made the whole folder unreadable: no day was published as long as it lay there."""
+    (tmp_path / KEY).write_bytes(b"export")
+    for number, target in enumerate((f"{KEY}/beyond-a-file", "x" * 300), 3):
+        (tmp_path / f"metrics-day-2026-11-{number:02}.json.gz").symlink_to(target)
+    (tmp_path / "metrics-day-2026-11-01.json.gz").symlink_to("metrics-day-2026-11-02.json.gz")
+    (tmp_path / "metrics-day-2026-11-02.json.gz").symlink_to("metrics-day-2026-11-01.json.gz")
+    assert set((await Folder(tmp_path).day_exports()).exports) == {DAY}
+
+
 async def test_an_empty_file_is_read_as_empty(tmp_path: Path) -> None:
     """A file of no bytes is no failure of the source."""
     (tmp_path / KEY).touch()
