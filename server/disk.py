@@ -1,6 +1,6 @@
 """The disk's word: an operating system error about a file becomes one sentence and something to type.
 
-Touches the file system only to bring a folder to disk and to lock a file.
+Touches the file system only to bring a folder to disk, to lock a file, and to discard one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            raise translated(error, path) from error
         return True
 
     try:
@@ -44,6 +46,12 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discarded(path: Path) -> None:
+    """Remove a file in staging, also where the disk refuses: what is left, the next round removes, or says why not."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from .deadlines import catching_up, expires
-from .disk import told
+from .disk import discarded, told
 from .errors import ExportChanged, ExportTorn, PickupPointError
 from .holds import late_warnings, published_when_given_up, warnings
 from .megaphone import start_of
@@ -330,7 +330,7 @@ class Feed:
             hint = f"the next version of it is tried at once; to try this one again: pickup-point feed --day {day}"
             raise ExportTorn(str(error).replace(str(spool), export.key), hint=hint) from error
         finally:
-            spool.unlink(missing_ok=True)
+            discarded(spool)
         result = await in_thread(self._told_of, order, done, now)
         if done.held is not None and give_up:
             reason, why = done.held

@@ -60,18 +60,18 @@ class Ledger:
     @classmethod
     def open(cls, path: Path) -> Ledger:
         """Open the ledger, make it when it is missing, bring it to today's schema."""
-        created = not path.exists() or path.stat().st_size == 0
         with _told(path):
+            created = not path.exists() or path.stat().st_size == 0
             connection = _connect(path)
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")
                 _migrate(path, connection)
+                path.chmod(0o600)
             except BaseException:
                 connection.close()
                 raise
-        path.chmod(0o600)
         return cls(path, connection, created=created)
 
     @classmethod

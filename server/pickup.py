@@ -154,7 +154,11 @@ class PickupPoint:
         return digest.hexdigest()
 
     def newlines(self, name: LogName) -> int | None:
-        """How many lines a file in the pickup folder has, or None when it is not one correct gzip file to its end."""
+        """How many lines a file in the pickup folder has, or None when it is not one correct gzip file to its end.
+
+        Raises:
+            DataFolderError: it cannot be read, which says nothing about what is in it.
+        """
         count = 0
         try:
             with igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
@@ -162,7 +166,11 @@ class PickupPoint:
                     count += chunk.count(b"\n")
             if (self.pickup_dir / str(name)).stat().st_size == 0:  # igzip takes nothing at all for a whole file
                 return None
-        except (OSError, EOFError, zlib.error, IsalError):  # type: ignore[misc]  # isal's stub says instance
+        except OSError as error:
+            if error.errno is None:  # gzip.BadGzipFile
+                return None
+            raise translated(error, self.pickup_dir / str(name)) from error
+        except (EOFError, zlib.error, IsalError):  # type: ignore[misc]  # isal's stub says instance
             return None
         return count
 
@@ -185,8 +193,13 @@ class PickupPoint:
             return False
         except OSError as error:
             raise translated(error, self.pickup_dir / str(name)) from error
-        fsync_folder(self.pickup_dir)
+        self.settle()
         return True
+
+    def settle(self) -> None:
+        """Bring the pickup folder's names to disk."""
+        with told(self.pickup_dir):
+            fsync_folder(self.pickup_dir)
 
     def rejects(self) -> list[tuple[str, int]]:
         """The rejects files and when they were written, in seconds since 1970."""

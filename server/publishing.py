@@ -223,6 +223,7 @@ class Publisher:
             file = found.get(str(entry.name))
             if file is not None and file.size == entry.size and self._point.sha256(entry.name) == entry.sha256:
                 present.append(entry.name)
+        self._point.settle()  # a link that no fsync has reached yet is nothing that the ledger may promise
         withheld = publication.tally.filtered["too_fresh"] if publication.tally is not None else 0
         self._ledger.settle(publication.id, present, now, withheld=withheld)
         for entry in publication.logs:

@@ -6,13 +6,14 @@ remains; a link refuses a name that exists.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from .disk import fsync_folder, told, translated
+from .disk import discarded, fsync_folder, told, translated
 from .errors import NameSpent
 from .triton import LogFile, LogName
 
@@ -144,8 +145,9 @@ class _StagedFile:
         return self.path.stat().st_size, self.file.digest.hexdigest()
 
     def discard(self) -> None:
-        self.file.close()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.file.close()
+        discarded(self.path)
 
 
 class _HashingFile(io.FileIO):

@@ -161,7 +161,7 @@ def _by_hand(campaign: Campaign, row: Fault) -> None:
         row.lost.append(f"without any fault: {ended.text[-300:]} {wrong}")
         return
     calls = tracer.calls_on(traced.site.folder / "data", log)
-    planned = tries(calls, campaign.rng("disk", "calls"))
+    planned = iter([*tries(calls, campaign.rng("disk", "calls"))])  # threads may share a list, not a generator
     places: Counter[tuple[str, str]] = Counter()
 
     def work(number: int) -> None:
