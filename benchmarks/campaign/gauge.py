@@ -30,19 +30,22 @@ def descriptors(pid: int) -> int:
 class Gauge:
     """What was seen of a process: seconds since the start, KiB, descriptors."""
 
-    pid: int
     seen: list[tuple[float, float, int]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
-    async def watch(self) -> None:
+    async def watch(self, pid: int) -> None:
         """Look every second, until cancelled or the process is gone."""
         while True:
             try:
-                resident = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE / 1024
-                self.seen.append((time.monotonic() - self.started, resident, descriptors(self.pid)))
+                resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1024
+                self.seen.append((time.monotonic() - self.started, resident, descriptors(pid)))
             except (FileNotFoundError, ProcessLookupError):
                 return
             await asyncio.sleep(1)
+
+    def write(self, path: Path) -> None:
+        """Leave what was seen, a line a second."""
+        path.write_text("".join(f"{at:.0f}\t{memory:.0f}\t{count}\n" for at, memory, count in self.seen))
 
     def most(self, column: int) -> float:
         """The largest value of a column: 1 is memory, 2 is descriptors."""

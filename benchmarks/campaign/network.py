@@ -131,7 +131,7 @@ async def _phase(campaign: Campaign, row: Fault, limit: int, seconds: float) -> 
     folder.mkdir()
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    program = Program(folder)
+    program, gauge = Program(folder), Gauge()
     try:
         site = _site(campaign, folder, program)
         await asyncio.to_thread(_publish, site, campaign)
@@ -147,10 +147,10 @@ async def _phase(campaign: Campaign, row: Fault, limit: int, seconds: float) -> 
         for openssh in (False, True):
             await good.pull(openssh)
         await asyncio.sleep(2)
-        at_rest, gauge = descriptors(pid), Gauge(pid)
+        at_rest = descriptors(pid)
         budget = Budget(1.5 if campaign.short else SHARE, [pid])
         tried: Counter[str] = Counter()
-        tasks = [asyncio.create_task(gauge.watch())]
+        tasks = [asyncio.create_task(gauge.watch(pid))]
         attacks = {**strangers.ATTACKS, **bad.attacks}
         for name, (attack, pause, many) in attacks.items():
             for number in range(many):
@@ -179,6 +179,7 @@ async def _phase(campaign: Campaign, row: Fault, limit: int, seconds: float) -> 
         row.figures |= {"descriptors at rest": f"{at_rest} before, {left} after", **tried,
                         "transfers cut": bad.transfers_cut}  # fmt: skip
     finally:
+        gauge.write(folder / "gauge.tsv")
         (folder / "service.log").write_text("\n".join(running.text for running in program.started))
         program.end()
 
