@@ -61,14 +61,19 @@ class PickupPoint:
         self._change = threading.Lock()
 
     def prepare(self) -> None:
-        """Make the folders that are missing, private to the owner.
+        """Make the folders that are missing, private to the owner; a power cut does not take them away again.
 
         Raises:
             DataFolderError: they cannot be made or written, or are not on one file system.
         """
         with told(self.data_dir):
+            # Synced also where they were there: who made them may have been killed before it came to that.
+            above = [folder.parent for folder in self.data_dir.absolute().parents if not folder.exists()]
             for folder in (self.data_dir, self.pickup_dir, self.staging_dir, self.rejects_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.data_dir, self.data_dir.absolute().parent, *above):
+                with contextlib.suppress(PermissionError):  # /var/lib/private is root's: what systemd made there
+                    fsync_folder(folder)
             if stat.S_IMODE(self.data_dir.stat().st_mode) & 0o077:
                 self.data_dir.chmod(0o700)
             for folder in (self.pickup_dir, self.rejects_dir):
