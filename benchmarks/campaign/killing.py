@@ -10,7 +10,7 @@ import multiprocessing
 import shutil
 import signal
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from server.keys import make_keys
 
@@ -21,24 +21,27 @@ from .standing import Seen, standing
 from .tracing import cannot_trace, traced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import random
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from typing import Any
 
     from .account import Campaign
 
+T = TypeVar("T")
 AT_ONCE = 2
 LIVES = 500  # the random instants of the whole form
 
 
 class Death(NamedTuple):
-    """A scene that dies at one call. ``thorough``: one more round must change nothing."""
+    """A scene that dies at one call. ``thorough``: one more round must change nothing; ``grows``: late rows come in."""
 
     scene: Scene
     call: int
     after: bool
     folder: Path
     thorough: bool
+    grows: bool
 
 
 def run(campaign: Campaign) -> list[Fault]:
@@ -66,22 +69,23 @@ def _at_calls(campaign: Campaign, pool: ProcessPoolExecutor) -> Fault:
         if done
     ]
     fault.figures["such calls in the scenes"] = len(deaths) // 2
-    orders = _spread(deaths, campaign)
+    orders = evenly(deaths, campaign.rng("killing", "calls"))
     until = campaign.seconds * (0.45 if campaign.short else 0.5)
     jobs = (
-        Death(scene, call, after, campaign.folder / f"death-{number}", number % 4 == 0)
+        Death(scene, call, after, campaign.folder / f"death-{number}", number % 4 == 0, number % 3 == 0)
         for number, (scene, call, after) in enumerate(orders)
     )
-    for killed, wrong in _all(pool, die, jobs, lambda: campaign.seconds - campaign.left < until):
+    for killed, wrong in all_results(pool, die, jobs, lambda: campaign.seconds - campaign.left < until):
         fault.tried += killed
         fault.lost += wrong
     return fault
 
 
-def _spread(deaths: list[tuple[Scene, int, bool]], campaign: Campaign) -> list[tuple[Scene, int, bool]]:
-    """All of them, in an order whose every beginning is spread evenly over the scenes and their calls."""
-    offset, golden = campaign.rng("killing", "calls").random(), 0.6180339887498949
-    return [deaths[at] for at in sorted(range(len(deaths)), key=lambda at: (offset + at * golden) % 1)]
+def evenly(all_of_them: Sequence[T], dice: random.Random) -> list[T]:
+    """All of them, in an order whose every beginning is spread evenly over the whole."""
+    offset, golden = dice.random(), 0.6180339887498949
+    order = sorted(range(len(all_of_them)), key=lambda at: (offset + at * golden) % 1)
+    return [all_of_them[at] for at in order]
 
 
 def record(scene: Scene, folder: Path) -> list[bool]:
@@ -103,9 +107,10 @@ def die(death: Death) -> tuple[bool, list[str]]:
         seen.look(folder / "data" / "pickup")
         trace = traced(lambda: command(folder, *scene.act), folder / "data", kill_at=death.call, after=death.after)
         wrong = seen.look(folder / "data" / "pickup")
+        expected = scene.grow(folder) if death.grows else scene.expected
         wrong += carry_on(scene, folder)
         wrong += seen.look(folder / "data" / "pickup")
-        wrong += standing(folder / "data", scene.expected)
+        wrong += standing(folder / "data", expected)
         wrong += [f"{name} was not removed" for name in scene.goes if (folder / "data" / "pickup" / name).exists()]
         if death.thorough and not wrong:
             names = sorted(seen.files)
@@ -139,7 +144,7 @@ def _at_instants(campaign: Campaign, pool: ProcessPoolExecutor) -> list[Fault]:
         enough = not campaign.short and feeds.tried >= LIVES * 0.7 and serves.tried >= LIVES * 0.3
         return campaign.left > reserve and not enough
 
-    for serving, tried, read, wrong in _all(pool, live, jobs, more):
+    for serving, tried, read, wrong in all_results(pool, live, jobs, more):
         fault = serves if serving else feeds
         fault.tried += tried
         fault.lost += wrong
@@ -157,7 +162,7 @@ def live(job: tuple[bool, Life]) -> tuple[bool, int, int, list[str]]:
         shutil.rmtree(life.folder, ignore_errors=True)
 
 
-def _all(pool: ProcessPoolExecutor, work: Any, jobs: Iterable[Any], more: Any) -> Iterator[Any]:
+def all_results(pool: ProcessPoolExecutor, work: Any, jobs: Iterable[Any], more: Any) -> Iterator[Any]:
     """The results of the jobs, as long as there is time for ``more``; few are under way at a time."""
     waiting: set[Future[Any]] = set()
     source = iter(jobs)

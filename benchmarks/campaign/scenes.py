@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COUNT = 100
+GROWTH = 25
 BROKEN = b"{"
 PATIENCE = 60  # seconds that a command may take
 
@@ -46,11 +47,26 @@ class Scene:
     then: tuple[tuple[str, ...], ...] = (("feed",),)
     expected: dict[date, list[str]] = field(default_factory=dict)
     goes: frozenset[str] = frozenset()  # names that the round removes
+    grows: frozenset[date] = field(default_factory=lambda: frozenset([day_before(1)]))  # days that may get late rows
 
-    def copy(self, to: Path) -> Path:
-        """A fresh copy of the installation; its folder."""
-        shutil.copytree(self.folder, to, symlinks=True)
+    def copy(self, to: Path, *, data: bool = True) -> Path:
+        """A fresh copy of the installation; its folder. The exports are the same files, as versions go by inode."""
+        shutil.copytree(
+            self.folder, to, ignore=lambda at, _: ["exports", *([] if data else ["data"])] * (at == str(self.folder))
+        )
+        shutil.copytree(self.folder / "exports", to / "exports", copy_function=os.link)
         return to
+
+    def grow(self, folder: Path) -> dict[date, list[str]]:
+        """Late rows come in, in a copy; the ids that must stand then."""
+        expected = dict(self.expected)
+        for day in expected.keys() & self.grows:
+            count = len(expected[day]) + GROWTH
+            part = folder / "part"
+            part.write_bytes(_export(day, count))
+            part.rename(folder / "exports" / export_name(day))
+            expected[day] = _ids(day, count)
+        return expected
 
 
 def command(folder: Path, *arguments: str) -> int:
@@ -106,7 +122,15 @@ class _Maker:
 
 def put(site: ServiceSite, day: date, count: int) -> list[str]:
     """Put a day of so many rows, and a broken one; the ids."""
-    site.put(day, gzip.compress(b"".join(row + b"\n" for row in [*rows_of(day, count), BROKEN]), mtime=0))
+    site.put(day, _export(day, count))
+    return _ids(day, count)
+
+
+def _export(day: date, count: int) -> bytes:
+    return gzip.compress(b"".join(row + b"\n" for row in [*rows_of(day, count), BROKEN]), mtime=0)
+
+
+def _ids(day: date, count: int) -> list[str]:
     return [f"{day}-{n}" for n in range(count)]
 
 
@@ -149,7 +173,7 @@ def _unfinal(maker: _Maker) -> Scene:
     modified = datetime.combine(day, time(2, 35), UTC).timestamp()
     os.utime(site.exports / export_name(day), (modified, modified))
     early = [f"{day}-{n}" for n in range(COUNT) if n < 35]  # row n was created at minute n
-    return Scene("a day that never became final", site.folder, expected={day: early})
+    return Scene("a day that never became final", site.folder, expected={day: early}, grows=frozenset())
 
 
 def _adopt(maker: _Maker) -> Scene:
