@@ -34,7 +34,7 @@ def sent_address(text: str, *, truncated: bool, key: bytes) -> SentAddress:
     text = text.strip()
     address = parse_address(text)
     if address is None:
-        return SentAddress("-", keyed_hash(text, key), is_address=False, ends_in_zero=False)
+        return token(text, key)
     zero = isinstance(address, IPv4Address) and address.packed[3] == 0
     if not truncated:
         return SentAddress(str(address), "-", is_address=True, ends_in_zero=zero)
@@ -44,6 +44,11 @@ def sent_address(text: str, *, truncated: bool, key: bytes) -> SentAddress:
     network64 = IPv6Address(int(address) >> 64 << 64)
     cut = str(IPv6Address(int(address) >> 80 << 80))
     return SentAddress(cut, keyed_hash(str(network64), key), is_address=True, ends_in_zero=False)
+
+
+def token(text: str, key: bytes) -> SentAddress:
+    """What is sent of a text that is no address."""
+    return SentAddress("-", keyed_hash(text, key), is_address=False, ends_in_zero=False)
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -203,13 +204,16 @@ def identifier(value: Any) -> str:
 def parse_created_at(value: Any) -> tuple[str, str] | None:
     """``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC, the fraction cut off; None when it is no instant."""
     match = _CREATED_AT.fullmatch(value) if type(value) is str else None
-    if match is None:
-        return None
+    return (match[1], match[2]) if match is not None and _is_date(match[1]) else None
+
+
+@lru_cache(64)
+def _is_date(text: str) -> bool:
     try:
-        datetime.fromisoformat(f"{match[1]}T{match[2]}")
+        date.fromisoformat(text)
     except ValueError:
-        return None
-    return match[1], match[2]
+        return False
+    return True
 
 
 def whole_number(value: Any) -> int | None:

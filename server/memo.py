@@ -8,14 +8,13 @@ that asks for more than the ordinary raises `Unusual`: its row goes the exact wa
 from __future__ import annotations
 
 import re
-from itertools import compress, repeat
-from operator import is_
+from itertools import repeat
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
-from .address import sent_address
+from .address import sent_address, token
 from .megaphone import identifier, parse_created_at
-from .triton import OF_CATALOGUE, URL_LIMIT, LogFormat, UrlTemplate
+from .triton import OF_CATALOGUE, PLAIN, URL_LIMIT, LogFormat, UrlTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ _LIMIT = 50_000  # entries of a memo
 _NO_HASH = "\t-"
 _NO_PARTS = {"token": "", "enclosure_url": ""}
 _LONGEST_IPV4 = len("255.255.255.255")
+_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
 # All eight groups spelled out: accepted by inet_pton and ipaddress alike, and written alike but for leading zeros.
 _FULL_IPV6 = re.compile(r"[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4}){7}", re.ASCII)
 
@@ -74,18 +74,43 @@ class Addresses(dict[str, str]):
         super().clear()
         self.odd.clear()
 
-    def column(self, ips: Sequence[Any]) -> list[str]:
-        """The cells of many rows. An ordinary IPv4 address stands for itself, and is not kept."""
+    def column(self, ips: Sequence[str]) -> tuple[list[str], list[int]]:
+        """The cells of many rows, and the places of those that are in ``odd``.
+
+        An ordinary address stands for itself, and is not kept.
+        """
         if self.truncated:
-            return list(map(self.__getitem__, ips))
-        cells = [self[ip] if ":" in ip or len(ip) > _LONGEST_IPV4 else ip for ip in ips]
-        try:  # inet_pton takes what ipaddress does: four numbers, no leading zero
-            packed = b"".join(map(inet_pton, repeat(AF_INET), compress(ips, map(is_, cells, ips))))
-        except OSError:
-            return list(map(self.__getitem__, ips))
+            return self._closely(ips)
+        short = [ip for ip in ips if len(ip) <= _LONGEST_IPV4 and ":" not in ip]
+        long = [ip for ip in ips if ":" in ip]
+        try:
+            # For IPv4 inet_pton takes what ipaddress does: four numbers, no leading zero.
+            packed = b"".join(map(inet_pton, repeat(AF_INET), short))
+            # An IPv6 address that comes back the same is as it prints, but for those with the tail of an IPv4 address.
+            same = list(map(inet_ntop, repeat(AF_INET6), map(inet_pton, repeat(AF_INET6), long))) == long
+        except (OSError, ValueError):
+            return self._closely(ips)
+        if not same or "." in "".join(long):
+            return self._closely(ips)
+        cells, places = list(ips), []
         if 0 in packed[3::4]:
-            self.odd |= dict.fromkeys((cell for cell in cells if cell.endswith(".0")), ENDS_IN_ZERO)
-        return cells
+            places = [place for place, ip in enumerate(ips) if ip.endswith(".0")]
+            self.odd |= dict.fromkeys(map(cells.__getitem__, places), ENDS_IN_ZERO)
+        if len(short) + len(long) < len(ips):
+            for place, ip in enumerate(ips):
+                if len(ip) > _LONGEST_IPV4 and ":" not in ip:
+                    cells[place] = self[ip]
+                    places.append(place)
+        return cells, places
+
+    def _closely(self, ips: Sequence[str]) -> tuple[list[str], list[int]]:
+        """`column` for addresses that must be looked at one by one."""
+        if self.truncated:
+            cells = list(map(self.__getitem__, ips))
+        else:
+            cells = [ip if _IPV4.fullmatch(ip) else self[ip] for ip in ips]
+            self.odd |= dict.fromkeys((ip for ip in cells if ip.endswith(".0")), ENDS_IN_ZERO)
+        return cells, [place for place, cell in enumerate(cells) if cell in self.odd]
 
     def __missing__(self, ip: Any) -> str:
         if type(ip) is not str:
@@ -93,7 +118,12 @@ class Addresses(dict[str, str]):
         text = ip.strip()
         if not text:
             raise Unusual
-        cell = "" if self.truncated else _plain_ipv6(text)
+        if ":" not in text and "." not in text:
+            sent = token(text, self._key)
+            cell = f"{sent.ip}\t{sent.hashed_ip}"
+            self.odd[cell] = TOKEN
+        else:
+            cell = "" if self.truncated else _plain_ipv6(text)
         if not cell:
             sent = sent_address(text, truncated=self.truncated, key=self._key)
             cell = sent.ip if sent.hashed_ip == "-" else f"{sent.ip}\t{sent.hashed_ip}"
@@ -175,7 +205,8 @@ class Episodes(dict[str, tuple[str, str, str]]):
             url = f"{stem or '-'}\t{query or '-'}"
         if self._catalogue is not None and not (known is not None and known.guid):
             self.unmapped.add(episode)
-        return f"{self._before}{url}\t", f"{self._clean(guid)}\t{self._clean(podcast_id)}\t"
+        guid, podcast_id = (text if PLAIN.fullmatch(text) else self._clean(text) for text in (guid, podcast_id))
+        return f"{self._before}{url}\t", f"{guid}\t{podcast_id}\t"
 
 
 def without_hash(cells: str) -> str:
@@ -197,6 +228,14 @@ class Agents(dict[Any, str]):
         return cell
 
 
+class Whole(dict[int, str]):
+    """From ``filesize`` to the cells ``status``, ``bytes``, ``object-size`` and ``byte-range`` of a whole download."""
+
+    def __missing__(self, size: int) -> str:
+        self[size] = cells = f"200\t{size}\t{size}\t-\t"
+        return cells
+
+
 class Memos:
     """The memos of one conversion."""
 
@@ -207,10 +246,11 @@ class Memos:
         self.addresses = Addresses(truncated=rules.ip == "truncated", key=conversion.hash_key)
         self.episodes = Episodes(conversion, split_query=layout.format is LogFormat.W3C and layout.columns is None)
         self.agents = Agents(layout.clean)
+        self.whole = Whole()
 
     def trim(self) -> None:
         """Empty the memos when one has grown large."""
-        memos: tuple[dict[Any, Any], ...] = (self.times, self.addresses, self.episodes, self.agents)
+        memos: tuple[dict[Any, Any], ...] = (self.times, self.addresses, self.episodes, self.agents, self.whole)
         if max(map(len, (*memos, self.times.outside, self.addresses.odd, self.episodes.unmapped))) > _LIMIT:
             for memo in memos:
                 memo.clear()

@@ -4,7 +4,7 @@ No outside world. The promise: the outcome of every row, and the tally, are thos
 a differential test holds it to that.
 
 Rows are taken some at a time and column by column, so that the interpreter's loops are those of `map`, `zip` and
-`join`. What is not ordinary in any row of such a chunk shows as an exception before anything is counted; the chunk is
+`join`. What is not ordinary in any row of such a chunk shows as `Unusual` before anything is counted; the chunk is
 then halved, until the unusual row stands alone.
 """
 
@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import compress, islice, repeat
-from operator import ge, gt, itemgetter, not_
+from operator import ge, gt, not_
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,24 +22,18 @@ import orjson
 from .arrangement import Arrangement
 from .convert import RowConverter
 from .ids import pack_id, pack_uuids, unpack
-from .megaphone import LARGEST_WHOLE_NUMBER, REPORTING_SECONDS
+from .megaphone import REPORTING_SECONDS
 from .memo import ENDS_IN_ZERO, Memos, Unusual, without_hash
+from .ordinary import decode
 from .tally import FilterReason, RejectReason, RowRejected, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from .convert import Conversion, Outcome
 
-    Rows = Callable[[], Iterator[bytes]]
-
 CHUNK = 128  # rows; by measurement
-_FIELDS = itemgetter(
-    "id", "created_at", "ip", "podcast_id", "episode_id", "filesize", "bytes_sent", "seconds_downloaded",
-    "blacklisted_ip", "blacklisted_ua", "user_agent",
-)  # fmt: skip
 _PLAIN_ID = re.compile(r"[0-9A-Za-z._~:-]+", re.ASCII)  # an id that every way of cleaning text leaves as it is
-_INTEGERS = {int}
 _PARTS = 7  # of a line: times, addresses, URL, counts, episode, id, user agent
 _NO_FIELDS: Mapping[str, Any] = {}
 _NO_LINE = [""] * _PARTS
@@ -100,25 +94,25 @@ class BlockRenderer:
         self._odd_ids = False  # whether the last block held many ids that are no UUIDs
 
     def render(
-        self, rows: Rows, duplicates: Collection[bytes] = (), fresh: Collection[bytes] | None = None
+        self, text: bytes, duplicates: Collection[bytes] = (), fresh: Collection[bytes] | None = None
     ) -> Rendered:
-        """The lines of a block, whose rows ``rows`` gives, as often as it is called.
+        """The lines of a block of rows, one a line of ``text``.
 
         ``duplicates`` are the packed ids that stood in an earlier block. ``fresh``, if given, are the packed cells of
         ``x-metric-id`` that no published log of the day holds: all other rows were sent before.
         """
         self._memos.trim()
-        block = self._walk(rows, check_ids=self._odd_ids)
+        block = self._walk(text, check_ids=self._odd_ids)
         packed = pack_uuids(block.ids)
         if packed is None and not self._odd_ids:
-            block = self._walk(rows, check_ids=True)
+            block = self._walk(text, check_ids=True)
         if packed is not None:
             block.packed, block.only_uuids = unpack(packed), True
         self._odd_ids = packed is None and sum(len(row_id) != 36 for row_id in block.ids) * 8 > len(block.ids)
         if duplicates or len(set(block.ids)) != len(block.ids):
-            self._drop_duplicates(block, list(rows()), duplicates)
+            self._drop_duplicates(block, list(BytesIO(text)), duplicates)
         if fresh is not None:
-            self._keep_fresh(block, list(rows()), fresh)
+            self._keep_fresh(block, list(BytesIO(text)), fresh)
         return block
 
     def metric_cells(self, block: Rendered) -> tuple[bytes, ...]:
@@ -129,10 +123,10 @@ class BlockRenderer:
         clean = self._rules.layout.clean
         return tuple(pack_id(clean(row_id)) for row_id in block.ids)
 
-    def _walk(self, rows: Rows, *, check_ids: bool) -> Rendered:
+    def _walk(self, text: bytes, *, check_ids: bool) -> Rendered:
         """Every row for itself. Unless ``check_ids``, ids are taken as they come: the caller looks at all at once."""
         block = Rendered()
-        lines, start = rows(), 0
+        lines, start = BytesIO(text), 0
         while chunk := list(islice(lines, CHUNK)):
             if b"\n" in chunk or b"\r\n" in chunk:  # blank lines cost next to nothing, however many there are
                 self._between_blanks(chunk, start, block, check_ids)
@@ -144,9 +138,9 @@ class BlockRenderer:
         tally.lines = len(block.ids) - len(block.filtered_at)
         return block
 
-    def _between_blanks(self, chunk: Sequence[bytes], start: int, block: Rendered, check_ids: bool) -> None:
+    def _between_blanks(self, lines: Sequence[bytes], start: int, block: Rendered, check_ids: bool) -> None:
         run: list[bytes] = []
-        for index, row in enumerate(chunk, start):
+        for index, row in enumerate(lines, start):
             if row != b"\n" and row != b"\r\n":
                 run.append(row)
                 continue
@@ -155,12 +149,12 @@ class BlockRenderer:
                 self._chunk(run, index - len(run), block, check_ids)
                 run = []
         if run:
-            self._chunk(run, start + len(chunk) - len(run), block, check_ids)
+            self._chunk(run, start + len(lines) - len(run), block, check_ids)
 
     def _chunk(self, rows: Sequence[bytes], start: int, block: Rendered, check_ids: bool) -> None:
         try:
             self._ordinary(rows, block, check_ids)
-        except (KeyError, TypeError, ValueError):
+        except Unusual:
             if len(rows) == 1:
                 self._exact(rows[0], start, block)
                 return
@@ -172,33 +166,20 @@ class BlockRenderer:
         """Rows of a chunk, all at once.
 
         Raises:
-            KeyError, TypeError, ValueError: one of them is not ordinary; nothing was added to ``block``.
+            Unusual: one of them is not ordinary; nothing was added to ``block``.
         """
         memos, arrange = self._memos, self._arrange
         count = len(rows)
-        keeps = arrange is not None or memos.episodes.per_row
-        parsed: Any = map(orjson.loads, rows)
-        if keeps:
-            parsed = list(parsed)
-        ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = zip(
-            # A list, though * would do without: in CPython 3.11 an error in unpacking a map is never freed.
-            *list(map(_FIELDS, parsed)),
-            strict=True,
-        )
-        numbers = sizes + sents
-        if (
-            set(map(type, numbers)) != _INTEGERS
-            or min(sizes) <= 0
-            or min(sents) < 0
-            or max(numbers) > LARGEST_WHOLE_NUMBER
-            or (check_ids and not all(map(_PLAIN_ID.fullmatch, ids)))
-            or (arrange is not None and "\n" in "".join(ids))  # lines are taken apart again there
+        ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = decode(rows)
+        if (check_ids and not all(map(_PLAIN_ID.fullmatch, ids))) or (
+            arrange is not None and "\n" in "".join(ids)  # lines are taken apart again there
         ):
             raise Unusual
+        dicts: list[Any] = list(map(orjson.loads, rows)) if arrange is not None or memos.episodes.per_row else []
         long_enough = list(map(ge, seconds, repeat(REPORTING_SECONDS)))
         time_cells = list(map(memos.times.__getitem__, times))
-        address_cells = memos.addresses.column(ips)
-        url_cells, episode_cells = memos.episodes.column(podcasts, episodes, parsed if keeps else repeat(_NO_FIELDS))
+        address_cells, odd_places = memos.addresses.column(ips)
+        url_cells, episode_cells = memos.episodes.column(podcasts, episodes, dicts or repeat(_NO_FIELDS))
         agent_cells = list(map(memos.agents.__getitem__, agents))
 
         # From here on nothing fails.
@@ -214,7 +195,7 @@ class BlockRenderer:
         clamped = list(map(gt, sents, sizes)) if self._rules.bytes == "clamped" else []
         tally.reporting += long_enough.count(True)
         tally.clamped += clamped.count(True)
-        every, odd_addresses = range(count), memos.addresses.odd
+        every = range(count)
         odd = {*compress(every, bad_ips), *compress(every, bad_uas)}
         if 0 in sents:
             odd.update(compress(every, map(not_, sents)))
@@ -237,13 +218,12 @@ class BlockRenderer:
                 filtered.add(place)
                 block.filtered_at.append(len(block.ids) + place)
                 parts[place * _PARTS : (place + 1) * _PARTS] = _NO_LINE
-        if odd_addresses:
-            for place in compress(every, map(odd_addresses.__contains__, address_cells)):
-                if place in filtered:
-                    continue
-                if odd_addresses[address_cells[place]] == ENDS_IN_ZERO:
-                    tally.ends_in_zero += 1
-                    continue
+        for place in odd_places:
+            if place in filtered:
+                continue
+            if memos.addresses.odd[address_cells[place]] == ENDS_IN_ZERO:
+                tally.ends_in_zero += 1
+            else:
                 tally.not_an_address += 1
                 parts[place * _PARTS + 2] = without_hash(url_cells[place])
         if memos.times.outside:
@@ -256,26 +236,24 @@ class BlockRenderer:
         block.ids += ids
         block.podcasts += podcasts
         block.reported += long_enough
-        text = "".join(parts)
+        lines = "".join(parts)
         if arrange is not None:
-            text = arrange(text, [row for place, row in enumerate(parsed) if place not in filtered])
-        block.texts.append(text.encode())
+            lines = arrange(lines, [row for place, row in enumerate(dicts) if place not in filtered])
+        block.texts.append(lines.encode())
 
     def _counts(self, sents: Sequence[int], sizes: Sequence[int]) -> list[str]:
         """The cells ``status``, ``bytes``, ``object-size`` and ``byte-range``."""
+        rules, whole = self._rules, self._memos.whole
         pairs = zip(sents, sizes, strict=True)
-        if self._rules.partial_status == 206 and self._rules.bytes == "clamped":
-            return [
-                f"200\t{size}\t{size}\t-\t" if sent >= size else f"206\t{sent}\t{size}\t0-{sent - 1}\t"
-                for sent, size in pairs
-            ]
-        if self._rules.partial_status == 206:
+        if rules.partial_status == 206 and rules.bytes == "clamped":
+            return [whole[size] if sent >= size else f"206\t{sent}\t{size}\t0-{sent - 1}\t" for sent, size in pairs]
+        if rules.partial_status == 206:
             return [
                 f"200\t{sent}\t{size}\t-\t" if sent >= size else f"206\t{sent}\t{size}\t0-{sent - 1}\t"
                 for sent, size in pairs
             ]
-        if self._rules.bytes == "clamped":
-            return [f"200\t{min(sent, size)}\t{size}\t-\t" for sent, size in pairs]
+        if rules.bytes == "clamped":
+            return [whole[size] if sent >= size else f"200\t{sent}\t{size}\t-\t" for sent, size in pairs]
         return [f"200\t{sent}\t{size}\t-\t" for sent, size in pairs]
 
     def _filter_reason(

@@ -293,6 +293,7 @@ def layout_problems(specs: Sequence[ColumnSpec] | None, log_format: LogFormat) -
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]
 _SAFE = {**dict.fromkeys(_CONTROLS, " "), ord('"'): "%22", ord("\\"): "%5C"}
 _PERCENT = re.compile(r'[\s\x00-\x1f\x7f-\x9f\u2028\u2029"\\%]')
+PLAIN = re.compile(r"[0-9A-Za-z._~-]+", re.ASCII)  # what stays as it is in any text column, and in a URL
 _IN_URL = re.compile(r'[\s\x00-\x1f\x7f-\x9f\u2028\u2029"\\]')
 
 
@@ -368,5 +369,7 @@ class UrlTemplate:
         parts = [self._literals[0]]
         for name, literal in zip(self.fields, self._literals[1:], strict=True):
             text = guid if name == "guid" else json_text(row.get(name))
-            parts += (quote(text, safe="") if text.strip() else "-", literal)
+            if not PLAIN.fullmatch(text):
+                text = quote(text, safe="") if text.strip() else "-"
+            parts += (text, literal)
         return "".join(parts)

@@ -30,7 +30,7 @@ from .render import BlockRenderer
 from .tally import RejectReason, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from .render import Rendered
 
@@ -54,11 +54,7 @@ class Hand:
         if job.task is Task.INDEX_LINES:
             return _index_lines(job, data.split(b"\n"))
         offset = 1 if job.array and job.number == 0 else 0  # the line with the opening bracket
-
-        def rows() -> Iterator[bytes]:
-            lines = islice(BytesIO(data), offset, None)
-            return map(_element, lines) if job.array else lines
-
+        rows = b"".join(map(_element, islice(BytesIO(data), offset, None))) if job.array else data
         renderer = self._renderer if job.task is Task.RENDER else self._indexer
         fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         block = renderer.render(rows, frozenset(unpack(job.duplicates)), fresh)
@@ -91,11 +87,11 @@ class Hand:
             block.tally.rejected[RejectReason.MALFORMED_JSON] -= 1
             block.tally.rows -= 1
 
-    def _changed_records(self, rows: Callable[[], Iterator[bytes]], block: Rendered) -> Iterator[bytes]:
+    def _changed_records(self, rows: bytes, block: Rendered) -> Iterator[bytes]:
         """Records of the rejected rows whose id can be read: if they were sent, they have changed since."""
         unreadable = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectReason.DUPLICATE_ID)
         rejected = {at for at, reason in block.rejected if reason not in unreadable}
-        for at, row in enumerate(rows() if rejected else ()):
+        for at, row in enumerate(BytesIO(rows) if rejected else ()):
             if at in rejected:
                 row_id = identifier(orjson.loads(row).get("id"))
                 if row_id:
@@ -133,7 +129,7 @@ def _digest(line: bytes) -> bytes:
 def _element(line: bytes) -> bytes:
     """A line of a JSON array without the comma after its element."""
     text = line.rstrip(b" \t\r\n")
-    return text[:-1] if text.endswith(b",") and len(text.strip()) > 1 else line
+    return text[:-1] + b"\n" if text.endswith(b",") and len(text.strip()) > 1 else line
 
 
 def _too_long(number: int, beginning: bytes) -> Result:

@@ -128,7 +128,7 @@ def test_the_fast_path_matches_as_the_exact_one_does(template: str, log_format: 
     found = [row(id=f"{EPISODE[:-2]}{place:02d}", episode_id=episode) for place, episode in enumerate(ids)]
     conversion = Conversion(rules(Layout(log_format), url=template), KEY, catalogue)
     exact = [RowConverter(conversion).convert(raw) for raw in found]
-    block = BlockRenderer(conversion).render(lambda: iter(found))
+    block = BlockRenderer(conversion).render(b"\n".join(found))
     assert b"".join(block.texts).decode() == "".join(f"{outcome.line}\n" for outcome in exact)
     assert block.tally.unmapped_episodes == sum(outcome.unmapped for outcome in exact) == 5
 

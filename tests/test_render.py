@@ -7,7 +7,6 @@ import itertools
 import re
 import sys
 from datetime import date
-from io import BytesIO
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -166,7 +165,7 @@ def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = N
     renderer = BlockRenderer(made, fresh_after)
     slow = convert_slowly(rows, made, fresh_after=fresh_after)
     for _ in range(times):  # the second time from memos that are filled
-        block = renderer.render(lambda: BytesIO(data))
+        block = renderer.render(data)
         text = b"".join(block.texts).decode()
         assert text.split("\n") == "".join(slow.lines).split("\n")
         assert block.tally.as_json() == slow.tally.as_json()
@@ -224,7 +223,7 @@ def test_memory_of_what_was_seen_is_bounded() -> None:
             orjson.dumps({**GOOD, "id": f"i{n}", "ip": f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", "user_agent": str(n)})
             for n in range(start, start + 20_000)
         ]
-        renderer.render(lambda rows=rows: iter(rows))  # type: ignore[misc]  # mypy does not infer the default
+        renderer.render(b"\n".join(rows))
         memos = renderer._memos
         held = [len(memo) for memo in (memos.addresses, memos.addresses.odd, memos.agents, memos.times)]
         assert max(held) < 70_001
@@ -300,7 +299,7 @@ def test_any_bytes_are_a_row_or_rejected_or_blank(line: bytes, array: int) -> No
 def test_rows_that_are_not_ordinary_leave_no_memory_behind(line: bytes) -> None:
     """A day of blank or broken lines, however long, costs no memory that is not given back."""
     renderer = BlockRenderer(conversion(LogRules()))
-    renderer.render(lambda: iter([line] * 2000))
+    renderer.render(line * 2000)
     before = sys.getallocatedblocks()
-    renderer.render(lambda: iter([line] * 2000))
+    renderer.render(line * 2000)
     assert sys.getallocatedblocks() - before < 500
