@@ -1,0 +1,22 @@
+"""Runs pickup-point under libfaketime: ``python -m benchmarks.campaign.set_clock serve …``, preloaded by the caller.
+
+libfaketime 0.9.10 cannot sleep on the monotonic clock as Python 3.11 does (clock_nanosleep until an instant: EINVAL),
+so this process sleeps by waiting for what never comes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import SupportsIndex
+
+from server.cli import main
+
+
+def _sleep(seconds: float | SupportsIndex) -> None:
+    threading.Event().wait(float(seconds))
+
+
+if __name__ == "__main__":
+    time.sleep = _sleep
+    main()
