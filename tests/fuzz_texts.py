@@ -104,7 +104,7 @@ def _loaded(path: Path) -> Config | list[Problem]:
 
 
 def _secrets(data: bytes) -> list[str]:
-    """The values of secret keys in a file, where nothing else in it says the same."""
+    """The values of secret keys in a file, where neither the file nor a cure says the same elsewhere."""
     text = data.decode() if _is_utf8(data) else ""
     try:
         raw: Any = tomllib.loads(text)
@@ -114,7 +114,7 @@ def _secrets(data: bytes) -> list[str]:
     users = sftp.get("users") if isinstance(sftp, dict) else None
     found = [user.get("password_hash") for user in users if isinstance(user, dict)] if isinstance(users, list) else []
     found += [alerts.get(key) for key in ("webhook_url", "heartbeat_url")] if isinstance(alerts, dict) else []
-    return [one for one in found if isinstance(one, str) and len(one) > 8 and text.count(one) == 1]
+    return [one for one in found if isinstance(one, str) and len(one) > 20 and "{" not in one and text.count(one) == 1]
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -13,6 +13,8 @@ import re
 import subprocess
 import sys
 import time
+import zlib
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -53,10 +55,10 @@ def run(campaign: Campaign) -> list[Fault]:
             row.figures["not fuzzed"] = "pip install 'pickup-point[fuzz]'"
         return list(rows.values())
     total = sum(_SHARES[name] for name in TARGETS)
-    spare = 3.0 if campaign.short else 60.0  # to start processes, and to make the corpus small
+    spare = 5.0 if campaign.short else 60.0  # to start processes, and to make the corpus small
     each = {name: AT_ONCE * max(1.0, campaign.left - spare) * _SHARES[name] / total for name in TARGETS}
     if campaign.short:  # every target has its turn, however long a process takes to start
-        each = dict.fromkeys(TARGETS, max(1.0, (campaign.left - spare) * AT_ONCE / len(TARGETS) - 1.5))
+        each = dict.fromkeys(TARGETS, max(1.0, (campaign.left - spare) * AT_ONCE / len(TARGETS) - 2.5))
     with ThreadPoolExecutor(AT_ONCE) as turns:
         doing = [turns.submit(_fuzz, campaign, name, each[name], row) for name, row in rows.items()]
     for one in doing:
@@ -94,7 +96,7 @@ def _fuzz(campaign: Campaign, name: str, seconds: float, row: Fault) -> None:
             kind = _kind(said)
             if kind not in kinds:
                 kinds.add(kind)
-                row.lost.append(f"{name}: {kind}; the input lies in {findings} (seed {seed})")
+                row.lost.append(f"{name}: {kind} (seed {seed}); the input: {_newest(findings)}")
             if "== ERROR: libFuzzer" not in said:
                 return  # it did not even begin
     if not campaign.short and not kinds:
@@ -126,6 +128,13 @@ def _kind(said: str) -> str:
         return f"{exceptions[-1][:200]} at {':'.join(places[-1]) if places else 'an unknown place'}"
     errors = re.findall(r"ERROR: (libFuzzer.*)", said)
     return errors[-1][:200] if errors else f"it ended: {said[-300:]}"
+
+
+def _newest(findings: Path) -> str:
+    """The last input that broke something, in base64 of its deflated bytes, as long as it can be told."""
+    paths = sorted(findings.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    packed = b64encode(zlib.compress(paths[-1].read_bytes(), 9)).decode() if paths else ""
+    return packed if 0 < len(packed) < 4000 else f"lies in {findings}"
 
 
 def _make_small(name: str, found: Path) -> None:
