@@ -28,6 +28,7 @@ KEXINIT, NEWKEYS = 20, 21
 CIPHERS = ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes128-ctr"]
 MACS = ["hmac-sha2-256-etm@openssh.com", "hmac-sha2-256"]
 IGNORE = b"\0\0\0\x0c\x06\x02" + bytes(10)  # a whole packet, not encrypted (RFC 4253, section 11.2)
+WHOLE = -1
 CLIENT, SERVER = "client", "server"  # who sent it
 
 
@@ -138,7 +139,13 @@ async def fetch(
             target.fetched["middle", name] += 1
             await file.close()
             whole = True
-    except (asyncssh.Error, OSError, TimeoutError, EOFError):
+    except (
+        asyncssh.Error,
+        OSError,
+        TimeoutError,
+        EOFError,
+        ValueError,
+    ):  # ValueError: asyncssh's, of what makes no sense
         pass
     finally:
         if connection is not None:
@@ -224,12 +231,14 @@ async def downgraded(target: Target, dice: random.Random, row: Fault) -> int:
     return len(changes)
 
 
-def _followed_by(injected: bytes) -> Callable[[bytes], bytes]:
+def followed_by(injected: bytes) -> Callable[[bytes], bytes]:
+    """With a packet of ours behind the offer."""
     return lambda packet: packet + injected if packet[5] == KEXINIT else packet
 
 
-def _without_front(count: int) -> Callable[[int, bytes], bytes]:
-    return lambda place, data: data[count:] if place == 0 else data
+def without_front(count: int) -> Callable[[int, bytes], bytes]:
+    """Without the first bytes; all of the first piece, which holds the EXT_INFO packet alone, if count is WHOLE."""
+    return lambda place, data: data[count if count != WHOLE else len(data) :] if place == 0 else data
 
 
 async def truncated_prefix(target: Target, dice: random.Random, row: Fault) -> int:
@@ -239,12 +248,12 @@ async def truncated_prefix(target: Target, dice: random.Random, row: Fault) -> i
         for cipher, mac in (("chacha20-poly1305@openssh.com", MACS[0]), ("aes256-ctr", MACS[0])):
             for code in (b"\x02", b"\x04", b"\x03"):
                 injected = IGNORE[:5] + code + IGNORE[6:]
-                taken = dice.choice([0, 36, 44, 52])
+                taken = WHOLE if code == b"\x02" else dice.choice([0, 36, 44, 52])
                 whole, _ = await fetch(
                     target, dice, row,
                     Change(
                         of=sender,
-                        plain=_followed_by(injected), cipher=_without_front(taken),
+                        plain=followed_by(injected), cipher=without_front(taken),
                     ),
                     encryption_algs=[cipher], mac_algs=[mac],
                 )  # fmt: skip

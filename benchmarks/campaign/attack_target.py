@@ -171,3 +171,4 @@ class Target:
                 f"{what}: {key[1]} is recorded as picked up {complete[key]} times by {key[0]}, and was taken whole "
                 f"{self.fetched[key]} times",
             )
+            self.fetched[key] = max(self.fetched[key], complete[key])  # told once
