@@ -203,10 +203,10 @@ def _link(thread: int, descriptor: int) -> str:
 
 
 class _Tracer:
-    """Reads a stopped thread's call. ``folder`` is the one that counts."""
+    """Reads a stopped thread's call. ``folder`` is the one that counts; its parent holds its name."""
 
     def __init__(self, folder: str, *, contents: bool) -> None:
-        self._folder, self._contents = folder, contents
+        self._folder, self._parent, self._contents = folder, os.path.dirname(folder), contents  # noqa: PTH120  # as text
 
     def entered(self, thread: int) -> _Entered | None:
         """The call at whose entry the thread is stopped, if it is about the folder."""
@@ -225,7 +225,7 @@ class _Tracer:
                     base = ctypes.c_int(value & 0xFFFFFFFF).value
                 elif kind == "p":
                     paths.append(self._path(thread, base, value))
-        if not any(path == self._folder or path.startswith(f"{self._folder}/") for path in paths):
+        if not any(path in (self._folder, self._parent) or path.startswith(f"{self._folder}/") for path in paths):
             return None
         offset = 0
         if name in ("pwrite64", "pwritev", "pwritev2"):
