@@ -69,7 +69,7 @@ class Glance:
                     days = overview(
                         ledger.days(),
                         ledger.publications(),
-                        ledger.pickups(),
+                        ledger.first_pickups(),
                         [(user.name, user.required) for user in config.sftp.users],
                         DeadlinePolicy.of(config.alerts),
                         now,

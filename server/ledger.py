@@ -27,7 +27,7 @@ from .ledger_rows import (
 )
 from .records import DELIVERY
 from .rss_shelf import RssShelf
-from .schema import MIGRATIONS
+from .schema import FIRST_PICKUPS, MIGRATIONS, PICKUPS_OF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -288,13 +288,13 @@ class Ledger:
         with self._transaction() as run:
             return run("UPDATE pickup SET ending = 'interrupted' WHERE ending = ''").rowcount
 
-    def pickups(self, names: Sequence[LogName] | None = None) -> list[Pickup]:
-        """The pickups of these logs (or of all), in the order in which they began."""
-        if names is None:
-            return [pickup_of(row) for row in self._rows("SELECT * FROM pickup ORDER BY started")]
-        marks = ",".join("?" * len(names))
-        query = f"SELECT * FROM pickup WHERE log IN ({marks}) ORDER BY started"  # noqa: S608  # only question marks
-        return [pickup_of(row) for row in self._rows(query, [str(name) for name in names])]
+    def first_pickups(self) -> list[Pickup]:
+        """Of each log and user the first complete pickup, else the first: few, however often somebody opens files."""
+        return [pickup_of(row) for row in self._rows(FIRST_PICKUPS)]
+
+    def pickups(self, names: Sequence[LogName]) -> list[Pickup]:
+        """The pickups of these logs, in the order in which they began."""
+        return [pickup_of(row) for row in self._rows(PICKUPS_OF, [_json([str(name) for name in names])])]
 
     def record_login(self, user: str, at: datetime, address: str, client: str) -> None:
         """Note a login; the longest silence between two of a user's logins is kept, in seconds."""

@@ -47,6 +47,24 @@ class Pruned:
     unclaimed: tuple[Expiring, ...]
 
 
+class SteadyClock:
+    """The earlier of the local clock and the source's at the last round, counted on by a clock that never jumps.
+
+    The ledger knows the skew of a round: a local clock that jumps between two rounds would make files old.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[datetime, float] | None = None
+
+    def compared(self, now: datetime, source_now: datetime, counted: float) -> None:
+        """A round has compared the two clocks; ``counted`` is the monotonic clock in seconds at that instant."""
+        self._seen = min(now, source_now), counted
+
+    def now(self, counted: float) -> datetime | None:
+        """What it is now; None before the first round."""
+        return None if self._seen is None else self._seen[0] + timedelta(seconds=counted - self._seen[1])
+
+
 def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
     """Every file that is still published, and when it goes, the oldest first.
 
@@ -75,19 +93,23 @@ def unclaimed(files: Iterable[Expiring], pickups: Iterable[Pickup], now: datetim
     return [file for file in waiting if file.log.name not in taken]
 
 
-def prune(ledger: Ledger, point: PickupPoint, keep_days: int, now: datetime, *, dry_run: bool = False) -> Pruned:
+def prune(
+    ledger: Ledger, point: PickupPoint, keep_days: int, now: datetime, *, dry_run: bool = False, steady: bool = False
+) -> Pruned:
     """One retention pass, under the round lock; with ``dry_run`` it only says what it would remove.
+
+    ``now`` is the local clock, or, where ``steady``, one that no local clock can lead astray: a `SteadyClock`'s.
 
     Raises:
         DataFolderError, LedgerError: as the disk says; what was removed by then stays removed and recorded.
     """
-    # A local clock that runs ahead of the source's must not remove what the partner has yet to fetch.
-    now -= timedelta(seconds=max(0.0, float(ledger.facts().get("clock_skew", 0))))
+    if not steady:  # a local clock that runs ahead of the source's must not remove what the partner has yet to fetch
+        now -= timedelta(seconds=max(0.0, float(ledger.facts().get("clock_skew", 0))))
     files = ages(ledger.publications(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
     old_rejects = [name for name, mtime in point.rejects() if now > datetime.fromtimestamp(mtime, UTC) + keep]
-    waiting = unclaimed(files, ledger.pickups(), now)
+    waiting = unclaimed(files, ledger.first_pickups(), now)
     if not dry_run:
         for file in gone:
             point.remove(file.log.name)

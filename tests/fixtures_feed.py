@@ -175,7 +175,7 @@ class Site:
     def days(self, now: datetime, users: Sequence[tuple[str, bool]] = (("triton", True),)) -> dict[date, DayOverview]:
         """The days at a glance."""
         found = overview(
-            self.ledger.days(), self.ledger.publications(), self.ledger.pickups(), users, DeadlinePolicy(), now
+            self.ledger.days(), self.ledger.publications(), self.ledger.first_pickups(), users, DeadlinePolicy(), now
         )
         return {day.day: day for day in found}
 

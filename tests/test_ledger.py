@@ -376,7 +376,7 @@ def test_pickups_and_logins(ledger: Ledger) -> None:
     ledger.record_pickup(other.opened())
     assert ledger.interrupt_open_pickups() == 1
     assert ledger.pickups([log_name()]) == [done] and done.grade is Grade.COMPLETE
-    assert [str(pickup.ending) for pickup in ledger.pickups()] == ["closed", "interrupted"]
+    assert [str(pickup.ending) for pickup in ledger.pickups([log_name(), log_name(1)])] == ["closed", "interrupted"]
     for hours in (0, 30, 31):
         ledger.record_login("triton", at(1) + timedelta(hours=hours), "198.51.100.7", "JSch")
     assert ledger.logins() == {"triton": (at(2, "07:00"), "198.51.100.7", "JSch", 30 * 3600)}

@@ -12,7 +12,7 @@ import pytest
 from server.deadlines import DeadlinePolicy
 from server.megaphone import DayExport
 from server.overview import DayOverview, overview, span
-from server.proof import Ending, Grade, Pickup
+from server.proof import Ending, Grade, Pickup, PickupProgress
 from server.records import DayRecord, Failure, Hold, LedgerLog, Publication
 from server.tally import Tally
 from tests.fixtures_feed import DAY, Site, at, log_name, rows_of
@@ -163,3 +163,24 @@ async def test_the_newest_day_is_first(site: Site) -> None:
 def test_spans_are_said_as_people_say_them(left: timedelta, text: str) -> None:
     """Minutes, then hours up to two days, then days and hours."""
     assert span(left) == text
+
+
+def test_a_glance_reads_one_pickup_of_each_log_and_user(site: Site) -> None:
+    """However often files were opened: the first whole one, else the first at all; an hour of it is 90 MB otherwise."""
+
+    def pick_up(minute: int, *, user: str = "triton", number: int = 0, whole: bool = False) -> Pickup:
+        started = at(1, f"07:{minute:02d}")
+        progress = PickupProgress(log_name(number), 100, user, "198.51.100.7", "JSch", started)
+        progress.answered(0, 100 if whole else 50)
+        site.ledger.record_pickup(pickup := progress.finished(started + timedelta(seconds=9), closed=True, taken=True))
+        return pickup
+
+    for minute in range(30):
+        pick_up(minute)
+    first = pick_up(30, whole=True)
+    pick_up(31, whole=True)
+    begun = pick_up(40, user="other")
+    pick_up(41, user="other")
+    second = pick_up(20, number=1, whole=True)
+    found = site.ledger.first_pickups()
+    assert sorted(found, key=lambda pickup: pickup.started) == [second, first, begun]

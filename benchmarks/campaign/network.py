@@ -48,7 +48,7 @@ LAST_WORDS = 5.0  # seconds that the end of a phase takes
 # does to and fro in half an hour is below it.
 MOST_GROWTH = 256.0  # KiB a minute
 MOST_DESCRIPTORS = 0.2  # a minute
-LEAST_TO_SHOW, LEAST_TO_TELL = 100.0, 600.0  # seconds: in less, a slope is the warm-up's; in less, it is not judged
+LEAST_TO_SHOW, LEAST_TO_TELL = 100.0, 500.0  # seconds: in less, a slope is the warm-up's; in less, it is not judged
 USERS = ("good", "fuzz", "slow", "killed")
 
 
@@ -237,7 +237,7 @@ async def _given_back(pid: int, at_rest: int) -> int:
 def _judge(row: Fault, site: ServiceSite, good: Good, bad: guests.Guests) -> None:
     """The record of pickups: exact for the good client, and nobody else has taken what was not taken."""
     with closing(Ledger.read(site.folder / "data" / "ledger.sqlite3")) as ledger:
-        pickups = ledger.pickups()
+        pickups = ledger.pickups([log.name for log in ledger.logs()])
     complete = Counter((one.user, str(one.name)) for one in pickups if one.grade is Grade.COMPLETE)
     for name, count in good.fetched.items():
         recorded = complete["good", name]
@@ -251,8 +251,9 @@ def _judge(row: Fault, site: ServiceSite, good: Good, bad: guests.Guests) -> Non
 
 
 def _weigh(row: Fault, gauge: Gauge, seconds: float) -> None:
-    """Memory and descriptors: the most, and the slope after a quarter of the time."""
-    memory, opened = gauge.slope(1, seconds / 4), gauge.slope(2, seconds / 4)
+    """Memory and descriptors: the most, and the slope after the warm-up, which takes some two minutes."""
+    warm_up = max(seconds / 4, min(180.0, seconds / 2))
+    memory, opened = gauge.slope(1, warm_up), gauge.slope(2, warm_up)
     if seconds >= LEAST_TO_TELL:
         row.expect(memory < MOST_GROWTH, f"the memory grew by {memory:.0f} KiB a minute")
         row.expect(opened < MOST_DESCRIPTORS, f"the descriptors grew by {opened:.2f} a minute")
