@@ -12,6 +12,7 @@ import os
 import random
 import signal
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -26,7 +27,7 @@ from .metrics import MetricsServer
 from .pickup import PickupPoint
 from .probe import ProbeKey
 from .pulse import beat_for_ever
-from .retention import prune
+from .retention import SteadyClock, prune
 from .sftp import SftpServer
 from .threads import in_thread
 from .webhook import Pushes
@@ -73,6 +74,7 @@ class Service:
         self._round_due = asyncio.Event()
         self._catalogue_read = asyncio.Event()
         self._source_state = ""
+        self._clock, self._clock_compared = SteadyClock(), asyncio.Event()
         self._started = datetime.now(UTC)
         self._broadcast = Broadcast(config, parts, server)
         self._metrics = MetricsServer(self._broadcast.reading)
@@ -165,7 +167,7 @@ class Service:
         await self._first_catalogue()
         while True:
             await self._pause(pause)
-            now = datetime.now(UTC)
+            now, counted = datetime.now(UTC), monotonic()
             try:
                 outcome = await self._parts.feed.run_round(now)
             except SourceError as error:
@@ -180,6 +182,9 @@ class Service:
                 facts = {"round_error": str(error)}
             else:
                 failures = 0
+                waited = outcome.at - now  # until the source was asked
+                self._clock.compared(now, outcome.source_now - waited, counted)
+                self._clock_compared.set()
                 if not any(result.word == "failed" for result in outcome.results):
                     await self._pushes.heartbeat()
                 pause = self._config.export.poll_every
@@ -229,6 +234,7 @@ class Service:
     # Retention, served files, facts
 
     async def _prune_forever(self) -> None:
+        await self._clock_compared.wait()
         while True:
             try:
                 await in_thread(self._prune)
@@ -239,7 +245,8 @@ class Service:
     def _prune(self) -> None:
         parts = self._parts
         with parts.point.round_lock(lambda: None, parts.stop.is_set):
-            prune(parts.ledger, parts.point, self._config.retention.keep_days, datetime.now(UTC))
+            if (now := self._clock.now(monotonic())) is not None:
+                prune(parts.ledger, parts.point, self._config.retention.keep_days, now, steady=True)
 
     async def _refresh_forever(self) -> None:
         """Serve what a command run by hand has published or pruned."""

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.errors import DataFolderError
-from server.retention import Expiring, expired
+from server.retention import Expiring, SteadyClock, expired, prune
 from tests.fixtures_feed import DAY, Site, at, log_name, name, rows_of
 
 if TYPE_CHECKING:
@@ -173,3 +173,22 @@ def test_expired_is_a_matter_of_the_clock_that_is_handed_in() -> None:
     """More than ``keep_days`` days: the instant itself is not yet past."""
     file = Expiring(None, PUBLISHED, OLD)  # type: ignore[arg-type]  # the log is not looked at
     assert expired([file], OLD) == [] and expired([file], OLD + timedelta(microseconds=1)) == [file]
+
+
+def test_a_clock_that_jumps_between_two_rounds_makes_nothing_older() -> None:
+    """A pass goes by the clock that a round has compared with the source's, counted on by seconds that never jump."""
+    clock = SteadyClock()
+    assert clock.now(5.0) is None, "before the first round nothing is known of the clock"
+    clock.compared(PUBLISHED, PUBLISHED + SECOND, 100.0)
+    assert clock.now(100.0) == PUBLISHED
+    assert clock.now(3700.0) == PUBLISHED + timedelta(hours=1)
+    clock.compared(OLD, PUBLISHED + timedelta(days=1), 3800.0)
+    assert clock.now(3801.0) == PUBLISHED + timedelta(days=1) + SECOND
+
+
+async def test_a_pass_by_a_steady_clock_needs_no_correction(site: Site) -> None:
+    """The skew that the ledger remembers was of the local clock, which such a pass does not ask."""
+    await published(site)
+    site.ledger.note(clock_skew=86400.0 * 400)
+    assert site.prune(OLD + SECOND, dry_run=True).logs == ()
+    assert prune(site.ledger, site.point, 60, OLD + SECOND, steady=True).logs == (log_name(),)

@@ -58,7 +58,7 @@ async def _jumps(campaign: Campaign, row: Fault, stock: Stock) -> None:
     counts = {1: 0, 2: 0}
     server = FaultServer()
     async with fault_server(server):
-        site.configure(f'url = "s3://{BUCKET}"\nendpoint_url = "{server.url}"\nregion = "us-east-1"')
+        site.configure(f'url = "s3://{BUCKET}"\nendpoint_url = "{server.url}"\nregion = "us-east-1"', poll="2s")
         _set(offset, 0)
         environment = AWS | {
             "LD_PRELOAD": str(LIBRARY), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1",
