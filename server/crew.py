@@ -4,8 +4,9 @@ Starts processes and speaks to them through pipes. The promises: results come in
 under way at a time; a worker that dies, and a stop that is asked for, end the conversion at once as `ConversionFailed`;
 no process outlives it.
 
-The processes are started afresh (never forked from the one that serves) with nothing but three descriptors; the end
-of their standard input, which comes with the service's end however it ends, is their end.
+The processes are started afresh (never forked from the one that serves) with nothing but the three standard descriptors
+and that of the memory for rows; the end of their standard input, which comes with the service's end however it ends, is
+their end.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .errors import ConversionFailed
 from .job import Job, Result, Setup
+from .slots import Slots
 from .worker import Hand
 
 if TYPE_CHECKING:
@@ -152,11 +154,24 @@ class _Worker:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH"))))
         # Memory that a block needed is kept for the next one, not given back in between.
         environment |= {"MALLOC_TRIM_THRESHOLD_": str(_KEPT), "MALLOC_MMAP_THRESHOLD_": str(_KEPT)}
+        self._slots = Slots.make(AHEAD)
+        shared = () if self._slots is None else (self._slots.descriptor,)
         # -P: a folder that happens to hold a server.py is no reason to run that.
-        command = [sys.executable, "-P", "-m", f"{__package__}.worker"]
-        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
-        )
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            f"{__package__}.worker",
+            *(f"{number}" for fd in shared for number in (fd, AHEAD)),
+        ]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0, pass_fds=shared
+            )
+        except BaseException:
+            if self._slots is not None:
+                self._slots.close()
+            raise
         self._pipes = [pipe for pipe in (self._process.stdin, self._process.stdout) if pipe is not None]
         self.jobs, self.results = (pipe.fileno() for pipe in self._pipes)
         for descriptor in (self.jobs, self.results):
@@ -165,7 +180,7 @@ class _Worker:
                 fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE)
         self.outbox: deque[memoryview] = deque([memoryview(setup)])
         self._inbox = bytearray()
-        self._orders: deque[int] = deque()
+        self._orders: deque[tuple[int, int | None]] = deque()  # of the jobs it has: the order, the slot
 
     @property
     def under_way(self) -> int:
@@ -174,8 +189,9 @@ class _Worker:
 
     def give(self, job: Job, order: int) -> None:
         """One more job, the n-th of all."""
-        self._orders.append(order)
-        self.outbox.extend(memoryview(piece) for piece in job.pack() if piece)
+        slot = self._slots.put(job.pieces) if self._slots is not None else None
+        self._orders.append((order, slot))
+        self.outbox.extend(memoryview(piece) for piece in job.pack(slot) if piece)
         self.send()
 
     def send(self) -> None:
@@ -203,7 +219,10 @@ class _Worker:
         while len(self._inbox) >= 4 and len(self._inbox) - 4 >= (size := int.from_bytes(self._inbox[:4], "little")):
             body = bytes(memoryview(self._inbox)[4 : 4 + size])
             del self._inbox[: 4 + size]
-            yield self._orders.popleft(), Result.unpack(body)
+            order, slot = self._orders.popleft()
+            if self._slots is not None and slot is not None:
+                self._slots.free(slot)
+            yield order, Result.unpack(body)
 
     def _death(self) -> ConversionFailed:
         self.end()
@@ -222,6 +241,9 @@ class _Worker:
         code = self._process.wait()
         for pipe in self._pipes:
             pipe.close()
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
         return code
 
 

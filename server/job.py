@@ -25,10 +25,11 @@ from .triton import UrlTemplate
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_JOB = struct.Struct("<IBBiIII")  # number, task, flags, id column, lengths of data, duplicates and fresh
+_JOB = struct.Struct("<IBBBiIII")  # number, task, flags, slot, id column, lengths of data, duplicates and fresh
 _RESULT = struct.Struct("<IIIIIi7I")  # number, lines, CRC, length, log lines, place of `]`, lengths of the parts
 _REJECT = struct.Struct("<II")
 FILTERED, REJECTED = bytes(8), b"\xff" * 8  # in the place of the digest of a line, in the records of rows
+_NO_SLOT = 255
 _TOO_LONG, _ARRAY, _WANT_IDS, _FRESH = 1, 2, 4, 8
 
 
@@ -59,8 +60,8 @@ class Job:
     fresh: bytes | None = None
     id_column: int = 0
 
-    def pack(self) -> list[bytes | memoryview]:
-        """As bytes, in pieces."""
+    def pack(self, slot: int | None = None) -> list[bytes | memoryview]:
+        """As bytes, in pieces, without the rows if they lie in a slot."""
         flags = (
             self.too_long * _TOO_LONG
             | self.array * _ARRAY
@@ -68,20 +69,21 @@ class Job:
             | (self.fresh is not None) * _FRESH
         )
         fresh, length = self.fresh or b"", sum(map(len, self.pieces))
-        head = _JOB.pack(self.number, self.task, flags, self.id_column, length, len(self.duplicates), len(fresh))
-        return [head, *self.pieces, self.duplicates, fresh]
+        place = _NO_SLOT if slot is None else slot
+        head = _JOB.pack(self.number, self.task, flags, place, self.id_column, length, len(self.duplicates), len(fresh))
+        return [head, *(self.pieces if slot is None else ()), self.duplicates, fresh]
 
     @classmethod
-    def read(cls, read: Callable[[int], bytes]) -> Job | None:
-        """The next job from a pipe, or None at its end."""
+    def read(cls, read: Callable[[int], bytes], take: Callable[[int, int], bytes] | None = None) -> Job | None:
+        """The next job from a pipe, or None at its end; ``take`` gives so many bytes of a slot."""
         head = read(_JOB.size)
         if len(head) < _JOB.size:
             return None
-        number, task, flags, id_column, length, duplicates, fresh = _JOB.unpack(head)
+        number, task, flags, slot, id_column, length, duplicates, fresh = _JOB.unpack(head)
         return cls(
             number=number,
             task=Task(task),
-            pieces=(read(length),),
+            pieces=(take(slot, length) if take is not None and slot != _NO_SLOT else read(length),),
             too_long=bool(flags & _TOO_LONG),
             array=bool(flags & _ARRAY),
             want_ids=bool(flags & _WANT_IDS),

@@ -1,7 +1,8 @@
 """The work on one block; and the worker process that does it, job after job, until its pipe ends.
 
-Reads jobs from standard input, writes results to standard output. The promises: a result depends on its job alone, so
-who does it, and when, changes nothing; and the process ends when the service does, however that ends.
+Reads jobs from standard input, the rows of most of them from shared memory; writes results to standard output. The
+promises: a result depends on its job alone, so who does it, and when, changes nothing; and the process ends when the
+service does, however that ends.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .megaphone import identifier
 from .member import deflate
 from .podcasts import PodcastBooks
 from .render import BlockRenderer
+from .slots import Slots
 from .tally import RejectReason, Tally
 
 if TYPE_CHECKING:
@@ -155,11 +157,12 @@ def main() -> None:
     with suppress(OSError):  # a sandbox may refuse it
         os.nice(_NICE)
     jobs = sys.stdin.buffer
+    take = Slots(*map(int, sys.argv[1:])).take if len(sys.argv) > 1 else None
     hand = Hand(Setup.unpack(jobs.read(int.from_bytes(jobs.read(4), "little"))))
     gc.freeze()
     gc.disable()  # nothing here makes cycles
     with suppress(BrokenPipeError):
-        while (job := Job.read(jobs.read)) is not None:
+        while (job := Job.read(jobs.read, take)) is not None:
             rest = memoryview(hand.do(job).pack())
             while rest:
                 rest = rest[os.write(1, rest) :]

@@ -11,14 +11,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
 from server.crew import Workers
 from server.errors import ConversionFailed
 from server.job import Setup
 from server.pipeline import Tuning
+from server.slots import SLOT
 
 from .reference_conversion import SMALL, assert_is, conversion, convert, convert_slowly, export_file, sample
+from .rows import GOOD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +130,38 @@ def test_workers_know_nothing_of_systemd_and_need_no_current_folder(
         assert not [entry for entry in environment if entry.startswith((b"NOTIFY_", b"WATCHDOG_", b"LISTEN_"))]
         descriptors = [Path(f"/proc/{worker}/fd/{n}").resolve() for n in (0, 1)]
         assert all(path.name.startswith("pipe:") for path in descriptors)
+
+
+@pytest.mark.parametrize("how", ["refused", "absent"])
+def test_where_memory_cannot_be_shared_the_rows_go_through_the_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A sandbox may refuse it, a system may not have it: the lines are the same."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    if how == "refused":
+        monkeypatch.setattr(os, "memfd_create", refuse)
+    else:
+        monkeypatch.delattr(os, "memfd_create")
+    rows = sample(500)
+    assert_is(convert_slowly(rows, conversion()), *convert(export_file(tmp_path, rows), workers=2))
+
+
+def test_rows_that_are_too_long_for_a_slot_go_through_the_pipe(tmp_path: Path) -> None:
+    """Between others that are not, in their order."""
+    rows = [orjson.dumps(GOOD | {"id": f"i{n}", "city": "x" * (SLOT if n % 3 == 1 else 1)}) for n in range(9)]
+    assert_is(convert_slowly(rows, conversion()), *convert(export_file(tmp_path, rows), workers=2))
+
+
+def test_a_crew_leaves_no_descriptor_open() -> None:
+    """Neither pipes nor shared memory."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with Workers(2, Setup(conversion()), threading.Event()):
+            pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_small_export_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

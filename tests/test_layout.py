@@ -49,7 +49,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("edge", "systemd", "systemd"),
     ("edge", "threads", "threads"),
     ("edge", "log output", "log_output"),
-    ("engine", "pipeline", "pipeline blocks ids crew worker sent"),
+    ("engine", "pipeline", "pipeline blocks ids crew slots worker sent"),
     ("story", "feed", "feed publishing"),
     ("story", "retention", "retention"),
     ("story", "catalogue", "refresh"),
