@@ -68,13 +68,14 @@ def run(campaign: Campaign) -> list[Fault]:
 
 def _replay(name: str, row: Fault) -> None:
     """The kept corpus, in this process."""
-    files = sorted((CORPUS / name).iterdir())
+    files, broken = sorted((CORPUS / name).iterdir()), []
     for path in files:
         row.tried += 1
         try:
             TARGETS[name](path.read_bytes())
         except Exception as error:
-            row.lost.append(f"{path.name} of the corpus: {error!r}")
+            broken.append(f"{path.name}: {error!r}")
+    row.expect(not broken, f"{len(broken)} files of the corpus, the first of them {''.join(broken[:1])}")
     row.figures["of them kept as a corpus"] = len(files)
 
 
