@@ -109,7 +109,7 @@ def prune(
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
     old_rejects = [name for name, mtime in point.rejects() if now > datetime.fromtimestamp(mtime, UTC) + keep]
-    waiting = unclaimed(files, ledger.pickups(), now)
+    waiting = unclaimed(files, ledger.first_pickups(), now)
     if not dry_run:
         for file in gone:
             point.remove(file.log.name)
