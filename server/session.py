@@ -34,6 +34,7 @@ ONLY_SFTP = b"This service allows SFTP only.\n"
 UNSENT_HIGH = 256 * 1024  # bytes of one channel, and of the socket
 UNSENT_LOW = 64 * 1024
 TURN = 1 << 20  # bytes answered before other connections get their turn
+REQUEST_COST = 16 * 1024  # bytes that a request counts for beside its reply: small ones take time too
 MOST_WAITING = 32 * 1024  # bytes of requests that wait for an earlier one
 SETTLE_POLL = 0.05  # seconds
 _WHAT_TO_SWITCH_OFF = {
@@ -130,7 +131,10 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Bytes of requests."""
         if self._view is not None and not self._lost:
             self._inbox += data
-            self.pump()
+            if self._pump_planned:
+                self._balance()
+            else:
+                self.pump()
 
     def eof_received(self) -> bool:
         """The client sends nothing more; what it asked is still answered."""
@@ -188,7 +192,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 self._task = asyncio.get_running_loop().create_task(self._answer_later(reply))
                 break
             self._send(reply)
-            turn -= len(reply)
+            turn -= len(reply) + REQUEST_COST
             if turn <= 0:
                 self.plan_pump()
                 break
@@ -199,14 +203,14 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Stop taking requests in while earlier ones wait, and end the session when all is done."""
         if self._lost or self._view is None:
             return
-        stuck = self._stuck
+        stuck = self._stuck or self._pump_planned
         if stuck and len(self._inbox) > MOST_WAITING and not self._reading_paused:
             self._reading_paused = True
             self._channel.pause_reading()
         elif self._reading_paused and not stuck and len(self._inbox) <= MOST_WAITING:
             self._reading_paused = False
             asyncio.get_running_loop().call_soon(self._resume_reading)
-        elif self._ended and not (stuck or self._pump_planned or self._reading_paused):
+        elif self._ended and not (stuck or self._reading_paused):
             self._channel.exit(0)
 
     def _resume_reading(self) -> None:

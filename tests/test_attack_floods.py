@@ -12,9 +12,16 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.connection import FREE_EXCHANGES, MOST_EXCHANGES_BEFORE_LOGIN, MOST_PACKETS_BEFORE_LOGIN
+from server.connection import (
+    FREE_EXCHANGES,
+    MOST_EXCHANGES_BEFORE_LOGIN,
+    MOST_PACKETS_BEFORE_LOGIN,
+    RECEIVE_WINDOW,
+)
+from server.session import MOST_WAITING, REQUEST_COST, TURN, SftpSession
+from server.view import View
 
-from .fixtures_sftp import NAME, RawSftp, Running
+from .fixtures_sftp import NAME, RawSftp, Running, string
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -101,3 +108,32 @@ async def test_a_stranger_s_key_exchanges_have_an_end(listener: Running) -> None
     await until_alone(listener)
     assert client.done < MOST_EXCHANGES_BEFORE_LOGIN + 2
     assert "too-many-requests" in reasons(entries)
+
+
+async def test_a_flood_of_small_questions_takes_turns(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them: all are answered, in many turns between which others get theirs, and those that wait
+    stay in the client's memory."""
+    pump, answer = SftpSession.pump, View.answer
+    turns: list[int] = []
+    most_waiting = 0
+
+    def counting(view: View, request: bytes) -> Any:
+        turns[-1] += 1
+        return answer(view, request)
+
+    def watching(session: SftpSession) -> None:
+        nonlocal most_waiting
+        turns.append(0)
+        most_waiting = max(most_waiting, len(session._inbox))
+        pump(session)
+
+    monkeypatch.setattr(View, "answer", counting)
+    monkeypatch.setattr(SftpSession, "pump", watching)
+    async with listener.connect() as connection:
+        raw = await RawSftp.open(connection)
+        raw.writer.write(string(b"\x11" + bytes(4) + string(b"/")) * 5_000)
+        for _ in range(5_000):
+            assert (await raw.receive())[0] == 105
+    assert sum(turns) == 5_001
+    assert max(turns) <= TURN // REQUEST_COST + 1
+    assert most_waiting <= MOST_WAITING + RECEIVE_WINDOW
