@@ -17,7 +17,7 @@ from server.keys import make_keys
 from .account import Fault
 from .instants import Life, feed_life, serve_life
 from .scenes import Scene, carry_on, command, make_scenes
-from .standing import Seen, standing
+from .standing import Seen
 from .tracing import cannot_trace, traced
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def _at_calls(campaign: Campaign, pool: ProcessPoolExecutor) -> Fault:
     ]
     fault.figures["such calls in the scenes"] = len(deaths) // 2
     orders = evenly(deaths, campaign.rng("killing", "calls"))
-    until = campaign.seconds * (0.45 if campaign.short else 0.5)
+    until = campaign.left * 0.5
     jobs = (
         Death(scene, call, after, campaign.folder / f"death-{number}", number % 4 == 0, number % 3 == 0)
         for number, (scene, call, after) in enumerate(orders)
     )
-    for killed, wrong in all_results(pool, die, jobs, lambda: campaign.seconds - campaign.left < until):
+    for killed, wrong in all_results(pool, die, jobs, lambda: campaign.left > until):
         fault.tried += killed
         fault.lost += wrong
     return fault
@@ -108,13 +108,12 @@ def die(death: Death) -> tuple[bool, list[str]]:
         trace = traced(lambda: command(folder, *scene.act), folder / "data", kill_at=death.call, after=death.after)
         wrong = seen.look(folder / "data" / "pickup")
         expected = scene.grow(folder) if death.grows else scene.expected
-        wrong += carry_on(scene, folder)
+        wrong += carry_on(scene, folder, expected)
         wrong += seen.look(folder / "data" / "pickup")
-        wrong += standing(folder / "data", expected)
         wrong += [f"{name} was not removed" for name in scene.goes if (folder / "data" / "pickup" / name).exists()]
         if death.thorough and not wrong:
             names = sorted(seen.files)
-            wrong += carry_on(scene, folder) + seen.look(folder / "data" / "pickup")
+            wrong += carry_on(scene, folder, expected) + seen.look(folder / "data" / "pickup")
             wrong += ["one more round published something"] * (names != sorted(seen.files))
         where = f"{scene.name}, killed {'after' if death.after else 'before'} call {death.call}"
         return trace.code == -signal.SIGKILL, [f"{where}: {one}" for one in wrong]

@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import struct
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,14 +55,27 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 def cannot_trace() -> str:
-    """Why this machine cannot do it, or an empty text."""
+    """Why this machine cannot do it, or an empty text. The promise above is tried for real."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return "the tracer knows the system calls of Linux on x86-64 only"
-    try:
-        trace = traced(lambda: 0, Path("/nowhere"))
-    except OSError as error:
-        return f"ptrace(2) is refused ({error.strerror}): sysctl kernel.yama.ptrace_scope=1, or --cap-add SYS_PTRACE"
-    return "" if trace.code == 0 else f"a traced process ended with {trace.code}"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+
+        def make_two() -> int:
+            (folder / "1").mkdir()
+            (folder / "2").mkdir()
+            return 0
+
+        try:
+            before = traced(make_two, folder, kill_at=0)
+            made_before = sorted(path.name for path in folder.iterdir())
+            after = traced(make_two, folder, kill_at=0, after=True)
+            made_after = sorted(path.name for path in folder.iterdir())
+        except OSError as error:
+            return f"ptrace(2) is refused ({error.strerror}): sysctl kernel.yama.ptrace_scope=1; --cap-add SYS_PTRACE"
+    if (before.code, after.code) != (-signal.SIGKILL,) * 2 or (made_before, made_after) != ([], ["1"]):
+        return f"the tracer does not kill where it should: {before.code} {made_before}, {after.code} {made_after}"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
