@@ -24,7 +24,7 @@ from .convert import RowConverter
 from .ids import pack_id, pack_uuids, unpack
 from .megaphone import REPORTING_SECONDS
 from .memo import ENDS_IN_ZERO, Memos, Unusual, without_hash
-from .ordinary import decode
+from .ordinary import RowDecoder
 from .tally import FilterReason, RejectReason, RowRejected, Tally
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class BlockRenderer:
         self._fresh_after = fresh_after
         self._fresh_cells = fresh_after.replace(" ", "\t") if fresh_after is not None else None
         self._memos = Memos(conversion)
+        self._decode = RowDecoder().decode
         self._arrange = Arrangement(rules.layout) if rules.layout.columns is not None else None
         self._odd_ids = False  # whether the last block held many ids that are no UUIDs
 
@@ -170,7 +171,7 @@ class BlockRenderer:
         """
         memos, arrange = self._memos, self._arrange
         count = len(rows)
-        ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = decode(rows)
+        ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = self._decode(rows)
         if (check_ids and not all(map(_PLAIN_ID.fullmatch, ids))) or (
             arrange is not None and "\n" in "".join(ids)  # lines are taken apart again there
         ):

@@ -110,11 +110,11 @@ ODD_FIELD_VALUES: dict[str, list[Any]] = {
 }  # fmt: skip
 # What a decoder may pass over in a field that no line is made of, and must not.
 UNKNOWN_VALUES = [
-    b'"\xff"', b'"\xc3"', b'"\xed\xa0\x80"', b'"\xf0\x9f\x8e\xa7"', b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\\x41"', b'"\x01"',
-    b'"\x7f"', b'"', b"01", b"-", b"1.", b".5", b"+1", b"1e", b"1e5", b"1e400", b"-0", b"9" * 40, b"0x1", b"NaN", b"Infinity",
-    b"tru", b"nulll", b"'a'", b"", b",", b"[1,]", b'{"a":1,}', b'{"a"}', b"{1:2}", b'[{"a":[null]}]', b'{"id":"inner"}',
-    b"[" * 500 + b"]" * 500, b"[" * 990 + b"]" * 990, b"[" * 1023 + b"]" * 1023, b"[" * 1030 + b"]" * 1030,
-    b'{"a":' * 400 + b"1" + b"}" * 400, b"1 /* note */", b"1\x00", b"1\x0b", b'"a" "b"',
+    b'"\xff"', b'"\xc3"', b'"\xed\xa0\x80"', b'"\xf0\x9f\x8e\xa7"', b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\\x41"',
+    b'"\x01"', b'"\x7f"', b'"', b"01", b"-", b"1.", b".5", b"+1", b"1e", b"1e5", b"1e400", b"9" * 400, b"-0", b"9" * 40,
+    b"0x1", b"NaN", b"Infinity", b"tru", b"nulll", b"'a'", b"", b",", b"[1,]", b'{"a":1,}', b'{"a"}', b"{1:2}",
+    b'[{"a":[null]}]', b'{"id":"inner"}', b"[" * 500 + b"]" * 500, b"[" * 990 + b"]" * 990, b"[" * 1023 + b"]" * 1023,
+    b"[" * 1030 + b"]" * 1030, b'{"a":' * 400 + b"1" + b"}" * 400, b"1 /* note */", b"1\x00", b"1\x0b", b'"a" "b"',
 ]  # fmt: skip
 
 
