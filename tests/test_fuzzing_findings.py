@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import orjson
@@ -12,8 +14,10 @@ import pytest
 from server.blocks import GzipText
 from server.convert import Conversion, LogRules
 from server.errors import ExportTorn
+from server.job import Job, Setup, Task
 from server.pipeline import SentLog
 from server.triton import ColumnSpec, Layout
+from server.worker import Hand
 
 from .reference_conversion import DAY, KEY, assert_is, convert, convert_slowly, export_file
 from .rows import row
@@ -97,3 +101,28 @@ def test_a_large_gzip_header_with_an_end_is_read() -> None:
     with GzipText(io.BytesIO(file), "export") as text:
         assert text.read(100) == b"row\n"
         assert text.read(100) == b""
+
+
+@pytest.mark.xfail(reason="the memos are bounded by entries, not by what they hold")
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("user_agent", "x" * 200_000), ("ip", "x" * 200_000), ("created_at", f"{DAY}T12:00:00.{'0' * 200_000}")],
+)
+def test_long_values_leave_nothing_behind(field: str, text: str) -> None:
+    """Fifty thousand user agents of a megabyte would be remembered, each in its column's memo: 50 GB."""
+    hand = Hand(Setup(Conversion(LogRules(), KEY, day=DAY)))
+
+    def do(number: int) -> None:
+        rows = [own(f"{number}-{n}", **{field: f"{text}{number:02}{n:02}"}) for n in range(10)]
+        assert hand.do(Job(number, Task.RENDER, (b"\n".join(rows),))).tally.lines == 10
+
+    do(0)
+    tracemalloc.start()
+    try:
+        for number in range(1, 6):
+            do(number)
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 4 * len(text)

@@ -1,7 +1,7 @@
 """The most memory that a process and those of its descendants that live beside it took, each at its own worst moment.
 
 Reads /proc. The kernel keeps every process's own peak, so nothing that comes and goes between two looks is missed; the
-sum is never less than what was held at once.
+sum is never less than what was held at once (but for shared memory, which counts once).
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Peak:
             self.bytes = max(self.bytes, _held(self._pid))
 
 
-def _held(pid: int) -> int:
-    """The peaks of a process and its descendants, added up."""
+def _held(pid: int, *, child: bool = False) -> int:
+    """The peaks of a process and its descendants, added up; what children share with it is counted once."""
     held = 0
     with suppress(OSError):
-        if match := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()):
-            held = int(match[1]) << 10
+        told = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
+        held = int(told["VmHWM"]) - child * int(told["RssShmem"]) << 10 if "VmHWM" in told else 0
         for task in Path(f"/proc/{pid}/task").iterdir():
-            held += sum(_held(int(child)) for child in (task / "children").read_text().split())
+            held += sum(_held(int(one), child=True) for one in (task / "children").read_text().split())
     return held
