@@ -29,7 +29,7 @@ ID_FIRST = Layout(columns=(ColumnSpec("id", value="x-metric-id"), ColumnSpec("da
 
 
 def own(number: object, **changes: object) -> bytes:
-    return row(id=f"{number}", created_at=f"{DAY}T12:00:00Z", **changes)
+    return row(**{"id": f"{number}", "created_at": f"{DAY}T12:00:00Z", **changes})
 
 
 @pytest.mark.xfail(reason="an element of an array that is only blanks is lost with its comma")
@@ -56,7 +56,6 @@ def test_a_late_row_whose_id_begins_its_line_with_a_number_sign_is_not_sent_agai
     assert [text.splitlines()[1:] for text in late.texts] == [[f"%233\t{DAY}"]]
 
 
-@pytest.mark.xfail(reason="the fast path does not look at numbers in fields that it skips")
 @pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"1" * 400, b"[1e400]", b'{"a":1e999}'])
 @pytest.mark.parametrize("url", ["/{podcast_id}.mp3", "/{podcast_id}/{city}.mp3"])
 @pytest.mark.parametrize("beside", [{}, {"user_agent": "Gerät"}])
