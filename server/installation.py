@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config_place import SEARCHED, find_config
+from .disk import told
 from .errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -43,13 +44,17 @@ def become_owner(config: Config) -> None:
 
     What stays of root is the right to look: systemd keeps a DynamicUser's folder below /var/lib/private, which only
     root may enter, and the keys may be root's alone. What is written is the owner's.
+
+    Raises:
+        DataFolderError: the disk does not say whose it is.
     """
     if os.geteuid() != 0:
         return
     folder = config.data_dir.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    owner = folder.stat()
+    with told(folder):
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        owner = folder.stat()
     if owner.st_uid != 0:
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from structlog.testing import capture_logs
 from server import pickup
 from server.disk import file_lock
 from server.errors import DataFolderError, LedgerError
+from server.installation import become_owner
 from server.ledger import Ledger
 from tests.fixtures_feed import DAY, Site, at, log_name, name, rows_of
 
@@ -77,6 +79,14 @@ def test_a_ledger_whose_mode_cannot_be_set_is_told_and_closed(tmp_path: Path, mo
         with pytest.raises(LedgerError, match="Read-only file system"):
             Ledger.open(tmp_path / "ledger.sqlite3")
     assert not [fd for fd in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(fd)]
+
+
+def test_a_folder_whose_owner_the_disk_does_not_tell_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of root's asks for it first."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(Path, "stat", refuses(errno.EIO))
+    with pytest.raises(DataFolderError, match="Input/output error"):
+        become_owner(SimpleNamespace(data_dir=Path("/data")))  # type: ignore[arg-type]  # all that it looks at
 
 
 async def test_a_file_that_cannot_be_read_is_not_taken_for_a_torn_one_by_a_new_ledger(

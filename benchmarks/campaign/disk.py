@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .account import Campaign
 
-SHARES = (0.4, 0.1, 0.2, 0.1, 0.2)  # of the time, row by row
+SHARES = (0.3, 0.07, 0.35, 0.16, 0.12)  # of the time, row by row
 MOST_TIMES = 12  # of one call on one path: more are drawn by lot
 AT_ONCE = 2
 ROWS = 100
@@ -106,7 +106,7 @@ def tries(calls: list[tracer.Call], dice: random.Random) -> Iterator[Try]:
     yield from (one for one in every if one not in done)
 
 
-def template(folder: Path, keys: Path) -> Stock:
+def template(folder: Path, keys: Path, rows: int = ROWS, per_file: int = 40) -> Stock:
     """An installation before a round that does everything: a new day in three files with rejects, late rows of
     another, and a file and rejects that are to be pruned."""
     folder.mkdir()
@@ -122,9 +122,9 @@ def template(folder: Path, keys: Path) -> Stock:
         os.utime(rejects, (0, 0))
     with closing(sqlite3.connect(site.folder / "data" / "ledger.sqlite3")) as ledger, ledger:
         ledger.execute("UPDATE publication SET published_at = '2026-01-01T06:00:00+00:00' WHERE day = ?", (str(old),))
-    site.configure(log="max_rows_per_file = 40", more="[retention]\nkeep_days = 4")
+    site.configure(log=f"max_rows_per_file = {per_file}", more="[retention]\nkeep_days = 4")
     stock.put(day_before(2), 45)
-    stock.put(day_before(1), ROWS, broken=1)
+    stock.put(day_before(1), rows, broken=1)
     del stock.ids[old]
     return stock
 
@@ -162,11 +162,12 @@ def _by_hand(campaign: Campaign, row: Fault) -> None:
         return
     calls = tracer.calls_on(traced.site.folder / "data", log)
     planned = iter([*tries(calls, campaign.rng("disk", "calls"))])  # threads may share a list, not a generator
+    kinds = len({call.name for call in calls})
     places: Counter[tuple[str, str]] = Counter()
 
     def work(number: int) -> None:
         log = campaign.folder / f"strace-{number}.log"
-        while campaign.left > 0 and (one := next(planned, None)) is not None:
+        while (campaign.left > 0 or row.tried < kinds) and (one := next(planned, None)) is not None:
             stock = copy(whole, campaign.folder / f"hand-{number}")
             words = one.words(stock.site.folder / "data")
             ended = _traced(stock, log, words)
@@ -181,13 +182,14 @@ def _by_hand(campaign: Campaign, row: Fault) -> None:
 
 
 def _short_writes(campaign: Campaign, row: Fault) -> None:
-    whole = template(campaign.folder / "template-2", campaign.folder / "keys")
+    whole = template(campaign.folder / "template-2", campaign.folder / "keys", rows=1500, per_file=1000)
     dice = campaign.rng("disk", "short writes")
     refused = Counter[bool]()
 
     def work(number: int) -> None:
-        while campaign.left > 0 or not row.tried:
-            most = dice.choice([dice.randrange(64), dice.randrange(6000), dice.randrange(200_000)])
+        while campaign.left > 0 or row.tried < 4:
+            # The first two befall the ledger, too; a log file of half a megabyte alone is cut by the third.
+            most = [dice.randrange(6000), dice.randrange(250_000), dice.randrange(300_000, 520_000)][row.tried % 3]
             stock = copy(whole, campaign.folder / f"short-{number}")
             ended = warm.run(stock.site.config, ["feed"], ["prune"], most=most)
             row.tried += 1

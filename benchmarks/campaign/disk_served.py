@@ -179,7 +179,7 @@ async def _errors(campaign: Campaign, row: Fault, stock: Stock) -> None:
     shop = await opened(stock, row)
     faults: list[tuple[tuple[str, ...], str]] = []
     felt, until = 0, campaign.seconds * 0.15 if not campaign.short else 3.0
-    while campaign.left > until and not row.lost:
+    while (campaign.left > until or row.tried < 2) and not row.lost:
         faults = faults or dice.sample(FAULTS, len(FAULTS))
         calls, place = faults.pop()
         error = dice.choice(tracer.ERRORS[calls[0]])

@@ -5,10 +5,13 @@ Touches the folder of a `tests.fixtures_service.ServiceSite`.
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.fixtures_service import GARBAGE, export_of
+from tests.fixtures_service import GARBAGE
+from tests.rows import row
 
 from .standing import Seen, standing
 
@@ -30,8 +33,9 @@ class Stock:
 
     def put(self, day: date, rows: int, *, broken: int = 0) -> None:
         """Deliver a day, or its next version: so many good rows and some that are rejected."""
-        self.site.put(day, export_of(day, rows, *GARBAGE[:broken]))
         self.ids[day] = [f"{day}-{n}" for n in range(rows)]
+        lines = [*(_row(day, n) for n in range(rows)), *GARBAGE[:broken]]
+        self.site.put(day, gzip.compress(b"".join(line + b"\n" for line in lines), 1, mtime=0))
 
     def look(self, data_dir: Path | None = None) -> list[str]:
         """What is wrong with what a client sees now."""
@@ -40,6 +44,13 @@ class Stock:
     def wrong(self, data_dir: Path | None = None) -> list[str]:
         """What is wrong with the installation at rest."""
         return standing(data_dir or self.site.folder / "data", self.ids)
+
+
+def _row(day: date, number: int) -> bytes:
+    """A good row, which takes half a kilobyte of a log file however well that is compressed: disks must get full."""
+    bulk = hashlib.shake_256(f"{day}-{number}".encode()).hexdigest(500)
+    at = f"{day}T{number // 3600 % 24:02d}:{number // 60 % 60:02d}:{number % 60:02d}.000Z"
+    return row(id=f"{day}-{number}", created_at=at, user_agent=f"Player/{bulk}")
 
 
 def untold(text: str, codes: Sequence[int | None]) -> list[str]:
