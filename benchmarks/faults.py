@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 # Part: (module of benchmarks.campaign, minutes of the whole form, seconds of the short one).
 PARTS: dict[str, tuple[str, float, float]] = {
-    "killing": ("killing", 20, 40),
+    "killing": ("killing", 24, 40),
     "disk": ("disk", 15, 40),
     "power": ("power", 15, 30),
-    "bucket": ("bucket", 11, 30),
+    "bucket": ("bucket", 11, 40),
     "network": ("network", 31, 40),
     "clock": ("clock", 5, 30),
     "hostile": ("hostile", 5, 30),
