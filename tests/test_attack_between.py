@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -57,8 +58,13 @@ class Target:
 
     @property
     def serving(self) -> Any:
-        """How often somebody came in."""
-        return SimpleNamespace(running=SimpleNamespace(count=lambda _: len(self.listener.logins)))
+        """Its log, as far as it is asked for logins."""
+
+        def count(pattern: str) -> int:
+            lines = [f"[conn=1 triton {login.address}] logged in" for login in self.listener.logins]
+            return sum(bool(re.search(pattern, line)) for line in lines)
+
+        return SimpleNamespace(running=SimpleNamespace(count=count))
 
     def connect(self, _user: str, _dice: random.Random, _network: int, **options: Any) -> Any:
         """A client that goes where it is told."""

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 import traceback
+import warnings
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ def run(campaign: Campaign) -> list[Fault]:
     """The rows of this part."""
     for name in ("asyncssh", "asyncio", "paramiko"):  # of our own connections, which end in every way
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="Diffie-Hellman over finite fields")  # cryptography, of one of our offers
     rows = [
         Fault("attack: a stranger with the port and no password"),
         Fault("attack: a user with a password"),
@@ -50,7 +52,8 @@ def run(campaign: Campaign) -> list[Fault]:
         asyncio.run(_attack(campaign, rows))
     except Exception as error:
         traceback.print_exc()
-        rows[0].lost.append(f"the part did not come to its end: {type(error).__name__}: {error}".splitlines()[0])
+        for row in rows:
+            row.lost.append(f"the part did not come to its end: {type(error).__name__}: {error}".splitlines()[0])
     return rows
 
 

@@ -49,6 +49,7 @@ NAMES = [
 ]
 PASSWORDS = ["", "wrong", "correct horsE", "correct horse\0", " correct horse", "x" * 5000, "\0", "\u00e9"]
 PLACES = 50  # `max_connections`
+WAIT = "a newcomer beside floods waits at most, ms"
 
 
 async def _say(target: Target, dice: random.Random, data: bytes, seconds: float = 1.0) -> bytes:
@@ -241,11 +242,12 @@ async def idle_talk(target: Target, dice: random.Random, row: Fault) -> int:
     talking = asyncio.gather(*(talk() for _ in range(5)))
     await asyncio.sleep(0.02)
     began = time.monotonic()
-    await _say(target, dice, b"", 0.0)
-    ended = await talking
-    row.expect(all(ended), "a stranger may talk idly for ever")
+    reader, writer = await asyncio.open_connection("127.0.0.1", target.port, local_addr=address(dice, NETWORK))
+    await reader.readline()
     waited = round((time.monotonic() - began) * 1000)
-    row.figures["newcomer beside a flood waits, ms"] = max(waited, int(row.figures.get("newcomer beside a flood", 0)))
+    writer.close()
+    row.expect(all(await talking), "a stranger may talk idly for ever")
+    row.figures[WAIT] = max(waited, int(row.figures.get(WAIT, 0)))
     return 5
 
 
