@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .triton import DerivedValue, Layout, LogFormat
+from .triton import DerivedValue, Layout, LogFormat, no_comment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,5 @@ class Arrangement:
             stem, _, query = cells[_URL].partition("?")
             cells += (stem or "-", query or "-", *self._constants)
             cells += [clean(row.get(name)) for name in fields]
-            cell_text = "\t".join([cells[pick] for pick in picks])
-            arranged.append(f"%23{cell_text[1:]}\n" if cell_text.startswith("#") else f"{cell_text}\n")
+            arranged.append(no_comment("\t".join([cells[pick] for pick in picks])) + "\n")
         return "".join(arranged)

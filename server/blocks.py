@@ -85,7 +85,7 @@ class GzipText:
     def _checked(self, read: Callable[[], bytes]) -> bytes:
         try:
             data = read()
-        except (EOFError, gzip.BadGzipFile, zlib.error, IsalError) as error:  # type: ignore[misc]  # isal's stub says instance
+        except (EOFError, gzip.BadGzipFile, zlib.error, IsalError, OverflowError) as error:  # type: ignore[misc]  # isal's stub says instance
             raise self._torn(f"is no whole gzip file: {_plain(error)}") from error
         except OSError as error:
             raise SourceError(f"{self._name} cannot be read: {error.strerror}", hint=f"ls -l {self._name}") from error

@@ -94,7 +94,7 @@ class RowConverter:
         self._conversion = conversion
         self._rules = rules
         self._template = UrlTemplate(rules.url)
-        self._clean = rules.layout.clean
+        self._id_cell = rules.layout.id_cell
         self._day = conversion.day.isoformat() if conversion.day is not None else None
 
     def convert(self, raw: bytes) -> Outcome:
@@ -137,7 +137,7 @@ class RowConverter:
         return Outcome(
             id=row.id,
             podcast_id=row.podcast_id,
-            metric_id=self._clean(row.id),
+            metric_id=self._id_cell(row.id),
             line="" if filtered is not None else rules.layout.render(line, row.fields),
             filtered=filtered,
             reporting=row.reporting,

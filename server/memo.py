@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TOKEN, ENDS_IN_ZERO = 1, 2  # what a cell of IP can be, beside ordinary
 _LIMIT = 50_000  # entries of a memo
+_LONGEST = 500  # characters of a value that is kept, or that an ordinary row may have where it must be
 _NO_HASH = "\t-"
 _NO_PARTS = {"token": "", "enclosure_url": ""}
 _LONGEST_IPV4 = len("255.255.255.255")
@@ -46,7 +47,7 @@ class Times(dict[str, str]):
 
     def __missing__(self, created_at: Any) -> str:
         parsed = parse_created_at(created_at)
-        if parsed is None:
+        if parsed is None or len(created_at) > _LONGEST:
             raise Unusual
         self[created_at] = cells = f"{parsed[0]}\t{parsed[1]}\t"
         if self._day not in (None, parsed[0]):
@@ -116,7 +117,7 @@ class Addresses(dict[str, str]):
         if type(ip) is not str:
             raise Unusual
         text = ip.strip()
-        if not text:
+        if not text or len(ip) > _LONGEST:
             raise Unusual
         if ":" not in text and "." not in text:
             sent = token(text, self._key)
@@ -188,7 +189,7 @@ class Episodes(dict[str, tuple[str, str, str]]):
 
     def fill(self, podcast: Any, episode: Any, row: Mapping[str, Any]) -> tuple[str, str]:
         """The two cells of one row."""
-        if type(podcast) is not str or type(episode) is not str:
+        if type(podcast) is not str or type(episode) is not str or len(podcast) + len(episode) > _LONGEST:
             raise Unusual
         podcast_id, episode_id = identifier(podcast), identifier(episode)
         if not podcast_id and not episode_id:
@@ -223,7 +224,7 @@ class Agents(dict[Any, str]):
 
     def __missing__(self, user_agent: Any) -> str:
         cell = f"\t{self._clean(user_agent)}\n"
-        if type(user_agent) is str:
+        if type(user_agent) is str and len(user_agent) <= _LONGEST:
             self[user_agent] = cell
         return cell
 

@@ -121,8 +121,8 @@ class BlockRenderer:
         packed = block.pack()
         if block.only_uuids or all(map(_PLAIN_ID.fullmatch, block.ids)):
             return packed
-        clean = self._rules.layout.clean
-        return tuple(pack_id(clean(row_id)) for row_id in block.ids)
+        id_cell = self._rules.layout.id_cell
+        return tuple(pack_id(id_cell(row_id)) for row_id in block.ids)
 
     def _walk(self, text: bytes, *, check_ids: bool) -> Rendered:
         """Every row for itself. Unless ``check_ids``, ids are taken as they come: the caller looks at all at once."""

@@ -188,6 +188,12 @@ class Layout:
         """The place of ``x-metric-id`` among the columns, from 0."""
         return next(i for i, spec in enumerate(self.specs) if spec.value == DerivedValue.X_METRIC_ID)
 
+    @property
+    def id_cell(self) -> Callable[[Any], str]:
+        """What makes an id its cell of ``x-metric-id``, as it stands in a line."""
+        clean = self.clean
+        return clean if self.id_column() else lambda row_id: no_comment(clean(row_id))
+
     def render(self, line: LogLine, row: Mapping[str, Any]) -> str:
         """One log line without its newline; ``row`` holds the export's fields as they came."""
         clean = self.clean
@@ -205,8 +211,7 @@ class Layout:
                 cells.append(line.url.partition("?")[0] or "-")
             else:
                 cells.append(getattr(line, _PLAIN_VALUES[str(spec.value)]))
-        text = "\t".join(cells)
-        return f"%23{text[1:]}" if text.startswith("#") else text  # Triton and W3C: "#" begins a comment line
+        return no_comment("\t".join(cells))
 
     def as_json(self) -> dict[str, Any]:
         """As the ledger keeps it."""
@@ -237,6 +242,11 @@ _PLAIN_VALUES = {
     "date": "date", "start-time": "start_time", "IP": "ip", "Hashed-IP": "hashed_ip", "method": "method", "url": "url",
     "status": "status", "bytes": "bytes", "object-size": "object_size", "byte-range": "byte_range",
 }  # fmt: skip
+
+
+def no_comment(line: str) -> str:
+    """Triton and W3C: "#" begins a comment line."""
+    return f"%23{line[1:]}" if line.startswith("#") else line
 
 
 def _is_stem(spec: ColumnSpec) -> bool:

@@ -45,7 +45,7 @@ class Hand:
     def __init__(self, setup: Setup) -> None:
         self._renderer = BlockRenderer(setup.conversion, setup.fresh_after)
         self._indexer = BlockRenderer(setup.conversion)  # what a line's digest is made of knows nothing of freshness
-        self._clean = setup.conversion.rules.layout.clean
+        self._id_cell = setup.conversion.rules.layout.id_cell
         self._by_podcast = setup.by_podcast
 
     def do(self, job: Job) -> Result:
@@ -97,7 +97,7 @@ class Hand:
             if at in rejected:
                 row_id = identifier(orjson.loads(row).get("id"))
                 if row_id:
-                    yield pack_id(self._clean(row_id)) + REJECTED
+                    yield pack_id(self._id_cell(row_id)) + REJECTED
 
 
 def _books_by_podcast(block: Rendered, lines: Sequence[bytes], offset: int) -> PodcastBooks:
@@ -131,7 +131,9 @@ def _digest(line: bytes) -> bytes:
 def _element(line: bytes) -> bytes:
     """A line of a JSON array without the comma after its element."""
     text = line.rstrip(b" \t\r\n")
-    return text[:-1] + b"\n" if text.endswith(b",") and len(text.strip()) > 1 else line
+    element = text.removesuffix(b",")
+    # One that is nothing but blanks would be taken for a blank line, which is no row: its comma stays.
+    return element + b"\n" if element.decode(errors="surrogateescape").strip() else line
 
 
 def _too_long(number: int, beginning: bytes) -> Result:
