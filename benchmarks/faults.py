@@ -34,8 +34,8 @@ PARTS: dict[str, tuple[str, float, float]] = {
     "bucket": ("bucket", 11, 40),
     "network": ("network", 31, 40),
     "clock": ("clock", 5, 30),
-    "hostile": ("hostile", 5, 30),
-    "fuzzing": ("fuzzing", 61, 30),
+    "hostile": ("hostile", 5, 45),
+    "fuzzing": ("fuzzing", 61, 45),
     "attack": ("attack", 5, 30),
 }
 
