@@ -36,7 +36,7 @@ PARTS: dict[str, tuple[str, float, float]] = {
     "clock": ("clock", 5, 30),
     "hostile": ("hostile", 5, 45),
     "fuzzing": ("fuzzing", 61, 45),
-    "attack": ("attack", 5, 30),
+    "attack": ("attack", 5, 60),
 }
 
 
