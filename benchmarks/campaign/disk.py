@@ -110,7 +110,7 @@ def template(folder: Path, keys: Path, rows: int = ROWS, per_file: int = 40) -> 
     """An installation before a round that does everything: a new day in three files with rejects, late rows of
     another, and a file and rejects that are to be pruned."""
     folder.mkdir()
-    stock = Stock(ServiceSite(folder, keys, Program(folder)))
+    stock = Stock(ServiceSite(folder, keys, Program(folder)), bulky=rows == ROWS)
     site, old = stock.site, day_before(5)
     stock.put(old, 150, broken=1)
     stock.put(day_before(2), 30)
@@ -122,7 +122,7 @@ def template(folder: Path, keys: Path, rows: int = ROWS, per_file: int = 40) -> 
         os.utime(rejects, (0, 0))
     with closing(sqlite3.connect(site.folder / "data" / "ledger.sqlite3")) as ledger, ledger:
         ledger.execute("UPDATE publication SET published_at = '2026-01-01T06:00:00+00:00' WHERE day = ?", (str(old),))
-    site.configure(log=f"max_rows_per_file = {per_file}", more="[retention]\nkeep_days = 4")
+    site.configure(log=f'max_rows_per_file = {per_file}\nip = "truncated"', more="[retention]\nkeep_days = 4")
     stock.put(day_before(2), 45)
     stock.put(day_before(1), rows, broken=1)
     del stock.ids[old]
@@ -182,14 +182,19 @@ def _by_hand(campaign: Campaign, row: Fault) -> None:
 
 
 def _short_writes(campaign: Campaign, row: Fault) -> None:
-    whole = template(campaign.folder / "template-2", campaign.folder / "keys", rows=1500, per_file=1000)
+    # With a keyed hash in every line a log file is larger than the export it comes from, which would be cut first.
+    whole = template(campaign.folder / "template-2", campaign.folder / "keys", rows=9000, per_file=8000)
     dice = campaign.rng("disk", "short writes")
     refused = Counter[bool]()
+    unhurt = copy(whole, campaign.folder / "unhurt")
+    warm.run(unhurt.site.config, ["feed"])
+    sizes = [len(data) for data, _ in unhurt.site.published().values() if len(data) > 200_000]
 
     def work(number: int) -> None:
         while campaign.left > 0 or row.tried < 4:
-            # The first two befall the ledger, too; a log file of half a megabyte alone is cut by the third.
-            most = [dice.randrange(6000), dice.randrange(250_000), dice.randrange(300_000, 520_000)][row.tried % 3]
+            # The first befall the ledger, too; the others a log file alone, and the last of them its last write.
+            near = dice.choice(sizes) - dice.randrange(1, 10)
+            most = [dice.randrange(6000), dice.randrange(250_000), dice.randrange(near), near][row.tried % 4]
             stock = copy(whole, campaign.folder / f"short-{number}")
             ended = warm.run(stock.site.config, ["feed"], ["prune"], most=most)
             row.tried += 1

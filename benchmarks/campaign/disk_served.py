@@ -1,7 +1,7 @@
 """A running service on a disk that says no, is full, read-only or away: it goes on serving, tells, and carries on.
 
 Real `serve`, real clients, errors by strace, file systems of `volumes`. While the fault lasts a client fetches what is
-published and compares it; `check` must not say OK for longer than it allows a round to take; when the fault is gone the
+published and compares it; `check` must say something new, or miss the rounds; when the fault is gone the
 service must publish by itself what was delivered meanwhile.
 """
 
@@ -14,7 +14,7 @@ import signal
 import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 FELT = 5.0  # seconds within which a fault must be felt: a round a second
 BACK = 40.0  # seconds within which it must be over, once the fault is
-LONGEST_SILENCE = timedelta(minutes=5, seconds=30)  # three polls and five minutes: then `check` misses the rounds
 TROUBLE = r"feed failed|feed gave up|retention gave up|service could not|alarms could not"
 # What is replaced together, as one fault would: (the calls, the place that it befalls).
 FAULTS = (
@@ -57,6 +56,8 @@ class Shop:
     row: Fault
     rows: dict[int, int] = field(default_factory=dict)
     told: int = 0
+    before: set[tuple[str, str]] = field(default_factory=set)
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def site(self) -> ServiceSite:
@@ -84,19 +85,26 @@ class Shop:
             if not may_fail:
                 self.row.lost.append(f"{what}: a client could not read: {type(error).__name__}: {error}")
 
+    async def begins(self) -> None:
+        """A fault begins now: what `check` says already, and since when."""
+        self.before = {(alarm.name, alarm.subject) for alarm in (await asyncio.to_thread(self._glance)).alarms}
+        self.since = datetime.now(UTC)
+
     async def tells(self, what: str) -> None:
-        """`check` is not OK, or will not be when it has missed the rounds for long enough."""
-
-        def looked() -> bool:
-            if Glance.take(config, datetime.now(UTC)).alarms:
-                return True
-            return bool(Glance.take(config, datetime.now(UTC) + LONGEST_SILENCE).alarms)
-
-        config = await asyncio.to_thread(load_config, self.site.config)
-        self.row.expect(await asyncio.to_thread(looked), f"{what}: check says OK")
+        """`check` says something new; or no round is noted any more, so that it misses them in a few minutes."""
+        deadline, told = time.monotonic() + FELT, False
+        while not told and time.monotonic() < deadline:
+            glance = await asyncio.to_thread(self._glance)
+            told = bool({(alarm.name, alarm.subject) for alarm in glance.alarms} - self.before)
+            await asyncio.sleep(0.1)
+        noted = datetime.fromisoformat(str(glance.facts.get("last_round", self.since)))
+        self.row.expect(told or noted <= self.since, f"{what}: check says nothing new")
         said = await asyncio.to_thread(warm.run, self.site.config, ["check"])
         wording = re.search(r"^PICKUP-POINT (OK|WARNING|CRITICAL|UNKNOWN) - .+", said.text, re.MULTILINE)
         self.row.expect(wording and "Traceback" not in said.text, f"{what}: check said {said.text[-300:]}")
+
+    def _glance(self) -> Glance:
+        return Glance.take(load_config(self.site.config), datetime.now(UTC))
 
     async def felt(self, what: str) -> bool:
         """Whether the log told of trouble, in time; the service is alive in any case."""
@@ -185,6 +193,7 @@ async def _errors(campaign: Campaign, row: Fault, stock: Stock) -> None:
         error = dice.choice(tracer.ERRORS[calls[0]])
         what = f"{error} for {'/'.join(calls)} in {place}"
         words = tracer.inject(error, calls, _paths(stock.site, place), "1+")
+        await shop.begins()
         with tracer.held(shop.serving.running.process.pid, log, words):
             shop.deliver(dice)
             if await shop.felt(what):
@@ -297,6 +306,7 @@ async def _full(campaign: Campaign, row: Fault, stock: Stock, kind: str, until: 
     while not row.lost and (campaign.left > until or not tried):
         leave = dice.choice([0, dice.randrange(1 << 14), dice.randrange(1 << 16), dice.randrange(1 << 18)])
         what = f"{kind}, full but for {leave} bytes"
+        await shop.begins()
         ballast = volumes.fill(data, leave)
         shop.deliver(dice)
         if await shop.felt(what):
@@ -328,6 +338,7 @@ async def _away(campaign: Campaign, row: Fault, stock: Stock) -> None:
     while not row.lost and (campaign.left > 0 or row.tried < len(ways)):
         way = ways[row.tried % 2]
         what = "read-only" if way is volumes.read_only else "not mounted"
+        await shop.begins()
         with way(data):
             shop.deliver(dice)
             row.expect(await shop.felt(what), f"{what}: the log says nothing")
