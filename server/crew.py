@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Protocol
 from .errors import ConversionFailed
 from .job import Job, Result, Setup
 from .slots import Slots
-from .worker import Hand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +55,8 @@ class Alone:
     """The calling thread does the jobs, one at a time."""
 
     def __init__(self, setup: Setup, stop: StopToken) -> None:
+        from .worker import Hand  # only here: with processes, this one need not know how a row becomes a line
+
         self._hand = Hand(setup)
         self._stop = stop
 

@@ -6,12 +6,13 @@ nothing is said but that they are `Unusual`.
 
 from __future__ import annotations
 
-from itertools import islice
+from contextlib import suppress
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 import orjson
-from msgspec import Meta
+from msgspec import Meta, defstruct
 from msgspec.structs import astuple
 
 from .megaphone import LARGEST_WHOLE_NUMBER, METRICS
@@ -20,7 +21,8 @@ from .memo import Unusual
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_MOST_OTHERS = 64  # fields that Megaphone has added, and that are got used to
+_MOST_FIELDS = 100  # that are got used to
+_MOST_ORDERS = 50  # of them; each is a class, which a worker, that collects no cycles, never gives back
 
 _Size = Annotated[int, Meta(ge=1, le=LARGEST_WHOLE_NUMBER)]
 _Sent = Annotated[int, Meta(ge=0, le=LARGEST_WHOLE_NUMBER)]
@@ -53,12 +55,16 @@ class Columns(NamedTuple):
     agents: tuple[str | None, ...]
 
 
+_SOURCES = (*_TYPES, *_OPTIONAL)  # of the columns, in their order
+
+
 class RowDecoder:
-    """Decodes rows, one text after the other; gets used to fields that Megaphone has added."""
+    """Decodes rows, one text after the other; gets used to fields that Megaphone has added, and to their order."""
 
     def __init__(self) -> None:
-        self._others: tuple[str, ...] = ()
-        self._decode = _decoder(())
+        self._fields: tuple[str, ...] = ()
+        self._orders = 0
+        self._get_used_to(METRICS.fields)
 
     def decode(self, lines: Sequence[bytes]) -> Columns:
         """The columns of rows, one a line; there is at least one.
@@ -76,26 +82,34 @@ class RowDecoder:
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise Unusual from error
         # A list, though * would do without: in CPython 3.11 an error in unpacking a map is never freed.
-        return Columns(*list(islice(zip(*rows, strict=True), len(Columns._fields))))
+        return Columns(*self._pick(list(zip(*rows, strict=True))))
+
+    def learn(self, line: bytes) -> None:
+        """Expect the fields in the order of this row, which is half the work of finding them, if it is one."""
+        with suppress(ValueError):
+            self._learn(line)
 
     def _learn(self, line: bytes) -> bool:
         """Whether this row has fields that were unknown so far, and are known now."""
         row = orjson.loads(line)
-        known = {*METRICS.fields, *self._others}
-        others = [name for name in row if name not in known] if isinstance(row, dict) else []
-        if not others or len(others) + len(self._others) > _MOST_OTHERS:
+        if not isinstance(row, dict) or len(row.keys() | self._fields) > _MOST_FIELDS:
             return False
-        self._others += tuple(others)
-        self._decode = _decoder(self._others)
-        return True
+        before = self._fields
+        self._get_used_to((*row, *(name for name in before if name not in row)))
+        return len(self._fields) > len(before)
 
-
-def _decoder(others: Sequence[str]) -> Callable[[bytes], Any]:
-    # Every field has a type, also those that no line is made of, and none may be nested. Of what it has no type for
-    # msgspec checks neither the UTF-8 nor the size of numbers, and nesting only against a limit other than orjson's.
-    names = [*_TYPES, *_OPTIONAL, *(name for name in METRICS.fields if name not in _TYPES | _OPTIONAL), *others]
-    fields: list[Any] = [(f"field_{n}", (_TYPES | _OPTIONAL).get(name, _Scalar)) for n, name in enumerate(names)]
-    fields[len(_TYPES) :] = [(field, kind, None) for field, kind in fields[len(_TYPES) :]]
-    spelled = {field[0]: name for field, name in zip(fields, names, strict=True)}
-    row = msgspec.defstruct("Row", fields, gc=False, forbid_unknown_fields=True, rename=spelled)
-    return msgspec.json.Decoder(row).decode
+    def _get_used_to(self, fields: tuple[str, ...]) -> None:
+        if fields == self._fields or self._orders > _MOST_ORDERS:
+            return
+        self._orders += 1
+        # Every field has a type, also those that no line is made of, and none may be nested. Of what it has no type
+        # for msgspec checks neither the UTF-8 nor the size of numbers, and nesting only against another limit.
+        named = {f"field_{place}": name for place, name in enumerate(fields)}
+        typed = [
+            (field, _TYPES[name]) if name in _TYPES else (field, _OPTIONAL.get(name, _Scalar), None)
+            for field, name in named.items()
+        ]
+        row = defstruct("Row", typed, gc=False, forbid_unknown_fields=True, kw_only=True, rename=named)
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(row).decode
+        self._pick: Callable[[Sequence[Any]], tuple[Any, ...]] = itemgetter(*map(fields.index, _SOURCES))
+        self._fields = fields

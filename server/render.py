@@ -90,7 +90,7 @@ class BlockRenderer:
         self._fresh_after = fresh_after
         self._fresh_cells = fresh_after.replace(" ", "\t") if fresh_after is not None else None
         self._memos = Memos(conversion)
-        self._decode = RowDecoder().decode
+        self._decoder = RowDecoder()
         self._arrange = Arrangement(rules.layout) if rules.layout.columns is not None else None
         self._odd_ids = False  # whether the last block held many ids that are no UUIDs
 
@@ -103,6 +103,7 @@ class BlockRenderer:
         ``x-metric-id`` that no published log of the day holds: all other rows were sent before.
         """
         self._memos.trim()
+        self._decoder.learn(text[: text.find(b"\n") + 1])
         block = self._walk(text, check_ids=self._odd_ids)
         packed = pack_uuids(block.ids)
         if packed is None and not self._odd_ids:
@@ -171,7 +172,9 @@ class BlockRenderer:
         """
         memos, arrange = self._memos, self._arrange
         count = len(rows)
-        ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = self._decode(rows)
+        ids, times, ips, podcasts, episodes, sizes, sents, seconds, bad_ips, bad_uas, agents = self._decoder.decode(
+            rows
+        )
         if (check_ids and not all(map(_PLAIN_ID.fullmatch, ids))) or (
             arrange is not None and "\n" in "".join(ids)  # lines are taken apart again there
         ):
