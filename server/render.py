@@ -103,7 +103,7 @@ class BlockRenderer:
         ``x-metric-id`` that no published log of the day holds: all other rows were sent before.
         """
         self._memos.trim()
-        self._decoder.learn(text[: text.find(b"\n") + 1])
+        self._decoder.learn(text[: text.find(b"\n") + 1 or None])
         block = self._walk(text, check_ids=self._odd_ids)
         packed = pack_uuids(block.ids)
         if packed is None and not self._odd_ids:
