@@ -119,6 +119,9 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
         found.append(
             Alarm(level, name, f"{day.day} is not {verb}, its deadline {'was' if late else 'is'} {when}", hint)
         )
+    if day.late_failure:
+        sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
+        found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.advice or "pickup-point status"))
     for publication in day.publications:
         if publication.kind == "unfinal" or "give_up_waiting" in publication.remark:
             found.append(

@@ -59,6 +59,7 @@ class DayOverview:
     advice: str
     remarks: tuple[str, ...]
     waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
+    late_failure: str = ""  # why the late rows of a published day could not be published
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -180,6 +181,7 @@ def _one(
         advice=_advice(day, record, state),
         remarks=tuple(publication.remark for publication in publications if publication.remark),
         waits_for_pickup=bool(required),
+        late_failure=_late_failure(record, publications),
     )
 
 
@@ -209,6 +211,13 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
     if record.failure is not None and (record.seen == "due" or record.failure.etag == etag):
         return "failed"
     return record.seen
+
+
+def _late_failure(record: DayRecord | None, publications: Sequence[Publication]) -> str:
+    if not publications or record is None or record.failure is None or record.export is None:
+        return ""
+    unsent = record.export.etag != record.checked_etag or record.withheld
+    return record.failure.sentence if unsent and record.failure.etag == record.export.etag else ""
 
 
 def _advice(day: date, record: DayRecord | None, state: str) -> str:

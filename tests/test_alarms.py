@@ -194,3 +194,17 @@ def test_the_worst_comes_first_and_each_has_something_to_type() -> None:
     found = alarms([], {"clock_skew": 100.0}, Measured(0.05, 50 << 30, ("k",), "bad"), HoldPolicy(), TEN, NOW)
     assert [alarm.level for alarm in found] == sorted((alarm.level for alarm in found), reverse=True)
     assert len(found) == 5 and all(alarm.hint for alarm in found)
+
+
+async def test_late_rows_that_cannot_be_published_are_told(site: Site) -> None:
+    """The day itself is published, and stays so; found by the fault campaign, on a disk that went on saying no."""
+    site.put(rows_of(DAY, 20), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.put(rows_of(DAY, 30), at(1, "09:00"), cut=9)
+    await site.round(at(1, "10:15"))
+    alarm = of_day(site, at(1, "10:15"))["day_late_failed"]
+    assert (alarm.level, site.state(at(1, "10:15"))) == (Level.WARNING, "published")
+    assert f"late rows of {DAY} cannot be published" in alarm.sentence and alarm.hint
+    site.put(rows_of(DAY, 30), at(1, "10:30"))
+    await site.round(at(1, "12:00"))
+    assert "day_late_failed" not in of_day(site, at(1, "12:00"))

@@ -15,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from server.keys import make_keys
@@ -184,17 +185,19 @@ def _by_hand(campaign: Campaign, row: Fault) -> None:
 def _short_writes(campaign: Campaign, row: Fault) -> None:
     # With a keyed hash in every line a log file is larger than the export it comes from, which would be cut first.
     whole = template(campaign.folder / "template-2", campaign.folder / "keys", rows=9000, per_file=8000)
-    dice = campaign.rng("disk", "short writes")
     refused = Counter[bool]()
     unhurt = copy(whole, campaign.folder / "unhurt")
     warm.run(unhurt.site.config, ["feed"])
     sizes = [len(data) for data, _ in unhurt.site.published().values() if len(data) > 200_000]
 
     def work(number: int) -> None:
-        while campaign.left > 0 or row.tried < 4:
-            # The first befall the ledger, too; the others a log file alone, and the last of them its last write.
+        dice = campaign.rng("disk", "short writes", number)
+        for turn in count(number):
+            if campaign.left == 0 and turn >= number + 2:
+                break
+            # The first befall a log file alone, and the very first its last write; the others the ledger, too.
             near = dice.choice(sizes) - dice.randrange(1, 10)
-            most = [dice.randrange(6000), dice.randrange(250_000), dice.randrange(near), near][row.tried % 4]
+            most = [near, dice.randrange(near), dice.randrange(6000), dice.randrange(250_000)][turn % 4]
             stock = copy(whole, campaign.folder / f"short-{number}")
             ended = warm.run(stock.site.config, ["feed"], ["prune"], most=most)
             row.tried += 1

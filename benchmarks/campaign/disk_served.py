@@ -47,6 +47,9 @@ FAULTS = (
 )  # fmt: skip
 
 
+FIRST = ((("write", "pwrite64", "ftruncate"), "ledger"), (("fsync", "fdatasync"), "staging"))  # the last one first
+
+
 @dataclass
 class Shop:
     """A service, the client that reads from it, and what it was given."""
@@ -185,7 +188,7 @@ def errors(campaign: Campaign, row: Fault) -> None:
 async def _errors(campaign: Campaign, row: Fault, stock: Stock) -> None:
     dice, log = campaign.rng("disk", "served"), campaign.folder / "served.log"
     shop = await opened(stock, row)
-    faults: list[tuple[tuple[str, ...], str]] = []
+    faults = list(FIRST)
     felt, until = 0, campaign.seconds * 0.15 if not campaign.short else 3.0
     while (campaign.left > until or row.tried < 2) and not row.lost:
         faults = faults or dice.sample(FAULTS, len(FAULTS))
