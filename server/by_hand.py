@@ -17,7 +17,6 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .catalogue import load_catalogue
 from .convert import Conversion, LogRules
 from .errors import ConfigError, LedgerError, PickupPointError
 from .holds import HoldPolicy, warnings
@@ -148,7 +147,11 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
             told = [f"the RSS feeds are not used: {error}"]
     else:
         told = []
-    return load_catalogue(config.log.episodes) if config.log.episodes else None, told
+    if config.log.episodes is None:
+        return None, told
+    from .catalogue import load_catalogue  # only here: without one, a conversion starts the sooner
+
+    return load_catalogue(config.log.episodes), told
 
 
 def _hash_key(config: Config | None) -> tuple[bytes, bool]:

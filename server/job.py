@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from .catalogue import Catalogue, Episode
 from .convert import Conversion, LogRules
 from .ids import PARTITIONS, Partitioned
 from .member import Piece
@@ -24,6 +23,8 @@ from .triton import UrlTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .catalogue import Catalogue
 
 _JOB = struct.Struct("<IBBBiIII")  # number, task, flags, slot, id column, lengths of data, duplicates and fresh
 _RESULT = struct.Struct("<IIIIIi7I")  # number, lines, CRC, length, log lines, place of `]`, lengths of the parts
@@ -180,17 +181,6 @@ def _unpack_partitioned(data: bytes) -> Partitioned | None:
     return Partitioned(counts, data[size:])
 
 
-class _Packed(Catalogue):
-    """A catalogue as it came through the pipe: an episode is made of its list when a row asks for it."""
-
-    __slots__ = ()
-
-    def find(self, episode_id: str) -> Episode | None:
-        """As the catalogue that was packed."""
-        found = super().find(episode_id)
-        return None if found is None else Episode(*found)
-
-
 def _pack_catalogue(catalogue: Catalogue, template: str) -> dict[str, tuple[str, ...]]:
     """The episodes, with the parts of their URLs only where the template asks for them."""
     if {"token", "enclosure_url"}.isdisjoint(UrlTemplate(template).fields):
@@ -224,11 +214,15 @@ class Setup:
     def unpack(cls, data: bytes) -> Setup:
         """What `pack` gave, without the length."""
         fields: dict[str, Any] = orjson.loads(data)
-        catalogue = fields["catalogue"]
+        catalogue: Catalogue | None = None
+        if fields["catalogue"] is not None:
+            from .catalogue import PackedCatalogue  # only here: without one, a worker starts the sooner
+
+            catalogue = PackedCatalogue(fields["catalogue"])
         conversion = Conversion(
             rules=LogRules.from_json(fields["rules"]),
             hash_key=bytes.fromhex(fields["hash_key"]),
-            catalogue=None if catalogue is None else _Packed(catalogue),
+            catalogue=catalogue,
             day=None if fields["day"] is None else date.fromisoformat(fields["day"]),
         )
         return cls(conversion, fields["fresh_after"], fields["by_podcast"])
