@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 # Part: (module of benchmarks.campaign, minutes of the whole form, seconds of the short one).
 PARTS: dict[str, tuple[str, float, float]] = {
     "killing": ("killing", 24, 40),
-    "disk": ("disk", 15, 40),
+    "disk": ("disk", 15, 80),
     "power": ("power", 15, 30),
     "bucket": ("bucket", 11, 40),
     "network": ("network", 31, 40),
-    "clock": ("clock", 5, 30),
+    "clock": ("clock", 5, 50),
     "hostile": ("hostile", 5, 45),
     "fuzzing": ("fuzzing", 61, 45),
     "attack": ("attack", 5, 60),

@@ -3,8 +3,9 @@
     python -m benchmarks.latency [--rows 1000000] [--tries 60]
 
 Starts `pickup-point serve` on a folder with one small and one large final day; logs in, lists and leaves, again and
-again, first while nothing is converted, then while the large day is; prints the medians of login and listing in
-milliseconds. The client runs on the same machine and is part of what is measured.
+again, first while nothing is converted, then until the large day is published; prints the medians of login and listing
+in milliseconds. Then fetches the large day's log, and holds its lines against the books that the service kept of it.
+The client runs on the same machine and is part of what is measured.
 """
 
 from __future__ import annotations
@@ -18,14 +19,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
+from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncssh
+from isal import igzip
 
 from server.access import hash_password
 from server.keys import make_keys
+from server.ledger import Ledger
 from server.samples import write_day
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PASSWORD = "latency"
 CONFIG = """\
@@ -56,15 +65,40 @@ async def one_visit(port: int) -> tuple[float, float]:
             return logged_in - started, time.perf_counter() - logged_in
 
 
-async def visits(port: int, tries: int, going_on: Path | None = None) -> list[tuple[float, float]]:
-    """Visits one after the other; with ``going_on``, only while that file is there."""
+async def visits(port: int, go_on: Iterable[object]) -> list[tuple[float, float]]:
+    """Visits one after the other, one for each of ``go_on``."""
     taken = []
-    for _ in range(tries):
-        if going_on is not None and not going_on.exists():
-            break
+    for _ in go_on:
         taken.append(await one_visit(port))
         await asyncio.sleep(0.02)
     return taken
+
+
+async def fetch(port: int, day: date, folder: Path) -> str:
+    """Fetch the day's log; what it holds beside what the books say of it, in a sentence.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    copy = folder / "fetched.tsv.gz"
+    async with (
+        asyncssh.connect(
+            "127.0.0.1", port, username="bench", password=PASSWORD, known_hosts=None, client_keys=None, config=None
+        ) as connection,
+        connection.start_sftp_client() as client,
+    ):
+        await client.get(f"/MEGA{day:%Y%m%d}-00.tsv.gz", copy)
+    lines, ids = -1, set[bytes]()
+    with igzip.open(copy) as log:  # type: ignore[no-untyped-call]  # isal annotates in part
+        for line in log:
+            lines += 1
+            ids.add(blake2b(line.split(b"\t")[12], digest_size=8).digest())
+    with closing(Ledger.read(folder / "data" / "ledger.sqlite3")) as ledger:
+        (entry,) = (entry for entry in ledger.logs() if entry.name.day == day)
+        (tally,) = (each.tally for each in ledger.publications() if each.day == day)
+    if tally is None or not tally.balanced or not lines == len(ids) - 1 == tally.lines == entry.lines:
+        raise SystemExit(f"{lines} lines with {len(ids) - 1} ids were fetched, and the books say {tally}")
+    return f"published and fetched whole: {tally.rows:,} rows, {lines:,} lines, {copy.stat().st_size / 1e6:.0f} MB"
 
 
 def show(what: str, taken: list[tuple[float, float]]) -> None:
@@ -102,14 +136,16 @@ async def measure(folder: Path, rows: int, tries: int) -> None:
                 break
             except (OSError, asyncssh.Error):
                 await asyncio.sleep(0.1)
-        show("nothing converted", await visits(port, tries))
+        show("nothing converted", await visits(port, range(tries)))
         part.replace(exports / part.name)
         spool = folder / "data" / "staging" / f"export-{large}.json.gz"
         while not spool.exists():
             await asyncio.sleep(0.05)
         while spool.stat().st_size < (exports / part.name).stat().st_size:
             await asyncio.sleep(0.01)
-        show("a day converted", await visits(port, tries, spool))
+        started = time.perf_counter()
+        show("a day converted", await visits(port, iter(spool.exists, False)))
+        print(f"it took {time.perf_counter() - started:.0f} s;", await fetch(port, large, folder))
     finally:
         service.terminate()
         service.wait()
