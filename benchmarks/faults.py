@@ -1,10 +1,11 @@
 """The fault campaign: what was done to pickup-point, how often, and what was lost.
 
-    python -m benchmarks.faults [PART ...] [--short] [--seed 8] [--minutes N] [--folder DIR] [--json FILE]
+    python -m benchmarks.faults [PART ...] [--short] [--complete] [--seed 8] [--minutes N] [--folder DIR] [--json FILE]
 
 Runs the parts (all of them, or those named), each in a process of its own and bounded in time, and prints the README's
-table; exit 1 if anything was lost. `--short` is the form that CI runs. Wants the extra `test`; a part that needs a
-program which is not there says so in its row and does without. Nothing listens beyond loopback.
+table; exit 1 if anything was lost. `--short` is the form that CI runs. Wants the extras `test` and `fuzz`; a part that
+needs a program which is not there says so in its row and does without, unless `--complete` asks for every fault. Nothing
+listens beyond loopback.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--short", action="store_true", help="the form that CI runs")
+    parser.add_argument("--complete", action="store_true", help="exit 1 also if a fault was not tried at all")
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--minutes", type=float, help="for each part, in place of its own bound")
     parser.add_argument("--folder", type=Path, help="work here, and leave everything there")
@@ -84,7 +86,10 @@ def main() -> None:
     print(as_table(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    sys.exit(any(row.lost for row in rows))
+    untried = [row for row in rows if not row.tried]
+    for row in untried if arguments.complete else ():
+        print(f"not tried: {row.name} {row.figures}", file=sys.stderr)
+    sys.exit(any(row.lost for row in rows) or (arguments.complete and bool(untried)))
 
 
 def _findings(faults: list[Fault]) -> list[str]:
