@@ -4,8 +4,8 @@
 
 Runs the parts (all of them, or those named), each in a process of its own and bounded in time, and prints the README's
 table; exit 1 if anything was lost. `--short` is the form that CI runs. Wants the extras `test` and `fuzz`; a part that
-needs a program which is not there says so in its row and does without, unless `--complete` asks for every fault. Nothing
-listens beyond loopback.
+needs a program which is not there says so in its row and does without, unless `--complete` asks for every fault.
+Nothing listens beyond loopback.
 """
 
 from __future__ import annotations
