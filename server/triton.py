@@ -192,7 +192,7 @@ class Layout:
     def id_cell(self) -> Callable[[Any], str]:
         """What makes an id its cell of ``x-metric-id``, as it stands in a line."""
         clean = self.clean
-        return clean if self.id_column() else lambda row_id: no_comment(clean(row_id))
+        return (lambda row_id: no_comment(clean(row_id))) if self.specs[0].value == DerivedValue.X_METRIC_ID else clean
 
     def render(self, line: LogLine, row: Mapping[str, Any]) -> str:
         """One log line without its newline; ``row`` holds the export's fields as they came."""

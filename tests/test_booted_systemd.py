@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from server.pipeline import Tuning
+from server.samples import write_day
+
 from . import booted
 from .fixtures_service import day_before, export_name, export_of
 
@@ -47,8 +50,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
     machine = booted.Machine(folder, {"/mnt/repo": booted.clone(folder / "clone"), "/mnt/wheels": booted.WHEELS})
     try:
         machine.run("mkdir /srv/exports")
-        for day, rows in ((SMALL, 50), (LARGE, 60_000)):
-            machine.put(f"/srv/exports/{export_name(day)}", export_of(day, rows))
+        write_day(folder / "large", LARGE, 60_000)  # large enough for worker processes
+        assert (folder / "large").stat().st_size > Tuning().small_export
+        for day, export in ((SMALL, export_of(SMALL, 50)), (LARGE, (folder / "large").read_bytes())):
+            machine.put(f"/srv/exports/{export_name(day)}", export)
             machine.run(f"touch -d '{day} +1 day 03:00Z' /srv/exports/{export_name(day)}")
         yours, rest = blocks("Install for real")[:2]
         assert set(re.findall(r"^(\w+)=", yours, re.MULTILINE)) == {"export_url", "address"}

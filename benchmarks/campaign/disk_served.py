@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .account import Campaign, Fault
 
 FELT = 5.0  # seconds within which a fault must be felt: a round a second
-BACK = 40.0  # seconds within which it must be over, once the fault is
+BACK = 150.0  # seconds within which it must be over, once the fault is: tries come ever more slowly
 TROUBLE = r"feed failed|feed gave up|retention gave up|service could not|alarms could not"
 # What is replaced together, as one fault would: (the calls, the place that it befalls).
 FAULTS = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-PATIENCE = 60.0  # seconds that a command may take
+PATIENCE = 200.0  # seconds that a command may take
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["server.cli", "server.one_round", "server.report", "server.glance", "server.private_files", "server.folder"]
