@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from server.keys import make_keys
 from tests.fixtures_service import Program, ServiceSite, day_before
 
-from . import disk_served, tracer, volumes, warm
+from . import disk_served, injection, volumes, warm
 from .account import Fault
 from .standing import Seen
 from .stock import Stock, untold
@@ -54,8 +54,8 @@ def run(campaign: Campaign) -> list[Fault]:
     ended = 0.0
     for row, work, share in zip(rows, works, SHARES, strict=True):
         ended += share * campaign.seconds
-        if work in (_by_hand, disk_served.errors) and tracer.ABSENT:
-            row.figures["not run"] = tracer.ABSENT
+        if work in (_by_hand, disk_served.errors) and injection.ABSENT:
+            row.figures["not run"] = injection.ABSENT
         elif work in (disk_served.full, disk_served.away) and no_mounts:
             row.figures["not run"] = no_mounts
         else:
@@ -76,7 +76,7 @@ def run(campaign: Campaign) -> list[Fault]:
 class Try:
     """One error, at one call."""
 
-    call: tracer.Call
+    call: injection.Call
     time: int
     error: str
     lasting: bool
@@ -88,10 +88,10 @@ class Try:
     def words(self, data_dir: Path) -> list[str]:
         """For strace."""
         when = f"{self.time}{'+' if self.lasting else ''}"
-        return tracer.inject(self.error, [self.call.name], [data_dir / self.call.path], when)
+        return injection.inject(self.error, [self.call.name], [data_dir / self.call.path], when)
 
 
-def tries(calls: list[tracer.Call], dice: random.Random) -> Iterator[Try]:
+def tries(calls: list[injection.Call], dice: random.Random) -> Iterator[Try]:
     """Every kind of call once, then every call on every path once, then every time of it with every error."""
     every: list[Try] = []
     for call in calls:
@@ -100,7 +100,7 @@ def tries(calls: list[tracer.Call], dice: random.Random) -> Iterator[Try]:
             # SQLite takes every lock that is refused for one that is held, and waits for half a minute, each time.
             every += [
                 Try(call, which, error, on)
-                for error in tracer.ERRORS[call.name]
+                for error in injection.ERRORS[call.name]
                 for on in ((False,) if error == "ENOLCK" else (False, True))
             ]
     dice.shuffle(every)
@@ -162,11 +162,11 @@ def _by_hand(campaign: Campaign, row: Fault) -> None:
     whole = template(campaign.folder / "template", campaign.folder / "keys")
     traced = copy(whole, campaign.folder / "traced")
     log = campaign.folder / "calls.log"
-    ended = _traced(traced, log, tracer.watch())
+    ended = _traced(traced, log, injection.watch())
     if ended.codes != (0, 0) or (wrong := traced.look() + traced.wrong()):
         row.lost.append(f"without any fault: {ended.text[-300:]} {wrong}")
         return
-    calls = tracer.calls_on(traced.site.folder / "data", log)
+    calls = injection.calls_on(traced.site.folder / "data", log)
     planned = iter([*tries(calls, campaign.rng("disk", "calls"))])  # threads may share a list, not a generator
     kinds = len({call.name for call in calls})
     places: Counter[tuple[str, str]] = Counter()
@@ -177,7 +177,7 @@ def _by_hand(campaign: Campaign, row: Fault) -> None:
             stock = copy(whole, campaign.folder / f"hand-{number}")
             words = one.words(stock.site.folder / "data")
             ended = _traced(stock, log, words)
-            if not tracer.struck(log):  # the calls were spread over other threads this time
+            if not injection.struck(log):  # the calls were spread over other threads this time
                 continue
             row.tried += 1
             places[one.call.name, one.call.path] += 1
@@ -214,7 +214,7 @@ def _short_writes(campaign: Campaign, row: Fault) -> None:
 
 
 def _traced(stock: Stock, log: Path, words: list[str]) -> warm.Ended:
-    return warm.run(stock.site.config, ["feed"], ["prune"], hold=lambda pid: tracer.held(pid, log, words))
+    return warm.run(stock.site.config, ["feed"], ["prune"], hold=lambda pid: injection.held(pid, log, words))
 
 
 def _in_threads(work: Callable[[int], None]) -> None:

@@ -23,7 +23,7 @@ from server.glance import Glance
 from server.ledger import Ledger
 from tests.fixtures_service import Program, ServiceSite, Serving, command, day_before, port_of
 
-from . import tracer, volumes, warm
+from . import injection, volumes, warm
 from .stock import Stock, untold
 
 if TYPE_CHECKING:
@@ -193,18 +193,18 @@ async def _errors(campaign: Campaign, row: Fault, stock: Stock) -> None:
     while (campaign.left > until or row.tried < 2) and not row.lost:
         faults = faults or dice.sample(FAULTS, len(FAULTS))
         calls, place = faults.pop()
-        error = dice.choice(tracer.ERRORS[calls[0]])
+        error = dice.choice(injection.ERRORS[calls[0]])
         what = f"{error} for {'/'.join(calls)} in {place}"
-        words = tracer.inject(error, calls, _paths(stock.site, place), "1+")
+        words = injection.inject(error, calls, _paths(stock.site, place), "1+")
         await shop.begins()
-        with tracer.held(shop.serving.running.process.pid, log, words):
+        with injection.held(shop.serving.running.process.pid, log, words):
             shop.deliver(dice)
             if await shop.felt(what):
                 felt += 1
                 if (place, calls[0]) != ("ledger", "read"):
                     await shop.tells(what)
             await shop.fetches(what, may_fail=place == "pickup" and calls == ("openat",))
-        row.tried += tracer.struck(log) > 0
+        row.tried += injection.struck(log) > 0
         await shop.carries_on(what)
         await shop.fetches(f"after {what}")
     row.figures |= {"of them told in the log": felt, "log files served": len(stock.seen.files)}
@@ -232,9 +232,9 @@ def _starts(campaign: Campaign, row: Fault, stock: Stock) -> None:
     site, starts, refused = stock.site, 0, 0
     while not row.lost and (campaign.left > 0 or not starts):
         calls, place = dice.choice(FAULTS)
-        error = dice.choice(tracer.ERRORS[calls[0]])
+        error = dice.choice(injection.ERRORS[calls[0]])
         what = f"a start with {error} for {'/'.join(calls)} in {place}"
-        words = tracer.inject(error, calls, _paths(site, place), dice.choice(["1", "2", "1+", "2+", "3+"]))
+        words = injection.inject(error, calls, _paths(site, place), dice.choice(["1", "2", "1+", "2+", "3+"]))
         running = site.program.start(
             argv=["strace", "-f", "-qq", "--seccomp-bpf", "-o", str(log), *words, *_serve(site)]
         )
@@ -255,7 +255,7 @@ def _starts(campaign: Campaign, row: Fault, stock: Stock) -> None:
                     _terminate(child)
             row.expect(running.wait() == 0, f"{what}: it ended with {running.process.returncode}: {running.err[-3:]}")
             row.lost += [f"{what}: {wrong}" for wrong in untold(running.text, ())]
-        row.tried += tracer.struck(log) > 0
+        row.tried += injection.struck(log) > 0
         plain = warm.run(site.config, ["feed"])
         row.expect(plain.codes == (0,), f"after {what}: {plain.text[-300:]}")
         row.lost += [f"after {what}: {wrong}" for wrong in stock.look() + stock.wrong()]
