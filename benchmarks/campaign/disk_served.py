@@ -328,7 +328,7 @@ def away(campaign: Campaign, row: Fault) -> None:
     """A service whose data folder becomes read-only, or empty, as one that is not mounted, and comes back."""
     stock, program = site_in(campaign, "away")
     try:
-        with _volume("tmpfs", stock.site):
+        with volumes.tmpfs(stock.site.folder / "data", "256m"):  # it grows with every day that is delivered
             asyncio.run(_away(campaign, row, stock))
             program.end()
     finally:
