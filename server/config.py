@@ -56,6 +56,7 @@ __all__ = [
 
 
 _SECRET_KEYS = {"password_hash", "webhook_url", "heartbeat_url"}
+_EMPTY = '""'  # how TOML writes a key that is nothing
 _SECTIONS: dict[str, type[Section]] = {
     "export": ExportSettings,
     "log": LogSettings,
@@ -183,7 +184,7 @@ def _unknown_key(section: str, key: str, known: list[str]) -> Problem:
         return Problem(f"{section}.{key}", "is not a known key", "move it above the first [table] of the file")
     close = difflib.get_close_matches(key, known, 1, 0.6)
     cure = f"did you mean {close[0]}?" if close else f"remove it; known are: {', '.join(known)}"
-    return Problem(f"{section}.{key}".lstrip("."), "is not a known key", cure)
+    return Problem(f"{section}.{key or _EMPTY}".lstrip("."), "is not a known key", cure)
 
 
 def _shown(key: str, value: object) -> str:

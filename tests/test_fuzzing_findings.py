@@ -12,8 +12,9 @@ import orjson
 import pytest
 
 from server.blocks import GzipText
+from server.config import load_config
 from server.convert import Conversion, LogRules
-from server.errors import ExportTorn
+from server.errors import ConfigError, ExportTorn
 from server.job import Job, Setup, Task
 from server.pipeline import SentLog
 from server.triton import ColumnSpec, Layout
@@ -67,6 +68,14 @@ def test_a_number_that_no_double_holds_makes_a_row_malformed_in_whatever_field(
     converted, sink = convert(export_file(tmp_path, lines), made)
     assert_is(convert_slowly(lines, made), converted, sink)
     assert converted.tally.rejected == {"malformed_json": 2, "duplicate_id": 1}
+
+
+def test_a_key_that_is_nothing_is_named_in_its_problem(tmp_path: Path) -> None:
+    """TOML lets a key be empty: a problem without a name says nothing to anybody."""
+    (tmp_path / "config.toml").write_text('[""]\n[export]\n"" = 1\n')
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "config.toml")
+    assert {'""', 'export.""'} <= {problem.key for problem in refused.value.problems}
 
 
 @pytest.mark.parametrize("flag", [b"\x08", b"\x10"])

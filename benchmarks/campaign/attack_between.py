@@ -66,6 +66,9 @@ class Between:
         writers = [writer]
         try:
             source = address(self.dice, NETWORK)
+            while source[0] in self.target.came_from:  # a login is known by its address: none comes twice
+                source = address(self.dice, NETWORK)
+            self.target.came_from.add(source[0])
             self.sources.append(source[0])
             there, back = await asyncio.open_connection("127.0.0.1", self.target.port, local_addr=source)
             writers.append(back)
@@ -274,7 +277,8 @@ async def replayed(target: Target, dice: random.Random, row: Fault) -> int:
     whole, between = await fetch(target, dice, row, Change())
     row.expect(whole, "a fetch through a proxy that changes nothing failed")
     row.expect(await came_in(target, between.sources), "a login through a proxy that changes nothing was not told")
-    sources = [address(dice, NETWORK) for _ in range(3)]
+    sources = [one for one in (address(dice, NETWORK) for _ in range(9)) if one[0] not in target.came_from][:3]
+    target.came_from.update(host for host, _ in sources)
     for source in sources:
         with suppress(OSError, TimeoutError):
             reader, writer = await asyncio.open_connection("127.0.0.1", target.port, local_addr=source)

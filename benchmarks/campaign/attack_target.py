@@ -57,6 +57,7 @@ class Target:
     user_key: asyncssh.SSHKey
     content: dict[str, bytes]
     fetched: Counter[tuple[str, str]] = field(default_factory=Counter)  # whole, by user and name
+    came_from: set[str] = field(default_factory=set)  # the addresses that the network in between has used
     _tree: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     _memory: int = 0
     _judged: int = 0
