@@ -33,7 +33,7 @@ PARTS: dict[str, tuple[str, float, float]] = {
     "disk": ("disk", 15, 80),
     "power": ("power", 15, 30),
     "bucket": ("bucket", 11, 40),
-    "network": ("network", 31, 40),
+    "network": ("network", 41, 40),
     "clock": ("clock", 5, 50),
     "hostile": ("hostile", 5, 45),
     "fuzzing": ("fuzzing", 61, 45),

@@ -47,8 +47,8 @@ LAST_WORDS = 5.0  # seconds that the end of a phase takes
 # A leak of one connection's buffers, or of a kilobyte a connection, is above this within minutes; what an allocator
 # does to and fro in half an hour is below it.
 MOST_GROWTH = 256.0  # KiB a minute
-MOST_DESCRIPTORS = 0.2  # a minute
-LEAST_TO_SHOW, LEAST_TO_TELL = 100.0, 500.0  # seconds: in less, a slope is the warm-up's; in less, it is not judged
+MOST_DESCRIPTORS = 1.0  # a minute; how many are open at rest is exact
+LEAST_TO_SHOW, LEAST_TO_TELL = 100.0, 1100.0  # seconds: in less, a slope is the warm-up's; in less, it is not judged
 USERS = ("good", "fuzz", "slow", "killed")
 
 
@@ -61,7 +61,7 @@ def run(campaign: Campaign) -> list[Fault]:
     make_keys(campaign.folder / "keys")
     few = Fault(f"the network: strangers and bad guests, with {FEW} descriptors in all")
     soak = Fault("the network: strangers and bad guests, with the usual limit of descriptors")
-    for row, limit, seconds in ((few, FEW, campaign.seconds * 0.3), (soak, 0, 0.0)):
+    for row, limit, seconds in ((few, FEW, campaign.seconds * 0.5), (soak, 0, 0.0)):
         try:
             asyncio.run(_phase(campaign, row, limit, min(seconds or campaign.left, campaign.left)))
         except Exception as error:
@@ -251,12 +251,15 @@ def _judge(row: Fault, site: ServiceSite, good: Good, bad: guests.Guests) -> Non
 
 
 def _weigh(row: Fault, gauge: Gauge, seconds: float) -> None:
-    """Memory and descriptors: the most, and the slope after the warm-up, which takes some two minutes."""
-    warm_up = max(seconds / 4, min(180.0, seconds / 2))
+    """Memory and descriptors: the most, and the slope of the last quarter; the heap settles in a quarter of an hour."""
+    warm_up = seconds * 0.75
     memory, opened = gauge.slope(1, warm_up), gauge.slope(2, warm_up)
     if seconds >= LEAST_TO_TELL:
         row.expect(memory < MOST_GROWTH, f"the memory grew by {memory:.0f} KiB a minute")
         row.expect(opened < MOST_DESCRIPTORS, f"the descriptors grew by {opened:.2f} a minute")
     row.figures |= {"memory at most, MiB": round(gauge.most(1) / 1024), "descriptors at most": int(gauge.most(2))}
     if seconds >= LEAST_TO_SHOW:
-        row.figures |= {"memory's slope, KiB a minute": round(memory), "descriptors' a minute": round(opened, 2)}
+        row.figures |= {
+            "memory's slope at the end, KiB a minute": round(memory),
+            "descriptors' a minute": round(opened, 2),
+        }
