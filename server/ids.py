@@ -211,7 +211,7 @@ class RecordGroup:
             for chunk in self.records._spill.chunks(self.part):  # noqa: SLF001
                 firsts.update(memoryview(chunk).cast("Q")[::2])
                 count += len(chunk) // 16
-            if len(firsts) == count:  # the first halves differ already
+            if len(firsts) == count == self.records._spill.count(self.part):  # noqa: SLF001  # the first halves differ
                 return True
         ids = self.ids()
         return len(set(ids)) == len(ids)
@@ -221,7 +221,7 @@ class RecordGroup:
         size, position = self.records._size, 0  # noqa: SLF001  # a part of it
         for chunk in self.records._spill.chunks(self.part):  # noqa: SLF001
             for (record,) in struct.iter_unpack(f"{size}s", chunk):
-                if self.turns == 1 or record[7] % self.turns == self.turn:
+                if self.turns == 1 or record[5] % self.turns == self.turn:
                     yield position, record
                 position += 1
 

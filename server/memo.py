@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 TOKEN, ENDS_IN_ZERO = 1, 2  # what a cell of IP can be, beside ordinary
 _LIMIT = 50_000  # entries of a memo
-_LONGEST = 500  # characters of a value that is kept, or that an ordinary row may have where it must be
+_LONGEST = 500  # characters of a value that an ordinary row may have where it must be kept
+_MOST_TEXT = 4_000_000  # characters of user agents that are kept: listeners choose them
 _NO_HASH = "\t-"
 _NO_PARTS = {"token": "", "enclosure_url": ""}
 _LONGEST_IPV4 = len("255.255.255.255")
@@ -93,16 +94,15 @@ class Addresses(dict[str, str]):
             return self._closely(ips)
         if not same or "." in "".join(long):
             return self._closely(ips)
-        cells, places = list(ips), []
-        if 0 in packed[3::4]:
-            places = [place for place, ip in enumerate(ips) if ip.endswith(".0")]
-            self.odd |= dict.fromkeys(map(cells.__getitem__, places), ENDS_IN_ZERO)
+        cells, odd = list(ips), 0 in packed[3::4]
+        if odd:
+            self.odd |= dict.fromkeys((ip for ip in short if ip.endswith(".0")), ENDS_IN_ZERO)
         if len(short) + len(long) < len(ips):
+            odd = True
             for place, ip in enumerate(ips):
-                if len(ip) > _LONGEST_IPV4 and ":" not in ip:
+                if len(ip) > _LONGEST_IPV4 and ":" not in ip:  # a token, or an address among blanks
                     cells[place] = self[ip]
-                    places.append(place)
-        return cells, places
+        return cells, [place for place, cell in enumerate(cells) if cell in self.odd] if odd else []
 
     def _closely(self, ips: Sequence[str]) -> tuple[list[str], list[int]]:
         """`column` for addresses that must be looked at one by one."""
@@ -123,8 +123,8 @@ class Addresses(dict[str, str]):
             sent = token(text, self._key)
             cell = f"{sent.ip}\t{sent.hashed_ip}"
             self.odd[cell] = TOKEN
-        else:
-            cell = "" if self.truncated else _plain_ipv6(text)
+            return cell  # each is as good as new: none is kept
+        cell = "" if self.truncated else _plain_ipv6(text)
         if not cell:
             sent = sent_address(text, truncated=self.truncated, key=self._key)
             cell = sent.ip if sent.hashed_ip == "-" else f"{sent.ip}\t{sent.hashed_ip}"
@@ -221,12 +221,18 @@ class Agents(dict[Any, str]):
     def __init__(self, clean: Callable[[Any], str]) -> None:
         super().__init__()
         self._clean = clean
+        self._text = 0  # characters of all that is kept
 
     def __missing__(self, user_agent: Any) -> str:
         cell = f"\t{self._clean(user_agent)}\n"
-        if type(user_agent) is str and len(user_agent) <= _LONGEST:
+        if type(user_agent) is str and len(user_agent) <= min(_LONGEST, _MOST_TEXT - self._text):
+            self._text += len(user_agent)
             self[user_agent] = cell
         return cell
+
+    def clear(self) -> None:
+        super().clear()
+        self._text = 0
 
 
 class Whole(dict[int, str]):
