@@ -20,6 +20,7 @@ No outside world.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from traceback import extract_tb
 
 
 class PickupPointError(Exception):
@@ -94,3 +95,9 @@ class DataFolderBusy(DataFolderError):
 
 class LedgerError(PickupPointError):
     """The ledger cannot be read or written."""
+
+
+def unexpected(error: Exception) -> PickupPointError:
+    """An error that nobody thought of: where it happened, without its words, which may hold a listener's address."""
+    frames = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[-3:]]
+    return PickupPointError(f"{type(error).__name__} at {', '.join(frames)}", hint="please report it")

@@ -18,7 +18,7 @@ import structlog
 
 from .deadlines import catching_up, expires
 from .disk import discarded, told
-from .errors import ExportChanged, ExportTorn, PickupPointError
+from .errors import ExportChanged, ExportTorn, PickupPointError, unexpected
 from .holds import late_warnings, published_when_given_up, warnings
 from .megaphone import start_of
 from .publishing import UNKNOWN_LAYOUT, Order
@@ -188,9 +188,7 @@ class Feed:
         except PickupPointError as error:
             return await in_thread(self._failed, day, export, now, error)
         except Exception as error:
-            log.exception(f"feed failed {day}")
-            translated = PickupPointError(f"{type(error).__name__}: {error}", hint="please report it")
-            return await in_thread(self._failed, day, export, now, translated)
+            return await in_thread(self._failed, day, export, now, unexpected(error))
 
     def _failed(self, day: date, export: DayExport | None, now: datetime, error: PickupPointError) -> DayResult:
         if self._stop.is_set():  # the error is ours: the conversion was told to stop

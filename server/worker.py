@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+import traceback
 from collections import Counter
 from contextlib import suppress
 from hashlib import blake2b
@@ -33,6 +34,7 @@ from .tally import RejectReason, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import TracebackType
 
     from .render import Rendered
 
@@ -153,8 +155,14 @@ def _entry(place: int, reason: RejectReason, raw: bytes) -> Reject:
     return Reject(place, orjson.dumps({"reason": reason, "raw": text})[1:])
 
 
+def _tell(kind: type[BaseException], _: BaseException, trace: TracebackType | None) -> None:
+    """What went wrong, without the words of the error: they may hold a listener's address."""
+    os.write(2, f"worker failed error={kind.__name__}\n{''.join(traceback.format_tb(trace))}".encode())
+
+
 def main() -> None:
     """Read the setup, then do jobs until the pipe ends."""
+    sys.excepthook = _tell
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle: it ends its workers itself
     with suppress(OSError):  # a sandbox may refuse it
         os.nice(_NICE)
