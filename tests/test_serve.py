@@ -17,6 +17,7 @@ import asyncssh
 import pytest
 
 from .fixtures_service import (
+    ServiceSite,
     day_before,
     export_name,
     export_of,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .fixtures_s3 import S3Server
-    from .fixtures_service import ServiceSite
 
 
 def bucket(url: str, name: str) -> str:
@@ -75,6 +75,25 @@ async def test_a_day_that_becomes_final_in_the_bucket_is_served_without_a_restar
     assert again.running.count("feed adopted") == 2
     assert again.running.count("feed published") == 0
     assert await again.running.stops() == 0
+
+
+async def test_two_services_on_one_bucket_give_the_same_bytes(
+    service_site: ServiceSite, s3: S3Server, tmp_path: Path, keys_dir: Path
+) -> None:
+    """Each with a data folder of its own, at the same time: nothing of one depends on the other."""
+    (tmp_path / "other").mkdir()
+    sites = service_site, ServiceSite(tmp_path / "other", keys_dir, service_site.program)
+    for days in (2, 1):
+        s3.put(export_name(day_before(days)), export_of(day_before(days), 40, b"{"))
+    for site in sites:
+        site.configure(bucket(s3.url, s3.bucket), log="max_rejected = 0.5")
+    services = [await site.serve() for site in sites]
+    for service in services:
+        await service.sees(log_of(2), log_of(1))
+    ours, theirs = ({name: data for name, (data, _) in site.published().items()} for site in sites)
+    assert ours == theirs
+    for service in services:
+        assert await service.running.stops() == 0
 
 
 class Door:
