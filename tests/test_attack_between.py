@@ -44,6 +44,7 @@ class Target:
     listener: Running
     content: dict[str, bytes] = field(default_factory=lambda: {NAME: CONTENT})
     fetched: Counter[tuple[str, str]] = field(default_factory=Counter)
+    came_from: set[str] = field(default_factory=set)
     big: str = NAME
 
     @property
