@@ -18,11 +18,11 @@ from .feed import Feed
 from .holds import HoldPolicy
 from .keys import load_credentials
 from .ledger import Ledger
+from .megaphone.source import open_source
 from .pickup import PickupPoint
 from .private_files import load_ip_hash_key
 from .publishing import Publisher
 from .rounds import FeedPolicy
-from .source import open_source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

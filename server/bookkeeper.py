@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .ledger import Ledger
     from .login import Login
-    from .proof import Pickup
+    from .pickups import Pickup
 
 log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .address import sent_address
-from .megaphone import ExportRow
+from .megaphone.exports import ExportRow
 from .tally import FilterReason, RejectReason, RowRejected
 from .triton import DEFAULT_URL, URL_LIMIT, Layout, LogLine, UrlTemplate
 

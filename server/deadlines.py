@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .megaphone import start_of
+from .megaphone.exports import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

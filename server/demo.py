@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .access import hash_password
 from .keys import make_keys
-from .megaphone import METRICS, FinalityRule, start_of
+from .megaphone.exports import METRICS, FinalityRule, start_of
 from .samples import write_day
 
 if TYPE_CHECKING:

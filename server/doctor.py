@@ -21,10 +21,10 @@ from .installation import become_owner
 from .interview import port_of
 from .keys import load_credentials
 from .ledger import Ledger
+from .megaphone.source import open_source
 from .private_files import load_ip_hash_key
 from .probe import ProbeKey, visit
 from .report import check_line, size_text
-from .source import open_source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     import asyncssh
 
-    from .megaphone import DayExport, Listing
+    from .megaphone.exports import DayExport, Listing
+    from .megaphone.source import ExportSource
     from .settings import Config
-    from .source import ExportSource
 
 CLOCK_TOLERANCE = 60.0  # seconds
 ENOUGH = 1 << 16  # bytes of an export: that it can be read is all that is asked

@@ -20,7 +20,7 @@ from .deadlines import catching_up, expires
 from .disk import discarded, told
 from .errors import ExportChanged, ExportTorn, PickupPointError, unexpected
 from .holds import late_warnings, published_when_given_up, warnings
-from .megaphone import start_of
+from .megaphone.exports import start_of
 from .publishing import UNKNOWN_LAYOUT, Order
 from .records import DayRecord, Failure, Hold, LateCheck
 from .rounds import DayResult, FeedPolicy, Round, Wish
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from .catalogue import Catalogue
     from .convert import LogRules
     from .ledger import Ledger
-    from .megaphone import DayExport, Listing
+    from .megaphone.exports import DayExport, Listing
+    from .megaphone.source import ExportSource
     from .pickup import PickupPoint
     from .publishing import Done, Publisher
     from .records import Publication
-    from .source import ExportSource
     from .triton import LogName
 
 log = structlog.get_logger()

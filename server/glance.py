@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
     from pathlib import Path
 
-    from .proof import Pickup
+    from .pickups import Pickup
     from .reconciliation import PodcastLine
     from .records import LateCheck, LedgerLog, Publication, RssFeed
     from .settings import Config

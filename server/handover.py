@@ -18,9 +18,9 @@ from .columns import QUESTIONS, column_table, rules_text
 from .errors import ConfigError, LedgerError, PickupPointError
 from .keys import known_hosts_lines, public_host_keys
 from .matching import handover_lines
+from .megaphone.source import open_source
 from .report import activation_sheet
 from .rss_items import shown
-from .source import open_source
 
 if TYPE_CHECKING:
     from .settings import Config

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
     from pathlib import Path
 
-    from .proof import Pickup
+    from .pickups import Pickup
     from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
     from .staging import StagedLog
     from .triton import LogName

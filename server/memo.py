@@ -13,7 +13,7 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
 from .address import sent_address, token
-from .megaphone import identifier, parse_created_at
+from .megaphone.exports import identifier, parse_created_at
 from .triton import OF_CATALOGUE, PLAIN, URL_LIMIT, LogFormat, UrlTemplate
 
 if TYPE_CHECKING:

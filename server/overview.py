@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines
-from .proof import Grade
+from .pickups import Grade
 from .records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import date, datetime, timedelta
 
-    from .megaphone import DayExport
-    from .proof import Pickup
+    from .megaphone.exports import DayExport
+    from .pickups import Pickup
     from .records import DayRecord, LedgerLog, Publication
     from .tally import Tally
 

@@ -20,7 +20,7 @@ from .convert import Conversion
 from .disk import told
 from .errors import ConversionFailed
 from .holds import HoldPolicy, hold_reason
-from .megaphone import DayExport
+from .megaphone.exports import DayExport
 from .pipeline import SentLog, convert_export
 from .records import LedgerLog, Publication
 from .triton import LogFile, LogName, layouts_by_header

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
 
     from .convert import LogRules
-    from .megaphone import DayExport
+    from .megaphone.exports import DayExport
     from .podcasts import PodcastBooks
     from .rss_items import RssItem
     from .tally import Tally

@@ -22,7 +22,7 @@ import orjson
 from .arrangement import Arrangement
 from .convert import RowConverter
 from .ids import pack_id, pack_uuids, unpack
-from .megaphone import REPORTING_SECONDS
+from .megaphone.exports import REPORTING_SECONDS
 from .memo import ENDS_IN_ZERO, Memos, Unusual, without_hash
 from .ordinary import RowDecoder
 from .tally import FilterReason, RejectReason, RowRejected, Tally

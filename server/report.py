@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .alarms import Alarm
     from .glance import Glance
-    from .proof import Pickup
+    from .pickups import Pickup
     from .reconciliation import PodcastLine
     from .records import LateCheck, LedgerLog, Publication
     from .retention import Pruned

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .megaphone import start_of
+from .megaphone.exports import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .ledger import Ledger
     from .pickup import PickupPoint
-    from .proof import Pickup
+    from .pickups import Pickup
     from .records import LedgerLog, Publication
     from .triton import LogName
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from .megaphone import FinalityRule, start_of
+from .megaphone.exports import FinalityRule, start_of
 
 if TYPE_CHECKING:
     from datetime import date

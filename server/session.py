@@ -18,14 +18,14 @@ import structlog
 from .express import Express
 from .guard import Reason
 from .packets import LONGEST_PACKET
-from .proof import Ending, Grade
+from .pickups import Ending, Grade
 from .view import Events, View, Visitor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from .connection import SshConnection
-    from .proof import Pickup
+    from .pickups import Pickup
     from .view import Reply
 
 log = structlog.get_logger()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .access import Access
     from .guard import Address
     from .keys import Credentials
-    from .proof import Pickup
+    from .pickups import Pickup
     from .settings import SftpSettings
     from .triton import LogFile
 

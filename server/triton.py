@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import orjson
 
-from .megaphone import METRICS
+from .megaphone.exports import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 from . import packets
 from .packets import Fields, Kind, Malformed, Status
-from .proof import PickupProgress
+from .pickups import PickupProgress
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from concurrent.futures import Executor
 
-    from .proof import Pickup
+    from .pickups import Pickup
     from .triton import LogFile
 
 NAMES_AT_ONCE = 100

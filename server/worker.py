@@ -25,7 +25,7 @@ import orjson
 from .blocks import RAW_LIMIT
 from .ids import pack_id, pack_uuids, partition, unpack
 from .job import FILTERED, REJECTED, Job, Reject, Result, Setup, Task
-from .megaphone import identifier
+from .megaphone.exports import identifier
 from .member import deflate
 from .podcasts import PodcastBooks
 from .render import BlockRenderer

@@ -7,14 +7,14 @@ import random
 from datetime import date
 from typing import TYPE_CHECKING
 
-from server.bucket import Bucket
-from server.patience import Patience
+from server.megaphone.bucket import Bucket
+from server.s3.retry import Patience
 
 from .fault_server import BUCKET, Fault, FaultServer
 from .fixtures_s3 import bucket_settings
 
 if TYPE_CHECKING:
-    from server.megaphone import DayExport
+    from server.megaphone.exports import DayExport
 
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"

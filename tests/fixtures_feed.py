@@ -22,13 +22,13 @@ from server.convert import LogRules
 from server.deadlines import DeadlinePolicy
 from server.errors import SourceUnreachable
 from server.feed import Feed
-from server.folder import Folder
 from server.holds import HoldPolicy
 from server.ledger import Ledger
-from server.megaphone import DayExport, Listing
+from server.megaphone.exports import DayExport, Listing
+from server.megaphone.folder import Folder
 from server.overview import DayOverview, overview
 from server.pickup import PickupPoint
-from server.proof import PickupProgress
+from server.pickups import PickupProgress
 from server.publishing import Publisher
 from server.retention import Pruned, prune
 from server.rounds import FeedPolicy, Round, Wish

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from server.login import Login
-    from server.proof import Pickup
+    from server.pickups import Pickup
 
 PASSWORD = "correct horse"
 NAME = "MEGA20261120-00.tsv.gz"

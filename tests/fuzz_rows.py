@@ -24,7 +24,7 @@ from server.blocks import GzipText, cut_blocks
 from server.convert import Conversion, RowConverter
 from server.errors import ExportTorn
 from server.job import Job, Result, Setup, Task
-from server.megaphone import identifier
+from server.megaphone.exports import identifier
 from server.member import inflate
 from server.pipeline import SentLog, Tuning, convert_export
 from server.podcasts import PodcastBooks

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.config import Config, load_config
 from server.errors import ConfigError
-from server.megaphone import METRICS
+from server.megaphone.exports import METRICS
 from server.packets import DATA_HEADER_SIZE, LONGEST_READ, Kind, Status
 from server.rss_items import NotRss, RssDocument, bare_url, megaphone_token, shown
 from server.triton import LogFile, LogFormat, LogName, UrlTemplate, layouts_by_header, prefix_problem
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.errors import Problem
-    from server.proof import Pickup
+    from server.pickups import Pickup
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _LAYOUTS = [rules.layout for _, rules in sorted(RULES.items())]

@@ -25,7 +25,7 @@ from benchmarks.campaign.attack_between import (
     replayed,
     without_front,
 )
-from server.proof import Grade
+from server.pickups import Grade
 
 from .fixtures_sftp import NAME, PASSWORD, Running, running
 from .test_attack_words import packet

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.proof import Ending, Grade
+from server.pickups import Ending, Grade
 
 from .fixtures_sftp import NAME, RawSftp, Running
 
 if TYPE_CHECKING:
-    from server.proof import Pickup
+    from server.pickups import Pickup
 
 SIZE = 200_000  # so small that the whole of it waits in a buffer without being too much
 OTHER = "MEGA20261121-00.tsv.gz"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.bucket import Bucket
 from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
-from server.patience import Patience
-from server.refusals import Place
-from server.source import open_source
+from server.megaphone.bucket import Bucket
+from server.megaphone.source import open_source
+from server.s3.errors import Place
+from server.s3.retry import Patience
 
 from .fixtures_s3 import BUCKET, READ_POLICY, REGION, AwsChain, S3Server, S3Users, bucket_settings
 
@@ -185,7 +185,7 @@ async def test_credentials_rotated_between_two_tries_are_taken_up(
         waited.append(seconds)
         s3_auth.chain.use(*new)
 
-    monkeypatch.setattr("server.bucket.asyncio.sleep", rotate)
+    monkeypatch.setattr("server.megaphone.bucket.asyncio.sleep", rotate)
     assert DAY in (await bucket.day_exports()).exports
     assert waited == [0.0]
 

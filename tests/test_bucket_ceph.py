@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.bucket import Bucket
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
-from server.patience import Patience
-from server.refusals import Place
+from server.megaphone.bucket import Bucket
+from server.s3.errors import Place
+from server.s3.retry import Patience
 
 from .ceph import OWNER, READER, STRANGER, Ceph
 from .fixtures_s3 import REGION, AwsChain, S3Server, bucket_settings, client_of
@@ -23,7 +23,7 @@ from .fixtures_s3 import REGION, AwsChain, S3Server, bucket_settings, client_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from server.megaphone import DayExport
+    from server.megaphone.exports import DayExport
 
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"

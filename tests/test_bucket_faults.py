@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
-from server.patience import Patience
+from server.s3.retry import Patience
 
 from .fault_server import (
     Fault,

@@ -41,7 +41,7 @@ def fed(
 
 def pulled(site: ServiceSite, *days: date) -> None:
     """The partner has fetched them: noted in the ledger as the service notes it."""
-    from server.proof import Ending, Grade, Pickup
+    from server.pickups import Ending, Grade, Pickup
     from server.triton import LogFormat, LogName
 
     now = datetime.now(UTC)

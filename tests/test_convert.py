@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from server.catalogue import Catalogue, Episode
 from server.convert import Conversion, LogRules, RowConverter
-from server.megaphone import METRICS
+from server.megaphone.exports import METRICS
 from server.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.triton import ColumnSpec, Layout, LogFormat
 

@@ -21,8 +21,8 @@ from server import demo as demo_module
 from server.assembly import assembled, load_keys
 from server.config import load_config
 from server.demo import FINAL_DAYS, introduction, prepare
-from server.folder import Folder
-from server.megaphone import FinalityRule, Listing
+from server.megaphone.exports import FinalityRule, Listing
+from server.megaphone.folder import Folder
 
 from .fixtures_service import Program, Running, listening_addresses, log_in, port_of, secrets_of
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
-from server.folder import Folder
-from server.spool import Spool, in_thread
+from server.megaphone.download import Spool, in_thread
+from server.megaphone.folder import Folder
 
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"
@@ -175,11 +175,11 @@ async def test_what_the_system_refuses_is_told(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.folder.os.read", fail)
+        patch.setattr("server.megaphone.folder.os.read", fail)
         with pytest.raises(expected) as reading:
             await folder.fetch(export, io.BytesIO())
     with monkeypatch.context() as patch:
-        patch.setattr("server.folder.os.scandir", fail)
+        patch.setattr("server.megaphone.folder.os.scandir", fail)
         with pytest.raises(expected) as listing:
             await folder.day_exports()
     assert getattr(reading.value, "hint", "") and getattr(listing.value, "hint", "")

@@ -17,8 +17,8 @@ import pytest
 from server import ledger as ledger_module
 from server.errors import LedgerError
 from server.ledger import Ledger
-from server.megaphone import DayExport
-from server.proof import Grade, PickupProgress
+from server.megaphone.exports import DayExport
+from server.pickups import Grade, PickupProgress
 from server.records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
 from server.schema import MIGRATIONS
 from server.tally import Tally

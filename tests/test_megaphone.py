@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.megaphone import (
+from server.megaphone.exports import (
     METRICS,
     DayExport,
     ExportRow,

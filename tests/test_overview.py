@@ -10,9 +10,9 @@ import orjson
 import pytest
 
 from server.deadlines import DeadlinePolicy
-from server.megaphone import DayExport
+from server.megaphone.exports import DayExport
 from server.overview import DayOverview, overview, span
-from server.proof import Ending, Grade, Pickup, PickupProgress
+from server.pickups import Ending, Grade, Pickup, PickupProgress
 from server.records import DayRecord, Failure, Hold, LedgerLog, Publication
 from server.tally import Tally
 from tests.fixtures_feed import DAY, Site, at, log_name, rows_of

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.proof import MOST_RANGES, Coverage, Ending, Grade, PickupProgress
+from server.pickups import MOST_RANGES, Coverage, Ending, Grade, PickupProgress
 from server.triton import LogName
 
 NAME = LogName.parse("MEGA20261120-00.tsv.gz")

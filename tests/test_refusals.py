@@ -7,8 +7,8 @@ from datetime import date
 import pytest
 
 from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
-from server.patience import Pace, Patience, Tries
-from server.refusals import Answer, Place, Remedy
+from server.s3.errors import Answer, Place, Remedy
+from server.s3.retry import Pace, Patience, Tries
 
 KEY = f"metrics-day-{date(2026, 11, 20)}.json.gz"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from server.convert import Conversion, LogRules, RowConverter
-from server.megaphone import METRICS
+from server.megaphone.exports import METRICS
 from server.samples import day_rows, write_day
 from server.tally import FilterReason, RejectReason, RowRejected
 

@@ -13,7 +13,7 @@ import asyncssh
 import paramiko
 import pytest
 
-from server.proof import Grade
+from server.pickups import Grade
 
 from .fixtures_sftp import NAME, PASSWORD, Running, running
 

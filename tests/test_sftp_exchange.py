@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.connection import LEAST_PACKET, MOST_DEFERRED
-from server.proof import Ending, Grade
+from server.pickups import Ending, Grade
 
 from .fixtures_sftp import NAME, RawSftp, Running, running, string
 

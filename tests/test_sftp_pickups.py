@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.connection import SshConnection
-from server.proof import Ending, Grade, Pickup
+from server.pickups import Ending, Grade, Pickup
 
 from .fixtures_sftp import NAME, RawSftp, Running
 

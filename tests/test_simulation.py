@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from server.errors import SourceUnreachable
-from server.megaphone import FinalityRule, start_of
+from server.megaphone.exports import FinalityRule, start_of
 from tests.fixtures_feed import DAY, Site
 from tests.rows import row
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.megaphone import METRICS
+from server.megaphone.exports import METRICS
 from server.triton import URL_LIMIT, ColumnSpec, Layout, LogFormat, UrlTemplate, percent_text, safe_text
 
 from .rows import cells, result, row, rules

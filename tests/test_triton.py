@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.megaphone import METRICS
+from server.megaphone.exports import METRICS
 from server.triton import (
     ColumnSpec,
     DerivedValue,

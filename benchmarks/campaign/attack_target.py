@@ -20,7 +20,7 @@ import asyncssh
 from server.access import hash_password
 from server.keys import make_keys
 from server.ledger import Ledger
-from server.proof import Grade
+from server.pickups import Grade
 from tests.fixtures_service import Program, ServiceSite, day_before, export_of, log_of
 from tests.fixtures_sftp import PASSWORD
 

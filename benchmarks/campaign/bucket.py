@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import structlog
 
-from server.bucket import Bucket
 from server.errors import SourceError
 from server.keys import make_keys
 from server.ledger import Ledger
+from server.megaphone.bucket import Bucket
 from tests.fault_server import BUCKET, fault_server
 from tests.fixtures_feed import ClockedFolder, Site
 from tests.fixtures_s3 import bucket_settings
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-    from server.megaphone import DayExport, Listing
+    from server.megaphone.exports import DayExport, Listing
 
     from .account import Campaign
 

@@ -25,7 +25,7 @@ import structlog
 
 from server.errors import DataFolderBusy
 from server.keys import make_keys
-from server.megaphone import start_of
+from server.megaphone.exports import start_of
 from tests.fixtures_feed import Site, rows_of
 from tests.fixtures_service import Program, ServiceSite, Serving, day_before, port_of
 

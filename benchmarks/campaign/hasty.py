@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import server.bucket
+import server.megaphone.exports.bucket
+
 import server.service
 from server.cli import main
-from server.patience import Patience
+from server.s3.retry import Patience
 
 if TYPE_CHECKING:
     from datetime import timedelta

@@ -22,7 +22,7 @@ import asyncssh
 
 from server.keys import make_keys
 from server.ledger import Ledger
-from server.proof import Grade
+from server.pickups import Grade
 from tests.fixtures_service import Program, ServiceSite, day_before, export_of, log_of
 from tests.fixtures_sftp import CHEAP_HASH, PASSWORD
 

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 PATIENCE = 200.0  # seconds that a command may take
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["server.cli", "server.one_round", "server.report", "server.glance", "server.private_files", "server.folder"]
+    [
+        "server.cli",
+        "server.one_round",
+        "server.report",
+        "server.glance",
+        "server.private_files",
+        "server.megaphone.folder",
+    ]
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from .threads import in_thread
+from ..threads import in_thread
 
 WRITE_SIZE = 1 << 20
 

@@ -13,17 +13,17 @@ import stat
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
-from .errors import ExportChanged, SourceRefused, SourceUnreachable
-from .megaphone import METRICS, DayExport, Listing
-from .spool import WRITE_SIZE, Spool
-from .threads import in_thread
+from ..errors import ExportChanged, SourceRefused, SourceUnreachable
+from ..threads import in_thread
+from .download import WRITE_SIZE, Spool
+from .exports import METRICS, DayExport, Listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from .errors import SourceError
-    from .megaphone import ExportKind
+    from ..errors import SourceError
+    from .exports import ExportKind
 
 P = ParamSpec("P")
 T = TypeVar("T")

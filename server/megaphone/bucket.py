@@ -26,17 +26,17 @@ from botocore import exceptions as sdk  # type: ignore[import-untyped]  # ships 
 from botocore.loaders import Loader  # type: ignore[import-untyped]  # ships no types
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # ships no types
 
-from .megaphone import METRICS, DayExport, Listing
-from .patience import Pace, Patience, Tries
-from .refusals import Answer, Place, Remedy, Setback, safe_word
-from .spool import WRITE_SIZE, Spool
+from ..s3.errors import Answer, Place, Remedy, Setback, safe_word
+from ..s3.retry import Pace, Patience, Tries
+from .download import WRITE_SIZE, Spool
+from .exports import METRICS, DayExport, Listing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import date, datetime
 
-    from .config import ExportSettings
-    from .megaphone import ExportKind
+    from ..config import ExportSettings
+    from .exports import ExportKind
 
 PAGE_SIZE = 1000
 # RFC 9110 wants quotes around the ETag; some versions of Ceph's gateway want none.
@@ -67,7 +67,9 @@ class _OneHost(AIOHTTPSession):  # type: ignore[misc]  # an untyped class
 
 
 if not hasattr(AIOHTTPSession, "_get_session"):
-    raise ImportError("this aiobotocore is unknown to server/bucket.py, which could not keep it from redirects")
+    raise ImportError(
+        "this aiobotocore is unknown to server/megaphone/bucket.py, which could not keep it from redirects"
+    )
 
 
 class _Straight:

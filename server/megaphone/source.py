@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from .megaphone import METRICS
+from .exports import METRICS
 
 if TYPE_CHECKING:
-    from .config import ExportSettings
-    from .megaphone import DayExport, ExportKind, Listing
+    from ..config import ExportSettings
+    from .exports import DayExport, ExportKind, Listing
 
 
 class ExportSource(Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
 
-from .errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
+from ..errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
 
 
 class Remedy(Enum):

@@ -1,0 +1,1 @@
+"""One bucket, safely: what its answers mean, and how often it is asked again."""
