@@ -12,9 +12,9 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from server.episodes.rss import RssItem
 from server.ledger import Ledger
 from server.records import RssFeed
-from server.rss_items import RssItem
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .deadlines import Urgency, expires
+from .episodes.rss import shown
 from .holds import HoldPolicy, late_warnings, warnings
 from .overview import span
-from .rss_items import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .episodes import CatalogueSource
+from .episodes.source import CatalogueSource
 from .errors import ConfigError, Problem
 from .feed import Feed
 from .holds import HoldPolicy

@@ -26,7 +26,7 @@ from .private_files import load_ip_hash_key
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .catalogue import Catalogue
+    from .episodes.catalogue import Catalogue
     from .settings import Config
     from .tally import Tally
 
@@ -137,7 +137,9 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
     if config is None:
         return None, []
     if config.feeds.configured:
-        from .episodes import CatalogueSource  # only here: without feeds a conversion needs neither SQLite nor HTTP
+        from .episodes.source import (
+            CatalogueSource,  # only here: without feeds a conversion needs neither SQLite nor HTTP
+        )
         from .ledger import Ledger
 
         try:
@@ -149,7 +151,7 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
         told = []
     if config.log.episodes is None:
         return None, told
-    from .catalogue import load_catalogue  # only here: without one, a conversion starts the sooner
+    from .episodes.catalogue import load_catalogue  # only here: without one, a conversion starts the sooner
 
     return load_catalogue(config.log.episodes), told
 

@@ -25,7 +25,7 @@ from .command import (
 from .installation import become_owner
 
 if TYPE_CHECKING:
-    from .episodes import EpisodesGlance
+    from .episodes.source import EpisodesGlance
     from .matching import Matching
     from .records import RssFeed
     from .settings import Config
@@ -57,7 +57,7 @@ def episodes(
             raise Usage("--check goes alone", hint="pickup-point episodes --check FILE")
         _check(check)
         return
-    from .episodes import glance_at
+    from .episodes.source import glance_at
     from .ledger import Ledger
     from .matching import matching, new_csv, write_export
 
@@ -84,7 +84,7 @@ def episodes(
 
 
 def _check(path: Path) -> None:
-    from .catalogue import check_episodes, load_catalogue
+    from .episodes.catalogue import check_episodes, load_catalogue
 
     problems = check_episodes(path)
     for problem in problems:
@@ -96,7 +96,7 @@ def _check(path: Path) -> None:
 
 
 def _refresh(settings: Config, *, quiet: bool) -> None:
-    from .episodes import CatalogueSource
+    from .episodes.source import CatalogueSource
     from .ledger import Ledger
     from .pickup import PickupPoint
 
@@ -132,8 +132,8 @@ def _print_glance(glance: EpisodesGlance, found: Matching, settings: Config) -> 
 
 
 def _feed_text(url: str, feed: RssFeed | None, now: datetime) -> str:
+    from .episodes.rss import shown
     from .overview import span
-    from .rss_items import shown
 
     if feed is None:
         return f"{shown(url)}  not asked yet: pickup-point episodes --refresh"

@@ -17,7 +17,7 @@ from .triton import DEFAULT_URL, URL_LIMIT, Layout, LogLine, UrlTemplate
 if TYPE_CHECKING:
     from datetime import date
 
-    from .catalogue import Catalogue
+    from .episodes.catalogue import Catalogue
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import date, datetime
 
-    from .catalogue import Catalogue
     from .convert import LogRules
+    from .episodes.catalogue import Catalogue
     from .ledger import Ledger
     from .megaphone.exports import DayExport, Listing
     from .megaphone.source import ExportSource

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from .alarms import Alarm, Level, Measured, Partner, alarms
 from .deadlines import DeadlinePolicy
+from .episodes.rss import shown
 from .errors import LedgerError, PickupPointError
 from .holds import HoldPolicy
 from .ledger import Ledger
 from .overview import DayOverview, overview
 from .reconciliation import reconcile
 from .records import matched_share
-from .rss_items import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,12 +15,12 @@ from typing import IO, TYPE_CHECKING
 
 from .by_hand import convert_by_hand
 from .columns import QUESTIONS, column_table, rules_text
+from .episodes.rss import shown
 from .errors import ConfigError, LedgerError, PickupPointError
 from .keys import known_hosts_lines, public_host_keys
 from .matching import handover_lines
 from .megaphone.source import open_source
 from .report import activation_sheet
-from .rss_items import shown
 
 if TYPE_CHECKING:
     from .settings import Config

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from .convert import LogRules
+from .episodes.rss import RssItem
 from .megaphone.exports import DayExport
 from .pickups import Ending, Grade, Pickup
 from .records import CatalogueStamp, DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication, RssFeed
-from .rss_items import RssItem
 from .tally import Tally
 from .triton import LogName
 

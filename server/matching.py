@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from isal import igzip
 
-from .catalogue import COLUMNS, NOTES
-from .episodes import CatalogueSource
+from .episodes.catalogue import COLUMNS, NOTES
+from .episodes.rss import shown
+from .episodes.source import CatalogueSource
 from .errors import PickupPointError
 from .ledger import Ledger
 from .pickup import PickupPoint
 from .records import matched_share
-from .rss_items import shown
 from .triton import DerivedValue
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TextIO
 
-    from .catalogue import Catalogue, Episode
+    from .episodes.catalogue import Catalogue, Episode
     from .records import LedgerLog, Publication
     from .settings import Config
 

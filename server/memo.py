@@ -19,8 +19,8 @@ from .triton import OF_CATALOGUE, PLAIN, URL_LIMIT, LogFormat, UrlTemplate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from .catalogue import Catalogue
     from .convert import Conversion
+    from .episodes.catalogue import Catalogue
 
 TOKEN, ENDS_IN_ZERO = 1, 2  # what a cell of IP can be, beside ordinary
 _LIMIT = 50_000  # entries of a memo

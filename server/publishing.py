@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
-    from .catalogue import Catalogue
     from .convert import LogRules
+    from .episodes.catalogue import Catalogue
     from .ledger import Ledger
     from .pickup import FoundFile, PickupPoint
     from .records import Kind

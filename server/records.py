@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from datetime import date, datetime
 
     from .convert import LogRules
+    from .episodes.rss import RssItem
     from .megaphone.exports import DayExport
     from .podcasts import PodcastBooks
-    from .rss_items import RssItem
     from .tally import Tally
     from .triton import LogName
 

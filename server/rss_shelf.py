@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
 
+    from .episodes.rss import RssItem
     from .records import RssFeed
-    from .rss_items import RssItem
 
 
 class RssShelf:

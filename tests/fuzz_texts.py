@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from server.config import Config, load_config
+from server.episodes.rss import NotRss, RssDocument, bare_url, megaphone_token, shown
 from server.errors import ConfigError
 from server.megaphone.exports import METRICS
 from server.packets import DATA_HEADER_SIZE, LONGEST_READ, Kind, Status
-from server.rss_items import NotRss, RssDocument, bare_url, megaphone_token, shown
 from server.triton import LogFile, LogFormat, LogName, UrlTemplate, layouts_by_header, prefix_problem
 from server.view import MUTATING, Catalogue, Events, View, Visitor
 

@@ -14,7 +14,7 @@ from server.tally import RowRejected
 from server.triton import Layout
 
 if TYPE_CHECKING:
-    from server.catalogue import Catalogue
+    from server.episodes.catalogue import Catalogue
 
 KEY = bytes(range(32))
 ABSENT = object()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.catalogue import Catalogue, Episode, load_catalogue
+from server.episodes.catalogue import Catalogue, Episode, load_catalogue
 from server.errors import ConfigError
 
 from .rows import GOOD, cells, converted, result, row, rules

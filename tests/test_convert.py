@@ -15,8 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.catalogue import Catalogue, Episode
 from server.convert import Conversion, LogRules, RowConverter
+from server.episodes.catalogue import Catalogue, Episode
 from server.megaphone.exports import METRICS
 from server.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.triton import ColumnSpec, Layout, LogFormat

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.catalogue import check_episodes, load_urls
 from server.config import load_config
-from server.episodes import CatalogueSource
+from server.episodes.catalogue import check_episodes, load_urls
+from server.episodes.source import CatalogueSource
 from server.errors import ConfigError
 from server.ledger import Ledger
 from server.matching import handover_lines

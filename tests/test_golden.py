@@ -14,9 +14,9 @@ import orjson
 import pytest
 
 from server.by_hand import convert_by_hand
-from server.catalogue import load_catalogue
 from server.config import parse_config
 from server.convert import Conversion, LogRules, RowConverter
+from server.episodes.catalogue import load_catalogue
 from server.tally import RejectReason, RowRejected, Tally
 from server.triton import ColumnSpec, Layout, LogFormat
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from server.catalogue import Catalogue, Episode, make_catalogue
 from server.convert import Conversion, LogRules, RowConverter
+from server.episodes.catalogue import Catalogue, Episode, make_catalogue
 from server.job import Setup
 from server.records import CatalogueStamp
 from server.render import BlockRenderer

@@ -15,11 +15,11 @@ import pytest
 
 from server.alarms import Alarm, alarms
 from server.convert import LogRules
+from server.episodes.fetch import ReaderLimits, RssReader
+from server.episodes.refresh import due, refresh
 from server.holds import HoldPolicy
 from server.ledger import Ledger
 from server.records import RssFeed, matched_share
-from server.refresh import due, refresh
-from server.rss import ReaderLimits, RssReader
 from server.schema import MIGRATIONS
 
 from .fixtures_feed import HEALTHY

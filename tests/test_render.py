@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from server.catalogue import Catalogue, Episode
 from server.convert import Conversion, LogRules
+from server.episodes.catalogue import Catalogue, Episode
 from server.ids import pack_id
 from server.render import BlockRenderer
 from server.samples import day_rows

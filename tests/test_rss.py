@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from server.rss import ReaderLimits, RssReader, RssUnread, is_public
+from server.episodes.fetch import ReaderLimits, RssReader, RssUnread, is_public
 
 from .fixtures_rss import HEAD, RssHost, items, rss
 
 if TYPE_CHECKING:
-    from server.rss import RssAnswer
+    from server.episodes.fetch import RssAnswer
 
 MIB = 1 << 20
 LIMITS = ReaderLimits(size=8 * MIB, total=20.0, connect=5.0, silence=5.0)
@@ -107,7 +107,7 @@ async def test_a_redirect_inside_is_refused(rss_host: RssHost, target: str, monk
     """The cloud's metadata address, this machine, private networks: though the first host is a public one."""
     url = rss_host.redirect("/evil", target)
     real = is_public
-    monkeypatch.setattr("server.rss.is_public", lambda text: text == "127.0.0.1" or real(text))
+    monkeypatch.setattr("server.episodes.fetch.is_public", lambda text: text == "127.0.0.1" or real(text))
     assert "which is no public address" in await refusal(url, local=False, limits=ReaderLimits(total=10, connect=2))
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from server.rss_items import (
+from server.episodes.rss import (
     DEEPEST,
     LONGEST_GUID,
     MOST_ITEMS,

@@ -17,16 +17,16 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from .errors import PickupPointError
-from .rss_items import NotRss, RssDocument, shown
-from .threads import in_thread
+from ..errors import PickupPointError
+from ..threads import in_thread
+from .rss import NotRss, RssDocument, shown
 
 if TYPE_CHECKING:
     from typing import Self
 
     from aiohappyeyeballs import AddrInfoType
 
-    from .rss_items import RssItem
+    from .rss import RssItem
 
 _ACCEPT = "application/rss+xml, application/xml;q=0.9, text/xml;q=0.9, */*;q=0.1"
 _REDIRECTS = {301, 302, 303, 307, 308}

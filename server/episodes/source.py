@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from ..errors import ConfigError, PickupPointError
 from .catalogue import Catalogue, Episode, load_catalogue, load_urls, make_catalogue
-from .errors import ConfigError, PickupPointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from .ledger import Ledger
-    from .records import RssFeed
+    from ..ledger import Ledger
+    from ..records import RssFeed
+    from ..settings import Config
     from .refresh import Refreshed
-    from .settings import Config
 
 log = structlog.get_logger()
 
@@ -79,8 +79,8 @@ class CatalogueSource:
         """One pass over the RSS feeds that are due, or over all."""
         if not self._feeds.configured:
             return []
+        from .fetch import RssReader
         from .refresh import refresh  # with the network's libraries, which a conversion by hand does not wait for
-        from .rss import RssReader
 
         async with RssReader(allow_local=self._feeds.allow_local) as reader:
             return await refresh(self._ledger.rss, reader, self.urls(), self._feeds.refresh_every, now, force=force)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from xml.parsers import expat
 
-from .triton import URL_LIMIT
+from ..triton import URL_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .records import RssFeed
-from .rss import RssReader, RssUnread
-from .rss_items import shown
-from .threads import in_thread
+from ..records import RssFeed
+from ..threads import in_thread
+from .fetch import RssReader, RssUnread
+from .rss import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from .rss import RssAnswer
-    from .rss_shelf import RssShelf
+    from ..rss_shelf import RssShelf
+    from .fetch import RssAnswer
 
 log = structlog.get_logger()
 

@@ -15,9 +15,9 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from .errors import ConfigError, Problem
-from .records import CatalogueStamp
-from .triton import URL_LIMIT, url_text
+from ..errors import ConfigError, Problem
+from ..records import CatalogueStamp
+from ..triton import URL_LIMIT, url_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
