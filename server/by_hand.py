@@ -17,18 +17,18 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .convert import Conversion, LogRules
+from .convert.day import convert_export
+from .convert.row import Conversion, LogRules
 from .errors import ConfigError, LedgerError, PickupPointError
 from .holds import HoldPolicy, warnings
-from .pipeline import convert_export
 from .private_files import load_ip_hash_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .convert.tally import Tally
     from .episodes.catalogue import Catalogue
     from .settings import Config
-    from .tally import Tally
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import date, datetime
 
-    from .convert import LogRules
+    from .convert.row import LogRules
     from .episodes.catalogue import Catalogue
     from .ledger import Ledger
     from .megaphone.exports import DayExport, Listing

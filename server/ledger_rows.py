@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from .convert import LogRules
+from .convert.row import LogRules
+from .convert.tally import Tally
 from .episodes.rss import RssItem
 from .megaphone.exports import DayExport
 from .pickups import Ending, Grade, Pickup
 from .records import CatalogueStamp, DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication, RssFeed
-from .tally import Tally
 from .triton import LogName
 
 if TYPE_CHECKING:

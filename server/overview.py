@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import date, datetime, timedelta
 
+    from .convert.tally import Tally
     from .megaphone.exports import DayExport
     from .pickups import Pickup
     from .records import DayRecord, LedgerLog, Publication
-    from .tally import Tally
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import structlog
 
-from .convert import Conversion
+from .convert.day import SentLog, convert_export
+from .convert.row import Conversion
 from .disk import told
 from .errors import ConversionFailed
 from .holds import HoldPolicy, hold_reason
 from .megaphone.exports import DayExport
-from .pipeline import SentLog, convert_export
 from .records import LedgerLog, Publication
 from .triton import LogFile, LogName, layouts_by_header
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
-    from .convert import LogRules
+    from .convert.row import LogRules
+    from .convert.tally import Tally
     from .episodes.catalogue import Catalogue
     from .ledger import Ledger
     from .pickup import FoundFile, PickupPoint
     from .records import Kind
     from .staging import Staging
-    from .tally import Tally
     from .triton import Layout
 
 log = structlog.get_logger()

@@ -10,12 +10,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .tally import FilterReason, RejectReason
+from .convert.tally import FilterReason, RejectReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .podcasts import PodcastBooks
+    from .convert.podcasts import PodcastBooks
     from .records import Publication
 
 ALL = "(all)"

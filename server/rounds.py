@@ -14,7 +14,7 @@ from .megaphone.exports import FinalityRule, start_of
 if TYPE_CHECKING:
     from datetime import date
 
-    from .convert import LogRules
+    from .convert.row import LogRules
     from .holds import HoldPolicy
     from .settings import ExportSettings
     from .triton import LogName

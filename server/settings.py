@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 
-from .convert import LogRules
+from .convert.row import LogRules
 from .triton import ColumnSpec, Layout, LogFormat
 
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from server.alarms import Alarm, Measured, alarms
-from server.convert import LogRules
+from server.convert.row import LogRules
 from server.deadlines import DeadlinePolicy
 from server.errors import SourceUnreachable
 from server.feed import Feed

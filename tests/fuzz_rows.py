@@ -19,18 +19,18 @@ from unittest.mock import patch
 
 import orjson
 
-from server import blocks
-from server.blocks import GzipText, cut_blocks
-from server.convert import Conversion, RowConverter
+from server.convert import lines as blocks
+from server.convert.day import SentLog, Tuning, convert_export
+from server.convert.job import Job, Result, Setup, Task
+from server.convert.lines import GzipText, cut_blocks
+from server.convert.log_writer import inflate
+from server.convert.podcasts import PodcastBooks
+from server.convert.row import Conversion, RowConverter
+from server.convert.tally import FilterReason, RejectReason, RowRejected
+from server.convert.worker import Hand
 from server.errors import ExportTorn
-from server.job import Job, Result, Setup, Task
 from server.megaphone.exports import identifier
-from server.member import inflate
-from server.pipeline import SentLog, Tuning, convert_export
-from server.podcasts import PodcastBooks
 from server.samples import day_rows
-from server.tally import FilterReason, RejectReason, RowRejected
-from server.worker import Hand
 
 from .reference_conversion import DAY, KEY, MemorySink, assert_is, convert_slowly
 from .test_render import CATALOGUE, RULES
@@ -38,7 +38,7 @@ from .test_render import CATALOGUE, RULES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from server.pipeline import Converted
+    from server.convert.day import Converted
 
     from .reference_conversion import Slow
 

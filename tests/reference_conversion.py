@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from server.convert import Conversion, LogRules, RowConverter
-from server.pipeline import Converted, Tuning, convert_export
+from server.convert.day import Converted, Tuning, convert_export
+from server.convert.row import Conversion, LogRules, RowConverter
+from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.samples import day_rows
-from server.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.triton import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from server.convert import Outcome
+    from server.convert.row import Outcome
 
 DAY = date(2026, 11, 20)
 KEY = bytes(range(32))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from server.convert import Conversion, LogRules, Outcome, RowConverter
-from server.tally import RowRejected
+from server.convert.row import Conversion, LogRules, Outcome, RowConverter
+from server.convert.tally import RowRejected
 from server.triton import Layout
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.pipeline import Tuning
+from server.convert.day import Tuning
 from server.samples import write_day
 
 from . import booted

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from server.crew import Workers
+from server.convert.crew import Workers
+from server.convert.day import Tuning
+from server.convert.job import Setup
+from server.convert.slots import SLOT
 from server.errors import ConversionFailed
-from server.job import Setup
-from server.pipeline import Tuning
-from server.slots import SLOT
 
 from .reference_conversion import SMALL, assert_is, conversion, convert, convert_slowly, export_file, sample
 from .rows import GOOD
@@ -74,7 +74,7 @@ _ORPHANS = """
 import sys, time
 from pathlib import Path
 from tests.reference_conversion import SMALL, MemorySink, conversion
-from server.pipeline import convert_export
+from server.convert.day import convert_export
 
 def wait(_):
     import os
@@ -180,7 +180,7 @@ def test_a_small_export_starts_no_process(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_engine_needs_neither_the_network_nor_ssh() -> None:
     """A conversion by hand imports neither asyncssh nor aiobotocore, nor asyncio itself."""
     code = (
-        "import sys, server.pipeline; "
+        "import sys, server.convert.day; "
         "print([m for m in ('asyncssh', 'aiobotocore', 'asyncio', 'pydantic', 'structlog') if m in sys.modules])"
     )
     root = Path(__file__).parent.parent

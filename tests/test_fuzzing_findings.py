@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from server.blocks import GzipText
 from server.config import load_config
-from server.convert import Conversion, LogRules
+from server.convert.day import SentLog
+from server.convert.job import Job, Setup, Task
+from server.convert.lines import GzipText
+from server.convert.row import Conversion, LogRules
+from server.convert.worker import Hand
 from server.errors import ConfigError, ExportTorn
-from server.job import Job, Setup, Task
-from server.pipeline import SentLog
 from server.triton import ColumnSpec, Layout
-from server.worker import Hand
 
 from .reference_conversion import DAY, KEY, assert_is, convert, convert_slowly, export_file
 from .rows import row

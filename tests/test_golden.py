@@ -15,9 +15,9 @@ import pytest
 
 from server.by_hand import convert_by_hand
 from server.config import parse_config
-from server.convert import Conversion, LogRules, RowConverter
+from server.convert.row import Conversion, LogRules, RowConverter
+from server.convert.tally import RejectReason, RowRejected, Tally
 from server.episodes.catalogue import load_catalogue
-from server.tally import RejectReason, RowRejected, Tally
 from server.triton import ColumnSpec, Layout, LogFormat
 
 from .rows import KEY, converted, result, row

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from server.convert.tally import Tally
 from server.holds import HoldPolicy, hold_reason, late_warnings, published_when_given_up, warnings
 from server.records import Hold
-from server.tally import Tally
 
 
 def tally(rows: int = 100, rejected: int = 0, **counts: Any) -> Tally:

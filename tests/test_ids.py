@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server import ids as ids_module
-from server.ids import (
+from server.convert import row_ids as ids_module
+from server.convert.row_ids import (
     PARTITIONS,
     BlockIds,
     BlockRecords,

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server import ledger as ledger_module
+from server.convert.tally import Tally
 from server.errors import LedgerError
 from server.ledger import Ledger
 from server.megaphone.exports import DayExport
 from server.pickups import Grade, PickupProgress
 from server.records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
 from server.schema import MIGRATIONS
-from server.tally import Tally
 from server.triton import ColumnSpec, Layout
 from tests.fixtures_feed import DAY, at, log_name
 from tests.rows import rules

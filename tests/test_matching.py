@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from server.convert import Conversion, LogRules, RowConverter
+from server.convert.job import Setup
+from server.convert.render import BlockRenderer
+from server.convert.row import Conversion, LogRules, RowConverter
 from server.episodes.catalogue import Catalogue, Episode, make_catalogue
-from server.job import Setup
 from server.records import CatalogueStamp
-from server.render import BlockRenderer
 from server.triton import DEFAULT_URL, Layout, LogFormat
 
 from .rows import GOOD, KEY, cells, converted, row, rules

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from server.convert.tally import RejectReason, RowRejected
 from server.megaphone.exports import (
     METRICS,
     DayExport,
@@ -22,7 +23,6 @@ from server.megaphone.exports import (
     start_of,
     whole_number,
 )
-from server.tally import RejectReason, RowRejected
 
 from .rows import ABSENT, GOOD, result, row, rules
 

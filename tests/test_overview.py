@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from server.convert.tally import Tally
 from server.deadlines import DeadlinePolicy
 from server.megaphone.exports import DayExport
 from server.overview import DayOverview, overview, span
 from server.pickups import Ending, Grade, Pickup, PickupProgress
 from server.records import DayRecord, Failure, Hold, LedgerLog, Publication
-from server.tally import Tally
 from tests.fixtures_feed import DAY, Site, at, log_name, rows_of
 from tests.rows import rules
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from server import blocks
+from server.convert import lines as blocks
+from server.convert.day import Tuning, convert_export
 from server.errors import DataFolderError, ExportTorn, SourceError
-from server.pipeline import Tuning, convert_export
 from server.samples import day_rows
 from server.triton import Layout, LogFormat
 

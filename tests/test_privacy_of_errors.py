@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.job import Setup
-from server.render import BlockRenderer
+from server.convert.job import Setup
+from server.convert.render import BlockRenderer
 
 from .fixtures_feed import DAY, at, rows_of
 from .reference_conversion import conversion
@@ -42,7 +42,9 @@ async def test_a_day_that_fails_in_an_unknown_way_is_told_without_what_was_in_it
 
 def test_a_worker_that_fails_in_an_unknown_way_says_where_and_no_more() -> None:
     """Its standard error is the service's."""
-    code = f"import sys, server.worker as w\ndef fail(*_): raise KeyError('{SECRET}')\nw.Hand.do = fail\nw.main()"
+    code = (
+        f"import sys, server.convert.worker as w\ndef fail(*_): raise KeyError('{SECRET}')\nw.Hand.do = fail\nw.main()"
+    )
     job = b"\0" * 25
     done = subprocess.run(
         [sys.executable, "-c", code], input=Setup(conversion()).pack() + job, capture_output=True, check=False,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.alarms import Alarm, alarms
-from server.convert import LogRules
+from server.convert.row import LogRules
 from server.episodes.fetch import ReaderLimits, RssReader
 from server.episodes.refresh import due, refresh
 from server.holds import HoldPolicy

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from server.convert import Conversion, LogRules
+from server.convert.render import BlockRenderer
+from server.convert.row import Conversion, LogRules
+from server.convert.row_ids import pack_id
 from server.episodes.catalogue import Catalogue, Episode
-from server.ids import pack_id
-from server.render import BlockRenderer
 from server.samples import day_rows
 from server.triton import ColumnSpec, Layout, LogFormat
 

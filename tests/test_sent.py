@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from server.convert import Conversion, LogRules
+from server.convert.day import SentLog
+from server.convert.row import Conversion, LogRules
 from server.errors import DataFolderError
-from server.pipeline import SentLog
 from server.samples import day_rows
 from server.triton import ColumnSpec, Layout, LogFormat
 

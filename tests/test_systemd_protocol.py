@@ -199,7 +199,7 @@ async def test_workers_know_nothing_of_systemd(service_site: ServiceSite, progra
             try:
                 for child in task.read_text().split():
                     environ = Path(f"/proc/{child}/environ").read_bytes()
-                    if b"server.worker" in Path(f"/proc/{child}/cmdline").read_bytes() and environ:
+                    if b"server.convert.worker" in Path(f"/proc/{child}/cmdline").read_bytes() and environ:
                         seen[int(child)] = environ
                         links = [str(link.readlink()) for link in Path(f"/proc/{child}/fd").iterdir()]
                         descriptors[int(child)] = links

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.tally import FilterReason, RejectReason, Tally
+from server.convert.tally import FilterReason, RejectReason, Tally
 
 counts = st.integers(0, 10**9)
 tallies = st.builds(

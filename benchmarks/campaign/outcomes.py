@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
-    from server.tally import Tally
+    from server.convert.tally import Tally
 
     from .exports import Outcome
 

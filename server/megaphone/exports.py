@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..tally import RejectReason, RowRejected
+from ..convert.tally import RejectReason, RowRejected
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from .convert import Conversion, LogRules
-from .ids import PARTITIONS, Partitioned
-from .member import Piece
+from ..triton import UrlTemplate
+from .log_writer import Piece
 from .podcasts import PodcastBooks
+from .row import Conversion, LogRules
+from .row_ids import PARTITIONS, Partitioned
 from .tally import Tally
-from .triton import UrlTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .episodes.catalogue import Catalogue
+    from ..episodes.catalogue import Catalogue
 
 _JOB = struct.Struct("<IBBBiIII")  # number, task, flags, slot, id column, lengths of data, duplicates and fresh
 _RESULT = struct.Struct("<IIIIIi7I")  # number, lines, CRC, length, log lines, place of `]`, lengths of the parts
@@ -216,7 +216,7 @@ class Setup:
         fields: dict[str, Any] = orjson.loads(data)
         catalogue: Catalogue | None = None
         if fields["catalogue"] is not None:
-            from .episodes.catalogue import PackedCatalogue  # only here: without one, a worker starts the sooner
+            from ..episodes.catalogue import PackedCatalogue  # only here: without one, a worker starts the sooner
 
             catalogue = PackedCatalogue(fields["catalogue"])
         conversion = Conversion(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .triton import DerivedValue, Layout, LogFormat, no_comment
+from ..triton import DerivedValue, Layout, LogFormat, no_comment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import ConversionFailed
+from ..errors import ConversionFailed
 from .job import Job, Result, Setup
 from .slots import Slots
 
@@ -150,7 +150,7 @@ class _Worker:
     """One worker process and its two pipes."""
 
     def __init__(self, setup: bytes) -> None:
-        package = Path(__file__).parent
+        package = Path(__file__).parent.parent
         environment = {name: value for name, value in os.environ.items() if name not in _SYSTEMD}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH"))))
         # Memory that a block needed is kept for the next one, not given back in between.

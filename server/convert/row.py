@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..megaphone.exports import ExportRow
+from ..triton import DEFAULT_URL, URL_LIMIT, Layout, LogLine, UrlTemplate
 from .address import sent_address
-from .megaphone.exports import ExportRow
 from .tally import FilterReason, RejectReason, RowRejected
-from .triton import DEFAULT_URL, URL_LIMIT, Layout, LogLine, UrlTemplate
 
 if TYPE_CHECKING:
     from datetime import date
 
-    from .episodes.catalogue import Catalogue
+    from ..episodes.catalogue import Catalogue
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ..megaphone.exports import REPORTING_SECONDS
 from .arrangement import Arrangement
-from .convert import RowConverter
-from .ids import pack_id, pack_uuids, unpack
-from .megaphone.exports import REPORTING_SECONDS
 from .memo import ENDS_IN_ZERO, Memos, Unusual, without_hash
 from .ordinary import RowDecoder
+from .row import RowConverter
+from .row_ids import pack_id, pack_uuids, unpack
 from .tally import FilterReason, RejectReason, RowRejected, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from .convert import Conversion, Outcome
+    from .row import Conversion, Outcome
 
 CHUNK = 128  # rows; by measurement
 _PLAIN_ID = re.compile(r"[0-9A-Za-z._~:-]+", re.ASCII)  # an id that every way of cleaning text leaves as it is

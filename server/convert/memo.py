@@ -12,15 +12,15 @@ from itertools import repeat
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
+from ..megaphone.exports import identifier, parse_created_at
+from ..triton import OF_CATALOGUE, PLAIN, URL_LIMIT, LogFormat, UrlTemplate
 from .address import sent_address, token
-from .megaphone.exports import identifier, parse_created_at
-from .triton import OF_CATALOGUE, PLAIN, URL_LIMIT, LogFormat, UrlTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from .convert import Conversion
-    from .episodes.catalogue import Catalogue
+    from ..episodes.catalogue import Catalogue
+    from .row import Conversion
 
 TOKEN, ENDS_IN_ZERO = 1, 2  # what a cell of IP can be, beside ordinary
 _LIMIT = 50_000  # entries of a memo

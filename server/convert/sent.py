@@ -9,16 +9,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .blocks import GzipText, cut_blocks
-from .errors import DataFolderError, ExportTorn
+from ..errors import DataFolderError, ExportTorn
+from ..triton import Layout, LogFormat
 from .job import REJECTED, Job, Task
-from .triton import Layout, LogFormat
+from .lines import GzipText, cut_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import BinaryIO
 
-    from .ids import BlockIds, BlockRecords
+    from .row_ids import BlockIds, BlockRecords
 
 
 @dataclass(frozen=True, slots=True)

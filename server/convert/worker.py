@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from .blocks import RAW_LIMIT
-from .ids import pack_id, pack_uuids, partition, unpack
+from ..megaphone.exports import identifier
 from .job import FILTERED, REJECTED, Job, Reject, Result, Setup, Task
-from .megaphone.exports import identifier
-from .member import deflate
+from .lines import RAW_LIMIT
+from .log_writer import deflate
 from .podcasts import PodcastBooks
 from .render import BlockRenderer
+from .row_ids import pack_id, pack_uuids, partition, unpack
 from .slots import Slots
 from .tally import RejectReason, Tally
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from isal import isal_zlib
 
-from .blocks import GzipText, cut_blocks
+from ..errors import DataFolderError
 from .crew import Alone, Workers
-from .errors import DataFolderError
-from .ids import BlockIds, BlockRecords, find_duplicates
 from .job import Job, Setup, Task
-from .member import LogFiles, LogSink
+from .lines import GzipText, cut_blocks
+from .log_writer import LogFiles, LogSink
 from .podcasts import PodcastBooks
+from .row_ids import BlockIds, BlockRecords, find_duplicates
 from .sent import SentLog, compare, log_jobs
 from .tally import RejectReason, Tally
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO, Self
 
-    from .convert import Conversion
     from .crew import StopToken
     from .job import Result
+    from .row import Conversion
 
 __all__ = ["Converted", "LogSink", "SentLog", "Tuning", "convert_export"]
 

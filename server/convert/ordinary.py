@@ -15,7 +15,7 @@ import orjson
 from msgspec import Meta, defstruct
 from msgspec.structs import astuple
 
-from .megaphone.exports import LARGEST_WHOLE_NUMBER, METRICS
+from ..megaphone.exports import LARGEST_WHOLE_NUMBER, METRICS
 from .memo import Unusual
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from isal import igzip
 from isal.isal_zlib import IsalError
 
-from .errors import ExportTorn, SourceError
+from ..errors import ExportTorn, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
