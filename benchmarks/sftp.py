@@ -136,7 +136,7 @@ def compare(folder: Path, ports: dict[str, int], names: list[str], pairs: int) -
 
 def prepare(folder: Path, megabytes: int, parallel: int) -> list[str]:
     """Keys, and files of random bytes; gives the names: the large one, then those for several clients."""
-    from server.keys import make_keys
+    from server.sftp.keys import make_keys
 
     make_keys(folder / "keys")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "client"], check=True)
@@ -155,10 +155,10 @@ async def serve(folder: Path) -> None:
     """Our listener over the folder, until it is stopped; prints the port."""
     import structlog
 
-    from server.access import Access, User
-    from server.keys import load_credentials
     from server.settings import SftpSettings, UserSettings
-    from server.sftp import SftpServer
+    from server.sftp.keys import load_credentials
+    from server.sftp.server import SftpServer
+    from server.sftp.users import Access, User
     from server.triton import LogFile, LogName
 
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

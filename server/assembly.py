@@ -16,20 +16,20 @@ from .episodes.source import CatalogueSource
 from .errors import ConfigError, Problem
 from .feed import Feed
 from .holds import HoldPolicy
-from .keys import load_credentials
 from .ledger import Ledger
 from .megaphone.source import open_source
 from .pickup import PickupPoint
 from .private_files import load_ip_hash_key
 from .publishing import Publisher
 from .rounds import FeedPolicy
+from .sftp.keys import load_credentials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import date
 
-    from .keys import Credentials
     from .settings import Config
+    from .sftp.keys import Credentials
 
 log = structlog.get_logger()
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .ledger import Ledger
-    from .login import Login
     from .pickups import Pickup
+    from .sftp.login import Login
 
 log = structlog.get_logger()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .alarms import Alarm
     from .assembly import Parts
     from .settings import Config
-    from .sftp import SftpServer
+    from .sftp.server import SftpServer
     from .webhook import Pushes
 
 log = structlog.get_logger()

@@ -270,7 +270,7 @@ def convert(
 def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Make the keys that are missing. Host keys and ip_hash.key; prints fingerprints and known_hosts lines."""
     from . import log_output
-    from .keys import known_hosts_lines, make_keys
+    from .sftp.keys import known_hosts_lines, make_keys
 
     found = find_config(config)
     log_output.configure(verbose=verbose)
@@ -292,8 +292,8 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 @app.command(name="hash-password")
 def hash_password() -> None:
     """Hash a password for the configuration. Asks for it, or reads a line of standard input; prints Argon2id."""
-    from .access import LONGEST_PASSWORD
-    from .access import hash_password as hashed
+    from .sftp.users import LONGEST_PASSWORD
+    from .sftp.users import hash_password as hashed
 
     if sys.stdin.isatty():
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)

@@ -49,8 +49,8 @@ def init(
 ) -> None:
     """Write a configuration. Asks six questions, or takes the answers from options; overwrites nothing."""
     from . import log_output
-    from .access import hash_password
     from .interview import Answers, write_config
+    from .sftp.users import hash_password
 
     log_output.configure(verbose=verbose)
     path = (config or Path("config.toml")).absolute()

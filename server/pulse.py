@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from .sftp import SftpServer
+    from .sftp.server import SftpServer
     from .systemd import Supervisor
 
 log = structlog.get_logger()

@@ -22,13 +22,13 @@ from .bookkeeper import Bookkeeper
 from .broadcast import Broadcast
 from .config import load_config
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
-from .keys import load_credentials
 from .metrics import MetricsServer
 from .pickup import PickupPoint
-from .probe import ProbeKey
 from .pulse import beat_for_ever
 from .retention import SteadyClock, prune
-from .sftp import SftpServer
+from .sftp.keys import load_credentials
+from .sftp.probe import ProbeKey
+from .sftp.server import SftpServer
 from .threads import in_thread
 from .webhook import Pushes
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .assembly import Parts
-    from .keys import Credentials
     from .settings import Config
+    from .sftp.keys import Credentials
     from .systemd import Supervisor
 
 log = structlog.get_logger()

@@ -13,9 +13,9 @@ import asyncssh
 import pytest
 from argon2 import PasswordHasher
 
-from server.keys import load_credentials, make_keys
 from server.settings import SftpSettings, UserSettings
-from server.sftp import SftpServer
+from server.sftp.keys import load_credentials, make_keys
+from server.sftp.server import SftpServer
 from server.triton import LogFile, LogName
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from server.login import Login
     from server.pickups import Pickup
+    from server.sftp.login import Login
 
 PASSWORD = "correct horse"
 NAME = "MEGA20261120-00.tsv.gz"

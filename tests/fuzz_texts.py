@@ -21,9 +21,9 @@ from server.config import Config, load_config
 from server.episodes.rss import NotRss, RssDocument, bare_url, megaphone_token, shown
 from server.errors import ConfigError
 from server.megaphone.exports import METRICS
-from server.packets import DATA_HEADER_SIZE, LONGEST_READ, Kind, Status
+from server.sftp.handler import MUTATING, Catalogue, Events, View, Visitor
+from server.sftp.protocol import DATA_HEADER_SIZE, LONGEST_READ, Kind, Status
 from server.triton import LogFile, LogFormat, LogName, UrlTemplate, layouts_by_header, prefix_problem
-from server.view import MUTATING, Catalogue, Events, View, Visitor
 
 from .reference_conversion import DAY
 from .test_render import RULES

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from server.keys import load_credentials
-from server.sftp import SftpServer
+from server.sftp.keys import load_credentials
+from server.sftp.server import SftpServer
 from server.triton import LogFile, LogName
 
 from .fixtures_sftp import ServedFolder, sftp_settings

@@ -9,8 +9,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 from argon2 import PasswordHasher
 
-from server import access
-from server.access import Access, PasswordChecks, User, Verdict, hash_password, password_hash_problem
+from server.sftp import users as access
+from server.sftp.users import Access, PasswordChecks, User, Verdict, hash_password, password_hash_problem
 
 HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 HERE, THERE = ip_address("203.0.113.9"), ip_address("198.51.100.7")

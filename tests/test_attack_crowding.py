@@ -12,7 +12,15 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.guard import LEAST_TO_LOG_IN, MOST_ADDRESSES, MOST_OPENS_WAITING, OPENS, OPENS_BURST, OpenPace, gives_way
+from server.sftp.limits import (
+    LEAST_TO_LOG_IN,
+    MOST_ADDRESSES,
+    MOST_OPENS_WAITING,
+    OPENS,
+    OPENS_BURST,
+    OpenPace,
+    gives_way,
+)
 
 from .fixtures_sftp import NAME, RawSftp, Running, running, string
 from .test_guard import guard
@@ -65,7 +73,7 @@ async def test_idle_strangers_keep_nobody_out(
     tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, lone: bool
 ) -> None:
     """All places are taken by connections that do not log in, and the partner, who stands in no allow list, gets in."""
-    monkeypatch.setattr("server.guard.LEAST_TO_LOG_IN", 0.0)
+    monkeypatch.setattr("server.sftp.limits.LEAST_TO_LOG_IN", 0.0)
     async with running(tmp_path, keys_dir, max_connections=8) as it:
         it.served.add(NAME, b"content")
         sources = [f"127.0.0.{2 + number if lone else 2 + number % 2}" for number in range(8)]
@@ -94,8 +102,8 @@ async def test_openings_of_sessions_that_left_do_not_pile_up(
     listener: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user who opens and leaves at once, again and again, is refused when too many wait, and told in the log."""
-    monkeypatch.setattr("server.guard.OPENS_BURST", 1.0)
-    monkeypatch.setattr("server.guard.MOST_OPENS_WAITING", 5.0)
+    monkeypatch.setattr("server.sftp.limits.OPENS_BURST", 1.0)
+    monkeypatch.setattr("server.sftp.limits.MOST_OPENS_WAITING", 5.0)
     with capture_logs() as entries:
         async with listener.connect() as connection:
             for _ in range(12):

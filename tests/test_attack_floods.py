@@ -12,14 +12,14 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.connection import (
+from server.sftp.connection import (
     FREE_EXCHANGES,
     MOST_EXCHANGES_BEFORE_LOGIN,
     MOST_PACKETS_BEFORE_LOGIN,
     RECEIVE_WINDOW,
 )
-from server.session import MOST_WAITING, REQUEST_COST, TURN, SftpSession
-from server.view import View
+from server.sftp.handler import View
+from server.sftp.session import MOST_WAITING, REQUEST_COST, TURN, SftpSession
 
 from .fixtures_sftp import NAME, RawSftp, Running, string
 

@@ -12,7 +12,7 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.connection import SERVER_VERSION
+from server.sftp.connection import SERVER_VERSION
 
 from .fixtures_sftp import running, string
 

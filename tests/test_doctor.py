@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
-from server.access import PROBE_USER
 from server.columns import column_table, explained
 from server.config import load_config
-from server.probe import ProbeKey
 from server.settings import LogSettings
+from server.sftp.probe import ProbeKey
+from server.sftp.users import PROBE_USER
 from server.triton import DerivedValue
 
 from .fixtures_service import command, day_before, environment, export_of

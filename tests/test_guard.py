@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from server.guard import (
+from server.sftp.limits import (
     BURST,
     FAILURE_WINDOW,
     LINE_WINDOW,

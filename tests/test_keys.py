@@ -12,8 +12,8 @@ import asyncssh
 import pytest
 
 from server.errors import ConfigError
-from server.keys import known_hosts_lines, load_credentials, load_ip_hash_key, make_keys
 from server.settings import UserSettings
+from server.sftp.keys import known_hosts_lines, load_credentials, load_ip_hash_key, make_keys
 
 from .fixtures_sftp import CHEAP_HASH, sftp_settings
 

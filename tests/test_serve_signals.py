@@ -120,7 +120,7 @@ DYING = {
     "feed": ("server.feed", "Feed", "run_round"),
     "retention": ("server.service", "Service", "_prune_forever"),
     "pickups": ("server.bookkeeper", "Bookkeeper", "write_forever"),
-    "sftp": ("server.sftp", "SftpServer", "wait"),
+    "sftp": ("server.sftp.server", "SftpServer", "wait"),
 }
 
 

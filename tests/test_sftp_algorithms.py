@@ -12,7 +12,7 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.algorithms import DEFAULT, LEGACY, Offer, agreed, disagreement
+from server.sftp.algorithms import DEFAULT, LEGACY, Offer, agreed, disagreement
 
 from .fixtures_sftp import PASSWORD, Running, running
 

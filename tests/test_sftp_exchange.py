@@ -10,8 +10,8 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.connection import LEAST_PACKET, MOST_DEFERRED
 from server.pickups import Ending, Grade
+from server.sftp.connection import LEAST_PACKET, MOST_DEFERRED
 
 from .fixtures_sftp import NAME, RawSftp, Running, running, string
 

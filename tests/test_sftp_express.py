@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server import express
+from server.sftp import fast_send as express
 
 from .fixtures_sftp import NAME, RawSftp, Running
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.packets import Fields, Kind, Malformed
-from server.view import MUTATING, Catalogue, Events, View, Visitor
+from server.sftp.handler import MUTATING, Catalogue, Events, View, Visitor
+from server.sftp.protocol import Fields, Kind, Malformed
 
 from .fixtures_sftp import NAME, PASSWORD, RawSftp, ServedFolder, string
 from .sftp_process import server_process

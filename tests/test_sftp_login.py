@@ -18,8 +18,8 @@ from asyncssh.connection import SSHConnection
 from structlog.testing import capture_logs
 
 from server.errors import ConfigError
-from server.keys import load_credentials
 from server.settings import UserSettings
+from server.sftp.keys import load_credentials
 
 from .fixtures_sftp import CHEAP_HASH, NAME, PASSWORD, RawSftp, Running, running, sftp_settings, string
 

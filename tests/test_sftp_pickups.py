@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from server.connection import SshConnection
 from server.pickups import Ending, Grade, Pickup
+from server.sftp.connection import SshConnection
 
 from .fixtures_sftp import NAME, RawSftp, Running
 

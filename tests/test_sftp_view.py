@@ -11,8 +11,8 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server import packets
-from server.packets import Kind, Status
+from server.sftp import protocol as packets
+from server.sftp.protocol import Kind, Status
 
 from .fixtures_sftp import NAME, RawSftp, Running, running, string
 
@@ -336,7 +336,7 @@ async def test_the_session_ends_when_the_client_says_so(listener: Running) -> No
 
 async def test_a_loop_of_openings_is_slowed_down(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each leaves a line and two records; those of other users must not be crowded out by them."""
-    monkeypatch.setattr("server.guard.OPENS_BURST", 5.0)
+    monkeypatch.setattr("server.sftp.limits.OPENS_BURST", 5.0)
     waits: list[float] = []
     turn = listener.server.opens.turn
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 
-from server.packets import Kind
+from server.sftp.protocol import Kind
 from tests.fixtures_sftp import RawSftp
 
 from .attack_target import address

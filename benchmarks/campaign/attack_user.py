@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 
-from server.packets import Kind
+from server.sftp.protocol import Kind
 from tests.fixtures_service import log_of
 from tests.fixtures_sftp import RawSftp, string
 from tests.test_sftp_fuzz import random_request

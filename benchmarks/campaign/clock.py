@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from server.errors import DataFolderBusy
-from server.keys import make_keys
 from server.megaphone.exports import start_of
+from server.sftp.keys import make_keys
 from tests.fixtures_feed import Site, rows_of
 from tests.fixtures_service import Program, ServiceSite, Serving, day_before, port_of
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from server.keys import make_keys
+from server.sftp.keys import make_keys
 from tests.fixtures_service import Program, ServiceSite, day_before
 
 from . import disk_served, injection, volumes, warm

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from server.keys import make_keys
+from server.sftp.keys import make_keys
 from tests.fixtures_service import Program, ServiceSite, command, day_before, export_name, export_of
 
 from . import hostile_files, hostile_rows  # noqa: F401  # they enter their exports

@@ -12,7 +12,7 @@ import signal
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from server.keys import make_keys
+from server.sftp.keys import make_keys
 
 from .account import Fault
 from .instants import Life, feed_life, serve_life

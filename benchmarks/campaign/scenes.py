@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import server.one_round  # noqa: F401  # loaded before the fork
 from server.cli import run
-from server.keys import make_keys
+from server.sftp.keys import make_keys
 from tests.fixtures_feed import Site, rows_of
 from tests.fixtures_service import Program, ServiceSite, day_before, export_name
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .settings import SftpSettings
+    from ..settings import SftpSettings
 
 Address = IPv4Address | IPv6Address
 FAILURE_WINDOW = 600.0  # seconds: failures count for ten minutes

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import structlog
 
-from .express import Express
-from .guard import Reason
-from .packets import LONGEST_PACKET
-from .pickups import Ending, Grade
-from .view import Events, View, Visitor
+from ..pickups import Ending, Grade
+from .fast_send import Express
+from .handler import Events, View, Visitor
+from .limits import Reason
+from .protocol import LONGEST_PACKET
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from ..pickups import Pickup
     from .connection import SshConnection
-    from .pickups import Pickup
-    from .view import Reply
+    from .handler import Reply
 
 log = structlog.get_logger()
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import asyncssh
 import structlog
 
-from .access import Verdict
 from .algorithms import agreed, disagreement
-from .guard import Reason
+from .limits import Reason
 from .session import SftpSession
+from .users import Verdict
 
 if TYPE_CHECKING:
     from .connection import SshConnection

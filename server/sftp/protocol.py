@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from .triton import LogFile
+    from ..triton import LogFile
 
 VERSION = 3
 LONGEST_PACKET = 256 * 1024  # what OpenSSH accepts; a longer one ends the session

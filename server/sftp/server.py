@@ -22,22 +22,22 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import structlog
 
-from .access import PROBE_USER, PasswordChecks
 from .connection import SshConnection, connection_options
-from .guard import LINE_WINDOW, Guard, Limits, LogBudget, OpenPace, Penalty, Reason, gives_way, parse_address
+from .handler import Catalogue
+from .limits import LINE_WINDOW, Guard, Limits, LogBudget, OpenPace, Penalty, Reason, gives_way, parse_address
 from .login import Login, plain
 from .session import told
-from .view import Catalogue
+from .users import PROBE_USER, PasswordChecks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .access import Access
-    from .guard import Address
+    from ..pickups import Pickup
+    from ..settings import SftpSettings
+    from ..triton import LogFile
     from .keys import Credentials
-    from .pickups import Pickup
-    from .settings import SftpSettings
-    from .triton import LogFile
+    from .limits import Address
+    from .users import Access
 
 log = structlog.get_logger()
 

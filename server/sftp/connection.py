@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, cast
 import asyncssh
 
 from .algorithms import DEFAULT, LEGACY, SIGNATURES, Offer
-from .guard import Reason
+from .limits import Reason
 from .login import Owner, TooManyRequests, plain
 from .session import UNSENT_HIGH, UNSENT_LOW, SftpSession
 
 if TYPE_CHECKING:
-    from .guard import Address
+    from ..settings import SftpSettings
     from .keys import Credentials
-    from .settings import SftpSettings
-    from .sftp import SftpServer
+    from .limits import Address
+    from .server import SftpServer
 
 SERVER_VERSION = "pickup-point"  # no version of anything
 # Above the largest file: a rekeying that the server starts breaks some clients. All offered ciphers bear it.

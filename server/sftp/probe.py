@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import asyncssh
 
-from .access import PROBE_USER
+from .users import PROBE_USER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from . import packets
-from .packets import Fields, Kind, Malformed, Status
-from .pickups import PickupProgress
+from ..pickups import PickupProgress
+from . import protocol as packets
+from .protocol import Fields, Kind, Malformed, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from concurrent.futures import Executor
 
-    from .pickups import Pickup
-    from .triton import LogFile
+    from ..pickups import Pickup
+    from ..triton import LogFile
 
 NAMES_AT_ONCE = 100
 READ_AHEAD = 8 << 20  # bytes asked of the kernel when a read had to wait for the disk

@@ -22,7 +22,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .guard import Address
+    from .limits import Address
 
 Network = IPv4Network | IPv6Network
 MOST_MEMORY_KIB = 256 * 1024  # of one check; two run at once

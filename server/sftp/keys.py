@@ -14,15 +14,23 @@ from typing import TYPE_CHECKING
 
 import asyncssh
 
-from .access import Access, User, password_hash_problem
+from ..errors import ConfigError, Problem
+from ..private_files import (
+    IP_HASH_KEY,
+    IP_HASH_KEY_BYTES,
+    MOST_BYTES,
+    exists,
+    load_ip_hash_key,
+    read_private,
+    write_new,
+)
 from .algorithms import LEGACY_HOST_KEY, RSA_HOST_SIGNATURES
-from .errors import ConfigError, Problem
-from .private_files import IP_HASH_KEY, IP_HASH_KEY_BYTES, MOST_BYTES, exists, load_ip_hash_key, read_private, write_new
+from .users import Access, User, password_hash_problem
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .settings import SftpSettings
+    from ..settings import SftpSettings
 
 _RSA_BITS = 3072
 _HOST_KEYS = {  # file: asyncssh's name of the algorithm
