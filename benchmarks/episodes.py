@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from server.episodes.rss import RssItem
-from server.ledger import Ledger
-from server.records import RssFeed
+from server.storage.ledger import Ledger
+from server.storage.records import RssFeed
 
 if TYPE_CHECKING:
     from pathlib import Path

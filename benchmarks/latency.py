@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING
 import asyncssh
 from isal import igzip
 
-from server.ledger import Ledger
 from server.samples import write_day
 from server.sftp.keys import make_keys
 from server.sftp.users import hash_password
+from server.storage.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

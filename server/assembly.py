@@ -16,13 +16,13 @@ from .episodes.source import CatalogueSource
 from .errors import ConfigError, Problem
 from .feed import Feed
 from .holds import HoldPolicy
-from .ledger import Ledger
 from .megaphone.source import open_source
-from .pickup import PickupPoint
 from .private_files import load_ip_hash_key
 from .publishing import Publisher
 from .rounds import FeedPolicy
 from .sftp.keys import load_credentials
+from .storage.folder import PickupPoint
+from .storage.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

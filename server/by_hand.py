@@ -140,7 +140,7 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
         from .episodes.source import (
             CatalogueSource,  # only here: without feeds a conversion needs neither SQLite nor HTTP
         )
-        from .ledger import Ledger
+        from .storage.ledger import Ledger
 
         try:
             with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:

@@ -27,8 +27,8 @@ from .installation import become_owner
 if TYPE_CHECKING:
     from .episodes.source import EpisodesGlance
     from .matching import Matching
-    from .records import RssFeed
     from .settings import Config
+    from .storage.records import RssFeed
 
 episode_commands = typer.Typer()
 
@@ -58,8 +58,8 @@ def episodes(
         _check(check)
         return
     from .episodes.source import glance_at
-    from .ledger import Ledger
     from .matching import matching, new_csv, write_export
+    from .storage.ledger import Ledger
 
     settings = settings_of(config, verbose=verbose, quiet=not refresh)
     with contextlib.ExitStack() as stack:
@@ -97,8 +97,8 @@ def _check(path: Path) -> None:
 
 def _refresh(settings: Config, *, quiet: bool) -> None:
     from .episodes.source import CatalogueSource
-    from .ledger import Ledger
-    from .pickup import PickupPoint
+    from .storage.folder import PickupPoint
+    from .storage.ledger import Ledger
 
     point = PickupPoint(settings.data_dir)
     point.prepare()

@@ -160,8 +160,8 @@ def backup(
     verbose: VerboseOption = False,
 ) -> None:
     """Copy the ledger into FILE, also while the service runs."""
-    from .ledger import Ledger
     from .private_files import write_new
+    from .storage.ledger import Ledger
 
     if file == "-":
         settings = reading_as_owner(config, verbose=verbose)

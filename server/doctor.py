@@ -19,12 +19,12 @@ from .errors import ConfigError, ExportChanged, SourceError
 from .glance import Glance
 from .installation import become_owner
 from .interview import port_of
-from .ledger import Ledger
 from .megaphone.source import open_source
 from .private_files import load_ip_hash_key
 from .report import check_line, size_text
 from .sftp.keys import load_credentials
 from .sftp.probe import ProbeKey, visit
+from .storage.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

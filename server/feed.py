@@ -22,8 +22,8 @@ from .errors import ExportChanged, ExportTorn, PickupPointError, unexpected
 from .holds import late_warnings, published_when_given_up, warnings
 from .megaphone.exports import start_of
 from .publishing import UNKNOWN_LAYOUT, Order
-from .records import DayRecord, Failure, Hold, LateCheck
 from .rounds import DayResult, FeedPolicy, Round, Wish
+from .storage.records import DayRecord, Failure, Hold, LateCheck
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from .convert.row import LogRules
     from .episodes.catalogue import Catalogue
-    from .ledger import Ledger
     from .megaphone.exports import DayExport, Listing
     from .megaphone.source import ExportSource
-    from .pickup import PickupPoint
     from .publishing import Done, Publisher
-    from .records import Publication
+    from .storage.folder import PickupPoint
+    from .storage.ledger import Ledger
+    from .storage.records import Publication
     from .triton import LogName
 
 log = structlog.get_logger()

@@ -20,10 +20,10 @@ from .deadlines import DeadlinePolicy
 from .episodes.rss import shown
 from .errors import LedgerError, PickupPointError
 from .holds import HoldPolicy
-from .ledger import Ledger
 from .overview import DayOverview, overview
 from .reconciliation import reconcile
-from .records import matched_share
+from .storage.ledger import Ledger
+from .storage.records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from .pickups import Pickup
     from .reconciliation import PodcastLine
-    from .records import LateCheck, LedgerLog, Publication, RssFeed
     from .settings import Config
+    from .storage.records import LateCheck, LedgerLog, Publication, RssFeed
     from .triton import LogName
 
 _PRIVATE = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .convert.tally import Tally
-    from .records import Hold
+    from .storage.records import Hold
 
 TOKENS_SHARE = 0.01  # above this share of hash-like addresses, tokens = "hold" holds the day
 ENDS_IN_ZERO_SHARE = 0.05  # above it, the addresses were probably truncated before they came

@@ -19,9 +19,9 @@ from .episodes.catalogue import COLUMNS, NOTES
 from .episodes.rss import shown
 from .episodes.source import CatalogueSource
 from .errors import PickupPointError
-from .ledger import Ledger
-from .pickup import PickupPoint
-from .records import matched_share
+from .storage.folder import PickupPoint
+from .storage.ledger import Ledger
+from .storage.records import matched_share
 from .triton import DerivedValue
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from .episodes.catalogue import Catalogue, Episode
-    from .records import LedgerLog, Publication
     from .settings import Config
+    from .storage.records import LedgerLog, Publication
 
 DAYS = 7
 

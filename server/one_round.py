@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from .assembly import assembled
-from .ledger import Ledger
-from .pickup import PickupPoint
 from .progress import progress_bars
 from .retention import prune
+from .storage.folder import PickupPoint
+from .storage.ledger import Ledger
 from .threads import in_thread
 
 if TYPE_CHECKING:

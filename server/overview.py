@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines
 from .pickups import Grade
-from .records import matched_share
+from .storage.records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .convert.tally import Tally
     from .megaphone.exports import DayExport
     from .pickups import Pickup
-    from .records import DayRecord, LedgerLog, Publication
+    from .storage.records import DayRecord, LedgerLog, Publication
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from .disk import told
 from .errors import ConversionFailed
 from .holds import HoldPolicy, hold_reason
 from .megaphone.exports import DayExport
-from .records import LedgerLog, Publication
+from .storage.records import LedgerLog, Publication
 from .triton import LogFile, LogName, layouts_by_header
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from .convert.row import LogRules
     from .convert.tally import Tally
     from .episodes.catalogue import Catalogue
-    from .ledger import Ledger
-    from .pickup import FoundFile, PickupPoint
-    from .records import Kind
-    from .staging import Staging
+    from .storage.folder import FoundFile, PickupPoint
+    from .storage.ledger import Ledger
+    from .storage.records import Kind
+    from .storage.staging import Staging
     from .triton import Layout
 
 log = structlog.get_logger()

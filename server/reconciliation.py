@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .convert.podcasts import PodcastBooks
-    from .records import Publication
+    from .storage.records import Publication
 
 ALL = "(all)"
 COLUMNS = (

@@ -17,7 +17,7 @@ from .alarms import Level
 from .deadlines import Urgency
 from .overview import DayOverview, span
 from .reconciliation import COLUMNS
-from .records import matched_share
+from .storage.records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .glance import Glance
     from .pickups import Pickup
     from .reconciliation import PodcastLine
-    from .records import LateCheck, LedgerLog, Publication
     from .retention import Pruned
     from .settings import Config
+    from .storage.records import LateCheck, LedgerLog, Publication
 
 _STATE_STYLE = {
     "picked up": "green", "published": "cyan", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",

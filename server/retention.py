@@ -17,10 +17,10 @@ from .megaphone.exports import start_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .ledger import Ledger
-    from .pickup import PickupPoint
     from .pickups import Pickup
-    from .records import LedgerLog, Publication
+    from .storage.folder import PickupPoint
+    from .storage.ledger import Ledger
+    from .storage.records import LedgerLog, Publication
     from .triton import LogName
 
 log = structlog.get_logger()

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from .assembly import assembled
-from .bookkeeper import Bookkeeper
 from .broadcast import Broadcast
 from .config import load_config
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
 from .metrics import MetricsServer
-from .pickup import PickupPoint
 from .pulse import beat_for_ever
 from .retention import SteadyClock, prune
 from .sftp.keys import load_credentials
 from .sftp.probe import ProbeKey
 from .sftp.server import SftpServer
+from .storage.folder import PickupPoint
+from .storage.pickup_writer import Bookkeeper
 from .threads import in_thread
 from .webhook import Pushes
 

@@ -16,11 +16,11 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server import staging
-from server.ledger import Ledger
-from server.pickup import PickupPoint
 from server.publishing import Publisher
-from server.staging import Staging
+from server.storage import staging
+from server.storage.folder import PickupPoint
+from server.storage.ledger import Ledger
+from server.storage.staging import Staging
 from tests.fixtures_feed import DAY, Site, at, rows_of
 
 if TYPE_CHECKING:

@@ -23,16 +23,16 @@ from server.deadlines import DeadlinePolicy
 from server.errors import SourceUnreachable
 from server.feed import Feed
 from server.holds import HoldPolicy
-from server.ledger import Ledger
 from server.megaphone.exports import DayExport, Listing
 from server.megaphone.folder import Folder
 from server.overview import DayOverview, overview
-from server.pickup import PickupPoint
 from server.pickups import PickupProgress
 from server.publishing import Publisher
 from server.retention import Pruned, prune
 from server.rounds import FeedPolicy, Round, Wish
 from server.settings import ExportSettings
+from server.storage.folder import PickupPoint
+from server.storage.ledger import Ledger
 from server.triton import LogFile, LogName
 from tests.rows import KEY, row
 

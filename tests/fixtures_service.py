@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
-from server.ledger import Ledger
+from server.storage.ledger import Ledger
 
 from .fixtures_sftp import CHEAP_HASH, PASSWORD
 from .rows import row

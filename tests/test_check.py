@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.ledger import Ledger
+from server.storage.ledger import Ledger
 
 from .fixtures_service import PATIENCE, command, day_before, environment, export_of
 from .rows import row

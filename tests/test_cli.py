@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from server.cli import app
-from server.ledger import Ledger
+from server.storage.ledger import Ledger
 
 from .fixtures_service import GARBAGE, ServiceSite, command, day_before, export_of
 

@@ -20,9 +20,9 @@ from server.config import load_config
 from server.episodes.catalogue import check_episodes, load_urls
 from server.episodes.source import CatalogueSource
 from server.errors import ConfigError
-from server.ledger import Ledger
 from server.matching import handover_lines
-from server.records import CatalogueStamp
+from server.storage.ledger import Ledger
+from server.storage.records import CatalogueStamp
 
 from .fixtures_rss import PREFIXES, RssHost, items, rss
 from .fixtures_service import ServiceSite, day_before

@@ -9,7 +9,7 @@ import pytest
 
 from server.convert.tally import Tally
 from server.holds import HoldPolicy, hold_reason, late_warnings, published_when_given_up, warnings
-from server.records import Hold
+from server.storage.records import Hold
 
 
 def tally(rows: int = 100, rejected: int = 0, **counts: Any) -> Tally:

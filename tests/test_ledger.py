@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server import ledger as ledger_module
 from server.convert.tally import Tally
 from server.errors import LedgerError
-from server.ledger import Ledger
 from server.megaphone.exports import DayExport
 from server.pickups import Grade, PickupProgress
-from server.records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
-from server.schema import MIGRATIONS
+from server.storage import ledger as ledger_module
+from server.storage.ledger import Ledger
+from server.storage.records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
+from server.storage.schema import MIGRATIONS
 from server.triton import ColumnSpec, Layout
 from tests.fixtures_feed import DAY, at, log_name
 from tests.rows import rules
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from server.ledger import Ledger
+from server.storage.ledger import Ledger
 ledger = Ledger.open(Path(sys.argv[1]))
 for n in range(40):
     ledger.note(**{f"{sys.argv[2]}{n}": n})

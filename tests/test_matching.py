@@ -13,7 +13,7 @@ from server.convert.job import Setup
 from server.convert.render import BlockRenderer
 from server.convert.row import Conversion, LogRules, RowConverter
 from server.episodes.catalogue import Catalogue, Episode, make_catalogue
-from server.records import CatalogueStamp
+from server.storage.records import CatalogueStamp
 from server.triton import DEFAULT_URL, Layout, LogFormat
 
 from .rows import GOOD, KEY, cells, converted, row, rules

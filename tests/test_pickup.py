@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.errors import DataFolderBusy, DataFolderError, NameSpent
-from server.pickup import PickupPoint
+from server.storage.folder import PickupPoint
 from tests.fixtures_feed import log_name, name
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def test_a_glance_at_the_lock_does_not_refuse_a_start(point: PickupPoint) -> Non
 HOLDER = """
 import sys, time
 from pathlib import Path
-from server.pickup import PickupPoint
+from server.storage.folder import PickupPoint
 with PickupPoint(Path(sys.argv[1])).round_lock(lambda: None, lambda: False):
     print("held", flush=True)
     sys.stdin.read()

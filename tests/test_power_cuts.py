@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from server.pickup import PickupPoint
+from server.storage.folder import PickupPoint
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from server import staging
-from server.records import Publication
-from server.staging import StagedLog
+from server.storage import staging
+from server.storage.records import Publication
+from server.storage.staging import StagedLog
 from server.triton import ColumnSpec, Layout, LogFormat
 from tests.fixtures_feed import DAY, Site, at, log_name, name, rows_of
 from tests.rows import row, rules

@@ -18,9 +18,9 @@ from server.convert.row import LogRules
 from server.episodes.fetch import ReaderLimits, RssReader
 from server.episodes.refresh import due, refresh
 from server.holds import HoldPolicy
-from server.ledger import Ledger
-from server.records import RssFeed, matched_share
-from server.schema import MIGRATIONS
+from server.storage.ledger import Ledger
+from server.storage.records import RssFeed, matched_share
+from server.storage.schema import MIGRATIONS
 
 from .fixtures_feed import HEALTHY
 from .fixtures_rss import HEAD, RssHost, items, rss

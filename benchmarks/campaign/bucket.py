@@ -23,9 +23,9 @@ import asyncssh
 import structlog
 
 from server.errors import SourceError
-from server.ledger import Ledger
 from server.megaphone.bucket import Bucket
 from server.sftp.keys import make_keys
+from server.storage.ledger import Ledger
 from tests.fault_server import BUCKET, fault_server
 from tests.fixtures_feed import ClockedFolder, Site
 from tests.fixtures_s3 import bucket_settings

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from server.config import load_config
 from server.glance import Glance
-from server.ledger import Ledger
+from server.storage.ledger import Ledger
 from tests.fixtures_service import Program, ServiceSite, Serving, command, day_before, port_of
 
 from . import injection, volumes, warm

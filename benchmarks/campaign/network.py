@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 
-from server.ledger import Ledger
 from server.pickups import Grade
 from server.sftp.keys import make_keys
+from server.storage.ledger import Ledger
 from tests.fixtures_service import Program, ServiceSite, day_before, export_of, log_of
 from tests.fixtures_sftp import CHEAP_HASH, PASSWORD
 

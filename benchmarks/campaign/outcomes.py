@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from server.ledger import Ledger
+from server.storage.ledger import Ledger
 from server.triton import LogFormat, LogName
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from server.ledger import Ledger
+from server.storage.ledger import Ledger
 
 from . import forgetful
 from .account import Fault

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from server.ledger import Ledger
+from server.storage.ledger import Ledger
 from server.triton import LogName
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, Problem
-from ..records import CatalogueStamp
+from ..storage.records import CatalogueStamp
 from ..triton import URL_LIMIT, url_text
 
 if TYPE_CHECKING:

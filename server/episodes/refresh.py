@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ..records import RssFeed
+from ..storage.records import RssFeed
 from ..threads import in_thread
 from .fetch import RssReader, RssUnread
 from .rss import shown
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from ..rss_shelf import RssShelf
+    from ..storage.rss_feeds import RssShelf
     from .fetch import RssAnswer
 
 log = structlog.get_logger()

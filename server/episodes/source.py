@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ..ledger import Ledger
-    from ..records import RssFeed
     from ..settings import Config
+    from ..storage.ledger import Ledger
+    from ..storage.records import RssFeed
     from .refresh import Refreshed
 
 log = structlog.get_logger()

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import date, datetime
 
-    from .convert.podcasts import PodcastBooks
-    from .convert.row import LogRules
-    from .convert.tally import Tally
-    from .episodes.rss import RssItem
-    from .megaphone.exports import DayExport
-    from .triton import LogName
+    from ..convert.podcasts import PodcastBooks
+    from ..convert.row import LogRules
+    from ..convert.tally import Tally
+    from ..episodes.rss import RssItem
+    from ..megaphone.exports import DayExport
+    from ..triton import LogName
 
 DELIVERY = "default"  # the one delivery there is today; a day is known by (delivery, day)
 

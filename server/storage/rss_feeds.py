@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from .episodes.rss import RssItem
+    from ..episodes.rss import RssItem
     from .records import RssFeed
 
 

@@ -13,9 +13,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from .disk import discarded, fsync_folder, told, translated
-from .errors import NameSpent
-from .triton import LogFile, LogName
+from ..disk import discarded, fsync_folder, told, translated
+from ..errors import NameSpent
+from ..triton import LogFile, LogName
 
 if TYPE_CHECKING:
     from pathlib import Path

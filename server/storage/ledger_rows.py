@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from .convert.row import LogRules
-from .convert.tally import Tally
-from .episodes.rss import RssItem
-from .megaphone.exports import DayExport
-from .pickups import Ending, Grade, Pickup
+from ..convert.row import LogRules
+from ..convert.tally import Tally
+from ..episodes.rss import RssItem
+from ..megaphone.exports import DayExport
+from ..pickups import Ending, Grade, Pickup
+from ..triton import LogName
 from .records import CatalogueStamp, DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication, RssFeed
-from .triton import LogName
 
 if TYPE_CHECKING:
     from sqlite3 import Row

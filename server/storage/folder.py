@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from isal import igzip
 from isal.isal_zlib import IsalError
 
-from .disk import file_lock, fsync_folder, told, translated
-from .errors import DataFolderBusy, DataFolderError
+from ..disk import file_lock, fsync_folder, told, translated
+from ..errors import DataFolderBusy, DataFolderError
+from ..triton import LogFile, LogName
 from .staging import Staging
-from .triton import LogFile, LogName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ..errors import LedgerError
 from .books_shelf import BooksShelf
-from .errors import LedgerError
 from .ledger_rows import (
     late_check_of,
     log_of,
@@ -26,7 +26,7 @@ from .ledger_rows import (
     text,
 )
 from .records import DELIVERY
-from .rss_shelf import RssShelf
+from .rss_feeds import RssShelf
 from .schema import FIRST_PICKUPS, MIGRATIONS, PICKUPS_OF
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from datetime import date, datetime
     from pathlib import Path
 
-    from .pickups import Pickup
+    from ..pickups import Pickup
+    from ..triton import LogName
     from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
     from .staging import StagedLog
-    from .triton import LogName
 
 _BUSY_SECONDS = 30
 

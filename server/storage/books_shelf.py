@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from .convert.podcasts import PodcastBooks
+from ..convert.podcasts import PodcastBooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .errors import LedgerError
-from .threads import in_thread
+from ..errors import LedgerError
+from ..threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..pickups import Pickup
+    from ..sftp.login import Login
     from .ledger import Ledger
-    from .pickups import Pickup
-    from .sftp.login import Login
 
 log = structlog.get_logger()
 
