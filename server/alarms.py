@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from .deadlines import Urgency, expires
 from .episodes.rss import shown
-from .holds import HoldPolicy, late_warnings, warnings
 from .overview import span
+from .publish.holds import HoldPolicy, late_warnings, warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,12 +14,12 @@ import structlog
 
 from .episodes.source import CatalogueSource
 from .errors import ConfigError, Problem
-from .feed import Feed
-from .holds import HoldPolicy
 from .megaphone.source import open_source
 from .private_files import load_ip_hash_key
-from .publishing import Publisher
-from .rounds import FeedPolicy
+from .publish.decisions import FeedPolicy
+from .publish.feed import Feed
+from .publish.holds import HoldPolicy
+from .publish.publisher import Publisher
 from .sftp.keys import load_credentials
 from .storage.folder import PickupPoint
 from .storage.ledger import Ledger

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from .convert.day import convert_export
 from .convert.row import Conversion, LogRules
 from .errors import ConfigError, LedgerError, PickupPointError
-from .holds import HoldPolicy, warnings
 from .private_files import load_ip_hash_key
+from .publish.holds import HoldPolicy, warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -122,7 +122,7 @@ def feed(
     """Run one round now: publish what is newly final. Prints a line a day; exit 1 if a due day failed or is held."""
     from .one_round import one_round
     from .private_files import load_ip_hash_key
-    from .rounds import Wish
+    from .publish.decisions import Wish
 
     if (accept_rejects or resend) and not day:
         raise Usage("--accept-rejects and --resend need the --day they are meant for", hint="pickup-point feed --help")

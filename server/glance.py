@@ -19,8 +19,8 @@ from .alarms import Alarm, Level, Measured, Partner, alarms
 from .deadlines import DeadlinePolicy
 from .episodes.rss import shown
 from .errors import LedgerError, PickupPointError
-from .holds import HoldPolicy
 from .overview import DayOverview, overview
+from .publish.holds import HoldPolicy
 from .reconciliation import reconcile
 from .storage.ledger import Ledger
 from .storage.records import matched_share

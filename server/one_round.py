@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .assembly import assembled
 from .progress import progress_bars
-from .retention import prune
+from .publish.retention import prune
 from .storage.folder import PickupPoint
 from .storage.ledger import Ledger
 from .threads import in_thread
@@ -22,8 +22,8 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .retention import Pruned
-    from .rounds import DayResult, Wish
+    from .publish.decisions import DayResult, Wish
+    from .publish.retention import Pruned
     from .settings import Config
 
 

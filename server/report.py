@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .alarms import Alarm
     from .glance import Glance
     from .pickups import Pickup
+    from .publish.retention import Pruned
     from .reconciliation import PodcastLine
-    from .retention import Pruned
     from .settings import Config
     from .storage.records import LateCheck, LedgerLog, Publication
 

@@ -22,8 +22,8 @@ from .broadcast import Broadcast
 from .config import load_config
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
 from .metrics import MetricsServer
+from .publish.retention import SteadyClock, prune
 from .pulse import beat_for_ever
-from .retention import SteadyClock, prune
 from .sftp.keys import load_credentials
 from .sftp.probe import ProbeKey
 from .sftp.server import SftpServer

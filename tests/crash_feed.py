@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.publishing import Publisher
+from server.publish.publisher import Publisher
 from server.storage import staging
 from server.storage.folder import PickupPoint
 from server.storage.ledger import Ledger

@@ -21,15 +21,15 @@ from server.alarms import Alarm, Measured, alarms
 from server.convert.row import LogRules
 from server.deadlines import DeadlinePolicy
 from server.errors import SourceUnreachable
-from server.feed import Feed
-from server.holds import HoldPolicy
 from server.megaphone.exports import DayExport, Listing
 from server.megaphone.folder import Folder
 from server.overview import DayOverview, overview
 from server.pickups import PickupProgress
-from server.publishing import Publisher
-from server.retention import Pruned, prune
-from server.rounds import FeedPolicy, Round, Wish
+from server.publish.decisions import FeedPolicy, Round, Wish
+from server.publish.feed import Feed
+from server.publish.holds import HoldPolicy
+from server.publish.publisher import Publisher
+from server.publish.retention import Pruned, prune
 from server.settings import ExportSettings
 from server.storage.folder import PickupPoint
 from server.storage.ledger import Ledger

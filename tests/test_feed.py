@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.errors import SourceUnreachable
-from server.rounds import Wish
+from server.publish.decisions import Wish
 from tests.fixtures_feed import DAY, Site, at, name, rows_of
 from tests.rows import row
 
@@ -235,7 +235,7 @@ async def test_a_round_that_had_to_wait_does_not_take_its_clock_for_wrong(
 ) -> None:
     """Minutes between the begin of a round and the listing are no error of the local clock, and are added to it."""
     clock = iter((1000.0, 1305.5))
-    monkeypatch.setattr("server.feed.monotonic", lambda: next(clock))
+    monkeypatch.setattr("server.publish.feed.monotonic", lambda: next(clock))
     site.skew = -timedelta(seconds=305)
     site.put(rows_of(DAY, 3), at(1, "04:10"))
     await site.round(at(1, "05:35"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.convert.tally import Tally
-from server.holds import HoldPolicy, hold_reason, late_warnings, published_when_given_up, warnings
+from server.publish.holds import HoldPolicy, hold_reason, late_warnings, published_when_given_up, warnings
 from server.storage.records import Hold
 
 

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.errors import DataFolderError
-from server.retention import Expiring, SteadyClock, expired, prune
+from server.publish.retention import Expiring, SteadyClock, expired, prune
 from tests.fixtures_feed import DAY, Site, at, log_name, name, rows_of
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .megaphone.exports import start_of
+from ..megaphone.exports import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .pickups import Pickup
-    from .storage.folder import PickupPoint
-    from .storage.ledger import Ledger
-    from .storage.records import LedgerLog, Publication
-    from .triton import LogName
+    from ..pickups import Pickup
+    from ..storage.folder import PickupPoint
+    from ..storage.ledger import Ledger
+    from ..storage.records import LedgerLog, Publication
+    from ..triton import LogName
 
 log = structlog.get_logger()
 

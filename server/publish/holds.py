@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .convert.tally import Tally
-    from .storage.records import Hold
+    from ..convert.tally import Tally
+    from ..storage.records import Hold
 
 TOKENS_SHARE = 0.01  # above this share of hash-like addresses, tokens = "hold" holds the day
 ENDS_IN_ZERO_SHARE = 0.05  # above it, the addresses were probably truncated before they came

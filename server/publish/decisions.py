@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from .megaphone.exports import FinalityRule, start_of
+from ..megaphone.exports import FinalityRule, start_of
 
 if TYPE_CHECKING:
     from datetime import date
 
-    from .convert.row import LogRules
+    from ..convert.row import LogRules
+    from ..settings import ExportSettings
+    from ..triton import LogName
     from .holds import HoldPolicy
-    from .settings import ExportSettings
-    from .triton import LogName
 
 
 @dataclass(frozen=True, slots=True)

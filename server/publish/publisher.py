@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import structlog
 
-from .convert.day import SentLog, convert_export
-from .convert.row import Conversion
-from .disk import told
-from .errors import ConversionFailed
+from ..convert.day import SentLog, convert_export
+from ..convert.row import Conversion
+from ..disk import told
+from ..errors import ConversionFailed
+from ..megaphone.exports import DayExport
+from ..storage.records import LedgerLog, Publication
+from ..triton import LogFile, LogName, layouts_by_header
 from .holds import HoldPolicy, hold_reason
-from .megaphone.exports import DayExport
-from .storage.records import LedgerLog, Publication
-from .triton import LogFile, LogName, layouts_by_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import date
     from pathlib import Path
 
-    from .convert.row import LogRules
-    from .convert.tally import Tally
-    from .episodes.catalogue import Catalogue
-    from .storage.folder import FoundFile, PickupPoint
-    from .storage.ledger import Ledger
-    from .storage.records import Kind
-    from .storage.staging import Staging
-    from .triton import Layout
+    from ..convert.row import LogRules
+    from ..convert.tally import Tally
+    from ..episodes.catalogue import Catalogue
+    from ..storage.folder import FoundFile, PickupPoint
+    from ..storage.ledger import Ledger
+    from ..storage.records import Kind
+    from ..storage.staging import Staging
+    from ..triton import Layout
 
 log = structlog.get_logger()
 

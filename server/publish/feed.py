@@ -16,30 +16,30 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .deadlines import catching_up, expires
-from .disk import discarded, told
-from .errors import ExportChanged, ExportTorn, PickupPointError, unexpected
+from ..deadlines import catching_up, expires
+from ..disk import discarded, told
+from ..errors import ExportChanged, ExportTorn, PickupPointError, unexpected
+from ..megaphone.exports import start_of
+from ..storage.records import DayRecord, Failure, Hold, LateCheck
+from ..threads import in_thread
+from .decisions import DayResult, FeedPolicy, Round, Wish
 from .holds import late_warnings, published_when_given_up, warnings
-from .megaphone.exports import start_of
-from .publishing import UNKNOWN_LAYOUT, Order
-from .rounds import DayResult, FeedPolicy, Round, Wish
-from .storage.records import DayRecord, Failure, Hold, LateCheck
-from .threads import in_thread
+from .publisher import UNKNOWN_LAYOUT, Order
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import date, datetime
 
-    from .convert.row import LogRules
-    from .episodes.catalogue import Catalogue
-    from .megaphone.exports import DayExport, Listing
-    from .megaphone.source import ExportSource
-    from .publishing import Done, Publisher
-    from .storage.folder import PickupPoint
-    from .storage.ledger import Ledger
-    from .storage.records import Publication
-    from .triton import LogName
+    from ..convert.row import LogRules
+    from ..episodes.catalogue import Catalogue
+    from ..megaphone.exports import DayExport, Listing
+    from ..megaphone.source import ExportSource
+    from ..storage.folder import PickupPoint
+    from ..storage.ledger import Ledger
+    from ..storage.records import Publication
+    from ..triton import LogName
+    from .publisher import Done, Publisher
 
 log = structlog.get_logger()
 
