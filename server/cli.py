@@ -160,7 +160,7 @@ def prune(
 def status(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Show the last days at a glance. Triton's activation sheet stands on top; also while no service runs."""
     from . import report
-    from .glance import Glance
+    from .status.snapshot import Glance
 
     settings = reading_as_owner(config, verbose=verbose)
     now = datetime.now(UTC)
@@ -180,7 +180,7 @@ def status(config: ConfigOption = None, json: JsonOption = False, verbose: Verbo
 def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Print one line for monitoring. Exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN: the Nagios plug-in convention."""
     from . import report
-    from .glance import Glance
+    from .status.snapshot import Glance
 
     settings = reading_as_owner(config, verbose=verbose)
     glance = Glance.take(settings, datetime.now(UTC))
@@ -199,7 +199,7 @@ def trace(
 ) -> None:
     """Tell the whole story of one file. Export, tally, publication, every pickup, pruning, in order."""
     from . import report
-    from .glance import trace_of
+    from .status.snapshot import trace_of
     from .triton import LogName
 
     settings = reading_as_owner(config, verbose=verbose)
@@ -226,7 +226,7 @@ def reconcile(
 ) -> None:
     """Lay a day beside Megaphone's dashboard. For each podcast: rows, reporting count, lines, filtered, rejected."""
     from . import report
-    from .glance import books_of
+    from .status.snapshot import books_of
 
     wanted = day_of(day, "reconcile")
     lines, matched = books_of(reading_as_owner(config, verbose=verbose), wanted)

@@ -26,8 +26,8 @@ from .installation import become_owner
 
 if TYPE_CHECKING:
     from .episodes.source import EpisodesGlance
-    from .matching import Matching
     from .settings import Config
+    from .status.episodes import Matching
     from .storage.records import RssFeed
 
 episode_commands = typer.Typer()
@@ -58,7 +58,7 @@ def episodes(
         _check(check)
         return
     from .episodes.source import glance_at
-    from .matching import matching, new_csv, write_export
+    from .status.episodes import matching, new_csv, write_export
     from .storage.ledger import Ledger
 
     settings = settings_of(config, verbose=verbose, quiet=not refresh)
@@ -133,7 +133,7 @@ def _print_glance(glance: EpisodesGlance, found: Matching, settings: Config) -> 
 
 def _feed_text(url: str, feed: RssFeed | None, now: datetime) -> str:
     from .episodes.rss import shown
-    from .overview import span
+    from .status.days import span
 
     if feed is None:
         return f"{shown(url)}  not asked yet: pickup-point episodes --refresh"

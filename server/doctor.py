@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from .alarms import Level
 from .errors import ConfigError, ExportChanged, SourceError
-from .glance import Glance
 from .installation import become_owner
 from .interview import port_of
 from .megaphone.source import open_source
@@ -24,6 +22,8 @@ from .private_files import load_ip_hash_key
 from .report import check_line, size_text
 from .sftp.keys import load_credentials
 from .sftp.probe import ProbeKey, visit
+from .status.alarms import Level
+from .status.snapshot import Glance
 from .storage.ledger import Ledger
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from .by_hand import convert_by_hand
 from .columns import QUESTIONS, column_table, rules_text
 from .episodes.rss import shown
 from .errors import ConfigError, LedgerError, PickupPointError
-from .matching import handover_lines
 from .megaphone.source import open_source
 from .report import activation_sheet
 from .sftp.keys import known_hosts_lines, public_host_keys
+from .status.episodes import handover_lines
 
 if TYPE_CHECKING:
     from .settings import Config

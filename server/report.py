@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from .alarms import Level
-from .deadlines import Urgency
-from .overview import DayOverview, span
-from .reconciliation import COLUMNS
+from .status.alarms import Level
+from .status.days import DayOverview, span
+from .status.deadlines import Urgency
+from .status.reconcile import COLUMNS
 from .storage.records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .alarms import Alarm
-    from .glance import Glance
     from .pickups import Pickup
     from .publish.retention import Pruned
-    from .reconciliation import PodcastLine
     from .settings import Config
+    from .status.alarms import Alarm
+    from .status.reconcile import PodcastLine
+    from .status.snapshot import Glance
     from .storage.records import LateCheck, LedgerLog, Publication
 
 _STATE_STYLE = {

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from .assembly import assembled
-from .broadcast import Broadcast
 from .config import load_config
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
-from .metrics import MetricsServer
 from .publish.retention import SteadyClock, prune
 from .pulse import beat_for_ever
 from .sftp.keys import load_credentials
 from .sftp.probe import ProbeKey
 from .sftp.server import SftpServer
+from .status.broadcast import Broadcast
+from .status.metrics import MetricsServer
+from .status.webhook import Pushes
 from .storage.folder import PickupPoint
 from .storage.pickup_writer import Bookkeeper
 from .threads import in_thread
-from .webhook import Pushes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

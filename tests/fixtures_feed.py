@@ -17,13 +17,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import orjson
 import pytest
 
-from server.alarms import Alarm, Measured, alarms
 from server.convert.row import LogRules
-from server.deadlines import DeadlinePolicy
 from server.errors import SourceUnreachable
 from server.megaphone.exports import DayExport, Listing
 from server.megaphone.folder import Folder
-from server.overview import DayOverview, overview
 from server.pickups import PickupProgress
 from server.publish.decisions import FeedPolicy, Round, Wish
 from server.publish.feed import Feed
@@ -31,6 +28,9 @@ from server.publish.holds import HoldPolicy
 from server.publish.publisher import Publisher
 from server.publish.retention import Pruned, prune
 from server.settings import ExportSettings
+from server.status.alarms import Alarm, Measured, alarms
+from server.status.days import DayOverview, overview
+from server.status.deadlines import DeadlinePolicy
 from server.storage.folder import PickupPoint
 from server.storage.ledger import Ledger
 from server.triton import LogFile, LogName

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.alarms import Alarm, Level, Measured, Partner, alarms
 from server.publish.holds import HoldPolicy
+from server.status.alarms import Alarm, Level, Measured, Partner, alarms
 from tests.fixtures_feed import DAY, HEALTHY, Site, at, broken_rows, rows_of
 
 NOW = at(1, "09:00")

@@ -103,7 +103,7 @@ def test_a_fault_that_nobody_expected_is_one_sentence_too(service_site: ServiceS
     """Its type, its message, and how to see more; exit code 1."""
     code = f"""
 import sys
-import server.glance
+import server.status.snapshot
 def take(*_):
     raise ZeroDivisionError("by the test")
 server.glance.Glance.take = take

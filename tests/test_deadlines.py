@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from server.deadlines import DeadlinePolicy, catching_up, day_deadlines, expires
 from server.settings import AlertSettings
+from server.status.deadlines import DeadlinePolicy, catching_up, day_deadlines, expires
 from tests.fixtures_feed import DAY, at
 
 POLICY = DeadlinePolicy()

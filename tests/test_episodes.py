@@ -20,7 +20,7 @@ from server.config import load_config
 from server.episodes.catalogue import check_episodes, load_urls
 from server.episodes.source import CatalogueSource
 from server.errors import ConfigError
-from server.matching import handover_lines
+from server.status.episodes import handover_lines
 from server.storage.ledger import Ledger
 from server.storage.records import CatalogueStamp
 

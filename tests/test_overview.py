@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from server.convert.tally import Tally
-from server.deadlines import DeadlinePolicy
 from server.megaphone.exports import DayExport
-from server.overview import DayOverview, overview, span
 from server.pickups import Ending, Grade, Pickup, PickupProgress
+from server.status.days import DayOverview, overview, span
+from server.status.deadlines import DeadlinePolicy
 from server.storage.records import DayRecord, Failure, Hold, LedgerLog, Publication
 from tests.fixtures_feed import DAY, Site, at, log_name, rows_of
 from tests.rows import rules

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.alarms import Alarm, alarms
 from server.convert.row import LogRules
 from server.episodes.fetch import ReaderLimits, RssReader
 from server.episodes.refresh import due, refresh
 from server.publish.holds import HoldPolicy
+from server.status.alarms import Alarm, alarms
 from server.storage.ledger import Ledger
 from server.storage.records import RssFeed, matched_share
 from server.storage.schema import MIGRATIONS

@@ -246,7 +246,7 @@ async def test_status_and_check_in_a_loop_keep_no_service_from_starting(service_
         argv=[sys.executable, "-P", "-c", f"""
 import sys, time
 from pathlib import Path
-from server.glance import _is_running
+from server.status.snapshot import _is_running
 end = time.monotonic() + 20
 print("looking", flush=True)
 while time.monotonic() < end:

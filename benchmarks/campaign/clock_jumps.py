@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.config import load_config
-from server.glance import Glance
+from server.status.snapshot import Glance
 from server.storage.ledger import Ledger
 from tests.fault_server import BUCKET, FaultServer, Version, fault_server
 from tests.fixtures_service import Program, ServiceSite, Serving, day_before, export_name, export_of, port_of

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.config import load_config
-from server.glance import Glance
+from server.status.snapshot import Glance
 from server.storage.ledger import Ledger
 from tests.fixtures_service import Program, ServiceSite, Serving, command, day_before, port_of
 

@@ -28,7 +28,7 @@ _CONTEXT.set_forkserver_preload(
         "server.cli",
         "server.one_round",
         "server.report",
-        "server.glance",
+        "server.status.snapshot",
         "server.private_files",
         "server.megaphone.folder",
     ]

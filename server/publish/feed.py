@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ..deadlines import catching_up, expires
 from ..disk import discarded, told
 from ..errors import ExportChanged, ExportTorn, PickupPointError, unexpected
 from ..megaphone.exports import start_of
+from ..status.deadlines import catching_up, expires
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from .decisions import DayResult, FeedPolicy, Round, Wish

@@ -11,16 +11,16 @@ from enum import IntEnum
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from ..episodes.rss import shown
+from ..publish.holds import HoldPolicy, late_warnings, warnings
+from .days import span
 from .deadlines import Urgency, expires
-from .episodes.rss import shown
-from .overview import span
-from .publish.holds import HoldPolicy, late_warnings, warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .overview import DayOverview
-    from .storage.records import RssFeed
+    from ..storage.records import RssFeed
+    from .days import DayOverview
 
 
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had

@@ -12,12 +12,12 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .megaphone.exports import start_of
+from ..megaphone.exports import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .settings import AlertSettings
+    from ..settings import AlertSettings
 
 COUNTED_DAYS = timedelta(days=3)
 

@@ -15,26 +15,26 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from ..episodes.rss import shown
+from ..errors import LedgerError, PickupPointError
+from ..publish.holds import HoldPolicy
+from ..storage.ledger import Ledger
+from ..storage.records import matched_share
 from .alarms import Alarm, Level, Measured, Partner, alarms
+from .days import DayOverview, overview
 from .deadlines import DeadlinePolicy
-from .episodes.rss import shown
-from .errors import LedgerError, PickupPointError
-from .overview import DayOverview, overview
-from .publish.holds import HoldPolicy
-from .reconciliation import reconcile
-from .storage.ledger import Ledger
-from .storage.records import matched_share
+from .reconcile import reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import date, datetime
     from pathlib import Path
 
-    from .pickups import Pickup
-    from .reconciliation import PodcastLine
-    from .settings import Config
-    from .storage.records import LateCheck, LedgerLog, Publication, RssFeed
-    from .triton import LogName
+    from ..pickups import Pickup
+    from ..settings import Config
+    from ..storage.records import LateCheck, LedgerLog, Publication, RssFeed
+    from ..triton import LogName
+    from .reconcile import PodcastLine
 
 _PRIVATE = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key")
 

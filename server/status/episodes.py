@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from isal import igzip
 
-from .episodes.catalogue import COLUMNS, NOTES
-from .episodes.rss import shown
-from .episodes.source import CatalogueSource
-from .errors import PickupPointError
-from .storage.folder import PickupPoint
-from .storage.ledger import Ledger
-from .storage.records import matched_share
-from .triton import DerivedValue
+from ..episodes.catalogue import COLUMNS, NOTES
+from ..episodes.rss import shown
+from ..episodes.source import CatalogueSource
+from ..errors import PickupPointError
+from ..storage.folder import PickupPoint
+from ..storage.ledger import Ledger
+from ..storage.records import matched_share
+from ..triton import DerivedValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TextIO
 
-    from .episodes.catalogue import Catalogue, Episode
-    from .settings import Config
-    from .storage.records import LedgerLog, Publication
+    from ..episodes.catalogue import Catalogue, Episode
+    from ..settings import Config
+    from ..storage.records import LedgerLog, Publication
 
 DAYS = 7
 

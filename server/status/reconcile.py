@@ -10,13 +10,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .convert.tally import FilterReason, RejectReason
+from ..convert.tally import FilterReason, RejectReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .convert.podcasts import PodcastBooks
-    from .storage.records import Publication
+    from ..convert.podcasts import PodcastBooks
+    from ..storage.records import Publication
 
 ALL = "(all)"
 COLUMNS = (

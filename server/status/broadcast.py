@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from ..errors import PickupPointError
+from ..threads import in_thread
 from .alarms import Level
-from .errors import PickupPointError
-from .glance import Glance
 from .metrics import Reading
-from .threads import in_thread
+from .snapshot import Glance
 
 if TYPE_CHECKING:
+    from ..assembly import Parts
+    from ..settings import Config
+    from ..sftp.server import SftpServer
     from .alarms import Alarm
-    from .assembly import Parts
-    from .settings import Config
-    from .sftp.server import SftpServer
     from .webhook import Pushes
 
 log = structlog.get_logger()

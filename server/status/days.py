@@ -8,18 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..pickups import Grade
+from ..storage.records import matched_share
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines
-from .pickups import Grade
-from .storage.records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import date, datetime, timedelta
 
-    from .convert.tally import Tally
-    from .megaphone.exports import DayExport
-    from .pickups import Pickup
-    from .storage.records import DayRecord, LedgerLog, Publication
+    from ..convert.tally import Tally
+    from ..megaphone.exports import DayExport
+    from ..pickups import Pickup
+    from ..storage.records import DayRecord, LedgerLog, Publication
 
 
 @dataclass(frozen=True, slots=True)
