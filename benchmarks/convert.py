@@ -22,7 +22,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from server.samples import write_day
+from server.cli.samples import write_day
 
 from .episodes import write_catalogue
 from .measuring import Measured, measure

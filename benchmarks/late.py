@@ -14,9 +14,9 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.cli.samples import write_day
 from server.convert.day import SentLog, convert_export
 from server.convert.row import Conversion, LogRules
-from server.samples import write_day
 from server.triton import Layout
 
 from .measuring import measure

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import asyncssh
 from isal import igzip
 
-from server.samples import write_day
+from server.cli.samples import write_day
 from server.sftp.keys import make_keys
 from server.sftp.users import hash_password
 from server.storage.ledger import Ledger

@@ -1,6 +1,6 @@
 """``python -m server`` is the command ``pickup-point``."""
 
-from .cli import main
+from .cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import orjson
 
+from server.cli.samples import day_rows
 from server.convert import lines as blocks
 from server.convert.day import SentLog, Tuning, convert_export
 from server.convert.job import Job, Result, Setup, Task
@@ -30,7 +31,6 @@ from server.convert.tally import FilterReason, RejectReason, RowRejected
 from server.convert.worker import Hand
 from server.errors import ExportTorn
 from server.megaphone.exports import identifier
-from server.samples import day_rows
 
 from .reference_conversion import DAY, KEY, MemorySink, assert_is, convert_slowly
 from .test_render import CATALOGUE, RULES

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from server.cli.samples import day_rows
 from server.convert.day import Converted, Tuning, convert_export
 from server.convert.row import Conversion, LogRules, RowConverter
 from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
-from server.samples import day_rows
 from server.triton import Layout
 
 if TYPE_CHECKING:

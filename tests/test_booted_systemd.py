@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from server.cli.samples import write_day
 from server.convert.day import Tuning
-from server.samples import write_day
 
 from . import booted
 from .fixtures_service import day_before, export_name, export_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.main import get_command
 
-from server.cli import app
+from server.cli.app import app
 from server.storage.ledger import Ledger
 
 from .fixtures_service import GARBAGE, ServiceSite, command, day_before, export_of
@@ -107,7 +107,7 @@ import server.status.snapshot
 def take(*_):
     raise ZeroDivisionError("by the test")
 server.glance.Glance.take = take
-from server.cli import run
+from server.cli.app import run
 sys.exit(run(["status", "--config", {str(service_site.config)!r}]))
 """
     done = program.run(argv=[sys.executable, "-P", "-c", code])

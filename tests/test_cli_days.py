@@ -89,7 +89,7 @@ def test_feed_without_its_source_says_what_to_do(service_site: ServiceSite) -> N
 
 def test_sigterm_ends_a_feed_by_hand_and_leaves_nothing_behind(service_site: ServiceSite) -> None:
     """No half file, no worker; the next round publishes the day."""
-    from server.samples import write_day
+    from server.cli.samples import write_day
 
     write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
     running = service_site.program.start("feed", "--config", service_site.config)

@@ -97,7 +97,7 @@ def test_convert_loads_neither_ssh_nor_s3(program: Program) -> None:
     (program.folder / "x.gz").write_bytes(export_of(day_before(1), 2))
     code = """
 import sys
-from server.cli import run
+from server.cli.app import run
 assert run(["convert", "x.gz", "-o", "out.gz"]) == 0
 print(*sorted({"asyncssh", "aiobotocore", "botocore", "aiohttp", "sqlite3", "prometheus_client"} & set(sys.modules)))
 """
@@ -219,7 +219,7 @@ def _python_for_everybody() -> list[str] | None:
     """A Python that another user can run with this one's libraries, or None."""
     for candidate in (sys.executable, "/usr/bin/python3"):
         env = {"PYTHONPATH": os.pathsep.join([str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))])}
-        argv = [candidate, "-P", "-c", "import sys, server.cli, asyncssh, uvloop; print(sys.version_info[:2])"]
+        argv = [candidate, "-P", "-c", "import sys, server.cli.app, asyncssh, uvloop; print(sys.version_info[:2])"]
         try:
             done = subprocess.run(
                 argv, env=env, user=65534, group=65534, extra_groups=[], capture_output=True, check=False

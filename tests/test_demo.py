@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
-from server import demo as demo_module
 from server.assembly import assembled, load_keys
+from server.cli import demo as demo_module
+from server.cli.demo import FINAL_DAYS, introduction, prepare
 from server.config import load_config
-from server.demo import FINAL_DAYS, introduction, prepare
 from server.megaphone.exports import FinalityRule, Listing
 from server.megaphone.folder import Folder
 

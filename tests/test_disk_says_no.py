@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from server.cli.privileges import become_owner
 from server.disk import file_lock
 from server.errors import DataFolderError, LedgerError
-from server.installation import become_owner
 from server.storage import folder as pickup
 from server.storage.ledger import Ledger
 from tests.fixtures_feed import DAY, Site, at, log_name, name, rows_of

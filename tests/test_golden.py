@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from server.by_hand import convert_by_hand
+from server.cli.convert import convert_by_hand
 from server.config import parse_config
 from server.convert.row import Conversion, LogRules, RowConverter
 from server.convert.tally import RejectReason, RowRejected, Tally

@@ -87,7 +87,7 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {
-        "server/cli.py",
+        "server/cli/app.py",
         "server/py.typed",
         "server/monitoring/alerts.yml",
         "server/monitoring/dashboard.json",
@@ -101,5 +101,5 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "pyproject.toml",
         "README.md",
         "LICENSE",
-        "server/cli.py",
+        "server/cli/app.py",
     } <= inside

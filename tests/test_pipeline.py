@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from server.cli.samples import day_rows
 from server.convert import lines as blocks
 from server.convert.day import Tuning, convert_export
 from server.errors import DataFolderError, ExportTorn, SourceError
-from server.samples import day_rows
 from server.triton import Layout, LogFormat
 
 from .reference_conversion import (

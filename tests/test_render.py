@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from server.cli.samples import day_rows
 from server.convert.render import BlockRenderer
 from server.convert.row import Conversion, LogRules
 from server.convert.row_ids import pack_id
 from server.episodes.catalogue import Catalogue, Episode
-from server.samples import day_rows
 from server.triton import ColumnSpec, Layout, LogFormat
 
 from .reference_conversion import convert_slowly

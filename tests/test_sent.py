@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from server.cli.samples import day_rows
 from server.convert.day import SentLog
 from server.convert.row import Conversion, LogRules
 from server.errors import DataFolderError
-from server.samples import day_rows
 from server.triton import ColumnSpec, Layout, LogFormat
 
 from .reference_conversion import (

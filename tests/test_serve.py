@@ -320,7 +320,7 @@ async def test_strangers_leave_listed_addresses_their_descriptors(service_site: 
 
 async def test_nothing_of_a_listener_and_no_secret_is_in_the_log(service_site: ServiceSite) -> None:
     """A run with good, bad, held and torn days, at the most talkative: no address, no user agent, no password."""
-    from server.samples import write_day
+    from server.cli.samples import write_day
 
     for days, rows in ((3, 2000), (2, 400)):
         write_day(service_site.exports / export_name(day_before(days)), day_before(days), rows, broken=True)
@@ -349,7 +349,7 @@ async def test_workers_and_their_service_end_together(service_site: ServiceSite)
     service_site.configure(log="")
     text = service_site.config.read_text().replace("workers = 1", "workers = 2")
     service_site.config.write_text(text)
-    from server.samples import write_day
+    from server.cli.samples import write_day
 
     write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
     running = service_site.program.start("serve", "--config", service_site.config)

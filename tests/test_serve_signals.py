@@ -135,7 +135,7 @@ async def dies(*_):
     await asyncio.sleep(0.2)
     raise ZeroDivisionError("by the test")
 setattr(owner, {method!r}, dies)
-from server.cli import main
+from server.cli.app import main
 sys.argv = ["pickup-point", "serve", "--config", {str(service_site.config)!r}]
 main()
 """

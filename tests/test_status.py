@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.report import STRIP_DAYS
+from server.cli.tables import STRIP_DAYS
 
 from .fixtures_service import day_before, export_of, today
 

@@ -182,7 +182,7 @@ async def test_an_inherited_socket_is_served_instead_of_the_configured_port(
 
 async def test_workers_know_nothing_of_systemd(service_site: ServiceSite, program: Program, systemd: Systemd) -> None:
     """Neither the notification socket nor the watchdog nor the listening socket reaches a child process."""
-    from server.samples import write_day
+    from server.cli.samples import write_day
 
     text = service_site.config.read_text().replace("workers = 1", "workers = 2")
     service_site.config.write_text(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import server.megaphone.exports.bucket
 
 import server.service
-from server.cli import main
+from server.cli.app import main
 from server.s3.retry import Patience
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import SupportsIndex
 
 from server import service
-from server.cli import main
+from server.cli.app import main
 
 
 def _sleep(seconds: float | SupportsIndex) -> None:

@@ -25,9 +25,9 @@ PATIENCE = 200.0  # seconds that a command may take
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        "server.cli",
-        "server.one_round",
-        "server.report",
+        "server.cli.app",
+        "server.cli.feed",
+        "server.cli.tables",
         "server.status.snapshot",
         "server.private_files",
         "server.megaphone.folder",
@@ -55,7 +55,7 @@ def _obey(commands: Sequence[Sequence[str]], told: Connection, go: Connection, m
     go.recv()
     if most is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    from server.cli import run
+    from server.cli.app import run
 
     for command in commands:
         code = run(list(command))

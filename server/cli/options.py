@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from .errors import PickupPointError
-from .installation import become_owner, config_path, find_aws_key
+from ..errors import PickupPointError
+from .privileges import become_owner, config_path, find_aws_key
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from .settings import Config
+    from ..settings import Config
 
 ConfigOption = Annotated[
     Path | None,
@@ -46,8 +46,8 @@ class Usage(PickupPointError):
 
 def settings_of(path: Path | None, *, verbose: bool, quiet: bool = False) -> Config:
     """The configuration, with the log set up; ``quiet`` commands log nothing unless verbose."""
-    from . import log_output
-    from .config import load_config
+    from .. import log_output
+    from ..config import load_config
 
     settings = load_config(config_path(path))
     stream = None if verbose or not quiet else io.StringIO()

@@ -13,8 +13,8 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .config import load_config
-from .errors import ConfigError, PickupPointError, Problem
+from ..config import load_config
+from ..errors import ConfigError, PickupPointError, Problem
 
 if TYPE_CHECKING:
     from pathlib import Path

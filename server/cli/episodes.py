@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .command import (
+from .options import (
     ConfigOption,
     JsonOption,
     Out,
@@ -22,13 +22,13 @@ from .command import (
     run_loop,
     settings_of,
 )
-from .installation import become_owner
+from .privileges import become_owner
 
 if TYPE_CHECKING:
-    from .episodes.source import EpisodesGlance
-    from .settings import Config
-    from .status.episodes import Matching
-    from .storage.records import RssFeed
+    from ..episodes.source import EpisodesGlance
+    from ..settings import Config
+    from ..status.episodes import Matching
+    from ..storage.records import RssFeed
 
 episode_commands = typer.Typer()
 
@@ -57,9 +57,9 @@ def episodes(
             raise Usage("--check goes alone", hint="pickup-point episodes --check FILE")
         _check(check)
         return
-    from .episodes.source import glance_at
-    from .status.episodes import matching, new_csv, write_export
-    from .storage.ledger import Ledger
+    from ..episodes.source import glance_at
+    from ..status.episodes import matching, new_csv, write_export
+    from ..storage.ledger import Ledger
 
     settings = settings_of(config, verbose=verbose, quiet=not refresh)
     with contextlib.ExitStack() as stack:
@@ -84,7 +84,7 @@ def episodes(
 
 
 def _check(path: Path) -> None:
-    from .episodes.catalogue import check_episodes, load_catalogue
+    from ..episodes.catalogue import check_episodes, load_catalogue
 
     problems = check_episodes(path)
     for problem in problems:
@@ -96,9 +96,9 @@ def _check(path: Path) -> None:
 
 
 def _refresh(settings: Config, *, quiet: bool) -> None:
-    from .episodes.source import CatalogueSource
-    from .storage.folder import PickupPoint
-    from .storage.ledger import Ledger
+    from ..episodes.source import CatalogueSource
+    from ..storage.folder import PickupPoint
+    from ..storage.ledger import Ledger
 
     point = PickupPoint(settings.data_dir)
     point.prepare()
@@ -132,8 +132,8 @@ def _print_glance(glance: EpisodesGlance, found: Matching, settings: Config) -> 
 
 
 def _feed_text(url: str, feed: RssFeed | None, now: datetime) -> str:
-    from .episodes.rss import shown
-    from .status.days import span
+    from ..episodes.rss import shown
+    from ..status.days import span
 
     if feed is None:
         return f"{shown(url)}  not asked yet: pickup-point episodes --refresh"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .triton import DEFAULT_URL
+from ..triton import DEFAULT_URL
 
 if TYPE_CHECKING:
-    from .settings import LogSettings
-    from .triton import ColumnSpec
+    from ..settings import LogSettings
+    from ..triton import ColumnSpec
 
 QUESTIONS = (
     "The columns and the header line as above, or others? (`columns`, `header`, `format`)",

@@ -12,19 +12,19 @@ import signal
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from .assembly import assembled
+from ..assembly import assembled
+from ..publish.retention import prune
+from ..storage.folder import PickupPoint
+from ..storage.ledger import Ledger
+from ..threads import in_thread
 from .progress import progress_bars
-from .publish.retention import prune
-from .storage.folder import PickupPoint
-from .storage.ledger import Ledger
-from .threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .publish.decisions import DayResult, Wish
-    from .publish.retention import Pruned
-    from .settings import Config
+    from ..publish.decisions import DayResult, Wish
+    from ..publish.retention import Pruned
+    from ..settings import Config
 
 
 FIRST_CATALOGUE = 30.0  # seconds that an RSS feed which was never asked may take

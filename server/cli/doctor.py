@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from .errors import ConfigError, ExportChanged, SourceError
-from .installation import become_owner
+from ..errors import ConfigError, ExportChanged, SourceError
+from ..megaphone.source import open_source
+from ..private_files import load_ip_hash_key
+from ..sftp.keys import load_credentials
+from ..sftp.probe import ProbeKey, visit
+from ..status.alarms import Level
+from ..status.snapshot import Glance
+from ..storage.ledger import Ledger
 from .interview import port_of
-from .megaphone.source import open_source
-from .private_files import load_ip_hash_key
-from .report import check_line, size_text
-from .sftp.keys import load_credentials
-from .sftp.probe import ProbeKey, visit
-from .status.alarms import Level
-from .status.snapshot import Glance
-from .storage.ledger import Ledger
+from .privileges import become_owner
+from .tables import check_line, size_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     import asyncssh
 
-    from .megaphone.exports import DayExport, Listing
-    from .megaphone.source import ExportSource
-    from .settings import Config
+    from ..megaphone.exports import DayExport, Listing
+    from ..megaphone.source import ExportSource
+    from ..settings import Config
 
 CLOCK_TOLERANCE = 60.0  # seconds
 ENOUGH = 1 << 16  # bytes of an export: that it can be read is all that is asked

@@ -16,9 +16,10 @@ from typing import Annotated
 
 import typer
 
-from .cli_episodes import episode_commands
-from .cli_setup import setup
-from .command import (
+from ..config_place import find_config
+from ..errors import ConfigError, PickupPointError
+from .episodes import episode_commands
+from .options import (
     ConfigOption,
     JsonOption,
     Out,
@@ -31,10 +32,9 @@ from .command import (
     run_loop,
     settings_of,
 )
-from .config_place import find_config
-from .errors import ConfigError, PickupPointError
-from .installation import become_owner, keys_place
+from .privileges import become_owner, keys_place
 from .progress import progress_bars
+from .setup import setup
 
 app = typer.Typer(
     name="pickup-point",
@@ -93,9 +93,9 @@ def _say(error: PickupPointError, *, checking: bool) -> int:
 @app.command()
 def serve(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Run the service: SFTP, feed and retention, until SIGTERM. SIGHUP reads users, keys and limits again."""
-    from .assembly import load_keys
-    from .service import serve as run_service
-    from .systemd import Supervisor
+    from ..assembly import load_keys
+    from ..service import serve as run_service
+    from ..systemd import Supervisor
 
     supervisor = Supervisor.from_environment()
     settings = settings_of(config, verbose=verbose)
@@ -120,9 +120,9 @@ def feed(
     verbose: VerboseOption = False,
 ) -> None:
     """Run one round now: publish what is newly final. Prints a line a day; exit 1 if a due day failed or is held."""
-    from .one_round import one_round
-    from .private_files import load_ip_hash_key
-    from .publish.decisions import Wish
+    from ..private_files import load_ip_hash_key
+    from ..publish.decisions import Wish
+    from .feed import one_round
 
     if (accept_rejects or resend) and not day:
         raise Usage("--accept-rejects and --resend need the --day they are meant for", hint="pickup-point feed --help")
@@ -145,8 +145,8 @@ def prune(
     verbose: VerboseOption = False,
 ) -> None:
     """Remove log files and rejects older than keep_days."""
-    from . import report
-    from .one_round import one_prune
+    from . import tables as report
+    from .feed import one_prune
 
     settings = settings_of(config, verbose=verbose)
     become_owner(settings)
@@ -159,8 +159,8 @@ def prune(
 @app.command()
 def status(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Show the last days at a glance. Triton's activation sheet stands on top; also while no service runs."""
-    from . import report
-    from .status.snapshot import Glance
+    from ..status.snapshot import Glance
+    from . import tables as report
 
     settings = reading_as_owner(config, verbose=verbose)
     now = datetime.now(UTC)
@@ -179,8 +179,8 @@ def status(config: ConfigOption = None, json: JsonOption = False, verbose: Verbo
 @app.command()
 def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Print one line for monitoring. Exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN: the Nagios plug-in convention."""
-    from . import report
-    from .status.snapshot import Glance
+    from ..status.snapshot import Glance
+    from . import tables as report
 
     settings = reading_as_owner(config, verbose=verbose)
     glance = Glance.take(settings, datetime.now(UTC))
@@ -198,9 +198,9 @@ def trace(
     verbose: VerboseOption = False,
 ) -> None:
     """Tell the whole story of one file. Export, tally, publication, every pickup, pruning, in order."""
-    from . import report
-    from .status.snapshot import trace_of
-    from .triton import LogName
+    from ..status.snapshot import trace_of
+    from ..triton import LogName
+    from . import tables as report
 
     settings = reading_as_owner(config, verbose=verbose)
     log_name = LogName.parse(Path(name).name)
@@ -225,8 +225,8 @@ def reconcile(
     verbose: VerboseOption = False,
 ) -> None:
     """Lay a day beside Megaphone's dashboard. For each podcast: rows, reporting count, lines, filtered, rejected."""
-    from . import report
-    from .status.snapshot import books_of
+    from ..status.snapshot import books_of
+    from . import tables as report
 
     wanted = day_of(day, "reconcile")
     lines, matched = books_of(reading_as_owner(config, verbose=verbose), wanted)
@@ -248,7 +248,7 @@ def convert(
     verbose: VerboseOption = False,
 ) -> None:
     """Convert one export on disk by hand. By the configuration's [log] rules, or the defaults; publishes nothing."""
-    from .by_hand import convert_by_hand
+    from .convert import convert_by_hand
 
     found = find_config(config)
     settings = settings_of(found, verbose=verbose) if found is not None else None
@@ -269,8 +269,8 @@ def convert(
 @app.command()
 def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Make the keys that are missing. Host keys and ip_hash.key; prints fingerprints and known_hosts lines."""
-    from . import log_output
-    from .sftp.keys import known_hosts_lines, make_keys
+    from .. import log_output
+    from ..sftp.keys import known_hosts_lines, make_keys
 
     found = find_config(config)
     log_output.configure(verbose=verbose)
@@ -292,8 +292,8 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 @app.command(name="hash-password")
 def hash_password() -> None:
     """Hash a password for the configuration. Asks for it, or reads a line of standard input; prints Argon2id."""
-    from .sftp.users import LONGEST_PASSWORD
-    from .sftp.users import hash_password as hashed
+    from ..sftp.users import LONGEST_PASSWORD
+    from ..sftp.users import hash_password as hashed
 
     if sys.stdin.isatty():
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
@@ -316,10 +316,10 @@ def demo(
     verbose: VerboseOption = False,
 ) -> None:
     """Show everything at once, to a newcomer. Sample exports, keys, a user, a configuration, the service on it."""
-    from .assembly import assembled, load_keys
+    from ..assembly import assembled, load_keys
+    from ..service import serve as run_service
+    from ..systemd import Supervisor
     from .demo import introduction, prepare
-    from .service import serve as run_service
-    from .systemd import Supervisor
 
     supervisor = Supervisor.from_environment()
     now = datetime.now(UTC)
@@ -353,9 +353,9 @@ def systemd_unit(
     verbose: VerboseOption = False,
 ) -> None:
     """Print the systemd unit for this installation."""
-    from . import log_output
-    from .config import load_config
-    from .systemd import STATE_FOLDER, service_unit, socket_unit
+    from .. import log_output
+    from ..config import load_config
+    from ..systemd import STATE_FOLDER, service_unit, socket_unit
 
     log_output.configure(verbose=verbose)
     if socket:

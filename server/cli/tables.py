@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from .status.alarms import Level
-from .status.days import DayOverview, span
-from .status.deadlines import Urgency
-from .status.reconcile import COLUMNS
-from .storage.records import matched_share
+from ..status.alarms import Level
+from ..status.days import DayOverview, span
+from ..status.deadlines import Urgency
+from ..status.reconcile import COLUMNS
+from ..storage.records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .pickups import Pickup
-    from .publish.retention import Pruned
-    from .settings import Config
-    from .status.alarms import Alarm
-    from .status.reconcile import PodcastLine
-    from .status.snapshot import Glance
-    from .storage.records import LateCheck, LedgerLog, Publication
+    from ..pickups import Pickup
+    from ..publish.retention import Pruned
+    from ..settings import Config
+    from ..status.alarms import Alarm
+    from ..status.reconcile import PodcastLine
+    from ..status.snapshot import Glance
+    from ..storage.records import LateCheck, LedgerLog, Publication
 
 _STATE_STYLE = {
     "picked up": "green", "published": "cyan", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",

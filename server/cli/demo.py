@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING
 
-from .megaphone.exports import METRICS, FinalityRule, start_of
+from ..megaphone.exports import METRICS, FinalityRule, start_of
+from ..sftp.keys import make_keys
+from ..sftp.users import hash_password
 from .samples import write_day
-from .sftp.keys import make_keys
-from .sftp.users import hash_password
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,12 +13,12 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config_place import SEARCHED, find_config
-from .disk import told
-from .errors import ConfigError, Problem
+from ..config_place import SEARCHED, find_config
+from ..disk import told
+from ..errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from .settings import Config
+    from ..settings import Config
 
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2  # prctl(2)
 _CAPABILITY_VERSION_3 = 0x20080522  # capset(2)

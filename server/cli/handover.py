@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from .by_hand import convert_by_hand
+from ..episodes.rss import shown
+from ..errors import ConfigError, LedgerError, PickupPointError
+from ..megaphone.source import open_source
+from ..sftp.keys import known_hosts_lines, public_host_keys
+from ..status.episodes import handover_lines
 from .columns import QUESTIONS, column_table, rules_text
-from .episodes.rss import shown
-from .errors import ConfigError, LedgerError, PickupPointError
-from .megaphone.source import open_source
-from .report import activation_sheet
-from .sftp.keys import known_hosts_lines, public_host_keys
-from .status.episodes import handover_lines
+from .convert import convert_by_hand
+from .tables import activation_sheet
 
 if TYPE_CHECKING:
-    from .settings import Config
+    from ..settings import Config
 
 SAMPLE_ROWS = 1000  # of the newest export: enough to see every kind of row, and no day's worth of listeners
 

@@ -17,18 +17,18 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .convert.day import convert_export
-from .convert.row import Conversion, LogRules
-from .errors import ConfigError, LedgerError, PickupPointError
-from .private_files import load_ip_hash_key
-from .publish.holds import HoldPolicy, warnings
+from ..convert.day import convert_export
+from ..convert.row import Conversion, LogRules
+from ..errors import ConfigError, LedgerError, PickupPointError
+from ..private_files import load_ip_hash_key
+from ..publish.holds import HoldPolicy, warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .convert.tally import Tally
-    from .episodes.catalogue import Catalogue
-    from .settings import Config
+    from ..convert.tally import Tally
+    from ..episodes.catalogue import Catalogue
+    from ..settings import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +137,10 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
     if config is None:
         return None, []
     if config.feeds.configured:
-        from .episodes.source import (
+        from ..episodes.source import (
             CatalogueSource,  # only here: without feeds a conversion needs neither SQLite nor HTTP
         )
-        from .storage.ledger import Ledger
+        from ..storage.ledger import Ledger
 
         try:
             with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
@@ -151,7 +151,7 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
         told = []
     if config.log.episodes is None:
         return None, told
-    from .episodes.catalogue import load_catalogue  # only here: without one, a conversion starts the sooner
+    from ..episodes.catalogue import load_catalogue  # only here: without one, a conversion starts the sooner
 
     return load_catalogue(config.log.episodes), told
 

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from .command import ConfigOption, JsonOption, Out, Usage, VerboseOption, print_json, reading_as_owner, settings_of
-from .errors import PickupPointError
-from .installation import config_path
+from ..errors import PickupPointError
+from .options import ConfigOption, JsonOption, Out, Usage, VerboseOption, print_json, reading_as_owner, settings_of
+from .privileges import config_path
 
 setup = typer.Typer()
 
@@ -48,9 +48,9 @@ def init(
     verbose: VerboseOption = False,
 ) -> None:
     """Write a configuration. Asks six questions, or takes the answers from options; overwrites nothing."""
-    from . import log_output
+    from .. import log_output
+    from ..sftp.users import hash_password
     from .interview import Answers, write_config
-    from .sftp.users import hash_password
 
     log_output.configure(verbose=verbose)
     path = (config or Path("config.toml")).absolute()
@@ -118,8 +118,8 @@ def _new_password() -> str:
 @setup.command()
 def doctor(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Look at the whole installation from outside. Config, keys, bucket, clock, disk, and a login as a partner's."""
-    from .command import run_loop
     from .doctor import examine
+    from .options import run_loop
 
     settings = settings_of(config, verbose=verbose, quiet=True)
     findings = run_loop(examine(settings))
@@ -142,8 +142,8 @@ def handover(
     verbose: VerboseOption = False,
 ) -> None:
     """Write what is to be sent to Triton. Activation sheet, host keys, columns, rules, a sample log, open questions."""
-    from .command import run_loop
     from .handover import write_handover
+    from .options import run_loop
 
     settings = settings_of(config, verbose=verbose, quiet=not verbose)
     done = run_loop(write_handover(settings, output))
@@ -160,8 +160,8 @@ def backup(
     verbose: VerboseOption = False,
 ) -> None:
     """Copy the ledger into FILE, also while the service runs."""
-    from .private_files import write_new
-    from .storage.ledger import Ledger
+    from ..private_files import write_new
+    from ..storage.ledger import Ledger
 
     if file == "-":
         settings = reading_as_owner(config, verbose=verbose)
