@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import server.megaphone.exports.bucket
-
+import server.megaphone.bucket
 import server.service
 from server.cli.app import main
 from server.s3.retry import Patience

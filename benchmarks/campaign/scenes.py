@@ -16,8 +16,7 @@ from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-import server.cli.app.feed  # noqa: F401  # loaded before the fork
-
+import server.cli.feed  # noqa: F401  # loaded before the fork
 from server.cli.app import run
 from server.sftp.keys import make_keys
 from tests.fixtures_feed import Site, rows_of

@@ -1,0 +1,212 @@
+"""Who may import whom: one line a room, held against every file of server/; imports for types count.
+
+Reads the sources of server/, nothing else. A room may import the rooms of the floors below its own. An arrow that goes
+another way stands in `TO_BE_TURNED`, which may only become shorter.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SERVER = Path(__file__).parent.parent / "server"
+FILES = {".".join(path.relative_to(SERVER).with_suffix("").parts): path for path in sorted(SERVER.rglob("*.py"))}
+MODULES = [module for module in FILES if module.rpartition(".")[2] != "__init__"]
+MOST_LINES = 600
+
+# From the bottom to the top, a floor a line; each room is a folder of server/, or the files named behind it.
+FLOORS: tuple[dict[str, str], ...] = (
+    {"errors": "errors", "threads": "threads", "log_output": "log_output", "systemd": "systemd"},
+    {"disk": "disk private_files", "s3": ""},
+    {"triton": "triton"},
+    {"pickups": "pickups", "megaphone": ""},
+    {"settings": "settings"},
+    {"config": "config config_place", "episodes": ""},
+    {"convert": "", "sftp": ""},
+    {"storage": ""},
+    {"publish": ""},
+    {"status": ""},
+    {"service": "service assembly pulse"},
+    {"cli": "__main__"},
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+ROOM_OF_FILE = {file: room for rooms in FLOORS for room, files in rooms.items() for file in files.split()}
+
+# (module, room it still imports against the order): what is left of the one folder that server/ was.
+TO_BE_TURNED: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("episodes.catalogue", "storage"),
+        ("episodes.refresh", "storage"),
+        ("episodes.source", "storage"),
+        ("megaphone.bucket", "config"),
+        ("megaphone.exports", "convert"),
+        ("megaphone.source", "config"),
+        ("publish.feed", "status"),
+        ("settings", "convert"),
+        ("status.broadcast", "service"),
+        ("triton", "megaphone"),
+    }
+)
+
+# Libraries, and the modules or rooms that may import them at run time.
+OWNERS: dict[str, str] = {
+    "aiobotocore": "megaphone.bucket",
+    "botocore": "megaphone.bucket",
+    "sqlite3": "storage.ledger",
+    "asyncssh": "sftp",
+    "argon2": "sftp.users",
+    "msgspec": "convert.ordinary",
+    "pydantic": "settings config",
+    "typer": "cli",
+    "rich": "cli",
+    "prometheus_client": "status.metrics",
+}
+
+# No I/O, no clock, no loop, no log.
+PURE = (
+    "errors triton pickups megaphone.exports s3.errors s3.retry episodes.rss convert.address convert.tally"
+    " convert.podcasts convert.row convert.ordinary convert.arrangement convert.job convert.log_writer"
+    " storage.records storage.ledger_rows storage.schema status.deadlines publish.holds publish.decisions"
+    " status.alarms status.days status.reconcile sftp.algorithms sftp.protocol cli.samples cli.columns"
+).split()
+IMPURE = {
+    "aiobotocore", "aiohttp", "asyncio", "asyncssh", "botocore", "concurrent", "fcntl", "glob", "http", "io", "logging",
+    "mmap", "multiprocessing", "os", "pathlib", "select", "selectors", "shutil", "signal", "socket", "sqlite3", "ssl",
+    "structlog", "subprocess", "sys", "tempfile", "threading", "time", "urllib.request",
+}  # fmt: skip
+
+
+def room_of(module: str) -> str:
+    """The room that a module (dotted, below server) lies in; empty for a file that no floor names."""
+    return module.partition(".")[0] if "." in module else ROOM_OF_FILE.get(module, "")
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def own_imports(module: str) -> frozenset[str]:
+    """The modules of server/ that a module imports, for types or at run time, anywhere in it."""
+    found, package = set(), module.split(".")[:-1]
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            target = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                below = f"{target}.{alias.name}" if target else alias.name
+                found.add(below if below in FILES else target)
+    return frozenset(found - {module, ""})
+
+
+def arrows() -> set[tuple[str, str]]:
+    """(module, room) for every import that leaves its room and does not go to a floor below."""
+    return {
+        (module, room)
+        for module in MODULES
+        for room in map(room_of, own_imports(module))
+        if room != room_of(module) and FLOOR_OF.get(room, 99) >= FLOOR_OF.get(room_of(module), -1)
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_lies_in_a_room(module: str) -> None:
+    """A new file says first where it belongs."""
+    assert room_of(module) in FLOOR_OF, f"server/{module} lies in no room"
+
+
+def test_no_arrow_goes_against_the_order() -> None:
+    """But for those that are named, each of which is still there."""
+    assert arrows() == TO_BE_TURNED
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_inside_the_package_are_relative_and_real(module: str) -> None:
+    """``from ..room.x import y``, and there is an x."""
+    assert own_imports(module) <= set(MODULES)
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level or str(node.module).split(".")[0] != "server"
+            assert all(alias.name != "*" for alias in node.names)
+        if isinstance(node, ast.Import):
+            assert all(alias.name.split(".")[0] != "server" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", [room for room in FLOOR_OF if (SERVER / room).is_dir()])
+def test_a_room_opens_with_one_sentence_and_no_import(room: str) -> None:
+    """An import there would load the whole room into every worker."""
+    body = tree_of(f"{room}.__init__").body
+    assert ast.get_docstring(tree_of(f"{room}.__init__"))
+    assert len(body) == 1
+
+
+def _outside(module: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(str(node.module))
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_library_has_an_owner(module: str) -> None:
+    """Only sftp knows SSH, only the ledger SQLite, only the bucket S3."""
+    own_imports(module)  # before the type imports are taken out of the tree
+    for library in {name.split(".")[0] for name in _outside(module)} & set(OWNERS):
+        assert {module, room_of(module)} & set(OWNERS[library].split()), f"server/{module} imports {library}"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_touches_no_world(module: str) -> None:
+    """No file, no socket, no loop, no log, and no clock but the one that it is handed."""
+    own_imports(module)
+    assert not _outside(module) & IMPURE
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called.split(".")[-1] not in {"now", "utcnow", "today"}, f"server/{module} asks {called}()"
+            assert called not in {"open", "input", "print"}, f"server/{module} calls {called}()"
+
+
+def test_a_pure_module_can_be_imported_without_any_world() -> None:
+    """The table sees what is written; this sees what is loaded with it."""
+    code = f"import sys\nfor name in {PURE!r}: __import__('server.' + name)\nprint(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=SERVER.parent, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    assert not {"aiobotocore", "asyncssh", "sqlite3", "asyncio", "structlog", "pydantic", "typer"} & set(loaded)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) != "cli"])
+def test_only_the_command_line_prints_and_exits(module: str) -> None:
+    """Everything else returns, raises, or logs."""
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            forbidden = {"print", "sys.exit", "exit", "quit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
+            assert called not in forbidden, f"server/{module} line {node.lineno} calls {called}()"
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            assert "SystemExit" not in ast.unparse(node.exc), f"server/{module} line {node.lineno} raises SystemExit"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_every_file_opens_with_what_it_is_and_stays_short(module: str) -> None:
+    """A docstring, and at most 600 lines: a longer file holds a second noun."""
+    assert ast.get_docstring(tree_of(module)), f"server/{module} has no docstring"
+    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_nothing_is_called_by_what_it_is_not() -> None:
+    """No drawer for everything."""
+    assert not {"utils", "util", "helpers", "base", "common", "misc"} & {m.rpartition(".")[2] for m in MODULES}
