@@ -23,8 +23,9 @@ MOST_LINES = 600
 FLOORS: tuple[dict[str, str], ...] = (
     {"errors": "errors", "threads": "threads", "log_output": "log_output", "systemd": "systemd"},
     {"disk": "disk private_files", "s3": ""},
+    {"megaphone": ""},
     {"triton": "triton"},
-    {"pickups": "pickups", "megaphone": ""},
+    {"pickups": "pickups"},
     {"settings": "settings"},
     {"config": "config config_place", "episodes": ""},
     {"convert": "", "sftp": ""},
@@ -49,7 +50,6 @@ TO_BE_TURNED: frozenset[tuple[str, str]] = frozenset(
         ("publish.feed", "status"),
         ("settings", "convert"),
         ("status.broadcast", "service"),
-        ("triton", "megaphone"),
     }
 )
 
