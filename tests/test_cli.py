@@ -106,7 +106,7 @@ import sys
 import server.status.snapshot
 def take(*_):
     raise ZeroDivisionError("by the test")
-server.glance.Glance.take = take
+server.status.snapshot.Glance.take = take
 from server.cli.app import run
 sys.exit(run(["status", "--config", {str(service_site.config)!r}]))
 """
