@@ -384,7 +384,7 @@ async def test_a_folder_never_loads_the_aws_sdk(tmp_path: Path) -> None:
     """`open_source` imports the bucket edge only for a bucket."""
     program = (
         "import asyncio, sys\n"
-        "from server.config import ExportSettings\nfrom server.source import open_source\n"
+        "from server.config import ExportSettings\nfrom server.megaphone.source import open_source\n"
         f"asyncio.run(open_source(ExportSettings(url={tmp_path.as_uri()!r})))\n"
         "sys.exit(any(name.startswith(('aiobotocore', 'botocore', 'aiohttp')) for name in sys.modules))\n"
     )

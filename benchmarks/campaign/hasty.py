@@ -33,6 +33,6 @@ def _haste() -> Patience:
 
 
 if __name__ == "__main__":
-    vars(server.bucket)["Patience"] = _haste  # what `Bucket` takes when it is told nothing
+    vars(server.megaphone.bucket)["Patience"] = _haste  # what `Bucket` takes when it is told nothing
     vars(server.service)["Service"] = _Hasty
     main()
