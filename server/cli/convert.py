@@ -137,9 +137,8 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
     if config is None:
         return None, []
     if config.feeds.configured:
-        from ..episodes.source import (
-            CatalogueSource,  # only here: without feeds a conversion needs neither SQLite nor HTTP
-        )
+        # Only here: without feeds a conversion needs neither SQLite nor HTTP.
+        from ..episodes.source import CatalogueSource
         from ..storage.ledger import Ledger
 
         try:

@@ -1,6 +1,6 @@
 """What every command shares: its options, the configuration with the log set up, a result as JSON, a loop to run on.
 
-Prints for `cli` and the modules of commands beside it.
+Prints for `app` and the modules of commands beside it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The commands of the first day and of the bad one: init, doctor, handover, backup.
 
-Prints, as `cli` does, and keeps its promises.
+Prints, as `app` does, and keeps its promises.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What many rows share, worked out once: the cells of a time, an address, an episode, a user agent.
 
 No outside world. Each memo maps a value as it came to its finished cells (each with the tab that follows it), is filled
-by the exact rules of `megaphone`, `address`, `catalogue` and `triton`, and is emptied when it has grown large. A value
-that asks for more than the ordinary raises `Unusual`: its row goes the exact way of `convert`.
+by the exact rules of `exports`, `address`, `catalogue` and `triton`, and is emptied when it has grown large. A value
+that asks for more than the ordinary raises `Unusual`: its row goes the exact way of `row`.
 """
 
 from __future__ import annotations

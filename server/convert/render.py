@@ -1,4 +1,4 @@
-"""Blocks of export rows to log lines, fast: ordinary rows here, all others by the exact rules of `convert`.
+"""Blocks of export rows to log lines, fast: ordinary rows here, all others by the exact rules of `row`.
 
 No outside world. The promise: the outcome of every row, and the tally, are those of `RowConverter`, one row at a time;
 a differential test holds it to that.

@@ -100,7 +100,7 @@ class RowConverter:
     def convert(self, raw: bytes) -> Outcome:
         """One line of an export.
 
-        Duplicates, rows sent before and rows that are too fresh are not known to a single row: `pipeline` sees to them.
+        Duplicates, rows sent before and rows that are too fresh are not known to a single row: `day` sees to them.
 
         Raises:
             RowRejected: with the first reason that applies.

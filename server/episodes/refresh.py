@@ -1,6 +1,6 @@
 """The refresh of the episode catalogue: one pass over the publisher's RSS feeds.
 
-Brings `rss` and the ledger together. Promises: what an RSS feed held stays until it was read whole again; one that is
+Brings `fetch` and the ledger together. Promises: what an RSS feed held stays until it was read whole again; one that is
 down, slow or wrong harms neither the others nor a day.
 """
 

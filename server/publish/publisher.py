@@ -2,7 +2,7 @@
 
 The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync of the folder,
 unlink the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two
-of them. Brings `pickup`, `ledger` and `pipeline` together; everything here is synchronous and runs in a thread, under
+of them. Brings `folder`, `ledger` and `day` together; everything here is synchronous and runs in a thread, under
 the round lock.
 """
 

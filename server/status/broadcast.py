@@ -1,7 +1,7 @@
 """What the outside hears of a running service: the reading for Prometheus, and every change of an alarm.
 
-Brings `glance`, `metrics` and `webhook` together; touches nothing of its own. Promise: an alarm that came, changed its
-level or went is told once, also over a restart; a webhook that does not answer is tried again until it does.
+Brings `snapshot`, `metrics` and `webhook` together; touches nothing of its own. Promise: an alarm that came, changed
+its level or went is told once, also over a restart; a webhook that does not answer is tried again until it does.
 """
 
 from __future__ import annotations
