@@ -12,9 +12,8 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from server.episodes.rss import RssItem
+from server.episodes.rss import RssFeed, RssItem
 from server.storage.ledger import Ledger
-from server.storage.records import RssFeed
 
 if TYPE_CHECKING:
     from pathlib import Path

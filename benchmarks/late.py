@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from server.cli.samples import write_day
 from server.convert.day import SentLog, convert_export
-from server.convert.row import Conversion, LogRules
-from server.triton import Layout
+from server.convert.row import Conversion
+from server.triton import Layout, LogRules
 
 from .measuring import measure
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
+from .disk import read_private
 from .errors import ConfigError, Problem
 from .settings import (
     AlertSettings,
@@ -367,3 +368,27 @@ def _missing_file(folder: Path, text: str) -> Path | None:
 _ARGON2ID = re.compile(
     r"\$argon2id\$v=[0-9]+\$m=[0-9]{1,7},t=[0-9]{1,3},p=[0-9]{1,3}\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}"
 )
+
+
+IP_HASH_KEY = "ip_hash.key"
+IP_HASH_KEY_BYTES = 32
+
+
+def load_ip_hash_key(keys_dir: Path) -> bytes:
+    """The 32 bytes of the site's secret for hashed addresses.
+
+    Raises:
+        ConfigError: the file is missing, can be read by others, or is not 64 hex digits.
+    """
+    problems: list[Problem] = []
+    data = read_private(IP_HASH_KEY, keys_dir, problems)
+    if data is not None:
+        try:
+            key = bytes.fromhex(data.decode("ascii").strip())
+        except ValueError:
+            key = b""
+        if len(key) == IP_HASH_KEY_BYTES:
+            return key
+        cure = "restore it from the backup; a new key would give every listener a new hash"
+        problems.append(Problem(IP_HASH_KEY, "is not 64 hex digits", cure))
+    raise ConfigError("the keys", problems)

@@ -11,32 +11,40 @@ import contextlib
 import os
 import random
 import signal
+import threading
+from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from .assembly import assembled
-from .config import load_config
-from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
+from .config import load_config, load_ip_hash_key
+from .episodes.source import CatalogueSource
+from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError
+from .megaphone.source import open_source
+from .publish.decisions import FeedPolicy
+from .publish.feed import Feed
+from .publish.holds import HoldPolicy
+from .publish.publisher import Publisher
 from .publish.retention import SteadyClock, prune
-from .pulse import beat_for_ever
 from .sftp.keys import load_credentials
 from .sftp.probe import ProbeKey
 from .sftp.server import SftpServer
-from .status.broadcast import Broadcast
-from .status.metrics import MetricsServer
-from .status.webhook import Pushes
+from .status.metrics import MetricsServer, take_reading
+from .status.webhook import AlarmWatch, Pushes
 from .storage.folder import PickupPoint
+from .storage.ledger import Ledger
 from .storage.pickup_writer import Bookkeeper
+from .systemd import Listener, keep_watchdog_fed
 from .threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from datetime import date
     from pathlib import Path
 
-    from .assembly import Parts
     from .settings import Config
     from .sftp.keys import Credentials
     from .systemd import Supervisor
@@ -76,9 +84,10 @@ class Service:
         self._source_state = ""
         self._clock, self._clock_compared = SteadyClock(), asyncio.Event()
         self._started = datetime.now(UTC)
-        self._broadcast = Broadcast(config, parts, server)
-        self._metrics = MetricsServer(self._broadcast.reading)
+        self._rounds: Counter[str] = Counter()
+        self._metrics = MetricsServer(lambda: take_reading(config, server, self._rounds, len(parts.point.served)))
         self._pushes = Pushes(config.alerts.webhook_url, config.alerts.heartbeat_url)
+        self._alarms = AlarmWatch(config, parts.ledger, self._pushes)
 
     async def run(self, on_listening: Callable[[int], None]) -> None:
         """Listen and feed until `stop`, then end in order.
@@ -96,6 +105,7 @@ class Service:
         if self._config.metrics is not None:
             metrics = self._metrics.start(*self._config.metrics.host_and_port)
             log.info("service offered metrics", port=metrics)
+        listener = Listener(lambda: self._server.arrived, lambda: self._server.waiting)
         tasks = {
             name: asyncio.create_task(job, name=name)
             for name, job in {
@@ -105,8 +115,8 @@ class Service:
                 "pickups": self._books.write_forever(),
                 "served files": self._refresh_forever(),
                 "facts": self._note_facts_forever(),
-                "watchdog": beat_for_ever(self._supervisor, self._server),
-                "alarms": self._broadcast.watch_alarms(self._pushes),
+                "watchdog": keep_watchdog_fed(self._supervisor, listener),
+                "alarms": self._alarms.watch(),
                 "rss": self._parts.catalogue.keep_fresh(self._catalogue_read),
             }.items()
         }
@@ -201,7 +211,8 @@ class Service:
             pause *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter: two services do not ask the bucket in step
             facts |= {"last_round": now.isoformat(), "next_round": (datetime.now(UTC) + pause).isoformat()}
             await self._note(facts)
-            self._broadcast.round_ended("failed" if failures else "good")
+            self._rounds["failed" if failures else "good"] += 1
+            self._alarms.round_ended()
             self._supervisor.status(
                 f"Serving {len(self._parts.point.served)} log files; next round {datetime.now(UTC) + pause:%H:%M:%SZ}"
             )
@@ -369,3 +380,76 @@ def _signals(service: Service, path: Path) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+
+def load_keys(config: Config) -> tuple[Credentials, bytes]:
+    """The credentials of the listener, and the secret for hashed addresses.
+
+    Raises:
+        ConfigError: with every problem of every key file.
+    """
+    problems: list[Problem] = []
+    credentials, hash_key = None, b""
+    try:
+        credentials = load_credentials(config.sftp, config.keys_dir)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        hash_key = load_ip_hash_key(config.keys_dir)
+    except ConfigError as error:
+        problems += error.problems
+    if credentials is None or problems:
+        raise ConfigError(str(config.keys_dir), problems)
+    return credentials, hash_key
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a round needs, opened. Setting ``stop`` ends a conversion at once."""
+
+    config: Config
+    point: PickupPoint
+    ledger: Ledger
+    publisher: Publisher
+    feed: Feed
+    catalogue: CatalogueSource
+    stop: threading.Event
+
+
+@contextlib.asynccontextmanager
+async def assembled(
+    config: Config, hash_key: bytes, *, progress: Callable[[date, int, int], None] | None = None
+) -> AsyncIterator[Parts]:
+    """The parts, opened in order and closed in the opposite one; the ledger last.
+
+    Raises:
+        ConfigError: the catalogue must be changed.
+        DataFolderError, LedgerError: the data folder cannot be used.
+    """
+    stop = threading.Event()
+    point = PickupPoint(config.data_dir)
+    point.prepare()
+    ledger = Ledger.open(point.ledger_path)
+    try:
+        catalogue = CatalogueSource(config, ledger.rss)
+        holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
+        publisher = Publisher(
+            ledger,
+            point,
+            hash_key=hash_key,
+            policy=holds,
+            workers=config.log.workers,
+            max_rows_per_file=config.log.max_rows_per_file,
+            stop=stop,
+        )
+        policy = FeedPolicy(config.export, config.log.log_rules, config.log.prefix, holds, config.retention.keep_days)
+        source = await open_source(config.export.place)
+        try:
+            feed = Feed(
+                policy, source, publisher, ledger, point, catalogue=catalogue.snapshot, stop=stop, progress=progress
+            )
+            yield Parts(config, point, ledger, publisher, feed, catalogue, stop)
+        finally:
+            await source.close()
+    finally:
+        ledger.close()

@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 
-from .convert.row import LogRules
-from .triton import ColumnSpec, Layout, LogFormat
+from .s3.errors import Place
+from .triton import ColumnSpec, Layout, LogFormat, LogRules
 
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -185,9 +185,11 @@ class ExportSettings(Section):
         return f"{prefix}/" if prefix else ""
 
     @property
-    def folder(self) -> Path | None:
-        """The folder, or None for a bucket."""
-        return None if self.bucket is not None else Path(unquote(urlsplit(self.url).path))
+    def place(self) -> Path | Place:
+        """The folder or the bucket that ``url`` names."""
+        if self.bucket is None:
+            return Path(unquote(urlsplit(self.url).path))
+        return Place(self.bucket, self.prefix, self.region, self.endpoint_url)
 
 
 class ColumnSettings(Section):

@@ -1,22 +1,28 @@
-"""systemd: the notification protocol, inherited sockets, and the unit files for this installation.
+"""systemd: the notification protocol, inherited sockets, and the watchdog.
 
 Touches the socket in ``NOTIFY_SOCKET`` and the descriptors in ``LISTEN_FDS``. Promise: a notification never raises;
-the variables are taken out of the environment, so that no child process speaks to systemd in our name.
+the variables are taken out of the environment, so that no child process speaks to systemd in our name; the watchdog is
+fed only while the event loop turns, a thread is free and the listener accepts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = structlog.get_logger()
 
 _FIRST_LISTEN_FD = 3  # sd_listen_fds(3)
-STATE_FOLDER = Path("/var/lib/pickup-point")  # StateDirectory= below
-_CREDENTIALS = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key")
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
@@ -24,7 +30,7 @@ _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "L
 class Supervisor:
     """What systemd handed over at start; with nothing of it every call does nothing.
 
-    ``watchdog_seconds`` is the time within which systemd wants a sign of life, 0 for never.
+    ``watchdog_seconds`` is the time within which systemd expects a ping, 0 for never.
     """
 
     notify_socket: str = ""
@@ -54,7 +60,7 @@ class Supervisor:
         self._say(f"STATUS={status}")
 
     def alive(self) -> None:
-        """A sign of life."""
+        """Ping the watchdog."""
         self._say("WATCHDOG=1")
 
     def reloading(self) -> None:
@@ -77,123 +83,43 @@ class Supervisor:
             sock.send("\n".join(lines).encode())
 
 
-def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
-    """The service unit for the installation that this program runs from; the keys are read by systemd."""
-    program = Path(sys.argv[0])
-    command = _word(program.absolute()) if program.name == "pickup-point" else f"{_word(sys.executable)} -m server"
-    return _SERVICE.format(
-        command=command,
-        config=_word(config),
-        keys="\n".join(f"LoadCredential={name}:{_escaped(keys_dir / name)}" for name in _CREDENTIALS),
-        aws=_AWS.format(aws=_escaped(keys_dir / "aws")) if (keys_dir / "aws").exists() else "",
-        stop=drain_seconds + 30,
-    )
+PINGS = 3  # in the time within which systemd wants one
+QUEUE_CHECKS, QUEUE_PAUSE = 10, 0.1  # how often a queue of connections is looked at before it counts as stuck
 
 
-def _escaped(path: Path | str) -> str:
-    return str(path).replace("%", "%%")  # systemd.unit(5): a specifier begins with %
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What shows whether a listener accepts: how many connections ``arrived`` so far, how many are ``waiting`` now."""
+
+    arrived: Callable[[], int]
+    waiting: Callable[[], int]
 
 
-def _word(path: Path | str) -> str:
-    """A path as one word of a command line, systemd.service(5)."""
-    text = _escaped(path).replace("$", "$$")
-    return f'"{text}"' if " " in text else text
+async def keep_watchdog_fed(supervisor: Supervisor, listener: Listener) -> None:
+    """Ping systemd's watchdog for ever, but only while the event loop, the thread pool and the listener work.
+
+    The ping comes from the event loop: a loop that is stuck sends none, and systemd ends the service.
+    """
+    every = (supervisor.watchdog_seconds or 60) / PINGS
+    while True:
+        why = await unhealthy_reason(listener, every)
+        if why:
+            log.error("service skipped a watchdog ping", why=why, hint="nothing to do: systemd restarts the service")
+        else:
+            supervisor.alive()
+        await asyncio.sleep(every)
 
 
-def socket_unit(port: int) -> str:
-    """The socket unit: systemd listens (port 22 needs no right of the service then)."""
-    return _SOCKET.format(port=port)
-
-
-_SERVICE = """\
-# pickup-point: Megaphone's exports as Triton's podcast logs, over SFTP.
-# Made by `pickup-point systemd-unit`; put it into /etc/systemd/system/pickup-point.service
-[Unit]
-Description=Pickup point for podcast logs (SFTP)
-Wants=network-online.target
-After=network-online.target
-StartLimitIntervalSec=300
-StartLimitBurst=10
-
-[Service]
-Type=notify
-NotifyAccess=main
-ExecStart={command} serve --config {config}
-ExecReload=kill -HUP $MAINPID
-Restart=on-failure
-RestartSec=2
-WatchdogSec=30
-KillMode=mixed
-TimeoutStopSec={stop}
-LimitNOFILE=16384
-LimitCORE=0
-MemoryHigh=1G
-MemoryMax=2G
-
-DynamicUser=yes
-# Not the name of the group below: systemd refuses a dynamic user where there is a group of that name.
-User=pickup-point-serve
-SupplementaryGroups=pickup-point
-StateDirectory=pickup-point
-StateDirectoryMode=0700
-ConfigurationDirectory=pickup-point
-ConfigurationDirectoryMode=0750
-WorkingDirectory=%S/pickup-point
-Environment=HOME=%S/pickup-point
-{keys}
-{aws}
-UMask=0077
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
-DevicePolicy=closed
-PrivateIPC=yes
-PrivateUsers=yes
-PrivateMounts=yes
-ProtectClock=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectControlGroups=yes
-ProtectProc=invisible
-ProcSubset=pid
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-RemoveIPC=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-_AWS = """\
-LoadCredential=aws:{aws}
-Environment=AWS_SHARED_CREDENTIALS_FILE=%d/aws
-"""
-
-_SOCKET = """\
-# Made by `pickup-point systemd-unit --socket`; put it into /etc/systemd/system/pickup-point.socket
-[Unit]
-Description=Pickup point for podcast logs (SFTP), the port
-
-[Socket]
-ListenStream={port}
-Backlog=512
-NoDelay=yes
-
-[Install]
-WantedBy=sockets.target
-"""
+async def unhealthy_reason(listener: Listener, seconds: float) -> str:
+    """Return why the service is unhealthy, or ''; wait at most ``seconds`` for a free thread."""
+    answer = asyncio.get_running_loop().run_in_executor(None, lambda: None)
+    await asyncio.wait([answer], timeout=seconds)
+    if not answer.done():
+        return f"no thread was free for {seconds:.0f} s"
+    arrived = listener.arrived()
+    # One look is not enough: a connection may arrive between two turns of the loop.
+    for _ in range(QUEUE_CHECKS):
+        if not listener.waiting() or listener.arrived() != arrived:
+            return ""
+        await asyncio.sleep(QUEUE_PAUSE)
+    return f"{listener.waiting()} connections are waiting and none is accepted"

@@ -7,18 +7,19 @@ Rules come from Triton Digital's "Podcast Log Requirements" (names, columns, TSV
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from datetime import date
+from dataclasses import dataclass, field, fields
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import orjson
 
-from .megaphone.exports import METRICS
+from .megaphone.exports import METRICS, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
 
 URL_LIMIT = 2048  # Triton: "Up to 2048 characters complete URI"
 DEFAULT_URL = "/{podcast_id}/{episode_id}.mp3"
@@ -383,3 +384,42 @@ class UrlTemplate:
                 text = quote(text, safe="") if text.strip() else "-"
             parts += (text, literal)
         return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class LogRules:
+    """How rows become lines: ``[log]`` without the names of files and without secrets.
+
+    It is kept with every publication (`as_json`), so that a day's late rows are judged by the rules of its first.
+    """
+
+    layout: Layout = field(default_factory=Layout)
+    rows: str = "not-blacklisted"
+    ip: str = "full"
+    partial_status: int = 206
+    bytes: str = "clamped"
+    url: str = DEFAULT_URL
+
+    def as_json(self) -> dict[str, Any]:
+        """As the ledger keeps it."""
+        return {
+            "layout": self.layout.as_json(),
+            "rows": self.rows,
+            "ip": self.ip,
+            "partial_status": self.partial_status,
+            "bytes": self.bytes,
+            "url": self.url,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LogRules:
+        """The rules that `as_json` gave."""
+        return cls(**{**data, "layout": Layout.from_json(data["layout"])})
+
+
+COUNTED_DAYS = timedelta(days=3)
+
+
+def expires(day: date) -> datetime:
+    """When the first sessions of a day stop counting: D+3 00:00Z."""
+    return start_of(day) + COUNTED_DAYS

@@ -39,7 +39,7 @@ def body_of(seed: int, size: int = SIZE) -> bytes:
 
 async def bucket_of(faulty: FaultServer, patience: Patience = QUICK) -> Bucket:
     """The bucket with little patience."""
-    return await Bucket.open(bucket_settings(f"s3://{BUCKET}", faulty.url), patience=patience)
+    return await Bucket.open(bucket_settings(f"s3://{BUCKET}", faulty.url).place, patience=patience)
 
 
 async def listed(bucket: Bucket) -> DayExport:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import orjson
 import pytest
 
-from server.convert.row import LogRules
 from server.errors import SourceUnreachable
 from server.megaphone.exports import DayExport, Listing
 from server.megaphone.folder import Folder
@@ -33,7 +32,7 @@ from server.status.days import DayOverview, overview
 from server.status.deadlines import DeadlinePolicy
 from server.storage.folder import PickupPoint
 from server.storage.ledger import Ledger
-from server.triton import LogFile, LogName
+from server.triton import LogFile, LogName, LogRules
 from tests.rows import KEY, row
 
 if TYPE_CHECKING:

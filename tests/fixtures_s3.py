@@ -22,7 +22,7 @@ from botocore.config import Config  # type: ignore[import-untyped]  # ships no t
 from moto.backends import get_backend
 from moto.server import ThreadedMotoServer
 
-from server.config import ExportSettings
+from server.settings import ExportSettings
 
 from .ceph import Ceph, missing_packages
 from .fault_server import FaultServer, fault_server

@@ -22,15 +22,14 @@ import orjson
 from server.cli.samples import day_rows
 from server.convert import lines as blocks
 from server.convert.day import SentLog, Tuning, convert_export
+from server.convert.export_row import identifier
 from server.convert.job import Job, Result, Setup, Task
 from server.convert.lines import GzipText, cut_blocks
 from server.convert.log_writer import inflate
-from server.convert.podcasts import PodcastBooks
 from server.convert.row import Conversion, RowConverter
-from server.convert.tally import FilterReason, RejectReason, RowRejected
+from server.convert.tally import FilterReason, PodcastBooks, RejectReason, RowRejected
 from server.convert.worker import Hand
 from server.errors import ExportTorn
-from server.megaphone.exports import identifier
 
 from .reference_conversion import DAY, KEY, MemorySink, assert_is, convert_slowly
 from .test_render import CATALOGUE, RULES

@@ -17,10 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from server.config import Config, load_config
+from server.config import load_config
 from server.episodes.rss import NotRss, RssDocument, bare_url, megaphone_token, shown
 from server.errors import ConfigError
 from server.megaphone.exports import METRICS
+from server.settings import Config
 from server.sftp.handler import MUTATING, Catalogue, Events, View, Visitor
 from server.sftp.protocol import DATA_HEADER_SIZE, LONGEST_READ, Kind, Status
 from server.triton import LogFile, LogFormat, LogName, UrlTemplate, layouts_by_header, prefix_problem

@@ -12,9 +12,9 @@ import orjson
 
 from server.cli.samples import day_rows
 from server.convert.day import Converted, Tuning, convert_export
-from server.convert.row import Conversion, LogRules, RowConverter
+from server.convert.row import Conversion, RowConverter
 from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
-from server.triton import Layout
+from server.triton import Layout, LogRules
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

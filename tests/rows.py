@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from server.convert.row import Conversion, LogRules, Outcome, RowConverter
+from server.convert.row import Conversion, Outcome, RowConverter
 from server.convert.tally import RowRejected
-from server.triton import Layout
+from server.triton import Layout, LogRules
 
 if TYPE_CHECKING:
     from server.episodes.catalogue import Catalogue

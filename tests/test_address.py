@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from server.convert.address import keyed_hash, parse_address, sent_address
+from server.convert.row import keyed_hash, parse_address, sent_address
 
 from .rows import KEY, cells, converted, row, rules
 

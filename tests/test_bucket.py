@@ -29,7 +29,7 @@ QUICK = Patience(connect=1, silence=1, call=8, window=1, tries=3, first_pause=0.
 
 async def bucket_of(server: S3Server, prefix: str = "") -> Bucket:
     """The bucket as a user's configuration opens it, but with little patience."""
-    return await Bucket.open(server.settings(prefix), patience=QUICK)
+    return await Bucket.open(server.settings(prefix).place, patience=QUICK)
 
 
 async def read(bucket: Bucket, day: date = DAY) -> bytes:
@@ -285,7 +285,7 @@ async def test_no_such_bucket_is_told(s3: S3Server) -> None:
     """A bucket that is not there is told with its name and the endpoint's, on listing and on reading."""
     s3.put(KEY, b"body")
     export = (await (await bucket_of(s3)).day_exports()).exports[DAY]
-    bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url), patience=QUICK)
+    bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url).place, patience=QUICK)
     with pytest.raises(SourceRefused, match="no bucket nowhere at 127") as caught:
         await bucket.day_exports()
     assert "export.url" in told(caught.value)
@@ -298,13 +298,15 @@ async def test_an_endpoint_where_nobody_listens_is_told(aws_chain: AwsChain, unu
     aws_chain.use("AKIDTEST", "secret")
     settings = bucket_settings("s3://exports", f"http://127.0.0.1:{unused_tcp_port}")
     with pytest.raises(SourceUnreachable, match=f"127.0.0.1:{unused_tcp_port} cannot be connected to") as caught:
-        await (await Bucket.open(settings, patience=QUICK)).day_exports()
+        await (await Bucket.open(settings.place, patience=QUICK)).day_exports()
     assert f"curl -sI http://127.0.0.1:{unused_tcp_port}/" in told(caught.value, "secret")
 
 
 async def test_a_password_in_the_endpoint_is_never_said(s3: S3Server) -> None:
     """An endpoint URL that holds a password does not work, and the sentence does not hold it."""
-    bucket = await Bucket.open(bucket_settings("s3://exports", s3.url.replace("//", "//me:pass-word@")), patience=QUICK)
+    bucket = await Bucket.open(
+        bucket_settings("s3://exports", s3.url.replace("//", "//me:pass-word@")).place, patience=QUICK
+    )
     with pytest.raises(SourceUnreachable) as caught:
         await bucket.day_exports()
     told(caught.value, "pass-word")
@@ -313,7 +315,7 @@ async def test_a_password_in_the_endpoint_is_never_said(s3: S3Server) -> None:
 async def test_a_name_that_does_not_resolve_is_told(aws_chain: AwsChain) -> None:
     """A misspelt host is SourceUnreachable, with the host in the sentence."""
     aws_chain.use("AKIDTEST", "secret")
-    bucket = await Bucket.open(bucket_settings("s3://exports", "http://s3.nowhere.invalid"), patience=QUICK)
+    bucket = await Bucket.open(bucket_settings("s3://exports", "http://s3.nowhere.invalid").place, patience=QUICK)
     with pytest.raises(SourceUnreachable, match=r"s3\.nowhere\.invalid"):
         await bucket.day_exports()
 
@@ -321,7 +323,7 @@ async def test_a_name_that_does_not_resolve_is_told(aws_chain: AwsChain) -> None
 async def test_a_server_that_is_no_tls_server_is_told(s3: S3Server) -> None:
     """https towards a plain port does not end in a foreign exception."""
     settings = bucket_settings(f"s3://{BUCKET}", s3.url.replace("http:", "https:"))
-    bucket = await Bucket.open(settings, patience=QUICK)
+    bucket = await Bucket.open(settings.place, patience=QUICK)
     with pytest.raises((SourceRefused, SourceUnreachable)) as caught:
         await bucket.day_exports()
     told(caught.value)
@@ -372,8 +374,8 @@ async def test_two_operations_at_once_do_not_disturb_each_other(s3: S3Server) ->
 
 async def test_open_source_gives_what_the_url_names(s3: S3Server, tmp_path: Path) -> None:
     """s3:// is a bucket and anything else a folder; both answer to the same calls."""
-    bucket = await open_source(s3.settings())
-    folder = await open_source(bucket_settings(tmp_path.as_uri(), s3.url))
+    bucket = await open_source(s3.settings().place)
+    folder = await open_source(bucket_settings(tmp_path.as_uri(), s3.url).place)
     assert (bucket.name, folder.name) == (f"s3://{BUCKET}", str(tmp_path))
     for source in (bucket, folder):
         assert (await source.day_exports()).exports == {}
@@ -384,8 +386,8 @@ async def test_a_folder_never_loads_the_aws_sdk(tmp_path: Path) -> None:
     """`open_source` imports the bucket edge only for a bucket."""
     program = (
         "import asyncio, sys\n"
-        "from server.config import ExportSettings\nfrom server.megaphone.source import open_source\n"
-        f"asyncio.run(open_source(ExportSettings(url={tmp_path.as_uri()!r})))\n"
+        "from server.settings import ExportSettings\nfrom server.megaphone.source import open_source\n"
+        f"asyncio.run(open_source(ExportSettings(url={tmp_path.as_uri()!r}).place))\n"
         "sys.exit(any(name.startswith(('aiobotocore', 'botocore', 'aiohttp')) for name in sys.modules))\n"
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)

@@ -45,7 +45,7 @@ def s3(ceph: Ceph, aws_chain: AwsChain) -> Iterator[S3Server]:
 
 async def bucket_of(server: S3Server, prefix: str = "") -> Bucket:
     """The bucket as a user's configuration opens it, but with little patience."""
-    return await Bucket.open(server.settings(prefix), patience=QUICK)
+    return await Bucket.open(server.settings(prefix).place, patience=QUICK)
 
 
 async def listed(bucket: Bucket) -> DayExport:
@@ -137,7 +137,7 @@ async def test_refused_credentials_are_told(
 
 async def test_no_such_bucket_is_told(s3: S3Server) -> None:
     """The bucket that the configuration names is not there."""
-    bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url), patience=QUICK)
+    bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url).place, patience=QUICK)
     with pytest.raises(SourceRefused, match="no bucket nowhere"):
         await bucket.day_exports()
 
@@ -167,7 +167,7 @@ async def test_a_gateway_killed_in_mid_read_that_comes_back_costs_no_byte(s3: S3
     body = random.Random(2).randbytes(LARGE)
     s3.put(KEY, body)
     patience = Patience(connect=1, silence=5, call=10, tries=60, first_pause=0.1, longest_pause=0.5, sdk_tries=1)
-    bucket = await Bucket.open(s3.settings(), patience=patience)
+    bucket = await Bucket.open(s3.settings().place, patience=patience)
     into = Killing(ceph, 5 << 20, comes_back=True)
     await bucket.fetch(await listed(bucket), into)
     await asyncio.to_thread(into.starting.join)
@@ -198,7 +198,7 @@ async def test_a_rewrite_while_the_gateway_is_away_is_an_export_changed(s3: S3Se
     """The rest of a new version is not put behind the beginning of the old one by a read that is resumed."""
     s3.put(KEY, random.Random(4).randbytes(LARGE))
     patience = Patience(connect=1, silence=5, call=10, tries=60, first_pause=0.1, longest_pause=0.5, sdk_tries=1)
-    bucket = await Bucket.open(s3.settings(), patience=patience)
+    bucket = await Bucket.open(s3.settings().place, patience=patience)
     export = await listed(bucket)
 
     class Rewriting(Killing):

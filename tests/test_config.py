@@ -125,7 +125,7 @@ def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypa
     config = load_config(file)
     assert config.data_dir == Path("/var/point")
     assert config.keys_dir == tmp_path / "secret"
-    assert config.export.folder == tmp_path / "etc" / "exports"
+    assert config.export.place == tmp_path / "etc" / "exports"
     assert config.log.episodes == tmp_path / "etc" / "episodes.csv"
     assert config.sftp.users[0].authorized_keys == tmp_path / "triton.pub"
 
@@ -147,7 +147,7 @@ def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypa
 def test_an_export_url_is_a_bucket_or_a_folder(url: str, bucket: str | None, prefix: str, folder: Path | None) -> None:
     """A bucket has a name and a prefix that is empty or ends with a slash; a folder has a whole path."""
     export = parse(f'[export]\nurl = "{url}"\n{USER}').export
-    assert (export.bucket, export.folder) == (bucket, folder)
+    assert (export.bucket, export.place) == (bucket, folder)
     if bucket is not None:
         assert export.prefix == prefix
 

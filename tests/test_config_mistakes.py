@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.privileges import find_config
 from server.config import load_config
-from server.config_place import find_config
 from server.errors import ConfigError, Problem
 
 from .test_config import EXPORT, HASH, MINIMAL, USER, parse

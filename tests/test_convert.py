@@ -15,11 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.convert.row import Conversion, LogRules, RowConverter
+from server.convert.row import Conversion, RowConverter
 from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.episodes.catalogue import Catalogue, Episode
 from server.megaphone.exports import METRICS
-from server.triton import ColumnSpec, Layout, LogFormat
+from server.triton import ColumnSpec, Layout, LogFormat, LogRules
 
 from .rows import ABSENT, GOOD, KEY, cells, converted, result, row, rules
 from .test_triton import layouts

@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from server.publish.decisions import catching_up
 from server.settings import AlertSettings
-from server.status.deadlines import DeadlinePolicy, catching_up, day_deadlines, expires
+from server.status.deadlines import DeadlinePolicy, day_deadlines
+from server.triton import expires
 from tests.fixtures_feed import DAY, at
 
 POLICY = DeadlinePolicy()

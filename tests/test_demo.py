@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
-from server.assembly import assembled, load_keys
 from server.cli import demo as demo_module
 from server.cli.demo import FINAL_DAYS, introduction, prepare
 from server.config import load_config
 from server.megaphone.exports import FinalityRule, Listing
 from server.megaphone.folder import Folder
+from server.service import assembled, load_keys
 
 from .fixtures_service import Program, Running, listening_addresses, log_in, port_of, secrets_of
 
@@ -270,7 +270,7 @@ async def _round_of(config: Path, at: datetime, monkeypatch: pytest.MonkeyPatch)
         return source
 
     with monkeypatch.context() as patched:
-        patched.setattr("server.assembly.open_source", opened)
+        patched.setattr("server.service.open_source", opened)
         async with assembled(settings, load_keys(settings)[1]) as parts:
             return [str(name) for name in (await parts.feed.run_round(at)).published]
 

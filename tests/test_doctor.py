@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
-from server.cli.columns import column_table, explained
+from server.cli.handover import column_table, explained
 from server.config import load_config
 from server.settings import LogSettings
 from server.sftp.probe import ProbeKey

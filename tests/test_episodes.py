@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from server.config import load_config
-from server.episodes.catalogue import check_episodes, load_urls
+from server.episodes.catalogue import CatalogueStamp, check_episodes, load_urls
 from server.episodes.source import CatalogueSource
 from server.errors import ConfigError
 from server.status.episodes import handover_lines
 from server.storage.ledger import Ledger
-from server.storage.records import CatalogueStamp
 
 from .fixtures_rss import PREFIXES, RssHost, items, rss
 from .fixtures_service import ServiceSite, day_before
@@ -195,7 +194,7 @@ async def test_the_snapshot_is_the_newest_that_is_good(service_site: ServiceSite
     (folder / "data").mkdir()
     ledger = Ledger.open(folder / "data" / "ledger.sqlite3")
     try:
-        source = CatalogueSource(load_config(service_site.config), ledger)
+        source = CatalogueSource(load_config(service_site.config), ledger.rss)
         by_hand = source.snapshot()
         assert by_hand is not None
         assert set(by_hand.episodes) == {"a"}

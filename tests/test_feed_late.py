@@ -311,7 +311,7 @@ async def test_resend_has_the_layout_that_is_configured_now(site: Site) -> None:
 
 @pytest.mark.parametrize(("rows", "modified", "why"), [
     (None, None, "never published"),
-    (10, at(1, "04:10"), "not to be had whole"),
+    (10, at(1, "04:10"), "cannot be read whole"),
 ])  # fmt: skip
 async def test_resend_is_refused_where_there_is_nothing_whole(site: Site, rows: Any, modified: Any, why: str) -> None:
     """``--resend`` of a day that was never published, or whose export is not final now, is refused with a reason."""

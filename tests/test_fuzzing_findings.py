@@ -15,10 +15,10 @@ from server.config import load_config
 from server.convert.day import SentLog
 from server.convert.job import Job, Setup, Task
 from server.convert.lines import GzipText
-from server.convert.row import Conversion, LogRules
+from server.convert.row import Conversion
 from server.convert.worker import Hand
 from server.errors import ConfigError, ExportTorn
-from server.triton import ColumnSpec, Layout
+from server.triton import ColumnSpec, Layout, LogRules
 
 from .reference_conversion import DAY, KEY, assert_is, convert, convert_slowly, export_file
 from .rows import row

@@ -15,10 +15,10 @@ import pytest
 
 from server.cli.convert import convert_by_hand
 from server.config import parse_config
-from server.convert.row import Conversion, LogRules, RowConverter
+from server.convert.row import Conversion, RowConverter
 from server.convert.tally import RejectReason, RowRejected, Tally
 from server.episodes.catalogue import load_catalogue
-from server.triton import ColumnSpec, Layout, LogFormat
+from server.triton import ColumnSpec, Layout, LogFormat, LogRules
 
 from .rows import KEY, converted, result, row
 

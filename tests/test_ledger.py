@@ -21,7 +21,7 @@ from server.pickups import Grade, PickupProgress
 from server.storage import ledger as ledger_module
 from server.storage.ledger import Ledger
 from server.storage.records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
-from server.storage.schema import MIGRATIONS
+from server.storage.tables import MIGRATIONS
 from server.triton import ColumnSpec, Layout
 from tests.fixtures_feed import DAY, at, log_name
 from tests.rows import rules

@@ -11,10 +11,9 @@ import pytest
 
 from server.convert.job import Setup
 from server.convert.render import BlockRenderer
-from server.convert.row import Conversion, LogRules, RowConverter
-from server.episodes.catalogue import Catalogue, Episode, make_catalogue
-from server.storage.records import CatalogueStamp
-from server.triton import DEFAULT_URL, Layout, LogFormat
+from server.convert.row import Conversion, RowConverter
+from server.episodes.catalogue import Catalogue, CatalogueStamp, Episode, make_catalogue
+from server.triton import DEFAULT_URL, Layout, LogFormat, LogRules
 
 from .rows import GOOD, KEY, cells, converted, row, rules
 

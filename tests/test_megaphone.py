@@ -10,19 +10,9 @@ from typing import Any
 
 import pytest
 
+from server.convert.export_row import ExportRow, flag, identifier, parse_created_at, seconds, whole_number
 from server.convert.tally import RejectReason, RowRejected
-from server.megaphone.exports import (
-    METRICS,
-    DayExport,
-    ExportRow,
-    FinalityRule,
-    flag,
-    identifier,
-    parse_created_at,
-    seconds,
-    start_of,
-    whole_number,
-)
+from server.megaphone.exports import METRICS, DayExport, FinalityRule, start_of
 
 from .rows import ABSENT, GOOD, result, row, rules
 

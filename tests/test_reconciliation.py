@@ -10,9 +10,17 @@ import pytest
 
 from server.cli.tables import reconciliation_csv, reconciliation_text
 from server.convert.day import convert_export
-from server.convert.podcasts import MOST_PODCASTS, NO_PODCAST, OTHERS, PodcastBooks
 from server.convert.row import RowConverter
-from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
+from server.convert.tally import (
+    MOST_PODCASTS,
+    NO_PODCAST,
+    OTHERS,
+    FilterReason,
+    PodcastBooks,
+    RejectReason,
+    RowRejected,
+    Tally,
+)
 from server.status.reconcile import ALL, COLUMNS, PodcastLine, reconcile
 from tests.fixtures_feed import DAY, Site, at, broken_rows, rows_of
 from tests.reference_conversion import SMALL, MemorySink, conversion, export_file, sample, with_repetitions

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.convert.row import LogRules
 from server.episodes.fetch import ReaderLimits, RssReader
-from server.episodes.refresh import due, refresh
+from server.episodes.rss import RssFeed
+from server.episodes.source import due, refresh
 from server.publish.holds import HoldPolicy
 from server.status.alarms import Alarm, alarms
 from server.storage.ledger import Ledger
-from server.storage.records import RssFeed, matched_share
-from server.storage.schema import MIGRATIONS
+from server.storage.records import matched_share
+from server.storage.tables import MIGRATIONS
+from server.triton import LogRules
 
 from .fixtures_feed import HEALTHY
 from .fixtures_rss import HEAD, RssHost, items, rss

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from server.cli.samples import day_rows
 from server.convert.render import BlockRenderer
-from server.convert.row import Conversion, LogRules
+from server.convert.row import Conversion
 from server.convert.row_ids import pack_id
 from server.episodes.catalogue import Catalogue, Episode
-from server.triton import ColumnSpec, Layout, LogFormat
+from server.triton import ColumnSpec, Layout, LogFormat, LogRules
 
 from .reference_conversion import convert_slowly
 

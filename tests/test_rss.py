@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from server.episodes.fetch import ReaderLimits, RssReader, RssUnread, is_public
+from server.episodes.fetch import ReaderLimits, RssReader, is_public
+from server.episodes.rss import RssUnread
 
 from .fixtures_rss import HEAD, RssHost, items, rss
 

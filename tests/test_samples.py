@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from server.cli.samples import day_rows, write_day
-from server.convert.row import Conversion, LogRules, RowConverter
+from server.convert.row import Conversion, RowConverter
 from server.convert.tally import FilterReason, RejectReason, RowRejected
 from server.megaphone.exports import METRICS
+from server.triton import LogRules
 
 if TYPE_CHECKING:
     from pathlib import Path

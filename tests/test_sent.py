@@ -10,9 +10,9 @@ import pytest
 
 from server.cli.samples import day_rows
 from server.convert.day import SentLog
-from server.convert.row import Conversion, LogRules
+from server.convert.row import Conversion
 from server.errors import DataFolderError
-from server.triton import ColumnSpec, Layout, LogFormat
+from server.triton import ColumnSpec, Layout, LogFormat, LogRules
 
 from .reference_conversion import (
     DAY,

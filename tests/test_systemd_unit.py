@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server import pulse
+from server import systemd
+from server.systemd import Listener
 
 from .fixtures_service import PATIENCE
 
@@ -72,28 +73,33 @@ def test_a_static_aws_key_beside_the_others_is_handed_over(service_site: Service
     assert f"LoadCredential=aws:{key}\n" in text and "AWS_SHARED_CREDENTIALS_FILE=%d/aws\n" in text
 
 
-# The pulse
+# The watchdog
 
 
-async def test_a_healthy_service_has_no_ailment(listener: Running) -> None:
+def watched(listener: Running) -> Listener:
+    """What the service shows of its SFTP server."""
+    return Listener(lambda: listener.server.arrived, lambda: listener.server.waiting)
+
+
+async def test_a_healthy_service_gives_no_reason(listener: Running) -> None:
     """The loop turns, a thread answers, nobody waits to be accepted."""
-    assert await pulse.ailment(listener.server, 5) == ""
+    assert await systemd.unhealthy_reason(watched(listener), 5) == ""
 
 
-async def test_a_thread_pool_that_does_not_answer_is_an_ailment(listener: Running) -> None:
+async def test_a_thread_pool_that_does_not_answer_is_unhealthy(listener: Running) -> None:
     """All its threads hang."""
     free = threading.Event()
     loop = asyncio.get_running_loop()
     hanging = [loop.run_in_executor(None, free.wait) for _ in range(64)]
     try:
-        assert "no thread was free" in await pulse.ailment(listener.server, 0.2)
+        assert "no thread was free" in await systemd.unhealthy_reason(watched(listener), 0.2)
     finally:
         free.set()
         await asyncio.gather(*hanging)
-    assert await pulse.ailment(listener.server, 5) == ""
+    assert await systemd.unhealthy_reason(watched(listener), 5) == ""
 
 
-async def test_connections_that_nobody_accepts_are_an_ailment(listener: Running) -> None:
+async def test_connections_that_nobody_accepts_are_unhealthy(listener: Running) -> None:
     """The listener's task is gone, the kernel goes on queueing."""
     accepting = listener.server._accepting
     assert accepting is not None
@@ -101,12 +107,12 @@ async def test_connections_that_nobody_accepts_are_an_ailment(listener: Running)
     await asyncio.wait([accepting])
     _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
     assert listener.server.waiting == 1
-    assert "1 connections wait" in await pulse.ailment(listener.server, 5)
+    assert "1 connections are waiting" in await systemd.unhealthy_reason(watched(listener), 5)
     writer.close()
 
 
 async def test_the_watchdog_is_fed_only_while_all_is_well(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ailment withholds the sign of life; when it is over, the signs go on."""
+    """No ping while the service is unhealthy; when that is over, the pings go on."""
     signs: list[str] = []
     ill = asyncio.Event()
 
@@ -116,11 +122,11 @@ async def test_the_watchdog_is_fed_only_while_all_is_well(listener: Running, mon
         def alive(self) -> None:
             signs.append("alive")
 
-    async def ailment(*_: object) -> str:
+    async def unhealthy_reason(*_: object) -> str:
         return "a test" if ill.is_set() else ""
 
-    monkeypatch.setattr(pulse, "ailment", ailment)
-    task = asyncio.create_task(pulse.beat_for_ever(Watched(), listener.server))  # type: ignore[arg-type]  # what it uses
+    monkeypatch.setattr(systemd, "unhealthy_reason", unhealthy_reason)
+    task = asyncio.create_task(systemd.keep_watchdog_fed(Watched(), watched(listener)))  # type: ignore[arg-type]  # what it uses
     async with asyncio.timeout(PATIENCE):
         while len(signs) < 2:  # noqa: ASYNC110  # a beat signals nothing
             await asyncio.sleep(0.01)

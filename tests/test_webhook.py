@@ -58,8 +58,8 @@ async def test_a_webhook_that_does_not_take_it_is_told_again_until_it_does(servi
     await ear.until(lambda: ear.beats >= beats + 3, "three more rounds")
     assert ear.told("raised", "day_held") == ["CRITICAL"] * 4
     assert await serving.running.stops() == 0
-    assert serving.running.count("alarms missed the webhook") == 3
-    assert serving.running.count("alarms told the webhook") == 1
+    assert serving.running.count("webhook did not accept alarms") == 3
+    assert serving.running.count("webhook accepted alarms") == 1
 
 
 async def test_a_webhook_that_is_down_holds_nothing_up(service_site: ServiceSite, ear: Ear) -> None:
@@ -71,10 +71,10 @@ async def test_a_webhook_that_is_down_holds_nothing_up(service_site: ServiceSite
     service_site.configure(export=first, more=f"[alerts]\n{nobody}")
     serving = await service_site.serve()
     await serving.sees(f"TEST{yesterday:%Y%m%d}-00.tsv.gz")
-    await serving.running.says("alarms missed the webhook", 2)
-    await serving.running.says("service missed the heartbeat")
+    await serving.running.says("webhook did not accept alarms", 2)
+    await serving.running.says("heartbeat failed")
     assert await serving.running.stops() == 0
-    assert serving.running.count("service missed the heartbeat") == 1  # a state, told once
+    assert serving.running.count("heartbeat failed") == 1  # a state, told once
     assert "s3cret" not in serving.running.text
 
 

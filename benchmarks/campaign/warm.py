@@ -29,7 +29,7 @@ _CONTEXT.set_forkserver_preload(
         "server.cli.feed",
         "server.cli.tables",
         "server.status.snapshot",
-        "server.private_files",
+        "server.disk",
         "server.megaphone.folder",
     ]
 )

@@ -16,7 +16,6 @@ from typing import Annotated
 
 import typer
 
-from ..config_place import find_config
 from ..errors import ConfigError, PickupPointError
 from .episodes import episode_commands
 from .options import (
@@ -28,12 +27,12 @@ from .options import (
     day_of,
     print_json,
     program,
+    progress_bars,
     reading_as_owner,
     run_loop,
     settings_of,
 )
-from .privileges import become_owner, keys_place
-from .progress import progress_bars
+from .privileges import become_owner, find_config, keys_place
 from .setup import setup
 
 app = typer.Typer(
@@ -93,7 +92,7 @@ def _say(error: PickupPointError, *, checking: bool) -> int:
 @app.command()
 def serve(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Run the service: SFTP, feed and retention, until SIGTERM. SIGHUP reads users, keys and limits again."""
-    from ..assembly import load_keys
+    from ..service import load_keys
     from ..service import serve as run_service
     from ..systemd import Supervisor
 
@@ -120,7 +119,7 @@ def feed(
     verbose: VerboseOption = False,
 ) -> None:
     """Run one round now: publish what is newly final. Prints a line a day; exit 1 if a due day failed or is held."""
-    from ..private_files import load_ip_hash_key
+    from ..config import load_ip_hash_key
     from ..publish.decisions import Wish
     from .feed import one_round
 
@@ -316,7 +315,7 @@ def demo(
     verbose: VerboseOption = False,
 ) -> None:
     """Show everything at once, to a newcomer. Sample exports, keys, a user, a configuration, the service on it."""
-    from ..assembly import assembled, load_keys
+    from ..service import assembled, load_keys
     from ..service import serve as run_service
     from ..systemd import Supervisor
     from .demo import introduction, prepare
@@ -355,7 +354,7 @@ def systemd_unit(
     """Print the systemd unit for this installation."""
     from .. import log_output
     from ..config import load_config
-    from ..systemd import STATE_FOLDER, service_unit, socket_unit
+    from .units import STATE_FOLDER, service_unit, socket_unit
 
     log_output.configure(verbose=verbose)
     if socket:

@@ -17,11 +17,12 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from ..config import load_ip_hash_key
 from ..convert.day import convert_export
-from ..convert.row import Conversion, LogRules
+from ..convert.row import Conversion
 from ..errors import ConfigError, LedgerError, PickupPointError
-from ..private_files import load_ip_hash_key
 from ..publish.holds import HoldPolicy, warnings
+from ..triton import LogRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,7 +144,7 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
 
         try:
             with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
-                return CatalogueSource(config, ledger).snapshot(), []
+                return CatalogueSource(config, ledger.rss).snapshot(), []
         except LedgerError as error:
             told = [f"the RSS feeds are not used: {error}"]
     else:

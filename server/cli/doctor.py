@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ..config import load_ip_hash_key
 from ..errors import ConfigError, ExportChanged, SourceError
 from ..megaphone.source import open_source
-from ..private_files import load_ip_hash_key
 from ..sftp.keys import load_credentials
 from ..sftp.probe import ProbeKey, visit
 from ..status.alarms import Level
 from ..status.snapshot import Glance
 from ..storage.ledger import Ledger
-from .interview import port_of
 from .privileges import become_owner
+from .setup import port_of
 from .tables import check_line, size_text
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class _Taster:
 
 async def _exports(config: Config) -> AsyncIterator[Finding]:
     """List, read, and whether If-Match is heeded."""
-    source = await open_source(config.export)
+    source = await open_source(config.export.place)
     try:
         began = datetime.now(UTC)
         listing = await source.day_exports()
@@ -170,7 +170,7 @@ def _clock(listing: Listing, began: datetime) -> Finding:
 
 
 def _look(config: Config) -> str:
-    return f"aws s3 ls {config.export.url}/" if config.export.bucket else f"ls -l {config.export.folder}"
+    return f"aws s3 ls {config.export.url}/" if config.export.bucket else f"ls -l {config.export.place}"
 
 
 # The data folder and the service

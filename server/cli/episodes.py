@@ -25,10 +25,10 @@ from .options import (
 from .privileges import become_owner
 
 if TYPE_CHECKING:
+    from ..episodes.rss import RssFeed
     from ..episodes.source import EpisodesGlance
     from ..settings import Config
     from ..status.episodes import Matching
-    from ..storage.records import RssFeed
 
 episode_commands = typer.Typer()
 
@@ -69,7 +69,7 @@ def episodes(
         if refresh:
             _refresh(settings, quiet=json)
         with contextlib.closing(Ledger.read(settings.data_dir / "ledger.sqlite3")) as ledger:
-            glance = glance_at(settings, ledger)
+            glance = glance_at(settings, ledger.rss)
             found = matching(settings, ledger, glance.catalogue, days)
         count = write_export(file, glance.written, found.unmatched) if file is not None else 0
     if export is not None:
@@ -103,7 +103,7 @@ def _refresh(settings: Config, *, quiet: bool) -> None:
     point = PickupPoint(settings.data_dir)
     point.prepare()
     with contextlib.closing(Ledger.open(point.ledger_path)) as ledger:
-        source = CatalogueSource(settings, ledger)
+        source = CatalogueSource(settings, ledger.rss)
         outcomes = run_loop(source.refresh(datetime.now(UTC), force=True))
     for outcome in outcomes if not quiet else ():
         hint = f"\n  → {outcome.hint}" if outcome.hint else ""

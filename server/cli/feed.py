@@ -12,12 +12,12 @@ import signal
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..assembly import assembled
 from ..publish.retention import prune
+from ..service import assembled
 from ..storage.folder import PickupPoint
 from ..storage.ledger import Ledger
 from ..threads import in_thread
-from .progress import progress_bars
+from .options import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,6 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config_place import SEARCHED, find_config
 from ..disk import told
 from ..errors import ConfigError, Problem
 
@@ -93,3 +92,11 @@ def keys_place(path: Path) -> tuple[Path, str]:
     keys = raw.get("keys_dir", "keys")
     keys_dir = Path(path.absolute().parent, Path(keys if isinstance(keys, str) else "keys").expanduser())
     return keys_dir, address if isinstance(address, str) else ""
+
+
+SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))
+
+
+def find_config(given: Path | None) -> Path | None:
+    """The configuration file to read: the one given, else the first of the usual places that exists."""
+    return given if given is not None else next((path for path in SEARCHED if path.is_file()), None)

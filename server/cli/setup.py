@@ -5,14 +5,20 @@ Prints, as `app` does, and keeps its promises.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import secrets
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import PickupPointError
+from ..config import load_config
+from ..errors import ConfigError, PickupPointError, Problem
 from .options import ConfigOption, JsonOption, Out, Usage, VerboseOption, print_json, reading_as_owner, settings_of
 from .privileges import config_path
 
@@ -50,7 +56,6 @@ def init(
     """Write a configuration. Asks six questions, or takes the answers from options; overwrites nothing."""
     from .. import log_output
     from ..sftp.users import hash_password
-    from .interview import Answers, write_config
 
     log_output.configure(verbose=verbose)
     path = (config or Path("config.toml")).absolute()
@@ -160,7 +165,7 @@ def backup(
     verbose: VerboseOption = False,
 ) -> None:
     """Copy the ledger into FILE, also while the service runs."""
-    from ..private_files import write_new
+    from ..disk import write_new
     from ..storage.ledger import Ledger
 
     if file == "-":
@@ -187,3 +192,105 @@ def backup(
         hint = f"ls -ld {target.absolute().parent}; df -h {target.absolute().parent}"
         raise PickupPointError(f"{target} cannot be written: {error.strerror}", hint=hint) from error
     print(f"{target}: {len(done.stdout)} bytes")
+
+
+_MODE = 0o640  # the service's group reads it again at a reload
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What `init` asks; the last four are asked of nobody, there are options for them.
+
+    ``address`` is ``host`` or ``host:port``; one of ``password_hash`` and ``authorized_keys`` is not empty.
+    """
+
+    export: str
+    address: str
+    user: str
+    prefix: str
+    data_dir: str
+    password_hash: str = ""
+    authorized_keys: str = ""
+    region: str = ""
+    endpoint_url: str = ""
+    first_day: str = ""
+
+
+def write_config(path: Path, answers: Answers) -> None:
+    """Write the configuration.
+
+    Raises:
+        PickupPointError: the file is there, or its folder cannot be written.
+        ConfigError: an answer cannot be used; nothing is written.
+    """
+    if path.exists() or path.is_symlink():
+        raise PickupPointError(
+            f"{path} is there, and is not overwritten", hint=f"give another --config, or edit {path}"
+        )
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(text_of(answers))
+            file.flush()
+            os.fsync(file.fileno())
+        _check(part, path)
+        if os.geteuid() == 0:
+            os.chown(part, -1, path.absolute().parent.stat().st_gid)
+        part.chmod(_MODE)
+        path.hardlink_to(part)
+    except FileExistsError as error:
+        raise PickupPointError(f"{path} is there, and is not overwritten", hint=f"edit {path}") from error
+    except OSError as error:
+        where = path.absolute().parent
+        raise PickupPointError(f"{path} cannot be written: {error.strerror}", hint=f"ls -ld {where}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _check(part: Path, path: Path) -> None:
+    """Load it as the service does; what is wrong is told with the name that it would have had."""
+    try:
+        load_config(part)
+    except ConfigError as error:
+        raise ConfigError(str(path), [Problem(p.key, p.wrong, p.cure) for p in error.problems]) from error
+
+
+def port_of(address: str) -> int:
+    """The port of an address as the partner is told it; 2222 where it names none."""
+    _, separator, port = address.rpartition(":")
+    return int(port) if separator and port.isdigit() and len(port) < 6 else 2222
+
+
+def text_of(answers: Answers) -> str:
+    """The file."""
+    address = answers.address if answers.address.rpartition(":")[2].isdigit() else f"{answers.address}:2222"
+    optional = {"region": answers.region, "endpoint_url": answers.endpoint_url, "first_day": answers.first_day}
+    user = {"password_hash": answers.password_hash, "authorized_keys": answers.authorized_keys}
+    return "\n".join(
+        [
+            "# Made by `pickup-point init`. Every key that may stand here is explained in config.example.toml.",
+            f"data_dir = {_quoted(answers.data_dir)}",
+            'keys_dir = "keys"',
+            "",
+            "[export]",
+            f"url = {_quoted(answers.export)}",
+            *(f"{key} = {_quoted(value)}" for key, value in optional.items() if value),
+            "",
+            "[log]",
+            f"prefix = {_quoted(answers.prefix)}",
+            "",
+            "[sftp]",
+            f"port = {port_of(address)}",
+            f"address = {_quoted(address)}",
+            "",
+            "[[sftp.users]]",
+            f"name = {_quoted(answers.user)}",
+            *(f"{key} = {_quoted(value)}" for key, value in user.items() if value),
+            "",
+        ]
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)  # a JSON string is a TOML one

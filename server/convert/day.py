@@ -21,10 +21,9 @@ from .crew import Alone, Workers
 from .job import Job, Setup, Task
 from .lines import GzipText, cut_blocks
 from .log_writer import LogFiles, LogSink
-from .podcasts import PodcastBooks
 from .row_ids import BlockIds, BlockRecords, find_duplicates
 from .sent import SentLog, compare, log_jobs
-from .tally import RejectReason, Tally
+from .tally import PodcastBooks, RejectReason, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..triton import UrlTemplate
+from ..triton import LogRules, UrlTemplate
 from .log_writer import Piece
-from .podcasts import PodcastBooks
-from .row import Conversion, LogRules
+from .row import Conversion
 from .row_ids import PARTITIONS, Partitioned
-from .tally import Tally
+from .tally import PodcastBooks, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

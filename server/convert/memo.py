@@ -12,9 +12,9 @@ from itertools import repeat
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
-from ..megaphone.exports import identifier, parse_created_at
 from ..triton import OF_CATALOGUE, PLAIN, URL_LIMIT, LogFormat, UrlTemplate
-from .address import sent_address, token
+from .export_row import identifier, parse_created_at
+from .row import sent_address, token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

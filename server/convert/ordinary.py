@@ -15,7 +15,8 @@ import orjson
 from msgspec import Meta, defstruct
 from msgspec.structs import astuple
 
-from ..megaphone.exports import LARGEST_WHOLE_NUMBER, METRICS
+from ..megaphone.exports import METRICS
+from .export_row import LARGEST_WHOLE_NUMBER
 from .memo import Unusual
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..megaphone.exports import REPORTING_SECONDS
 from .arrangement import Arrangement
+from .export_row import REPORTING_SECONDS
 from .memo import ENDS_IN_ZERO, Memos, Unusual, without_hash
 from .ordinary import RowDecoder
 from .row import RowConverter

@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ..megaphone.exports import identifier
+from .export_row import identifier
 from .job import FILTERED, REJECTED, Job, Reject, Result, Setup, Task
 from .lines import RAW_LIMIT
 from .log_writer import deflate
-from .podcasts import PodcastBooks
 from .render import BlockRenderer
 from .row_ids import pack_id, pack_uuids, partition, unpack
 from .slots import Slots
-from .tally import RejectReason, Tally
+from .tally import PodcastBooks, RejectReason, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,17 +12,17 @@ import csv
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, Problem
-from ..storage.records import CatalogueStamp
 from ..triton import URL_LIMIT, url_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
+
 
 COLUMNS = ("episode_id", "guid", "url")
 NOTES = ("podcast_id", "lines")  # written beside them by `episodes --export` for the eye, and never read
@@ -188,3 +188,26 @@ def _read_row(place: str, row: dict[str, str | None], episodes: dict[str, Episod
         problems.append(Problem(place, f"has a URL over {URL_LIMIT} characters", "shorten it; Triton takes no longer"))
     else:
         episodes[episode_id.lower()] = Episode(guid, url_text(url))
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueStamp:
+    """Which episode catalogue a file was made with: ``version`` is the same for the same content, wherever it is made.
+
+    ``episodes`` it knew, ``rss_feeds`` it was made of beside the operator's file, the oldest of them read at
+    ``read_at`` (ISO 8601 in UTC, empty where no RSS feed was read).
+    """
+
+    version: str
+    episodes: int
+    rss_feeds: int = 0
+    read_at: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As the ledger and ``--json`` hold it."""
+        return {
+            "version": self.version,
+            "episodes": self.episodes,
+            "rss_feeds": self.rss_feeds,
+            "read_at": self.read_at,
+        }

@@ -17,9 +17,8 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from ..errors import PickupPointError
 from ..threads import in_thread
-from .rss import NotRss, RssDocument, shown
+from .rss import NotRss, RssDocument, RssUnread, shown
 
 if TYPE_CHECKING:
     from typing import Self
@@ -39,10 +38,6 @@ _CLOUD = [
     for text in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "192.0.0.0/24", "168.63.129.16/32",
                  "100.100.100.200/32")
 ]  # fmt: skip
-
-
-class RssUnread(PickupPointError):
-    """An RSS feed could not be read; the catalogue stays as it was."""
 
 
 @dataclass(frozen=True, slots=True)

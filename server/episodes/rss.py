@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from xml.parsers import expat
 
+from ..errors import PickupPointError
 from ..triton import URL_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
 
 MOST_ITEMS = 50_000
 DEEPEST = 64  # elements inside one another; a podcast's RSS has five
@@ -272,3 +274,27 @@ def _refuse_entity(*_: object) -> None:
 
 def _refuse_reference(*_: object) -> int:
     raise NotRss("it refers to an entity outside of itself, which is never fetched")
+
+
+@dataclass(frozen=True, slots=True)
+class RssFeed:
+    """One of the publisher's RSS feeds, as it was when it was last read; ``error`` says why the last try failed.
+
+    ``change`` grows with every new content. ``items`` may be left away; ``item_count`` holds their number all the same.
+    """
+
+    url: str
+    tried_at: datetime
+    read_at: datetime | None = None
+    title: str = ""
+    etag: str = ""
+    last_modified: str = ""
+    error: str = ""
+    hint: str = ""
+    change: int = 0
+    items: tuple[RssItem, ...] = ()
+    item_count: int = 0
+
+
+class RssUnread(PickupPointError):
+    """An RSS feed could not be read; the catalogue stays as it was."""

@@ -1,7 +1,8 @@
 """The episode catalogue in use: the operator's file and the RSS feeds in the ledger, as one snapshot.
 
-Brings `catalogue`, `refresh` and the ledger together. Promise: a file that was spoilt while the service runs keeps the
-catalogue as it was, and says so.
+Reads the operator's files and, through `RssReader`, the publisher's RSS feeds; keeps what it read in a store that is
+handed to it. Promises: a file that was damaged while the service runs, and an RSS feed that is down, slow or wrong,
+leave the catalogue as it was, and the log says so; what an RSS feed held stays until it was read whole again.
 """
 
 from __future__ import annotations
@@ -9,36 +10,141 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
 from ..errors import ConfigError, PickupPointError
+from ..threads import in_thread
 from .catalogue import Catalogue, Episode, load_catalogue, load_urls, make_catalogue
+from .rss import RssFeed, RssUnread, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ..settings import Config
-    from ..storage.ledger import Ledger
-    from ..storage.records import RssFeed
-    from .refresh import Refreshed
+    from .fetch import RssAnswer, RssReader
 
 log = structlog.get_logger()
 
+RETRY = timedelta(minutes=15)  # after a failure, if `refresh_every` is not shorter
+AT_ONCE = 4  # RSS feeds
 LOOK_EVERY = 60.0  # seconds: then each RSS feed that is due is asked
+
+
+class RssStore(Protocol):
+    """Where the items of RSS feeds are kept between two reads; every method raises `LedgerError`."""
+
+    def feeds(self, *, items: bool = False) -> Mapping[str, RssFeed]:
+        """Return every RSS feed by its URL, on request with its items."""
+
+    def versions(self) -> Mapping[str, tuple[int, datetime]]:
+        """Return the content's number and the last read of every RSS feed that was ever read."""
+
+    def published(self, url: str) -> Sequence[Sequence[str]]:
+        """Return guid, an empty text, token and enclosure URL of every item of an RSS feed, in its order."""
+
+    def keep(self, feed: RssFeed) -> None:
+        """Replace what the RSS feed held."""
+
+    def unchanged(self, url: str, at: datetime) -> None:
+        """Note that the RSS feed holds what it held."""
+
+    def failed(self, url: str, at: datetime, error: str, hint: str) -> None:
+        """Note that the RSS feed could not be read; what it held stays."""
+
+    def forget_all_but(self, urls: Sequence[str]) -> Sequence[str]:
+        """Remove the RSS feeds that are no longer configured, and return their URLs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What a pass did with one RSS feed: ``word`` is read, unchanged or failed; ``sentence`` says more."""
+
+    url: str
+    word: str
+    sentence: str
+    hint: str = ""
+
+    @property
+    def name(self) -> str:
+        """The RSS feed, as it may be shown."""
+        return shown(self.url)
+
+
+def due(feeds: Mapping[str, RssFeed], urls: Sequence[str], every: timedelta, now: datetime) -> list[str]:
+    """The RSS feeds that are to be asked now: never tried, or long enough ago, or by a clock since put right."""
+    wanted = []
+    for url in urls:
+        feed = feeds.get(url)
+        pause = every if feed is None or not feed.error else min(every, RETRY)
+        if feed is None or not feed.tried_at <= now < feed.tried_at + pause:
+            wanted.append(url)
+    return wanted
+
+
+async def refresh(
+    store: RssStore, reader: RssReader, urls: Sequence[str], every: timedelta, now: datetime, *, force: bool = False
+) -> list[Refreshed]:
+    """Ask every RSS feed that is due (all of them with ``force``), and keep what they say.
+
+    Raises:
+        LedgerError: what was read could not be kept.
+    """
+    for gone in await in_thread(store.forget_all_but, urls):
+        log.info(f"catalogue forgot {shown(gone)}", why="it is configured no more")
+    feeds = await in_thread(store.feeds)
+    wanted = list(urls) if force else due(feeds, urls, every, now)
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(url: str) -> Refreshed:
+        async with places:
+            return await _one(store, reader, url, feeds.get(url), now)
+
+    outcomes = await asyncio.gather(*(one(url) for url in wanted), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if isinstance(outcome, Refreshed)]
+
+
+async def _one(store: RssStore, reader: RssReader, url: str, known: RssFeed | None, now: datetime) -> Refreshed:
+    name, held = shown(url), known.item_count if known is not None else 0
+    try:
+        validators = (known.etag, known.last_modified) if known is not None and known.read_at is not None else ("", "")
+        answer = await reader.read(url, *validators)
+        _check_emptied(answer, name, held)
+    except RssUnread as error:
+        await in_thread(store.failed, url, now, str(error), error.hint)
+        if known is None or known.error != str(error):
+            log.warning(f"catalogue kept what it had of {name}", items=held, why=str(error), hint=error.hint)
+        return Refreshed(url, "failed", str(error), error.hint)
+    if answer.items is None:
+        await in_thread(store.unchanged, url, now)
+        return Refreshed(url, "unchanged", f"{held} items")
+    items = tuple(answer.items)
+    await in_thread(store.keep, RssFeed(url, now, now, answer.title, answer.etag, answer.last_modified, items=items))
+    log.info(f"catalogue read {name}", items=len(items), before=held)
+    return Refreshed(url, "read", f"{len(items)} items")
+
+
+def _check_emptied(answer: RssAnswer, name: str, held: int) -> None:
+    """An RSS feed that had items and has none is a mistake at its host's, as likely as not."""
+    if held and answer.items is not None and not answer.items:
+        hint = f"curl -sSL '{name}' | head -50"
+        raise RssUnread(f"the RSS feed {name} holds no items any more, though it had {held}", hint=hint)
 
 
 class CatalogueSource:
     """The catalogue that the configuration asks for; used from any thread, by one at a time."""
 
-    def __init__(self, config: Config, ledger: Ledger) -> None:
+    def __init__(self, config: Config, rss: RssStore) -> None:
         """Raises `ConfigError` when a file must be changed."""
         self._feeds = config.feeds
         self._path = config.log.episodes
-        self._ledger = ledger
+        self._rss = rss
         self._seen: dict[Path, tuple[int, int] | None] = {}
         self._listed = self._list()
         self._written = load_catalogue(self._path) if self._path is not None else None
@@ -65,13 +171,13 @@ class CatalogueSource:
                 log.error("feed kept the old episode catalogue", why=str(problem), hint=problem.cure)
             else:
                 log.info("feed read the episode catalogue", episodes=len(self._written.episodes))
-        known = self._ledger.rss.versions() if self._feeds.configured else {}
+        known = self._rss.versions() if self._feeds.configured else {}
         urls = [url for url in self.urls() if url in known]
         if self._written is None and not urls:
             return None
         state = (id(self._written), *((url, *known[url]) for url in urls))
         if self._made[0] != state:
-            published = [Episode._make(item) for url in urls for item in self._ledger.rss.published(url)]
+            published = [Episode._make(item) for url in urls for item in self._rss.published(url)]
             self._made = state, make_catalogue(self._written, published, [known[url][1] for url in urls])
         return self._made[1]
 
@@ -79,15 +185,14 @@ class CatalogueSource:
         """One pass over the RSS feeds that are due, or over all."""
         if not self._feeds.configured:
             return []
-        from .fetch import RssReader
-        from .refresh import refresh  # with the network's libraries, which a conversion by hand does not wait for
+        from .fetch import RssReader  # with the network's libraries, which a conversion by hand does not wait for
 
         async with RssReader(allow_local=self._feeds.allow_local) as reader:
-            return await refresh(self._ledger.rss, reader, self.urls(), self._feeds.refresh_every, now, force=force)
+            return await refresh(self._rss, reader, self.urls(), self._feeds.refresh_every, now, force=force)
 
     def untried(self) -> bool:
         """Whether there is an RSS feed that was never asked."""
-        return self._feeds.configured and not set(self.urls()) <= set(self._ledger.rss.feeds())
+        return self._feeds.configured and not set(self.urls()) <= set(self._rss.feeds())
 
     async def keep_fresh(self, looked: asyncio.Event) -> None:
         """Refresh for ever; ``looked`` is set after the first pass. Nothing that goes wrong ends it."""
@@ -174,14 +279,14 @@ def _iso(at: datetime | None) -> str | None:
     return None if at is None else f"{at:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def glance_at(config: Config, ledger: Ledger) -> EpisodesGlance:
+def glance_at(config: Config, rss: RssStore) -> EpisodesGlance:
     """What there is, read anew.
 
     Raises:
         ConfigError: a file must be changed.
     """
-    source = CatalogueSource(config, ledger)
-    held = ledger.rss.feeds(items=True)
+    source = CatalogueSource(config, rss)
+    held = rss.feeds(items=True)
     written = load_catalogue(config.log.episodes).episodes if config.log.episodes is not None else {}
     feeds = tuple((url, held.get(url)) for url in source.urls())
     return EpisodesGlance(written, feeds, source.snapshot())

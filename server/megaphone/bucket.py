@@ -8,78 +8,25 @@ credentials that were renewed on disk or by the chain are taken up by themselves
 
 from __future__ import annotations
 
-import asyncio
-import re
 import time
-from contextlib import asynccontextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlsplit
 
-import aiohttp
-from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # ships no types
-from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]  # ships no types
-from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # ships no types
-from botocore import exceptions as sdk  # type: ignore[import-untyped]  # ships no types
-from botocore.loaders import Loader  # type: ignore[import-untyped]  # ships no types
-from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # ships no types
-
-from ..s3.errors import Answer, Place, Remedy, Setback, safe_word
+from ..s3.client import BucketClient, has_status
+from ..s3.errors import Answer, Place, Remedy, Setback
 from ..s3.retry import Pace, Patience, Tries
 from .download import WRITE_SIZE, Spool
 from .exports import METRICS, DayExport, Listing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from datetime import date, datetime
 
-    from ..config import ExportSettings
     from .exports import ExportKind
 
 PAGE_SIZE = 1000
 # RFC 9110 wants quotes around the ETag; some versions of Ceph's gateway want none.
 _IF_MATCH = ('"{}"', "{}")
-_FOREIGN = (aiohttp.ClientError, sdk.BotoCoreError, sdk.ClientError, ResponseParserError, OSError, ValueError)
-_CREDENTIALS = (
-    sdk.NoCredentialsError,
-    sdk.PartialCredentialsError,
-    sdk.CredentialRetrievalError,
-    sdk.TokenRetrievalError,
-    sdk.NoAuthTokenError,
-    sdk.MetadataRetrievalError,
-    sdk.RefreshWithMFAUnsupportedError,
-    sdk.SSOError,
-    sdk.ProfileNotFound,
-    sdk.ConfigParseError,
-    sdk.ConfigNotFound,
-    sdk.InvalidConfigError,
-    sdk.UnknownCredentialError,
-)
-
-
-class _OneHost(AIOHTTPSession):  # type: ignore[misc]  # an untyped class
-    """The SDK's HTTP session, but no redirect is followed (aiohttp would, to anywhere)."""
-
-    async def _get_session(self, proxy_url: str | None) -> Any:
-        return _Straight(await super()._get_session(proxy_url))
-
-
-if not hasattr(AIOHTTPSession, "_get_session"):
-    raise ImportError(
-        "this aiobotocore is unknown to server/megaphone/bucket.py, which could not keep it from redirects"
-    )
-
-
-class _Straight:
-    """The one call that the SDK makes of an aiohttp session."""
-
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
-
-    async def request(self, method: str, **options: Any) -> aiohttp.ClientResponse:
-        return await self._session.request(method, **options | {"allow_redirects": False})
 
 
 class Bucket:
@@ -91,19 +38,15 @@ class Bucket:
         self._place = place
         self._kind = kind
         self._patience = patience or Patience()
+        self._client = BucketClient(place, self._patience)
         self._page_size = page_size
         self._if_match = list(_IF_MATCH)
         self.name = str(place)
 
     @classmethod
-    async def open(
-        cls, settings: ExportSettings, kind: ExportKind = METRICS, *, patience: Patience | None = None
-    ) -> Bucket:
-        """The bucket that the configuration names; nothing is asked of it yet."""
-        if settings.bucket is None:
-            raise ValueError(f"{settings.url} is no bucket")
-        place = Place(settings.bucket, settings.prefix, settings.region, settings.endpoint_url)
-        await asyncio.to_thread(_models)  # before the event loop has to wait for it
+    async def open(cls, place: Place, kind: ExportKind = METRICS, *, patience: Patience | None = None) -> Bucket:
+        """Return the bucket at ``place``; nothing is asked of it yet."""
+        await BucketClient.prepare()
         return cls(place, kind, patience=patience)
 
     async def day_exports(self) -> Listing:
@@ -111,12 +54,12 @@ class Bucket:
         tries = Tries(self._patience)
         while True:
             try:
-                async with self._client() as client:
+                async with self._client.connect() as client:
                     return await self._list(client)
             except Setback as setback:
                 if setback.remedy is Remedy.WAIT and setback.sdk_tried:
                     raise setback.error from setback
-                await self._before_next_try(setback, tries, 0)
+                await self._client.wait_for_next_try(setback, tries, 0)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """Write the listed version to ``into``, from where it stands; what was cut off is resumed.
@@ -128,10 +71,10 @@ class Bucket:
         tries = Tries(self._patience)
         while True:
             try:
-                async with self._client() as client:
+                async with self._client.connect() as client:
                     await self._read(client, export, spool)
             except Setback as setback:
-                await self._before_next_try(setback, tries, spool.most)
+                await self._client.wait_for_next_try(setback, tries, spool.most)
             else:
                 break
         await spool.finish()
@@ -146,7 +89,7 @@ class Bucket:
         tokens: set[str] = set()
         while now is None or page["IsTruncated"]:
             more = {"ContinuationToken": self._next_page(page, tokens)} if now else {}
-            async with self._answering():
+            async with self._client.answering():
                 page = await client.list_objects_v2(
                     Bucket=self._place.bucket,
                     Prefix=self._place.prefix,
@@ -188,7 +131,7 @@ class Bucket:
         try:
             reply = await self._get(client, export, spool.size)
         except Setback as setback:
-            if _is_status(setback, 416):
+            if has_status(setback, 416):
                 await spool.restart()
             raise
         async with reply["Body"] as body:
@@ -203,7 +146,7 @@ class Bucket:
             pace = Pace(self._patience)
             while True:
                 began = time.monotonic()
-                async with self._answering(export.key, self._patience.window):
+                async with self._client.answering(export.key, self._patience.window):
                     chunk = await body.read(WRITE_SIZE)
                 if not chunk:
                     break
@@ -221,130 +164,17 @@ class Bucket:
         more = {"Range": f"bytes={offset}-"} if offset else {}
         for spelling in tuple(self._if_match):
             try:
-                async with self._answering(export.key):
+                async with self._client.answering(export.key):
                     reply = await client.get_object(
                         Bucket=self._place.bucket, Key=export.key, IfMatch=spelling.format(export.etag), **more
                     )
             except Setback as setback:
-                if not _is_status(setback, 412):
+                if not has_status(setback, 412):
                     raise
                 continue
             self._if_match.sort(key=spelling.__ne__)
             return reply
         raise self._place.meaning(Answer(412, "PreconditionFailed"), export.key)
-
-    async def _before_next_try(self, setback: Setback, tries: Tries, most: int) -> None:
-        """Wait until it is worth another try; raises the error when it is not."""
-        pause = None
-        if setback.remedy is Remedy.WAIT:
-            pause = tries.failed(most)
-        elif setback.remedy is Remedy.NEW_CREDENTIALS:
-            pause = tries.refused(most)
-        if pause is None:
-            raise setback.error from setback
-        await asyncio.sleep(pause)
-
-    @asynccontextmanager
-    async def _client(self) -> AsyncIterator[Any]:
-        """A client with the credentials that the chain gives now; all its connections end with it."""
-        session = AioSession()
-        session.register_component("data_loader", _models())
-        opening = session.create_client(
-            "s3",
-            region_name=self._place.region,
-            endpoint_url=self._place.endpoint_url,
-            config=AioConfig(
-                s3={"addressing_style": "path"} if self._place.endpoint_url else {},
-                signature_version="s3v4",
-                connect_timeout=self._patience.connect,
-                read_timeout=self._patience.silence,
-                retries={"mode": "standard", "total_max_attempts": self._patience.sdk_tries},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                http_session_cls=_OneHost,
-            ),
-        )
-        async with self._answering():
-            client = await opening.__aenter__()
-        try:
-            client.meta.events.register("before-call.s3", _stay_in_region)
-            yield client
-        finally:
-            await opening.__aexit__(None, None, None)
-
-    @asynccontextmanager
-    async def _answering(self, key: str | None = None, seconds: float | None = None) -> AsyncIterator[None]:
-        """Around everything that waits for the server, and nothing else: foreign exceptions become Setbacks."""
-        try:
-            async with asyncio.timeout(seconds or self._patience.call):
-                yield
-        except _FOREIGN as error:
-            raise self._setback(error, key) from error
-        except RuntimeError as error:
-            if "redentials" not in str(error):  # botocore: "Credentials were refreshed, but … are still expired."
-                raise
-            raise self._place.no_credentials("they expired and new ones did not come") from error
-
-    def _setback(self, error: Exception, key: str | None) -> Setback:
-        if isinstance(error, sdk.ClientError):
-            if error.operation_name not in ("ListObjectsV2", "GetObject"):  # the chain's own: AssumeRole…
-                code = safe_word(error.response.get("Error", {}).get("Code"))
-                return self._place.no_credentials(f"{error.operation_name} was refused: {code}")
-            return self._place.meaning(_answer(error), key)
-        if isinstance(error, _CREDENTIALS):
-            return self._place.no_credentials(type(error).__name__.removesuffix("Error"))
-        if isinstance(error, FileNotFoundError | PermissionError):  # a web-identity token, a credential process
-            return self._place.no_credentials(f"{error.filename}: {error.strerror}")
-        if isinstance(error, sdk.SSLError | aiohttp.ClientSSLError):
-            return self._place.not_trusted()
-        if isinstance(error, sdk.ProxyConnectionError):
-            return self._place.unreachable("lies behind a proxy that does not answer")
-        if isinstance(error, TimeoutError | sdk.ConnectTimeoutError | sdk.ReadTimeoutError):
-            return self._place.unreachable("does not answer in time")
-        if isinstance(error, sdk.EndpointConnectionError):
-            return self._place.unreachable("cannot be connected to")
-        if type(error) is sdk.HTTPClientError:  # whatever else aiohttp raises: a URL that it cannot use
-            return self._place.unreachable(f"cannot be spoken to ({type(error.__cause__ or error).__name__})")
-        if isinstance(error, aiohttp.ClientError | sdk.HTTPClientError | sdk.IncompleteReadError | OSError):
-            return self._place.unreachable("broke the connection off")
-        if isinstance(error, ResponseParserError):
-            return self._place.no_s3("no XML in the answer")
-        return self._place.no_s3(type(error).__name__)
-
-
-@cache
-def _models() -> Any:
-    """The SDK's descriptions of S3, parsed once: 0.3 s of work that each session would do again."""
-    loader = Loader()
-    for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration"):
-        loader.load_data_with_path(name)
-    for kind in ("service-2", "endpoint-rule-set-1"):
-        loader.load_service_model("s3", kind)
-    return loader
-
-
-def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
-    """The SDK would follow a bucket into another region, on the word of an answer: let it think that it has."""
-    context.setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _answer(error: Any) -> Answer:
-    metadata = error.response.get("ResponseMetadata", {})
-    headers = metadata.get("HTTPHeaders", {})
-    said = error.response.get("Error", {})
-    region = headers.get("x-amz-bucket-region") or said.get("Region") or ""
-    location = urlsplit(headers.get("location", "")).hostname or ""
-    return Answer(
-        status=metadata.get("HTTPStatusCode", 0),
-        code=safe_word(said.get("Code")),
-        region=region if re.fullmatch(r"[a-z0-9-]{1,40}", region) else None,
-        location=location if re.fullmatch(r"[a-z0-9.:-]{1,253}", location) else None,
-    )
-
-
-def _is_status(setback: Setback, status: int) -> bool:
-    cause = setback.__cause__
-    return isinstance(cause, sdk.ClientError) and _answer(cause).status == status
 
 
 def _mistrust(reply: dict[str, Any], export: DayExport, offset: int) -> str | None:

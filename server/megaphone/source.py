@@ -6,12 +6,13 @@ configuration names, and only then imports it, so that whoever needs no bucket n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from .exports import METRICS
 
 if TYPE_CHECKING:
-    from ..config import ExportSettings
+    from ..s3.errors import Place
     from .exports import DayExport, ExportKind, Listing
 
 
@@ -39,12 +40,12 @@ class ExportSource(Protocol):
         """Let go of everything."""
 
 
-async def open_source(settings: ExportSettings, kind: ExportKind = METRICS) -> ExportSource:
-    """The source that ``export.url`` names; it is not asked anything yet."""
-    if settings.folder is not None:
+async def open_source(place: Path | Place, kind: ExportKind = METRICS) -> ExportSource:
+    """Return the source in a folder or a bucket; it is not asked anything yet."""
+    if isinstance(place, Path):
         from .folder import Folder
 
-        return Folder(settings.folder, kind)
+        return Folder(place, kind)
     from .bucket import Bucket
 
-    return await Bucket.open(settings, kind)
+    return await Bucket.open(place, kind)

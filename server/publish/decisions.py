@@ -1,22 +1,25 @@
-"""A round of the feed, as types: what an operator wished, what became of each day, by which settings.
+"""What to do about a day: one pure function of what is known of it, the settings and the two clocks.
 
-No outside world.
+`decide` is the whole policy of the feed; `feed` gathers what it asks for and carries out what it says. No outside
+world, no clock of its own: ``now`` is the local clock, ``source_now`` the source's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from ..megaphone.exports import FinalityRule, start_of
+from ..megaphone.exports import DayExport, FinalityRule, start_of
+from ..triton import LogName, expires
+from .holds import published_when_given_up
 
 if TYPE_CHECKING:
-    from datetime import date
+    from collections.abc import Iterable, Sequence
 
-    from ..convert.row import LogRules
     from ..settings import ExportSettings
-    from ..triton import LogName
+    from ..storage.records import DayRecord, Hold, Kind, Publication
+    from ..triton import LogRules
     from .holds import HoldPolicy
 
 
@@ -93,3 +96,180 @@ class FeedPolicy:
                 return None
             began = datetime.fromisoformat(first_start).date() - timedelta(days=self.export.look_back_days)
         return max(began, today - timedelta(days=self.keep_days - 1))
+
+
+def catching_up(days: Iterable[date], now: datetime) -> list[date]:
+    """The order of the days: the oldest that still counts first, then the newer ones, then those too late."""
+    return sorted(days, key=lambda day: (now >= expires(day), day))
+
+
+UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows already sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be published: a version of a day's export, by which rules, under names with which prefix.
+
+    ``sent`` are the publications whose rows are not sent again; rows created at or after ``fresh_after``
+    (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted.
+    """
+
+    kind: Kind
+    export: DayExport
+    rules: LogRules
+    prefix: str
+    remark: str = ""
+    sent: tuple[Publication, ...] = ()
+    fresh_after: str | None = None
+    may_hold: bool = True
+    may_publish: bool = True
+
+
+TOO_FRESH = timedelta(hours=2)  # rows this new may still grow: withheld from a day that is published unfinal
+RELEASE_AFTER = timedelta(days=2, hours=12)  # at D+2 12:00Z the withheld rows go out in any case
+_RULE_GIVERS = ("first", "unfinal", "resend", "adopted")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do about a day: carry out ``order`` if there is one.
+
+    ``result`` is what the round reports without an order, or when the order published nothing and held nothing.
+    ``given_up`` says that waiting for the day to become final is over. ``left_alone`` says why the late rows of a
+    changed export are not looked for, for the log.
+    """
+
+    result: DayResult
+    order: Order | None = None
+    given_up: bool = False
+    left_alone: str = ""
+
+
+def decide(
+    record: DayRecord,
+    publications: Sequence[Publication],
+    policy: FeedPolicy,
+    request: Wish,
+    *,
+    now: datetime,
+    source_now: datetime,
+) -> Decision:
+    """Decide what a round does about one day.
+
+    ``record`` is what the round has just seen of it; ``publications`` are those of the day that were finished, the
+    oldest first.
+    """
+    day, export, failure = record.day, record.export, record.failure
+    if reason := policy.out_of_reach(day, source_now):
+        return Decision(DayResult(day, "refused", reason))
+    if reason := _refusal_of_resend(record, publications, request):
+        return Decision(DayResult(day, "refused", reason))
+    # A failure that is dated in the future was written by a clock that has been corrected since: do not wait for it.
+    waiting = failure is not None and failure.at <= now < failure.next_try
+    asked_for = bool(request.days) or request.by_hand
+    if failure is not None and waiting and not asked_for and export is not None and failure.etag == export.etag:
+        return Decision(DayResult(day, "failed", f"{failure.sentence} (next try {failure.next_try:%Y-%m-%d %H:%MZ})"))
+    if request.resend and export is not None:
+        order = Order(
+            "resend",
+            export,
+            policy.rules,
+            _prefix(publications, policy),
+            remark=request.resend,
+            may_hold=not request.accept_rejects,
+        )
+        return Decision(_published(day, publications), order)
+    if publications:
+        return _decide_late(record, publications, policy, source_now)
+    return _decide_first(record, policy, request, source_now)
+
+
+def _refusal_of_resend(record: DayRecord, publications: Sequence[Publication], request: Wish) -> str:
+    if request.resend and not publications:
+        return f"it was never published, so there is nothing to send again: pickup-point feed --day {record.day}"
+    if request.resend and record.seen != "due":
+        return f"its export cannot be read whole: {_SENTENCES[record.seen]}"
+    return ""
+
+
+def _decide_first(record: DayRecord, policy: FeedPolicy, request: Wish, source_now: datetime) -> Decision:
+    """Decide about a day of which nothing was published yet."""
+    day, export = record.day, record.export
+    given_up = source_now >= start_of(day) + policy.export.give_up_waiting
+    waiting = Decision(DayResult(day, record.seen, _SENTENCES.get(record.seen, "")))
+    if export is None or not (record.seen == "due" or given_up):
+        return waiting
+    # A hold is about one version of the export: the next version is converted and judged anew.
+    hold = record.hold if record.hold is not None and record.hold.etag == export.etag else None
+    order = Order("first", export, policy.rules, policy.prefix, may_hold=not request.accept_rejects)
+    if record.seen != "due":
+        fresh_after = f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}"
+        order = replace(order, kind="unfinal", fresh_after=fresh_after)
+        order = replace(order, remark=f"not final at give_up_waiting: {record.seen}")
+    if hold is not None and request.accept_rejects and record.seen == "due":
+        order = replace(order, remark="an operator accepted what was rejected")
+    elif hold is not None and not request.accept_rejects:
+        if not (given_up and published_when_given_up(hold)):
+            return Decision(DayResult(day, "held", f"{hold.why}; to publish it: {accept_command(day)}"))
+        order = despite_hold(order, hold)
+    return Decision(waiting.result, order, given_up=given_up)
+
+
+def despite_hold(order: Order, hold: Hold) -> Order:
+    """Return the order that publishes a held day when waiting is over."""
+    remark = f"published at give_up_waiting though held: {hold.why}"
+    return replace(order, remark=f"{order.remark}; {remark}" if order.remark else remark, may_hold=False)
+
+
+def _decide_late(
+    record: DayRecord, publications: Sequence[Publication], policy: FeedPolicy, source_now: datetime
+) -> Decision:
+    """Decide about a published day: has its export changed since, or are rows withheld?"""
+    day, export = record.day, record.export
+    result = _published(day, publications)
+    changed = export is not None and export.etag != record.checked_etag
+    if export is None or not (changed or record.withheld):
+        return Decision(result)
+    release = record.withheld > 0 and source_now >= start_of(day) + RELEASE_AFTER
+    if record.seen != "due" and not release:
+        return Decision(result)
+    if any(publication.remark == UNKNOWN_LAYOUT for publication in publications):
+        return Decision(result, left_alone=UNKNOWN_LAYOUT)
+    standing = tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
+    # Rows are told apart by what was sent; of a pruned file that is no longer known.
+    if any(entry.state == "pruned" and entry.superseded_by is None for p in standing for entry in p.logs):
+        return Decision(result, left_alone="a file of the day was pruned already")
+    order = Order(
+        "late",
+        export,
+        # Late rows are judged by the rules of the day's first file, whatever is configured now.
+        next(p.rules for p in reversed(publications) if p.kind in _RULE_GIVERS),
+        _prefix(publications, policy),
+        remark="withheld rows" if record.withheld else "late rows",
+        sent=standing,
+        may_hold=False,
+        may_publish=source_now < expires(day),
+    )
+    return Decision(result, order)
+
+
+def _prefix(publications: Sequence[Publication], policy: FeedPolicy) -> str:
+    """Return the prefix of a day's names: that of its first file."""
+    return publications[0].logs[0].name.prefix if publications else policy.prefix
+
+
+def _published(day: date, publications: Sequence[Publication]) -> DayResult:
+    return DayResult(day, "published", ", ".join(str(entry.name) for p in publications for entry in p.logs))
+
+
+def accept_command(day: date) -> str:
+    """Return the command that publishes a held day."""
+    return f"pickup-point feed --day {day} --accept-rejects"
+
+
+_SENTENCES = {
+    "open": "it is not final yet",
+    "missing": "no export is there: Megaphone delivers no day twice, ask support-megaphone@spotify.com",
+    "stale": "its export is older than the end of the day",
+    "settling": "its export changed too recently to be final",
+}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -18,36 +17,29 @@ import structlog
 
 from ..disk import discarded, told
 from ..errors import ExportChanged, ExportTorn, PickupPointError, unexpected
-from ..megaphone.exports import start_of
-from ..status.deadlines import catching_up, expires
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
-from .decisions import DayResult, FeedPolicy, Round, Wish
+from ..triton import expires
+from .decisions import DayResult, FeedPolicy, Order, Round, Wish, accept_command, catching_up, decide, despite_hold
 from .holds import late_warnings, published_when_given_up, warnings
-from .publisher import UNKNOWN_LAYOUT, Order
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import date, datetime
 
-    from ..convert.row import LogRules
     from ..episodes.catalogue import Catalogue
     from ..megaphone.exports import DayExport, Listing
     from ..megaphone.source import ExportSource
     from ..storage.folder import PickupPoint
     from ..storage.ledger import Ledger
-    from ..storage.records import Publication
-    from ..triton import LogName
+    from ..triton import LogRules
     from .publisher import Done, Publisher
 
 log = structlog.get_logger()
 
-TOO_FRESH = timedelta(hours=2)  # rows this new may still grow: withheld from a day that is published unfinal
-RELEASE_AFTER = timedelta(days=2, hours=12)  # at D+2 12:00Z the withheld rows go out in any case
 CLOCK_TOLERANCE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
-_RULE_GIVERS = ("first", "unfinal", "resend", "adopted")
 
 
 class Feed:
@@ -73,7 +65,7 @@ class Feed:
         self._catalogue = catalogue
         self._stop = stop
         self._progress = progress
-        self._told: set[tuple[date, str]] = set()
+        self._warned: set[tuple[date, str]] = set()
 
     @property
     def rules(self) -> LogRules:
@@ -162,8 +154,8 @@ class Feed:
             if record is None or (record.seen, record.export) != (state, export):
                 self._ledger.see(DayRecord(day, state, listing.now, export))
             lost += [day] if export else []
-        if lost and (lost[-1], "passed over") not in self._told:
-            self._told.add((lost[-1], "passed over"))
+        if lost and (lost[-1], "passed over") not in self._warned:
+            self._warned.add((lost[-1], "passed over"))
             hint = f"where Triton still takes it: pickup-point feed --day {lost[0]}"
             log.warning(f"feed passed over {lost[0]}", to=str(lost[-1]), days=len(lost), why="look_back", hint=hint)
 
@@ -184,7 +176,7 @@ class Feed:
     async def _one_day(self, day: date, listing: Listing, now: datetime, wish: Wish) -> DayResult:
         export = listing.exports.get(day)
         try:
-            return await self._decide(day, export, listing.now, now, wish)
+            return await self._see_to(day, export, listing.now, now, wish)
         except PickupPointError as error:
             return await in_thread(self._failed, day, export, now, error)
         except Exception as error:
@@ -203,113 +195,30 @@ class Feed:
         log.error(f"feed failed {day}", why=str(error), hint=error.hint, next_try=f"{now + pause:%H:%MZ}")
         return DayResult(day, "failed", f"{error} (next try {now + pause:%Y-%m-%d %H:%MZ})")
 
-    async def _decide(
+    async def _see_to(
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, wish: Wish
     ) -> DayResult:
-        if refused := self._policy.out_of_reach(day, source_now):
+        """Decide about a day, and carry that out."""
+        if refused := self._policy.out_of_reach(day, source_now):  # such a day has no record
             return DayResult(day, "refused", refused)
         known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
-        publications, record = [p for p in known if p.published_at is not None], days[day]
-        if refused := self._refused(record, publications, wish):
-            return DayResult(day, "refused", refused)
-        waits = record.failure
-        # A failure dated in the future was written by a clock that has been put right since: it is not waited for.
-        waiting = waits is not None and waits.at <= now < waits.next_try
-        if waits and waiting and not (wish.days or wish.by_hand) and export and waits.etag == export.etag:
-            return DayResult(day, "failed", f"{waits.sentence} (next try {waits.next_try:%Y-%m-%d %H:%MZ})")
-        if wish.resend and export is not None:
-            name = await self._next_name(day, publications, self._policy.rules)
-            order = Order("resend", export, self._policy.rules, name, wish.resend, may_hold=not wish.accept_rejects)
-            return await self._carry_out(order, now)
-        if publications:
-            return await self._late(publications, record, source_now, now)
-        return await self._first(record, source_now, now, wish)
+        finished = [publication for publication in known if publication.published_at is not None]
+        decision = decide(days[day], finished, self._policy, wish, now=now, source_now=source_now)
+        if decision.left_alone and export is not None:
+            self._warn_once(day, export, decision.left_alone)
+        if decision.order is None:
+            return decision.result
+        result = await self._carry_out(decision.order, now, given_up=decision.given_up)
+        nothing_new = decision.order.kind == "late" and not (result.files or result.bad)
+        return decision.result if nothing_new else result
 
-    def _refused(self, record: DayRecord, publications: Sequence[Publication], wish: Wish) -> str:
-        """Why an operator's word cannot be followed, or an empty text."""
-        day = record.day
-        if wish.resend and not publications:
-            return f"it was never published, so there is nothing to send again: pickup-point feed --day {day}"
-        if wish.resend and record.seen != "due":
-            return f"its export is not to be had whole: {_SENTENCES[record.seen]}"
-        return ""
-
-    async def _first(self, record: DayRecord, source_now: datetime, now: datetime, wish: Wish) -> DayResult:
-        """A day of which nothing was published yet."""
-        day, export = record.day, record.export
-        given_up = source_now >= start_of(day) + self._policy.export.give_up_waiting
-        if export is None:
-            return DayResult(day, record.seen, _SENTENCES[record.seen])
-        name = await self._next_name(day, (), self._policy.rules)
-        hold = record.hold if record.hold is not None and record.hold.etag == export.etag else None
-        if record.seen == "due":
-            remark, may_hold = "", not wish.accept_rejects
-            if wish.accept_rejects:
-                remark = "an operator accepted what was rejected" if hold else ""
-            elif hold is not None:
-                if not (given_up and published_when_given_up(hold)):
-                    return DayResult(day, "held", f"{hold.why}; to publish it: {_accept(day)}")
-                remark, may_hold = f"published at give_up_waiting though held: {hold.why}", False
-            order = Order("first", export, self._policy.rules, name, remark, may_hold=may_hold)
-            return await self._carry_out(order, now, give_up=given_up)
-        if given_up:
-            fresh = f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}"
-            remark = f"not final at give_up_waiting: {record.seen}"
-            may_hold = not wish.accept_rejects
-            if hold is not None and may_hold:
-                if not published_when_given_up(hold):
-                    return DayResult(day, "held", f"{hold.why}; to publish it: {_accept(day)}")
-                remark, may_hold = f"{remark}; published though held: {hold.why}", False
-            order = Order("unfinal", export, self._policy.rules, name, remark, fresh_after=fresh, may_hold=may_hold)
-            return await self._carry_out(order, now, give_up=True)
-        return DayResult(day, record.seen, _SENTENCES[record.seen])
-
-    async def _late(
-        self, publications: Sequence[Publication], record: DayRecord, source_now: datetime, now: datetime
-    ) -> DayResult:
-        """A published day: has its export changed since, or are rows withheld?"""
-        day, export = record.day, record.export
-        sentence = ", ".join(str(entry.name) for p in publications for entry in p.logs)
-        done = DayResult(day, "published", sentence)
-        changed = export is not None and export.etag != record.checked_etag
-        if export is None or not (changed or record.withheld):
-            return done
-        release = record.withheld > 0 and source_now >= start_of(day) + RELEASE_AFTER
-        if record.seen != "due" and not release:
-            return done
-        if any(publication.remark == UNKNOWN_LAYOUT for publication in publications):
-            self._tell_once(day, export, UNKNOWN_LAYOUT)
-            return done
-        standing = tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
-        if any(e.state == "pruned" and e.superseded_by is None for p in standing for e in p.logs):
-            self._tell_once(day, export, "a file of the day was pruned already")
-            return done
-        rules = next(p.rules for p in reversed(publications) if p.kind in _RULE_GIVERS)
-        order = Order(
-            "late",
-            export,
-            rules,
-            await self._next_name(day, publications, rules),
-            remark="withheld rows" if record.withheld else "late rows",
-            sent=standing,
-            may_hold=False,
-            may_publish=source_now < expires(day),
-        )
-        result = await self._carry_out(order, now)
-        return result if result.files or result.bad else done
-
-    def _tell_once(self, day: date, export: DayExport, why: str) -> None:
-        """Say of one version of an export that nothing is sent for it."""
-        if (day, export.etag) not in self._told:
-            self._told.add((day, export.etag))
+    def _warn_once(self, day: date, export: DayExport, why: str) -> None:
+        """Log once for each version of an export that nothing is sent for it."""
+        if (day, export.etag) not in self._warned:
+            self._warned.add((day, export.etag))
             log.warning(f"feed left late rows of {day} alone", why=why)
 
-    async def _next_name(self, day: date, publications: Sequence[Publication], rules: LogRules) -> LogName:
-        """A day keeps the prefix of its first file."""
-        prefix = publications[0].logs[0].name.prefix if publications else self._policy.prefix
-        return await in_thread(self._publisher.next_name, day, prefix, rules)
-
-    async def _carry_out(self, order: Order, now: datetime, *, give_up: bool = False) -> DayResult:
+    async def _carry_out(self, order: Order, now: datetime, *, given_up: bool = False) -> DayResult:
         """Fetch the export into staging, then publish it."""
         export, day = order.export, order.export.day
         spool = self._point.staging_dir / f"export-{day}.json.gz"
@@ -329,21 +238,20 @@ class Feed:
             raise ExportTorn(str(error).replace(str(spool), export.key), hint=hint) from error
         finally:
             discarded(spool)
-        result = await in_thread(self._told_of, order, done, now)
-        if done.held is not None and give_up:
+        result = await in_thread(self._record_outcome, order, done, now)
+        if done.held is not None and given_up:
             reason, why = done.held
-            if published_when_given_up(Hold(why, reason, export.etag, done.tally)):
-                remark = f"published at give_up_waiting though held: {why}"
-                remark = f"{order.remark}; {remark}" if order.remark else remark
-                return await self._carry_out(replace(order, remark=remark, may_hold=False), now)
+            hold = Hold(why, reason, export.etag, done.tally)
+            if published_when_given_up(hold):
+                return await self._carry_out(despite_hold(order, hold), now)
         return result
 
-    def _told_of(self, order: Order, done: Done, now: datetime) -> DayResult:
+    def _record_outcome(self, order: Order, done: Done, now: datetime) -> DayResult:
         """Write down and log what became of an order."""
         day, tally = order.export.day, done.tally
         if done.held is not None:
             reason, why = done.held
-            accept = _accept(day)
+            accept = accept_command(day)
             if order.kind == "resend":
                 accept += f" --resend {shlex.quote(order.remark)}"
             else:
@@ -383,15 +291,3 @@ class Feed:
             log.warning(f"feed noticed {names[0]}", why=warning)
         files = ", ".join(str(name) for name in names)
         return DayResult(day, "published", f"{files} ({tally.lines} lines of {tally.rows} rows){late}", names)
-
-
-_SENTENCES = {
-    "open": "it is not final yet",
-    "missing": "no export is there: Megaphone delivers no day twice, ask support-megaphone@spotify.com",
-    "stale": "its export is older than the end of the day",
-    "settling": "its export changed too lately to be final",
-}
-
-
-def _accept(day: date) -> str:
-    return f"pickup-point feed --day {day} --accept-rejects"

@@ -23,6 +23,7 @@ from ..errors import ConversionFailed
 from ..megaphone.exports import DayExport
 from ..storage.records import LedgerLog, Publication
 from ..triton import LogFile, LogName, layouts_by_header
+from .decisions import UNKNOWN_LAYOUT, Order
 from .holds import HoldPolicy, hold_reason
 
 if TYPE_CHECKING:
@@ -30,37 +31,14 @@ if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
-    from ..convert.row import LogRules
     from ..convert.tally import Tally
     from ..episodes.catalogue import Catalogue
     from ..storage.folder import FoundFile, PickupPoint
     from ..storage.ledger import Ledger
-    from ..storage.records import Kind
     from ..storage.staging import Staging
-    from ..triton import Layout
+    from ..triton import Layout, LogRules
 
 log = structlog.get_logger()
-
-UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows already sent"
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be published: a version of a day's export, by which rules, under which first name.
-
-    ``sent`` are the publications whose rows are not sent again; rows created at or after ``fresh_after``
-    (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted.
-    """
-
-    kind: Kind
-    export: DayExport
-    rules: LogRules
-    first: LogName
-    remark: str = ""
-    sent: tuple[Publication, ...] = ()
-    fresh_after: str | None = None
-    may_hold: bool = True
-    may_publish: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +110,8 @@ class Publisher:
             for entry in publication.logs
             if entry.state == "published" and entry.superseded_by is None
         ]
-        with self._point.stage(order.first) as staging, told(self._point.staging_dir):
+        first = self.next_name(day, order.prefix, order.rules)
+        with self._point.stage(first) as staging, told(self._point.staging_dir):
             converted = convert_export(
                 spool,
                 conversion,

@@ -14,16 +14,9 @@ from typing import TYPE_CHECKING
 
 import asyncssh
 
+from ..config import IP_HASH_KEY, IP_HASH_KEY_BYTES, load_ip_hash_key
+from ..disk import MOST_BYTES, exists, read_private, write_new
 from ..errors import ConfigError, Problem
-from ..private_files import (
-    IP_HASH_KEY,
-    IP_HASH_KEY_BYTES,
-    MOST_BYTES,
-    exists,
-    load_ip_hash_key,
-    read_private,
-    write_new,
-)
 from .algorithms import LEGACY_HOST_KEY, RSA_HOST_SIGNATURES
 from .users import Access, User, password_hash_problem
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..episodes.rss import shown
 from ..publish.holds import HoldPolicy, late_warnings, warnings
+from ..triton import expires
 from .days import span
-from .deadlines import Urgency, expires
+from .deadlines import Urgency
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..storage.records import RssFeed
+    from ..episodes.rss import RssFeed
     from .days import DayOverview
 
 

@@ -12,14 +12,10 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ..megaphone.exports import start_of
+from ..triton import expires
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ..settings import AlertSettings
-
-COUNTED_DAYS = timedelta(days=3)
 
 
 class Urgency(StrEnum):
@@ -70,11 +66,6 @@ class DayDeadlines:
     picked_up: Deadline
 
 
-def expires(day: date) -> datetime:
-    """When the first sessions of a day stop counting: D+3 00:00Z."""
-    return start_of(day) + COUNTED_DAYS
-
-
 def day_deadlines(
     day: date, policy: DeadlinePolicy, now: datetime, *, published: datetime | None, picked_up: datetime | None
 ) -> DayDeadlines:
@@ -100,8 +91,3 @@ def _deadline(by: datetime, done: datetime | None, policy: DeadlinePolicy, now: 
     else:
         urgency = Urgency.AHEAD
     return Deadline(by, done, urgency, left)
-
-
-def catching_up(days: Iterable[date], now: datetime) -> list[date]:
-    """The order of the days: the oldest that still counts first, then the newer ones, then those too late."""
-    return sorted(days, key=lambda day: (now >= expires(day), day))

@@ -147,7 +147,7 @@ def handover_lines(config: Config) -> list[str]:
         LedgerError: the ledger cannot be read.
     """
     with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
-        urls = CatalogueSource(config, ledger).urls()
+        urls = CatalogueSource(config, ledger.rss).urls()
         publications = ledger.publications()
     lines = [f"- {shown(url)}" for url in urls] or ["(none is configured: set `feeds.urls`)"]
     for day in sorted({publication.day for publication in publications}, reverse=True):

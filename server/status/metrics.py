@@ -6,7 +6,9 @@ an address; what is scraped is read anew at every scrape.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -14,15 +16,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..errors import PickupPointError
+from .snapshot import Glance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from datetime import datetime
     from threading import Thread
     from wsgiref.simple_server import WSGIServer
 
     from prometheus_client.core import Metric
 
+    from ..settings import Config
+    from ..sftp.server import SftpServer
     from .days import DayOverview
 
 DAYS = 8  # the newest days that have gauges of their own: labels must not grow without bound
@@ -48,6 +52,51 @@ class Reading:
     sessions: int = 0
     served_files: int = 0
     disk_free_bytes: int = 0
+
+
+def take_reading(config: Config, server: SftpServer, rounds: Mapping[str, int], served_files: int) -> Reading:
+    """Read the ledger and the listener's counters for one scrape; ``rounds`` counts them by ``good`` and ``failed``."""
+    glance = Glance.take(config, datetime.now(UTC))
+    counters = server.counters
+    rows: Counter[str] = Counter()
+    for day in glance.days:
+        for publication in day.publications:
+            if publication.tally is not None:
+                rows["line"] += publication.tally.lines
+                rows.update({reason: n for reason, n in publication.tally.filtered.items() if n})
+                rows.update({reason: n for reason, n in publication.tally.rejected.items() if n})
+    return Reading(
+        days=tuple(glance.days),
+        rounds=dict(rounds),
+        rows=dict(rows),
+        refusals=dict(counters.refusals),
+        pickups=dict(counters.pickups),
+        alarms=dict(Counter(alarm.level.name.lower() for alarm in glance.alarms)),
+        last_success=_last_success(glance),
+        bytes_sent=counters.bytes_sent,
+        logins=counters.logins,
+        connections=server.connected,
+        sessions=server.sessions,
+        served_files=served_files,
+        disk_free_bytes=glance.measured.disk_free_bytes,
+    )
+
+
+def _last_success(glance: Glance) -> dict[str, datetime]:
+    found = {}
+    if "last_good_round" in glance.facts:
+        found["round"] = datetime.fromisoformat(glance.facts["last_good_round"])
+    published = [p.published_at for day in glance.days for p in day.publications if p.published_at is not None]
+    taken = [user.last for day in glance.days for user in day.pickups if user.last is not None]
+    if published:
+        found["publication"] = max(published)
+    if taken:
+        found["pickup"] = max(taken)
+    if glance.rss_feeds and all(feed.read_at is not None for feed in glance.rss_feeds):
+        found["rss"] = min(feed.read_at for feed in glance.rss_feeds if feed.read_at is not None)  # the oldest of them
+    if glance.logins:
+        found["login"] = max(login[0] for login in glance.logins.values())
+    return found
 
 
 class MetricsServer:

@@ -15,7 +15,7 @@ from ..convert.tally import FilterReason, RejectReason
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..convert.podcasts import PodcastBooks
+    from ..convert.tally import PodcastBooks
     from ..storage.records import Publication
 
 ALL = "(all)"

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from datetime import date, datetime
     from pathlib import Path
 
+    from ..episodes.rss import RssFeed
     from ..pickups import Pickup
     from ..settings import Config
-    from ..storage.records import LateCheck, LedgerLog, Publication, RssFeed
+    from ..storage.records import LateCheck, LedgerLog, Publication
     from ..triton import LogName
     from .reconcile import PodcastLine
 

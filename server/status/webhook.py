@@ -1,15 +1,29 @@
-"""Pushing: the webhook that hears of every change of an alarm, and the heartbeat of every good round.
+"""Pushes: every change of an alarm to a webhook, and a heartbeat after every good round.
 
-Touches the two web addresses of ``[alerts]``. Promise: a push never raises and never holds anything up; its address,
-which may be a secret, never stands in the log.
+Touches the two web addresses of ``[alerts]``. Promises: a push never raises and never holds anything up; its address,
+which may be a secret, never appears in the log; an alarm that is raised, changes its level or is cleared is pushed
+until the webhook accepts it, and then no more, also across restarts.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import structlog
+
+from ..errors import PickupPointError
+from ..threads import in_thread
+from .alarms import Level
+from .snapshot import Glance
+
+if TYPE_CHECKING:
+    from ..settings import Config
+    from ..storage.ledger import Ledger
+    from .alarms import Alarm
 
 log = structlog.get_logger()
 
@@ -50,7 +64,7 @@ class Pushes:
                 why = f"it answered {answer.status}"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = type(error).__name__
-        log.warning("alarms missed the webhook", why=why, hint="look at alerts.webhook_url")
+        log.warning("webhook did not accept alarms", why=why, hint="look at alerts.webhook_url")
         return False
 
     async def heartbeat(self) -> None:
@@ -65,5 +79,81 @@ class Pushes:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = type(error).__name__
         if why and self._beating:
-            log.warning("service missed the heartbeat", why=why, hint="look at alerts.heartbeat_url")
+            log.warning("heartbeat failed", why=why, hint="look at alerts.heartbeat_url")
         self._beating = not why
+
+
+LOOK_EVERY = timedelta(seconds=30)
+FIRST_LOOK = timedelta(minutes=5)  # a first round that takes longer does not hide what else is wrong
+LONGEST_RETRY = timedelta(minutes=15)
+_PUSHED = "alarms_told"  # the ledger's name for it
+
+
+class AlarmWatch:
+    """Pushes an alarm once when it is raised, changes its level or is cleared, also across restarts."""
+
+    def __init__(self, config: Config, ledger: Ledger, pushes: Pushes) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._pushes = pushes
+        self._round_ended = asyncio.Event()
+
+    def round_ended(self) -> None:
+        """Look at once at what a round has changed."""
+        self._round_ended.set()
+
+    async def watch(self) -> None:
+        """Push every change, for ever; not before a round has ended, since a start is no alarm."""
+        pause = FIRST_LOOK
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._round_ended.wait(), timeout=pause.total_seconds())
+            self._round_ended.clear()
+            try:
+                accepted = await self.push_changes(datetime.now(UTC))
+            except PickupPointError as error:
+                log.error("alarms could not be looked at", why=str(error), hint=error.hint)
+                accepted = False
+            pause = LOOK_EVERY if accepted else min(max(pause, LOOK_EVERY) * 2, LONGEST_RETRY)
+
+    async def push_changes(self, now: datetime) -> bool:
+        """Push what came, changed its level or went since the last push that was taken; False to try again."""
+        if not self._pushes.hears_alarms:
+            return True
+        glance = await in_thread(Glance.take, self._config, now)
+        pushed: dict[str, str] = glance.facts.get(_PUSHED, {})
+        standing = {f"{alarm.name} {alarm.subject}".strip(): alarm for alarm in glance.alarms}
+        levels = {key: alarm.level.name for key, alarm in standing.items()}
+        if levels == pushed:
+            return True
+        raised = [alarm for key, alarm in standing.items() if pushed.get(key) != alarm.level.name]
+        cleared = sorted(key for key in pushed if key not in standing)
+        if not await self._pushes.alarm(_message(now, glance.alarms, raised, cleared)):
+            return False
+        await in_thread(lambda: self._ledger.note(**{_PUSHED: levels}))
+        log.info("webhook accepted alarms", raised=len(raised), cleared=len(cleared))
+        return True
+
+
+def _message(now: datetime, standing: list[Alarm], raised: list[Alarm], cleared: list[str]) -> dict[str, Any]:
+    """The JSON that a webhook gets; ``text`` is for people, and for chat programs that show it."""
+    level = max((alarm.level for alarm in standing), default=Level.OK)
+    text = "; ".join(alarm.sentence for alarm in raised) or "all alarms that stood are over"
+    return {
+        "text": f"pickup-point {level.name}: {text}",
+        "at": now.isoformat(timespec="seconds"),
+        "level": level.name,
+        "raised": [_alarm_json(alarm) for alarm in raised],
+        "cleared": cleared,
+        "standing": [_alarm_json(alarm) for alarm in standing],
+    }
+
+
+def _alarm_json(alarm: Alarm) -> dict[str, str]:
+    return {
+        "level": alarm.level.name,
+        "name": alarm.name,
+        "subject": alarm.subject,
+        "sentence": alarm.sentence,
+        "hint": alarm.hint,
+    }

@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ..convert.tally import PodcastBooks
 from ..errors import LedgerError
-from .books_shelf import BooksShelf
-from .ledger_rows import (
+from .records import DELIVERY
+from .rss_feeds import RssShelf
+from .tables import (
+    FIRST_PICKUPS,
+    MIGRATIONS,
+    PICKUPS_OF,
     late_check_of,
     log_of,
     moment,
@@ -25,14 +30,13 @@ from .ledger_rows import (
     record_of,
     text,
 )
-from .records import DELIVERY
-from .rss_feeds import RssShelf
-from .schema import FIRST_PICKUPS, MIGRATIONS, PICKUPS_OF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from datetime import date, datetime
     from pathlib import Path
+    from sqlite3 import Row
 
     from ..pickups import Pickup
     from ..triton import LogName
@@ -397,3 +401,25 @@ def _told(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
             hint = f"restore a backup, or start a new one, which keeps old names out: mv {path} {path}.damaged"
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
+
+
+class BooksShelf:
+    """What each publication came to, podcast by podcast."""
+
+    def __init__(
+        self, transaction: Callable[[], AbstractContextManager[Any]], rows: Callable[..., Sequence[Row]]
+    ) -> None:
+        self._transaction = transaction
+        self._rows = rows
+
+    def put(self, publication: int, books: PodcastBooks) -> None:
+        """Keep the books of a publication."""
+        with self._transaction() as run:
+            run("INSERT INTO podcast_books VALUES (?, ?)", (publication, orjson.dumps(books.as_json()).decode()))
+
+    def get(self, publications: Sequence[int]) -> dict[int, PodcastBooks]:
+        """The books of these publications, by number; those that have none are left out."""
+        marks = ",".join("?" * len(publications))
+        query = f"SELECT publication, books FROM podcast_books WHERE publication IN ({marks})"  # noqa: S608  # marks only
+        rows = self._rows(query, list(publications))
+        return {row["publication"]: PodcastBooks.from_json(orjson.loads(row["books"])) for row in rows}

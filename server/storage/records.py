@@ -6,18 +6,16 @@ No outside world. Instants are in UTC.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import date, datetime
 
-    from ..convert.podcasts import PodcastBooks
-    from ..convert.row import LogRules
-    from ..convert.tally import Tally
-    from ..episodes.rss import RssItem
+    from ..convert.tally import PodcastBooks, Tally
+    from ..episodes.catalogue import CatalogueStamp
     from ..megaphone.exports import DayExport
-    from ..triton import LogName
+    from ..triton import LogName, LogRules
 
 DELIVERY = "default"  # the one delivery there is today; a day is known by (delivery, day)
 
@@ -38,49 +36,6 @@ class LedgerLog:
     state: LogState
     pruned_at: datetime | None = None
     superseded_by: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueStamp:
-    """Which episode catalogue a file was made with: ``version`` is the same for the same content, wherever it is made.
-
-    ``episodes`` it knew, ``rss_feeds`` it was made of beside the operator's file, the oldest of them read at
-    ``read_at`` (ISO 8601 in UTC, empty where no RSS feed was read).
-    """
-
-    version: str
-    episodes: int
-    rss_feeds: int = 0
-    read_at: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """As the ledger and ``--json`` hold it."""
-        return {
-            "version": self.version,
-            "episodes": self.episodes,
-            "rss_feeds": self.rss_feeds,
-            "read_at": self.read_at,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class RssFeed:
-    """One of the publisher's RSS feeds, as it was when it was last read; ``error`` says why the last try failed.
-
-    ``change`` grows with every new content. ``items`` may be left away; ``item_count`` holds their number all the same.
-    """
-
-    url: str
-    tried_at: datetime
-    read_at: datetime | None = None
-    title: str = ""
-    etag: str = ""
-    last_modified: str = ""
-    error: str = ""
-    hint: str = ""
-    change: int = 0
-    items: tuple[RssItem, ...] = ()
-    item_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

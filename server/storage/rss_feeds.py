@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .ledger_rows import moment, rss_feed_of, rss_item_of, text
+from .tables import moment, rss_feed_of, rss_item_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from ..episodes.rss import RssItem
-    from .records import RssFeed
+    from ..episodes.rss import RssFeed, RssItem
 
 
 class RssShelf:

@@ -1,0 +1,132 @@
+"""The systemd units for this installation: a service that owns nothing but its state folder, and its socket.
+
+No outside world but the path of this program.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+STATE_FOLDER = Path("/var/lib/pickup-point")  # StateDirectory= below
+_CREDENTIALS = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key")
+
+
+def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
+    """The service unit for the installation that this program runs from; the keys are read by systemd."""
+    program = Path(sys.argv[0])
+    command = _word(program.absolute()) if program.name == "pickup-point" else f"{_word(sys.executable)} -m server"
+    return _SERVICE.format(
+        command=command,
+        config=_word(config),
+        keys="\n".join(f"LoadCredential={name}:{_escaped(keys_dir / name)}" for name in _CREDENTIALS),
+        aws=_AWS.format(aws=_escaped(keys_dir / "aws")) if (keys_dir / "aws").exists() else "",
+        stop=drain_seconds + 30,
+    )
+
+
+def _escaped(path: Path | str) -> str:
+    return str(path).replace("%", "%%")  # systemd.unit(5): a specifier begins with %
+
+
+def _word(path: Path | str) -> str:
+    """A path as one word of a command line, systemd.service(5)."""
+    text = _escaped(path).replace("$", "$$")
+    return f'"{text}"' if " " in text else text
+
+
+def socket_unit(port: int) -> str:
+    """The socket unit: systemd listens (port 22 needs no right of the service then)."""
+    return _SOCKET.format(port=port)
+
+
+_SERVICE = """\
+# pickup-point: Megaphone's exports as Triton's podcast logs, over SFTP.
+# Made by `pickup-point systemd-unit`; put it into /etc/systemd/system/pickup-point.service
+[Unit]
+Description=Pickup point for podcast logs (SFTP)
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=300
+StartLimitBurst=10
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={command} serve --config {config}
+ExecReload=kill -HUP $MAINPID
+Restart=on-failure
+RestartSec=2
+WatchdogSec=30
+KillMode=mixed
+TimeoutStopSec={stop}
+LimitNOFILE=16384
+LimitCORE=0
+MemoryHigh=1G
+MemoryMax=2G
+
+DynamicUser=yes
+# Not the name of the group below: systemd refuses a dynamic user where there is a group of that name.
+User=pickup-point-serve
+SupplementaryGroups=pickup-point
+StateDirectory=pickup-point
+StateDirectoryMode=0700
+ConfigurationDirectory=pickup-point
+ConfigurationDirectoryMode=0750
+WorkingDirectory=%S/pickup-point
+Environment=HOME=%S/pickup-point
+{keys}
+{aws}
+UMask=0077
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+DevicePolicy=closed
+PrivateIPC=yes
+PrivateUsers=yes
+PrivateMounts=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+ProtectProc=invisible
+ProcSubset=pid
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RemoveIPC=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+_AWS = """\
+LoadCredential=aws:{aws}
+Environment=AWS_SHARED_CREDENTIALS_FILE=%d/aws
+"""
+_SOCKET = """\
+# Made by `pickup-point systemd-unit --socket`; put it into /etc/systemd/system/pickup-point.socket
+[Unit]
+Description=Pickup point for podcast logs (SFTP), the port
+
+[Socket]
+ListenStream={port}
+Backlog=512
+NoDelay=yes
+
+[Install]
+WantedBy=sockets.target
+"""

@@ -1,0 +1,142 @@
+"""One row of a metrics export, read and checked, each field by its exact rule.
+
+No outside world. What a row may be and why it is rejected is Megaphone's documentation and our reading of it; the
+reasons stand in `tally`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from .tally import RejectReason, RowRejected
+
+_CREATED_AT = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[T ]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d+)?(?:Z|\+00:00)?",
+    re.ASCII,
+)
+_DIGITS = re.compile(r"\d+", re.ASCII)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+LARGEST_WHOLE_NUMBER = 2**63 - 1
+REPORTING_SECONDS = 60  # Megaphone: "seconds_downloaded >= 60 and blacklisted_ip = false and blacklisted_ua = false"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRow:
+    """One row of a metrics export, checked: one download summed up.
+
+    ``date`` and ``time`` are ``created_at`` in UTC, ``YYYY-MM-DD`` and ``HH:MM:SS``; ``podcast_id`` and ``episode_id``
+    are empty where they are missing (never both); ``fields`` holds the row as it came.
+    """
+
+    id: str
+    date: str
+    time: str
+    ip: str
+    podcast_id: str
+    episode_id: str
+    filesize: int
+    bytes_sent: int
+    blacklisted_ip: bool
+    blacklisted_ua: bool
+    short: bool
+    fields: dict[str, Any]
+
+    @property
+    def reporting(self) -> bool:
+        """Whether Megaphone's own reports count it."""
+        return not (self.short or self.blacklisted_ip or self.blacklisted_ua)
+
+    @classmethod
+    def parse(cls, line: bytes) -> ExportRow:
+        """Read one line of an export.
+
+        Raises:
+            RowRejected: with the first reason that applies.
+        """
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            raise RowRejected(RejectReason.MALFORMED_JSON) from None
+        if not isinstance(fields, dict):
+            raise RowRejected(RejectReason.NOT_AN_OBJECT)
+        row_id = identifier(fields.get("id"))
+        if not row_id:
+            raise RowRejected(RejectReason.NO_ID)
+        created_at = parse_created_at(fields.get("created_at"))
+        if created_at is None:
+            raise RowRejected(RejectReason.BAD_CREATED_AT)
+        ip = identifier(fields.get("ip"))
+        if not ip:
+            raise RowRejected(RejectReason.NO_IP)
+        podcast_id, episode_id = identifier(fields.get("podcast_id")), identifier(fields.get("episode_id"))
+        if not podcast_id and not episode_id:
+            raise RowRejected(RejectReason.NO_EPISODE)
+        filesize = whole_number(fields.get("filesize"))
+        if not filesize:
+            raise RowRejected(RejectReason.BAD_FILESIZE)
+        bytes_sent = whole_number(fields.get("bytes_sent"))
+        if bytes_sent is None:
+            raise RowRejected(RejectReason.BAD_BYTES_SENT)
+        return cls(
+            id=row_id,
+            date=created_at[0],
+            time=created_at[1],
+            ip=ip,
+            podcast_id=podcast_id,
+            episode_id=episode_id,
+            filesize=filesize,
+            bytes_sent=bytes_sent,
+            blacklisted_ip=flag(fields.get("blacklisted_ip")),
+            blacklisted_ua=flag(fields.get("blacklisted_ua")),
+            short=seconds(fields.get("seconds_downloaded")) < REPORTING_SECONDS,
+            fields=fields,
+        )
+
+
+def identifier(value: Any) -> str:
+    """An id or address: a string as written, an integer as its digits; empty for anything else and for blanks."""
+    if type(value) is str:
+        return value if value.strip() else ""
+    return str(value) if type(value) is int else ""
+
+
+def parse_created_at(value: Any) -> tuple[str, str] | None:
+    """``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC, the fraction cut off; None when it is no instant."""
+    match = _CREATED_AT.fullmatch(value) if type(value) is str else None
+    return (match[1], match[2]) if match is not None and _is_date(match[1]) else None
+
+
+@lru_cache(64)
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def whole_number(value: Any) -> int | None:
+    """0 to 2⁶³-1, also as a digit string or a whole float; None for anything else."""
+    if type(value) is float:
+        value = int(value) if value.is_integer() else None
+    elif type(value) is str:  # int() refuses strings of more than 4300 digits; 20 that count are too many already
+        value = int(value.lstrip("0")[:20] or "0") if _DIGITS.fullmatch(value) else None
+    return value if type(value) is int and 0 <= value <= LARGEST_WHOLE_NUMBER else None
+
+
+def flag(value: Any) -> bool:
+    """A boolean, or "true"; anything else means false."""
+    return value is True or value == "true"
+
+
+def seconds(value: Any) -> float:
+    """A number of seconds, also as a string of digits, with or without a fraction; -1 for what cannot be read."""
+    if type(value) is int or type(value) is float:
+        return value
+    return float(value) if type(value) is str and _NUMBER.fullmatch(value) else -1.0

@@ -1,0 +1,205 @@
+"""One bucket, asked safely: a client of the SDK, its waits and its exceptions.
+
+Touches one bucket through aiobotocore, which no other module knows. The promise: every wait ends; no answer sends us to
+another host; a foreign exception never leaves this file. Each connection has a session of its own, so credentials that
+were renewed on disk or by the chain are taken up by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # ships no types
+from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]  # ships no types
+from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # ships no types
+from botocore import exceptions as sdk  # type: ignore[import-untyped]  # ships no types
+from botocore.loaders import Loader  # type: ignore[import-untyped]  # ships no types
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # ships no types
+
+from .errors import Answer, Remedy, safe_word
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .errors import Place, Setback
+    from .retry import Patience, Tries
+
+_FOREIGN = (aiohttp.ClientError, sdk.BotoCoreError, sdk.ClientError, ResponseParserError, OSError, ValueError)
+_CREDENTIALS = (
+    sdk.NoCredentialsError,
+    sdk.PartialCredentialsError,
+    sdk.CredentialRetrievalError,
+    sdk.TokenRetrievalError,
+    sdk.NoAuthTokenError,
+    sdk.MetadataRetrievalError,
+    sdk.RefreshWithMFAUnsupportedError,
+    sdk.SSOError,
+    sdk.ProfileNotFound,
+    sdk.ConfigParseError,
+    sdk.ConfigNotFound,
+    sdk.InvalidConfigError,
+    sdk.UnknownCredentialError,
+)
+
+
+class _OneHost(AIOHTTPSession):  # type: ignore[misc]  # an untyped class
+    """The SDK's HTTP session, but no redirect is followed (aiohttp would, to anywhere)."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        return _Straight(await super()._get_session(proxy_url))
+
+
+if not hasattr(AIOHTTPSession, "_get_session"):
+    raise ImportError("this aiobotocore is unknown to server/s3/client.py, which could not keep it from redirects")
+
+
+class _Straight:
+    """The one call that the SDK makes of an aiohttp session."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def request(self, method: str, **options: Any) -> aiohttp.ClientResponse:
+        return await self._session.request(method, **options | {"allow_redirects": False})
+
+
+class BucketClient:
+    """Connects to one bucket; `prepare` comes first, once for the process."""
+
+    def __init__(self, place: Place, patience: Patience) -> None:
+        self._place = place
+        self._patience = patience
+
+    @staticmethod
+    async def prepare() -> None:
+        """Parse the SDK's descriptions in a thread, before the event loop has to wait for it."""
+        await asyncio.to_thread(_models)
+
+    async def wait_for_next_try(self, setback: Setback, tries: Tries, most: int) -> None:
+        """Wait until another try is worthwhile.
+
+        ``most`` is the most bytes that were ever there.
+
+        Raises:
+            SourceError: it is not; the error that the failed attempt becomes.
+        """
+        pause = None
+        if setback.remedy is Remedy.WAIT:
+            pause = tries.failed(most)
+        elif setback.remedy is Remedy.NEW_CREDENTIALS:
+            pause = tries.refused(most)
+        if pause is None:
+            raise setback.error from setback
+        await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Any]:
+        """Open a client with the credentials that the chain gives now; all its connections end with it."""
+        session = AioSession()
+        session.register_component("data_loader", _models())
+        opening = session.create_client(
+            "s3",
+            region_name=self._place.region,
+            endpoint_url=self._place.endpoint_url,
+            config=AioConfig(
+                s3={"addressing_style": "path"} if self._place.endpoint_url else {},
+                signature_version="s3v4",
+                connect_timeout=self._patience.connect,
+                read_timeout=self._patience.silence,
+                retries={"mode": "standard", "total_max_attempts": self._patience.sdk_tries},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                http_session_cls=_OneHost,
+            ),
+        )
+        async with self.answering():
+            client = await opening.__aenter__()
+        try:
+            client.meta.events.register("before-call.s3", _stay_in_region)
+            yield client
+        finally:
+            await opening.__aexit__(None, None, None)
+
+    @asynccontextmanager
+    async def answering(self, key: str | None = None, seconds: float | None = None) -> AsyncIterator[None]:
+        """Turn foreign exceptions into `Setback`; put it around what waits for the server, and nothing else.
+
+        ``key`` is the object that is read, if one is; ``seconds`` the longest wait.
+        """
+        try:
+            async with asyncio.timeout(seconds or self._patience.call):
+                yield
+        except _FOREIGN as error:
+            raise self._setback(error, key) from error
+        except RuntimeError as error:
+            if "redentials" not in str(error):  # botocore: "Credentials were refreshed, but … are still expired."
+                raise
+            raise self._place.no_credentials("they expired and new ones did not come") from error
+
+    def _setback(self, error: Exception, key: str | None) -> Setback:
+        if isinstance(error, sdk.ClientError):
+            if error.operation_name not in ("ListObjectsV2", "GetObject"):  # the chain's own: AssumeRole…
+                code = safe_word(error.response.get("Error", {}).get("Code"))
+                return self._place.no_credentials(f"{error.operation_name} was refused: {code}")
+            return self._place.meaning(_answer(error), key)
+        if isinstance(error, _CREDENTIALS):
+            return self._place.no_credentials(type(error).__name__.removesuffix("Error"))
+        if isinstance(error, FileNotFoundError | PermissionError):  # a web-identity token, a credential process
+            return self._place.no_credentials(f"{error.filename}: {error.strerror}")
+        if isinstance(error, sdk.SSLError | aiohttp.ClientSSLError):
+            return self._place.not_trusted()
+        if isinstance(error, sdk.ProxyConnectionError):
+            return self._place.unreachable("lies behind a proxy that does not answer")
+        if isinstance(error, TimeoutError | sdk.ConnectTimeoutError | sdk.ReadTimeoutError):
+            return self._place.unreachable("does not answer in time")
+        if isinstance(error, sdk.EndpointConnectionError):
+            return self._place.unreachable("cannot be connected to")
+        if type(error) is sdk.HTTPClientError:  # whatever else aiohttp raises: a URL that it cannot use
+            return self._place.unreachable(f"cannot be spoken to ({type(error.__cause__ or error).__name__})")
+        if isinstance(error, aiohttp.ClientError | sdk.HTTPClientError | sdk.IncompleteReadError | OSError):
+            return self._place.unreachable("broke the connection off")
+        if isinstance(error, ResponseParserError):
+            return self._place.no_s3("no XML in the answer")
+        return self._place.no_s3(type(error).__name__)
+
+
+@cache
+def _models() -> Any:
+    """The SDK's descriptions of S3, parsed once: 0.3 s of work that each session would do again."""
+    loader = Loader()
+    for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration"):
+        loader.load_data_with_path(name)
+    for kind in ("service-2", "endpoint-rule-set-1"):
+        loader.load_service_model("s3", kind)
+    return loader
+
+
+def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
+    """The SDK would follow a bucket into another region, on the word of an answer: let it think that it has."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _answer(error: Any) -> Answer:
+    metadata = error.response.get("ResponseMetadata", {})
+    headers = metadata.get("HTTPHeaders", {})
+    said = error.response.get("Error", {})
+    region = headers.get("x-amz-bucket-region") or said.get("Region") or ""
+    location = urlsplit(headers.get("location", "")).hostname or ""
+    return Answer(
+        status=metadata.get("HTTPStatusCode", 0),
+        code=safe_word(said.get("Code")),
+        region=region if re.fullmatch(r"[a-z0-9-]{1,40}", region) else None,
+        location=location if re.fullmatch(r"[a-z0-9.:-]{1,253}", location) else None,
+    )
+
+
+def has_status(setback: Setback, status: int) -> bool:
+    """Return whether the server answered this attempt with the HTTP status ``status``."""
+    cause = setback.__cause__
+    return isinstance(cause, sdk.ClientError) and _answer(cause).status == status

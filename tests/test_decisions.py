@@ -1,0 +1,202 @@
+"""`decide`: a table of what is known of a day, of the settings and of the two clocks, and of what is done about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from server.convert.tally import Tally
+from server.megaphone.exports import DayExport
+from server.publish.decisions import UNKNOWN_LAYOUT, Decision, FeedPolicy, Wish, decide, despite_hold
+from server.publish.holds import HoldPolicy
+from server.settings import ExportSettings
+from server.storage.records import DayRecord, Failure, Hold, LedgerLog, Publication
+from server.triton import Layout, LogFormat, LogName, LogRules
+
+DAY = date(2026, 11, 20)
+RULES, OLD_RULES = LogRules(), LogRules(rows="all")
+
+
+def at(days: int, clock: str) -> datetime:
+    """So many days after the day's own, at a time in UTC."""
+    return datetime.fromisoformat(f"{DAY + timedelta(days=days)}T{clock}:00+00:00")
+
+
+EXPORT = DayExport(DAY, "metrics-day-2026-11-20.json.gz", "v1", 100, at(1, "03:00"))
+NEXT_VERSION = replace(EXPORT, etag="v2", last_modified=at(1, "06:00"))
+POLICY = FeedPolicy(
+    ExportSettings(url="s3://exports", first_day=DAY - timedelta(days=5)), RULES, "MEGA", HoldPolicy(), 60
+)
+GIVEN_UP = at(1, "23:00")  # the day's start and give_up_waiting's 47 hours
+
+
+def seen(word: str, export: DayExport | None = EXPORT, **more: Any) -> DayRecord:
+    return DayRecord(DAY, word, at(1, "05:00"), export, **more)
+
+
+def hold(reason: str = "rejected", rejected: int = 10, etag: str = "v1") -> Hold:
+    return Hold(
+        "too many were rejected", reason, etag, Tally(rows=100, lines=100 - rejected, rejected=Counter(no_ip=rejected))
+    )
+
+
+def failure(until: datetime, etag: str = "v1") -> Failure:
+    return Failure("it is torn", "look", etag, until - timedelta(hours=1), until, 1)
+
+
+def published(kind: str = "first", number: int = 0, state: str = "published", **more: Any) -> Publication:
+    entry = LedgerLog(LogName("OLD", DAY, number, LogFormat.TSV), 1, 10, "00", 1, 5, state)  # type: ignore[arg-type]  # one of its words
+    values: dict[str, Any] = {
+        "id": 1, "day": DAY, "kind": kind, "export": EXPORT, "rules": OLD_RULES, "tally": Tally(),
+        "intended_at": at(1, "05:00"), "published_at": at(1, "05:00"), "logs": (entry,),
+    }  # fmt: skip
+    return Publication(**(values | more))
+
+
+SUPERSEDED = replace(published(), logs=(replace(published().logs[0], superseded_by=2),))
+CHANGED = seen("due", NEXT_VERSION, checked_etag="v1")
+
+# what, record, publications, request, now, and what is expected: a result's word or an order's kind; more of either.
+CASES: list[tuple[str, DayRecord, list[Publication], Wish, datetime, str, dict[str, Any]]] = [
+    # A day of which nothing was published
+    ("open", seen("open", None), [], Wish(), at(0, "23:00"), "open", {}),
+    ("open, with an export", seen("open"), [], Wish(), at(1, "03:30"), "open", {}),
+    ("missing", seen("missing", None), [], Wish(), at(1, "05:00"), "missing", {}),
+    ("missing for good", seen("missing", None), [], Wish(), GIVEN_UP, "missing", {}),
+    ("stale", seen("stale"), [], Wish(), at(1, "05:00"), "stale", {}),
+    ("settling", seen("settling"), [], Wish(), at(1, "05:00"), "settling", {}),
+    ("due", seen("due"), [], Wish(), at(1, "05:00"), "first", {"prefix": "MEGA", "remark": "", "may_hold": True}),
+    ("a minute before the end of waiting", seen("stale"), [], Wish(), GIVEN_UP - timedelta(minutes=1), "stale", {}),
+    ("stale at the end of waiting", seen("stale"), [], Wish(), GIVEN_UP, "unfinal",
+     {"remark": "not final at give_up_waiting: stale", "fresh_after": "2026-11-21 01:00:00", "given_up": True}),
+    ("due at the end of waiting", seen("due"), [], Wish(), GIVEN_UP, "first", {"given_up": True, "fresh_after": None}),
+    # Held
+    ("held", seen("due", hold=hold()), [], Wish(), at(1, "05:00"), "held", {"sentence": "--accept-rejects"}),
+    ("held, and accepted", seen("due", hold=hold()), [], Wish(accept_rejects=True), at(1, "05:00"), "first",
+     {"may_hold": False, "remark": "an operator accepted what was rejected"}),
+    ("accepted before it was held", seen("due"), [], Wish(accept_rejects=True), at(1, "05:00"), "first",
+     {"may_hold": False, "remark": ""}),
+    ("held for an older version", seen("due", hold=hold(etag="v0")), [], Wish(), at(1, "05:00"), "first",
+     {"may_hold": True}),
+    ("held until the end of waiting", seen("due", hold=hold()), [], Wish(), GIVEN_UP, "first",
+     {"may_hold": False, "remark": "published at give_up_waiting though held: too many were rejected"}),
+    ("half of it rejected", seen("due", hold=hold(rejected=50)), [], Wish(), GIVEN_UP, "held", {}),
+    ("tokens are never published undecided", seen("due", hold=hold("tokens")), [], Wish(), GIVEN_UP, "held", {}),
+    ("an empty day is never published undecided", seen("due", hold=hold("empty")), [], Wish(), GIVEN_UP, "held", {}),
+    ("held and never final", seen("settling", hold=hold()), [], Wish(), GIVEN_UP, "unfinal",
+     {"may_hold": False, "remark": "not final at give_up_waiting: settling; published at give_up_waiting though held: "
+      "too many were rejected"}),
+    # Failed
+    ("failed, not yet tried again", seen("due", failure=failure(at(1, "06:00"))), [], Wish(), at(1, "05:30"), "failed",
+     {"sentence": "it is torn (next try 2026-11-21 06:00Z)"}),
+    ("failed, and its time has come", seen("due", failure=failure(at(1, "06:00"))), [], Wish(), at(1, "06:00"), "first",
+     {}),
+    ("failed, another version", seen("due", failure=failure(at(1, "06:00"), "v0")), [], Wish(), at(1, "05:30"), "first",
+     {}),
+    ("failed, asked for by day", seen("due", failure=failure(at(1, "06:00"))), [], Wish((DAY,)), at(1, "05:30"), "first",
+     {}),
+    ("failed, by hand", seen("due", failure=failure(at(1, "06:00"))), [], Wish(by_hand=True), at(1, "05:30"), "first",
+     {}),
+    ("failed by a clock that ran ahead", seen("due", failure=failure(at(9, "06:00"))), [], Wish(),
+     at(1, "05:30"), "first", {}),
+    # Published
+    ("unchanged", seen("due", checked_etag="v1"), [published()], Wish(), at(1, "07:00"), "published",
+     {"sentence": "OLD20261120-00.tsv.gz"}),
+    ("gone from the source", seen("missing", None, checked_etag="v1"), [published()], Wish(), at(1, "07:00"), "published",
+     {}),
+    ("changed", CHANGED, [published()], Wish(), at(1, "08:00"), "late",
+     {"prefix": "OLD", "rules": OLD_RULES, "may_hold": False, "may_publish": True, "remark": "late rows"}),
+    ("changed, settling", replace(CHANGED, seen="settling"), [published()], Wish(), at(1, "06:30"), "published", {}),
+    ("changed at the last instant", CHANGED, [published()], Wish(), at(3, "00:00") - timedelta(seconds=1), "late",
+     {"may_publish": True}),
+    ("changed when nothing counts any more", CHANGED, [published()], Wish(), at(3, "00:00"), "late",
+     {"may_publish": False}),
+    ("rows withheld", seen("settling", checked_etag="v1", withheld=9), [published("unfinal")], Wish(), at(2, "11:59"),
+     "published", {}),
+    ("rows withheld, and released", seen("settling", checked_etag="v1", withheld=9), [published("unfinal")], Wish(),
+     at(2, "12:00"), "late", {"remark": "withheld rows"}),
+    ("final at last, rows withheld", seen("due", checked_etag="v1", withheld=9), [published("unfinal")], Wish(),
+     at(2, "01:00"), "late", {"remark": "withheld rows"}),
+    ("changed, its layout unknown", CHANGED, [published("adopted", remark=UNKNOWN_LAYOUT)], Wish(), at(1, "08:00"),
+     "published", {"left_alone": UNKNOWN_LAYOUT}),
+    ("changed, a file pruned", CHANGED, [published(state="pruned")], Wish(), at(1, "08:00"), "published",
+     {"left_alone": "a file of the day was pruned already"}),
+    ("changed, superseded and pruned", CHANGED, [SUPERSEDED, published("resend", 1, rules=RULES)], Wish(),
+     at(1, "08:00"),
+     "late", {"rules": RULES, "prefix": "OLD"}),
+    # Sent again
+    ("resend", seen("due", checked_etag="v1"), [published()], Wish((DAY,), resend="voided"), at(1, "09:00"), "resend",
+     {"remark": "voided", "rules": RULES, "prefix": "OLD", "may_hold": True}),
+    ("resend, rejects accepted", seen("due"), [published()], Wish((DAY,), accept_rejects=True, resend="voided"),
+     at(1, "09:00"), "resend", {"may_hold": False}),
+    ("resend of nothing", seen("due"), [], Wish((DAY,), resend="voided"), at(1, "09:00"), "refused",
+     {"sentence": "never published"}),
+    ("resend of what is not there", seen("missing", None), [published()], Wish((DAY,), resend="voided"), at(1, "09:00"),
+     "refused", {"sentence": "cannot be read whole: no export is there"}),
+    # Out of reach
+    ("too old", seen("due"), [], Wish(), at(61, "00:00"), "refused", {"sentence": "retention.keep_days"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "publications", "request_", "now", "word", "more"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
+)
+def test_what_is_done_about_a_day(
+    record: DayRecord, publications: list[Publication], request_: Wish, now: datetime, word: str, more: dict[str, Any]
+) -> None:
+    """One line of the table."""
+    decision = decide(record, publications, POLICY, request_, now=now, source_now=now)
+    assert (decision.order.kind if decision.order else decision.result.word) == word
+    for name, value in more.items():
+        if name == "sentence":
+            assert value in decision.result.sentence
+        else:
+            found = getattr(decision if name in Decision.__slots__ else decision.order, name)
+            assert found == value, name
+
+
+def test_a_day_before_the_first_is_refused() -> None:
+    """`first_day` is where the service's work begins."""
+    day = DAY - timedelta(days=6)
+    decision = decide(
+        DayRecord(day, "due", at(1, "05:00"), None), [], POLICY, Wish((day,)), now=GIVEN_UP, source_now=GIVEN_UP
+    )
+    assert (decision.order, decision.result.word) == (None, "refused")
+    assert "export.first_day" in decision.result.sentence
+
+
+def test_the_source_s_clock_decides_what_is_final_and_the_local_one_when_to_try_again() -> None:
+    """A local clock that is a day ahead publishes nothing early."""
+    ahead = decide(seen("stale"), [], POLICY, Wish(), now=at(4, "00:00"), source_now=at(1, "05:00"))
+    assert (ahead.order, ahead.result.word) == (None, "stale")
+    waiting = seen("due", failure=failure(at(1, "06:00")))
+    assert decide(waiting, [], POLICY, Wish(), now=at(1, "05:30"), source_now=at(1, "06:30")).result.word == "failed"
+
+
+def test_late_rows_never_leave_out_what_was_sent() -> None:
+    """Every publication that stands is handed to the conversion; one that was superseded is not."""
+    second = published("late", 1)
+    decision = decide(
+        CHANGED,
+        [SUPERSEDED, published("resend", 2), second],
+        POLICY,
+        Wish(),
+        now=at(1, "08:00"),
+        source_now=at(1, "08:00"),
+    )
+    assert decision.order is not None
+    assert [p.kind for p in decision.order.sent] == ["resend", "late"]
+
+
+def test_a_day_that_is_held_only_after_its_conversion_goes_out_as_one_that_was_held_before() -> None:
+    """The same remark, and nothing holds it again."""
+    before = decide(seen("due", hold=hold()), [], POLICY, Wish(), now=GIVEN_UP, source_now=GIVEN_UP).order
+    after = decide(seen("due"), [], POLICY, Wish(), now=GIVEN_UP, source_now=GIVEN_UP).order
+    assert after is not None and despite_hold(after, hold()) == before
+    assert after.rules.layout == Layout() and GIVEN_UP.tzinfo is UTC
