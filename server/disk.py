@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
     """A lock file; what it yields takes the lock and says whether it was to be had. It ends with the process."""
-    with told(path):
+    with translate_os_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def taken() -> bool:
@@ -32,7 +32,7 @@ def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise translated(error, path) from error
+            raise data_folder_error(error, path) from error
         return True
 
     try:
@@ -50,22 +50,22 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def discarded(path: Path) -> None:
+def discard(path: Path) -> None:
     """Remove a file in staging, also where the disk refuses: what is left, the next round removes, or says why not."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Operating system errors inside become a `DataFolderError` about ``path``."""
     try:
         yield
     except OSError as error:
-        raise translated(error, path) from error
+        raise data_folder_error(error, path) from error
 
 
-def translated(error: OSError, path: Path) -> DataFolderError:
+def data_folder_error(error: OSError, path: Path) -> DataFolderError:
     """The operating system's word about the data folder, with what to type."""
     hints = {
         errno.ENOSPC: f"df -h {path.parent}; free some space, the next round goes on by itself",

@@ -34,9 +34,9 @@ from .sftp.probe import ProbeKey
 from .sftp.server import SftpServer
 from .status.metrics import MetricsServer, take_reading
 from .status.webhook import AlarmWatch, Pushes
-from .storage.folder import PickupPoint
+from .storage.folder import DataFolder
 from .storage.ledger import Ledger
-from .storage.pickup_writer import Bookkeeper
+from .storage.pickup_writer import PickupWriter
 from .systemd import Listener, keep_watchdog_fed
 from .threads import in_thread
 
@@ -70,10 +70,15 @@ class Service:
     """A running pickup point. `run` is its whole life."""
 
     def __init__(
-        self, config: Config, parts: Parts, server: SftpServer, books: Bookkeeper, supervisor: Supervisor
+        self,
+        config: Config,
+        installation: Installation,
+        server: SftpServer,
+        books: PickupWriter,
+        supervisor: Supervisor,
     ) -> None:
         self._config = config
-        self._parts = parts
+        self._installation = installation
         self._server = server
         self._supervisor = supervisor
         self._stopping = asyncio.Event()
@@ -85,9 +90,11 @@ class Service:
         self._clock, self._clock_compared = SteadyClock(), asyncio.Event()
         self._started = datetime.now(UTC)
         self._rounds: Counter[str] = Counter()
-        self._metrics = MetricsServer(lambda: take_reading(config, server, self._rounds, len(parts.point.served)))
+        self._metrics = MetricsServer(
+            lambda: take_reading(config, server.registry, self._rounds, len(installation.folder.served))
+        )
         self._pushes = Pushes(config.alerts.webhook_url, config.alerts.heartbeat_url)
-        self._alarms = AlarmWatch(config, parts.ledger, self._pushes)
+        self._alarms = AlarmWatch(config, installation.ledger, self._pushes)
 
     async def run(self, on_listening: Callable[[int], None]) -> None:
         """Listen and feed until `stop`, then end in order.
@@ -117,13 +124,13 @@ class Service:
                 "facts": self._note_facts_forever(),
                 "watchdog": keep_watchdog_fed(self._supervisor, listener),
                 "alarms": self._alarms.watch(),
-                "rss": self._parts.catalogue.keep_fresh(self._catalogue_read),
+                "rss": self._installation.catalogue.keep_fresh(self._catalogue_read),
             }.items()
         }
         log.info(
             "service listened", host=self._config.sftp.host, port=self._server.port, export=self._config.export.url
         )
-        self._supervisor.ready(f"Serving {len(self._parts.point.served)} log files on port {self._server.port}")
+        self._supervisor.ready(f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}")
         on_listening(self._server.port)
         stopping = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
@@ -150,7 +157,7 @@ class Service:
     async def _end(self, tasks: dict[str, asyncio.Task[None]]) -> None:
         self._supervisor.stopping()
         self._server.stop_listening()
-        log.info("service stopped listening", transfers=self._server.transfers)
+        log.info("service stopped listening", transfers=self._server.registry.transfers)
         draining = asyncio.create_task(self._server.drain(self._config.sftp.drain_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
@@ -158,7 +165,7 @@ class Service:
             await self._server.drain(0)
         hurry.cancel()
         await draining
-        self._parts.stop.set()
+        self._installation.stop.set()
         for name, task in tasks.items():
             if name != "pickups":
                 task.cancel()
@@ -179,7 +186,7 @@ class Service:
             await self._pause(pause)
             now, counted = datetime.now(UTC), monotonic()
             try:
-                outcome = await self._parts.feed.run_round(now)
+                outcome = await self._installation.feed.run_round(now)
             except SourceError as error:
                 failures += 1
                 pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
@@ -214,13 +221,14 @@ class Service:
             self._rounds["failed" if failures else "good"] += 1
             self._alarms.round_ended()
             self._supervisor.status(
-                f"Serving {len(self._parts.point.served)} log files; next round {datetime.now(UTC) + pause:%H:%M:%SZ}"
+                f"Serving {len(self._installation.folder.served)} log files; "
+                f"next round {datetime.now(UTC) + pause:%H:%M:%SZ}"
             )
 
     async def _first_catalogue(self) -> None:
         """With an RSS feed that was never asked, let it answer first, for a moment: no round ever waits again."""
         with contextlib.suppress(TimeoutError, LedgerError):
-            if await in_thread(self._parts.catalogue.untried):
+            if await in_thread(self._installation.catalogue.untried):
                 await asyncio.wait_for(self._catalogue_read.wait(), timeout=FIRST_CATALOGUE)
 
     async def _pause(self, pause: timedelta) -> None:
@@ -238,7 +246,7 @@ class Service:
 
     async def _note(self, facts: dict[str, Any]) -> None:
         try:
-            await in_thread(lambda: self._parts.ledger.note(**facts))
+            await in_thread(lambda: self._installation.ledger.note(**facts))
         except LedgerError as error:
             log.error("service could not write the ledger", why=str(error), hint=error.hint)
 
@@ -254,19 +262,19 @@ class Service:
             await asyncio.sleep(PRUNE_EVERY.total_seconds())
 
     def _prune(self) -> None:
-        parts = self._parts
-        with parts.point.round_lock(lambda: None, parts.stop.is_set):
+        installation = self._installation
+        with installation.folder.round_lock(lambda: None, installation.stop.is_set):
             if (now := self._clock.now(monotonic())) is not None:
-                prune(parts.ledger, parts.point, self._config.retention.keep_days, now, steady=True)
+                prune(installation.ledger, installation.folder, self._config.retention.keep_days, now, steady=True)
 
     async def _refresh_forever(self) -> None:
         """Serve what a command run by hand has published or pruned."""
         seen = None
         while True:
             try:
-                now = await in_thread(self._parts.ledger.changed_elsewhere)
+                now = await in_thread(self._installation.ledger.changed_elsewhere)
                 if seen is not None and now != seen:
-                    await in_thread(self._parts.publisher.serve_published)
+                    await in_thread(self._installation.publisher.serve_published)
                 seen = now
             except (LedgerError, DataFolderError) as error:
                 log.error("service could not read the ledger", why=str(error), hint=error.hint)
@@ -283,7 +291,7 @@ class Service:
                 "service_port": self._server.port,
                 "bans": [
                     {"address": ban.address, "until": ban.until.isoformat(timespec="minutes"), "failures": ban.failures}
-                    for ban in self._server.bans()
+                    for ban in self._server.registry.bans()
                 ],
             }
             if facts != written:
@@ -313,7 +321,9 @@ class Service:
             log.info("service reloaded users, keys and limits", users=len(config.sftp.users))
             return True
         finally:
-            self._supervisor.ready(f"Serving {len(self._parts.point.served)} log files on port {self._server.port}")
+            self._supervisor.ready(
+                f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}"
+            )
 
 
 async def serve(
@@ -331,35 +341,37 @@ async def serve(
     """
     credentials, hash_key = keys
     async with contextlib.AsyncExitStack() as stack:
-        point = PickupPoint(config.data_dir)
-        point.prepare()
-        stack.enter_context(point.service_lock())  # before anything in the folder is opened, until everything is closed
-        parts = await stack.enter_async_context(assembled(config, hash_key))
-        await in_thread(_recover, parts)
-        books = Bookkeeper(parts.ledger)
+        folder = DataFolder(config.data_dir)
+        folder.prepare()
+        stack.enter_context(
+            folder.service_lock()
+        )  # before anything in the folder is opened, until everything is closed
+        installation = await stack.enter_async_context(assembled(config, hash_key))
+        await in_thread(_recover, installation)
+        books = PickupWriter(installation.ledger)
         server = SftpServer(
             config.sftp,
             credentials,
-            list_files=lambda: parts.point.served,
-            open_file=parts.point.open,
+            list_files=lambda: installation.folder.served,
+            open_file=installation.folder.open,
             on_pickup=books.on_pickup,
             on_login=books.on_login,
             probe=ProbeKey(config.data_dir).accepts,
         )
-        service = Service(config, parts, server, books, supervisor)
+        service = Service(config, installation, server, books, supervisor)
         with _signals(service, config.path):
             await service.run(on_listening)
 
 
-def _recover(parts: Parts) -> None:
+def _recover(installation: Installation) -> None:
     """Before anybody can log in: end what a crash interrupted, and serve what is published."""
     now = datetime.now(UTC)
-    if interrupted := parts.ledger.interrupt_open_pickups():
+    if interrupted := installation.ledger.interrupt_open_pickups():
         log.warning(f"service marked {interrupted} pickups interrupted")
-    with parts.point.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
-        parts.publisher.recover(now)
-        parts.publisher.adopt(parts.feed.rules, now)
-        parts.publisher.serve_published()
+    with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
+        installation.publisher.recover(now)
+        installation.publisher.adopt(installation.feed.rules, now)
+        installation.publisher.serve_published()
 
 
 @contextlib.contextmanager
@@ -404,11 +416,11 @@ def load_keys(config: Config) -> tuple[Credentials, bytes]:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Installation:
     """What a round needs, opened. Setting ``stop`` ends a conversion at once."""
 
     config: Config
-    point: PickupPoint
+    folder: DataFolder
     ledger: Ledger
     publisher: Publisher
     feed: Feed
@@ -419,7 +431,7 @@ class Parts:
 @contextlib.asynccontextmanager
 async def assembled(
     config: Config, hash_key: bytes, *, progress: Callable[[date, int, int], None] | None = None
-) -> AsyncIterator[Parts]:
+) -> AsyncIterator[Installation]:
     """The parts, opened in order and closed in the opposite one; the ledger last.
 
     Raises:
@@ -427,15 +439,15 @@ async def assembled(
         DataFolderError, LedgerError: the data folder cannot be used.
     """
     stop = threading.Event()
-    point = PickupPoint(config.data_dir)
-    point.prepare()
-    ledger = Ledger.open(point.ledger_path)
+    folder = DataFolder(config.data_dir)
+    folder.prepare()
+    ledger = Ledger.open(folder.ledger_path)
     try:
         catalogue = CatalogueSource(config, ledger.rss)
         holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
         publisher = Publisher(
             ledger,
-            point,
+            folder,
             hash_key=hash_key,
             policy=holds,
             workers=config.log.workers,
@@ -446,9 +458,9 @@ async def assembled(
         source = await open_source(config.export.place)
         try:
             feed = Feed(
-                policy, source, publisher, ledger, point, catalogue=catalogue.snapshot, stop=stop, progress=progress
+                policy, source, publisher, ledger, folder, catalogue=catalogue.snapshot, stop=stop, progress=progress
             )
-            yield Parts(config, point, ledger, publisher, feed, catalogue, stop)
+            yield Installation(config, folder, ledger, publisher, feed, catalogue, stop)
         finally:
             await source.close()
     finally:

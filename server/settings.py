@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 
-from .s3.errors import Place
+from .s3.errors import BucketPlace
 from .triton import ColumnSpec, Layout, LogFormat, LogRules
 
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
@@ -185,11 +185,11 @@ class ExportSettings(Section):
         return f"{prefix}/" if prefix else ""
 
     @property
-    def place(self) -> Path | Place:
+    def place(self) -> Path | BucketPlace:
         """The folder or the bucket that ``url`` names."""
         if self.bucket is None:
             return Path(unquote(urlsplit(self.url).path))
-        return Place(self.bucket, self.prefix, self.region, self.endpoint_url)
+        return BucketPlace(self.bucket, self.prefix, self.region, self.endpoint_url)
 
 
 class ColumnSettings(Section):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.publish.publisher import Publisher
 from server.storage import staging
-from server.storage.folder import PickupPoint
+from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.storage.staging import Staging
 from tests.fixtures_feed import DAY, Site, at, rows_of
@@ -36,7 +36,7 @@ STEPS: tuple[tuple[Any, str], ...] = (
     (os, "link"),
     (os, "fsync"),
     (Publisher, "adopt"),
-    (PickupPoint, "add_served"),
+    (DataFolder, "add_served"),
     (Ledger, "intend"),
     (Ledger, "published"),
     (Ledger, "settle"),

@@ -8,7 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from server.megaphone.bucket import Bucket
-from server.s3.retry import Patience
+from server.s3.retry import RetryPolicy
 
 from .fault_server import BUCKET, Fault, FaultServer
 from .fixtures_s3 import bucket_settings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"
 SIZE = 300_000
-QUICK = Patience(
+QUICK = RetryPolicy(
     connect=1,
     silence=0.3,
     call=3,
@@ -37,9 +37,9 @@ def body_of(seed: int, size: int = SIZE) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-async def bucket_of(faulty: FaultServer, patience: Patience = QUICK) -> Bucket:
+async def bucket_of(faulty: FaultServer, patience: RetryPolicy = QUICK) -> Bucket:
     """The bucket with little patience."""
-    return await Bucket.open(bucket_settings(f"s3://{BUCKET}", faulty.url).place, patience=patience)
+    return await Bucket.open(bucket_settings(f"s3://{BUCKET}", faulty.url).place, retry=patience)
 
 
 async def listed(bucket: Bucket) -> DayExport:
@@ -47,7 +47,7 @@ async def listed(bucket: Bucket) -> DayExport:
     return (await bucket.day_exports()).exports[DAY]
 
 
-async def read(faulty: FaultServer, *faults: Fault, patience: Patience = QUICK) -> bytes:
+async def read(faulty: FaultServer, *faults: Fault, patience: RetryPolicy = QUICK) -> bytes:
     """List, then read under these faults; a spool that holds something already keeps it."""
     bucket = await bucket_of(faulty, patience)
     export = await listed(bucket)

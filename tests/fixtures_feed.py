@@ -21,7 +21,7 @@ from server.errors import SourceUnreachable
 from server.megaphone.exports import DayExport, Listing
 from server.megaphone.folder import Folder
 from server.pickups import PickupProgress
-from server.publish.decisions import FeedPolicy, Round, Wish
+from server.publish.decisions import FeedPolicy, FeedRequest, Round
 from server.publish.feed import Feed
 from server.publish.holds import HoldPolicy
 from server.publish.publisher import Publisher
@@ -30,7 +30,7 @@ from server.settings import ExportSettings
 from server.status.alarms import Alarm, Measured, alarms
 from server.status.days import DayOverview, overview
 from server.status.deadlines import DeadlinePolicy
-from server.storage.folder import PickupPoint
+from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.triton import LogFile, LogName, LogRules
 from tests.rows import KEY, row
@@ -116,7 +116,7 @@ class Site:
         known = {key: value for key, value in self.settings.items() if key in ExportSettings.model_fields}
         self.export_settings = ExportSettings(url=self.exports.absolute().as_uri(), **known)
         self.holds = HoldPolicy(self.settings["max_rejected"], self.settings["tokens"])
-        self.point = PickupPoint(self.root / "data")
+        self.point = DataFolder(self.root / "data")
         self.point.prepare()
         self.ledger = Ledger.open(self.point.ledger_path)
         self.publisher = Publisher(
@@ -158,7 +158,7 @@ class Site:
     async def round(self, now: datetime, *days: date, accept: bool = False, resend: str = "") -> Round:
         """One round, when it is ``now`` by the source's clock."""
         self.source.now = now
-        return await self.feed.run_round(now + self.skew, Wish(days, accept, resend))
+        return await self.feed.run_round(now + self.skew, FeedRequest(days, accept, resend))
 
     async def word(self, now: datetime, *days: date, day: date = DAY, accept: bool = False, resend: str = "") -> str:
         """What one round made of one day."""

@@ -14,6 +14,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from server.settings import SftpSettings, UserSettings
+from server.sftp.delivery import Delivery
 from server.sftp.keys import load_credentials, make_keys
 from server.sftp.server import SftpServer
 from server.triton import LogFile, LogName
@@ -244,3 +245,18 @@ async def listener(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Running]:
     async with running(tmp_path, keys_dir) as it:
         it.served.add(NAME, bytes(range(256)) * 4096)
         yield it
+
+
+class _AtOnce:
+    """A stream whose every byte is acknowledged as soon as it is sent."""
+
+    def sent(self) -> int:
+        return 0
+
+    def acknowledged(self) -> int:
+        return 0
+
+
+def acknowledged(report: Callable[[Pickup], None]) -> Delivery:
+    """For a request handler without a connection: everything sent has arrived."""
+    return Delivery(_AtOnce(), lambda: True, report)  # type: ignore[arg-type]  # what it asks of a stream

@@ -18,14 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from server.config import load_config
-from server.episodes.rss import NotRss, RssDocument, bare_url, megaphone_token, shown
+from server.episodes.rss import NotRss, RssDocument, bare_url, megaphone_token, safe_url
 from server.errors import ConfigError
 from server.megaphone.exports import METRICS
 from server.settings import Config
-from server.sftp.handler import MUTATING, Catalogue, Events, View, Visitor
+from server.sftp.handler import MUTATING, Client, Events, RequestHandler, ServedFiles
 from server.sftp.protocol import DATA_HEADER_SIZE, LONGEST_READ, Kind, Status
 from server.triton import LogFile, LogFormat, LogName, UrlTemplate, layouts_by_header, prefix_problem
 
+from .fixtures_sftp import acknowledged
 from .reference_conversion import DAY
 from .test_render import RULES
 
@@ -90,7 +91,7 @@ def config(data: bytes) -> None:
     assert not _CONTROLS.search(rules.layout.header_lines(DAY).replace("\n", "").replace("\t", ""))
     UrlTemplate(rules.url).fill({}, "guid")
     assert LogName.parse(str(LogName(made.log.prefix, DAY, 0, made.log.log_format))) is not None
-    assert (made.export.bucket is None) != (made.export.folder is None)
+    assert (made.export.bucket is None) == isinstance(made.export.place, Path)
     if made.metrics is not None:
         assert made.metrics.host_and_port[0]
     for secret in _secrets(data):
@@ -138,7 +139,7 @@ def rss(data: bytes) -> None:
             assert item.guid or item.enclosure_url
             assert item.title.isprintable()
     text = data[1:].decode(errors="surrogateescape")
-    assert shown(text).isprintable()
+    assert safe_url(text).isprintable()
     token = megaphone_token(bare_url(text))
     assert token == "" or (token.isalnum() and token.isascii())
 
@@ -191,10 +192,12 @@ def sftp(data: bytes) -> None:
         opened.append(descriptor)
         return descriptor
 
-    view = View(
-        Catalogue(lambda: _FILES, open_file),
-        Visitor("triton", "203.0.113.9", "fuzz"),
+    delivery = acknowledged(pickups.append)
+    view = RequestHandler(
+        ServedFiles(lambda: _FILES, open_file),
+        Client("triton", "203.0.113.9", "fuzz"),
         Events(pickups.append, lambda *_: None, lambda *_: None),
+        delivery=delivery,
         most_handles=4,
         threads=_AtOnce(),
     )
@@ -212,7 +215,7 @@ def sftp(data: bytes) -> None:
                 reply = _loop().run_until_complete(reply)  # type: ignore[arg-type]  # it is a coroutine
             _answers(request, bytes(reply))
     finally:
-        view.settle()
+        delivery.confirm()
         view.abandon()
     for descriptor in opened:
         with suppress(OSError):

@@ -87,7 +87,8 @@ async def _serve(folder: Path, keys_dir: Path, changes: dict[str, Any]) -> None:
     print(server.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.drain(0)
-    print(json.dumps({"refusals": server.counters.refusals, "pickups": server.counters.pickups}), flush=True)
+    counters = server.registry.counters
+    print(json.dumps({"refusals": counters.refusals, "pickups": counters.pickups}), flush=True)
 
 
 if __name__ == "__main__":

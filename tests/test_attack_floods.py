@@ -18,7 +18,7 @@ from server.sftp.connection import (
     MOST_PACKETS_BEFORE_LOGIN,
     RECEIVE_WINDOW,
 )
-from server.sftp.handler import View
+from server.sftp.handler import RequestHandler
 from server.sftp.session import MOST_WAITING, REQUEST_COST, TURN, SftpSession
 
 from .fixtures_sftp import NAME, RawSftp, Running, string
@@ -35,7 +35,7 @@ def reasons(entries: list[MutableMapping[str, Any]]) -> list[str]:
 
 async def until_alone(listener: Running) -> None:
     async with asyncio.timeout(20):
-        while listener.server.connected:  # noqa: ASYNC110  # nobody announces it
+        while listener.server.registry.connected:  # noqa: ASYNC110  # nobody announces it
             await asyncio.sleep(0.02)
 
 
@@ -113,11 +113,11 @@ async def test_a_stranger_s_key_exchanges_have_an_end(listener: Running) -> None
 async def test_a_flood_of_small_questions_takes_turns(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of them: all are answered, in many turns between which others get theirs, and those that wait
     stay in the client's memory."""
-    pump, answer = SftpSession.pump, View.answer
+    pump, answer = SftpSession.pump, RequestHandler.answer
     turns: list[int] = []
     most_waiting = 0
 
-    def counting(view: View, request: bytes) -> Any:
+    def counting(view: RequestHandler, request: bytes) -> Any:
         turns[-1] += 1
         return answer(view, request)
 
@@ -127,7 +127,7 @@ async def test_a_flood_of_small_questions_takes_turns(listener: Running, monkeyp
         most_waiting = max(most_waiting, len(session._inbox))
         pump(session)
 
-    monkeypatch.setattr(View, "answer", counting)
+    monkeypatch.setattr(RequestHandler, "answer", counting)
     monkeypatch.setattr(SftpSession, "pump", watching)
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)

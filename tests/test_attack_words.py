@@ -119,7 +119,7 @@ async def test_hostile_words_are_one_refusal(tmp_path: Path, keys_dir: Path, att
                         said += data
                 except ConnectionError:
                     pass
-                while it.server.connected:  # noqa: ASYNC110  # nobody announces it
+                while it.server.registry.connected:  # noqa: ASYNC110  # nobody announces it
                     await asyncio.sleep(0.01)
             writer.close()
     assert said.startswith(f"SSH-2.0-{SERVER_VERSION}\r\n".encode()) or not said

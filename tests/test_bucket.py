@@ -14,8 +14,8 @@ import pytest
 from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
 from server.megaphone.bucket import Bucket
 from server.megaphone.source import open_source
-from server.s3.errors import Place
-from server.s3.retry import Patience
+from server.s3.errors import BucketPlace
+from server.s3.retry import RetryPolicy
 
 from .fixtures_s3 import BUCKET, READ_POLICY, REGION, AwsChain, S3Server, S3Users, bucket_settings
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"
-QUICK = Patience(connect=1, silence=1, call=8, window=1, tries=3, first_pause=0.01, longest_pause=0.05, sdk_tries=1)
+QUICK = RetryPolicy(connect=1, silence=1, call=8, window=1, tries=3, first_pause=0.01, longest_pause=0.05, sdk_tries=1)
 
 
 async def bucket_of(server: S3Server, prefix: str = "") -> Bucket:
     """The bucket as a user's configuration opens it, but with little patience."""
-    return await Bucket.open(server.settings(prefix).place, patience=QUICK)
+    return await Bucket.open(server.settings(prefix).place, retry=QUICK)
 
 
 async def read(bucket: Bucket, day: date = DAY) -> bytes:
@@ -108,7 +108,7 @@ async def test_a_listing_of_many_pages_is_read_to_its_end(s3: S3Server) -> None:
     for day in days:
         s3.put(f"metrics-day-{day}.json.gz", b"x")
         s3.put(f"impression-day-{day}.json.gz", b"x")
-    bucket = Bucket(Place(BUCKET, "", REGION, s3.url), patience=QUICK, page_size=4)
+    bucket = Bucket(BucketPlace(BUCKET, "", REGION, s3.url), retry=QUICK, page_size=4)
     assert sorted((await bucket.day_exports()).exports) == days
 
 
@@ -285,7 +285,7 @@ async def test_no_such_bucket_is_told(s3: S3Server) -> None:
     """A bucket that is not there is told with its name and the endpoint's, on listing and on reading."""
     s3.put(KEY, b"body")
     export = (await (await bucket_of(s3)).day_exports()).exports[DAY]
-    bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url).place, patience=QUICK)
+    bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url).place, retry=QUICK)
     with pytest.raises(SourceRefused, match="no bucket nowhere at 127") as caught:
         await bucket.day_exports()
     assert "export.url" in told(caught.value)
@@ -298,14 +298,14 @@ async def test_an_endpoint_where_nobody_listens_is_told(aws_chain: AwsChain, unu
     aws_chain.use("AKIDTEST", "secret")
     settings = bucket_settings("s3://exports", f"http://127.0.0.1:{unused_tcp_port}")
     with pytest.raises(SourceUnreachable, match=f"127.0.0.1:{unused_tcp_port} cannot be connected to") as caught:
-        await (await Bucket.open(settings.place, patience=QUICK)).day_exports()
+        await (await Bucket.open(settings.place, retry=QUICK)).day_exports()
     assert f"curl -sI http://127.0.0.1:{unused_tcp_port}/" in told(caught.value, "secret")
 
 
 async def test_a_password_in_the_endpoint_is_never_said(s3: S3Server) -> None:
     """An endpoint URL that holds a password does not work, and the sentence does not hold it."""
     bucket = await Bucket.open(
-        bucket_settings("s3://exports", s3.url.replace("//", "//me:pass-word@")).place, patience=QUICK
+        bucket_settings("s3://exports", s3.url.replace("//", "//me:pass-word@")).place, retry=QUICK
     )
     with pytest.raises(SourceUnreachable) as caught:
         await bucket.day_exports()
@@ -315,7 +315,7 @@ async def test_a_password_in_the_endpoint_is_never_said(s3: S3Server) -> None:
 async def test_a_name_that_does_not_resolve_is_told(aws_chain: AwsChain) -> None:
     """A misspelt host is SourceUnreachable, with the host in the sentence."""
     aws_chain.use("AKIDTEST", "secret")
-    bucket = await Bucket.open(bucket_settings("s3://exports", "http://s3.nowhere.invalid").place, patience=QUICK)
+    bucket = await Bucket.open(bucket_settings("s3://exports", "http://s3.nowhere.invalid").place, retry=QUICK)
     with pytest.raises(SourceUnreachable, match=r"s3\.nowhere\.invalid"):
         await bucket.day_exports()
 
@@ -323,7 +323,7 @@ async def test_a_name_that_does_not_resolve_is_told(aws_chain: AwsChain) -> None
 async def test_a_server_that_is_no_tls_server_is_told(s3: S3Server) -> None:
     """https towards a plain port does not end in a foreign exception."""
     settings = bucket_settings(f"s3://{BUCKET}", s3.url.replace("http:", "https:"))
-    bucket = await Bucket.open(settings.place, patience=QUICK)
+    bucket = await Bucket.open(settings.place, retry=QUICK)
     with pytest.raises((SourceRefused, SourceUnreachable)) as caught:
         await bucket.day_exports()
     told(caught.value)

@@ -14,8 +14,8 @@ import pytest
 
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
 from server.megaphone.bucket import Bucket
-from server.s3.errors import Place
-from server.s3.retry import Patience
+from server.s3.errors import BucketPlace
+from server.s3.retry import RetryPolicy
 
 from .ceph import OWNER, READER, STRANGER, Ceph
 from .fixtures_s3 import REGION, AwsChain, S3Server, bucket_settings, client_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"
 LARGE = 48 << 20
-QUICK = Patience(connect=1, silence=3, call=10, window=3, tries=3, first_pause=0.05, longest_pause=0.2, sdk_tries=1)
+QUICK = RetryPolicy(connect=1, silence=3, call=10, window=3, tries=3, first_pause=0.05, longest_pause=0.2, sdk_tries=1)
 names = iter(f"exports-{n}" for n in range(1000))
 
 
@@ -45,7 +45,7 @@ def s3(ceph: Ceph, aws_chain: AwsChain) -> Iterator[S3Server]:
 
 async def bucket_of(server: S3Server, prefix: str = "") -> Bucket:
     """The bucket as a user's configuration opens it, but with little patience."""
-    return await Bucket.open(server.settings(prefix).place, patience=QUICK)
+    return await Bucket.open(server.settings(prefix).place, retry=QUICK)
 
 
 async def listed(bucket: Bucket) -> DayExport:
@@ -77,8 +77,8 @@ async def test_a_listing_of_many_pages_under_a_prefix_is_read_to_its_end(s3: S3S
     for day in days:
         s3.put(f"mega phone/metrics-day-{day}.json.gz", b"x")
         s3.put(f"mega phone/impression-day-{day}.json.gz", b"x")
-    place = Place(s3.bucket, "mega phone/", REGION, s3.url)
-    exports = (await Bucket(place, patience=QUICK, page_size=4).day_exports()).exports
+    place = BucketPlace(s3.bucket, "mega phone/", REGION, s3.url)
+    exports = (await Bucket(place, retry=QUICK, page_size=4).day_exports()).exports
     assert sorted(exports) == days
     assert exports[days[0]].key == "mega phone/metrics-day-2026-01-01.json.gz"
 
@@ -137,7 +137,7 @@ async def test_refused_credentials_are_told(
 
 async def test_no_such_bucket_is_told(s3: S3Server) -> None:
     """The bucket that the configuration names is not there."""
-    bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url).place, patience=QUICK)
+    bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url).place, retry=QUICK)
     with pytest.raises(SourceRefused, match="no bucket nowhere"):
         await bucket.day_exports()
 
@@ -166,8 +166,8 @@ async def test_a_gateway_killed_in_mid_read_that_comes_back_costs_no_byte(s3: S3
     """After kill -9 the read is resumed where it was cut off, as soon as radosgw is there again."""
     body = random.Random(2).randbytes(LARGE)
     s3.put(KEY, body)
-    patience = Patience(connect=1, silence=5, call=10, tries=60, first_pause=0.1, longest_pause=0.5, sdk_tries=1)
-    bucket = await Bucket.open(s3.settings().place, patience=patience)
+    patience = RetryPolicy(connect=1, silence=5, call=10, tries=60, first_pause=0.1, longest_pause=0.5, sdk_tries=1)
+    bucket = await Bucket.open(s3.settings().place, retry=patience)
     into = Killing(ceph, 5 << 20, comes_back=True)
     await bucket.fetch(await listed(bucket), into)
     await asyncio.to_thread(into.starting.join)
@@ -197,8 +197,8 @@ async def test_a_gateway_killed_in_mid_read_that_stays_away_is_unreachable(s3: S
 async def test_a_rewrite_while_the_gateway_is_away_is_an_export_changed(s3: S3Server, ceph: Ceph) -> None:
     """The rest of a new version is not put behind the beginning of the old one by a read that is resumed."""
     s3.put(KEY, random.Random(4).randbytes(LARGE))
-    patience = Patience(connect=1, silence=5, call=10, tries=60, first_pause=0.1, longest_pause=0.5, sdk_tries=1)
-    bucket = await Bucket.open(s3.settings().place, patience=patience)
+    patience = RetryPolicy(connect=1, silence=5, call=10, tries=60, first_pause=0.1, longest_pause=0.5, sdk_tries=1)
+    bucket = await Bucket.open(s3.settings().place, retry=patience)
     export = await listed(bucket)
 
     class Rewriting(Killing):

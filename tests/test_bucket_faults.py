@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
-from server.s3.retry import Patience
+from server.s3.retry import RetryPolicy
 
 from .fault_server import (
     Fault,
@@ -206,7 +206,7 @@ async def test_any_mixture_of_faults_gives_one_version_or_an_exception(faulty: F
 
 async def test_a_cancelled_read_lets_go_of_the_file_first(faulty: FaultServer, tmp_path: Path) -> None:
     """After a cancellation the file can be closed at once, and no connection is left."""
-    bucket = await bucket_of(faulty, Patience(tries=1))
+    bucket = await bucket_of(faulty, RetryPolicy(tries=1))
     export = await listed(bucket)
     faulty.script.append(stall(100_000))
     with (tmp_path / "spool").open("w+b") as into:

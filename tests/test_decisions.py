@@ -11,7 +11,7 @@ import pytest
 
 from server.convert.tally import Tally
 from server.megaphone.exports import DayExport
-from server.publish.decisions import UNKNOWN_LAYOUT, Decision, FeedPolicy, Wish, decide, despite_hold
+from server.publish.decisions import UNKNOWN_LAYOUT, Decision, FeedPolicy, FeedRequest, decide, despite_hold
 from server.publish.holds import HoldPolicy
 from server.settings import ExportSettings
 from server.storage.records import DayRecord, Failure, Hold, LedgerLog, Publication
@@ -61,86 +61,91 @@ SUPERSEDED = replace(published(), logs=(replace(published().logs[0], superseded_
 CHANGED = seen("due", NEXT_VERSION, checked_etag="v1")
 
 # what, record, publications, request, now, and what is expected: a result's word or an order's kind; more of either.
-CASES: list[tuple[str, DayRecord, list[Publication], Wish, datetime, str, dict[str, Any]]] = [
+USUAL = FeedRequest()
+
+CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str, dict[str, Any]]] = [
     # A day of which nothing was published
-    ("open", seen("open", None), [], Wish(), at(0, "23:00"), "open", {}),
-    ("open, with an export", seen("open"), [], Wish(), at(1, "03:30"), "open", {}),
-    ("missing", seen("missing", None), [], Wish(), at(1, "05:00"), "missing", {}),
-    ("missing for good", seen("missing", None), [], Wish(), GIVEN_UP, "missing", {}),
-    ("stale", seen("stale"), [], Wish(), at(1, "05:00"), "stale", {}),
-    ("settling", seen("settling"), [], Wish(), at(1, "05:00"), "settling", {}),
-    ("due", seen("due"), [], Wish(), at(1, "05:00"), "first", {"prefix": "MEGA", "remark": "", "may_hold": True}),
-    ("a minute before the end of waiting", seen("stale"), [], Wish(), GIVEN_UP - timedelta(minutes=1), "stale", {}),
-    ("stale at the end of waiting", seen("stale"), [], Wish(), GIVEN_UP, "unfinal",
+    ("open", seen("open", None), [], USUAL, at(0, "23:00"), "open", {}),
+    ("open, with an export", seen("open"), [], USUAL, at(1, "03:30"), "open", {}),
+    ("missing", seen("missing", None), [], USUAL, at(1, "05:00"), "missing", {}),
+    ("missing for good", seen("missing", None), [], USUAL, GIVEN_UP, "missing", {}),
+    ("stale", seen("stale"), [], USUAL, at(1, "05:00"), "stale", {}),
+    ("settling", seen("settling"), [], USUAL, at(1, "05:00"), "settling", {}),
+    ("due", seen("due"), [], USUAL, at(1, "05:00"), "first", {"prefix": "MEGA", "remark": "", "may_hold": True}),
+    ("a minute before the end of waiting", seen("stale"), [], USUAL, GIVEN_UP - timedelta(minutes=1), "stale", {}),
+    ("stale at the end of waiting", seen("stale"), [], USUAL, GIVEN_UP, "unfinal",
      {"remark": "not final at give_up_waiting: stale", "fresh_after": "2026-11-21 01:00:00", "given_up": True}),
-    ("due at the end of waiting", seen("due"), [], Wish(), GIVEN_UP, "first", {"given_up": True, "fresh_after": None}),
+    ("due at the end of waiting", seen("due"), [], USUAL, GIVEN_UP, "first", {"given_up": True, "fresh_after": None}),
     # Held
-    ("held", seen("due", hold=hold()), [], Wish(), at(1, "05:00"), "held", {"sentence": "--accept-rejects"}),
-    ("held, and accepted", seen("due", hold=hold()), [], Wish(accept_rejects=True), at(1, "05:00"), "first",
+    ("held", seen("due", hold=hold()), [], USUAL, at(1, "05:00"), "held", {"sentence": "--accept-rejects"}),
+    ("held, and accepted", seen("due", hold=hold()), [], FeedRequest(accept_rejects=True), at(1, "05:00"), "first",
      {"may_hold": False, "remark": "an operator accepted what was rejected"}),
-    ("accepted before it was held", seen("due"), [], Wish(accept_rejects=True), at(1, "05:00"), "first",
+    ("accepted before it was held", seen("due"), [], FeedRequest(accept_rejects=True), at(1, "05:00"), "first",
      {"may_hold": False, "remark": ""}),
-    ("held for an older version", seen("due", hold=hold(etag="v0")), [], Wish(), at(1, "05:00"), "first",
+    ("held for an older version", seen("due", hold=hold(etag="v0")), [], USUAL, at(1, "05:00"), "first",
      {"may_hold": True}),
-    ("held until the end of waiting", seen("due", hold=hold()), [], Wish(), GIVEN_UP, "first",
+    ("held until the end of waiting", seen("due", hold=hold()), [], USUAL, GIVEN_UP, "first",
      {"may_hold": False, "remark": "published at give_up_waiting though held: too many were rejected"}),
-    ("half of it rejected", seen("due", hold=hold(rejected=50)), [], Wish(), GIVEN_UP, "held", {}),
-    ("tokens are never published undecided", seen("due", hold=hold("tokens")), [], Wish(), GIVEN_UP, "held", {}),
-    ("an empty day is never published undecided", seen("due", hold=hold("empty")), [], Wish(), GIVEN_UP, "held", {}),
-    ("held and never final", seen("settling", hold=hold()), [], Wish(), GIVEN_UP, "unfinal",
+    ("half of it rejected", seen("due", hold=hold(rejected=50)), [], USUAL, GIVEN_UP, "held", {}),
+    ("tokens are never published undecided", seen("due", hold=hold("tokens")), [], USUAL, GIVEN_UP, "held", {}),
+    ("an empty day is never published undecided", seen("due", hold=hold("empty")), [], USUAL, GIVEN_UP, "held", {}),
+    ("held and never final", seen("settling", hold=hold()), [], USUAL, GIVEN_UP, "unfinal",
      {"may_hold": False, "remark": "not final at give_up_waiting: settling; published at give_up_waiting though held: "
       "too many were rejected"}),
     # Failed
-    ("failed, not yet tried again", seen("due", failure=failure(at(1, "06:00"))), [], Wish(), at(1, "05:30"), "failed",
+    ("failed, not yet tried again", seen("due", failure=failure(at(1, "06:00"))), [], USUAL, at(1, "05:30"), "failed",
      {"sentence": "it is torn (next try 2026-11-21 06:00Z)"}),
-    ("failed, and its time has come", seen("due", failure=failure(at(1, "06:00"))), [], Wish(), at(1, "06:00"), "first",
+    ("failed, and its time has come", seen("due", failure=failure(at(1, "06:00"))), [], USUAL, at(1, "06:00"), "first",
      {}),
-    ("failed, another version", seen("due", failure=failure(at(1, "06:00"), "v0")), [], Wish(), at(1, "05:30"), "first",
+    ("failed, another version", seen("due", failure=failure(at(1, "06:00"), "v0")), [], USUAL, at(1, "05:30"), "first",
      {}),
-    ("failed, asked for by day", seen("due", failure=failure(at(1, "06:00"))), [], Wish((DAY,)), at(1, "05:30"),
+    ("failed, asked for by day", seen("due", failure=failure(at(1, "06:00"))), [], FeedRequest((DAY,)), at(1, "05:30"),
      "first",
      {}),
-    ("failed, by hand", seen("due", failure=failure(at(1, "06:00"))), [], Wish(by_hand=True), at(1, "05:30"), "first",
+    ("failed, by hand", seen("due", failure=failure(at(1, "06:00"))), [], FeedRequest(by_hand=True), at(1, "05:30"),
+     "first",
      {}),
-    ("failed by a clock that ran ahead", seen("due", failure=failure(at(9, "06:00"))), [], Wish(),
+    ("failed by a clock that ran ahead", seen("due", failure=failure(at(9, "06:00"))), [], USUAL,
      at(1, "05:30"), "first", {}),
     # Published
-    ("unchanged", seen("due", checked_etag="v1"), [published()], Wish(), at(1, "07:00"), "published",
+    ("unchanged", seen("due", checked_etag="v1"), [published()], USUAL, at(1, "07:00"), "published",
      {"sentence": "OLD20261120-00.tsv.gz"}),
-    ("gone from the source", seen("missing", None, checked_etag="v1"), [published()], Wish(), at(1, "07:00"),
+    ("gone from the source", seen("missing", None, checked_etag="v1"), [published()], USUAL, at(1, "07:00"),
      "published",
      {}),
-    ("changed", CHANGED, [published()], Wish(), at(1, "08:00"), "late",
+    ("changed", CHANGED, [published()], USUAL, at(1, "08:00"), "late",
      {"prefix": "OLD", "rules": OLD_RULES, "may_hold": False, "may_publish": True, "remark": "late rows"}),
-    ("changed, settling", replace(CHANGED, seen="settling"), [published()], Wish(), at(1, "06:30"), "published", {}),
-    ("changed at the last instant", CHANGED, [published()], Wish(), at(3, "00:00") - timedelta(seconds=1), "late",
+    ("changed, settling", replace(CHANGED, seen="settling"), [published()], USUAL, at(1, "06:30"), "published", {}),
+    ("changed at the last instant", CHANGED, [published()], USUAL, at(3, "00:00") - timedelta(seconds=1), "late",
      {"may_publish": True}),
-    ("changed when nothing counts any more", CHANGED, [published()], Wish(), at(3, "00:00"), "late",
+    ("changed when nothing counts any more", CHANGED, [published()], USUAL, at(3, "00:00"), "late",
      {"may_publish": False}),
-    ("rows withheld", seen("settling", checked_etag="v1", withheld=9), [published("unfinal")], Wish(), at(2, "11:59"),
+    ("rows withheld", seen("settling", checked_etag="v1", withheld=9), [published("unfinal")], USUAL, at(2, "11:59"),
      "published", {}),
-    ("rows withheld, and released", seen("settling", checked_etag="v1", withheld=9), [published("unfinal")], Wish(),
+    ("rows withheld, and released", seen("settling", checked_etag="v1", withheld=9), [published("unfinal")], USUAL,
      at(2, "12:00"), "late", {"remark": "withheld rows"}),
-    ("final at last, rows withheld", seen("due", checked_etag="v1", withheld=9), [published("unfinal")], Wish(),
+    ("final at last, rows withheld", seen("due", checked_etag="v1", withheld=9), [published("unfinal")], USUAL,
      at(2, "01:00"), "late", {"remark": "withheld rows"}),
-    ("changed, its layout unknown", CHANGED, [published("adopted", remark=UNKNOWN_LAYOUT)], Wish(), at(1, "08:00"),
+    ("changed, its layout unknown", CHANGED, [published("adopted", remark=UNKNOWN_LAYOUT)], USUAL, at(1, "08:00"),
      "published", {"left_alone": UNKNOWN_LAYOUT}),
-    ("changed, a file pruned", CHANGED, [published(state="pruned")], Wish(), at(1, "08:00"), "published",
+    ("changed, a file pruned", CHANGED, [published(state="pruned")], USUAL, at(1, "08:00"), "published",
      {"left_alone": "a file of the day was pruned already"}),
-    ("changed, superseded and pruned", CHANGED, [SUPERSEDED, published("resend", 1, rules=RULES)], Wish(),
+    ("changed, superseded and pruned", CHANGED, [SUPERSEDED, published("resend", 1, rules=RULES)], USUAL,
      at(1, "08:00"),
      "late", {"rules": RULES, "prefix": "OLD"}),
     # Sent again
-    ("resend", seen("due", checked_etag="v1"), [published()], Wish((DAY,), resend="voided"), at(1, "09:00"), "resend",
+    ("resend", seen("due", checked_etag="v1"), [published()], FeedRequest((DAY,), resend="voided"), at(1, "09:00"),
+     "resend",
      {"remark": "voided", "rules": RULES, "prefix": "OLD", "may_hold": True}),
-    ("resend, rejects accepted", seen("due"), [published()], Wish((DAY,), accept_rejects=True, resend="voided"),
+    ("resend, rejects accepted", seen("due"), [published()], FeedRequest((DAY,), accept_rejects=True, resend="voided"),
      at(1, "09:00"), "resend", {"may_hold": False}),
-    ("resend of nothing", seen("due"), [], Wish((DAY,), resend="voided"), at(1, "09:00"), "refused",
+    ("resend of nothing", seen("due"), [], FeedRequest((DAY,), resend="voided"), at(1, "09:00"), "refused",
      {"sentence": "never published"}),
-    ("resend of what is not there", seen("missing", None), [published()], Wish((DAY,), resend="voided"), at(1, "09:00"),
+    ("resend of what is not there", seen("missing", None), [published()], FeedRequest((DAY,), resend="voided"), at(1,
+     "09:00"),
      "refused", {"sentence": "cannot be read whole: no export is there"}),
     # Out of reach
-    ("too old", seen("due"), [], Wish(), at(61, "00:00"), "refused", {"sentence": "retention.keep_days"}),
+    ("too old", seen("due"), [], USUAL, at(61, "00:00"), "refused", {"sentence": "retention.keep_days"}),
 ]  # fmt: skip
 
 
@@ -150,7 +155,12 @@ CASES: list[tuple[str, DayRecord, list[Publication], Wish, datetime, str, dict[s
     ids=[case[0] for case in CASES],
 )
 def test_what_is_done_about_a_day(
-    record: DayRecord, publications: list[Publication], request_: Wish, now: datetime, word: str, more: dict[str, Any]
+    record: DayRecord,
+    publications: list[Publication],
+    request_: FeedRequest,
+    now: datetime,
+    word: str,
+    more: dict[str, Any],
 ) -> None:
     """One line of the table."""
     decision = decide(record, publications, POLICY, request_, now=now, source_now=now)
@@ -167,7 +177,7 @@ def test_a_day_before_the_first_is_refused() -> None:
     """`first_day` is where the service's work begins."""
     day = DAY - timedelta(days=6)
     decision = decide(
-        DayRecord(day, "due", at(1, "05:00"), None), [], POLICY, Wish((day,)), now=GIVEN_UP, source_now=GIVEN_UP
+        DayRecord(day, "due", at(1, "05:00"), None), [], POLICY, FeedRequest((day,)), now=GIVEN_UP, source_now=GIVEN_UP
     )
     assert (decision.order, decision.result.word) == (None, "refused")
     assert "export.first_day" in decision.result.sentence
@@ -175,10 +185,13 @@ def test_a_day_before_the_first_is_refused() -> None:
 
 def test_the_source_s_clock_decides_what_is_final_and_the_local_one_when_to_try_again() -> None:
     """A local clock that is a day ahead publishes nothing early."""
-    ahead = decide(seen("stale"), [], POLICY, Wish(), now=at(4, "00:00"), source_now=at(1, "05:00"))
+    ahead = decide(seen("stale"), [], POLICY, FeedRequest(), now=at(4, "00:00"), source_now=at(1, "05:00"))
     assert (ahead.order, ahead.result.word) == (None, "stale")
     waiting = seen("due", failure=failure(at(1, "06:00")))
-    assert decide(waiting, [], POLICY, Wish(), now=at(1, "05:30"), source_now=at(1, "06:30")).result.word == "failed"
+    assert (
+        decide(waiting, [], POLICY, FeedRequest(), now=at(1, "05:30"), source_now=at(1, "06:30")).result.word
+        == "failed"
+    )
 
 
 def test_late_rows_never_leave_out_what_was_sent() -> None:
@@ -188,7 +201,7 @@ def test_late_rows_never_leave_out_what_was_sent() -> None:
         CHANGED,
         [SUPERSEDED, published("resend", 2), second],
         POLICY,
-        Wish(),
+        FeedRequest(),
         now=at(1, "08:00"),
         source_now=at(1, "08:00"),
     )
@@ -198,7 +211,7 @@ def test_late_rows_never_leave_out_what_was_sent() -> None:
 
 def test_a_day_that_is_held_only_after_its_conversion_goes_out_as_one_that_was_held_before() -> None:
     """The same remark, and nothing holds it again."""
-    before = decide(seen("due", hold=hold()), [], POLICY, Wish(), now=GIVEN_UP, source_now=GIVEN_UP).order
-    after = decide(seen("due"), [], POLICY, Wish(), now=GIVEN_UP, source_now=GIVEN_UP).order
+    before = decide(seen("due", hold=hold()), [], POLICY, FeedRequest(), now=GIVEN_UP, source_now=GIVEN_UP).order
+    after = decide(seen("due"), [], POLICY, FeedRequest(), now=GIVEN_UP, source_now=GIVEN_UP).order
     assert after is not None and despite_hold(after, hold()) == before
     assert after.rules.layout == Layout() and GIVEN_UP.tzinfo is UTC

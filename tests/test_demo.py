@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
@@ -28,7 +29,6 @@ from .fixtures_service import Program, Running, listening_addresses, log_in, por
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 
 class RunningDemo:
@@ -262,8 +262,8 @@ class EarlierFolder(Folder):
 
 async def _round_of(config: Path, at: datetime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     settings = load_config(config)
-    assert settings.export.folder is not None
-    source = EarlierFolder(settings.export.folder)
+    assert isinstance(settings.export.place, Path)
+    source = EarlierFolder(settings.export.place)
     source.at = at
 
     async def opened(_: Any) -> EarlierFolder:

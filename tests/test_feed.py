@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.errors import SourceUnreachable
-from server.publish.decisions import Wish
+from server.publish.decisions import FeedRequest
 from tests.fixtures_feed import DAY, Site, at, name, rows_of
 from tests.rows import row
 
@@ -273,7 +273,7 @@ async def test_a_failed_day_is_tried_again_less_and_less_often(site: Site) -> No
     assert tries == [0, 10, 30, 70, 130, 190, 250]
     assert await site.word(at(1, "10:36"), DAY) == "failed"
     assert len(site.source.fetched) == 8
-    await site.feed.run_round(at(1, "10:36"), Wish(by_hand=True))
+    await site.feed.run_round(at(1, "10:36"), FeedRequest(by_hand=True))
     assert len(site.source.fetched) == 9
     site.put(rows_of(DAY, 30), at(1, "09:30"))
     assert await site.word(at(1, "10:37")) == "published"

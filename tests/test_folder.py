@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
-from server.megaphone.download import Spool, in_thread
+from server.megaphone.download import DownloadFile, in_thread
 from server.megaphone.folder import Folder
 
 DAY = date(2026, 11, 20)
@@ -216,7 +216,7 @@ async def test_a_spool_begins_again_where_it_began(tmp_path: Path) -> None:
     for buffering in (-1, 0):
         with (tmp_path / "spool").open("w+b", buffering=buffering) as into:  # a test's own file
             into.write(b"kept")
-            spool = await Spool.at(into)
+            spool = await DownloadFile.at(into)
             for _ in range(3):
                 await spool.write(bytes(600_000))
             assert (spool.size, spool.most) == (1_800_000, 1_800_000)

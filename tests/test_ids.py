@@ -99,7 +99,7 @@ def test_a_spill_gives_back_what_was_added_in_order(tmp_path: Path, held: int) -
     with Spill(tmp_path, 2, 3, held) as spill:
         for n in range(300):
             spill.append(n % 3, n.to_bytes(2, "big"))
-            spill.settle()
+            spill.flush_if_large()
         for part in range(3):
             data = b"".join(spill.chunks(part))
             assert data == b"".join(n.to_bytes(2, "big") for n in range(part, 300, 3))

@@ -349,7 +349,7 @@ def test_an_intention_is_settled_by_what_is_there(
     ledger.see(DayRecord(DAY, "due", at(1), EXPORT))
     ledger.fail(DAY, Failure("torn", "", "etag", at(1), at(1), 1))
     number = ledger.intend(publication(), [log(0), log(1), log(2)], [5, 5, 5])
-    ledger.settle(number, [log_name(n) for n in present], at(1, "06:00"), withheld=4 if present else 0)
+    ledger.finish_interrupted(number, [log_name(n) for n in present], at(1, "06:00"), withheld=4 if present else 0)
     assert [entry.state for entry in ledger.logs()] == states
     found = ledger.days()[DAY]
     assert (found.checked_etag, found.withheld) == (checked, withheld)
@@ -361,7 +361,7 @@ def test_a_settled_resend_supersedes_too(ledger: Ledger) -> None:
     """A resend that a crash interrupted after its links replaces the day's files like any other."""
     publish(ledger, 0)
     number = ledger.intend(publication(kind="resend"), [log(1)], [5])
-    ledger.settle(number, [log_name(1)], at(1, "06:00"))
+    ledger.finish_interrupted(number, [log_name(1)], at(1, "06:00"))
     assert [entry.superseded_by for entry in ledger.logs()] == [number, None]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.errors import DataFolderBusy, DataFolderError, NameSpent
-from server.storage.folder import PickupPoint
+from server.storage.folder import DataFolder
 from tests.fixtures_feed import log_name, name
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def point(tmp_path: Path) -> PickupPoint:
+def point(tmp_path: Path) -> DataFolder:
     """A data folder, prepared."""
-    point = PickupPoint(tmp_path / "data")
+    point = DataFolder(tmp_path / "data")
     point.prepare()
     return point
 
 
-def publish(point: PickupPoint, *texts: bytes, number: int = 0, mtime: int = 1_800_000_000) -> list[LogFile]:
+def publish(point: DataFolder, *texts: bytes, number: int = 0, mtime: int = 1_800_000_000) -> list[LogFile]:
     """Stage these as logs, seal them, and link them."""
     with point.stage(log_name(number)) as staging:
         for index, text in enumerate(texts):
@@ -41,7 +41,7 @@ def publish(point: PickupPoint, *texts: bytes, number: int = 0, mtime: int = 1_8
         return staging.publish()
 
 
-def begin_and_leave(point: PickupPoint, fault: type[BaseException]) -> None:
+def begin_and_leave(point: DataFolder, fault: type[BaseException]) -> None:
     """Write half of a log and half of the rejects, then go."""
     with point.stage(log_name()) as staging:
         staging.open_log(0).write(b"half")
@@ -63,7 +63,7 @@ def test_folders_are_private_and_files_read_only(tmp_path: Path) -> None:
     """``data_dir`` is 0700 also where it was open before, its folders are made 0700, published files are 0440."""
     (tmp_path / "data").mkdir(mode=0o755)
     (tmp_path / "data").chmod(0o755)
-    point = PickupPoint(tmp_path / "data")
+    point = DataFolder(tmp_path / "data")
     before = os.umask(0)
     try:
         point.prepare()
@@ -75,7 +75,7 @@ def test_folders_are_private_and_files_read_only(tmp_path: Path) -> None:
     assert mode(point.pickup_dir / name()) == 0o440
 
 
-def test_a_publication_appears_whole_with_size_digest_and_time(point: PickupPoint) -> None:
+def test_a_publication_appears_whole_with_size_digest_and_time(point: DataFolder) -> None:
     """Until `publish` nothing is in the folder; then every file is, with the mtimes and sums that were sealed."""
     with point.stage(log_name()) as staging:
         for index in range(2):
@@ -94,7 +94,7 @@ def test_a_publication_appears_whole_with_size_digest_and_time(point: PickupPoin
     assert list(point.staging_dir.iterdir()) == []
 
 
-def test_an_existing_name_is_never_replaced(point: PickupPoint) -> None:
+def test_an_existing_name_is_never_replaced(point: DataFolder) -> None:
     """A file of the name that is to be published stays as it is, byte for byte; the error names it."""
     publish(point, b"first")
     with pytest.raises(NameSpent, match=name()) as caught:
@@ -105,14 +105,14 @@ def test_an_existing_name_is_never_replaced(point: PickupPoint) -> None:
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError])
-def test_staging_that_is_left_early_leaves_nothing(point: PickupPoint, fault: type[BaseException]) -> None:
+def test_staging_that_is_left_early_leaves_nothing(point: DataFolder, fault: type[BaseException]) -> None:
     """Whatever ends it before `publish`, neither logs nor rejects remain anywhere."""
     with pytest.raises(fault):
         begin_and_leave(point, fault)
     assert [*point.staging_dir.iterdir(), *point.pickup_dir.iterdir(), *point.rejects_dir.iterdir()] == []
 
 
-def test_a_second_pass_begins_again(point: PickupPoint) -> None:
+def test_a_second_pass_begins_again(point: DataFolder) -> None:
     """`restart` forgets what was written, files and rejects."""
     with point.stage(log_name()) as staging:
         staging.open_log(0).write(b"first pass")
@@ -127,7 +127,7 @@ def test_a_second_pass_begins_again(point: PickupPoint) -> None:
     assert list(point.rejects_dir.iterdir()) == []
 
 
-def test_a_link_in_staging_is_not_followed(point: PickupPoint, tmp_path: Path) -> None:
+def test_a_link_in_staging_is_not_followed(point: DataFolder, tmp_path: Path) -> None:
     """Whoever lays a link under a staged name does not make the service write elsewhere."""
     (tmp_path / "victim").write_bytes(b"mine")
     (point.staging_dir / name()).symlink_to(tmp_path / "victim")
@@ -155,7 +155,7 @@ def _of_the_same_size(path: Path) -> Path:
     lambda path: path.write_bytes(b"another size"),
     lambda path: None,
 ])  # fmt: skip
-def test_only_the_file_that_was_published_is_opened(point: PickupPoint, make: Callable[[Path], None]) -> None:
+def test_only_the_file_that_was_published_is_opened(point: DataFolder, make: Callable[[Path], None]) -> None:
     """A FIFO, a folder, a link, a file of another size or nothing at all under a served name does not exist."""
     (file,) = publish(point, b"x")
     (point.pickup_dir / name()).unlink()
@@ -166,7 +166,7 @@ def test_only_the_file_that_was_published_is_opened(point: PickupPoint, make: Ca
     assert open_files() == before
 
 
-def test_what_is_no_regular_file_is_not_found(point: PickupPoint) -> None:
+def test_what_is_no_regular_file_is_not_found(point: DataFolder) -> None:
     """FIFOs, folders and links are no files of the folder, but the names they have are taken."""
     os.mkfifo(point.pickup_dir / name(0))
     (point.pickup_dir / name(1)).mkdir()
@@ -177,7 +177,7 @@ def test_what_is_no_regular_file_is_not_found(point: PickupPoint) -> None:
     assert sorted(point.names()) == [log_name(n) for n in range(4)]
 
 
-def test_the_catalogue_is_a_snapshot(point: PickupPoint) -> None:
+def test_the_catalogue_is_a_snapshot(point: DataFolder) -> None:
     """A listing in progress does not change when files are published or pruned."""
     first, second = publish(point, b"x", b"y")
     point.serve({str(first.name): first})
@@ -188,7 +188,7 @@ def test_the_catalogue_is_a_snapshot(point: PickupPoint) -> None:
     assert sorted(before) == [name(0)] and sorted(point.served) == [name(1)]
 
 
-def test_an_open_file_stays_readable_after_it_is_pruned(point: PickupPoint) -> None:
+def test_an_open_file_stays_readable_after_it_is_pruned(point: DataFolder) -> None:
     """A transfer that has begun ends well though its file goes."""
     (file,) = publish(point, b"content")
     descriptor = point.open(file)
@@ -210,7 +210,7 @@ def test_another_file_system_is_refused(tmp_path: Path, folder: str) -> None:
         pytest.skip("this container may not mount")
     try:
         with pytest.raises(DataFolderError, match="different file systems") as caught:
-            PickupPoint(tmp_path / "data").prepare()
+            DataFolder(tmp_path / "data").prepare()
         assert caught.value.hint.startswith("df ")
     finally:
         subprocess.run(["umount", str(target)], check=True)
@@ -220,11 +220,11 @@ def test_a_file_in_the_folders_place_is_told(tmp_path: Path) -> None:
     """A data folder that is a file is one sentence with a hint."""
     (tmp_path / "data").write_bytes(b"")
     with pytest.raises(DataFolderError) as caught:
-        PickupPoint(tmp_path / "data").prepare()
+        DataFolder(tmp_path / "data").prepare()
     assert caught.value.hint
 
 
-def test_leftovers_of_every_kind_are_cleared_from_staging(point: PickupPoint, tmp_path: Path) -> None:
+def test_leftovers_of_every_kind_are_cleared_from_staging(point: DataFolder, tmp_path: Path) -> None:
     """Files, folders and links go; what a link points to stays."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_bytes(b"")
@@ -239,16 +239,16 @@ def test_leftovers_of_every_kind_are_cleared_from_staging(point: PickupPoint, tm
 # Locks
 
 
-def test_a_second_service_is_refused(point: PickupPoint) -> None:
+def test_a_second_service_is_refused(point: DataFolder) -> None:
     """Two services on one folder: the second one says which folder, and the first one's end lets it in."""
-    second = PickupPoint(point.data_dir)
+    second = DataFolder(point.data_dir)
     with point.service_lock(), pytest.raises(DataFolderBusy, match="already serves"), second.service_lock():
         pass
-    with PickupPoint(point.data_dir).service_lock():
+    with DataFolder(point.data_dir).service_lock():
         pass
 
 
-def test_a_glance_at_the_lock_does_not_refuse_a_start(point: PickupPoint) -> None:
+def test_a_glance_at_the_lock_does_not_refuse_a_start(point: DataFolder) -> None:
     """What `status` and `check` do to see whether a service runs does not keep one from starting at that instant."""
     descriptor = os.open(point.data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -269,7 +269,7 @@ with PickupPoint(Path(sys.argv[1])).round_lock(lambda: None, lambda: False):
 """
 
 
-def test_a_round_waits_for_another_process(point: PickupPoint) -> None:
+def test_a_round_waits_for_another_process(point: DataFolder) -> None:
     """The round lock waits for a round in another process, says so, goes on at its end, and can be told to stop."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(point.data_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from server.storage.folder import PickupPoint
+from server.storage.folder import DataFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +27,6 @@ def test_new_folders_are_on_disk_before_anything_is_published(tmp_path: Path, mo
 
     monkeypatch.setattr(os, "fsync", noted)
     data_dir = tmp_path / "srv" / "point" / "data"
-    PickupPoint(data_dir).prepare()
+    DataFolder(data_dir).prepare()
     for folder in (data_dir / "pickup", data_dir / "rejects", data_dir, data_dir.parent, data_dir.parent.parent):
         assert folder.name in synced.get(folder.parent.stat().st_ino, set()), f"{folder} would be lost"

@@ -7,16 +7,16 @@ from datetime import date
 import pytest
 
 from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
-from server.s3.errors import Answer, Place, Remedy
-from server.s3.retry import Pace, Patience, Tries
+from server.s3.errors import Answer, BucketPlace, Remedy
+from server.s3.retry import RateWatch, RetryCounter, RetryPolicy
 
 KEY = f"metrics-day-{date(2026, 11, 20)}.json.gz"
 
 
 def test_tries_end_without_progress_and_begin_again_with_it() -> None:
     """So many failures in a row are the end; a window's worth of new bytes begins the count again."""
-    patience = Patience(tries=3, least_rate=10, window=10, first_pause=1, longest_pause=3)
-    tries = Tries(patience)
+    patience = RetryPolicy(tries=3, least_rate=10, window=10, first_pause=1, longest_pause=3)
+    tries = RetryCounter(patience)
     assert tries.failed(0) is not None and tries.failed(99) is not None
     assert tries.failed(100) is not None and tries.failed(150) is not None
     assert tries.failed(199) is None
@@ -26,7 +26,7 @@ def test_tries_end_without_progress_and_begin_again_with_it() -> None:
 
 def test_refused_credentials_have_one_more_try() -> None:
     """One new session for each stretch of progress."""
-    tries = Tries(Patience(least_rate=10, window=10))
+    tries = RetryCounter(RetryPolicy(least_rate=10, window=10))
     assert tries.refused(0) == 0.0
     assert tries.refused(50) is None
     assert tries.refused(100) == 0.0
@@ -34,11 +34,11 @@ def test_refused_credentials_have_one_more_try() -> None:
 
 def test_the_pace_is_told_over_a_sliding_window() -> None:
     """A quick beginning does not excuse a trickle, and a short pause is no trickle."""
-    pace = Pace(Patience(least_rate=100, window=10))
+    pace = RateWatch(RetryPolicy(least_rate=100, window=10))
     assert not pace.too_slow(1, 5_000)
     assert not any(pace.too_slow(1, 2) for _ in range(9))
     assert pace.too_slow(1, 2)
-    steady = Pace(Patience(least_rate=100, window=10))
+    steady = RateWatch(RetryPolicy(least_rate=100, window=10))
     assert not any(steady.too_slow(0.5, 60) for _ in range(500))
     assert not steady.too_slow(5, 600)
 
@@ -61,7 +61,7 @@ def test_every_answer_has_one_meaning(
     answer_: Answer, key: str | None, error: type[SourceError], remedy: Remedy
 ) -> None:
     """The table of what a status and S3's word for it ask of us."""
-    place = Place("exports", "pre/", "eu-west-1", "https://me:word@s3.example.com:9000/x")
+    place = BucketPlace("exports", "pre/", "eu-west-1", "https://me:word@s3.example.com:9000/x")
     setback = place.meaning(answer_, key)
     assert (type(setback.error), setback.remedy) == (error, remedy)
     assert setback.error.hint and "word@" not in f"{setback.error}{setback.error.hint}"
@@ -69,6 +69,6 @@ def test_every_answer_has_one_meaning(
 
 def test_a_place_without_an_endpoint_is_at_aws() -> None:
     """Sentences name the AWS endpoint of the region, and hints give the region to the AWS tool."""
-    setback = Place("exports", "", "eu-west-1", None).meaning(Answer(403, "AccessDenied"))
+    setback = BucketPlace("exports", "", "eu-west-1", None).meaning(Answer(403, "AccessDenied"))
     assert setback.error.hint.endswith("aws s3 ls s3://exports/ --region eu-west-1")
-    assert "s3.eu-west-1.amazonaws.com" in str(Place("exports", "", "eu-west-1", None).unreachable("x").error)
+    assert "s3.eu-west-1.amazonaws.com" in str(BucketPlace("exports", "", "eu-west-1", None).unreachable("x").error)

@@ -303,7 +303,7 @@ async def test_jsch_without_them_is_diagnosed(partner: Partner) -> None:
     with capture_logs() as entries:
         status, output = await partner.run(*command, partner.port, PASSWORD, NAME, "one")
         async with asyncio.timeout(10):
-            while partner.listener.server.connected:  # noqa: ASYNC110
+            while partner.listener.server.registry.connected:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     assert status == 1
     assert "negotiation fail" in output

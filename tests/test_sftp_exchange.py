@@ -41,7 +41,7 @@ async def session(connection: Any, **options: Any) -> RawSftp:
 
 
 async def until_exchanging(listener: Running) -> Any:
-    (ours,) = listener.server._connections
+    (ours,) = listener.server.registry._connections
     async with asyncio.timeout(10):
         while not ours.exchanging:  # noqa: ASYNC110  # nobody announces it
             await asyncio.sleep(0.01)
@@ -78,7 +78,7 @@ async def test_questions_during_a_key_exchange_have_an_end(listener: Running) ->
         for _ in range(MOST_DEFERRED + 100):
             connection.send_packet(80, string(b"keepalive@openssh.com"), b"\x01")
         async with asyncio.timeout(10):
-            while listener.server.connected:  # noqa: ASYNC110  # nobody announces it
+            while listener.server.registry.connected:  # noqa: ASYNC110  # nobody announces it
                 await asyncio.sleep(0.02)
     assert [entry["reason"] for entry in entries if "reason" in entry] == ["too-many-requests"]
     connection.abort()

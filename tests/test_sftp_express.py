@@ -31,14 +31,14 @@ def test_the_code_that_it_repeats_is_the_code_that_runs() -> None:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What became of each reply: True when it went the short way."""
     seen: list[bool] = []
-    send = express.Express.send
+    send = express.FastSender.send
 
-    def watching(self: express.Express, transport: Any, reply: memoryview) -> int | None:
+    def watching(self: express.FastSender, transport: Any, reply: memoryview) -> int | None:
         count = send(self, transport, reply)
         seen.append(count is not None)
         return count
 
-    monkeypatch.setattr(express.Express, "send", watching)
+    monkeypatch.setattr(express.FastSender, "send", watching)
     return seen
 
 

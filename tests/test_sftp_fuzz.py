@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.sftp.handler import MUTATING, Catalogue, Events, View, Visitor
+from server.sftp.handler import MUTATING, Client, Events, RequestHandler, ServedFiles
 from server.sftp.protocol import Fields, Kind, Malformed
 
-from .fixtures_sftp import NAME, PASSWORD, RawSftp, ServedFolder, string
+from .fixtures_sftp import NAME, PASSWORD, RawSftp, ServedFolder, acknowledged, string
 from .sftp_process import server_process
 
 if TYPE_CHECKING:
@@ -165,14 +165,15 @@ class _Nobody:
     def __init__(self) -> None:
         self.refusals: list[str] = []
 
-    def view(self, threads: Executor) -> View:
+    def view(self, threads: Executor) -> RequestHandler:
         def closed(_: object) -> int:
             raise FileNotFoundError
 
-        return View(
-            Catalogue(dict, closed),
-            Visitor("triton", "203.0.113.9", "test"),
+        return RequestHandler(
+            ServedFiles(dict, closed),
+            Client("triton", "203.0.113.9", "test"),
             Events(lambda _: None, lambda verb, _: self.refusals.append(verb), lambda *_: None),
+            delivery=acknowledged(lambda _: None),
             most_handles=8,
             threads=threads,
         )

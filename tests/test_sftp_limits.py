@@ -105,7 +105,7 @@ async def test_questions_whose_answers_nobody_takes_are_not_read(tmp_path: Path,
         connection._transport.pause_reading()
         for number in range(200):
             raw.send(bytes([READ]) + bytes(4) + handle + (number << 18).to_bytes(8, "big") + b"\0\x03\xfc\0")
-        (ours,) = it.server._connections
+        (ours,) = it.server.registry._connections
         await until(lambda: ours.choked)
         waiting = ours.transport.get_write_buffer_size()
         for _ in range(20_000):
@@ -115,7 +115,7 @@ async def test_questions_whose_answers_nobody_takes_are_not_read(tmp_path: Path,
         assert ours.transport.get_write_buffer_size() == waiting
         connection.abort()
         await connection.wait_closed()
-        await until(lambda: it.server.connected == 0)
+        await until(lambda: it.server.registry.connected == 0)
 
 
 async def test_idle_connections_of_one_address_leave_room_for_others(tmp_path: Path, keys_dir: Path) -> None:
@@ -211,8 +211,8 @@ async def test_sessions_of_a_user_are_limited(tmp_path: Path, keys_dir: Path) ->
             first.writer.close()
             await first.writer.channel.wait_closed()
             await RawSftp.open(two)
-            assert it.server.sessions == 3
-        await until(lambda: it.server.sessions == 0)
+            assert it.server.registry.sessions == 3
+        await until(lambda: it.server.registry.sessions == 0)
 
 
 async def test_handles_of_a_session_are_limited(tmp_path: Path, keys_dir: Path) -> None:
@@ -239,7 +239,7 @@ async def test_who_does_not_log_in_in_time_is_let_go(tmp_path: Path, keys_dir: P
             assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"SSH-2.0-pickup-point\r\n")
             writer.close()
         assert [entry["reason"] for entry in entries] == ["login-timeout"]
-        assert it.server.connected == 0
+        assert it.server.registry.connected == 0
 
 
 async def test_an_idle_session_ends_and_a_busy_one_does_not(tmp_path: Path, keys_dir: Path) -> None:
@@ -262,7 +262,7 @@ async def test_a_peer_that_vanished_is_noticed(tmp_path: Path, keys_dir: Path) -
     async with running(tmp_path, keys_dir, keepalive=timedelta(seconds=0.2)) as it:
         connection = await it.connect()
         connection._transport.pause_reading()
-        await until(lambda: it.server.connected == 0)
+        await until(lambda: it.server.registry.connected == 0)
         connection.abort()
         await connection.wait_closed()
         await asyncio.sleep(0)
@@ -287,7 +287,7 @@ async def test_a_flood_of_refusals_is_a_few_lines(tmp_path: Path, keys_dir: Path
                     writer.close()
         lines = [entry for entry in entries if entry.get("reason") == "too-many-connections-from-address"]
         assert len(lines) == 5
-        assert it.server.counters.refusals["too-many-connections-from-address"] == 100
+        assert it.server.registry.counters.refusals["too-many-connections-from-address"] == 100
 
 
 async def test_without_descriptors_it_complains_once(
@@ -322,6 +322,6 @@ async def test_a_listener_that_falls_says_so(tmp_path: Path, keys_dir: Path, mon
         def broken() -> None:
             raise RuntimeError("broken")
 
-        monkeypatch.setattr(it.server, "_summarize", broken)
+        monkeypatch.setattr(it.server.registry, "summarize", broken)
         with pytest.raises(RuntimeError, match="broken"):
             await asyncio.wait_for(it.server.wait(), 5)

@@ -224,7 +224,7 @@ async def test_what_is_no_ssh_is_a_refusal_like_any_other(listener: Running, wor
                 await reader.read()
                 while await reader.read(1000):
                     pass
-            while listener.server.connected:  # noqa: ASYNC110  # nobody announces it
+            while listener.server.registry.connected:  # noqa: ASYNC110  # nobody announces it
                 await asyncio.sleep(0.02)
         writer.close()
     assert refusals(entries) == [("sftp refused 127.0.0.1", "protocol-error")]
@@ -246,7 +246,7 @@ async def test_failures_end_in_a_ban_that_status_shows_and_time_lifts(tmp_path: 
         for _ in range(3):
             with pytest.raises((asyncssh.DisconnectError, OSError)):
                 await it.connect(password="wrong")
-        (ban,) = it.server.bans()
+        (ban,) = it.server.registry.bans()
         assert (ban.address, ban.failures) == ("127.0.0.1", 3)
         with capture_logs() as entries, pytest.raises((asyncssh.DisconnectError, OSError)):
             await it.connect()
@@ -265,7 +265,7 @@ async def test_failures_end_in_a_ban_that_status_shows_and_time_lifts(tmp_path: 
             pass
         await asyncio.sleep(2.1)
         async with it.connect():
-            assert it.server.bans() == []
+            assert it.server.registry.bans() == []
 
 
 async def test_an_address_in_an_allow_list_is_never_banned(tmp_path: Path, keys_dir: Path) -> None:
@@ -275,7 +275,7 @@ async def test_an_address_in_an_allow_list_is_never_banned(tmp_path: Path, keys_
         for _ in range(5):
             with pytest.raises(asyncssh.PermissionDenied):
                 await it.connect(password="wrong")
-        assert it.server.bans() == []
+        assert it.server.registry.bans() == []
         async with it.connect():
             pass
 
@@ -286,7 +286,7 @@ async def test_keys_that_are_offered_and_unknown_are_no_failures(tmp_path: Path,
         others = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(10)]
         async with it.connect(password=None, client_keys=[*others, key]):
             pass
-        assert it.server.counters.refusals == {}
+        assert it.server.registry.counters.refusals == {}
 
 
 async def test_allow_lists_are_checked_before_key_exchange_when_every_user_has_one(

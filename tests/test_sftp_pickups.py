@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from typing import TYPE_CHECKING, Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from server.pickups import Ending, Grade, Pickup
-from server.sftp.connection import SshConnection
+from server.sftp.delivery import ByteStream
 
 from .fixtures_sftp import NAME, RawSftp, Running
 
@@ -196,7 +197,7 @@ async def test_a_transfer_may_finish_while_the_service_stops(listener: Running, 
     await asyncio.wait_for(draining, 10)
     (pickup,) = listener.finished
     assert pickup.grade is Grade.COMPLETE
-    assert listener.server.connected == 0
+    assert listener.server.registry.connected == 0
 
 
 async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(listener: Running, raw: RawSftp) -> None:
@@ -214,18 +215,19 @@ def test_an_acknowledgement_in_the_middle_of_counting_is_counted_once() -> None:
     A place too far would never be reached by a client that closes and leaves: its pickup would be "interrupted".
     """
 
-    class Sending:
+    class Sending(ByteStream):
         """Five bytes are sent; the acknowledgement comes while the system is asked how many are on their way."""
 
-        transport = None
-        acknowledged = 0
+        def __init__(self) -> None:
+            super().__init__(SimpleNamespace(transport=None))  # type: ignore[arg-type]  # there is no connection
+            self.reached = 0
 
-        def taken(self) -> int:
-            return self.acknowledged
+        def acknowledged(self) -> int:
+            return self.reached
 
         def _queued(self) -> int:
-            on_their_way = 5 - self.acknowledged
-            self.acknowledged = 5
+            on_their_way = 5 - self.reached
+            self.reached = 5
             return on_their_way
 
-    assert SshConnection.written(cast("SshConnection", Sending())) == 5
+    assert Sending().sent() == 5

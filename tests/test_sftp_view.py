@@ -269,7 +269,7 @@ async def test_an_open_that_fails_tells_the_client_nothing(listener: Running, mo
         raise PermissionError(13, "secret path /var/lib")
 
     monkeypatch.setattr(listener.served, "open_file", broken)
-    object.__setattr__(listener.server.catalogue, "open_file", broken)
+    object.__setattr__(listener.server.registry.files, "open_file", broken)
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)
         reply = await raw.ask(Kind.OPEN, PATH + b"\0\0\0\1" + bytes(4))
@@ -338,13 +338,13 @@ async def test_a_loop_of_openings_is_slowed_down(listener: Running, monkeypatch:
     """Each leaves a line and two records; those of other users must not be crowded out by them."""
     monkeypatch.setattr("server.sftp.limits.OPENS_BURST", 5.0)
     waits: list[float] = []
-    turn = listener.server.opens.turn
+    turn = listener.server.registry._opens.turn
 
     def watching(user: str, _: float) -> float:
         waits.append(turn(user, 1000.0))  # at one instant: a machine that is busy pauses long enough by itself
         return waits[-1]
 
-    monkeypatch.setattr(listener.server.opens, "turn", watching)
+    monkeypatch.setattr(listener.server.registry._opens, "turn", watching)
     async with listener.connect() as connection, connection.start_sftp_client() as sftp:
         for _ in range(8):
             async with sftp.open(NAME, "rb"):
@@ -363,4 +363,4 @@ async def test_refused_verbs_of_many_sessions_are_a_few_lines(listener: Running)
                 raw.writer.channel.close()
                 await raw.writer.channel.wait_closed()
     assert sum("refused remove" in entry["event"] for entry in entries) == 5
-    assert listener.server.counters.refused_verbs["remove"] == 12
+    assert listener.server.registry.counters.refused_verbs["remove"] == 12

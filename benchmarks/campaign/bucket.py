@@ -302,7 +302,7 @@ async def _seeds(campaign: Campaign, row: Fault, seconds: float) -> None:
         figures["virtual hours"] += 1
         weather = Weather(dice=campaign.rng("bucket", "hour", figures["virtual hours"]), rate=0.9)
         async with _elsewhere(row) as weather.elsewhere, fault_server(weather):
-            bucket = await Bucket.open(bucket_settings(f"s3://{BUCKET}", weather.url).place, patience=HASTE)
+            bucket = await Bucket.open(bucket_settings(f"s3://{BUCKET}", weather.url).place, retry=HASTE)
             root = campaign.folder / f"hour-{figures['virtual hours']}"
             site = _NetSite(root, weather, bucket)
             try:

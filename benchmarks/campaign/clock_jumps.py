@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.config import load_config
-from server.status.snapshot import Glance
+from server.status.snapshot import Snapshot
 from server.storage.ledger import Ledger
 from tests.fault_server import BUCKET, FaultServer, Version, fault_server
 from tests.fixtures_service import Program, ServiceSite, Serving, day_before, export_name, export_of, port_of
@@ -113,7 +113,7 @@ def _told(stock: Stock, row: Fault, hours: float, what: str) -> None:
     """Once a round has compared the clocks, `check` says how far off the local one is."""
     config, deadline, names = load_config(stock.site.config), time.monotonic() + PATIENCE, set[str]()
     while time.monotonic() < deadline:
-        names = {alarm.name for alarm in Glance.take(config, datetime.now(UTC) + timedelta(hours=hours)).alarms}
+        names = {alarm.name for alarm in Snapshot.take(config, datetime.now(UTC) + timedelta(hours=hours)).alarms}
         if ("clock" in names) == (hours != 0):
             return
         time.sleep(0.2)

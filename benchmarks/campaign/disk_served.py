@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.config import load_config
-from server.status.snapshot import Glance
+from server.status.snapshot import Snapshot
 from server.storage.ledger import Ledger
 from tests.fixtures_service import Program, ServiceSite, Serving, command, day_before, port_of
 
@@ -106,8 +106,8 @@ class Shop:
         wording = re.search(r"^PICKUP-POINT (OK|WARNING|CRITICAL|UNKNOWN) - .+", said.text, re.MULTILINE)
         self.row.expect(wording and "Traceback" not in said.text, f"{what}: check said {said.text[-300:]}")
 
-    def _glance(self) -> Glance:
-        return Glance.take(load_config(self.site.config), datetime.now(UTC))
+    def _glance(self) -> Snapshot:
+        return Snapshot.take(load_config(self.site.config), datetime.now(UTC))
 
     async def felt(self, what: str) -> bool:
         """Whether the log told of trouble, in time; the service is alive in any case."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import server.megaphone.bucket
 import server.service
 from server.cli.app import main
-from server.s3.retry import Patience
+from server.s3.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-HASTE = Patience(
+HASTE = RetryPolicy(
     connect=1, silence=0.3, call=3, window=0.4, least_rate=25_000, tries=4, first_pause=0.01, longest_pause=0.05,
     sdk_tries=1,
 )  # fmt: skip
@@ -28,7 +28,7 @@ class _Hasty(server.service.Service):
         await super()._pause(pause / OFTEN)
 
 
-def _haste() -> Patience:
+def _haste() -> RetryPolicy:
     return HASTE
 
 

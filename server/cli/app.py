@@ -120,17 +120,19 @@ def feed(
 ) -> None:
     """Run one round now: publish what is newly final. Prints a line a day; exit 1 if a due day failed or is held."""
     from ..config import load_ip_hash_key
-    from ..publish.decisions import Wish
+    from ..publish.decisions import FeedRequest
     from .feed import one_round
 
     if (accept_rejects or resend) and not day:
         raise Usage("--accept-rejects and --resend need the --day they are meant for", hint="pickup-point feed --help")
-    wish = Wish(tuple({day_of(text, "feed"): None for text in day or ()}), accept_rejects, resend, by_hand=True)
+    request = FeedRequest(
+        tuple({day_of(text, "feed"): None for text in day or ()}), accept_rejects, resend, by_hand=True
+    )
     settings = settings_of(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
     become_owner(settings)
 
-    results = run_loop(one_round(settings, hash_key, wish))
+    results = run_loop(one_round(settings, hash_key, request))
     for result in results:
         print(f"{result.day}  {result.word:10}  {result.sentence}")
     if any(result.bad for result in results):
@@ -158,32 +160,32 @@ def prune(
 @app.command()
 def status(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Show the last days at a glance. Triton's activation sheet stands on top; also while no service runs."""
-    from ..status.snapshot import Glance
+    from ..status.snapshot import Snapshot
     from . import tables as report
 
     settings = reading_as_owner(config, verbose=verbose)
     now = datetime.now(UTC)
-    glance = Glance.take(settings, now)
+    snapshot = Snapshot.take(settings, now)
     sheet = report.activation_sheet(settings)
     if json:
-        print_json(glance.as_json() | {"activation_sheet": dict(sheet)})
+        print_json(snapshot.as_json() | {"activation_sheet": dict(sheet)})
         return
     from rich.console import Console
 
     console = Console(highlight=False)
-    for part, long in report.status_page(glance, sheet, now, console.width):
+    for part, long in report.status_page(snapshot, sheet, now, console.width):
         console.print(part, soft_wrap=long)
 
 
 @app.command()
 def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Print one line for monitoring. Exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN: the Nagios plug-in convention."""
-    from ..status.snapshot import Glance
+    from ..status.snapshot import Snapshot
     from . import tables as report
 
     settings = reading_as_owner(config, verbose=verbose)
-    glance = Glance.take(settings, datetime.now(UTC))
-    level, line = report.check_line(glance.alarms, glance.days)
+    snapshot = Snapshot.take(settings, datetime.now(UTC))
+    level, line = report.check_line(snapshot.alarms, snapshot.days)
     print(line)
     if level:
         raise Out(int(level))
@@ -334,9 +336,9 @@ def demo(
     keys = load_keys(settings)
 
     async def publish() -> list[str]:
-        async with assembled(settings, keys[1]) as parts:
-            await parts.feed.run_round(now)
-            return sorted(parts.point.served)
+        async with assembled(settings, keys[1]) as installation:
+            await installation.feed.run_round(now)
+            return sorted(installation.folder.served)
 
     def tell(listening: int) -> None:
         print("\n".join(introduction(made, files, listening, program())), flush=True)

@@ -20,7 +20,7 @@ from ..megaphone.source import open_source
 from ..sftp.keys import load_credentials
 from ..sftp.probe import ProbeKey, visit
 from ..status.alarms import Level
-from ..status.snapshot import Glance
+from ..status.snapshot import Snapshot
 from ..storage.ledger import Ledger
 from .privileges import become_owner
 from .setup import port_of
@@ -61,9 +61,9 @@ async def examine(config: Config) -> list[Finding]:
     findings += [finding async for finding in _exports(config)]
     become_owner(config)
     findings += _data_folder(config)
-    glance = Glance.take(config, datetime.now(UTC))
-    findings += _service(glance)
-    if glance.running:
+    snapshot = Snapshot.take(config, datetime.now(UTC))
+    findings += _service(snapshot)
+    if snapshot.running:
         findings += [finding async for finding in _port(config, host_keys)]
     return findings
 
@@ -197,24 +197,24 @@ def _data_folder(config: Config) -> Iterator[Finding]:
         yield Finding(Level.OK, f"data folder: {folder} can be written")
 
 
-def _service(glance: Glance) -> Iterator[Finding]:
+def _service(snapshot: Snapshot) -> Iterator[Finding]:
     """Disk, service, and what `check` says."""
-    disk = glance.measured
-    if not any(alarm.name == "disk" for alarm in glance.alarms):
+    disk = snapshot.measured
+    if not any(alarm.name == "disk" for alarm in snapshot.alarms):
         yield Finding(Level.OK, f"disk: {size_text(disk.disk_free_bytes)} are free ({disk.disk_free:.0%})")
-    if glance.running:
+    if snapshot.running:
         yield Finding(Level.OK, "service: it runs")
     else:
         yield Finding(Level.CRITICAL, "service: it does not run", "systemctl start pickup-point; or pickup-point serve")
-    for alarm in glance.alarms:
-        if alarm.name == "feed_not_running" and glance.running and "last_round" not in glance.facts:
+    for alarm in snapshot.alarms:
+        if alarm.name == "feed_not_running" and snapshot.running and "last_round" not in snapshot.facts:
             yield Finding(Level.WARNING, "feed: the first round has not ended yet", "pickup-point status, in a while")
         elif alarm.name not in ("source", "key_readable"):  # looked at above, just now
             # What is wrong with a day is no fault of the installation.
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)
-    if not glance.alarms:
-        yield Finding(Level.OK, f"check: {check_line(glance.alarms, glance.days)[1]}".split(" | ")[0])
+    if not snapshot.alarms:
+        yield Finding(Level.OK, f"check: {check_line(snapshot.alarms, snapshot.days)[1]}".split(" | ")[0])
 
 
 # The port

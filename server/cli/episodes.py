@@ -26,7 +26,7 @@ from .privileges import become_owner
 
 if TYPE_CHECKING:
     from ..episodes.rss import RssFeed
-    from ..episodes.source import EpisodesGlance
+    from ..episodes.source import EpisodesSnapshot
     from ..settings import Config
     from ..status.episodes import Matching
 
@@ -57,7 +57,7 @@ def episodes(
             raise Usage("--check goes alone", hint="pickup-point episodes --check FILE")
         _check(check)
         return
-    from ..episodes.source import glance_at
+    from ..episodes.source import episodes_snapshot
     from ..status.episodes import matching, new_csv, write_export
     from ..storage.ledger import Ledger
 
@@ -69,18 +69,18 @@ def episodes(
         if refresh:
             _refresh(settings, quiet=json)
         with contextlib.closing(Ledger.read(settings.data_dir / "ledger.sqlite3")) as ledger:
-            glance = glance_at(settings, ledger.rss)
-            found = matching(settings, ledger, glance.catalogue, days)
-        count = write_export(file, glance.written, found.unmatched) if file is not None else 0
+            snapshot = episodes_snapshot(settings, ledger.rss)
+            found = matching(settings, ledger, snapshot.catalogue, days)
+        count = write_export(file, snapshot.written, found.unmatched) if file is not None else 0
     if export is not None:
-        print(f"{export}: {count} episodes to fill in, beside {len(glance.written)} that are")
+        print(f"{export}: {count} episodes to fill in, beside {len(snapshot.written)} that are")
         print(f"  then: pickup-point episodes --check {export}, and set log.episodes to it")
     elif unmatched:
         _print_unmatched(found, json=json)
     elif json:
-        print_json(glance.as_json() | {"matching": found.as_json()})
+        print_json(snapshot.as_json() | {"matching": found.as_json()})
     else:
-        _print_glance(glance, found, settings)
+        _print_glance(snapshot, found, settings)
 
 
 def _check(path: Path) -> None:
@@ -97,12 +97,12 @@ def _check(path: Path) -> None:
 
 def _refresh(settings: Config, *, quiet: bool) -> None:
     from ..episodes.source import CatalogueSource
-    from ..storage.folder import PickupPoint
+    from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
 
-    point = PickupPoint(settings.data_dir)
-    point.prepare()
-    with contextlib.closing(Ledger.open(point.ledger_path)) as ledger:
+    folder = DataFolder(settings.data_dir)
+    folder.prepare()
+    with contextlib.closing(Ledger.open(folder.ledger_path)) as ledger:
         source = CatalogueSource(settings, ledger.rss)
         outcomes = run_loop(source.refresh(datetime.now(UTC), force=True))
     for outcome in outcomes if not quiet else ():
@@ -110,9 +110,9 @@ def _refresh(settings: Config, *, quiet: bool) -> None:
         print(f"{outcome.word:10}{outcome.name}  {outcome.sentence}{hint}")
 
 
-def _print_glance(glance: EpisodesGlance, found: Matching, settings: Config) -> None:
+def _print_glance(snapshot: EpisodesSnapshot, found: Matching, settings: Config) -> None:
     now = datetime.now(UTC)
-    stamp = glance.catalogue.stamp if glance.catalogue is not None else None
+    stamp = snapshot.catalogue.stamp if snapshot.catalogue is not None else None
     if stamp is None:
         print("no episode catalogue is in use: every line is sent with Megaphone's episode_id as episode-guid")
         if not settings.feeds.configured and settings.log.episodes is None:
@@ -120,8 +120,8 @@ def _print_glance(glance: EpisodesGlance, found: Matching, settings: Config) -> 
     else:
         print(f"version {stamp.version}: {stamp.episodes} episodes")
     if settings.log.episodes is not None:
-        print(f"  {len(glance.written):>6}  written by hand in {settings.log.episodes}")
-    for url, feed in glance.feeds:
+        print(f"  {len(snapshot.written):>6}  written by hand in {settings.log.episodes}")
+    for url, feed in snapshot.feeds:
         print(f"  {feed.item_count if feed is not None else 0:>6}  {_feed_text(url, feed, now)}")
         if feed is not None and feed.error:
             print(f"          {feed.error}\n          → {feed.hint}")
@@ -132,13 +132,13 @@ def _print_glance(glance: EpisodesGlance, found: Matching, settings: Config) -> 
 
 
 def _feed_text(url: str, feed: RssFeed | None, now: datetime) -> str:
-    from ..episodes.rss import shown
+    from ..episodes.rss import safe_url
     from ..status.days import span
 
     if feed is None:
-        return f"{shown(url)}  not asked yet: pickup-point episodes --refresh"
+        return f"{safe_url(url)}  not asked yet: pickup-point episodes --refresh"
     age = f"read {span(now - feed.read_at)} ago" if feed.read_at is not None else "never read"
-    return f"{shown(url)}  {age}" + (f"  {feed.title}" if feed.title else "")
+    return f"{safe_url(url)}  {age}" + (f"  {feed.title}" if feed.title else "")
 
 
 def _print_unmatched(found: Matching, *, json: bool) -> None:

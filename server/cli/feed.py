@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..publish.retention import prune
 from ..service import assembled
-from ..storage.folder import PickupPoint
+from ..storage.folder import DataFolder
 from ..storage.ledger import Ledger
 from ..threads import in_thread
 from .options import progress_bars
@@ -22,7 +22,7 @@ from .options import progress_bars
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..publish.decisions import DayResult, Wish
+    from ..publish.decisions import DayResult, FeedRequest
     from ..publish.retention import Pruned
     from ..settings import Config
 
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 FIRST_CATALOGUE = 30.0  # seconds that an RSS feed which was never asked may take
 
 
-async def one_round(config: Config, hash_key: bytes, wish: Wish) -> list[DayResult]:
+async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> list[DayResult]:
     """Run one round now; what became of each day."""
     with progress_bars() as show:
         progress = None if show is None else lambda day, done, total: show(str(day), done, total)
-        async with assembled(config, hash_key, progress=progress) as parts:
-            with _stopping(parts.stop.set):
+        async with assembled(config, hash_key, progress=progress) as installation:
+            with _stopping(installation.stop.set):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(FIRST_CATALOGUE):
-                        if await in_thread(parts.catalogue.untried):
-                            await parts.catalogue.refresh(datetime.now(UTC))
-                return (await parts.feed.run_round(datetime.now(UTC), wish)).results
+                        if await in_thread(installation.catalogue.untried):
+                            await installation.catalogue.refresh(datetime.now(UTC))
+                return (await installation.feed.run_round(datetime.now(UTC), request)).results
 
 
 def one_prune(config: Config, *, dry_run: bool, on_wait: Callable[[], None]) -> Pruned:
     """Run one retention pass now; what was removed, or would be."""
-    point = PickupPoint(config.data_dir)
-    point.prepare()
+    folder = DataFolder(config.data_dir)
+    folder.prepare()
     with (
-        contextlib.closing(Ledger.open(point.ledger_path)) as ledger,
-        point.round_lock(on_wait, lambda: False),
+        contextlib.closing(Ledger.open(folder.ledger_path)) as ledger,
+        folder.round_lock(on_wait, lambda: False),
     ):
-        return prune(ledger, point, config.retention.keep_days, datetime.now(UTC), dry_run=dry_run)
+        return prune(ledger, folder, config.retention.keep_days, datetime.now(UTC), dry_run=dry_run)
 
 
 @contextlib.contextmanager

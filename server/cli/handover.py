@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from ..episodes.rss import shown
+from ..episodes.rss import safe_url
 from ..errors import ConfigError, LedgerError, PickupPointError
 from ..megaphone.source import open_source
 from ..sftp.keys import known_hosts_lines, public_host_keys
@@ -128,7 +128,7 @@ def _rss_lines(config: Config) -> list[str]:
     """The RSS feeds, and what of the newest day they match; without a ledger nothing was matched yet."""
     with suppress(LedgerError):
         return handover_lines(config)
-    return [f"- {shown(url)}" for url in config.feeds.urls] or ["(none is configured: set `feeds.urls`)"]
+    return [f"- {safe_url(url)}" for url in config.feeds.urls] or ["(none is configured: set `feeds.urls`)"]
 
 
 def _cell(text: str) -> str:

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..disk import told
+from ..disk import translate_os_errors
 from ..errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def become_owner(config: Config) -> None:
     if os.geteuid() != 0:
         return
     folder = config.data_dir.absolute()
-    with told(folder):
+    with translate_os_errors(folder):
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         owner = folder.stat()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..settings import Config
     from ..status.alarms import Alarm
     from ..status.reconcile import PodcastLine
-    from ..status.snapshot import Glance
+    from ..status.snapshot import Snapshot
     from ..storage.records import LateCheck, LedgerLog, Publication
 
 _STATE_STYLE = {
@@ -88,9 +88,9 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
     return lines
 
 
-def disk_line(glance: Glance) -> tuple[str, str]:
+def disk_line(snapshot: Snapshot) -> tuple[str, str]:
     """How much of the data folder's disk is free."""
-    return "Disk", f"{size_text(glance.measured.disk_free_bytes)} free ({glance.measured.disk_free:.0%})"
+    return "Disk", f"{size_text(snapshot.measured.disk_free_bytes)} free ({snapshot.measured.disk_free:.0%})"
 
 
 def label_lines(lines: Sequence[tuple[str, str]]) -> list[Text]:
@@ -172,22 +172,22 @@ def _strip_state(day: DayOverview) -> str:
 
 
 def status_page(
-    glance: Glance, sheet: Sequence[tuple[str, str]], now: datetime, width: int
+    snapshot: Snapshot, sheet: Sequence[tuple[str, str]], now: datetime, width: int
 ) -> list[tuple[Table | Text, bool]]:
     """What ``status`` shows, part by part, each with whether a long line of it may be left to the terminal."""
-    days = glance.days[:DAYS_SHOWN]
+    days = snapshot.days[:DAYS_SHOWN]
     page: list[tuple[Table | Text, bool]] = [(line, True) for line in label_lines(sheet)]
     page.append((Text(), True))
-    service = service_lines(glance.facts, now, running=glance.running)
-    page += [(line, True) for line in label_lines([*service, disk_line(glance), *episode_lines(glance, now)])]
+    service = service_lines(snapshot.facts, now, running=snapshot.running)
+    page += [(line, True) for line in label_lines([*service, disk_line(snapshot), *episode_lines(snapshot, now)])]
     if days:
         page.append((Text(), True))
-        page += [(line, True) for line in calendar_strip(glance.days, now.date())]
+        page += [(line, True) for line in calendar_strip(snapshot.days, now.date())]
         page += [(Text(), True), (Text("Days and times are UTC.", style="dim"), True), (day_table(days, width), False)]
-    if any(day.advice or day.remarks for day in days) or glance.alarms:
+    if any(day.advice or day.remarks for day in days) or snapshot.alarms:
         page.append((Text(), True))
     page += [(Text(line), False) for line in advice_lines(days)]
-    for alarm in glance.alarms:
+    for alarm in snapshot.alarms:
         style = "bold red" if alarm.level is Level.CRITICAL else "yellow"
         hint = f" → {alarm.hint}" if alarm.hint else ""
         page.append((Text.assemble((alarm.level.name, style), f": {alarm.sentence}{hint}"), False))
@@ -273,19 +273,19 @@ def _catalogue_text(publication: Publication) -> str:
     return f"episode catalogue {stamp.version}: {stamp.episodes} episodes{matched}{read}"
 
 
-def episode_lines(glance: Glance, now: datetime) -> list[tuple[str, str]]:
+def episode_lines(snapshot: Snapshot, now: datetime) -> list[tuple[str, str]]:
     """What the episode catalogue knows and how old that is, label and text; nothing where none is in use."""
-    newest = next((day for day in glance.days if day.matched_share is not None), None)
+    newest = next((day for day in snapshot.days if day.matched_share is not None), None)
     parts = []
     if newest is not None and newest.matched_share is not None:
         parts.append(f"{newest.matched_share:.1%} of the lines of {newest.day} match")
-    if glance.rss_feeds:
-        read = [feed.read_at for feed in glance.rss_feeds if feed.read_at is not None]
-        items = sum(feed.item_count for feed in glance.rss_feeds)
+    if snapshot.rss_feeds:
+        read = [feed.read_at for feed in snapshot.rss_feeds if feed.read_at is not None]
+        items = sum(feed.item_count for feed in snapshot.rss_feeds)
         age = f"read {span(now - min(read))} ago" if read else "not read yet"
-        failed = sum(1 for feed in glance.rss_feeds if feed.error)
+        failed = sum(1 for feed in snapshot.rss_feeds if feed.error)
         told = f", {failed} of them cannot be read now: pickup-point episodes" if failed else ""
-        count = "1 RSS feed" if len(glance.rss_feeds) == 1 else f"{len(glance.rss_feeds)} RSS feeds"
+        count = "1 RSS feed" if len(snapshot.rss_feeds) == 1 else f"{len(snapshot.rss_feeds)} RSS feeds"
         parts.append(f"{items} items in {count}, {age}{told}")
     return [("Episodes", "; ".join(parts))] if parts else []
 

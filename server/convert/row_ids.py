@@ -107,7 +107,7 @@ class Spill:
         self._buffers[part] += data
         self._held += len(data)
 
-    def settle(self) -> None:
+    def flush_if_large(self) -> None:
         """Write to disk what is held, if it is much."""
         if self._held <= self._held_limit:
             return
@@ -172,7 +172,7 @@ class BlockRecords:
                 end = start + count * self._size
                 self._spill.append(part, data[start:end])
                 start = end
-        self._spill.settle()
+        self._spill.flush_if_large()
 
     def __iter__(self) -> Iterator[RecordGroup]:
         """Groups of records such that equal ids are in one group, each group small enough to be looked at at once."""
@@ -262,7 +262,7 @@ class BlockIds:
     def add(self, block: int, packed_id: bytes) -> None:
         """Add an id to a block's set."""
         self._spill.append(block // self._per_group, struct.pack("<I16s", block, packed_id))
-        self._spill.settle()
+        self._spill.flush_if_large()
         self.count += 1
 
     def of(self, block: int) -> bytes:

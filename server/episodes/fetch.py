@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from ..threads import in_thread
-from .rss import NotRss, RssDocument, RssUnread, shown
+from .rss import NotRss, RssDocument, RssUnread, safe_url
 
 if TYPE_CHECKING:
     from typing import Self
@@ -100,7 +100,7 @@ class RssReader:
         Raises:
             RssUnread: no items came of it.
         """
-        name = shown(url)
+        name = safe_url(url)
         try:
             async with asyncio.timeout(self._limits.total):
                 return await self._follow(url, etag, last_modified)
@@ -124,7 +124,7 @@ class RssReader:
         at = url
         for _ in range(self._limits.redirects + 1):
             if urlsplit(at).scheme not in ("http", "https") or not urlsplit(at).hostname:
-                raise self._unread(url, f"redirects to {shown(at)}, which is no web address")
+                raise self._unread(url, f"redirects to {safe_url(at)}, which is no web address")
             async with self._session.get(at, headers=headers, allow_redirects=False) as answer:
                 if answer.status in _REDIRECTS and (to := answer.headers.get("Location")):
                     at = urljoin(at, to)
@@ -162,11 +162,11 @@ class RssReader:
 
     @staticmethod
     def _unread(url: str, what: str) -> RssUnread:
-        return RssUnread(f"the RSS feed {shown(url)} {what}", hint=f"curl -sSIL '{shown(url)}'")
+        return RssUnread(f"the RSS feed {safe_url(url)} {what}", hint=f"curl -sSIL '{safe_url(url)}'")
 
     @staticmethod
     def _private(url: str, address: str) -> RssUnread:
-        sentence = f"the RSS feed {shown(url)} leads to {address}, which is no public address"
+        sentence = f"the RSS feed {safe_url(url)} leads to {address}, which is no public address"
         return RssUnread(sentence, hint="correct it; if it is your own network, set feeds.allow_local = true")
 
 

@@ -232,7 +232,7 @@ def megaphone_token(bare: str) -> str:
     return match[1] if match is not None and (host == "megaphone.fm" or host.endswith(".megaphone.fm")) else ""
 
 
-def shown(url: str) -> str:
+def safe_url(url: str) -> str:
     """An address as a log line may show it: without a password, a query or control characters."""
     try:
         parts = urlsplit(url)

@@ -18,7 +18,7 @@ import structlog
 from ..errors import ConfigError, PickupPointError
 from ..threads import in_thread
 from .catalogue import Catalogue, Episode, load_catalogue, load_urls, make_catalogue
-from .rss import RssFeed, RssUnread, shown
+from .rss import RssFeed, RssUnread, safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ class Refreshed:
     @property
     def name(self) -> str:
         """The RSS feed, as it may be shown."""
-        return shown(self.url)
+        return safe_url(self.url)
 
 
 def due(feeds: Mapping[str, RssFeed], urls: Sequence[str], every: timedelta, now: datetime) -> list[str]:
@@ -94,7 +94,7 @@ async def refresh(
         LedgerError: what was read could not be kept.
     """
     for gone in await in_thread(store.forget_all_but, urls):
-        log.info(f"catalogue forgot {shown(gone)}", why="it is configured no more")
+        log.info(f"catalogue forgot {safe_url(gone)}", why="it is configured no more")
     feeds = await in_thread(store.feeds)
     wanted = list(urls) if force else due(feeds, urls, every, now)
     places = asyncio.Semaphore(AT_ONCE)
@@ -111,7 +111,7 @@ async def refresh(
 
 
 async def _one(store: RssStore, reader: RssReader, url: str, known: RssFeed | None, now: datetime) -> Refreshed:
-    name, held = shown(url), known.item_count if known is not None else 0
+    name, held = safe_url(url), known.item_count if known is not None else 0
     try:
         validators = (known.etag, known.last_modified) if known is not None and known.read_at is not None else ("", "")
         answer = await reader.read(url, *validators)
@@ -233,7 +233,7 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class EpisodesGlance:
+class EpisodesSnapshot:
     """The catalogue at a glance: the operator's rows, each RSS feed with its items, and the snapshot of both."""
 
     written: Mapping[str, Episode]
@@ -279,7 +279,7 @@ def _iso(at: datetime | None) -> str | None:
     return None if at is None else f"{at:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def glance_at(config: Config, rss: RssStore) -> EpisodesGlance:
+def episodes_snapshot(config: Config, rss: RssStore) -> EpisodesSnapshot:
     """What there is, read anew.
 
     Raises:
@@ -289,4 +289,4 @@ def glance_at(config: Config, rss: RssStore) -> EpisodesGlance:
     held = rss.feeds(items=True)
     written = load_catalogue(config.log.episodes).episodes if config.log.episodes is not None else {}
     feeds = tuple((url, held.get(url)) for url in source.urls())
-    return EpisodesGlance(written, feeds, source.snapshot())
+    return EpisodesSnapshot(written, feeds, source.snapshot())

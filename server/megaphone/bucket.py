@@ -14,9 +14,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..s3.client import BucketClient, has_status
-from ..s3.errors import Answer, Place, Remedy, Setback
-from ..s3.retry import Pace, Patience, Tries
-from .download import WRITE_SIZE, Spool
+from ..s3.errors import Answer, BucketPlace, FailedAttempt, Remedy
+from ..s3.retry import RateWatch, RetryCounter, RetryPolicy
+from .download import WRITE_SIZE, DownloadFile
 from .exports import METRICS, DayExport, Listing
 
 if TYPE_CHECKING:
@@ -33,33 +33,38 @@ class Bucket:
     """The exports of one kind directly under one prefix of one bucket."""
 
     def __init__(
-        self, place: Place, kind: ExportKind = METRICS, *, patience: Patience | None = None, page_size: int = PAGE_SIZE
+        self,
+        place: BucketPlace,
+        kind: ExportKind = METRICS,
+        *,
+        retry: RetryPolicy | None = None,
+        page_size: int = PAGE_SIZE,
     ) -> None:
         self._place = place
         self._kind = kind
-        self._patience = patience or Patience()
-        self._client = BucketClient(place, self._patience)
+        self._retry = retry or RetryPolicy()
+        self._client = BucketClient(place, self._retry)
         self._page_size = page_size
         self._if_match = list(_IF_MATCH)
         self.name = str(place)
 
     @classmethod
-    async def open(cls, place: Place, kind: ExportKind = METRICS, *, patience: Patience | None = None) -> Bucket:
+    async def open(cls, place: BucketPlace, kind: ExportKind = METRICS, *, retry: RetryPolicy | None = None) -> Bucket:
         """Return the bucket at ``place``; nothing is asked of it yet."""
         await BucketClient.prepare()
-        return cls(place, kind, patience=patience)
+        return cls(place, kind, retry=retry)
 
     async def day_exports(self) -> Listing:
         """The exports that are there now; `Listing.now` is the server's clock when the listing began."""
-        tries = Tries(self._patience)
+        counter = RetryCounter(self._retry)
         while True:
             try:
                 async with self._client.connect() as client:
                     return await self._list(client)
-            except Setback as setback:
-                if setback.remedy is Remedy.WAIT and setback.sdk_tried:
-                    raise setback.error from setback
-                await self._client.wait_for_next_try(setback, tries, 0)
+            except FailedAttempt as attempt:
+                if attempt.remedy is Remedy.WAIT and attempt.sdk_tried:
+                    raise attempt.error from attempt
+                await self._client.wait_for_next_try(attempt, counter, 0)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """Write the listed version to ``into``, from where it stands; what was cut off is resumed.
@@ -67,17 +72,17 @@ class Bucket:
         Raises ExportChanged when the object is another one by now, SourceUnreachable or SourceRefused when it cannot
         be had, and the OSError of ``into`` when its disk is full.
         """
-        spool = await Spool.at(into)
-        tries = Tries(self._patience)
+        download = await DownloadFile.at(into)
+        counter = RetryCounter(self._retry)
         while True:
             try:
                 async with self._client.connect() as client:
-                    await self._read(client, export, spool)
-            except Setback as setback:
-                await self._client.wait_for_next_try(setback, tries, spool.most)
+                    await self._read(client, export, download)
+            except FailedAttempt as attempt:
+                await self._client.wait_for_next_try(attempt, counter, download.most)
             else:
                 break
-        await spool.finish()
+        await download.finish()
 
     async def close(self) -> None:
         """Nothing is held between two calls."""
@@ -126,37 +131,37 @@ class Bucket:
         except KeyError as missing:
             raise self._place.no_s3(f"an object without {missing.args[0]} in the listing") from None
 
-    async def _read(self, client: Any, export: DayExport, spool: Spool) -> None:
+    async def _read(self, client: Any, export: DayExport, download: DownloadFile) -> None:
         """One try: read the object from where the spool ends, or from its beginning."""
         try:
-            reply = await self._get(client, export, spool.size)
-        except Setback as setback:
-            if has_status(setback, 416):
-                await spool.restart()
+            reply = await self._get(client, export, download.size)
+        except FailedAttempt as attempt:
+            if has_status(attempt, 416):
+                await download.restart()
             raise
         async with reply["Body"] as body:
             if _bare(reply.get("ETag", export.etag)) != export.etag:  # a server that does not know If-Match
                 raise self._place.meaning(Answer(412, "PreconditionFailed"), export.key)
-            why = _mistrust(reply, export, spool.size)
+            why = _mistrust(reply, export, download.size)
             if why is not None:
-                await spool.restart()
+                await download.restart()
                 raise self._place.altered(export.key, why)
-            if spool.size and "ContentRange" not in reply:  # the range was ignored: this is the whole object
-                await spool.restart()
-            pace = Pace(self._patience)
+            if download.size and "ContentRange" not in reply:  # the range was ignored: this is the whole object
+                await download.restart()
+            rate = RateWatch(self._retry)
             while True:
                 began = time.monotonic()
-                async with self._client.answering(export.key, self._patience.window):
+                async with self._client.answering(export.key, self._retry.window):
                     chunk = await body.read(WRITE_SIZE)
                 if not chunk:
                     break
-                await spool.write(chunk)
-                if spool.size > export.size:
-                    await spool.restart()
+                await download.write(chunk)
+                if download.size > export.size:
+                    await download.restart()
                     raise self._place.altered(export.key, "more bytes than announced")
-                if spool.size < export.size and pace.too_slow(time.monotonic() - began, len(chunk)):
+                if download.size < export.size and rate.too_slow(time.monotonic() - began, len(chunk)):
                     raise self._place.unreachable("sends too slowly")
-        if spool.size < export.size:
+        if download.size < export.size:
             raise self._place.unreachable("ended the object too early")
 
     async def _get(self, client: Any, export: DayExport, offset: int) -> Any:
@@ -168,8 +173,8 @@ class Bucket:
                     reply = await client.get_object(
                         Bucket=self._place.bucket, Key=export.key, IfMatch=spelling.format(export.etag), **more
                     )
-            except Setback as setback:
-                if not has_status(setback, 412):
+            except FailedAttempt as attempt:
+                if not has_status(attempt, 412):
                     raise
                 continue
             self._if_match.sort(key=spelling.__ne__)

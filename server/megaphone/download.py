@@ -15,7 +15,7 @@ from ..threads import in_thread
 WRITE_SIZE = 1 << 20
 
 
-class Spool:
+class DownloadFile:
     """One download's file. ``size`` is what it holds in bytes; ``most`` is the most that it ever held."""
 
     def __init__(self, into: BinaryIO, start: int) -> None:
@@ -27,7 +27,7 @@ class Spool:
         self.most = 0
 
     @classmethod
-    async def at(cls, into: BinaryIO) -> Spool:
+    async def at(cls, into: BinaryIO) -> DownloadFile:
         """A spool that begins where ``into`` stands now."""
         return cls(into, await in_thread(into.tell))
 

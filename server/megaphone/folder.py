@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
 from ..errors import ExportChanged, SourceRefused, SourceUnreachable
 from ..threads import in_thread
-from .download import WRITE_SIZE, Spool
+from .download import WRITE_SIZE, DownloadFile
 from .exports import METRICS, DayExport, Listing
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Folder:
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """Copy exactly the version that was listed. Raises ExportChanged when the file is another one by now."""
         path = self._path / export.key
-        spool = await Spool.at(into)
+        download = await DownloadFile.at(into)
         opened: list[int] = []  # filled in the thread: a cancellation while it opens must not lose the descriptor
 
         def open_it() -> int:
@@ -54,31 +54,31 @@ class Folder:
             return opened[0]
 
         try:
-            whole = await self._copy(await self._ask(path, open_it), path, export, spool)
+            whole = await self._copy(await self._ask(path, open_it), path, export, download)
         finally:
             for fd in opened:
                 os.close(fd)
         if not whole:
-            await spool.restart()
+            await download.restart()
             raise ExportChanged(
                 f"{path} was rewritten after it was listed",
                 hint=f"nothing to do, it is read again next round: ls -l {shlex.quote(str(path))}",
             )
-        await spool.finish()
+        await download.finish()
 
     async def close(self) -> None:
         """Nothing is held between two calls."""
 
-    async def _copy(self, fd: int, path: Path, export: DayExport, spool: Spool) -> bool:
+    async def _copy(self, fd: int, path: Path, export: DayExport, download: DownloadFile) -> bool:
         """Whether the file was the listed version before the first byte and after the last."""
         if _version(await self._ask(path, os.fstat, fd)) != export.etag:
             return False
-        while spool.size <= export.size:
+        while download.size <= export.size:
             chunk = await self._ask(path, os.read, fd, 4 * WRITE_SIZE)
             if not chunk:
                 break
-            await spool.write(chunk)
-        return spool.size == export.size and _version(await self._ask(path, os.fstat, fd)) == export.etag
+            await download.write(chunk)
+        return download.size == export.size and _version(await self._ask(path, os.fstat, fd)) == export.etag
 
     async def _ask(self, path: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 from .exports import METRICS
 
 if TYPE_CHECKING:
-    from ..s3.errors import Place
+    from ..s3.errors import BucketPlace
     from .exports import DayExport, ExportKind, Listing
 
 
@@ -40,7 +40,7 @@ class ExportSource(Protocol):
         """Let go of everything."""
 
 
-async def open_source(place: Path | Place, kind: ExportKind = METRICS) -> ExportSource:
+async def open_source(place: Path | BucketPlace, kind: ExportKind = METRICS) -> ExportSource:
     """Return the source in a folder or a bucket; it is not asked anything yet."""
     if isinstance(place, Path):
         from .folder import Folder

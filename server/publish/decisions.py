@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class FeedRequest:
     """An operator's word, from the command line: these days only, rejects accepted, sent again.
 
     A round ``by_hand`` does not wait for the next try of a day that failed.
@@ -149,7 +149,7 @@ def decide(
     record: DayRecord,
     publications: Sequence[Publication],
     policy: FeedPolicy,
-    request: Wish,
+    request: FeedRequest,
     *,
     now: datetime,
     source_now: datetime,
@@ -184,7 +184,7 @@ def decide(
     return _decide_first(record, policy, request, source_now)
 
 
-def _refusal_of_resend(record: DayRecord, publications: Sequence[Publication], request: Wish) -> str:
+def _refusal_of_resend(record: DayRecord, publications: Sequence[Publication], request: FeedRequest) -> str:
     if request.resend and not publications:
         return f"it was never published, so there is nothing to send again: pickup-point feed --day {record.day}"
     if request.resend and record.seen != "due":
@@ -192,7 +192,7 @@ def _refusal_of_resend(record: DayRecord, publications: Sequence[Publication], r
     return ""
 
 
-def _decide_first(record: DayRecord, policy: FeedPolicy, request: Wish, source_now: datetime) -> Decision:
+def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, source_now: datetime) -> Decision:
     """Decide about a day of which nothing was published yet."""
     day, export = record.day, record.export
     given_up = source_now >= start_of(day) + policy.export.give_up_waiting

@@ -15,12 +15,22 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ..disk import discarded, told
+from ..disk import discard, translate_os_errors
 from ..errors import ExportChanged, ExportTorn, PickupPointError, unexpected
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
-from .decisions import DayResult, FeedPolicy, Order, Round, Wish, accept_command, catching_up, decide, despite_hold
+from .decisions import (
+    DayResult,
+    FeedPolicy,
+    FeedRequest,
+    Order,
+    Round,
+    accept_command,
+    catching_up,
+    decide,
+    despite_hold,
+)
 from .holds import late_warnings, published_when_given_up, warnings
 
 if TYPE_CHECKING:
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
     from ..episodes.catalogue import Catalogue
     from ..megaphone.exports import DayExport, Listing
     from ..megaphone.source import ExportSource
-    from ..storage.folder import PickupPoint
+    from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
     from ..triton import LogRules
     from .publisher import Done, Publisher
@@ -51,7 +61,7 @@ class Feed:
         source: ExportSource,
         publisher: Publisher,
         ledger: Ledger,
-        point: PickupPoint,
+        folder: DataFolder,
         *,
         catalogue: Callable[[], Catalogue | None],
         stop: threading.Event,
@@ -61,7 +71,7 @@ class Feed:
         self._source = source
         self._publisher = publisher
         self._ledger = ledger
-        self._point = point
+        self._folder = folder
         self._catalogue = catalogue
         self._stop = stop
         self._progress = progress
@@ -72,7 +82,7 @@ class Feed:
         """How rows become lines, as configured."""
         return self._policy.rules
 
-    async def run_round(self, now: datetime, wish: Wish | None = None) -> Round:
+    async def run_round(self, now: datetime, request: FeedRequest | None = None) -> Round:
         """One pass over the days.
 
         ``now`` is the local clock: what is written down is dated by it. Whether a day is final is decided by the
@@ -82,7 +92,7 @@ class Feed:
             SourceError: the source could not be listed; nothing was done.
             DataFolderError, LedgerError: the data folder or the ledger cannot be used.
         """
-        wish = wish or Wish()
+        request = request or FeedRequest()
         began = monotonic()
         async with self._round_lock():
             await in_thread(self._publisher.recover, now)
@@ -93,21 +103,21 @@ class Feed:
             now += timedelta(seconds=int(monotonic() - began))
             await in_thread(self._check_clock, now, listing)
             outcome = Round(now, listing.now)
-            days = await in_thread(self._look, listing, wish)
+            days = await in_thread(self._look, listing, request)
             await in_thread(self._announce_first_start, days, listing)
             for day in catching_up(days, listing.now):
                 if self._stop.is_set():
                     break
-                outcome.results.append(await self._one_day(day, listing, now, wish))
+                outcome.results.append(await self._one_day(day, listing, now, request))
             outcome.results.sort(key=lambda result: result.day)
             return outcome
 
     @contextlib.asynccontextmanager
     async def _round_lock(self) -> AsyncIterator[None]:
         def waiting() -> None:
-            log.info("feed waited for another round to end", lock=str(self._point.data_dir / "round.lock"))
+            log.info("feed waited for another round to end", lock=str(self._folder.data_dir / "round.lock"))
 
-        lock = self._point.round_lock(waiting, self._stop.is_set)
+        lock = self._folder.round_lock(waiting, self._stop.is_set)
         await in_thread(lock.__enter__)
         try:
             yield
@@ -123,7 +133,7 @@ class Feed:
 
     # Which days there are
 
-    def _look(self, listing: Listing, wish: Wish) -> list[date]:
+    def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Note what the listing says of every day of the window; the days that this round is about."""
         today = listing.now.date()
         window = [today - timedelta(days=back) for back in range(self._policy.export.look_back_days, -1, -1)]
@@ -134,14 +144,14 @@ class Feed:
             known = [*listing.exports, *delivered, *(p.day for p in self._ledger.publications())]
             # Before the first day that was ever seen nothing is missing: Megaphone delivers no backfill.
             window = [day for day in window if known and day >= min(known)]
-        for day in sorted({*window, *wish.days}):
+        for day in sorted({*window, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
                 export = listing.exports.get(day)
                 seen = self._policy.finality.state(day, export, listing.now)
                 self._ledger.see(DayRecord(day, seen, listing.now, export))
         if window:
             self._tell_passed_over(window[0], listing)
-        return sorted(wish.days) if wish.days else sorted(window)
+        return sorted(request.days) if request.days else sorted(window)
 
     def _tell_passed_over(self, oldest: date, listing: Listing) -> None:
         """Days that left the window unpublished (an outage was longer than it): told, and seen as they are now."""
@@ -173,10 +183,10 @@ class Feed:
 
     # One day
 
-    async def _one_day(self, day: date, listing: Listing, now: datetime, wish: Wish) -> DayResult:
+    async def _one_day(self, day: date, listing: Listing, now: datetime, request: FeedRequest) -> DayResult:
         export = listing.exports.get(day)
         try:
-            return await self._see_to(day, export, listing.now, now, wish)
+            return await self._see_to(day, export, listing.now, now, request)
         except PickupPointError as error:
             return await in_thread(self._failed, day, export, now, error)
         except Exception as error:
@@ -196,14 +206,14 @@ class Feed:
         return DayResult(day, "failed", f"{error} (next try {now + pause:%Y-%m-%d %H:%MZ})")
 
     async def _see_to(
-        self, day: date, export: DayExport | None, source_now: datetime, now: datetime, wish: Wish
+        self, day: date, export: DayExport | None, source_now: datetime, now: datetime, request: FeedRequest
     ) -> DayResult:
         """Decide about a day, and carry that out."""
         if refused := self._policy.out_of_reach(day, source_now):  # such a day has no record
             return DayResult(day, "refused", refused)
         known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
         finished = [publication for publication in known if publication.published_at is not None]
-        decision = decide(days[day], finished, self._policy, wish, now=now, source_now=source_now)
+        decision = decide(days[day], finished, self._policy, request, now=now, source_now=source_now)
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
         if decision.order is None:
@@ -221,7 +231,7 @@ class Feed:
     async def _carry_out(self, order: Order, now: datetime, *, given_up: bool = False) -> DayResult:
         """Fetch the export into staging, then publish it."""
         export, day = order.export, order.export.day
-        spool = self._point.staging_dir / f"export-{day}.json.gz"
+        spool = self._folder.staging_dir / f"export-{day}.json.gz"
         catalogue = await in_thread(self._catalogue)
         progress = self._progress
 
@@ -230,14 +240,14 @@ class Feed:
                 progress(day, count, export.size)
 
         try:
-            with told(spool), spool.open("wb") as file:
+            with translate_os_errors(spool), spool.open("wb") as file:
                 await self._source.fetch(export, file)
             done = await in_thread(self._publisher.publish, order, spool, catalogue, now, read)
         except ExportTorn as error:  # it spoke of our copy
             hint = f"the next version of it is tried at once; to try this one again: pickup-point feed --day {day}"
             raise ExportTorn(str(error).replace(str(spool), export.key), hint=hint) from error
         finally:
-            discarded(spool)
+            discard(spool)
         result = await in_thread(self._record_outcome, order, done, now)
         if done.held is not None and given_up:
             reason, why = done.held
@@ -256,7 +266,7 @@ class Feed:
                 accept += f" --resend {shlex.quote(order.remark)}"
             else:
                 self._ledger.hold(day, Hold(why, reason, order.export.etag, tally))
-            hint = f"look at {self._point.rejects_dir}; to publish it: {accept}"
+            hint = f"look at {self._folder.rejects_dir}; to publish it: {accept}"
             log.warning(f"feed held {day}", why=why, hint=hint)
             return DayResult(day, "held", f"{why}; to publish it: {accept}")
         if not done.files:

@@ -18,7 +18,7 @@ import structlog
 
 from ..convert.day import SentLog, convert_export
 from ..convert.row import Conversion
-from ..disk import told
+from ..disk import translate_os_errors
 from ..errors import ConversionFailed
 from ..megaphone.exports import DayExport
 from ..storage.records import LedgerLog, Publication
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ..convert.tally import Tally
     from ..episodes.catalogue import Catalogue
-    from ..storage.folder import FoundFile, PickupPoint
+    from ..storage.folder import DataFolder, FoundFile
     from ..storage.ledger import Ledger
     from ..storage.staging import Staging
     from ..triton import Layout, LogRules
@@ -63,7 +63,7 @@ class Publisher:
     def __init__(
         self,
         ledger: Ledger,
-        point: PickupPoint,
+        folder: DataFolder,
         *,
         hash_key: bytes,
         policy: HoldPolicy,
@@ -72,7 +72,7 @@ class Publisher:
         stop: threading.Event,
     ) -> None:
         self._ledger = ledger
-        self._point = point
+        self._folder = folder
         self._hash_key = hash_key
         self._policy = policy
         self._workers = workers
@@ -83,7 +83,7 @@ class Publisher:
 
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
         """The next name of a day that neither the ledger nor the folder has ever seen."""
-        spent = [*(entry.name for entry in self._ledger.logs()), *self._point.names()]
+        spent = [*(entry.name for entry in self._ledger.logs()), *self._folder.names()]
         numbers = [name.number for name in spent if name.day == day]
         return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
 
@@ -111,12 +111,12 @@ class Publisher:
             if entry.state == "published" and entry.superseded_by is None
         ]
         first = self.next_name(day, order.prefix, order.rules)
-        with self._point.stage(first) as staging, told(self._point.staging_dir):
+        with self._folder.stage(first) as staging, translate_os_errors(self._folder.staging_dir):
             converted = convert_export(
                 spool,
                 conversion,
                 staging,
-                scratch=self._point.staging_dir,
+                scratch=self._folder.staging_dir,
                 workers=self._workers,
                 max_rows_per_file=self._max_rows_per_file,
                 sent=sent,
@@ -157,7 +157,7 @@ class Publisher:
         return Done(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)
 
     def _opener(self, name: LogName) -> Callable[[], BinaryIO]:
-        return lambda: self._point.open_log(name)
+        return lambda: self._folder.open_log(name)
 
     def _link(self, staging: Staging, publication: Publication, lines: Sequence[int], now: datetime) -> list[LogFile]:
         """The critical sequence, from files in staging to files that are served."""
@@ -168,12 +168,12 @@ class Publisher:
         withheld = publication.tally.filtered["too_fresh"]
         with self._serving:
             self._ledger.published(number, now, checked_etag=publication.export.etag, withheld=withheld)
-            self._point.add_served(files)
+            self._folder.add_served(files)
         return files
 
     def _next_mtime(self, now: datetime) -> int:
         """Later than every file before, whatever the clock says: pullers skip a file older than the newest they saw."""
-        last = [entry.mtime for entry in self._ledger.logs()] + [file.mtime for file in self._point.found()]
+        last = [entry.mtime for entry in self._ledger.logs()] + [file.mtime for file in self._folder.found()]
         return max(int(now.timestamp()), *(mtime + 1 for mtime in last)) if last else int(now.timestamp())
 
     def _rows_before(self, day: date) -> list[int]:
@@ -188,23 +188,23 @@ class Publisher:
 
     def recover(self, now: datetime) -> None:
         """After a crash: clear staging, settle intentions, serve what the ledger and the folder agree on."""
-        for name in self._point.clear_staging():
+        for name in self._folder.clear_staging():
             log.info(f"feed removed {name} from staging")
         for publication in self._ledger.publications():
             if publication.published_at is None:
-                self._settle(publication, now)
+                self._finish_interrupted(publication, now)
         self.serve_published()
 
-    def _settle(self, publication: Publication, now: datetime) -> None:
-        found = {file.file: file for file in self._point.found()}
+    def _finish_interrupted(self, publication: Publication, now: datetime) -> None:
+        found = {file.file: file for file in self._folder.found()}
         present = []
         for entry in publication.logs:
             file = found.get(str(entry.name))
-            if file is not None and file.size == entry.size and self._point.sha256(entry.name) == entry.sha256:
+            if file is not None and file.size == entry.size and self._folder.sha256(entry.name) == entry.sha256:
                 present.append(entry.name)
-        self._point.settle()  # a link that no fsync has reached yet is nothing that the ledger may promise
+        self._folder.sync()  # a link that no fsync has reached yet is nothing that the ledger may promise
         withheld = publication.tally.filtered["too_fresh"] if publication.tally is not None else 0
-        self._ledger.settle(publication.id, present, now, withheld=withheld)
+        self._ledger.finish_interrupted(publication.id, present, now, withheld=withheld)
         for entry in publication.logs:
             outcome = "published" if entry.name in present else "freed"
             log.warning(f"feed {outcome} {entry.name} after an interruption", day=str(publication.day))
@@ -214,17 +214,19 @@ class Publisher:
         with self._serving:
             served = {}
             published = [entry for entry in self._ledger.logs() if entry.state == "published"]
-            found = {file.file: file for file in self._point.found()}  # after the ledger: what it has was linked before
+            found = {
+                file.file: file for file in self._folder.found()
+            }  # after the ledger: what it has was linked before
             for entry in published:
                 file = found.get(str(entry.name))
                 if file is None or file.size != entry.size:
                     if entry.name not in self._missed:
                         state = "missing" if file is None else "of another size"
-                        log.error(f"pickup missed {entry.name}", folder=str(self._point.pickup_dir), state=state)
+                        log.error(f"pickup missed {entry.name}", folder=str(self._folder.pickup_dir), state=state)
                         self._missed.add(entry.name)
                     continue
                 served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
-            self._point.serve(served)
+            self._folder.serve(served)
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
         """With a new ledger: take the whole files whose names parse as published, once; how many there were."""
@@ -232,7 +234,7 @@ class Publisher:
             return 0
         days: dict[date, list[FoundFile]] = {}
         known = {entry.name for entry in self._ledger.logs()}  # by an adoption that a crash interrupted
-        for file in self._point.found():
+        for file in self._folder.found():
             if file.name is not None and file.name not in known:
                 days.setdefault(file.name.day, []).append(file)
         adopted = 0
@@ -246,17 +248,17 @@ class Publisher:
         by_layout: dict[Layout | None, list[LedgerLog]] = {}
         for file in files:
             assert file.name is not None  # noqa: S101  # only parsed names come here
-            newlines = self._point.newlines(file.name)
+            newlines = self._folder.newlines(file.name)
             if newlines is None:
                 log.warning(f"feed left {file.file} alone: it is no whole gzip file")
                 continue
-            layout = layouts_by_header(self._point.head(file.name), rules.layout, file.name)
+            layout = layouts_by_header(self._folder.head(file.name), rules.layout, file.name)
             headers = 0 if layout is None else layout.header_lines(day).count("\n")
             entry = LedgerLog(
                 name=file.name,
                 publication=0,
                 size=file.size,
-                sha256=self._point.sha256(file.name),
+                sha256=self._folder.sha256(file.name),
                 mtime=file.mtime,
                 lines=max(0, newlines - headers),
                 state="published",

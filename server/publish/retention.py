@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..pickups import Pickup
-    from ..storage.folder import PickupPoint
+    from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
     from ..storage.records import LedgerLog, Publication
     from ..triton import LogName
@@ -94,7 +94,7 @@ def unclaimed(files: Iterable[Expiring], pickups: Iterable[Pickup], now: datetim
 
 
 def prune(
-    ledger: Ledger, point: PickupPoint, keep_days: int, now: datetime, *, dry_run: bool = False, steady: bool = False
+    ledger: Ledger, folder: DataFolder, keep_days: int, now: datetime, *, dry_run: bool = False, steady: bool = False
 ) -> Pruned:
     """One retention pass, under the round lock; with ``dry_run`` it only says what it would remove.
 
@@ -108,15 +108,15 @@ def prune(
     files = ages(ledger.publications(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
-    old_rejects = [name for name, mtime in point.rejects() if now > datetime.fromtimestamp(mtime, UTC) + keep]
+    old_rejects = [name for name, mtime in folder.rejects() if now > datetime.fromtimestamp(mtime, UTC) + keep]
     waiting = unclaimed(files, ledger.first_pickups(), now)
     if not dry_run:
         for file in gone:
-            point.remove(file.log.name)
+            folder.remove(file.log.name)
             ledger.pruned(file.log.name, now)
             log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")
         for name in old_rejects:
-            point.remove_rejects(name)
+            folder.remove_rejects(name)
             log.info(f"retention pruned {name}")
         for file in waiting:
             log.warning(f"retention found {file.log.name} picked up by nobody", goes=f"{file.goes_at:%Y-%m-%dT%H:%MZ}")

@@ -27,8 +27,8 @@ from .errors import Answer, Remedy, safe_word
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .errors import Place, Setback
-    from .retry import Patience, Tries
+    from .errors import BucketPlace, FailedAttempt
+    from .retry import RetryCounter, RetryPolicy
 
 _FOREIGN = (aiohttp.ClientError, sdk.BotoCoreError, sdk.ClientError, ResponseParserError, OSError, ValueError)
 _CREDENTIALS = (
@@ -72,16 +72,16 @@ class _Straight:
 class BucketClient:
     """Connects to one bucket; `prepare` comes first, once for the process."""
 
-    def __init__(self, place: Place, patience: Patience) -> None:
+    def __init__(self, place: BucketPlace, policy: RetryPolicy) -> None:
         self._place = place
-        self._patience = patience
+        self._policy = policy
 
     @staticmethod
     async def prepare() -> None:
         """Parse the SDK's descriptions in a thread, before the event loop has to wait for it."""
         await asyncio.to_thread(_models)
 
-    async def wait_for_next_try(self, setback: Setback, tries: Tries, most: int) -> None:
+    async def wait_for_next_try(self, attempt: FailedAttempt, counter: RetryCounter, most: int) -> None:
         """Wait until another try is worthwhile.
 
         ``most`` is the most bytes that were ever there.
@@ -90,12 +90,12 @@ class BucketClient:
             SourceError: it is not; the error that the failed attempt becomes.
         """
         pause = None
-        if setback.remedy is Remedy.WAIT:
-            pause = tries.failed(most)
-        elif setback.remedy is Remedy.NEW_CREDENTIALS:
-            pause = tries.refused(most)
+        if attempt.remedy is Remedy.WAIT:
+            pause = counter.failed(most)
+        elif attempt.remedy is Remedy.NEW_CREDENTIALS:
+            pause = counter.refused(most)
         if pause is None:
-            raise setback.error from setback
+            raise attempt.error from attempt
         await asyncio.sleep(pause)
 
     @asynccontextmanager
@@ -110,9 +110,9 @@ class BucketClient:
             config=AioConfig(
                 s3={"addressing_style": "path"} if self._place.endpoint_url else {},
                 signature_version="s3v4",
-                connect_timeout=self._patience.connect,
-                read_timeout=self._patience.silence,
-                retries={"mode": "standard", "total_max_attempts": self._patience.sdk_tries},
+                connect_timeout=self._policy.connect,
+                read_timeout=self._policy.silence,
+                retries={"mode": "standard", "total_max_attempts": self._policy.sdk_tries},
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 http_session_cls=_OneHost,
@@ -128,12 +128,12 @@ class BucketClient:
 
     @asynccontextmanager
     async def answering(self, key: str | None = None, seconds: float | None = None) -> AsyncIterator[None]:
-        """Turn foreign exceptions into `Setback`; put it around what waits for the server, and nothing else.
+        """Turn foreign exceptions into `FailedAttempt`; put it around what waits for the server, and nothing else.
 
         ``key`` is the object that is read, if one is; ``seconds`` the longest wait.
         """
         try:
-            async with asyncio.timeout(seconds or self._patience.call):
+            async with asyncio.timeout(seconds or self._policy.call):
                 yield
         except _FOREIGN as error:
             raise self._setback(error, key) from error
@@ -142,7 +142,7 @@ class BucketClient:
                 raise
             raise self._place.no_credentials("they expired and new ones did not come") from error
 
-    def _setback(self, error: Exception, key: str | None) -> Setback:
+    def _setback(self, error: Exception, key: str | None) -> FailedAttempt:
         if isinstance(error, sdk.ClientError):
             if error.operation_name not in ("ListObjectsV2", "GetObject"):  # the chain's own: AssumeRole…
                 code = safe_word(error.response.get("Error", {}).get("Code"))
@@ -199,7 +199,7 @@ def _answer(error: Any) -> Answer:
     )
 
 
-def has_status(setback: Setback, status: int) -> bool:
+def has_status(attempt: FailedAttempt, status: int) -> bool:
     """Return whether the server answered this attempt with the HTTP status ``status``."""
-    cause = setback.__cause__
+    cause = attempt.__cause__
     return isinstance(cause, sdk.ClientError) and _answer(cause).status == status

@@ -23,7 +23,7 @@ class Remedy(Enum):
     NEW_CREDENTIALS = "new credentials"
 
 
-class Setback(Exception):  # not yet an error: the next try may succeed
+class FailedAttempt(Exception):  # not yet an error: the next try may succeed
     """One try that failed: the error that it becomes when it was the last, and what may help.
 
     ``sdk_tried`` says that the SDK has repeated the request several times already.
@@ -56,7 +56,7 @@ _SDK_DOES_NOT_RETRY = {409, 429}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BucketPlace:
     """The bucket as the configuration names it, and the commands that show what is wrong with it."""
 
     bucket: str
@@ -85,7 +85,7 @@ class Place:
         options = f" --region {self.region}" if self.region else ""
         return f"{options} --endpoint-url {self.scheme}://{self.endpoint}" if self.endpoint_url else options
 
-    def meaning(self, answer: Answer, key: str | None = None) -> Setback:
+    def meaning(self, answer: Answer, key: str | None = None) -> FailedAttempt:
         """What an answer to a listing means, or (with ``key``) to a read of that object."""
         if answer.code == "RequestTimeTooSkewed":
             return _refused(
@@ -117,7 +117,7 @@ class Place:
             return self._not_allowed(answer, key)
         return self._other(answer, key)
 
-    def _other(self, answer: Answer, key: str | None) -> Setback:
+    def _other(self, answer: Answer, key: str | None) -> FailedAttempt:
         if answer.code == "NoSuchBucket" or (answer.status == 404 and key is None):
             return _refused(
                 f"there is no bucket {self.bucket} at {self.endpoint}",
@@ -125,7 +125,7 @@ class Place:
             )
         if answer.status in (404, 412, 410):
             gone = "was rewritten after it was listed" if answer.status == 412 else "is no longer there"
-            return Setback(
+            return FailedAttempt(
                 ExportChanged(f"{key} in {self} {gone}", hint=f"nothing to do, the day begins again: {self._ls}"),
                 Remedy.NONE,
             )
@@ -134,7 +134,7 @@ class Place:
         if answer.status in (408, 409, 429) or answer.status >= 500 or answer.code in _BUSY:
             # A page that is no XML is a 500 for the SDK, whatever its status was.
             said = answer.code if answer.code != str(answer.status) else "in words that are not S3's"
-            return Setback(
+            return FailedAttempt(
                 SourceUnreachable(
                     f"{self} answers that it cannot serve now ({answer.status}, {said})",
                     hint=f"wait; it is tried again by itself. Is it up? {self._ls}",
@@ -146,7 +146,7 @@ class Place:
             f"{self} refused the request ({answer.status} {answer.code})", f"compare with the AWS tool: {self._ls}"
         )
 
-    def _not_allowed(self, answer: Answer, key: str | None) -> Setback:
+    def _not_allowed(self, answer: Answer, key: str | None) -> FailedAttempt:
         if key is None:
             return _refused(
                 f"the credentials may not list {self} (s3:ListBucket is missing, {answer.code})",
@@ -162,7 +162,7 @@ class Place:
             Remedy.NEW_CREDENTIALS,
         )
 
-    def _wrong_region(self, answer: Answer) -> Setback:
+    def _wrong_region(self, answer: Answer) -> FailedAttempt:
         is_in = f"is in region {answer.region}" if answer.region else "is in another region"
         ours = f"the configuration says {self.region}" if self.region else "the configuration names no region"
         cure = (
@@ -172,7 +172,7 @@ class Place:
         )
         return _refused(f"the bucket {self.bucket} {is_in}, {ours}", cure)
 
-    def _redirect(self, answer: Answer) -> Setback:
+    def _redirect(self, answer: Answer) -> FailedAttempt:
         to = f" to {answer.location}" if answer.location else ""
         return _refused(
             f"{self.endpoint} redirects{to} ({answer.status}), which is never followed: the day's object would come "
@@ -185,16 +185,16 @@ class Place:
     def _ls(self) -> str:
         return f"aws s3 ls {shlex.quote(f'{self}/')}{self._options}"
 
-    def no_credentials(self, why: str) -> Setback:
+    def no_credentials(self, why: str) -> FailedAttempt:
         """The chain has none, or a part of it is broken; ``why`` must hold nothing secret."""
         return _refused(
             f"there are no usable credentials for {self} ({why})",
             "aws configure, or set AWS_SHARED_CREDENTIALS_FILE for the service; aws configure list shows what is found",
         )
 
-    def unreachable(self, why: str) -> Setback:
+    def unreachable(self, why: str) -> FailedAttempt:
         """No answer at all, or one that broke off."""
-        return Setback(
+        return FailedAttempt(
             SourceUnreachable(
                 f"{self} is unreachable: {self.endpoint} {why}",
                 hint=f"curl -sI {self.scheme}://{self.endpoint}/ must answer; else look at export.endpoint_url, DNS, "
@@ -204,7 +204,7 @@ class Place:
             sdk_tried=True,
         )
 
-    def not_trusted(self) -> Setback:
+    def not_trusted(self) -> FailedAttempt:
         """The TLS certificate of the endpoint cannot be checked."""
         host = self.endpoint if ":" in self.endpoint else f"{self.endpoint}:443"
         return _refused(
@@ -212,16 +212,16 @@ class Place:
             f"openssl s_client -connect {host}; for a private authority set AWS_CA_BUNDLE=/path/ca.pem for the service",
         )
 
-    def no_s3(self, why: str) -> Setback:
+    def no_s3(self, why: str) -> FailedAttempt:
         """It answers, but not as S3 does."""
         return _refused(
             f"{self.endpoint} does not answer as S3 does ({why})",
             f"correct export.endpoint_url, or take what alters the answers out of the way; compare: {self._ls}",
         )
 
-    def altered(self, key: str, why: str) -> Setback:
+    def altered(self, key: str, why: str) -> FailedAttempt:
         """A reply to a read that cannot be trusted: worth a new try, then somebody must look."""
-        return Setback(
+        return FailedAttempt(
             SourceRefused(
                 f"{self.endpoint} gave an answer for {key} that cannot be checked ({why})",
                 hint="something between may alter the answers; look at the headers: "
@@ -236,5 +236,5 @@ def safe_word(text: object) -> str:
     return text if isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9.:_-]{1,64}", text) else "no code"
 
 
-def _refused(sentence: str, hint: str, remedy: Remedy = Remedy.NONE) -> Setback:
-    return Setback(SourceRefused(sentence, hint=hint), remedy)
+def _refused(sentence: str, hint: str, remedy: Remedy = Remedy.NONE) -> FailedAttempt:
+    return FailedAttempt(SourceRefused(sentence, hint=hint), remedy)

@@ -15,7 +15,7 @@ RATE_WINDOW = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """The limits of one source, in seconds unless the name says otherwise.
 
     ``silence`` is the longest wait for the next byte, ``call`` for one whole request up to its headers, the SDK's own
@@ -45,11 +45,11 @@ class Patience:
         return longest * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
 
 
-class Tries:
+class RetryCounter:
     """Failures in a row; bytes that came between them make the count begin again."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
         self._failures = 0
         self._most = 0
         self._refused = False
@@ -61,7 +61,7 @@ class Tries:
         """
         self._progress(most)
         self._failures += 1
-        return None if self._failures >= self._patience.tries else self._patience.pause(self._failures)
+        return None if self._failures >= self._policy.tries else self._policy.pause(self._failures)
 
     def refused(self, most: int) -> float | None:
         """Count a refusal of credentials: one more try, at once, with those that are there now."""
@@ -72,17 +72,17 @@ class Tries:
         return 0.0
 
     def _progress(self, most: int) -> None:
-        if most >= self._most + self._patience.worth:
+        if most >= self._most + self._policy.worth:
             self._most = most
             self._failures = 0
             self._refused = False
 
 
-class Pace:
+class RateWatch:
     """The rate of one body over a sliding window of time spent waiting for it (our own writing does not count)."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
         self._steps: deque[tuple[float, int]] = deque()
         self._seconds = 0.0
         self._bytes = 0
@@ -92,8 +92,8 @@ class Pace:
         self._steps.append((seconds, count))
         self._seconds += seconds
         self._bytes += count
-        while self._seconds - self._steps[0][0] >= self._patience.window:
+        while self._seconds - self._steps[0][0] >= self._policy.window:
             gone, brought = self._steps.popleft()
             self._seconds -= gone
             self._bytes -= brought
-        return self._seconds >= self._patience.window and self._bytes < self._patience.worth
+        return self._seconds >= self._policy.window and self._bytes < self._policy.worth

@@ -8,11 +8,7 @@ pickup is told to the listener, and every pickup ends with the connection.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import socket
-import struct
-import termios
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
@@ -20,15 +16,16 @@ from typing import TYPE_CHECKING, Any, cast
 import asyncssh
 
 from .algorithms import DEFAULT, LEGACY, SIGNATURES, Offer
+from .delivery import ByteStream
 from .limits import Reason
-from .login import Owner, TooManyRequests, plain
+from .login import LoginHandler, TooManyRequests, plain
 from .session import UNSENT_HIGH, UNSENT_LOW, SftpSession
 
 if TYPE_CHECKING:
     from ..settings import SftpSettings
     from .keys import Credentials
     from .limits import Address
-    from .server import SftpServer
+    from .registry import Registry
 
 SERVER_VERSION = "pickup-point"  # no version of anything
 # Above the largest file: a rekeying that the server starts breaks some clients. All offered ciphers bear it.
@@ -54,10 +51,10 @@ class SshConnection(asyncssh.SSHServerConnection):
     """asyncssh's connection with back-pressure, without configuration files, and with our own checks."""
 
     def __init__(
-        self, options: asyncssh.SSHServerConnectionOptions, server: SftpServer, number: int, address: Address
+        self, options: asyncssh.SSHServerConnectionOptions, registry: Registry, number: int, address: Address
     ) -> None:
         super().__init__(asyncio.get_running_loop(), options)
-        self.server = server
+        self.registry = registry
         self.number = number
         self.address = address
         self.choked = False
@@ -69,6 +66,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._packets_before_login = 0
         self._exchanges = 0
         self.born = self.last_active
+        self.stream = ByteStream(self)
 
     @property
     def exchanging(self) -> bool:
@@ -122,55 +120,31 @@ class SshConnection(asyncssh.SSHServerConnection):
         """The client did something."""
         self.last_active = asyncio.get_running_loop().time()
 
-    def written(self) -> int:
-        """The place in the stream of bytes that everything sent so far reaches, in the units of `taken`."""
-        waiting = self.transport.get_write_buffer_size() if self.transport is not None else 0
-        while True:
-            before, queued, after = self.taken(), self._queued(), self.taken()
-            if before == after:  # else an acknowledgement came in between, and would be counted twice
-                return waiting + queued + after
-
-    def _queued(self) -> int:
-        """Bytes that the system holds and the peer's has not acknowledged."""
-        return int(struct.unpack("i", fcntl.ioctl(self._socket(), termios.TIOCOUTQ, bytes(4)))[0])
-
-    def taken(self) -> int:
-        """The place that the peer's system has acknowledged (tcpi_bytes_acked in Linux's struct tcp_info)."""
-        info = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
-        return int(struct.unpack_from("Q", info, 120)[0])
-
-    def _socket(self) -> socket.socket:
-        sock = cast("socket.socket | None", self.get_extra_info("socket"))
-        if sock is None or sock.fileno() < 0:
-            raise OSError
-        return sock
-
     def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
-        """Bytes from the peer, which also acknowledge ours: see first what that proves, they may end the connection."""
-        self._settle()
+        """Bytes from the peer, which also acknowledge ours: look first at what that proves."""
+        self._confirm_deliveries()  # these bytes may end the connection, and then nothing more is proven
         super().data_received(data, datatype)
 
     def eof_received(self) -> None:
         """The peer closed the connection."""
-        self._settle()
+        self._confirm_deliveries()
         super().eof_received()
 
     def connection_lost(self, exc: Exception | None = None) -> None:
         """The connection is gone, or must go."""
-        self._settle()
+        self._confirm_deliveries()
         super().connection_lost(exc)
 
-    def _settle(self) -> None:
+    def _confirm_deliveries(self) -> None:
         for session in self.sessions:
-            if session.settling:
-                session.settle()
+            session.confirm_delivery()
 
     async def reload_config(self) -> None:
         """There are no configuration files, and no work for every user name that a stranger tries."""
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
         """Enforce the signature algorithms that we advertise: asyncssh would still take SHA-1 from RSA keys."""
-        owner = cast("Owner", self.get_owner())
+        owner = cast("LoginHandler", self.get_owner())
         if msg:
             await owner.begin_try(username)
             length = int.from_bytes(signature[:4], "big")
@@ -208,7 +182,7 @@ class SshConnection(asyncssh.SSHServerConnection):
             return MOST_EXCHANGES_BEFORE_LOGIN
         bytes_taken = 0
         with suppress(OSError):  # the socket is gone
-            bytes_taken = self.taken()
+            bytes_taken = self.stream.acknowledged()
         seconds = asyncio.get_running_loop().time() - self.born
         return FREE_EXCHANGES + bytes_taken // EXCHANGE_BYTES + int(seconds / EXCHANGE_SECONDS)
 
@@ -236,7 +210,7 @@ class SshConnection(asyncssh.SSHServerConnection):
 
         def check_size(number: int, window: int, packet_size: int, opened: Any) -> None:
             if packet_size < LEAST_PACKET:
-                self.server.refused(self.address, Reason.PROTOCOL, self.user)
+                self.registry.refused(self.address, Reason.PROTOCOL, self.user)
                 session.connection_lost(None)
                 opened = refuse()
             process_open(number, window, packet_size, opened)
@@ -266,7 +240,7 @@ def connection_options(settings: SftpSettings, credentials: Credentials) -> asyn
     profile = LEGACY if settings.legacy_algorithms else DEFAULT
     return asyncssh.SSHServerConnectionOptions(
         config=None,
-        server_factory=Owner,
+        server_factory=LoginHandler,
         server_version=SERVER_VERSION,
         server_host_keys=list(credentials.host_keys),
         kex_algs=list(profile.kex),

@@ -60,7 +60,7 @@ def code_in_use() -> str:
 KNOWN = code_in_use() in KNOWN_CODE and hasattr(AESGCM, "encrypt_into")
 
 
-class Express:
+class FastSender:
     """The short way of one channel."""
 
     def __init__(self, channel: Any) -> None:

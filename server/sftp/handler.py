@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
     from ..pickups import Pickup
     from ..triton import LogFile
+    from .delivery import Delivery
 
 NAMES_AT_ONCE = 100
 READ_AHEAD = 8 << 20  # bytes asked of the kernel when a read had to wait for the disk
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class ServedFiles:
     """The served files: what is published now, and how to open one of them (blocking; gives a descriptor)."""
 
     list_files: Callable[[], Mapping[str, LogFile]]
@@ -42,7 +43,7 @@ class Catalogue:
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class Client:
     """Whose session it is, for the records."""
 
     user: str
@@ -96,18 +97,18 @@ _MUTATING_EXTENSIONS = {
 
 
 @dataclass(slots=True)
-class View:
+class RequestHandler:
     """The state of one session: its handles, and nothing else."""
 
-    catalogue: Catalogue
-    visitor: Visitor
+    files: ServedFiles
+    client: Client
     events: Events
+    delivery: Delivery
     most_handles: int
     threads: Executor
     may_open: Callable[[], bool] = lambda: True
     turn: Callable[[], float] = lambda: 0.0  # seconds until one more file may be opened
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    closing: list[PickupProgress] = field(default_factory=list)  # closed by the client, bytes perhaps not yet taken
     _greeted: bool = False
     _gone: bool = False
     _handles: dict[bytes, _OpenFile | _Listing] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class View:
     @property
     def busy(self) -> bool:
         """Whether a file is open, or closed with bytes on the way."""
-        return bool(self.closing) or any(isinstance(handle, _OpenFile) for handle in self._handles.values())
+        return self.delivery.pending or any(isinstance(handle, _OpenFile) for handle in self._handles.values())
 
     def answer(self, request: bytes) -> Reply | Awaitable[Reply] | None:
         """The reply to one packet (without its length), at once or after a disk was waited for.
@@ -170,7 +171,7 @@ class View:
         if len(names) > 1 or parts[-1] != names[0]:
             return None
         try:
-            return self.catalogue.list_files().get(names[0].decode("ascii"))
+            return self.files.list_files().get(names[0].decode("ascii"))
         except UnicodeDecodeError:
             return None
 
@@ -185,7 +186,7 @@ class View:
         return packets.attrs_reply(number, packets.file_attrs(found))
 
     def _folder_attrs(self) -> bytes:
-        return packets.folder_attrs(max((file.mtime for file in self.catalogue.list_files().values()), default=0))
+        return packets.folder_attrs(max((file.mtime for file in self.files.list_files().values()), default=0))
 
     def _realpath(self, number: int, fields: Fields) -> Reply:
         path = fields.string()
@@ -203,7 +204,7 @@ class View:
             return packets.status_reply(number, Status.NO_SUCH_FILE)
         if not self._has_room():
             return packets.status_reply(number, Status.FAILURE, "Too many open handles")
-        snapshot = sorted(self.catalogue.list_files().values(), key=lambda file: str(file.name))
+        snapshot = sorted(self.files.list_files().values(), key=lambda file: str(file.name))
         return packets.handle_reply(number, self._new_handle(_Listing(snapshot)))
 
     def _readdir(self, number: int, fields: Fields) -> Reply:
@@ -257,7 +258,7 @@ class View:
     async def _opened(self, number: int, file: LogFile) -> Reply:
         await asyncio.sleep(self.turn())
         try:
-            opening = asyncio.get_running_loop().run_in_executor(self.threads, self.catalogue.open_file, file)
+            opening = asyncio.get_running_loop().run_in_executor(self.threads, self.files.open_file, file)
             descriptor = await opening
         except FileNotFoundError:
             return packets.status_reply(number, Status.NO_SUCH_FILE)
@@ -267,9 +268,9 @@ class View:
         if self._gone:
             os.close(descriptor)
             return b""
-        visitor = self.visitor
+        client = self.client
         progress = PickupProgress(
-            file.name, file.size, visitor.user, visitor.address, visitor.client, started=self.clock()
+            file.name, file.size, client.user, client.address, client.client, started=self.clock()
         )
         handle = self._new_handle(_OpenFile(descriptor, file.size, progress))
         self.events.pickup(progress.opened())
@@ -279,7 +280,7 @@ class View:
         handle = self._handles.get(fields.string())
         fields.end()
         if isinstance(handle, _OpenFile):
-            file = self.catalogue.list_files().get(str(handle.progress.name))
+            file = self.files.list_files().get(str(handle.progress.name))
             if file is not None:
                 return packets.attrs_reply(number, packets.file_attrs(file))
             # pruned meanwhile: the inode still knows
@@ -296,21 +297,13 @@ class View:
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
         if isinstance(handle, _OpenFile):
             os.close(handle.descriptor)
-            self.closing.append(handle.progress)
+            self.delivery.closed(handle.progress)
         return packets.status_reply(number, Status.OK)
-
-    def settle(self) -> None:
-        """The client has taken every byte written so far: what it closed is over."""
-        for progress in self.closing:
-            self.events.pickup(progress.finished(self.clock(), closed=True, taken=True))
-        self.closing.clear()
 
     def abandon(self) -> None:
         """The session is over: what is open, or has bytes on the way, was interrupted."""
         self._gone = True
-        for progress in self.closing:
-            self.events.pickup(progress.finished(self.clock(), closed=True, taken=False))
-        self.closing.clear()
+        self.delivery.abandon()
         for handle in self._handles.values():
             if isinstance(handle, _OpenFile):
                 os.close(handle.descriptor)

@@ -64,7 +64,7 @@ def parse_address(text: str) -> Address:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def bucket(address: Address) -> Address | IPv6Network:
+def address_group(address: Address) -> Address | IPv6Network:
     """What an address counts as."""
     return IPv6Network((address, 64), strict=False) if isinstance(address, IPv6Address) else address
 
@@ -155,7 +155,7 @@ class Guard:
         Addresses in an ``allow_from`` find room for ``connections_per_address`` more when all that is taken.
         ``descriptors`` are those that are still free.
         """
-        key = bucket(address)
+        key = address_group(address)
         record = self._records.get(key)
         if record is not None and record.banned_until > now and not self.exempt(address):
             return Reason.BANNED
@@ -173,21 +173,21 @@ class Guard:
 
     def leave(self, address: Address) -> None:
         """Count a connection out that was admitted."""
-        key = bucket(address)
+        key = address_group(address)
         self._connected[key] -= 1
         if self._connected[key] <= 0:
             del self._connected[key]
 
     def is_banned(self, address: Address, now: float) -> bool:
         """Whether the address is kept out now."""
-        record = self._records.get(bucket(address))
+        record = self._records.get(address_group(address))
         return record is not None and record.banned_until > now and not self.exempt(address)
 
     def failed(self, address: Address, now: float) -> Penalty:
         """Count a failed login."""
         if self.exempt(address):
             return Penalty(0.0, banned=False)
-        record = self._touch(bucket(address))
+        record = self._touch(address_group(address))
         failures = record.failures
         while failures and failures[0] <= now - FAILURE_WINDOW:
             failures.popleft()
@@ -234,20 +234,20 @@ class OpenPace:
         return self._next_turn.get(user, 0.0) - now > (OPENS_BURST + MOST_OPENS_WAITING) / OPENS
 
 
-def gives_way(waiting: Iterable[tuple[Address, float]], newcomer: Address, now: float) -> int | None:
+def connection_to_drop(waiting: Iterable[tuple[Address, float]], newcomer: Address, now: float) -> int | None:
     """Which of the connections that are not logged in (address, time of arrival) must go when all places are taken.
 
     The oldest of the address that holds most of them; None when that is the newcomer's own, or when each address holds
     one and none had its time. So who fills the places with idle connections fills them for himself only.
     """
     arrivals: dict[Address | IPv6Network, list[tuple[float, int]]] = {}
-    for place, (address, arrived) in enumerate(waiting):
-        arrivals.setdefault(bucket(address), []).append((arrived, place))
+    for index, (address, arrived) in enumerate(waiting):
+        arrivals.setdefault(address_group(address), []).append((arrived, index))
     most = max(map(len, arrivals.values()), default=0)
-    if len(arrivals.get(bucket(newcomer), ())) >= most:
+    if len(arrivals.get(address_group(newcomer), ())) >= most:
         return None
-    arrived, place = min(min(held) for held in arrivals.values() if len(held) == most)
-    return place if most > 1 or now - arrived > LEAST_TO_LOG_IN else None
+    arrived, index = min(min(held) for held in arrivals.values() if len(held) == most)
+    return index if most > 1 or now - arrived > LEAST_TO_LOG_IN else None
 
 
 class LogBudget:

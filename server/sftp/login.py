@@ -63,7 +63,7 @@ def plain(text: str, longest: int = 64) -> str:
     return kept or "-"
 
 
-class Owner(asyncssh.SSHServer):
+class LoginHandler(asyncssh.SSHServer):
     """What asyncssh asks about a connection: who may log in, and what they get."""
 
     _connection: SshConnection
@@ -81,32 +81,32 @@ class Owner(asyncssh.SSHServer):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is over."""
         connection = self._connection
-        connection.server.left(connection)  # first: asyncssh swallows what is raised here
+        connection.registry.left(connection)  # first: asyncssh swallows what is raised here
         if isinstance(exc, asyncssh.KeyExchangeFailed):
             self._diagnose()
         elif not connection.user and "Login timeout" in str(exc):
-            connection.server.refused(connection.address, Reason.LOGIN_TIMEOUT)
+            connection.registry.refused(connection.address, Reason.LOGIN_TIMEOUT)
         elif isinstance(exc, TooManyRequests):
-            connection.server.refused(connection.address, Reason.FLOOD, connection.user)
+            connection.registry.refused(connection.address, Reason.FLOOD, connection.user)
         elif isinstance(exc, NO_SSH) and not connection.user:
-            connection.server.refused(connection.address, Reason.PROTOCOL, client=connection.client)
+            connection.registry.refused(connection.address, Reason.PROTOCOL, client=connection.client)
         elif isinstance(exc, asyncssh.DisconnectError | ValueError) and not isinstance(exc, asyncssh.ConnectionLost):
-            connection.server.ended(connection, type(exc).__name__)
+            connection.registry.ended(connection, type(exc).__name__)
         elif exc is None or isinstance(exc, asyncssh.Error | OSError):
             pass  # the client hung up, or we did
-        elif connection.server.may_tell("broke-off", connection.address):  # a traceback is long
+        elif connection.registry.may_log("broke-off", connection.address):  # a traceback is long
             log.error(f"{connection.label} broke off", error=type(exc).__name__, exc_info=exc)
 
     def _diagnose(self) -> None:
         connection = self._connection
         offers = connection.offers()
-        legacy = connection.server.settings.legacy_algorithms
+        legacy = connection.registry.legacy_algorithms
         found = disagreement(*offers, legacy=legacy) if offers else None
         details = {}
         if found is not None:
             theirs, ours = (",".join(plain(name) for name in names[:40]) for names in (found.client, found.server))
             details = {"missing": found.what, "client_offers": theirs, "we_offer": ours, "hint": found.hint}
-        connection.server.refused(connection.address, Reason.KEY_EXCHANGE, client=connection.client, **details)
+        connection.registry.refused(connection.address, Reason.KEY_EXCHANGE, client=connection.client, **details)
 
     def begin_auth(self, username: str) -> bool:
         """Everybody must log in, and every name is asked for the same proof."""
@@ -123,14 +123,13 @@ class Owner(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Whether the user may log in with this key; asked before and again with the signature."""
         connection = self._connection
-        return connection.server.access.knows_key(username, connection.address, key.public_data)
+        return connection.registry.knows_key(username, connection.address, key.public_data)
 
     async def validate_password(self, username: str, password: str) -> bool:
         """Whether it is the user's password."""
         connection = self._connection
-        server = connection.server
         await self.begin_try(username)
-        verdict = await server.passwords.check(server.access, username, connection.address, password)
+        verdict = await connection.registry.check_password(username, connection.address, password)
         if verdict is Verdict.GRANTED:
             self._method = "password"
             return True
@@ -140,7 +139,7 @@ class Owner(asyncssh.SSHServer):
     async def begin_try(self, username: str) -> None:
         """Count a try before it is made: asyncssh cancels one, and the wait after it, when the next request comes."""
         self._tries += 1
-        if self._tries > self._connection.server.guard.limits.auth_tries:
+        if self._tries > self._connection.registry.limits.auth_tries:
             self._no_more(username)
         await self._wait_for_turn()
 
@@ -148,18 +147,18 @@ class Owner(asyncssh.SSHServer):
         await asyncio.sleep(max(0.0, self._next_try - asyncio.get_running_loop().time()))
 
     def _no_more(self, username: str) -> NoReturn:
-        self._connection.server.refused(self._connection.address, Reason.TRIES, username)
+        self._connection.registry.refused(self._connection.address, Reason.TRIES, username)
         raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
 
     async def failed(self, username: str, reason: Reason) -> None:
         """Count a failure, wait as long as the address has earned, and end the connection when it was one too many."""
         connection = self._connection
-        penalty = connection.server.login_failed(connection.address, reason, username)
+        penalty = connection.registry.login_failed(connection.address, reason, username)
         if penalty.banned:
             raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
         self._next_try = asyncio.get_running_loop().time() + penalty.delay
         await self._wait_for_turn()
-        if self._tries >= connection.server.guard.limits.auth_tries:
+        if self._tries >= connection.registry.limits.auth_tries:
             self._no_more(username)
 
     def key_refused(self) -> None:
@@ -186,12 +185,12 @@ class Owner(asyncssh.SSHServer):
             cipher=cipher,
             mac=cipher if "gcm" in cipher or "poly1305" in cipher else str(connection.get_extra_info("send_mac")),
         )
-        connection.server.logged_in(connection, login)
+        connection.registry.logged_in(connection, login)
 
     def session_requested(self) -> Any:
         """A session, unless the user has too many."""
         connection = self._connection
-        if not connection.server.has_room_for_session(connection):
+        if not connection.registry.has_room_for_session(connection):
             return False
         session = SftpSession(connection)
         return connection.new_channel(session), session

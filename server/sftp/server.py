@@ -1,33 +1,24 @@
-"""The listener: lets SSH connections in, keeps the count of them, and ends them.
+"""The listener: accepts SSH connections and ends them.
 
-Touches the listening socket. Promise: who is not let in costs no cryptography; a reload is checked whole before it
+Touches the listening socket. Promises: who is not let in costs no cryptography; a reload is checked whole before it
 counts, and running transfers go on; when it stops, transfers may finish first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import resource
 import socket
 import sys
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncssh
 import structlog
 
 from .connection import SshConnection, connection_options
-from .handler import Catalogue
-from .limits import LINE_WINDOW, Guard, Limits, LogBudget, OpenPace, Penalty, Reason, gives_way, parse_address
-from .login import Login, plain
-from .session import told
-from .users import PROBE_USER, PasswordChecks
+from .handler import ServedFiles
+from .limits import LINE_WINDOW, Reason, parse_address
+from .registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,36 +28,13 @@ if TYPE_CHECKING:
     from ..triton import LogFile
     from .keys import Credentials
     from .limits import Address
-    from .users import Access
+    from .login import Login
 
 log = structlog.get_logger()
 
 BACKLOG = 512
 NO_ACCEPT_HINT = "raise LimitNOFILE= of the unit (ulimit -n), or lower max_connections"
 HOUSEKEEPING = 1.0  # seconds
-DISK_THREADS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class CurrentBan:
-    """A ban as status shows it."""
-
-    address: str
-    until: datetime
-    failures: int
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened since the start, for metrics."""
-
-    connections: int = 0
-    logins: int = 0
-    sessions: int = 0
-    bytes_sent: int = 0
-    refusals: Counter[str] = field(default_factory=Counter)
-    refused_verbs: Counter[str] = field(default_factory=Counter)
-    pickups: Counter[str] = field(default_factory=Counter)
 
 
 class SftpServer:
@@ -83,23 +51,14 @@ class SftpServer:
         on_login: Callable[[Login], None] = lambda _: None,
         probe: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
+        credentials.access.probe = probe
         self.settings = settings
-        self.access: Access = credentials.access
-        self.access.probe = probe
+        self.registry = Registry(
+            settings, credentials, ServedFiles(list_files, open_file), on_pickup=on_pickup, on_login=on_login
+        )
         self.arrived = 0
-        self.catalogue = Catalogue(list_files, open_file)
-        self.counters = Counters()
-        self.draining = False
-        self.passwords = PasswordChecks()
-        self.disk_threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="sftp-disk")
-        self.guard = Guard(Limits.of(settings), lambda address: self.access.is_listed(address))
-        self.opens = OpenPace()
         self._credentials = credentials
         self._options = connection_options(settings, credentials)
-        self._on_pickup = on_pickup
-        self._on_login = on_login
-        self._budget = LogBudget()
-        self._connections: set[SshConnection] = set()
         self._arriving: set[asyncio.Task[None]] = set()
         self._next_number = 1
         self._socket: socket.socket | None = None
@@ -143,16 +102,13 @@ class SftpServer:
         Raises:
             ValueError: the options cannot be used; everything stays as it was.
         """
-        options = connection_options(settings, credentials)
-        limits = Limits.of(settings)
-        credentials.access.probe = self.access.probe
-        self.settings, self.access, self._options = settings, credentials.access, options
-        self._credentials = credentials
-        self.guard.limits = limits
+        options = connection_options(settings, credentials)  # first: it may raise, and then nothing has changed
+        self.registry.replace(settings, credentials)
+        self.settings, self._credentials, self._options = settings, credentials, options
 
     def stop_listening(self) -> None:
         """Let nobody in any more; a transfer that runs may go on, a new one may not begin."""
-        self.draining = True
+        self.registry.draining = True
         for task in (self._accepting, *self._arriving):
             if task is not None:
                 task.cancel()
@@ -163,19 +119,18 @@ class SftpServer:
         """Wait for running transfers, at most so long, then end every connection."""
         self.stop_listening()
         deadline = time.monotonic() + seconds
-        while self.transfers and time.monotonic() < deadline:  # noqa: ASYNC110  # sessions know nothing of waiters
+        while self.registry.transfers and time.monotonic() < deadline:  # noqa: ASYNC110  # sessions know nothing of waiters
             await asyncio.sleep(0.05)
-        for connection in list(self._connections):
+        for connection in self.registry.connections():
             connection.disconnect(asyncssh.DISC_BY_APPLICATION, "The service is stopping")
-        for connection in list(self._connections):
+        for connection in self.registry.connections():
             await connection.wait_closed()
         tasks = [task for task in (self._accepting, self._tending, *self._arriving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # sessions that waited for a disk write their last record
-        self.passwords.close()
-        self.disk_threads.shutdown(wait=True)
+        self.registry.close()
 
     @property
     def waiting(self) -> int:
@@ -186,29 +141,6 @@ class SftpServer:
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
         return int.from_bytes(info[24:28], sys.byteorder)
 
-    # -- what status shows --
-
-    def bans(self) -> list[CurrentBan]:
-        """Who is kept out now, and until when."""
-        now, wall = time.monotonic(), datetime.now(UTC)
-        bans = self.guard.bans(now)
-        return [CurrentBan(ban.address, wall + timedelta(seconds=ban.until - now), ban.failures) for ban in bans]
-
-    @property
-    def connected(self) -> int:
-        """Connections now."""
-        return self.guard.connected
-
-    @property
-    def sessions(self) -> int:
-        """SFTP sessions now."""
-        return sum(len(connection.sessions) for connection in self._connections)
-
-    @property
-    def transfers(self) -> int:
-        """Connections with a file open now."""
-        return sum(any(session.busy for session in connection.sessions) for connection in self._connections)
-
     # -- letting in --
 
     async def _accept(self, listener: socket.socket) -> None:
@@ -218,7 +150,7 @@ class SftpServer:
             try:
                 sock, peer = await loop.sock_accept(listener)
             except OSError as error:
-                if self.draining:
+                if self.registry.draining:
                     return
                 # Out of descriptors, or a peer that was gone before it was accepted: others may still come.
                 if time.monotonic() >= complain:
@@ -232,7 +164,7 @@ class SftpServer:
             except (ValueError, IndexError, TypeError):
                 sock.close()
                 continue
-            wait = self._admit(address)
+            wait = self.registry.admit(address, loop.time())
             if wait is None:
                 sock.close()
                 continue
@@ -240,125 +172,23 @@ class SftpServer:
             self._arriving.add(task)
             task.add_done_callback(self._arriving.discard)
 
-    def _admit(self, address: Address) -> float | None:
-        """Seconds until the connection's turn, or None when it is refused."""
-        if not self.access.may_connect(address):
-            self.refused(address, Reason.ADDRESS)
-            return None
-        verdict = self.guard.admit(address, time.monotonic(), free := _free_descriptors())
-        if verdict is Reason.CONNECTIONS and self._make_room(address):
-            verdict = self.guard.admit(address, time.monotonic(), free + 1)
-        if isinstance(verdict, Reason):
-            self.refused(address, verdict)
-            return None
-        return verdict
-
-    def _make_room(self, newcomer: Address) -> bool:
-        waiting = [connection for connection in self._connections if not connection.user]
-        place = gives_way([(it.address, it.born) for it in waiting], newcomer, asyncio.get_running_loop().time())
-        if place is None:
-            return False
-        self.refused(waiting[place].address, Reason.CONNECTIONS)
-        waiting[place].abort()
-        self.left(waiting[place])
-        return True
-
     async def _begin(self, sock: socket.socket, address: Address, wait: float) -> None:
         began = False
         try:
             if wait:
                 await asyncio.sleep(wait)
-            connection = SshConnection(self._options, self, self._next_number, address)
+            connection = SshConnection(self._options, self.registry, self._next_number, address)
             self._next_number += 1
-            self._connections.add(connection)
-            self.counters.connections += 1
+            self.registry.joined(connection)
             began = True
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except OSError:
             if began:
-                self.left(connection)
+                self.registry.left(connection)
         finally:
             if not began:
                 sock.close()
-                self.guard.leave(address)
-
-    # -- what connections tell --
-
-    def login_failed(self, address: Address, reason: Reason, user: str) -> Penalty:
-        """Count a failed login, log it, and say what it costs."""
-        penalty = self.guard.failed(address, time.monotonic())
-        self.refused(address, reason, user)
-        if penalty.banned:
-            minutes = round(self.guard.limits.ban_time / 60, 1)
-            log.warning(f"sftp banned {address}", minutes=minutes, failures=self.guard.limits.ban_after)
-        return penalty
-
-    def refused(self, address: Address, reason: Reason, user: str = "", **details: Any) -> None:
-        """Log one refusal; fail2ban reads this line."""
-        self.counters.refusals[reason.value] += 1
-        if self.may_tell(reason.value, address):
-            if user:
-                details["user"] = plain(user, 32)
-            log.warning(f"sftp refused {address}", reason=reason.value, **details)
-
-    def may_tell(self, reason: str, address: Address) -> bool:
-        """Whether a refusal may have a line of its own; else it is counted for the summary."""
-        self._summarize()
-        return self._budget.take(reason, str(address))
-
-    def _summarize(self) -> None:
-        for reason, count in self._budget.summaries(time.monotonic()):
-            log.warning(f"sftp refused {count} more", reason=reason)
-
-    def logged_in(self, connection: SshConnection, login: Login) -> None:
-        """A user is in."""
-        log.info(
-            f"{connection.label} logged in",
-            method=login.method,
-            client=login.client,
-            kex=login.kex,
-            host_key=login.host_key,
-            cipher=login.cipher,
-            mac=login.mac,
-        )
-        if login.user != PROBE_USER:
-            self.counters.logins += 1
-            self._on_login(login)
-
-    def has_room_for_session(self, connection: SshConnection) -> bool:
-        """Whether the connection's user may have one more session."""
-        count = sum(len(other.sessions) for other in self._connections if other.user == connection.user)
-        if count >= self.guard.limits.sessions_per_user:
-            self.refused(connection.address, Reason.SESSIONS, connection.user)
-            return False
-        self.counters.sessions += 1
-        return True
-
-    def has_room_for_file(self, address: Address) -> bool:
-        """Whether a client at this address may open one more file."""
-        return self.guard.may_take(address, _free_descriptors())
-
-    def picked_up(self, connection: SshConnection, pickup: Pickup) -> None:
-        """A handle was opened, or its life ended."""
-        if pickup.ended is not None:
-            event, details = told(connection.label, pickup)
-            log.info(event, **details)
-        if connection.user == PROBE_USER:
-            return  # what `doctor` fetches was picked up by nobody
-        if pickup.ended is not None:
-            self.counters.pickups[pickup.grade.value] += 1
-        self._on_pickup(pickup)
-
-    def ended(self, connection: SshConnection, error: str) -> None:
-        """The connection ended with a complaint of one of the sides."""
-        if connection.user:
-            log.info(f"{connection.label} ended", error=error)
-
-    def left(self, connection: SshConnection) -> None:
-        """The connection is over."""
-        if connection in self._connections:
-            self._connections.discard(connection)
-            self.guard.leave(connection.address)
+                self.registry.never_began(address)
 
     # -- housekeeping --
 
@@ -366,21 +196,12 @@ class SftpServer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(HOUSEKEEPING)
-            self._summarize()
-            oldest = loop.time() - self.guard.limits.idle_timeout
-            for connection in list(self._connections):
+            self.registry.summarize()
+            oldest = loop.time() - self.registry.limits.idle_timeout
+            for connection in self.registry.connections():
                 if connection.user and connection.last_active < oldest:
-                    self.refused(connection.address, Reason.IDLE, connection.user)
+                    self.registry.refused(connection.address, Reason.IDLE, connection.user)
                     connection.disconnect(asyncssh.DISC_BY_APPLICATION, "Idle for too long")
-
-
-def _free_descriptors() -> int:
-    """How many more descriptors this process may open."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # never endless: fs.nr_open bounds it
-    try:
-        return most - len(list(Path("/proc/self/fd").iterdir()))
-    except OSError as error:
-        return 0 if error.errno == errno.EMFILE else most  # without /proc nothing is known
 
 
 async def _listening_socket(host: str, port: int) -> socket.socket:

@@ -8,16 +8,14 @@ ends is told as interrupted.
 from __future__ import annotations
 
 import asyncio
-import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncssh
 import structlog
 
-from ..pickups import Ending, Grade
-from .fast_send import Express
-from .handler import Events, View, Visitor
+from .delivery import Delivery
+from .fast_send import FastSender
+from .handler import Client, Events, RequestHandler
 from .limits import Reason
 from .protocol import LONGEST_PACKET
 
@@ -36,7 +34,7 @@ UNSENT_LOW = 64 * 1024
 TURN = 1 << 20  # bytes answered before other connections get their turn
 REQUEST_COST = 16 * 1024  # bytes that a request counts for beside its reply: small ones take time too
 MOST_WAITING = 32 * 1024  # bytes of requests that wait for an earlier one
-SETTLE_POLL = 0.05  # seconds
+CONFIRM_POLL = 0.05  # seconds
 _WHAT_TO_SWITCH_OFF = {
     "remove": 'the partner\'s client deletes after fetching; switch that off: NiFi "Delete Original: false" or '
     '"Completion Strategy: None", Camel "delete=false&noop=true"',
@@ -51,11 +49,11 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     """One channel: takes requests from its bytes, one after the other, and sends the replies."""
 
     _channel: asyncssh.SSHServerChannel[bytes]
-    _express: Express
+    _fast_sender: FastSender
 
     def __init__(self, connection: SshConnection) -> None:
         self._connection = connection
-        self._view: View | None = None
+        self._handler: RequestHandler | None = None
         self._rest: memoryview | None = None  # of a reply of file data, when the client's window was too small
         self._inbox = bytearray()
         self._waiting = False  # for a disk
@@ -65,15 +63,13 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._pump_planned = False
         self._reading_paused = False
         self._task: asyncio.Task[None] | None = None
-        self._unmarked = False  # data was sent after the mark
-        self._mark = 0  # a place in the connection's bytes: after the last data
-        self._dropped = False  # some reply never left: nothing more is proven
+        self._delivery: Delivery | None = None
         connection.sessions.add(self)
 
     @property
     def busy(self) -> bool:
         """Whether a transfer is under way."""
-        return self._waiting or (self._view is not None and self._view.busy)
+        return self._waiting or (self._handler is not None and self._handler.busy)
 
     @property
     def _stuck(self) -> bool:
@@ -87,7 +83,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """The channel is open."""
         self._channel = chan
         chan.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
-        self._express = Express(chan)
+        self._fast_sender = FastSender(chan)
 
     def shell_requested(self) -> bool:
         """Answered with a sentence."""
@@ -102,34 +98,29 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         if subsystem != "sftp":
             return False
         connection = self._connection
-        server = connection.server
-        self._view = View(
-            catalogue=server.catalogue,
-            visitor=Visitor(connection.user, str(connection.address), connection.client),
+        registry = connection.registry
+        self._delivery = Delivery(connection.stream, self._nothing_held_back, self._pickup)
+        self._handler = RequestHandler(
+            delivery=self._delivery,
+            files=registry.files,
+            client=Client(connection.user, str(connection.address), connection.client),
             events=Events(pickup=self._pickup, refused=self._refused, failed=self._failed),
-            most_handles=server.guard.limits.handles,
-            threads=server.disk_threads,
-            may_open=self._may_open,
-            turn=lambda: server.opens.turn(connection.user, time.monotonic()),
+            most_handles=registry.limits.handles,
+            threads=registry.disk_threads,
+            may_open=lambda: registry.may_open_file(connection),
+            turn=lambda: registry.turn_to_open(connection.user),
         )
         return True
 
-    def _may_open(self) -> bool:
-        connection = self._connection
-        if connection.server.opens.is_crowded(connection.user, time.monotonic()):
-            connection.server.refused(connection.address, Reason.FLOOD, connection.user)
-            return False
-        return not connection.server.draining and connection.server.has_room_for_file(connection.address)
-
     def session_started(self) -> None:
         """A shell or a command ends here."""
-        if self._view is None:
+        if self._handler is None:
             self._channel.write(ONLY_SFTP)
             self._channel.exit(1)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         """Bytes of requests."""
-        if self._view is not None and not self._lost:
+        if self._handler is not None and not self._lost:
             self._inbox += data
             if self._pump_planned:
                 self._balance()
@@ -168,10 +159,10 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         turn = TURN
         position = 0
         inbox = self._inbox
-        view = self._view
+        handler = self._handler
         if self._rest is not None and not (self._lost or self._connection.choked):
             self._send_rest()
-        while view is not None and not (self._lost or self._stuck):
+        while handler is not None and not (self._lost or self._stuck):
             if len(inbox) - position < 4:
                 break
             length = int.from_bytes(inbox[position : position + 4], "big")
@@ -183,7 +174,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             request = bytes(inbox[position + 4 : position + 4 + length])
             position += 4 + length
             self._connection.touch()
-            reply = view.answer(request)
+            reply = handler.answer(request)
             if reply is None:
                 self._end(Reason.PROTOCOL)
                 return
@@ -201,7 +192,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def _balance(self) -> None:
         """Stop taking requests in while earlier ones wait, and end the session when all is done."""
-        if self._lost or self._view is None:
+        if self._lost or self._handler is None:
             return
         stuck = self._stuck or self._pump_planned
         if stuck and len(self._inbox) > MOST_WAITING and not self._reading_paused:
@@ -240,24 +231,24 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self.pump()
 
     def _send(self, reply: Reply) -> None:
-        view = self._view
         if isinstance(reply, bytearray):
-            self._unmarked = True
+            if self._delivery is not None:
+                self._delivery.data_sent()
             self._rest = memoryview(reply)
             self._send_rest()
         else:
-            if view is not None and (self._unmarked or view.closing):
-                self._mark_place()
-                self._settle_later()
+            if self._delivery is not None and self._delivery.waits:
+                self._delivery.mark()  # before this reply is written: the mark stands behind the data, not behind it
+                self._confirm_later()
             self._write(reply)
-        self._connection.server.counters.bytes_sent += len(reply)
+        self._connection.registry.counters.bytes_sent += len(reply)
 
     def _send_rest(self) -> None:
         """Go on with a reply of file data, as far as the client's window reaches."""
         transport = self._connection.transport
         if self._rest is None or transport is None or self._connection.exchanging:
             return
-        sent = self._express.send(transport, self._rest)
+        sent = self._fast_sender.send(transport, self._rest)
         if sent is None:
             self._write(bytes(self._rest))
             self._rest = None
@@ -268,7 +259,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         try:
             self._channel.write(data)
         except OSError:  # one of the sides closed the channel; connection_lost follows
-            self._dropped = True
+            if self._delivery is not None:
+                self._delivery.reply_lost()
 
     def window_opened(self) -> None:
         """The client is about to take more."""
@@ -278,75 +270,54 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def channel_closed(self) -> None:
         """The client closes the channel: asyncssh throws away what it holds, and the buffer looks as if it had left."""
-        self._mark_place()
-        self._dropped |= self._unmarked
+        if self._delivery is not None:
+            self._delivery.channel_closed()
 
-    @property
-    def settling(self) -> bool:
-        """Whether a pickup was closed whose bytes were not seen taken yet."""
-        return self._view is not None and bool(self._view.closing)
+    def confirm_delivery(self) -> None:
+        """Finish the closed pickups if the client's system has acknowledged their last byte."""
+        if self._delivery is not None:
+            self._delivery.confirm()
 
-    def settle(self) -> None:
-        """Finish the closed pickups if the client's system has acknowledged the last byte of data."""
-        self._mark_place()
-        with suppress(OSError):  # the socket is gone: nothing more is proven
-            if self._view is not None and not self._unmarked and self._connection.taken() >= self._mark:
-                self._view.settle()
+    def _nothing_held_back(self) -> bool:
+        """Return whether all file data has left for the transport: no rest of a reply, no buffer, no key exchange."""
+        connection = self._connection
+        if self._lost or connection.exchanging or connection.broken or self._rest is not None:
+            return False
+        return self._channel.get_write_buffer_size() == 0
 
-    def _mark_place(self) -> None:
-        """Remember where in the connection's bytes the last data stands, once all of it left the channel."""
-        if self._connection.exchanging or self._connection.broken or self._dropped:
-            return  # some of it is held back, or was thrown away
-        if self._unmarked and not self._lost and self._rest is None and self._channel.get_write_buffer_size() == 0:
-            with suppress(OSError):  # the socket is gone
-                self._mark = self._connection.written()
-                self._unmarked = False
-
-    def _settle_later(self) -> None:
-        """Settle now, or look again until it is done."""
-        if self._lost or not self.settling:
+    def _confirm_later(self) -> None:
+        """Confirm now, or look again until it is done: an acknowledgement calls nobody."""
+        if self._lost or self._delivery is None or not self._delivery.pending:
             return
-        self.settle()
-        if self.settling:
-            asyncio.get_running_loop().call_later(SETTLE_POLL, self._settle_later)
+        self._delivery.confirm()
+        if self._delivery.pending:
+            asyncio.get_running_loop().call_later(CONFIRM_POLL, self._confirm_later)
 
     def _end(self, reason: Reason) -> None:
         """End the session: what came is no SFTP."""
-        self._connection.server.refused(self._connection.address, reason, self._connection.user)
+        self._connection.registry.refused(self._connection.address, reason, self._connection.user)
         self._inbox.clear()
         self._channel.exit(1)
 
     def _abandon(self) -> None:
-        if self._view is not None:
-            self._view.abandon()
+        if self._handler is not None:
+            self._handler.abandon()
 
     # -- what the view tells --
 
     def _pickup(self, pickup: Pickup) -> None:
-        self._connection.server.picked_up(self._connection, pickup)
+        self._connection.registry.picked_up(self._connection, pickup)
 
     def _refused(self, verb: str, name: str) -> None:
         connection = self._connection
         if verb == "handles":
-            connection.server.refused(connection.address, Reason.HANDLES, connection.user)
+            connection.registry.refused(connection.address, Reason.HANDLES, connection.user)
             return
         details = {"verb": verb}
         if name:
             details["name"] = name
         details["hint"] = _WHAT_TO_SWITCH_OFF.get(verb, "the files here can be read and nothing else")
-        connection.server.counters.refused_verbs[verb] += 1
-        if connection.server.may_tell(verb, connection.address):  # a client that opens sessions in a loop
-            log.warning(f"{connection.label} refused {verb}", **details)
+        connection.registry.refused_verb(connection, **details)
 
     def _failed(self, name: str, error: OSError) -> None:
         log.error(f"{self._connection.label} could not read {name}", error=error.strerror or type(error).__name__)
-
-
-def told(label: str, pickup: Pickup) -> tuple[str, dict[str, Any]]:
-    """The log line of a finished pickup."""
-    seconds = (pickup.ended - pickup.started).total_seconds() if pickup.ended else 0.0
-    details: dict[str, Any] = {"bytes": pickup.covered, "seconds": round(seconds, 1)}
-    if pickup.grade is Grade.COMPLETE:
-        return f"{label} picked up {pickup.name}", details
-    details |= {"of": pickup.size, "grade": pickup.grade.value, "ended": (pickup.ending or Ending.CLOSED).value}
-    return f"{label} left {pickup.name}", details

@@ -11,7 +11,7 @@ from enum import IntEnum
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from ..episodes.rss import shown
+from ..episodes.rss import safe_url
 from ..publish.holds import HoldPolicy, late_warnings, warnings
 from ..triton import expires
 from .days import span
@@ -166,7 +166,7 @@ def _of_rss_feed(feed: RssFeed, refresh_every: timedelta, now: datetime) -> list
     if not feed.error or (feed.read_at is not None and now - feed.read_at <= max(timedelta(days=1), refresh_every * 2)):
         return []
     since = f"what it held {span(now - feed.read_at)} ago serves" if feed.read_at is not None else "it was never read"
-    return [Alarm(Level.WARNING, "rss_feed", f"{feed.error}; {since}", feed.hint, shown(feed.url))]
+    return [Alarm(Level.WARNING, "rss_feed", f"{feed.error}; {since}", feed.hint, safe_url(feed.url))]
 
 
 def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[Alarm]:

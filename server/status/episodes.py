@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from isal import igzip
 
 from ..episodes.catalogue import COLUMNS, NOTES
-from ..episodes.rss import shown
+from ..episodes.rss import safe_url
 from ..episodes.source import CatalogueSource
 from ..errors import PickupPointError
-from ..storage.folder import PickupPoint
+from ..storage.folder import DataFolder
 from ..storage.ledger import Ledger
 from ..storage.records import matched_share
 from ..triton import DerivedValue
@@ -85,7 +85,7 @@ def matching(config: Config, ledger: Ledger, catalogue: Catalogue | None, days: 
     Raises:
         PickupPointError: the log files have no column that tells the episode.
     """
-    point = PickupPoint(config.data_dir)
+    folder = DataFolder(config.data_dir)
     by_day: dict[date, list[tuple[Publication, LedgerLog]]] = {}
     for publication in ledger.publications():
         for entry in publication.logs:
@@ -101,7 +101,7 @@ def matching(config: Config, ledger: Ledger, catalogue: Catalogue | None, days: 
         for publication, entry in by_day[day]:
             clean = publication.rules.layout.clean
             guids = known.setdefault(clean("%") == "%", {clean(e.guid).lower() for e in episodes if e.guid})
-            with point.open_log(entry.name) as packed, igzip.IGzipFile(fileobj=packed) as file:  # type: ignore[no-untyped-call]  # no types in isal
+            with folder.open_log(entry.name) as packed, igzip.IGzipFile(fileobj=packed) as file:  # type: ignore[no-untyped-call]  # no types in isal
                 found = Counter(_episodes(file, publication, day))
             total += found.total()
             for cells, count in found.items():
@@ -149,7 +149,7 @@ def handover_lines(config: Config) -> list[str]:
     with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
         urls = CatalogueSource(config, ledger.rss).urls()
         publications = ledger.publications()
-    lines = [f"- {shown(url)}" for url in urls] or ["(none is configured: set `feeds.urls`)"]
+    lines = [f"- {safe_url(url)}" for url in urls] or ["(none is configured: set `feeds.urls`)"]
     for day in sorted({publication.day for publication in publications}, reverse=True):
         share = matched_share(publication for publication in publications if publication.day == day)
         if share is not None:

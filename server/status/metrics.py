@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..errors import PickupPointError
-from .snapshot import Glance
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from ..settings import Config
-    from ..sftp.server import SftpServer
+    from ..sftp.registry import Registry
     from .days import DayOverview
 
 DAYS = 8  # the newest days that have gauges of their own: labels must not grow without bound
@@ -54,48 +54,50 @@ class Reading:
     disk_free_bytes: int = 0
 
 
-def take_reading(config: Config, server: SftpServer, rounds: Mapping[str, int], served_files: int) -> Reading:
+def take_reading(config: Config, registry: Registry, rounds: Mapping[str, int], served_files: int) -> Reading:
     """Read the ledger and the listener's counters for one scrape; ``rounds`` counts them by ``good`` and ``failed``."""
-    glance = Glance.take(config, datetime.now(UTC))
-    counters = server.counters
+    snapshot = Snapshot.take(config, datetime.now(UTC))
+    counters = registry.counters
     rows: Counter[str] = Counter()
-    for day in glance.days:
+    for day in snapshot.days:
         for publication in day.publications:
             if publication.tally is not None:
                 rows["line"] += publication.tally.lines
                 rows.update({reason: n for reason, n in publication.tally.filtered.items() if n})
                 rows.update({reason: n for reason, n in publication.tally.rejected.items() if n})
     return Reading(
-        days=tuple(glance.days),
+        days=tuple(snapshot.days),
         rounds=dict(rounds),
         rows=dict(rows),
         refusals=dict(counters.refusals),
         pickups=dict(counters.pickups),
-        alarms=dict(Counter(alarm.level.name.lower() for alarm in glance.alarms)),
-        last_success=_last_success(glance),
+        alarms=dict(Counter(alarm.level.name.lower() for alarm in snapshot.alarms)),
+        last_success=_last_success(snapshot),
         bytes_sent=counters.bytes_sent,
         logins=counters.logins,
-        connections=server.connected,
-        sessions=server.sessions,
+        connections=registry.connected,
+        sessions=registry.sessions,
         served_files=served_files,
-        disk_free_bytes=glance.measured.disk_free_bytes,
+        disk_free_bytes=snapshot.measured.disk_free_bytes,
     )
 
 
-def _last_success(glance: Glance) -> dict[str, datetime]:
+def _last_success(snapshot: Snapshot) -> dict[str, datetime]:
     found = {}
-    if "last_good_round" in glance.facts:
-        found["round"] = datetime.fromisoformat(glance.facts["last_good_round"])
-    published = [p.published_at for day in glance.days for p in day.publications if p.published_at is not None]
-    taken = [user.last for day in glance.days for user in day.pickups if user.last is not None]
+    if "last_good_round" in snapshot.facts:
+        found["round"] = datetime.fromisoformat(snapshot.facts["last_good_round"])
+    published = [p.published_at for day in snapshot.days for p in day.publications if p.published_at is not None]
+    taken = [user.last for day in snapshot.days for user in day.pickups if user.last is not None]
     if published:
         found["publication"] = max(published)
     if taken:
         found["pickup"] = max(taken)
-    if glance.rss_feeds and all(feed.read_at is not None for feed in glance.rss_feeds):
-        found["rss"] = min(feed.read_at for feed in glance.rss_feeds if feed.read_at is not None)  # the oldest of them
-    if glance.logins:
-        found["login"] = max(login[0] for login in glance.logins.values())
+    if snapshot.rss_feeds and all(feed.read_at is not None for feed in snapshot.rss_feeds):
+        found["rss"] = min(
+            feed.read_at for feed in snapshot.rss_feeds if feed.read_at is not None
+        )  # the oldest of them
+    if snapshot.logins:
+        found["login"] = max(login[0] for login in snapshot.logins.values())
     return found
 
 

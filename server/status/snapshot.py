@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..episodes.rss import shown
+from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
 from ..storage.ledger import Ledger
@@ -41,7 +41,7 @@ _PRIVATE = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "i
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class Snapshot:
     """Days (the newest first), the service's facts, and what is wrong."""
 
     at: datetime
@@ -54,7 +54,7 @@ class Glance:
     rss_feeds: tuple[RssFeed, ...] = ()
 
     @classmethod
-    def take(cls, config: Config, now: datetime) -> Glance:
+    def take(cls, config: Config, now: datetime) -> Snapshot:
         """Look at everything once."""
         days: list[DayOverview] = []
         facts: dict[str, Any] = {}
@@ -124,7 +124,7 @@ class Glance:
             "disk": {"free_bytes": self.measured.disk_free_bytes, "free_share": round(self.measured.disk_free, 4)},
             "rss_feeds": [
                 {
-                    "url": shown(feed.url),
+                    "url": safe_url(feed.url),
                     "title": feed.title,
                     "items": feed.item_count,
                     "read_at": feed.read_at.isoformat(timespec="seconds") if feed.read_at else None,

@@ -18,7 +18,7 @@ import structlog
 from ..errors import PickupPointError
 from ..threads import in_thread
 from .alarms import Level
-from .snapshot import Glance
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from ..settings import Config
@@ -120,15 +120,15 @@ class AlarmWatch:
         """Push what came, changed its level or went since the last push that was taken; False to try again."""
         if not self._pushes.hears_alarms:
             return True
-        glance = await in_thread(Glance.take, self._config, now)
-        pushed: dict[str, str] = glance.facts.get(_PUSHED, {})
-        standing = {f"{alarm.name} {alarm.subject}".strip(): alarm for alarm in glance.alarms}
+        snapshot = await in_thread(Snapshot.take, self._config, now)
+        pushed: dict[str, str] = snapshot.facts.get(_PUSHED, {})
+        standing = {f"{alarm.name} {alarm.subject}".strip(): alarm for alarm in snapshot.alarms}
         levels = {key: alarm.level.name for key, alarm in standing.items()}
         if levels == pushed:
             return True
         raised = [alarm for key, alarm in standing.items() if pushed.get(key) != alarm.level.name]
         cleared = sorted(key for key in pushed if key not in standing)
-        if not await self._pushes.alarm(_message(now, glance.alarms, raised, cleared)):
+        if not await self._pushes.alarm(_message(now, snapshot.alarms, raised, cleared)):
             return False
         await in_thread(lambda: self._ledger.note(**{_PUSHED: levels}))
         log.info("webhook accepted alarms", raised=len(raised), cleared=len(cleared))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from isal import igzip
 from isal.isal_zlib import IsalError
 
-from ..disk import file_lock, fsync_folder, told, translated
+from ..disk import data_folder_error, file_lock, fsync_folder, translate_os_errors
 from ..errors import DataFolderBusy, DataFolderError
 from ..triton import LogFile, LogName
 from .staging import Staging
@@ -48,7 +48,7 @@ class FoundFile:
     name: LogName | None
 
 
-class PickupPoint:
+class DataFolder:
     """The folders under ``data_dir``. ``prepare`` comes first; every method may be called from any thread."""
 
     def __init__(self, data_dir: Path) -> None:
@@ -66,7 +66,7 @@ class PickupPoint:
         Raises:
             DataFolderError: they cannot be made or written, or are not on one file system.
         """
-        with told(self.data_dir):
+        with translate_os_errors(self.data_dir):
             # Synced also where they were there: who made them may have been killed before it came to that.
             above = [folder.parent for folder in self.data_dir.absolute().parents if not folder.exists()]
             for folder in (self.data_dir, self.pickup_dir, self.staging_dir, self.rejects_dir):
@@ -90,7 +90,7 @@ class PickupPoint:
     def clear_staging(self) -> list[str]:
         """Remove what an earlier run left in staging; the names of what was removed. Call it under the round lock."""
         removed = []
-        with told(self.staging_dir):
+        with translate_os_errors(self.staging_dir):
             for entry in sorted(self.staging_dir.iterdir()):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
@@ -137,7 +137,7 @@ class PickupPoint:
     def found(self) -> list[FoundFile]:
         """The regular files in the pickup folder, by name."""
         files = []
-        with told(self.pickup_dir), os.scandir(self.pickup_dir) as entries:
+        with translate_os_errors(self.pickup_dir), os.scandir(self.pickup_dir) as entries:
             for entry in entries:
                 if entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
@@ -147,13 +147,13 @@ class PickupPoint:
 
     def names(self) -> list[LogName]:
         """Every log name that something in the pickup folder has, whatever it is: none of them can be used."""
-        with told(self.pickup_dir):
+        with translate_os_errors(self.pickup_dir):
             return [name for path in self.pickup_dir.iterdir() if (name := LogName.parse(path.name))]
 
     def sha256(self, name: LogName) -> str:
         """The digest of a file in the pickup folder, in hex."""
         digest = hashlib.sha256()
-        with told(self.pickup_dir / str(name)), (self.pickup_dir / str(name)).open("rb") as file:
+        with translate_os_errors(self.pickup_dir / str(name)), (self.pickup_dir / str(name)).open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -174,14 +174,17 @@ class PickupPoint:
         except OSError as error:
             if error.errno is None:  # gzip.BadGzipFile
                 return None
-            raise translated(error, self.pickup_dir / str(name)) from error
+            raise data_folder_error(error, self.pickup_dir / str(name)) from error
         except (EOFError, zlib.error, IsalError):  # type: ignore[misc]  # isal's stub says instance
             return None
         return count
 
     def head(self, name: LogName) -> str:
         """The first text of a whole file, as much as its header lines can be."""
-        with told(self.pickup_dir / str(name)), igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
+        with (
+            translate_os_errors(self.pickup_dir / str(name)),
+            igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file,  # type: ignore[no-untyped-call]  # no types in isal
+        ):
             return bytes(file.read(1 << 16)).decode(errors="replace")
 
     def open_log(self, name: LogName) -> BinaryIO:
@@ -197,18 +200,18 @@ class PickupPoint:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise translated(error, self.pickup_dir / str(name)) from error
-        self.settle()
+            raise data_folder_error(error, self.pickup_dir / str(name)) from error
+        self.sync()
         return True
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Bring the pickup folder's names to disk."""
-        with told(self.pickup_dir):
+        with translate_os_errors(self.pickup_dir):
             fsync_folder(self.pickup_dir)
 
     def rejects(self) -> list[tuple[str, int]]:
         """The rejects files and when they were written, in seconds since 1970."""
-        with told(self.rejects_dir), os.scandir(self.rejects_dir) as entries:
+        with translate_os_errors(self.rejects_dir), os.scandir(self.rejects_dir) as entries:
             return sorted(
                 (entry.name, int(entry.stat(follow_symlinks=False).st_mtime))
                 for entry in entries
@@ -217,7 +220,7 @@ class PickupPoint:
 
     def remove_rejects(self, file: str) -> None:
         """Prune one rejects file."""
-        with told(self.rejects_dir / file):
+        with translate_os_errors(self.rejects_dir / file):
             (self.rejects_dir / file).unlink(missing_ok=True)
 
     # Staging and publication

@@ -17,7 +17,7 @@ import orjson
 from ..convert.tally import PodcastBooks
 from ..errors import LedgerError
 from .records import DELIVERY
-from .rss_feeds import RssShelf
+from .rss_feeds import RssFeedStore
 from .tables import (
     FIRST_PICKUPS,
     MIGRATIONS,
@@ -58,13 +58,13 @@ class Ledger:
         self.created = created
         self._connection = connection
         self._lock = threading.RLock()
-        self.rss = RssShelf(self._transaction, self._rows)
-        self.books = BooksShelf(self._transaction, self._rows)
+        self.rss = RssFeedStore(self._transaction, self._rows)
+        self.books = PodcastBookStore(self._transaction, self._rows)
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
         """Open the ledger, make it when it is missing, bring it to today's schema."""
-        with _told(path):
+        with translate_sqlite_errors(path):
             created = not path.exists() or path.stat().st_size == 0
             connection = _connect(path)
             try:
@@ -85,7 +85,7 @@ class Ledger:
             raise LedgerError(
                 f"there is no ledger at {path}", hint="pickup-point serve, or pickup-point feed, makes it"
             )
-        with _told(path):
+        with translate_sqlite_errors(path):
             connection = _connect(path)
             try:
                 connection.execute("PRAGMA query_only=ON")
@@ -105,7 +105,7 @@ class Ledger:
         with contextlib.closing(cls.read(path)) as ledger:
             if damage := ledger.damage():
                 raise LedgerError(f"the ledger {path} is damaged: {damage}", hint="keep the backups that there are")
-            with _told(path), contextlib.closing(sqlite3.connect(":memory:")) as memory:
+            with translate_sqlite_errors(path), contextlib.closing(sqlite3.connect(":memory:")) as memory:
                 ledger._connection.backup(memory)  # noqa: SLF001  # a ledger of our own
                 return memory.serialize()
 
@@ -169,7 +169,7 @@ class Ledger:
                 (number, checked_etag, withheld),
             )
 
-    def settle(self, number: int, present: Sequence[LogName], at: datetime, *, withheld: int = 0) -> None:
+    def finish_interrupted(self, number: int, present: Sequence[LogName], at: datetime, *, withheld: int = 0) -> None:
         """End an intention that a crash interrupted: the logs that are there were published, other names are free.
 
         With none there the publication is forgotten. With only some, no version counts as checked and the lines of the
@@ -332,7 +332,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        with self._lock, _told(self.path):
+        with self._lock, translate_sqlite_errors(self.path):
             if self._connection.in_transaction:  # a step of a larger one
                 yield self._connection.execute
                 return
@@ -346,7 +346,7 @@ class Ledger:
                 raise
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
-        with self._lock, _told(self.path):
+        with self._lock, translate_sqlite_errors(self.path):
             return self._connection.execute(query, values).fetchall()
 
 
@@ -393,7 +393,7 @@ def _json(value: object) -> str:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def translate_sqlite_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -403,7 +403,7 @@ def _told(path: Path) -> Iterator[None]:
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
 
 
-class BooksShelf:
+class PodcastBookStore:
     """What each publication came to, podcast by podcast."""
 
     def __init__(

@@ -31,7 +31,7 @@ PATIENCE = 5.0  # seconds until the next try
 LAST_WORDS = 10.0  # seconds that `close` waits
 
 
-class Bookkeeper:
+class PickupWriter:
     """Told by the listener, on the event loop; `write_forever` is its task."""
 
     def __init__(self, ledger: Ledger) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..episodes.rss import RssFeed, RssItem
 
 
-class RssShelf:
+class RssFeedStore:
     """The RSS feeds in the ledger, by their URL as configured. Raises what the ledger raises."""
 
     def __init__(

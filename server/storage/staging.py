@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..disk import discarded, fsync_folder, told, translated
+from ..disk import data_folder_error, discard, fsync_folder, translate_os_errors
 from ..errors import NameSpent
 from ..triton import LogFile, LogName
 
@@ -72,10 +72,10 @@ class Staging:
         What an earlier version of the day left there under this name, while it was held, goes.
         """
         if self._rejects is None:
-            with told(self._rejects_dir / self._first.rejects):
+            with translate_os_errors(self._rejects_dir / self._first.rejects):
                 (self._rejects_dir / self._first.rejects).unlink(missing_ok=True)
             return False
-        with told(self._rejects.path):
+        with translate_os_errors(self._rejects.path):
             self._rejects.sync()
             self._rejects.path.replace(self._rejects_dir / self._rejects.path.name)
             fsync_folder(self._rejects_dir)
@@ -91,7 +91,7 @@ class Staging:
         self._sealed = []
         for index, staged in enumerate(self._open):
             mtime = earliest_mtime + index
-            with told(staged.path):
+            with translate_os_errors(staged.path):
                 size, digest = staged.seal(mtime)
             self._sealed.append(StagedLog(self.name(index), size, digest, mtime))
         return self._sealed
@@ -111,9 +111,9 @@ class Staging:
             except FileExistsError:
                 raise NameSpent(f"{log.name} is already in {pickup}", hint=f"pickup-point trace {log.name}") from None
             except OSError as error:
-                raise translated(error, pickup / str(log.name)) from error
+                raise data_folder_error(error, pickup / str(log.name)) from error
             files.append(LogFile(log.name, log.size, log.mtime))
-        with told(pickup):
+        with translate_os_errors(pickup):
             fsync_folder(pickup)
         return files
 
@@ -127,7 +127,7 @@ class _StagedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with told(path):
+        with translate_os_errors(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o440)
         self.file = _HashingFile(descriptor)
 
@@ -147,7 +147,7 @@ class _StagedFile:
     def discard(self) -> None:
         with contextlib.suppress(OSError):
             self.file.close()
-        discarded(self.path)
+        discard(self.path)
 
 
 class _HashingFile(io.FileIO):

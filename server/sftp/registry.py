@@ -1,0 +1,292 @@
+"""The registry: counts the connections of one listener, refuses what is too much, and logs both.
+
+Touches nothing but the log; the clock is asked here. Connections, login handlers and sessions ask and tell it; it knows
+no socket. Promises: every refusal is counted, and logged within a budget; a partner in an ``allow_from`` always finds
+room.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from ..pickups import Ending, Grade
+from .limits import Guard, Limits, LogBudget, OpenPace, Penalty, Reason, connection_to_drop
+from .login import plain
+from .users import PROBE_USER, PasswordChecks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ..pickups import Pickup
+    from ..settings import SftpSettings
+    from .connection import SshConnection
+    from .handler import ServedFiles
+    from .keys import Credentials
+    from .limits import Address
+    from .login import Login
+    from .users import Access, Verdict
+
+log = structlog.get_logger()
+
+DISK_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentBan:
+    """A ban as status shows it."""
+
+    address: str
+    until: datetime
+    failures: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start, for metrics."""
+
+    connections: int = 0
+    logins: int = 0
+    sessions: int = 0
+    bytes_sent: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    refused_verbs: Counter[str] = field(default_factory=Counter)
+    pickups: Counter[str] = field(default_factory=Counter)
+
+
+class Registry:
+    """Who is connected to one listener, what they may have, and what they did."""
+
+    def __init__(
+        self,
+        settings: SftpSettings,
+        credentials: Credentials,
+        files: ServedFiles,
+        *,
+        on_pickup: Callable[[Pickup], None],
+        on_login: Callable[[Login], None],
+    ) -> None:
+        self.files = files
+        self.access: Access = credentials.access
+        self.counters = Counters()
+        self.draining = False
+        self.legacy_algorithms = settings.legacy_algorithms
+        self.disk_threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="sftp-disk")
+        self._passwords = PasswordChecks()
+        self._guard = Guard(Limits.of(settings), lambda address: self.access.is_listed(address))
+        self._opens = OpenPace()
+        self._on_pickup = on_pickup
+        self._on_login = on_login
+        self._budget = LogBudget()
+        self._connections: set[SshConnection] = set()
+
+    def replace(self, settings: SftpSettings, credentials: Credentials) -> None:
+        """Use other users and limits from now on; what is connected stays."""
+        limits = Limits.of(settings)
+        credentials.access.probe = self.access.probe
+        self.access, self._guard.limits = credentials.access, limits
+        self.legacy_algorithms = settings.legacy_algorithms
+
+    def close(self) -> None:
+        """End the threads; running work is waited for."""
+        self._passwords.close()
+        self.disk_threads.shutdown(wait=True)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that hold now."""
+        return self._guard.limits
+
+    # -- what status shows --
+
+    def bans(self) -> list[CurrentBan]:
+        """Who is kept out now, and until when."""
+        now, wall = time.monotonic(), datetime.now(UTC)
+        bans = self._guard.bans(now)
+        return [CurrentBan(ban.address, wall + timedelta(seconds=ban.until - now), ban.failures) for ban in bans]
+
+    @property
+    def connected(self) -> int:
+        """Connections now."""
+        return self._guard.connected
+
+    @property
+    def sessions(self) -> int:
+        """SFTP sessions now."""
+        return sum(len(connection.sessions) for connection in self._connections)
+
+    @property
+    def transfers(self) -> int:
+        """Connections with a file open now."""
+        return sum(any(session.busy for session in connection.sessions) for connection in self._connections)
+
+    # -- letting in --
+
+    def admit(self, address: Address, now: float) -> float | None:
+        """Count a connection in; return the seconds until its turn, or None when it is refused.
+
+        ``now`` is the event loop's time, by which connections are dated.
+        """
+        if not self.access.may_connect(address):
+            self.refused(address, Reason.ADDRESS)
+            return None
+        verdict = self._guard.admit(address, time.monotonic(), free := _free_descriptors())
+        if verdict is Reason.CONNECTIONS and self._make_room(address, now):
+            verdict = self._guard.admit(address, time.monotonic(), free + 1)
+        if isinstance(verdict, Reason):
+            self.refused(address, verdict)
+            return None
+        return verdict
+
+    def _make_room(self, newcomer: Address, now: float) -> bool:
+        waiting = [connection for connection in self._connections if not connection.user]
+        index = connection_to_drop([(it.address, it.born) for it in waiting], newcomer, now)
+        if index is None:
+            return False
+        self.refused(waiting[index].address, Reason.CONNECTIONS)
+        waiting[index].abort()
+        self.left(waiting[index])
+        return True
+
+    def joined(self, connection: SshConnection) -> None:
+        """Count a connection that was admitted and now begins."""
+        self._connections.add(connection)
+        self.counters.connections += 1
+
+    def never_began(self, address: Address) -> None:
+        """Count out a connection that was admitted and did not begin."""
+        self._guard.leave(address)
+
+    def login_failed(self, address: Address, reason: Reason, user: str) -> Penalty:
+        """Count a failed login, log it, and say what it costs."""
+        penalty = self._guard.failed(address, time.monotonic())
+        self.refused(address, reason, user)
+        if penalty.banned:
+            minutes = round(self._guard.limits.ban_time / 60, 1)
+            log.warning(f"sftp banned {address}", minutes=minutes, failures=self._guard.limits.ban_after)
+        return penalty
+
+    def refused(self, address: Address, reason: Reason, user: str = "", **details: Any) -> None:
+        """Log one refusal; fail2ban reads this line."""
+        self.counters.refusals[reason.value] += 1
+        if self.may_log(reason.value, address):
+            if user:
+                details["user"] = plain(user, 32)
+            log.warning(f"sftp refused {address}", reason=reason.value, **details)
+
+    def may_log(self, reason: str, address: Address) -> bool:
+        """Return whether a refusal may have a log line of its own; else count it for the summary."""
+        self.summarize()
+        return self._budget.take(reason, str(address))
+
+    def logged_in(self, connection: SshConnection, login: Login) -> None:
+        """A user is in."""
+        log.info(
+            f"{connection.label} logged in",
+            method=login.method,
+            client=login.client,
+            kex=login.kex,
+            host_key=login.host_key,
+            cipher=login.cipher,
+            mac=login.mac,
+        )
+        if login.user != PROBE_USER:
+            self.counters.logins += 1
+            self._on_login(login)
+
+    def has_room_for_session(self, connection: SshConnection) -> bool:
+        """Whether the connection's user may have one more session."""
+        count = sum(len(other.sessions) for other in self._connections if other.user == connection.user)
+        if count >= self._guard.limits.sessions_per_user:
+            self.refused(connection.address, Reason.SESSIONS, connection.user)
+            return False
+        self.counters.sessions += 1
+        return True
+
+    def may_open_file(self, connection: SshConnection) -> bool:
+        """Return whether the connection's user may open one more file now; a flood is refused."""
+        if self._opens.is_crowded(connection.user, time.monotonic()):
+            self.refused(connection.address, Reason.FLOOD, connection.user)
+            return False
+        return not self.draining and self._guard.may_take(connection.address, _free_descriptors())
+
+    def turn_to_open(self, user: str) -> float:
+        """Count one more opened file; return the seconds that it must wait for its turn."""
+        return self._opens.turn(user, time.monotonic())
+
+    def refused_verb(self, connection: SshConnection, verb: str, **details: Any) -> None:
+        """Count and log one refused request."""
+        self.counters.refused_verbs[verb] += 1
+        if self.may_log(verb, connection.address):  # a client that opens sessions in a loop
+            log.warning(f"{connection.label} refused {verb}", **details)
+
+    # -- who somebody is --
+
+    def knows_key(self, user: str, address: Address, key: bytes) -> bool:
+        """Return whether the user may log in from this address with this public key (its SSH blob)."""
+        return self.access.knows_key(user, address, key)
+
+    async def check_password(self, user: str, address: Address, password: str) -> Verdict:
+        """Return whether the user may log in from this address with this password, or why not."""
+        return await self._passwords.check(self.access, user, address, password)
+
+    def picked_up(self, connection: SshConnection, pickup: Pickup) -> None:
+        """Record that a handle was opened, or that its life ended."""
+        if pickup.ended is not None:
+            event, details = pickup_log_entry(connection.label, pickup)
+            log.info(event, **details)
+        if connection.user == PROBE_USER:
+            return  # what `doctor` fetches was picked up by nobody
+        if pickup.ended is not None:
+            self.counters.pickups[pickup.grade.value] += 1
+        self._on_pickup(pickup)
+
+    def ended(self, connection: SshConnection, error: str) -> None:
+        """The connection ended with a complaint of one of the sides."""
+        if connection.user:
+            log.info(f"{connection.label} ended", error=error)
+
+    def left(self, connection: SshConnection) -> None:
+        """The connection is over."""
+        if connection in self._connections:
+            self._connections.discard(connection)
+            self._guard.leave(connection.address)
+
+    # -- housekeeping --
+
+    def summarize(self) -> None:
+        """Log the counts of refusals that had no line of their own, once a minute."""
+        for reason, count in self._budget.summaries(time.monotonic()):
+            log.warning(f"sftp refused {count} more", reason=reason)
+
+    def connections(self) -> Iterator[SshConnection]:
+        """Iterate over the connections of this moment, whatever happens to them meanwhile."""
+        return iter(list(self._connections))
+
+
+def _free_descriptors() -> int:
+    """How many more descriptors this process may open."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # never endless: fs.nr_open bounds it
+    try:
+        return most - len(list(Path("/proc/self/fd").iterdir()))
+    except OSError as error:
+        return 0 if error.errno == errno.EMFILE else most  # without /proc nothing is known
+
+
+def pickup_log_entry(label: str, pickup: Pickup) -> tuple[str, dict[str, Any]]:
+    """Return event and details of the log line of a finished pickup."""
+    seconds = (pickup.ended - pickup.started).total_seconds() if pickup.ended else 0.0
+    details: dict[str, Any] = {"bytes": pickup.covered, "seconds": round(seconds, 1)}
+    if pickup.grade is Grade.COMPLETE:
+        return f"{label} picked up {pickup.name}", details
+    details |= {"of": pickup.size, "grade": pickup.grade.value, "ended": (pickup.ending or Ending.CLOSED).value}
+    return f"{label} left {pickup.name}", details
