@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .result import Fault
     from .attack_target import Target
+    from .result import Fault
 
 NETWORK = 12
 SMALL, ENDLESS = 2000, (1 << 31) - 1  # bytes of an SSH window
@@ -74,41 +74,6 @@ def ask_for_all(target: Target, raw: RawSftp, handle: bytes, *, close: bool = Tr
         raw.send(bytes([Kind.CLOSE]) + bytes(4) + handle)
 
 
-async def cut(target: Target, dice: random.Random, _: Fault) -> None:
-    """Asked, closed, nothing read, and the connection ends, by FIN or RST, at once or a moment later."""
-    async with opened(target, dice, ENDLESS) as (connection, raw, handle):
-        connection._transport.pause_reading()
-        ask_for_all(target, raw, handle)
-        await asyncio.sleep(dice.choice([0, 0.001, 0.01, 0.2]))
-
-
-async def channel_closed(target: Target, dice: random.Random, _: Fault) -> None:
-    """Asked and closed, a heap of other questions behind it, and then the channel is closed over all of it."""
-    async with opened(target, dice, SMALL) as (_connection, raw, handle):
-        other = await raw.open_file(target.big)
-        raw.writer.channel.pause_reading()
-        ask_for_all(target, raw, handle)
-        for _number in range(dice.choice([0, 10, 1500])):
-            raw.send(read(other, 0, PIECE))
-        await asyncio.sleep(0.1)
-        raw.writer.channel.abort()
-        await asyncio.sleep(0.2)
-
-
-async def noise_first(target: Target, dice: random.Random, _: Fault) -> None:
-    """What is no packet ends the session; the questions behind it were asked, and never answered."""
-    async with opened(target, dice, SMALL) as (_connection, raw, handle):
-        other = await raw.open_file(target.big)
-        raw.writer.channel.pause_reading()
-        for _number in range(1200):
-            raw.send(read(other, 0, PIECE))
-        raw.writer.write(dice.choice([bytes(4), b"\xff" * 4, b"\0\0\0\1\1"]))
-        ask_for_all(target, raw, handle)
-        await asyncio.sleep(0.1)
-        raw.writer.channel.resume_reading()
-        await asyncio.sleep(0.2)
-
-
 async def end_of_input(target: Target, dice: random.Random, _: Fault) -> None:
     """Asked, closed, end of input, and the answers left where they are."""
     async with opened(target, dice, SMALL) as (_connection, raw, handle):
@@ -141,31 +106,6 @@ async def windows(target: Target, dice: random.Random, _: Fault) -> None:
         await asyncio.sleep(0.2)
 
 
-async def all_but_one_byte(target: Target, dice: random.Random, _: Fault) -> None:
-    """Taken in truth, in any order and more than once: all but one byte."""
-    size = len(target.content[target.big])
-    missing = dice.choice([0, size - 1, dice.randrange(size)])
-    pieces = [(at, min(at + PIECE, end)) for start, end in ((0, missing), (missing + 1, size))
-              for at in range(start, end, PIECE)]  # fmt: skip
-    async with opened(target, dice, ENDLESS) as (_connection, raw, handle):
-        for start, end in dice.sample(pieces * 2, len(pieces) * 2):
-            await raw.read(handle, start, end - start)
-        await raw.status(Kind.CLOSE, handle)
-
-
-async def by_two_handles(target: Target, dice: random.Random, _: Fault) -> None:
-    """Taken in truth, but over two handles, each of which is closed, then asked again."""
-    size = len(target.content[target.big])
-    async with opened(target, dice, ENDLESS) as (_connection, raw, one):
-        two = await raw.open_file(target.big)
-        for number, at in enumerate(range(0, size, PIECE)):
-            await raw.read(one if number % 2 else two, at, PIECE)
-        for handle in (one, two, one):
-            await raw.ask(Kind.CLOSE, handle)
-        for at in range(0, size, PIECE):
-            await raw.read(one, at, PIECE)
-
-
 async def never_closed(target: Target, dice: random.Random, _: Fault) -> None:
     """Taken in truth, and the handle left open until the session, or the connection, ends."""
     size = len(target.content[target.big])
@@ -178,13 +118,8 @@ async def never_closed(target: Target, dice: random.Random, _: Fault) -> None:
 
 
 FORGERIES: dict[str, Callable[[Target, random.Random, Fault], Awaitable[int | None]]] = {
-    "cut": cut,
-    "the channel closed": channel_closed,
-    "noise first": noise_first,
     "end of input": end_of_input,
     "a key exchange": exchange,
     "windows": windows,
-    "all but one byte": all_but_one_byte,
-    "two handles": by_two_handles,
     "never closed": never_closed,
 }

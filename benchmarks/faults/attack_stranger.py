@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import paramiko
 
-from .attack_between import IGNORE
+from tests.support.between import IGNORE
 
 from .attack_target import LEAKS, VICTIM, address
 from .network_strangers import kexinit, packet

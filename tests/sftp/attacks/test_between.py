@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import pytest
 
-from benchmarks.faults.result import Fault
-from benchmarks.faults.attack_between import (
-    CLIENT,
-    SERVER,
-    WHOLE,
-    Change,
-    at,
-    downgraded,
-    fetch,
-    followed_by,
-    replayed,
-    without_front,
-)
 from server.pickups import Grade
 
+from ...support.between import CLIENT, KEXINIT, SERVER, Change, at, came_in, fetch, unused_address
 from ...support.sftp import NAME, PASSWORD, Running, packet, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 CONTENT = random.Random(8).randbytes(300_000)
@@ -38,7 +26,7 @@ CONTENT = random.Random(8).randbytes(300_000)
 
 @dataclass
 class Target:
-    """A listener of the tests, as the campaign's attempts want it."""
+    """A listener of the tests, as the network in between wants it."""
 
     listener: Running
     content: dict[str, bytes] = field(default_factory=lambda: {NAME: CONTENT})
@@ -52,19 +40,13 @@ class Target:
         return self.listener.port
 
     @property
-    def site(self) -> Any:
-        """Where the host keys are."""
-        return SimpleNamespace(folder=self.listener.folder)
+    def host_key(self) -> Path:
+        """The file of its private host key."""
+        return self.listener.folder / "keys" / "ssh_host_ed25519_key"
 
-    @property
-    def serving(self) -> Any:
-        """Its log, as far as it is asked for logins."""
-
-        def count(pattern: str) -> int:
-            lines = [f"[conn=1 triton {login.address}] logged in" for login in self.listener.logins]
-            return sum(bool(re.search(pattern, line)) for line in lines)
-
-        return SimpleNamespace(running=SimpleNamespace(count=count))
+    def logged_in(self, source: str) -> bool:
+        """Whether it tells of a login from this address."""
+        return any(login.address == source for login in self.listener.logins)
 
     def connect(self, _user: str, _dice: random.Random, _network: int, **options: Any) -> Any:
         """A client that goes where it is told."""
@@ -74,11 +56,49 @@ class Target:
 
 @pytest.fixture
 async def target(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Target]:
-    """A listener with one file, whose keys lie where the campaign looks for them."""
+    """A listener with one file, whose keys lie beside it."""
     (tmp_path / "keys").symlink_to(keys_dir)
     async with running(tmp_path, keys_dir) as listener:
         listener.served.add(NAME, CONTENT)
         yield Target(listener)
+
+
+def _offer(packet: bytes, *without: bytes, only: bytes | None = None) -> bytes:
+    """A KEXINIT without some names in its lists, or with only one in its first; other packets as they are."""
+    if packet[5] != KEXINIT:
+        return packet
+    body, position, lists = packet[5:22], 22, []
+    for _ in range(10):
+        length = int.from_bytes(packet[position : position + 4], "big")
+        lists.append(packet[position + 4 : position + 4 + length].split(b","))
+        position += 4 + length
+    for number, names in enumerate(lists):
+        lists[number] = [name for name in names if not any(name.startswith(one) for one in without)]
+    if only is not None:
+        lists[0] = [only]
+    body += b"".join(len(one := b",".join(names)).to_bytes(4, "big") + one for names in lists) + bytes(5)
+    padding = 8 - (len(body) + 5) % 8
+    padding += 8 * (padding < 4)
+    return (len(body) + padding + 1).to_bytes(4, "big") + bytes([padding]) + body + bytes(padding)
+
+
+DOWNGRADES: dict[str, Callable[[bytes], bytes]] = {
+    "no strict keys": lambda packet: _offer(packet, b"kex-strict"),
+    "no extensions": lambda packet: _offer(packet, b"ext-info"),
+    "no lattice": lambda packet: _offer(packet, b"mlkem"),
+    "group 16": lambda packet: _offer(packet, only=b"diffie-hellman-group16-sha512"),
+    "group 1": lambda packet: _offer(packet, only=b"diffie-hellman-group1-sha1"),
+}
+
+
+def followed_by(injected: bytes) -> Callable[[bytes], bytes]:
+    """With a packet of ours behind the offer."""
+    return lambda packet: packet + injected if packet[5] == KEXINIT else packet
+
+
+def without_first_piece(place: int, data: bytes) -> bytes:
+    """Without the first piece, which holds the EXT_INFO packet alone."""
+    return data if place else b""
 
 
 @pytest.mark.parametrize("sender", [CLIENT, SERVER])
@@ -87,28 +107,47 @@ async def test_a_word_before_the_keys_and_one_less_behind_them_is_noticed(
     target: Target, sender: str, cipher: str
 ) -> None:
     """Terrapin: an IGNORE slipped in, the first encrypted packet taken away, so that all numbers fit again."""
-    row = Fault("test")
-    change = Change(of=sender, plain=followed_by(packet(b"\x02" + bytes(4))), cipher=without_front(WHOLE))
-    whole, _ = await fetch(target, random.Random(1), row, change, encryption_algs=[cipher])  # type: ignore[arg-type]
+    lost: list[str] = []
+    change = Change(of=sender, plain=followed_by(packet(b"\x02" + bytes(4))), cipher=without_first_piece)
+    whole, _ = await fetch(target, random.Random(1), lost, change, encryption_algs=[cipher])
     assert not whole
     assert target.listener.logins == []
-    assert row.lost == []
+    assert lost == []
 
 
 async def test_a_downgraded_offer_is_noticed(target: Target) -> None:
     """Without strict keys, extensions or the lattice, or with one weak choice: nobody logs in over it."""
-    row = Fault("test")
-    for seed in (1, 2):
-        assert await downgraded(target, random.Random(seed), row)  # type: ignore[arg-type]
-    assert row.lost == []
+    lost: list[str] = []
+    for name, plain in DOWNGRADES.items():
+        for sender in (CLIENT, SERVER):
+            whole, between = await fetch(target, random.Random(1), lost, Change(of=sender, plain=plain))
+            assert not whole, name
+            assert not await came_in(target, between.sources), name
+    assert lost == []
     assert target.listener.logins == []
 
 
 async def test_what_was_recorded_opens_no_door(target: Target) -> None:
-    """A login and a fetch, said again byte by byte: the keys are others, and nobody comes in."""
-    row = Fault("test")
-    await replayed(target, random.Random(1), row)  # type: ignore[arg-type]
-    assert row.lost == []
+    """A login and a fetch, said again at once and in pieces: the keys are others, and nobody comes in."""
+    dice = random.Random(1)
+    lost: list[str] = []
+    whole, between = await fetch(target, dice, lost, Change())
+    assert whole
+    assert await came_in(target, between.sources)
+    said = bytes(between.recorded[CLIENT])
+    sources = [unused_address(target, dice) for _ in range(2)]
+    for source, step in zip(sources, (len(said), 500), strict=True):
+        with suppress(OSError, TimeoutError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", target.port, local_addr=source)
+            async with asyncio.timeout(1):
+                for start in range(0, len(said), step):
+                    writer.write(said[start : start + step])
+                    await writer.drain()
+                while await reader.read(1 << 16):
+                    pass
+            writer.close()
+    assert not await came_in(target, [host for host, _ in sources])
+    assert lost == []
     assert len(target.listener.logins) == 1
     assert [pickup.grade for pickup in target.listener.finished] == [Grade.COMPLETE]
 
@@ -118,10 +157,10 @@ async def test_what_was_recorded_opens_no_door(target: Target) -> None:
 async def test_one_bit_is_noticed(target: Target, sender: str, place: int) -> None:
     """Wherever a bit is changed, in lengths, data or tags, the client has its file whole or an error, and the record
     claims no more than the client had."""
-    row = Fault("test")
+    lost: list[str] = []
     flip = at(place, lambda data, where: data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :])
-    whole, _ = await fetch(target, random.Random(place), row, Change(of=sender, cipher=flip))  # type: ignore[arg-type]
-    assert row.lost == []
+    whole, _ = await fetch(target, random.Random(place), lost, Change(of=sender, cipher=flip))
+    assert lost == []
     assert not (whole and sender == SERVER)
     complete = sum(pickup.grade is Grade.COMPLETE for pickup in target.listener.pickups)
     assert complete <= target.fetched["middle", NAME]
@@ -130,7 +169,7 @@ async def test_one_bit_is_noticed(target: Target, sender: str, place: int) -> No
 async def test_a_network_that_keeps_the_end_forges_no_pickup(target: Target) -> None:
     """It takes all from us, and our system believes that it arrived; the client closes nothing that it has not got."""
     change = Change(of=SERVER, cipher=lambda place, data: data if place < 200_000 else b"")
-    whole, _ = await fetch(target, random.Random(1), Fault("test"), change)  # type: ignore[arg-type]
+    whole, _ = await fetch(target, random.Random(1), [], change)
     assert not whole
     (pickup,) = await target.listener.finished_pickups()
     assert pickup.grade is Grade.PARTIAL
