@@ -7,12 +7,12 @@ from importlib.util import find_spec
 pytest_plugins = [
     name
     for name in (
-        "tests.fixtures_s3",
-        "tests.fixtures_sftp",
-        "tests.fixtures_feed",
-        "tests.fixtures_service",
-        "tests.fixtures_rss",
-        "tests.fixtures_ops",
+        "tests.support.s3",
+        "tests.support.sftp",
+        "tests.support.site",
+        "tests.support.program",
+        "tests.support.rss_server",
+        "tests.support.webhook_server",
     )
     if find_spec(name) is not None
 ]

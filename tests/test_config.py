@@ -14,11 +14,10 @@ from typing import Any, get_args
 
 import pytest
 
-from server.config import load_config, parse_config
+from server.config import load_config
 from server.settings import (
     AlertSettings,
     ColumnSettings,
-    Config,
     ExportSettings,
     FeedsSettings,
     LogOutputSettings,
@@ -32,11 +31,9 @@ from server.settings import (
 )
 from server.triton import ColumnSpec, LogFormat
 
+from .support.config_text import MINIMAL, USER, parse
+
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
-HASH = "$argon2id$v=19$m=65536,t=3,p=4$cmVwbGFjZS10aGlzLWhhc2g$" + "A" * 43
-EXPORT = '[export]\nurl = "s3://bucket"\n'
-USER = f'[[sftp.users]]\nname = "triton"\npassword_hash = "{HASH}"\n'
-MINIMAL = EXPORT + USER
 
 TABLES: dict[str, type[Any]] = {
     "export": ExportSettings,
@@ -49,10 +46,6 @@ TABLES: dict[str, type[Any]] = {
     "metrics": MetricsSettings,
     "log_output": LogOutputSettings,
 }
-
-
-def parse(text: str, folder: Path = Path("/srv/point")) -> Config:
-    return parse_config(tomllib.loads(text), folder / "config.toml")
 
 
 # --- What holds when a key is away ----------------------------------------------------------------------------------

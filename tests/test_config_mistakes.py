@@ -13,7 +13,7 @@ from server.cli.privileges import find_config
 from server.config import load_config
 from server.errors import ConfigError, Problem
 
-from .test_config import EXPORT, HASH, MINIMAL, USER, parse
+from .support.config_text import EXPORT, HASH, MINIMAL, USER, parse
 
 
 def problems_of(text: str, folder: Path = Path("/srv/point")) -> list[Problem]:

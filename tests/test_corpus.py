@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .fuzz_targets import CORPUS, TARGETS
+from .support.fuzz_targets import CORPUS, TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -241,3 +241,84 @@ def test_every_exception_is_still_needed() -> None:
         for module in owners.split():
             found = {name.split(".")[0] for name in outside_imports(module)}
             assert library in found, f"OWNERS[{library}] names {module}, which does not import it"
+
+
+ROOT = SERVER.parent
+AROUND = {
+    path.relative_to(ROOT): path for top in ("tests", "benchmarks") for path in sorted((ROOT / top).rglob("*.py"))
+}
+
+
+def project_imports(path: Path, text: str) -> set[str]:
+    """The modules of this project (dotted, from the top) that a file imports, relative or not, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(path.parent.parts)[: len(path.parent.parts) + 1 - node.level] if node.level else []
+            target = ".".join([*base, *filter(None, [node.module])])
+            found |= {f"{target}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] in {"server", "tests", "benchmarks"}}
+
+
+def may_import(path: Path, name: str) -> bool:
+    """Whether a file of tests/ or benchmarks/ may import what is so called."""
+    top, _, below = name.partition(".")
+    if top == "server":
+        return True
+    if top == "tests":
+        return below.split(".")[0] == "support"
+    return path.parts[0] == "benchmarks"
+
+
+@pytest.mark.parametrize("path", AROUND, ids=str)
+def test_tests_and_benchmarks_share_what_is_in_support_and_nothing_else(path: Path) -> None:
+    """No test is imported by anybody; benchmarks import `server` and `tests.support`, tests nothing of benchmarks."""
+    strangers = {name for name in project_imports(path, AROUND[path].read_text()) if not may_import(path, name)}
+    assert not strangers, f"{path} imports {', '.join(sorted(strangers))}"
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "allowed"),
+    [
+        ("tests/sftp/test_a.py", "from ..support.sftp import NAME", True),
+        ("tests/sftp/test_a.py", "from ..support import container", True),
+        ("tests/sftp/test_a.py", "from .test_handler import REFUSED", False),
+        ("tests/sftp/test_a.py", "from . import test_handler", False),
+        ("tests/sftp/test_a.py", "import tests.storage.test_ledger", False),
+        ("tests/support/site.py", "from .rows import row", True),
+        ("tests/support/site.py", "from ..test_config import parse", False),
+        ("tests/test_a.py", "from benchmarks.measuring import measure", False),
+        ("tests/test_a.py", "from server.triton import Layout", True),
+        ("benchmarks/faults/disk.py", "from tests.support.program import Program", True),
+        ("benchmarks/faults/disk.py", "from .result import Fault", True),
+        ("benchmarks/faults/disk.py", "from tests.sftp.test_fuzz import random_request", False),
+        ("benchmarks/faults/disk.py", "from tests import conftest", False),
+    ],
+)
+def test_an_import_across_is_seen(path: str, line: str, allowed: bool) -> None:
+    """However it is written."""
+    (name,) = project_imports(Path(path), line)
+    assert may_import(Path(path), name) is allowed
+
+
+def test_a_benchmark_runs_as_a_process(tmp_path: Path) -> None:
+    """They are programs: `python -m` and one line for each thing measured."""
+    command = [sys.executable, "-m", "benchmarks.late", "--rows", "5000", "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
+        "5,000 rows, first version",
+        "5,000 rows, late rows",
+    ]
+
+
+def test_every_benchmark_still_finds_what_it_imports() -> None:
+    """A name that was moved or renamed in server/ or tests/support is noticed here, not in the campaign."""
+    names = [".".join(path.with_suffix("").parts) for path in AROUND if path.parts[0] == "benchmarks"]
+    wanted = [name for name in names if name.rpartition(".")[2] not in {"__main__", "peers", "fuzz_process"}]
+    code = f"import importlib\nfor name in {wanted!r}: importlib.import_module(name)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr

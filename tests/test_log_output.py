@@ -19,7 +19,7 @@ from server import log_output
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .fixtures_service import ServiceSite
+    from .support.program import ServiceSite
 
 NASTY = [
     "two\nlines",
@@ -165,14 +165,14 @@ def test_an_exception_becomes_part_of_its_one_line() -> None:
 @pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_every_line_of_a_running_service_keeps_the_grammar(log_format: str, service_site: ServiceSite) -> None:
     """From start to stop, with a publication, a held day, logins and a pickup between: all lines parse."""
-    from .fixtures_service import day_before, export_of
+    from .support.program import day_before, export_of
 
     service_site.configure(more=f'[log_output]\nformat = "{log_format}"\n')
     service_site.put(day_before(1), export_of(day_before(1)))
     service_site.put(day_before(2), export_of(day_before(2), 3, b"{", b"{", b"{"))
     running = service_site.program.start("serve", "--config", service_site.config)
     listened = r"service listened host=.* port=(\d+)" if log_format == "text" else r'"service listened".*"port": ?(\d+)'
-    from .fixtures_service import Serving
+    from .support.program import Serving
 
     service = Serving(running, int((await running.says(listened))[0][1]))
     name = f"TEST{day_before(1):%Y%m%d}-00.tsv.gz"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from server.convert.job import Setup
 from server.convert.render import BlockRenderer
 
-from .fixtures_feed import DAY, at, rows_of
-from .reference_conversion import conversion
+from .support.reference_conversion import conversion
+from .support.site import DAY, at, rows_of
 
 if TYPE_CHECKING:
     import pytest
 
-    from .fixtures_feed import Site
+    from .support.site import Site
 
 SECRET = "203.0.113.99"
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .fixtures_service import day_before, export_of
-from .rows import row
+from .support.program import day_before, export_of
+from .support.rows import row
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .fixtures_service import ServiceSite
+    from .support.program import ServiceSite
 
 DAYS = (3, 2, 1)
 

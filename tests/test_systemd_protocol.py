@@ -15,13 +15,13 @@ import pytest
 
 from server.systemd import Supervisor
 
-from .fixtures_service import Serving, command, day_before, export_name, export_of, port_of, until
-from .fixtures_sftp import PASSWORD
+from .support.program import Serving, command, day_before, export_name, export_of, port_of, until
+from .support.sftp import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .fixtures_service import Program, ServiceSite
+    from .support.program import Program, ServiceSite
 
 
 class Systemd:

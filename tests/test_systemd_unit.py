@@ -16,13 +16,13 @@ import pytest
 from server import systemd
 from server.systemd import Listener
 
-from .fixtures_service import PATIENCE
+from .support.program import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .fixtures_service import ServiceSite
-    from .fixtures_sftp import Running
+    from .support.program import ServiceSite
+    from .support.sftp import Running
 
 analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="needs systemd-analyze: apt-get install systemd"

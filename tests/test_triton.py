@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.megaphone.exports import METRICS
 from server.triton import (
     ColumnSpec,
     DerivedValue,
@@ -23,7 +22,8 @@ from server.triton import (
     prefix_problem,
 )
 
-from .rows import GOOD, cells, converted, row, rules
+from .support.layouts import layouts
+from .support.rows import GOOD, cells, converted, row, rules
 
 DAY = date(2026, 11, 20)
 W3C = Layout(LogFormat.W3C)
@@ -245,23 +245,6 @@ def test_the_default_layouts_have_no_problem() -> None:
     for layout in (Layout(), W3C):
         own = [spec for spec in layout.specs if spec.value in list(DerivedValue)]
         assert layout_problems(own, layout.format) == []
-
-
-columns = st.lists(
-    st.one_of(
-        st.builds(ColumnSpec, st.text(min_size=1), value=st.sampled_from([str(value) for value in DerivedValue])),
-        st.builds(ColumnSpec, st.text(min_size=1), field=st.sampled_from(METRICS.fields)),
-        st.builds(ColumnSpec, st.text(min_size=1), constant=st.text()),
-    ),
-    min_size=1,
-).map(tuple)
-layouts = st.builds(
-    Layout,
-    st.sampled_from(LogFormat),
-    st.sampled_from(["plain", "comment", "none"]),
-    st.sampled_from(["safe", "percent"]),
-    st.none() | columns,
-)
 
 
 @given(layouts)

@@ -1,0 +1,176 @@
+"""The commands, as an operator types them: help, the error door, exit codes, what monitoring sees."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.main import get_command
+
+from server.cli.app import app
+from server.storage.ledger import Ledger
+
+from ..support.program import GARBAGE, ServiceSite, command, day_before, export_of
+
+if TYPE_CHECKING:
+    from ..support.program import Program
+
+CONTRACT = {"serve", "feed", "prune", "status", "check", "trace", "convert", "keygen", "hash-password", "demo",
+            "systemd-unit"}  # fmt: skip
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]  # typer's own class of a group
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_that_fits_a_terminal(name: str, program: Program) -> None:
+    """A sentence of what it does and its options, at 80 columns."""
+    done = program.run(name, "--help", env={"COLUMNS": "80"})
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: ")
+    assert name in done.stdout.splitlines()[0]
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert done.stderr == ""
+
+
+def test_the_list_of_commands_names_all_of_them(program: Program) -> None:
+    """``pickup-point --help`` is the table of contents."""
+    done = program.run("--help")
+    listed = re.findall(r"^  ([a-z-]+) {2,}\S", done.stdout.partition("Commands:")[2], re.MULTILINE)
+    assert sorted(listed) == COMMANDS
+    assert set(COMMANDS) >= CONTRACT
+
+
+def test_the_installed_command_is_the_same_as_python_m_server() -> None:
+    """The entry point of the package answers."""
+    script = Path(sys.executable).parent / "pickup-point"
+    if not script.exists():
+        pytest.skip("pickup-point is not installed beside this Python: pip install -e .")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert "Commands:" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["serve", "feed", "prune", "status"])
+def test_without_a_configuration_a_command_says_where_it_looked(name: str, program: Program) -> None:
+    """Exit code 2, nothing on standard output, and the two cures."""
+    if Path("/etc/pickup-point/config.toml").exists():
+        pytest.skip("this machine has an installation in /etc/pickup-point")
+    done = program.run(name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no config.toml here and no /etc/pickup-point/config.toml" in done.stderr
+    assert "→ pickup-point init; or, to try it out: pickup-point demo" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["serve", "feed", "prune", "status", "systemd-unit"])
+def test_every_mistake_of_a_configuration_is_told_with_key_and_cure(name: str, service_site: ServiceSite) -> None:
+    """Two mistakes, two keys, two cures, exit code 2, and the file's name."""
+    service_site.configure(log='formta = "tsv"\nmax_rejected = 7')
+    done = service_site.run(name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[0] == f"pickup-point: {service_site.config} has 2 problems"
+    assert "log.formta" in done.stderr
+    assert "format" in done.stderr
+    assert "log.max_rejected" in done.stderr
+    assert done.stderr.count("→") == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("status", "-v", "-c", "nowhere.toml"), 2),
+        (("check", "--verbose", "-c", "nowhere.toml"), 3),
+        (("convert", "nowhere.gz", "-o", "out.gz", "-v"), 1),
+    ],
+)
+def test_with_v_there_is_a_traceback_and_the_same_exit_code(
+    arguments: tuple[str, ...], code: int, program: Program
+) -> None:
+    """-v shows where; it changes no exit code, and the sentence is there too. Without it there is no traceback."""
+    loud = program.run(*arguments)
+    quiet = program.run(*(word for word in arguments if word not in ("-v", "--verbose")))
+    assert loud.returncode == quiet.returncode == code
+    assert "Traceback (most recent call last)" in loud.stderr
+    assert "Traceback" not in quiet.stderr
+    assert quiet.stdout + quiet.stderr
+    assert quiet.stderr in loud.stderr
+
+
+def test_a_fault_that_nobody_expected_is_one_sentence_too(service_site: ServiceSite, program: Program) -> None:
+    """Its type, its message, and how to see more; exit code 1."""
+    code = f"""
+import sys
+import server.status.snapshot
+def take(*_):
+    raise ZeroDivisionError("by the test")
+server.status.snapshot.Glance.take = take
+from server.cli.app import run
+sys.exit(run(["status", "--config", {str(service_site.config)!r}]))
+"""
+    done = program.run(argv=[sys.executable, "-P", "-c", code])
+    assert done.returncode == 1
+    assert done.stderr == "pickup-point: ZeroDivisionError: by the test\n  → the same with -v shows where\n"
+
+
+def test_a_reader_that_goes_away_is_no_fault_of_ours(fed: ServiceSite) -> None:
+    """``status | head -1`` prints a line and no complaint."""
+    line = " ".join([*command("status", "--config", fed.config), "| head -1"])
+    done = fed.program.run(argv=["sh", "-c", line])
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_arrows_gets_its_status_all_the_same(fed: ServiceSite) -> None:
+    """ASCII only: what cannot be shown is escaped."""
+    done = fed.run("status", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 0
+    assert "held" in done.stdout
+
+
+# check
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-c", "nowhere.toml"), ("--bogus",), ("too", "many"), ("-c",)],
+)
+def test_checks_own_failures_are_unknown(arguments: tuple[str, ...], program: Program) -> None:
+    """Exit code 3, so that monitoring does not take a typing error for a warning or a critical state."""
+    assert program.run("check", *arguments).returncode == 3
+
+
+def test_check_is_one_line_also_for_a_bad_configuration(service_site: ServiceSite) -> None:
+    """Nagios reads the first line of standard output."""
+    service_site.configure(log='max_rejected = "few"\nbogus = 1')
+    done = service_site.run("check")
+    assert done.returncode == 3
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stdout.startswith("PICKUP-POINT UNKNOWN - ")
+    assert "bogus" in done.stdout
+
+
+def test_check_says_ok_warning_and_critical(service_site: ServiceSite) -> None:
+    """Nothing ever run: critical; published and running: no complaint about it; a held day: critical, with the cure."""
+    never = service_site.run("check")
+    assert never.returncode == 2
+    assert "no round was ever run" in never.stdout
+    service_site.put(day_before(1), export_of(day_before(1)))
+    service_site.run("feed")
+    with_round = Ledger.open(service_site.folder / "data" / "ledger.sqlite3")
+    with_round.note(last_round=datetime.now(UTC).isoformat())
+    good = service_site.run("check")
+    assert (good.returncode, good.stdout.split(" - ")[0]) == (0, "PICKUP-POINT OK"), good.stdout
+    assert re.search(r" \| alarms=0 waiting=1\b", good.stdout)
+    with_round.note(source_error="the bucket is | away", source_hint="wait")
+    warned = service_site.run("check")
+    assert (warned.returncode, warned.stdout.count("|")) == (1, 1)
+    with_round.close()
+    service_site.put(day_before(2), export_of(day_before(2), 3, *GARBAGE))
+    service_site.run("feed")
+    held = service_site.run("check")
+    assert held.returncode == 2
+    assert f"pickup-point feed --day {day_before(2)} --accept-rejects" in held.stdout
+    assert len(held.stdout.splitlines()) == 1

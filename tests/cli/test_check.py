@@ -1,0 +1,274 @@
+"""`check`: everything that can be wrong is broken, and one line says what, how badly, and what to type."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import re
+import subprocess
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from server.storage.ledger import Ledger
+
+from ..support.program import PATIENCE, command, day_before, environment, export_of
+from ..support.rows import row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import date
+
+    from ..support.program import ServiceSite
+
+OK, WARNING, CRITICAL, UNKNOWN = range(4)
+
+
+def fed(
+    site: ServiceSite, *days: date, rows: int = 20, log: str = "", more: str = "", first: date | None = None
+) -> None:
+    """Put exports there and run a round; earlier days do not count."""
+    for day in days:
+        site.put(day, export_of(day, rows))
+    site.configure(export=f'url = "exports"\nfirst_day = "{first or min(days)}"', log=log, more=more)
+    assert site.run("feed").returncode in (0, 1)
+    with closing(ledger(site)) as diary:
+        diary.note(last_round=datetime.now(UTC).isoformat())  # as the service does
+
+
+def pulled(site: ServiceSite, *days: date) -> None:
+    """The partner has fetched them: noted in the ledger as the service notes it."""
+    from server.pickups import Ending, Grade, Pickup
+    from server.triton import LogFormat, LogName
+
+    now = datetime.now(UTC)
+    with closing(Ledger.open(site.folder / "data" / "ledger.sqlite3")) as ledger:
+        for day in days:
+            name = LogName("TEST", day, 0, LogFormat.TSV)
+            ledger.record_pickup(
+                Pickup(
+                    f"{day}", name, 9, "triton", "203.0.113.9", "JSCH", now, now, 9, 9, Grade.COMPLETE, Ending.CLOSED
+                )
+            )
+
+
+def ledger(site: ServiceSite) -> Ledger:
+    return Ledger.open(site.folder / "data" / "ledger.sqlite3")
+
+
+def checked(site: ServiceSite) -> tuple[int, str]:
+    """The exit code and the line, which is one and keeps the convention."""
+    done = site.run("check")
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[done.returncode]
+    assert re.fullmatch(rf"PICKUP-POINT {word} - [^|]+(\| alarms=\d+ waiting=\d+)?", line), line
+    return done.returncode, line
+
+
+def raised(site: ServiceSite, level: int, *words: str) -> None:
+    """`check` has at least this level, and its line holds the words."""
+    code, line = checked(site)
+    assert level <= code < UNKNOWN, line
+    for word in words:
+        assert word in line, line
+
+
+def test_all_is_well(service_site: ServiceSite) -> None:
+    """Published and picked up: OK, exit 0. (A disk that is nearly full is the machine's own affair.)"""
+    yesterday = day_before(1)
+    fed(service_site, yesterday)
+    pulled(service_site, yesterday)
+    code, line = checked(service_site)
+    assert (code == OK and f"{yesterday} is picked up" in line) or "disk" in line
+
+
+def test_a_day_that_is_late(service_site: ServiceSite) -> None:
+    """Due, not published, and its deadline is over."""
+    late = day_before(2)
+    service_site.put(late, b"no gzip at all")
+    service_site.configure(export=f'url = "exports"\nfirst_day = "{late}"')
+    service_site.run("feed")
+    raised(
+        service_site, CRITICAL, f"{late} is failed", f"{late} is not published, its deadline was", f"feed --day {late}"
+    )
+
+
+def test_a_day_that_is_held(service_site: ServiceSite) -> None:
+    """Too many rows are rejected: an operator decides, with what stands there."""
+    held = day_before(1)
+    service_site.put(held, export_of(held, 2, b"no JSON"))
+    service_site.configure(export=f'url = "exports"\nfirst_day = "{held}"')
+    assert service_site.run("feed").returncode == 1
+    raised(service_site, CRITICAL, f"{held} is held", f"pickup-point feed --day {held} --accept-rejects")
+
+
+def test_a_day_that_is_missing(service_site: ServiceSite) -> None:
+    """Whom to ask stands there."""
+    fed(service_site, day_before(1), first=day_before(2))
+    raised(service_site, WARNING, f"{day_before(2)} is missing", "support-megaphone@spotify.com")
+
+
+@pytest.mark.parametrize(
+    ("days", "alerts", "level", "words"),
+    [
+        (3, "", CRITICAL, "is not picked up, its deadline was"),
+        (2, 'warn_before = "48h"\ncritical_before = "1s"\n', WARNING, "is not picked up, its deadline is in"),
+        (2, 'warn_before = "48h"\ncritical_before = "48h"\n', CRITICAL, "is not picked up, its deadline is in"),
+    ],
+)
+def test_a_day_that_nobody_picks_up(service_site: ServiceSite, days: int, alerts: str, level: int, words: str) -> None:
+    """Told before the thresholds of the configuration, and after the deadline; then whom to ask."""
+    day = day_before(days)
+    service_site.put(day, export_of(day))
+    text = f'url = "exports"\nfirst_day = "{day}"'
+    service_site.configure(export=text, more=f"[alerts]\n{alerts}")
+    service_site.run("feed", "--day", str(day))
+    raised(service_site, level, f"{day} {words}", "ask the partner whether its puller runs")
+    pulled(service_site, day)
+    assert f"{day} is not picked up" not in checked(service_site)[1]
+
+
+def test_a_partner_that_fell_silent(service_site: ServiceSite) -> None:
+    """No login for longer than usual: daily so far, and none for three days."""
+    fed(service_site, day_before(1))
+    now = datetime.now(UTC)
+    with closing(ledger(service_site)) as diary:
+        for days in (6, 5, 4, 3):
+            diary.record_login("triton", now - timedelta(days=days), "203.0.113.9", "JSCH")
+    raised(service_site, WARNING, "triton has not logged in for 3 d", "ask the partner")
+    with closing(ledger(service_site)) as diary:
+        diary.record_login("triton", now, "203.0.113.9", "JSCH")
+    assert "has not logged in" not in checked(service_site)[1]
+
+
+def test_a_feed_that_does_not_run(service_site: ServiceSite) -> None:
+    """Never, or no longer."""
+    raised(service_site, CRITICAL, "no round was ever run", "systemctl start pickup-point")
+    fed(service_site, day_before(1))
+    assert "round" not in checked(service_site)[1]
+    with closing(ledger(service_site)) as diary:
+        diary.note(last_round=(datetime.now(UTC) - timedelta(hours=2)).isoformat())
+    raised(service_site, CRITICAL, "the last round was 2 h ago", "journalctl -u pickup-point")
+
+
+def test_a_source_that_cannot_be_reached(service_site: ServiceSite) -> None:
+    """With its own hint."""
+    fed(service_site, day_before(1))
+    with closing(ledger(service_site)) as diary:
+        diary.note(source_error="the bucket is unreachable", source_hint="curl -sI URL")
+    raised(service_site, WARNING, "the bucket is unreachable", "curl -sI URL")
+
+
+def test_a_clock_that_is_wrong(service_site: ServiceSite) -> None:
+    """Two minutes off the bucket's."""
+    fed(service_site, day_before(1))
+    with closing(ledger(service_site)) as diary:
+        diary.note(clock_skew=-120.0)
+    raised(service_site, WARNING, "the local clock is -120 s off", "timedatectl")
+
+
+def test_a_private_key_that_others_can_read(service_site: ServiceSite) -> None:
+    """Which, and the chmod that mends it."""
+    fed(service_site, day_before(1))
+    key = service_site.folder / "keys" / "ssh_host_ed25519_key"
+    key.chmod(0o640)
+    raised(service_site, CRITICAL, f"{key} can be read by others", f"chmod 600 {key}")
+
+
+def test_a_ledger_that_is_damaged(service_site: ServiceSite) -> None:
+    """In the middle of its pages, or altogether: what to do stands in the README."""
+    fed(service_site, day_before(1))
+    path = service_site.folder / "data" / "ledger.sqlite3"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(size - 8192))
+    raised(service_site, CRITICAL, "the ledger", "ledger")
+    path.write_bytes(b"this is no database, and it is long enough to be looked at" * 100)
+    raised(service_site, CRITICAL, "ledger is damaged", "restore")
+
+
+def test_tokens_that_nobody_has_decided(service_site: ServiceSite) -> None:
+    """Hash-like addresses are sent, and said, until [log] tokens says that Triton agreed."""
+    day = day_before(1)
+    rows = [row(id=f"t{n}", ip="c19af70f3fb71c0f7adfb4d89dacccd3", created_at=f"{day}T10:00:00Z") for n in range(20)]
+    service_site.put(day, gzip.compress(b"\n".join(rows)))
+    service_site.configure(export=f'url = "exports"\nfirst_day = "{day}"')
+    undecided = service_site.config.read_text().replace('tokens = "hash"\n', "")
+    service_site.config.write_text(undecided)
+    assert service_site.run("feed").returncode == 0
+    raised(service_site, WARNING, f"{day}: ", "tokens")
+
+
+def test_a_volume_that_is_far_off(service_site: ServiceSite) -> None:
+    """A tenth of what the same weekdays of four weeks had."""
+    weeks = [day_before(1 + 7 * back) for back in range(1, 5)]
+    for day in weeks:
+        service_site.put(day, export_of(day, 100))
+    service_site.put(day_before(1), export_of(day_before(1), 10))
+    service_site.configure(export='url = "exports"\nlook_back_days = 30')
+    service_site.run("feed")
+    raised(service_site, WARNING, f"{day_before(1)} has 10 rows, the same weekdays before it had about 100")
+
+
+def has_tmpfs() -> bool:
+    """Whether a small disk can be made for a moment, in a mount namespace of one's own."""
+    arguments = ["unshare", "--mount", "--map-root-user", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"]
+    try:
+        return subprocess.run(arguments, capture_output=True, check=False, timeout=20).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_tmpfs(), reason="needs a mount namespace: unshare --mount --map-root-user")
+async def test_a_disk_that_is_nearly_full(service_site: ServiceSite) -> None:
+    """A real small one: a few MiB free are critical, and df is what to type."""
+    fed(service_site, day_before(1))
+    data = service_site.folder / "data"
+    check = " ".join(command("check", "--config", service_site.config))
+    script = (
+        f"cp -r {data} {data}.old && mount -t tmpfs -o size=8m tmpfs {data} && cp -r {data}.old/. {data} && {check}"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        capture_output=True, text=True, timeout=PATIENCE, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == CRITICAL, done.stdout + done.stderr
+    assert "of the data folder's disk is free" in done.stdout and "df -h" in done.stdout
+
+
+def broken_toml(site: ServiceSite) -> None:
+    site.config.write_text("data_dir = ")
+
+
+def no_config(site: ServiceSite) -> None:
+    site.config.unlink()
+
+
+def unknown_key(site: ServiceSite) -> None:
+    site.config.write_text(site.config.read_text() + "\n[nonsense]\na = 1\n")
+
+
+@pytest.mark.parametrize("break_it", [broken_toml, no_config, unknown_key])
+def test_what_check_cannot_look_at_is_unknown(
+    service_site: ServiceSite, break_it: Callable[[ServiceSite], None]
+) -> None:
+    """Its own failures are exit 3, in one line as well."""
+    break_it(service_site)
+    code, line = checked(service_site)
+    assert code == UNKNOWN and len(line) > len("PICKUP-POINT UNKNOWN - ")
+
+
+def test_a_ledger_that_cannot_be_opened_is_not_called_damaged(service_site: ServiceSite) -> None:
+    """Another schema, rights or a read-only disk are no damage: nobody is told to restore a backup for them."""
+    import sqlite3
+
+    fed(service_site, day_before(1))
+    with closing(sqlite3.connect(service_site.folder / "data" / "ledger.sqlite3")) as database:
+        database.execute("PRAGMA user_version = 99")
+    line = service_site.run("check").stdout
+    assert "schema version 99" in line and "damaged" not in line and "restore" not in line

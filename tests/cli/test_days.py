@@ -1,0 +1,232 @@
+"""The commands about days: feed, prune, status and trace, on a small installation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import time
+from contextlib import closing
+
+import pytest
+
+from ..support.program import GARBAGE, ServiceSite, day_before, export_name, export_of, log_of
+
+# feed and prune
+
+
+def test_feed_prints_a_line_a_day_and_fails_when_a_day_is_held(service_site: ServiceSite) -> None:
+    """Results on standard output, the log on standard error; the second time nothing is published again."""
+    service_site.put(day_before(2), export_of(day_before(2), 3, *GARBAGE))
+    service_site.put(day_before(1), export_of(day_before(1)))
+    service_site.put(day_before(0), export_of(day_before(0)))
+    first = service_site.run("feed")
+    assert first.returncode == 1
+    lines = first.stdout.splitlines()
+    assert [line[:22].rstrip() for line in lines] == [
+        f"{day_before(2)}  held", f"{day_before(1)}  published", f"{day_before(0)}  open",
+    ]  # fmt: skip
+    assert lines[0].endswith(f"to publish it: pickup-point feed --day {day_before(2)} --accept-rejects")
+    assert f"{log_of(1)} (20 lines of 20 rows)" in lines[1]
+    assert f"feed published {log_of(1)} rows=20 lines=20" in first.stderr
+    again = service_site.run("feed")
+    assert again.returncode == 1
+    assert "feed published" not in again.stderr
+
+
+def test_feed_day_does_what_the_day_allows(fed: ServiceSite) -> None:
+    """An unfinal day stays away, a published one stays as it is, a held one waits for the word, and the word works."""
+    before = fed.published()
+    unfinal = fed.run("feed", "--day", str(day_before(0)))
+    assert (unfinal.returncode, unfinal.stdout) == (0, f"{day_before(0)}  open        it is not final yet\n")
+    published = fed.run("feed", "--day", str(day_before(1)))
+    assert (published.returncode, published.stdout) == (0, f"{day_before(1)}  published   {log_of(1)}\n")
+    held = fed.run("feed", "--day", str(day_before(2)))
+    assert held.returncode == 1
+    assert f"{day_before(2)}  held" in held.stdout
+    assert fed.published() == before
+    accepted = fed.run("feed", "--day", str(day_before(2)), "--accept-rejects")
+    assert accepted.returncode == 0
+    assert f"{log_of(2)} (3 lines of 6 rows)" in accepted.stdout
+    assert set(fed.published()) == {*before, log_of(2)}
+
+
+def test_feed_resend_sends_a_day_once_under_the_next_number(fed: ServiceSite) -> None:
+    """Also when the day was typed twice; never published days cannot be sent again."""
+    day = str(day_before(1))
+    done = fed.run("feed", "--day", day, "--day", day, "--resend", "the partner voided it")
+    assert done.returncode == 0
+    assert sorted(fed.published()) == sorted([log_of(1), log_of(1, 1)])
+    never = fed.run("feed", "--day", str(day_before(2)), "--resend", "why not")
+    assert "it was never published" in never.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--day", "yesterday"), "yesterday is not a day; write 2026-11-20"),
+        (("--accept-rejects",), "--accept-rejects and --resend need the --day they are meant for"),
+        (("--resend", "why"), "--accept-rejects and --resend need the --day they are meant for"),
+    ],
+)
+def test_feed_refuses_what_it_cannot_mean(arguments: tuple[str, ...], sentence: str, service_site: ServiceSite) -> None:
+    """One sentence, where to read on, exit code 2."""
+    done = service_site.run("feed", *arguments)
+    assert done.returncode == 2
+    assert done.stderr == f"pickup-point: {sentence}\n  → pickup-point feed --help\n"
+    assert not (service_site.folder / "data").exists()
+
+
+def test_feed_without_its_source_says_what_to_do(service_site: ServiceSite) -> None:
+    """The export folder is not there: exit code 1, a sentence, a hint."""
+    service_site.exports.rmdir()
+    done = service_site.run("feed")
+    assert done.returncode == 1
+    assert "exports does not exist" in done.stderr
+    assert "  → mkdir -p " in done.stderr
+
+
+def test_sigterm_ends_a_feed_by_hand_and_leaves_nothing_behind(service_site: ServiceSite) -> None:
+    """No half file, no worker; the next round publishes the day."""
+    from server.cli.samples import write_day
+
+    write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
+    running = service_site.program.start("feed", "--config", service_site.config)
+    deadline = time.monotonic() + 30
+    staging = service_site.folder / "data" / "staging"
+    while not (staging.is_dir() and any(staging.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert running.stop() in (1, 130)
+    assert service_site.published() == {}
+    assert service_site.run("feed").returncode == 0
+    assert list(service_site.published()) == [log_of(1)]
+
+
+def test_prune_says_first_what_it_would_remove_and_then_removes_it(service_site: ServiceSite) -> None:
+    """``--dry-run`` changes nothing; the name stays spent after the file is gone."""
+    service_site.put(day_before(5), export_of(day_before(5)))
+    assert service_site.run("feed", "--day", str(day_before(5))).returncode == 0
+    assert service_site.run("prune").stdout == "nothing is older than keep_days\n"
+    with closing(sqlite3.connect(service_site.folder / "data" / "ledger.sqlite3")) as connection, connection:
+        connection.execute("UPDATE publication SET published_at = ?", (f"{day_before(4)}T05:00:00+00:00",))
+    service_site.configure('url = "exports"\nlook_back_days = 1', more="[retention]\nkeep_days = 2\n")
+    would = service_site.run("prune", "--dry-run")
+    assert (would.returncode, would.stdout) == (0, f"would remove {log_of(5)}\n")
+    assert list(service_site.published()) == [log_of(5)]
+    assert service_site.run("prune").stdout == f"removed {log_of(5)}\n"
+    assert service_site.published() == {}
+    assert "pruned; the name stays spent" in service_site.run("trace", log_of(5)).stdout
+    service_site.configure()
+    service_site.run("feed", "--day", str(day_before(5)))
+    assert service_site.published() == {}
+
+
+# status and trace
+
+
+def test_status_shows_a_day_a_line_at_80_columns(fed: ServiceSite) -> None:
+    """The sheet's six lines on top, then the service, then the days; no line of the table wraps."""
+    done = fed.run("status", env={"COLUMNS": "80"})
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert lines[:6] == [
+        "Server address       sftp.example.com:2222",
+        "User name            triton",
+        "Password             set, handed over separately",
+        "Remote directory     /",
+        "Partitioned by date  no",
+        "Naming convention    TESTYYYYMMDD-NN.tsv.gz",
+    ]
+    assert "Service" in lines[7] and lines[7].endswith("not running")
+    head = next(n for n, line in enumerate(lines) if line.startswith("day "))
+    assert lines[head].split() == ["day", "state", "rows", "rej.", "published", "picked", "up", "deadline"]
+    days = lines[head + 1 : head + 4]
+    assert [line[:10] for line in days] == [str(day_before(n)) for n in (0, 1, 2)]
+    assert re.fullmatch(r"\S+ published +20 +0 \d\d-\d\d \d\d:\d\d - +in \d+ h", days[1])
+    assert max(map(len, lines)) <= 80
+    assert f"{day_before(2)} held: 3 of 6 rows were rejected" in " ".join(lines)
+
+
+def test_status_shows_more_where_there_is_room(fed: ServiceSite) -> None:
+    """At 120 columns the size of the export, lines and files come too."""
+    lines = fed.run("status", env={"COLUMNS": "120"}).stdout.splitlines()
+    head = next(line for line in lines if line.startswith("day "))
+    assert head.split() == ["day", "state", "export", "rows", "rej.", "lines", "files", "published", "picked", "up",
+                            "deadline"]  # fmt: skip
+    assert max(len(line.rstrip()) for line in lines) <= 120
+
+
+def test_status_works_before_anything_ever_ran(service_site: ServiceSite) -> None:
+    """A new installation: the sheet is there to be copied, and nothing is made by looking."""
+    done = service_site.run("status")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Server address")
+    assert "no round was ever run" in done.stdout
+    assert not (service_site.folder / "data").exists()
+
+
+def test_status_json_keeps_its_structure(fed: ServiceSite) -> None:
+    """Programs read it: these keys are a contract, later ones may be added."""
+    done = fed.run("status", "--json")
+    found = json.loads(done.stdout)
+    assert set(found) >= {"at", "running", "level", "alarms", "service", "logins", "disk", "days", "activation_sheet"}
+    assert found["running"] is False
+    assert found["level"] == "CRITICAL"
+    assert set(found["alarms"][0]) >= {"level", "name", "sentence", "hint"}
+    assert set(found["disk"]) >= {"free_bytes", "free_share"}
+    assert list(found["activation_sheet"]) == [
+        "Server address", "User name", "Password", "Remote directory", "Partitioned by date", "Naming convention",
+    ]  # fmt: skip
+    days = {day["day"]: day for day in found["days"]}
+    published = days[str(day_before(1))]
+    assert set(published) >= {
+        "day", "state", "export", "files", "publications", "rows", "lines", "filtered", "rejected", "published_at",
+        "picked_up", "deadlines", "advice", "remarks",
+    }  # fmt: skip
+    assert (published["state"], published["rows"], published["lines"]) == ("published", 20, 20)
+    assert set(published["export"]) >= {"key", "etag", "size", "last_modified"}
+    content = fed.published()[log_of(1)][0]
+    (file,) = published["files"]
+    assert file | {"lines": 20} == file
+    assert (file["name"], file["size"]) == (log_of(1), len(content))
+    assert file["sha256"] == hashlib.sha256(content).hexdigest()
+    assert set(published["publications"][0]["tally"]) >= {"rows", "lines", "filtered", "rejected", "reporting"}
+    assert set(published["picked_up"][0]) >= {"user", "files", "of", "at"}
+    assert set(published["deadlines"]) == {"published", "picked_up"}
+    assert set(published["deadlines"]["picked_up"]) >= {"by", "done", "state", "seconds_left"}
+    assert days[str(day_before(2))]["state"] == "held"
+    assert days[str(day_before(0))]["state"] == "open"
+
+
+def test_trace_tells_the_story_in_order(fed: ServiceSite) -> None:
+    """Export with ETag, books, publication with its digest; also as JSON, and by a path."""
+    done = fed.run("trace", log_of(1))
+    content = fed.published()[log_of(1)][0]
+    lines = done.stdout.splitlines()
+    assert lines[0] == log_of(1)
+    assert f"Megaphone wrote {export_name(day_before(1))} etag=" in lines[1]
+    assert "converted: rows=20 lines=20" in lines[2]
+    assert hashlib.sha256(content).hexdigest() in lines[3]
+    found = json.loads(fed.run("trace", log_of(1), "--json").stdout)
+    assert (found["name"], found["state"], found["lines"]) == (log_of(1), "published", 20)
+    assert (found["export"]["key"], found["pickups"]) == (export_name(day_before(1)), [])
+    assert fed.run("trace", str(fed.pickup / log_of(1))).returncode == 0
+
+
+def test_trace_of_a_name_that_never_was_says_so(fed: ServiceSite) -> None:
+    """A name of the right form, and one that is none: two sentences, exit code 1, where to look."""
+    unknown = fed.run("trace", "TEST20200101-00.tsv.gz")
+    assert unknown.returncode == 1
+    assert "the ledger never knew a file TEST20200101-00.tsv.gz" in unknown.stderr
+    bad = fed.run("trace", "whatever.txt")
+    assert bad.returncode == 1
+    assert "whatever.txt is no log file's name" in bad.stderr
+    assert "TEST20261120-00.tsv.gz" in bad.stderr
+
+
+def test_trace_without_a_ledger_says_what_makes_one(service_site: ServiceSite) -> None:
+    """Before the first round there is no story."""
+    done = service_site.run("trace", "TEST20200101-00.tsv.gz")
+    assert done.returncode == 1
+    assert "there is no ledger" in done.stderr
+    assert not (service_site.folder / "data").exists()

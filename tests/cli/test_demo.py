@@ -1,0 +1,346 @@
+"""The demo, as a newcomer meets it: one command, then an SFTP client of their own."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+import pytest
+
+from server.cli import demo as demo_module
+from server.cli.demo import FINAL_DAYS, introduction, prepare
+from server.config import load_config
+from server.megaphone.exports import FinalityRule, Listing
+from server.megaphone.folder import Folder
+from server.service import assembled, load_keys
+
+from ..support.program import Program, Running, listening_addresses, log_in, port_of, secrets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class RunningDemo:
+    """The demo, once for all tests of this file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.program = Program(folder)
+        self.folder = folder / "demo"
+        # ROWS is the real one; HOME is nowhere, so that no client's configuration or agent plays a part.
+        self.running: Running = self.program.start("demo", "--port", "0", env={"HOME": str(folder)})
+        self.running.said("^Ctrl-C ends it", stream="out")
+        self.port = int(self.running.said(r"^sftp -P (\d+) demo@127\.0\.0\.1$", stream="out")[0][1])
+        self.password = self.running.said(r"^password: (\S+)$", stream="out")[0][1]
+
+    @property
+    def files(self) -> list[str]:
+        """The three newest days that are final now, as files."""
+        now = datetime.now(UTC)
+        newest = now.date() - timedelta(days=1 if now >= FinalityRule().final_time(now.date() - timedelta(1)) else 2)
+        return [f"DEMO{newest - timedelta(days=back):%Y%m%d}-00.tsv.gz" for back in (2, 1, 0)]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Another command on the demo's configuration."""
+        return self.program.run(*arguments, "--config", self.folder / "config.toml")
+
+    def on_disk(self) -> dict[str, bytes]:
+        """What was published."""
+        return {path.name: path.read_bytes() for path in (self.folder / "data" / "pickup").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
+    """A running demo on a free port."""
+    it = None
+    folder = tmp_path_factory.mktemp("demo")
+    try:
+        it = RunningDemo(folder)
+        yield it
+    finally:
+        if it is not None:
+            it.program.end()
+
+
+def test_the_demo_says_how_to_fetch_on_lines_of_their_own(demo: RunningDemo) -> None:
+    """The command and the password stand alone, once, and can be copied; the three files are named."""
+    out = demo.running.out
+    assert out.count(f"sftp -P {demo.port} demo@127.0.0.1") == 1
+    assert out.count(f"password: {demo.password}") == 1
+    assert [line.strip() for line in out if line.startswith("  ")] == demo.files
+    assert any(line.startswith(f"{datetime.now(UTC):%Y-%m-%d}, today, is not there") for line in out)
+
+
+def test_the_three_newest_final_days_are_published_before_the_demo_listens(demo: RunningDemo) -> None:
+    """Whoever connects first finds everything."""
+    demo.running.said("service listened")  # the log comes by another pipe than what the demo prints
+    log = demo.running.err
+    published = [n for n, line in enumerate(log) if "feed published DEMO" in line and "rows=" in line]
+    listened = next(n for n, line in enumerate(log) if "service listened" in line)
+    assert len(published) == FINAL_DAYS
+    assert max(published) < listened
+
+
+async def test_a_client_fetches_all_three_days_whole_and_sees_nothing_else(demo: RunningDemo) -> None:
+    """The bytes are those on disk, one gzip member each, a header line and lines of fourteen columns."""
+    async with log_in(demo.port, "demo", demo.password) as connection, connection.start_sftp_client() as sftp:
+        listed = sorted(str(name) for name in await sftp.listdir("/") if name not in (".", ".."))
+        assert listed == demo.files
+        for name in listed:
+            async with sftp.open(name, "rb") as file:
+                data = await file.read()
+            assert data == demo.on_disk()[name]
+            lines = gzip.decompress(data).decode().split("\n")
+            assert lines[0].startswith("date\tstart-time\tIP\tHashed-IP\t")
+            assert lines.pop() == ""
+            assert len(lines) > 3000
+            assert {line.count("\t") for line in lines} == {13}
+            assert {line[:10] for line in lines[1:]} == {f"{name[4:8]}-{name[8:10]}-{name[10:12]}"}
+
+
+async def test_todays_day_and_everything_beside_the_logs_cannot_be_opened(demo: RunningDemo) -> None:
+    """Neither a name that would be today's, nor the folder's own files, nor the machine's."""
+    today = f"DEMO{datetime.now(UTC):%Y%m%d}-00.tsv.gz"
+    others = [
+        today,
+        "config.toml",
+        "password.txt",
+        "../config.toml",
+        "data/ledger.sqlite3",
+        "/etc/passwd",
+        "//etc/passwd",
+    ]
+    async with log_in(demo.port, "demo", demo.password) as connection, connection.start_sftp_client() as sftp:
+        for name in others:
+            with pytest.raises(asyncssh.SFTPError):
+                await sftp.open(name, "rb")
+    assert today not in demo.on_disk()
+
+
+def test_openssh_fetches_the_three_days_with_the_printed_command(demo: RunningDemo, tmp_path: Path) -> None:
+    """The line that the demo prints works as it stands, with OpenSSH's own client and the printed password."""
+    if shutil.which("sftp") is None:
+        pytest.skip("OpenSSH's sftp is not installed: apt install openssh-client")
+    ask = tmp_path / "ask"
+    ask.write_text(f"#!/bin/sh\necho '{demo.password}'\n")
+    ask.chmod(0o700)
+    line = next(line for line in demo.running.out if line.startswith("sftp "))
+    options = ["-oStrictHostKeyChecking=no", f"-oUserKnownHostsFile={tmp_path / 'known'}", "-F", "/dev/null"]
+    words = line.split()
+    done = subprocess.run(
+        [words[0], *options, *words[1:]], cwd=tmp_path, input=b"ls -1\nget *\nbye\n", capture_output=True, timeout=60,
+        check=False, env=os.environ | {"SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force", "HOME": str(tmp_path)},
+        start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    fetched = {path.name: path.read_bytes() for path in tmp_path.glob("DEMO*")}
+    assert fetched == demo.on_disk()
+    assert sorted(fetched) == demo.files
+    for name in fetched:
+        subprocess.run(["gzip", "-t", tmp_path / name], check=True)
+
+
+def test_the_books_of_the_sample_days_balance_and_few_rows_are_rejected(demo: RunningDemo) -> None:
+    """Every kind of broken row is in the sample, and still no day is held: under the default max_rejected."""
+    limit = load_config(demo.folder / "config.toml").log.max_rejected
+    days = json.loads(demo.run("status", "--json").stdout)["days"]
+    final = [day for day in days if day["publications"]]
+    assert len(final) == FINAL_DAYS
+    for day in final:
+        assert day["rows"] == day["lines"] + day["filtered"] + day["rejected"]
+        assert 0 < day["rejected"] < limit * day["rows"] / 2
+        assert len(day["publications"][0]["tally"]["rejected"]) == 10
+    assert [day["state"] for day in days if day not in final] == ["open"] * (len(days) - FINAL_DAYS)
+
+
+def test_the_other_commands_work_on_the_demos_configuration(demo: RunningDemo) -> None:
+    """It is an ordinary installation: status, check and trace know it, and a feed run by hand has nothing to do."""
+    name = demo.files[-1]
+    status = demo.run("status")
+    assert status.returncode == 0
+    assert "running for" in status.stdout
+    assert demo.run("check").stdout.startswith("PICKUP-POINT ")
+    sha256 = hashlib.sha256(demo.on_disk()[name]).hexdigest()
+    assert sha256 in demo.run("trace", name).stdout
+    fed = demo.run("feed")
+    assert fed.returncode == 0
+    assert all(f"published   {name}" in fed.stdout for name in demo.files)
+    assert "feed published" not in fed.stderr
+
+
+def test_the_demo_listens_on_loopback_only_and_its_folder_is_private(demo: RunningDemo) -> None:
+    """One listening address, 127.0.0.1; nobody else on the machine reads keys, password or data."""
+    assert listening_addresses(demo.running.process.pid) == {"0100007F"}
+    assert stat.S_IMODE(demo.folder.stat().st_mode) == 0o700
+    for path in (demo.folder / "password.txt", demo.folder / "config.toml", *(demo.folder / "keys").iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_the_demo_is_not_started_twice_on_one_folder(demo: RunningDemo) -> None:
+    """The second one says so in a sentence, and the first goes on."""
+    second = demo.program.run("demo", "--port", "0")
+    assert second.returncode == 1
+    assert "another pickup-point already serves" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert demo.running.process.poll() is None
+
+
+def test_no_password_and_nothing_of_a_listener_is_in_the_demos_log(demo: RunningDemo) -> None:
+    """No address and no user agent of any sample row, and not the password: not in the log, not in status."""
+    said = "\n".join([*demo.running.err, demo.run("status").stdout, demo.run("status", "--json").stdout])
+    assert demo.password not in said
+    secrets = set().union(*(secrets_of(path.read_bytes()) for path in (demo.folder / "exports").iterdir()))
+    assert len(secrets) > 3000
+    assert [secret for secret in secrets if secret in said] == []
+
+
+# Other days, other hours
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days of as few rows as the share of broken ones allows."""
+    monkeypatch.setattr(demo_module, "ROWS", 1500)
+
+
+@pytest.mark.parametrize(
+    ("now", "newest"),
+    [
+        ("2026-03-10T04:29:59", "2026-03-08"),
+        ("2026-03-10T04:30:00", "2026-03-09"),
+        ("2026-03-10T00:00:00", "2026-03-08"),
+        ("2026-03-09T23:59:59", "2026-03-08"),
+        ("2026-01-01T00:10:00", "2025-12-30"),
+        ("2026-01-01T05:00:00", "2025-12-31"),
+        ("2024-03-01T04:30:00", "2024-02-29"),
+    ],
+)
+@pytest.mark.usefixtures("small")
+def test_the_demo_makes_the_days_that_are_final_at_that_moment(now: str, newest: str, tmp_path: Path) -> None:
+    """Three final days, and every later one up to today unfinished, around 04:30Z, midnight and the year's end."""
+    at = datetime.fromisoformat(now).replace(tzinfo=UTC)
+    made = prepare(tmp_path / "demo", 0, at)
+    last = date.fromisoformat(newest)
+    assert made.final_days == (last - timedelta(days=2), last - timedelta(days=1), last)
+    assert made.open_day == at.date()
+    exports = {path.name: path for path in (tmp_path / "demo" / "exports").iterdir()}
+    unfinished = [last + timedelta(days=n) for n in range(1, (at.date() - last).days + 1)]
+    assert set(exports) == {f"metrics-day-{day}.json.gz" for day in [*made.final_days, *unfinished]}
+    rule = FinalityRule()
+    for day in [*made.final_days, *unfinished]:
+        path = exports[f"metrics-day-{day}.json.gz"]
+        modified = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        assert modified <= at
+        assert (at >= rule.final_time(day)) == (day in made.final_days)
+        if day in made.final_days:
+            assert modified.date() == day + timedelta(days=1)
+            assert at - modified >= rule.settle
+        for row in gzip.decompress(path.read_bytes()).split(b"\n"):
+            created = re.search(rb'^{"country".*"created_at":"([^"]{19})', row)
+            assert created is None or created[1].decode() <= f"{at:%Y-%m-%dT%H:%M:%S}" or day in made.final_days
+
+
+class EarlierFolder(Folder):
+    """A folder of exports whose clock stands at an earlier moment."""
+
+    at: datetime
+
+    async def day_exports(self) -> Listing:
+        """The folder's listing, dated by that moment."""
+        return Listing((await super().day_exports()).exports, self.at)
+
+
+async def _round_of(config: Path, at: datetime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    settings = load_config(config)
+    assert isinstance(settings.export.place, Path)
+    source = EarlierFolder(settings.export.place)
+    source.at = at
+
+    async def opened(_: Any) -> EarlierFolder:
+        return source
+
+    with monkeypatch.context() as patched:
+        patched.setattr("server.service.open_source", opened)
+        async with assembled(settings, load_keys(settings)[1]) as parts:
+            return [str(name) for name in (await parts.feed.run_round(at)).published]
+
+
+def _kept(folder: Path) -> Mapping[str, tuple[bytes, int]]:
+    paths = [folder / "password.txt", folder / "config.toml", *(folder / "keys").iterdir()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("days", [1, 30])
+async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_days(
+    days: int, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was fetched once stays as it is; the days since then come, of a long absence the newest three."""
+    now = datetime.now(UTC)
+    folder = tmp_path / "demo"
+    earlier = now - timedelta(days=days)
+    made = prepare(folder, 0, earlier)
+    first = await _round_of(made.config, earlier, monkeypatch)
+    assert first == [f"DEMO{day:%Y%m%d}-00.tsv.gz" for day in made.final_days]
+    kept, published = _kept(folder), _published(folder)
+
+    running = program.start("demo", "--port", "0")
+    port = await port_of(running)
+    password = (await running.says(r"^password: (\S+)$", stream="out"))[0][1]
+    assert password == made.password
+    assert _kept(folder) == kept
+    now_there = _published(folder)
+    assert {name: now_there[name] for name in published} == published
+    newest = made.final_days[-1] + timedelta(days=days)
+    wanted = {f"DEMO{newest - timedelta(days=back):%Y%m%d}-00.tsv.gz" for back in range(min(days, FINAL_DAYS))}
+    assert set(now_there) - set(published) == wanted
+    async with log_in(port, "demo", password) as connection, connection.start_sftp_client() as sftp:
+        assert sorted(str(name) for name in await sftp.listdir("/") if name not in (".", "..")) == sorted(now_there)
+    assert await running.stops() == 0
+
+
+def _published(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "data" / "pickup").iterdir()}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_start_of_the_same_day_writes_no_final_day_again(tmp_path: Path) -> None:
+    """A final day's file is the same file afterwards; the unfinished one has grown."""
+    morning = datetime(2026, 3, 10, 6, 0, tzinfo=UTC)
+    made = prepare(tmp_path, 0, morning)
+    final = [tmp_path / "exports" / f"metrics-day-{day}.json.gz" for day in made.final_days]
+    before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in final]
+    open_day = tmp_path / "exports" / f"metrics-day-{made.open_day}.json.gz"
+    small = gzip.decompress(open_day.read_bytes())
+    prepare(tmp_path, 0, morning + timedelta(hours=12))
+    assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in final] == before
+    assert gzip.decompress(open_day.read_bytes()).count(b"\n") > small.count(b"\n")
+
+
+def test_a_demo_that_cannot_be_made_says_where_to_make_it(program: Program, tmp_path: Path) -> None:
+    """A file where the folder would be: one sentence, a command to type, exit code 1."""
+    (tmp_path / "taken").write_text("")
+    done = program.run("demo", "--directory", "taken")
+    assert done.returncode == 1
+    assert done.stderr.startswith("pickup-point: the demo cannot be made in taken: ")
+    assert "pickup-point demo --directory " in done.stderr.splitlines()[1]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_introduction_names_the_command_that_was_typed(tmp_path: Path) -> None:
+    """The status command can be copied as it stands, and lines that are to be typed carry nothing else."""
+    made = prepare(tmp_path, 0, datetime(2026, 3, 10, 6, 0, tzinfo=UTC))
+    told = introduction(made, ["DEMO20260309-00.tsv.gz"], 2222, sys.executable)
+    assert "sftp -P 2222 demo@127.0.0.1" in told
+    assert f"{sys.executable} status --config {made.config}" in told
+    assert introduction(made, [], 2222, "pickup-point")  # nothing published is no reason to fail

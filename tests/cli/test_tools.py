@@ -1,0 +1,279 @@
+"""The commands beside the service: convert, keygen, hash-password, systemd-unit; and what root becomes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import pytest
+from argon2 import PasswordHasher
+
+from ..support.program import GARBAGE, ROOT, ServiceSite, day_before, export_of, log_of
+
+if TYPE_CHECKING:
+    from ..support.program import Program
+
+# convert
+
+
+@pytest.mark.parametrize("name", ["metrics-day-2026-11-20.json.gz", "whatever it is.bin", "ümläut", "-dash.gz"])
+def test_convert_needs_no_configuration_and_takes_any_name(name: str, program: Program) -> None:
+    """In an empty folder: the log is written, nothing else is made."""
+    (program.folder / name).write_bytes(export_of(day_before(1), 5, *GARBAGE))
+    done = program.run("convert", "--output", "out.tsv.gz", "--", name)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out.tsv.gz: 5 lines of 8 rows, 0 filtered, 3 rejected\n"
+    assert len(gzip.decompress((program.folder / "out.tsv.gz").read_bytes()).splitlines()) == 6
+    assert {path.name for path in program.folder.iterdir()} == {name, "out.tsv.gz"}
+
+
+def test_convert_json_prints_the_tally_and_nothing_else(program: Program) -> None:
+    """Everything rejected still is exit code 0; the rejected rows are written where asked for."""
+    (program.folder / "x.gz").write_bytes(export_of(day_before(1), 0, *GARBAGE))
+    done = program.run("convert", "x.gz", "-o", "out.gz", "--json", "--rejects", "rejects.gz")
+    assert done.returncode == 0
+    tally = json.loads(done.stdout)
+    assert set(tally) == {
+        "rows", "lines", "filtered", "rejected", "reporting", "clamped", "not_an_address", "ends_in_zero",
+        "outside_day", "unmapped_episodes",
+    }  # fmt: skip
+    assert (tally["rows"], tally["lines"], sum(tally["rejected"].values())) == (3, 0, 3)
+    assert len(gzip.decompress((program.folder / "rejects.gz").read_bytes()).splitlines()) == 3
+
+
+def test_convert_follows_the_rules_of_a_configuration(service_site: ServiceSite) -> None:
+    """The [log] table of the configuration in the working folder or given; the site's own hash key."""
+    service_site.configure(log='format = "w3c"\nip = "truncated"')
+    (service_site.folder / "x.gz").write_bytes(export_of(day_before(1), 2))
+    done = service_site.program.run("convert", "x.gz", "-o", "out.gz", cwd=service_site.folder)
+    assert done.returncode == 0, done.stderr
+    lines = gzip.decompress((service_site.folder / "out.gz").read_bytes()).decode().splitlines()
+    assert lines[0] == "#Version: 1.0"
+    assert "203.0.113.0" in lines[-1]
+    assert "thrown away" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("torn.gz", "-o", "out.gz"), "torn.gz is no whole gzip file: it is cut short"),
+        (("nowhere.gz", "-o", "out.gz"), "nowhere.gz cannot be read: No such file or directory"),
+        (("good.gz", "-o", "no/out.gz"), "there is no folder "),
+        (("good.gz", "-o", "good.gz"), "good.gz is the export itself"),
+        (("good.gz", "-o", "out.gz", "--rejects", "good.gz"), "good.gz is the export itself"),
+        (("good.gz", "-o", "."), ". is a folder"),
+    ],
+)
+def test_convert_refuses_in_a_sentence_and_leaves_no_file(
+    arguments: tuple[str, ...], sentence: str, program: Program
+) -> None:
+    """Exit code 1, one sentence, one hint; the export is as it was, and no half file is there."""
+    whole = export_of(day_before(1), 3000)
+    (program.folder / "good.gz").write_bytes(whole)
+    (program.folder / "torn.gz").write_bytes(whole[: len(whole) // 2])
+    done = program.run("convert", *arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"pickup-point: {sentence}")
+    assert lines[1].startswith("  → ")
+    assert len(lines) == 2
+    assert {path.name for path in program.folder.iterdir()} == {"good.gz", "torn.gz"}
+    assert (program.folder / "good.gz").read_bytes() == whole
+
+
+def test_convert_loads_neither_ssh_nor_s3(program: Program) -> None:
+    """What a command does not need it does not import."""
+    (program.folder / "x.gz").write_bytes(export_of(day_before(1), 2))
+    code = """
+import sys
+from server.cli.app import run
+assert run(["convert", "x.gz", "-o", "out.gz"]) == 0
+print(*sorted({"asyncssh", "aiobotocore", "botocore", "aiohttp", "sqlite3", "prometheus_client"} & set(sys.modules)))
+"""
+    done = program.run(argv=[sys.executable, "-P", "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == [""]
+
+
+# Keys and passwords
+
+
+def test_keygen_makes_what_is_missing_once_and_private(program: Program) -> None:
+    """Four files, mode 0600, known_hosts lines for the three host keys; the second time everything is kept."""
+    first = program.run("keygen")
+    assert first.returncode == 0
+    keys = {path.name: path.read_bytes() for path in (program.folder / "keys").iterdir()}
+    assert set(keys) == {"ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key"}
+    for path in (program.folder / "keys").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert first.stdout.count("made  keys/") == 4
+    assert first.stdout.count("SHA256:") == 3
+    assert (
+        len(re.findall(r"^\[127\.0\.0\.1\]:2222 (ssh-ed25519|ecdsa-\S+|ssh-rsa) AAAA", first.stdout, re.MULTILINE)) == 3
+    )
+    again = program.run("keygen")
+    assert again.stdout == first.stdout.replace("made  ", "kept  ")
+    assert {path.name: path.read_bytes() for path in (program.folder / "keys").iterdir()} == keys
+
+
+def test_keygen_works_before_the_configuration_can_be_loaded(service_site: ServiceSite) -> None:
+    """The partner's key file is still missing, the host keys are too: keygen makes them where they belong."""
+    shutil.rmtree(service_site.folder / "keys")
+    service_site.configure(more='authorized_keys = "keys/triton.pub"\n')
+    done = service_site.run("keygen")
+    assert done.returncode == 0, done.stderr
+    assert (service_site.folder / "keys" / "ip_hash.key").exists()
+    assert "[sftp.example.com]:2222 ssh-ed25519 " in done.stdout
+
+
+def test_keygen_replaces_no_key_that_it_cannot_read(service_site: ServiceSite) -> None:
+    """A damaged host key is told with its cure, and left as it is."""
+    key = service_site.folder / "keys" / "ssh_host_ed25519_key"
+    key.write_text("damaged\n")
+    done = service_site.run("keygen")
+    assert done.returncode == 2
+    assert "restore it from the backup" in done.stderr
+    assert key.read_text() == "damaged\n"
+
+
+def test_keygen_where_nothing_can_be_made_says_where(program: Program) -> None:
+    """A file stands in the way: one sentence, exit code 1."""
+    (program.folder / "keys").write_text("")
+    done = program.run("keygen")
+    assert done.returncode == 1
+    assert done.stderr.startswith("pickup-point: the keys cannot be made in keys: ")
+
+
+def test_hash_password_reads_standard_input_and_its_hash_verifies(program: Program) -> None:
+    """Blanks inside count, the line's end does not; the hash is Argon2id."""
+    done = program.run("hash-password", stdin=" två ord \n".encode())
+    assert done.returncode == 0
+    assert done.stdout.startswith("$argon2id$")
+    assert PasswordHasher().verify(done.stdout.strip(), " två ord ")
+
+
+@pytest.mark.parametrize("typed", [b"", b"\n", b"x" * 1025, b"\xff\xfe\n"])
+def test_hash_password_refuses_what_could_never_log_in(typed: bytes, program: Program) -> None:
+    """Empty, longer than the service reads, or no text: a sentence, and the password is not shown."""
+    done = program.run("hash-password", stdin=typed, env={"PYTHONUTF8": "1"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pickup-point: the password is ")
+    assert "xxxx" not in done.stderr
+    assert "\\x" not in done.stderr and "\\u" not in done.stderr
+
+
+# systemd
+
+
+def test_the_systemd_unit_is_sound_and_tight(program: Program) -> None:
+    """systemd's own programs accept it, and its exposure is 1.1: no more than 1.2."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: apt install systemd")
+    unit = program.folder / "pickup-point.service"
+    socket_unit = program.folder / "pickup-point.socket"
+    unit.write_text(program.run("systemd-unit").stdout)
+    socket_unit.write_text(program.run("systemd-unit", "--socket").stdout)
+    for path in (unit, socket_unit):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", path], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=12", unit],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "Overall exposure level for pickup-point.service: 1.1" in done.stdout
+
+
+def test_the_systemd_unit_is_for_this_installation(service_site: ServiceSite) -> None:
+    """Its configuration, its keys, its time to drain; and a word when the data folder is not one it may write to."""
+    folder = service_site.folder.rename(service_site.folder.with_name("100 %"))
+    service_site.config = folder / "config.toml"
+    service_site.configure(drain=90)
+    done = service_site.run("systemd-unit")
+    assert done.returncode == 0
+    escaped = str(folder).replace("%", "%%")
+    assert f'serve --config "{escaped}/config.toml"\n' in done.stdout
+    assert f"LoadCredential=ip_hash.key:{escaped}/keys/ip_hash.key\n" in done.stdout
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", done.stdout, re.MULTILINE)
+    assert stop is not None and int(stop[1]) > 90
+    assert f"data_dir is {folder / 'data'}, but this unit may write below /var/lib/pickup-point only" in done.stderr
+
+
+# Root
+
+
+def _python_for_everybody() -> list[str] | None:
+    """A Python that another user can run with this one's libraries, or None."""
+    for candidate in (sys.executable, "/usr/bin/python3"):
+        env = {"PYTHONPATH": os.pathsep.join([str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))])}
+        argv = [candidate, "-P", "-c", "import sys, server.cli.app, asyncssh, uvloop; print(sys.version_info[:2])"]
+        try:
+            done = subprocess.run(
+                argv, env=env, user=65534, group=65534, extra_groups=[], capture_output=True, check=False
+            )
+        except OSError:
+            continue
+        if done.stdout.decode().strip() == str(sys.version_info[:2]):
+            return [candidate, "-P", "-m", "server"]
+    return None
+
+
+def test_as_root_a_command_becomes_the_owner_of_the_data_folder(keys_dir: Path, program: Program) -> None:
+    """Keys that only root reads are read first; all that is made belongs to the service's user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    python = _python_for_everybody()
+    if python is None:
+        pytest.skip("no Python of this version can be run by an unprivileged user here")
+    with TemporaryDirectory(prefix="pickup-point-test-") as temporary:  # tmp_path is for its owner alone
+        folder = Path(temporary)
+        folder.chmod(0o755)
+        try:
+            _as_root(ServiceSite(folder, keys_dir, program), python)
+        finally:
+            program.end()
+
+
+def _as_root(service_site: ServiceSite, python: list[str]) -> None:
+    data = service_site.folder / "data"
+    data.mkdir(mode=0o700)
+    os.chown(data, 65534, 65534)
+    (service_site.folder / "keys").chmod(0o700)
+    service_site.put(day_before(1), export_of(day_before(1)))
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    env = {"PYTHONPATH": os.pathsep.join([str(ROOT), *libraries]), "HOME": "/root"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return service_site.program.run(argv=[*python, *arguments, "--config", str(service_site.config)], env=env)
+
+    fed = run("feed")
+    assert fed.returncode == 0, fed.stderr
+    assert log_of(1) in fed.stdout
+    assert run("status").returncode == 0
+    assert run("prune").returncode == 0
+    assert run("trace", log_of(1)).returncode == 0
+    assert data.stat().st_uid == 65534
+    for path in data.rglob("*"):
+        assert path.lstat().st_uid == 65534, path
+
+    served = service_site.program.start(argv=[*python, "serve", "--config", str(service_site.config)], env=env)
+    served.said("service listened host=")
+    uids = re.search(
+        r"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)", Path(f"/proc/{served.process.pid}/status").read_text(), re.MULTILINE
+    )
+    assert uids is not None and set(uids.groups()) == {"65534"}
+    served.send(signal.SIGTERM)
+    assert served.wait() == 0

@@ -1,0 +1,1 @@
+"""Rows of one export become the gzip logs of one day."""

@@ -1,0 +1,260 @@
+"""A day streams through: the same bytes whoever does the work, every row accounted for, nothing of a torn export."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from server.cli.samples import day_rows
+from server.convert import lines as blocks
+from server.convert.day import Tuning, convert_export
+from server.errors import DataFolderError, ExportTorn, SourceError
+from server.triton import Layout, LogFormat
+
+from ..support.reference_conversion import (
+    DAY,
+    SMALL,
+    MemorySink,
+    assert_is,
+    conversion,
+    convert,
+    convert_slowly,
+    export_file,
+    sample,
+    with_repetitions,
+)
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_the_bytes_are_the_same_for_any_number_of_workers(tmp_path: Path, repeated: bool) -> None:
+    """One, two and three workers, on every run, give the same files to the byte."""
+    rows = with_repetitions(sample()) if repeated else [row for row in sample() if b"Again/1.0" not in row]
+    path = export_file(tmp_path, rows)
+    slow = convert_slowly(rows, conversion())
+    outcomes = []
+    for workers in (1, 2, 3, 2):
+        converted, sink = convert(path, workers=workers)
+        assert_is(slow, converted, sink)
+        assert sink.restarts == repeated
+        assert sink.rejects is not None
+        outcomes.append((sink.logs[0].content, sink.rejects.content, converted))
+    assert outcomes.count(outcomes[0]) == 4
+
+
+@pytest.mark.parametrize("block", [1, 7, 300, 4096, 1 << 20])
+def test_the_lines_are_the_same_for_any_size_of_blocks(tmp_path: Path, block: int) -> None:
+    """Rows that straddle the edges of blocks are whole rows."""
+    rows = with_repetitions(sample(250))
+    converted, sink = convert(export_file(tmp_path, rows), tuning=Tuning(block=block, held=500))
+    assert_is(convert_slowly(rows, conversion()), converted, sink)
+
+
+@pytest.mark.parametrize(("block", "workers"), [(1, 1), (333, 1), (333, 2), (1 << 20, 1)])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n \r\n\t\n", "\n\u3000\u2028\n\x1c\n".encode()])
+def test_line_ends_and_blank_lines_of_every_kind(tmp_path: Path, block: int, workers: int, end: bytes) -> None:
+    """CRLF, blank lines, and a last line without its newline; line numbers count the blank ones."""
+    rows = sample(20)
+    text = "\u2003\n\n".encode() + b"\r\n".join(rows) + end
+    slow = convert_slowly(text.split(b"\n"), conversion())
+    tuning = Tuning(block=block, small_export=0)
+    assert_is(slow, *convert(export_file(tmp_path, text), workers=workers, tuning=tuning))
+
+
+@pytest.mark.parametrize("block", [1, 500, 1 << 20])
+@pytest.mark.parametrize("comma", [b",\n", b"\n", b", \r\n", b",\r\n"])
+@pytest.mark.parametrize(
+    "end", [b"\n]", b"\n]\n", b"\r\n] \r\n\r\n \n", b",\n]\n", b"\n]\n]\n{}\n]\n", b"\n],\n]", b""]
+)
+def test_a_json_array_is_read_like_lines(tmp_path: Path, block: int, comma: bytes, end: bytes) -> None:
+    """First line ``[``, elements with or without a comma, last line ``]``; any other bracket is a rejected row."""
+    text = b"[\r\n" + comma.join(sample(20)) + end
+    slow = convert_slowly(text.split(b"\n"), conversion(), array=True)
+    assert_is(slow, *convert(export_file(tmp_path, text), tuning=Tuning(block=block)))
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", b"[\n]\n", b"[\n]", b"[", b"[\n", b"[\r", b" \n\xc2\xa0\n"])
+def test_an_export_without_rows_is_one_log_with_its_header(tmp_path: Path, text: bytes) -> None:
+    """Nothing in it is nothing wrong."""
+    converted, sink = convert(export_file(tmp_path, text))
+    assert converted.lines_per_log == [0]
+    assert sink.texts == [Layout().header_lines(DAY)]
+    assert converted.tally.rows == 0
+    assert sink.rejects is None
+
+
+@pytest.mark.parametrize("first", [b"[ ", b" [", b"[]", b"[{}", b"\n["])
+def test_a_file_that_only_looks_like_an_array_is_read_as_lines(tmp_path: Path, first: bytes) -> None:
+    """Only a first line that is exactly ``[`` begins an array."""
+    text = first + b"\n" + b"\n".join(sample(5)) + b"\n]\n"
+    slow = convert_slowly(text.split(b"\n"), conversion())
+    assert slow.rejected[-1][1] == "malformed_json"
+    assert_is(slow, *convert(export_file(tmp_path, text)))
+
+
+def test_when_every_row_is_filtered_there_is_one_log_with_its_header(tmp_path: Path) -> None:
+    """Rows without bytes leave a header and a tally."""
+    rows = [orjson.dumps({**orjson.loads(row), "bytes_sent": 0}) for row in day_rows(DAY, 10)]
+    converted, sink = convert(export_file(tmp_path, rows))
+    assert (converted.lines_per_log, converted.tally.filtered) == ([0], {"no_bytes": 10})
+    assert sink.texts == [Layout().header_lines(DAY)]
+
+
+def test_several_gzip_members_and_zero_padding_are_one_export(tmp_path: Path) -> None:
+    """As gzip itself reads them."""
+    rows = sample(300)
+    path = export_file(tmp_path, rows, members=7)
+    path.write_bytes(path.read_bytes() + bytes(1000))
+    assert_is(convert_slowly(rows, conversion()), *convert(path, workers=2))
+
+
+def _damaged(whole: bytes) -> dict[str, bytes]:
+    wrong_crc, wrong_size, wrong_bit = bytearray(whole), bytearray(whole), bytearray(whole)
+    wrong_crc[-8] ^= 1
+    wrong_size[-4] ^= 1
+    wrong_bit[len(whole) // 2] ^= 0x10
+    return {
+        "empty": b"",
+        "one byte": whole[:1],
+        "half a header": whole[:6],
+        "header only": whole[:10],
+        "half": whole[: len(whole) // 2],
+        "no trailer": whole[:-8],
+        "half a trailer": whole[:-1],
+        "wrong CRC": bytes(wrong_crc),
+        "wrong size": bytes(wrong_size),
+        "a flipped bit": bytes(wrong_bit),
+        "something after it": whole + b"x",
+        "padding and something after it": whole + bytes(20) + b"more",
+        "half a second member": whole + whole[: len(whole) // 2],
+        "a second member's beginning": whole + whole[:3],
+        "not gzip": b'{"id": "not compressed"}\n',
+        "zeros": bytes(100),
+        "zlib": zlib.compress(b"{}\n"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "workers"),
+    [*((damage, 1) for damage in _damaged(bytes(100))), ("half", 2), ("wrong CRC", 2), ("empty", 2)],
+)
+def test_a_damaged_export_is_never_converted(tmp_path: Path, damage: str, workers: int) -> None:
+    """Cut, flipped, padded with something else, or no gzip at all: one sentence that names the file, and a hint."""
+    path = export_file(tmp_path, sample(300))
+    path.write_bytes(_damaged(path.read_bytes())[damage])
+    with pytest.raises(ExportTorn, match=path.name) as caught:
+        convert(path, workers=workers)
+    assert "gzip -t" in caught.value.hint
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_an_export_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
+    """A missing file, and a folder, are no torn exports."""
+    for path in (tmp_path / "nothing.json.gz", tmp_path):
+        with pytest.raises(SourceError, match="cannot be read"):
+            convert_export(path, conversion(), MemorySink(), scratch=tmp_path)
+
+
+@pytest.mark.parametrize(("most", "workers"), [(1, 1), (7, 1), (100, 1), (100, 3), (569, 1), (10_000, 3)])
+@pytest.mark.parametrize("layout", [Layout(), Layout(LogFormat.W3C), Layout(header="none")])
+def test_logs_are_cut_exactly_by_lines(tmp_path: Path, most: int, workers: int, layout: Layout) -> None:
+    """Every file but the last has exactly so many lines, its own header, and the order goes on from file to file."""
+    rows = sample(600)
+    made = conversion(layout=layout)
+    slow = convert_slowly(rows, made)
+    converted, sink = convert(export_file(tmp_path, rows), made, workers=workers, max_rows_per_file=most)
+    count = len(slow.lines)
+    assert converted.lines_per_log == [min(most, count - at) for at in range(0, count, most)]
+    header = layout.header_lines(DAY)
+    for number, text in enumerate(sink.texts):
+        assert text == header + "".join(slow.lines[number * most : (number + 1) * most])
+
+
+def test_cutting_by_lines_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    """The bytes of every file, too."""
+    path = export_file(tmp_path, sample(500))
+    contents = [[log.content for log in convert(path, workers=w, max_rows_per_file=111)[1].logs] for w in (1, 2, 3)]
+    assert contents[0] == contents[1] == contents[2]
+
+
+@pytest.mark.parametrize("block", [100_003, 1 << 20])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_line_over_16_mib_is_malformed_and_its_beginning_is_kept(tmp_path: Path, block: int, extra: int) -> None:
+    """Exactly 16 MiB is still read; one byte more is not, wherever it stands."""
+    row = orjson.dumps({**orjson.loads(next(day_rows(DAY, 1))), "id": "long", "x": ""})
+    long = row[:-2] + b"x" * (blocks.LINE_LIMIT + extra - len(row)) + row[-2:]
+    assert len(long) == blocks.LINE_LIMIT + extra
+    rows = sample(50)
+    text = b"\n".join([*rows[:25], long, *rows[25:], long])
+    path = tmp_path / "metrics-day-2026-11-20.json.gz"
+    path.write_bytes(gzip.compress(text, 1))
+    converted, sink = convert(path, tuning=Tuning(block=block))
+    plain = convert_slowly(rows, conversion()).tally
+    assert converted.tally.rows == plain.rows + 2
+    assert converted.tally.rejected["malformed_json"] == plain.rejected["malformed_json"] + 2 * extra
+    assert converted.tally.rejected["duplicate_id"] == plain.rejected["duplicate_id"] + (not extra)
+    entries = {entry["line"]: entry for entry in sink.reject_entries}
+    for number in (26, len(rows) + 2) if extra else (len(rows) + 2,):
+        assert entries[number]["raw"] == long[: 64 << 10].decode()
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        (b"\xff{\\\x00\x9f", "\\xff{\\\x00\\x9f"),
+        (b"a\r", "a"),
+        (b"x" * 70_000, "x" * 65_536),
+        (b"x" * 65_535 + "é".encode() + b"y", "x" * 65_535),
+        ("é".encode() * 40_000, "é" * 32_768),
+        (b"\xe2\x82", "\\xe2\\x82"),
+    ],
+)
+def test_the_text_of_a_rejected_row_is_at_most_64_kib(tmp_path: Path, raw: bytes, kept: str) -> None:
+    """Bytes that are no text are written as ``\\xNN``, and a character is never cut in two."""
+    converted, sink = convert(export_file(tmp_path, b"\n" + raw + b"\n"))
+    assert converted.tally.rejected == {"malformed_json": 1}
+    assert sink.reject_entries == [{"line": 2, "reason": "malformed_json", "raw": kept}]
+
+
+def test_bytes_that_are_no_text_never_make_the_kept_text_longer_than_64_kib(tmp_path: Path) -> None:
+    """Escaping makes it longer, so it is cut after that."""
+    _, sink = convert(export_file(tmp_path, b"\xff" * 60_000))
+    (entry,) = sink.reject_entries
+    assert entry["raw"] == "\\xff" * 16_384
+
+
+def test_progress_tells_how_much_of_the_export_was_read(tmp_path: Path) -> None:
+    """It never goes back within a pass, and ends at the size of the file."""
+    path, told = export_file(tmp_path, sample(600)), list[int]()
+    convert(path, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == path.stat().st_size
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_told_as_such(tmp_path: Path, workers: int) -> None:
+    """What the sink's file says becomes a sentence with a hint."""
+
+    class FullSink(MemorySink):
+        """Its disk takes nothing."""
+
+        def open_log(self, index: int) -> BinaryIO:  # type: ignore[override]  # a real file this time
+            return Path("/dev/full").open("wb", buffering=0)
+
+    with pytest.raises(DataFolderError, match="No space left") as caught:
+        convert_export(
+            export_file(tmp_path, sample(300)),
+            conversion(),
+            FullSink(),
+            scratch=tmp_path,
+            workers=workers,
+            tuning=SMALL,
+        )
+    assert caught.value.hint.startswith("df -h")

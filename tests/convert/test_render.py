@@ -1,0 +1,251 @@
+"""The fast path and the exact rules give the same outcome for every row, however odd."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import re
+import sys
+from datetime import date
+from ipaddress import IPv6Address
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from server.cli.samples import day_rows
+from server.convert.render import BlockRenderer
+from server.convert.row import Conversion
+from server.convert.row_ids import pack_id
+from server.triton import LogRules
+
+from ..support.odd_rows import CATALOGUE, GOOD, ODD_FIELD_VALUES, ODD_VALUES, RULES
+from ..support.reference_conversion import convert_slowly
+
+DAY = date(2026, 11, 20)
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+KEY = bytes(range(32))
+# What a decoder may pass over in a field that no line is made of, and must not.
+UNKNOWN_VALUES = [
+    b'"\xff"', b'"\xc3"', b'"\xed\xa0\x80"', b'"\xf0\x9f\x8e\xa7"', b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\\x41"',
+    b'"\x01"', b'"\x7f"', b'"', b"01", b"-", b"1.", b".5", b"+1", b"1e", b"1e5", b"1e400", b"9" * 400, b"-0", b"9" * 40,
+    b"0x1", b"NaN", b"Infinity", b"tru", b"nulll", b"'a'", b"", b",", b"[1,]", b'{"a":1,}', b'{"a"}', b"{1:2}",
+    b'[{"a":[null]}]', b'{"id":"inner"}', b"[" * 500 + b"]" * 500, b"[" * 990 + b"]" * 990, b"[" * 1023 + b"]" * 1023,
+    b"[" * 1030 + b"]" * 1030, b'{"a":' * 400 + b"1" + b"}" * 400, b"1 /* note */", b"1\x00", b"1\x0b", b'"a" "b"',
+]  # fmt: skip
+
+
+def nasty_rows() -> list[bytes]:
+    """Rows with every odd value in every field, with and without the field, and lines that are no rows."""
+    rows = [
+        orjson.dumps(GOOD),
+        b"", b" ", b"\r", b"\xc2\xa0\xe3\x80\x80", b"\x1c", b"null", b"1", b'"text"', b"[]", b"{}", b"{",
+        b"\xff", b"\xef\xbb\xbf{}",
+        b'{"id":"\\ud800"}', b'{"id":"x","id":null}', b"[" * 2000, b'{"a":NaN}', b"nul", b"]", b"[", b",", b"{},",
+        orjson.dumps(GOOD)[:-1] + b',"id":"twice"}',
+        orjson.dumps(GOOD)[:-1] + b',"filesize":01}',
+        orjson.dumps(GOOD)[:-1] + b',"user_agent":"\\u2028\\u0000\\ud83d\\ude00"}',
+        orjson.dumps(GOOD)[:-1] + b',"unknown":[1,{"x":2}]}',
+        orjson.dumps(GOOD) + b"\r", b"\t " + orjson.dumps(GOOD) + b" ", orjson.dumps(GOOD).replace(b":", b" : "),
+        orjson.dumps(GOOD).replace(b"\xc3", b"\xff"),
+        *(orjson.dumps(GOOD)[:-1] + b',"unknown":' + value + b"}" for value in UNKNOWN_VALUES),
+        *(orjson.dumps(GOOD).replace(b'"US"', value) for value in UNKNOWN_VALUES),
+        orjson.dumps(GOOD).replace(b"Player", b"Pl\x01ayer"),
+    ]  # fmt: skip
+    for name in GOOD:
+        rows.append(orjson.dumps({key: value for key, value in GOOD.items() if key != name}))
+        values = [*ODD_VALUES, *ODD_FIELD_VALUES.get(name, [])]
+        rows += [_json(name, value) for value in values]
+    for ip, episode in itertools.product(["1.2.3.0", "token", "2001:db8::1"], ["", None, "only-url", "x?y=z"]):
+        rows.append(orjson.dumps({**GOOD, "ip": ip, "episode_id": episode}))
+    for sent, size in itertools.product([0, 1, 2, 10], repeat=2):
+        rows.append(orjson.dumps({**GOOD, "bytes_sent": sent, "filesize": size}))
+    for bad_ip, bad_ua, seconds in itertools.product([True, False, "true", "false", None], [True, "true", 0], [1, 60]):
+        flags = {"blacklisted_ip": bad_ip, "blacklisted_ua": bad_ua, "seconds_downloaded": seconds}
+        rows.append(orjson.dumps({**GOOD, **flags}))
+        rows.append(orjson.dumps({**GOOD, **flags, "bytes_sent": 1001, "ip": "1.2.3.0", "episode_id": "nowhere"}))
+        rows.append(orjson.dumps({**GOOD, **flags, "ip": "token", "created_at": "2026-11-21T00:00:00Z"}))
+    return rows
+
+
+def _json(name: str, value: Any) -> bytes:
+    if isinstance(value, int) and value.bit_length() > 64:  # orjson writes none of these
+        return orjson.dumps({**GOOD, name: "BIG"}).replace(b'"BIG"', str(value).encode())
+    if value == float("inf"):
+        return orjson.dumps({**GOOD, name: "BIG"}).replace(b'"BIG"', b"1e400")
+    return orjson.dumps({**GOOD, name: value})
+
+
+def with_ids(rows: list[bytes]) -> list[bytes]:
+    """The same rows, with an id of its own for each that has the common one."""
+    own = (f"11111111-2222-4333-8444-{number:012x}".encode() for number in itertools.count())
+    return [row.replace(GOOD["id"].encode(), next(own)) for row in rows]
+
+
+def conversion(rules: LogRules, *, catalogue: bool = False) -> Conversion:
+    return Conversion(rules, KEY, CATALOGUE if catalogue else None, DAY)
+
+
+def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = None, times: int = 1) -> None:
+    """The block renderer gives what the exact rules give: lines, tally, rejections."""
+    data = b"".join(row + b"\n" for row in rows)
+    renderer = BlockRenderer(made, fresh_after)
+    slow = convert_slowly(rows, made, fresh_after=fresh_after)
+    for _ in range(times):  # the second time from memos that are filled
+        block = renderer.render(data)
+        text = b"".join(block.texts).decode()
+        assert text.split("\n") == "".join(slow.lines).split("\n")
+        assert block.tally.as_json() == slow.tally.as_json()
+        assert [(index + 1, str(reason)) for index, reason in block.rejected] == slow.rejected
+        assert block.pack() == tuple(map(pack_id, block.ids))
+        assert slow.tally.balanced
+        columns = len(made.rules.layout.specs)
+        for line in text.split("\n")[:-1]:
+            assert line.count("\t") == columns - 1
+            assert not _CONTROL.search(line)
+            assert not line.startswith("#")
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("catalogue", [False, True])
+def test_every_odd_row_comes_out_as_by_the_exact_rules(name: str, catalogue: bool) -> None:
+    """A table of nasty rows, all in one block, twice."""
+    assert_same(with_ids(nasty_rows()), conversion(RULES[name], catalogue=catalogue), times=2)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_odd_row_comes_out_so_when_it_stands_alone(name: str) -> None:
+    """Each nasty row in a block of its own, behind an ordinary one."""
+    ordinary = orjson.dumps({**GOOD, "id": "99999999-2222-4333-8444-555555555555"})
+    for row in nasty_rows():
+        assert_same([ordinary, row], conversion(RULES[name], catalogue=True))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_realistic_day_comes_out_as_by_the_exact_rules(name: str) -> None:
+    """Ordinary rows, some broken ones, and some too fresh, go through the fast path with no difference."""
+    rows = [row.removesuffix(b"\n") for row in day_rows(DAY, 3000, broken=True, tokens_share=0.1)]
+    assert_same(rows, conversion(RULES[name]), fresh_after="2026-11-20 20:00:00")
+
+
+def test_no_day_means_no_row_outside_it() -> None:
+    """An export whose name has no day in it has no row outside the day."""
+    rows = with_ids(nasty_rows())
+    made = Conversion(LogRules(), KEY)
+    assert_same(rows, made)
+    assert convert_slowly(rows, made).tally.outside_day == 0
+
+
+def test_one_episode_under_two_podcasts_keeps_each_rows_own_podcast() -> None:
+    """What is remembered of an episode is not mixed up when it comes with another podcast."""
+    rows = with_ids([orjson.dumps({**GOOD, "podcast_id": f"podcast-{n % 3}"}) for n in range(30)])
+    assert_same(rows, conversion(LogRules()), times=2)
+
+
+def test_memory_of_what_was_seen_is_bounded() -> None:
+    """Rows that share nothing leave nothing behind but a limited number of entries."""
+    renderer = BlockRenderer(conversion(LogRules(ip="truncated")))
+    for start in range(0, 120_000, 20_000):
+        rows = [
+            orjson.dumps({**GOOD, "id": f"i{n}", "ip": f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", "user_agent": str(n)})
+            for n in range(start, start + 20_000)
+        ]
+        renderer.render(b"\n".join(rows))
+        memos = renderer._memos
+        held = [len(memo) for memo in (memos.addresses, memos.addresses.odd, memos.agents, memos.times)]
+        assert max(held) < 70_001
+    gc.collect()
+
+
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+_ipv4 = st.tuples(*[st.integers(0, 260)] * 4).map(lambda octets: ".".join(map(str, octets)))
+_groups = st.lists(st.sampled_from(["0", "1", "ffff", "db8", "00a0", "ABCD", "2001", "0000"]), min_size=8, max_size=8)
+_ipv6 = _groups.map(":".join) | _groups.map(lambda groups: str(IPv6Address(":".join(groups)))) | st.from_regex(
+    r"[0-9a-f]{0,4}(:{1,2}[0-9a-f]{0,4}){1,8}(:1\.2\.3\.4)?", fullmatch=True
+)  # fmt: skip
+_rows = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": _values | st.uuids().map(str) | st.text("ab-_ ", min_size=1, max_size=3),
+        "created_at": _values
+        | st.datetimes().map(lambda at: f"{at:%Y-%m-%dT%H:%M:%S}Z")
+        | st.just("2026-11-20 01:02:03"),
+        "ip": _values | _ipv4 | _ipv6,
+        "podcast_id": _values,
+        "episode_id": _values,
+        "filesize": _values | st.integers(0, 5),
+        "bytes_sent": _values | st.integers(0, 5),
+        "seconds_downloaded": _values | st.integers(58, 62),
+        "blacklisted_ip": _values,
+        "blacklisted_ua": _values,
+        "user_agent": _values,
+        "normalized_user_agent": _values,
+        "duration": _values,
+        "country": _values,
+    },
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(_rows, min_size=1, max_size=6), st.sampled_from(sorted(RULES)), st.booleans())
+@example([{"ip": "1:2:3:4:5:6:7::"}, {"ip": "0:1::"}], "default", False)
+def test_any_json_in_any_field_comes_out_as_by_the_exact_rules(
+    rows: list[dict[str, Any]], name: str, more: bool
+) -> None:
+    """Whatever JSON can say, in any field, alone or among ordinary rows."""
+    texts = [orjson.dumps({**GOOD, "id": f"id{number}", **row}) for number, row in enumerate(rows)]
+    ordinary = [row.removesuffix(b"\n") for row in day_rows(DAY, 5)]
+    assert_same([*ordinary, *texts] if more else texts, conversion(RULES[name], catalogue=more))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_ipv4 | _ipv6 | st.text(max_size=8), min_size=1, max_size=8), st.sampled_from(["full", "truncated"]))
+def test_addresses_are_written_as_ipaddress_writes_them(ips: list[str], how: str) -> None:
+    """Every form of an address, in any mixture."""
+    rows = [orjson.dumps({**GOOD, "id": f"id{number}", "ip": ip}) for number, ip in enumerate(ips)]
+    assert_same(rows, conversion(LogRules(ip=how)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=40) | st.text(max_size=20).map(str.encode), st.integers(0, 1))
+def test_any_bytes_are_a_row_or_rejected_or_blank(line: bytes, array: int) -> None:
+    """A line that is no JSON at all is counted once, by its first reason, or is blank."""
+    line = line.replace(b"\n", b"")
+    assert_same([orjson.dumps(GOOD), line, b" " * array], conversion(LogRules()))
+
+
+@pytest.mark.parametrize("line", [b"\n", b"{}\n", b"{x\n"])
+def test_rows_that_are_not_ordinary_leave_no_memory_behind(line: bytes) -> None:
+    """A day of blank or broken lines, however long, costs no memory that is not given back."""
+    renderer = BlockRenderer(conversion(LogRules()))
+    renderer.render(line * 2000)
+    before = sys.getallocatedblocks()
+    renderer.render(line * 2000)
+    assert sys.getallocatedblocks() - before < 500
+
+
+def test_fields_in_ever_new_orders_leave_no_memory_behind() -> None:
+    """Every block may begin with another order of its fields."""
+    renderer = BlockRenderer(conversion(LogRules()))
+    orders = itertools.permutations(GOOD)
+
+    gc.disable()  # as in a worker
+    try:
+        for _ in range(200):
+            assert renderer.render(orjson.dumps({name: GOOD[name] for name in next(orders)})).tally.lines == 1
+        before = sys.getallocatedblocks()
+        for _ in range(200):
+            assert renderer.render(orjson.dumps({name: GOOD[name] for name in next(orders)})).tally.lines == 1
+        assert sys.getallocatedblocks() - before < 2000
+    finally:
+        gc.enable()

@@ -1,0 +1,138 @@
+"""Late rows are those that no published log of the day holds: each is sent once, and what changed is counted."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from server.cli.samples import day_rows
+from server.convert.day import SentLog
+from server.convert.row import Conversion
+from server.errors import DataFolderError
+from server.triton import ColumnSpec, Layout, LogFormat, LogRules
+
+from ..support.reference_conversion import (
+    DAY,
+    KEY,
+    MemorySink,
+    assert_is,
+    conversion,
+    convert,
+    convert_slowly,
+    export_file,
+    sample,
+    with_repetitions,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def published(sink: MemorySink, layout: Layout) -> list[SentLog]:
+    """The logs of a conversion, as the service hands them back."""
+    return [SentLog(layout, lambda content=log.content: BytesIO(content)) for log in sink.logs]  # type: ignore[misc]
+
+
+LAYOUTS = [
+    Layout(),
+    Layout(LogFormat.W3C),
+    Layout(header="comment"),
+    Layout(header="none", text="percent"),
+    Layout(columns=(ColumnSpec("id", value="x-metric-id"), ColumnSpec("ua", value="user-agent"))),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_late_rows_are_the_ones_that_were_not_sent(tmp_path: Path, layout: Layout, workers: int) -> None:
+    """A first version, then the whole day: together every line once; changed and removed rows are counted."""
+    made = conversion(layout=layout)
+    day = with_repetitions(sample(500))
+    odd = [orjson.dumps({**orjson.loads(day[30]), "id": f'o"d{n}\t%', "user_agent": f"odd {n}"}) for n in range(6)]
+    first = [*day[:350], *odd[:4]]
+    _, sent = convert(export_file(tmp_path, first), made, workers=workers, max_rows_per_file=100)
+    cells = convert_slowly(first, made).cells
+    second = [*odd[1:], *day[20:60], *[_changed(row) for row in day[60:70]], *day[70:]]
+    slow = convert_slowly(second, made, sent=cells)
+    converted, sink = convert(
+        export_file(tmp_path, second), made, workers=workers, sent=published(sent, layout), max_rows_per_file=150
+    )
+    header = layout.header_lines(DAY)
+    assert "".join(text.removeprefix(header) for text in sink.texts) == "".join(slow.lines)
+    assert converted.tally.as_json() == slow.tally.as_json()
+    assert [(entry["line"], entry["reason"]) for entry in sink.reject_entries] == slow.rejected
+    lines_now = {line.removesuffix("\n") for line in convert_slowly(second, made).lines}
+    sent_lines = {line for text in sent.texts for line in text.removeprefix(header).splitlines()}
+    now_cells = set(convert_slowly(second, made).cells)
+    gone = set(cells) - now_cells - _filtered_cells(second, made)
+    assert converted.removed == len(gone) > 0
+    assert converted.changed == len(sent_lines - lines_now) - len(gone) > 0
+
+
+def _changed(row: bytes) -> bytes:
+    try:
+        fields = orjson.loads(row)
+    except orjson.JSONDecodeError:
+        return row
+    return orjson.dumps({**fields, "user_agent": "changed"}) if isinstance(fields, dict) else row
+
+
+def _filtered_cells(rows: list[bytes], made: Conversion) -> set[str]:
+    every = Conversion(LogRules(layout=made.rules.layout, rows="all"), KEY, day=DAY)
+    no_bytes = [row.replace(b'"bytes_sent":0,', b'"bytes_sent":1,') for row in rows]
+    return set(convert_slowly(no_bytes, every).cells)
+
+
+def test_when_nothing_is_late_no_log_is_opened(tmp_path: Path) -> None:
+    """The same version again has no new line, no changed and no removed one."""
+    rows = with_repetitions(sample(300))
+    path = export_file(tmp_path, rows)
+    first, sent = convert(path)
+    again, sink = convert(path, sent=published(sent, Layout()), workers=2)
+    assert (again.lines_per_log, sink.logs, again.changed, again.removed) == ([], [], 0, 0)
+    assert again.tally.filtered["sent_before"] == first.tally.lines
+    assert again.tally.reporting == first.tally.reporting
+    assert again.tally.rejected == first.tally.rejected
+
+
+def test_a_sent_row_that_would_now_be_filtered_or_rejected_is_changed(tmp_path: Path) -> None:
+    """Neither is sent again, and neither is taken for removed."""
+    rows = [row.removesuffix(b"\n") for row in day_rows(DAY, 40, tokens_share=0)]
+    _, sent = convert(export_file(tmp_path, rows), conversion(rows="all"))
+    rows[5] = orjson.dumps({**orjson.loads(rows[5]), "bytes_sent": 0})
+    rows[6] = orjson.dumps({**orjson.loads(rows[6]), "ip": ""})
+    del rows[7]
+    again, sink = convert(export_file(tmp_path, rows), conversion(rows="all"), sent=published(sent, Layout()))
+    assert (again.changed, again.removed, sink.logs) == (2, 1, [])
+    assert again.tally.filtered == {"sent_before": 38}
+    assert again.tally.rejected == {"no_ip": 1}
+
+
+def test_rows_created_too_late_are_held_back_and_come_with_the_next_file(tmp_path: Path) -> None:
+    """Filtered as too fresh the first time, sent the second: every line once."""
+    rows = sample(400)
+    path = export_file(tmp_path, rows)
+    made, limit = conversion(), "2026-11-20 18:00:00"
+    first, sent = convert(path, workers=2, fresh_after=limit)
+    slow = convert_slowly(rows, made, fresh_after=limit)
+    assert_is(slow, first, sent)
+    assert first.tally.filtered["too_fresh"] > 50
+    late, sink = convert(path, sent=published(sent, Layout()))
+    assert late.changed == late.removed == 0
+    assert sorted(slow.lines + sink.texts[0].splitlines(keepends=True)[1:]) == sorted(convert_slowly(rows, made).lines)
+    still, _ = convert(path, sent=published(sent, Layout()), fresh_after=limit)
+    assert still.tally.filtered["sent_before"] == first.tally.lines
+    assert still.tally.filtered["too_fresh"] == first.tally.filtered["too_fresh"]
+    assert still.lines_per_log == []
+
+
+def test_a_damaged_published_log_is_the_data_folders_fault(tmp_path: Path) -> None:
+    """It is not the export that is torn."""
+    path = export_file(tmp_path, sample(50))
+    _, sent = convert(path)
+    torn = SentLog(Layout(), lambda: BytesIO(sent.logs[0].content[:-4]))
+    with pytest.raises(DataFolderError, match="damaged"):
+        convert(path, sent=[torn])

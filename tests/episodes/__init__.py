@@ -1,0 +1,1 @@
+"""Which RSS guid and URL belong to a Megaphone episode."""

@@ -1,0 +1,136 @@
+"""Held days: what holds them, who lets them go, and which of them go out though nobody decided."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from structlog.testing import capture_logs
+
+from tests.support.site import DAY, Site, at, broken_rows, name, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NEXT = DAY + timedelta(days=1)
+TOKEN = "c19af70f3fb71c0f7adfb4d89dacccd3"
+
+
+async def test_a_day_with_too_many_rejects_is_held_until_an_operator_decides(site: Site) -> None:
+    """Above 1 % rejected nothing is published; status and check say so and how to go on; the word publishes it."""
+    site.put(rows_of(DAY, 98) + broken_rows(2), at(1, "04:10"))
+    with capture_logs() as entries:
+        assert await site.word(at(1, "05:35")) == "held"
+    assert f"feed held {DAY}" in [entry["event"] for entry in entries]
+    assert site.files() == [] and len(site.rejects(name().removesuffix(".gz"))) == 2
+    now = at(1, "05:40")
+    assert site.state(now) == "held"
+    held = next(alarm for alarm in site.alarms(now) if alarm.name == "day_held")
+    assert held.level.name == "CRITICAL"
+    assert f"pickup-point feed --day {DAY} --accept-rejects" in held.hint
+    assert await site.word(at(1, "06:35")) == "held"
+    assert site.source.fetched == [DAY]  # the same version is not converted again
+    assert await site.word(at(1, "07:35"), DAY, accept=True) == "published"
+    assert len(site.ids()) == 98
+    assert "operator" in site.days(now)[DAY].remarks[0]
+    assert "day_held" not in site.alarm_names(now)
+    site.check_folder()
+
+
+async def test_exactly_the_allowed_share_of_rejects_is_published(site: Site) -> None:
+    """One row of a hundred is 1 %, not above it."""
+    site.put(rows_of(DAY, 99) + broken_rows(1), at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "published"
+
+
+async def test_a_held_day_is_tried_again_when_its_export_changes(site: Site) -> None:
+    """A new version of a held day is a new question; a mended one is published, without the old rejects file."""
+    site.put(rows_of(DAY, 9) + broken_rows(1), at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "held"
+    site.put(rows_of(DAY, 10), at(1, "06:00"))
+    assert await site.word(at(1, "06:30")) == "settling"
+    assert site.days(at(1, "06:30"))[DAY].advice == ""
+    assert await site.word(at(1, "07:05")) == "published"
+    assert len(site.ids()) == 10
+    assert site.point.rejects() == []
+
+
+async def test_a_day_held_for_rejects_is_published_when_waiting_is_given_up(site: Site) -> None:
+    """Nobody deciding does not lose the good rows: at 47 hours a day less than half rejected goes out, marked."""
+    site.put(rows_of(DAY, 51) + broken_rows(49), at(1, "04:10"))
+    assert await site.word(at(1, "22:59")) == "held"
+    assert await site.word(at(1, "23:00")) == "published"
+    assert len(site.ids()) == 51
+    assert site.days(at(1, "23:00"))[DAY].remarks[0].startswith("published at give_up_waiting though held")
+    assert "day_given_up" in site.alarm_names(at(1, "23:00"))
+
+
+async def test_a_day_first_seen_after_the_waiting_is_over_is_given_up_in_the_same_round(site: Site) -> None:
+    """After an outage past 47 hours a day below half rejected does not wait for another round."""
+    site.put(rows_of(DAY, 51) + broken_rows(49), at(1, "04:10"))
+    assert await site.word(at(2, "12:00")) == "published"
+    assert len(site.ids()) == 51
+    assert site.source.fetched.count(DAY) <= 2
+
+
+async def test_a_day_half_rejected_is_never_given_up(site: Site) -> None:
+    """From half of its rows on only an operator publishes it."""
+    site.put(rows_of(DAY, 50) + broken_rows(50), at(1, "04:10"))
+    assert [await site.word(at(1, "05:35")), await site.word(at(2, "23:00"))] == ["held", "held"]
+    assert site.files() == []
+
+
+async def test_an_empty_day_after_days_with_rows_is_held(site: Site) -> None:
+    """An empty export, where one of the last seven days had rows, is held and never given up by itself."""
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.put([], at(2, "04:10"), NEXT)
+    assert await site.word(at(2, "05:35"), day=NEXT) == "held"
+    assert await site.word(at(3, "12:00"), day=NEXT) == "held"
+    assert await site.word(at(3, "13:00"), NEXT, day=NEXT, accept=True) == "published"
+    assert len(site.lines(name(day=NEXT))) == 1
+
+
+async def test_an_empty_day_after_seven_empty_ones_is_a_file_with_a_header_only(site: Site) -> None:
+    """Seven held empty days on, the eighth empty one is published with its header line, and warned of."""
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    words = []
+    for n in range(1, 9):
+        day = DAY + timedelta(days=n)
+        site.put([], at(n + 1, "04:10"), day)
+        with capture_logs() as entries:
+            words.append(await site.word(at(n + 1, "05:35"), day=day))
+    assert words == ["held"] * 7 + ["published"]
+    assert len(site.lines(name(day=day))) == 1
+    assert any("header line only" in entry.get("why", "") for entry in entries)
+    assert "day_noticed" in site.alarm_names(at(9, "05:36"))
+
+
+async def test_tokens_hold_a_day_where_the_operator_said_so(make_site: Callable[..., Site]) -> None:
+    """With ``tokens = "hold"`` a day with more than 1 % of hash-like addresses waits, also past 47 hours."""
+    site = make_site(tokens="hold")
+    site.put([*rows_of(DAY, 98), *rows_of(DAY, 2, 98, ip=TOKEN)], at(1, "04:10"))
+    site.put([*rows_of(NEXT, 99), *rows_of(NEXT, 1, 99, ip=TOKEN)], at(2, "04:10"), NEXT)
+    outcome = await site.round(at(2, "06:00"))
+    assert [result.word for result in outcome.results] == ["held", "published", "open"]
+    assert "hash-like" in outcome.results[0].sentence
+
+
+async def test_a_day_held_for_two_reasons_is_not_given_up(make_site: Callable[..., Site]) -> None:
+    """Only a day held for its rejects and for nothing else is published when waiting is given up."""
+    site = make_site(tokens="hold")
+    site.put([*rows_of(DAY, 50, ip=TOKEN), *broken_rows(10)], at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "held"
+    assert await site.word(at(2, "06:00")) == "held"
+    assert site.files() == []
+    assert await site.word(at(2, "07:00"), DAY, accept=True) == "published"
+
+
+async def test_tokens_without_a_setting_are_sent_and_told(site: Site) -> None:
+    """While ``tokens`` is not given, hash-like addresses are sent, and check warns with their share."""
+    site.put([*rows_of(DAY, 9), *rows_of(DAY, 1, 9, ip=TOKEN)], at(1, "04:10"))
+    with capture_logs() as entries:
+        assert await site.word(at(1, "05:35")) == "published"
+    assert any("10.0% of the addresses are hash-like" in entry.get("why", "") for entry in entries)
+    assert any("10.0%" in alarm.sentence for alarm in site.alarms(at(1, "06:00")) if alarm.name == "day_noticed")

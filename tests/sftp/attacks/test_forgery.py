@@ -1,0 +1,134 @@
+"""Attempts to have a pickup recorded that was none: all that was asked, nothing that was taken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from server.pickups import Ending, Grade
+
+from ...support.sftp import NAME, RawSftp, Running
+
+if TYPE_CHECKING:
+    from server.pickups import Pickup
+
+SIZE = 200_000  # so small that the whole of it waits in a buffer without being too much
+OTHER = "MEGA20261121-00.tsv.gz"
+CIPHERS = ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr"]
+CLOSE, READ = b"\x04", b"\x05"
+
+
+def read(handle: bytes, offset: int = 0, length: int = SIZE) -> bytes:
+    return READ + bytes(4) + handle + offset.to_bytes(8, "big") + length.to_bytes(4, "big")
+
+
+async def session(connection: Any, window: int) -> RawSftp:
+    writer, reader, _ = await connection.open_session(subsystem="sftp", encoding=None, window=window)
+    raw = RawSftp(writer, reader)
+    raw.send(b"\x01\0\0\0\x03")
+    await raw.receive()
+    return raw
+
+
+def of(pickups: list[Pickup], name: str) -> list[tuple[Grade, Ending | None]]:
+    return [(pickup.grade, pickup.ending) for pickup in pickups if str(pickup.name) == name]
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+async def test_a_reset_right_after_the_questions_proves_nothing(listener: Running, cipher: str) -> None:
+    """READ and CLOSE, then a TCP reset: replies go to a dead socket, whose buffers are empty as if all were taken."""
+    listener.served.add(NAME, os.urandom(SIZE))
+    for attempt in range(1, 6):
+        connection = await listener.connect(encryption_algs=[cipher])
+        raw = await session(connection, 1 << 30)
+        handle = await raw.open_file(NAME)
+        ours = connection.get_extra_info("socket")
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection._transport.pause_reading()
+        raw.send(read(handle))
+        raw.send(CLOSE + bytes(4) + handle)
+        connection._transport.abort()
+        pickups = await listener.finished_pickups(attempt)
+        assert of(pickups, NAME)[-1] in [(Grade.PARTIAL, Ending.INTERRUPTED), (Grade.OPENED, Ending.INTERRUPTED)]
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+async def test_a_channel_closed_over_unsent_bytes_proves_nothing(listener: Running, cipher: str) -> None:
+    """A small window keeps the file in the channel, a heap of questions keeps the channel from being read, and its
+    close empties the buffer: the record waits for bytes that are not on their way, and never becomes complete."""
+    listener.served.add(NAME, os.urandom(SIZE))
+    listener.served.add(OTHER, os.urandom(SIZE))
+    async with listener.connect(encryption_algs=[cipher]) as connection:
+        raw = await session(connection, 2000)
+        handle, other = await raw.open_file(NAME), await raw.open_file(OTHER)
+        raw.writer.channel.pause_reading()
+        raw.send(read(handle))
+        raw.send(CLOSE + bytes(4) + handle)
+        for _ in range(1500):
+            raw.send(read(other))
+        await asyncio.sleep(0.2)
+        raw.writer.channel.abort()
+        await asyncio.sleep(0.3)
+    pickups = await listener.finished_pickups(2)
+    assert of(pickups, NAME) == [(Grade.PARTIAL, Ending.INTERRUPTED)]
+
+
+async def test_questions_after_noise_prove_nothing(listener: Running) -> None:
+    """What ends the session leaves its later questions without an answer: to have asked them is no pickup."""
+    listener.served.add(NAME, os.urandom(SIZE))
+    async with listener.connect(encryption_algs=[CIPHERS[1]]) as connection:
+        raw = await session(connection, 2000)
+        handle, other = await raw.open_file(NAME), await raw.open_file(NAME)
+        raw.writer.channel.pause_reading()
+        for _ in range(1200):
+            raw.send(read(other))
+        await asyncio.sleep(0.2)
+        raw.writer.write(bytes(4))
+        raw.send(read(handle))
+        raw.send(CLOSE + bytes(4) + handle)
+        await asyncio.sleep(0.1)
+        raw.writer.channel.resume_reading()
+        await asyncio.sleep(0.3)
+    pickups = await listener.finished_pickups(2)
+    assert Grade.COMPLETE not in [grade for grade, _ in of(pickups, NAME)]
+
+
+@pytest.mark.parametrize("missing", [0, SIZE // 2, SIZE - 1])
+async def test_all_but_one_byte_is_not_all(listener: Running, missing: int) -> None:
+    """A thousand reads of everything around one byte: partial, whichever byte it is."""
+    listener.served.add(NAME, os.urandom(SIZE))
+    async with listener.connect() as connection:
+        raw = await RawSftp.open(connection)
+        handle = await raw.open_file(NAME)
+        for _ in range(1000 // 20):
+            for _ in range(10):
+                raw.send(read(handle, 0, missing))
+                raw.send(read(handle, missing + 1))
+            for _ in range(20):
+                await raw.receive()
+        await raw.status(CLOSE[0], handle)
+        (pickup,) = await listener.finished_pickups()
+    assert (pickup.grade, pickup.covered) == (Grade.PARTIAL, SIZE - 1)
+
+
+async def test_one_handle_cannot_be_read_by_two_names(listener: Running) -> None:
+    """Halves of one file read over two handles are two partial pickups, also in overlapping turns; a closed handle
+    answers nothing more, and adds nothing to a record."""
+    listener.served.add(NAME, os.urandom(SIZE))
+    half = SIZE // 2
+    async with listener.connect() as connection:
+        raw = await RawSftp.open(connection)
+        one, two = await raw.open_file(NAME), await raw.open_file(NAME)
+        assert await raw.read(one, 0, half) is not None
+        assert await raw.read(two, half, half) is not None
+        assert await raw.status(CLOSE[0], one) == 0
+        assert await raw.read(one, half, half) is None
+        assert await raw.status(CLOSE[0], one) == 4
+        assert await raw.status(CLOSE[0], two) == 0
+        pickups = await listener.finished_pickups(2)
+    assert [(pickup.grade, pickup.covered) for pickup in pickups] == [(Grade.PARTIAL, half)] * 2

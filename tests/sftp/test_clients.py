@@ -1,0 +1,312 @@
+"""The clients that a partner may have: each fetches a whole file, is refused cleanly, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+import paramiko
+import pytest
+
+from server.pickups import Grade
+
+from ..support.sftp import NAME, PASSWORD, Running, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CLIENTS = Path(__file__).parent / "clients"
+JSCH = Path("/usr/share/java/jsch.jar")
+SIZE = 5_000_011
+
+
+def needs(*programs: str, package: str) -> Any:
+    """Skip without the programs, and say how to get them."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is missing: apt-get install {package}")
+
+
+class Partner:
+    """A partner's folder and programs, beside a running listener."""
+
+    def __init__(self, listener: Running, home: Path) -> None:
+        self.listener = listener
+        self.home = home
+        self.content = listener.served.add(NAME, os.urandom(SIZE))
+        self.before = listener.served.state()
+        askpass = home / "askpass"
+        askpass.write_text(f"#!/bin/sh\necho '{PASSWORD}'\n")
+        askpass.chmod(0o700)
+        (home / "upload.gz").write_bytes(b"u" * 100_000)
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.fspath(home),
+            "SSH_ASKPASS": os.fspath(askpass),
+            "SSH_ASKPASS_REQUIRE": "force",
+            "RCLONE_CONFIG": "/dev/null",
+        }
+
+    @property
+    def port(self) -> str:
+        return str(self.listener.port)
+
+    async def run(self, *command: str, stdin: str = "", **environment: str) -> tuple[int, str]:
+        """Run a client in its home; exit status, and both outputs in one."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.home,
+            env=self.environment | environment,
+            start_new_session=True,
+        )
+        async with asyncio.timeout(60):
+            output, _ = await process.communicate(stdin.encode())
+        assert process.returncode is not None
+        return process.returncode, output.decode("utf-8", "replace")
+
+    def got(self, *names: str) -> None:
+        """The fetched files are whole."""
+        for name in names:
+            assert (self.home / name).read_bytes() == self.content, name
+
+    async def unharmed(self, pickups: int) -> None:
+        """So many complete pickups were told, and nothing was changed."""
+        async with asyncio.timeout(10):
+            while len(self.complete) < pickups:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert self.listener.served.state() == self.before
+
+    @property
+    def complete(self) -> list[Any]:
+        return [pickup for pickup in self.listener.finished if pickup.grade is Grade.COMPLETE]
+
+
+@pytest.fixture
+async def partner(listener: Running, tmp_path: Path) -> Partner:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Partner(listener, home)
+
+
+@pytest.fixture
+async def legacy_partner(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Partner]:
+    home = tmp_path / "home"
+    home.mkdir()
+    async with running(tmp_path, keys_dir, legacy_algorithms=True) as it:
+        yield Partner(it, home)
+
+
+OPENSSH = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+
+
+@needs("sftp", package="openssh-client")
+async def test_openssh_sftp(partner: Partner) -> None:
+    """sftp lists, fetches, is refused rm, rename, put, mkdir and ln, and fetches again in the same session."""
+    refused = f"-rm {NAME}\n-rename {NAME} x\n-put upload.gz\n-mkdir d\n-ln {NAME} l\n-df\n"
+    (partner.home / "batch").write_text(f"ls -l\nget {NAME} one\n{refused}get {NAME} two\n")
+    status, output = await partner.run(
+        *("sftp", *OPENSSH, "-oBatchMode=no", "-P", partner.port, "-b", "batch", "triton@127.0.0.1")
+    )
+    assert status == 0, output
+    assert "-r--r-----    1 pickup   pickup " in output
+    assert output.count("Permission denied") >= 3
+    partner.got("one", "two")
+    await partner.unharmed(2)
+
+
+@needs("scp", package="openssh-client")
+async def test_openssh_scp(partner: Partner) -> None:
+    """scp fetches over SFTP, is refused the upload, and the old protocol ends with exit status 1."""
+    remote = f"triton@127.0.0.1:{NAME}"
+    status, output = await partner.run("scp", *OPENSSH, "-P", partner.port, remote, "one")
+    assert status == 0, output
+    partner.got("one")
+    status, output = await partner.run("scp", *OPENSSH, "-P", partner.port, "upload.gz", "triton@127.0.0.1:x")
+    assert status != 0
+    assert "ermission denied" in output
+    status, output = await partner.run("scp", "-O", *OPENSSH, "-P", partner.port, remote, "two")
+    assert status != 0
+    await partner.unharmed(1)
+
+
+@needs("lftp", package="lftp")
+async def test_lftp(partner: Partner) -> None:
+    """lftp fetches, mirrors, and is refused rm, mv and put."""
+    script = (
+        "set sftp:auto-confirm yes; set net:max-retries 1; set cmd:fail-exit no; set sftp:connect-program "
+        f"'ssh -a -x -oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=no'; ls; get {NAME} -o one; rm {NAME}; "
+        f"mv {NAME} x; put upload.gz; mirror / mirrored; get {NAME} -o two; rm {NAME}; echo over; bye"
+    )  # lftp sends the CLOSE of a file with its next request, or not at all when "bye" comes first
+    status, output = await partner.run(
+        "lftp", "-u", f"triton,{PASSWORD}", "-e", script, f"sftp://127.0.0.1:{partner.port}"
+    )
+    assert status == 0, output
+    assert output.count("Permission denied") >= 3
+    partner.got("one", "two", f"mirrored/{NAME}")
+    await partner.unharmed(3)
+
+
+@needs("rclone", package="rclone")
+async def test_rclone(partner: Partner) -> None:
+    """rclone copies, finds nothing new the second time, and is refused delete, move and upload."""
+    _, obscured = await partner.run("rclone", "obscure", PASSWORD)
+    remote = ["--sftp-host=127.0.0.1", f"--sftp-port={partner.port}", "--sftp-user=triton"]
+    once = ["--retries=1", "--low-level-retries=1", f"--sftp-pass={obscured.strip()}"]
+    for _ in range(2):
+        status, output = await partner.run("rclone", "copy", ":sftp:", "copied", *remote, *once)
+        assert status == 0, output
+    partner.got(f"copied/{NAME}")
+    for command in (
+        ["deletefile", f":sftp:{NAME}"],
+        ["moveto", f":sftp:{NAME}", ":sftp:x"],
+        ["copy", "upload.gz", ":sftp:"],
+    ):
+        status, output = await partner.run("rclone", *command, *remote, *once)
+        assert status != 0, output
+        assert "denied" in output.lower(), output
+    await partner.unharmed(1)
+
+
+@needs("psftp", "ssh-keygen", package="putty-tools openssh-client")
+async def test_putty_psftp(partner: Partner) -> None:
+    """psftp fetches, is refused rm, mv and put, and fetches again in the same session."""
+    key = asyncssh.read_private_key(partner.listener.keys_dir / "ssh_host_ed25519_key")
+    fingerprint = key.convert_to_public().get_fingerprint()
+    (partner.home / "batch").write_text(f"ls\nget {NAME} one\nrm {NAME}\nmv {NAME} x\nput upload.gz\nget {NAME} two\n")
+    status, output = await partner.run(
+        *("psftp", "-batch", "-be", "-P", partner.port, "-pw", PASSWORD, "-hostkey", fingerprint, "-b", "batch"),
+        "triton@127.0.0.1",
+    )
+    assert output.count("permission denied") == 3, output
+    assert status == 0
+    partner.got("one", "two")
+    await partner.unharmed(2)
+
+
+def _curl_speaks_sftp() -> bool:
+    curl = shutil.which("curl")
+    return (
+        curl is not None and "sftp" in subprocess.run([curl, "-V"], capture_output=True, text=True, check=True).stdout
+    )
+
+
+@pytest.mark.skipif(not _curl_speaks_sftp(), reason="curl with SFTP is missing: apt-get install curl")
+async def test_curl(partner: Partner) -> None:
+    """curl (libssh2) lists and fetches, and is refused rm, rename and upload."""
+    base = ["curl", "-sS", "-k", "-u", f"triton:{PASSWORD}"]
+    url = f"sftp://127.0.0.1:{partner.port}/"
+    status, output = await partner.run(*base, url)
+    assert status == 0
+    assert NAME in output
+    status, output = await partner.run(*base, "-o", "one", url + NAME)
+    assert status == 0, output
+    partner.got("one")
+    for command in (["-Q", f"rm /{NAME}", url], ["-Q", f"rename /{NAME} /x", url], ["-T", "upload.gz", url]):
+        status, output = await partner.run(*base, *command)
+        assert status != 0, output
+        assert "denied" in output.lower(), output
+    await partner.unharmed(1)
+
+
+async def test_paramiko(partner: Partner) -> None:
+    """paramiko prefetches, is refused remove, rename and put, and fetches again in the same session."""
+
+    def pull() -> None:
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+        client.connect(
+            "127.0.0.1", partner.listener.port, "triton", PASSWORD, look_for_keys=False, allow_agent=False, timeout=10
+        )
+        with client, client.open_sftp() as sftp:
+            assert sftp.listdir() == [NAME]
+            sftp.get(NAME, str(partner.home / "one"))
+            for attempt in (
+                lambda: sftp.remove(NAME),
+                lambda: sftp.rename(NAME, "x"),
+                lambda: sftp.put(str(partner.home / "upload.gz"), "upload.gz"),
+                lambda: sftp.chmod(NAME, 0o777),
+                lambda: sftp.truncate(NAME, 0),
+                lambda: sftp.utime(NAME, (0, 0)),
+                lambda: sftp.mkdir("d"),
+            ):
+                with pytest.raises(PermissionError):
+                    attempt()
+            sftp.get(NAME, str(partner.home / "two"))
+
+    await asyncio.to_thread(pull)
+    partner.got("one", "two")
+    await partner.unharmed(2)
+
+
+async def test_asyncssh(partner: Partner) -> None:
+    """asyncssh fetches, is refused remove, rename and put, and fetches again in the same session."""
+    async with partner.listener.connect() as connection, connection.start_sftp_client() as sftp:
+        await sftp.get(NAME, partner.home / "one")
+        for attempt in (sftp.remove(NAME), sftp.rename(NAME, "x"), sftp.put(partner.home / "upload.gz", "x")):
+            with pytest.raises(asyncssh.SFTPPermissionDenied):
+                await attempt
+        await sftp.get(NAME, partner.home / "two")
+    partner.got("one", "two")
+    await partner.unharmed(2)
+
+
+def _node_has_client() -> bool:
+    node = shutil.which("node")
+    return (
+        node is not None
+        and subprocess.run([node, "-e", "require('ssh2-sftp-client')"], capture_output=True).returncode == 0
+    )
+
+
+@pytest.mark.skipif(
+    not _node_has_client(), reason="ssh2-sftp-client is missing: npm install --prefix DIR, NODE_PATH=DIR/node_modules"
+)
+async def test_node_ssh2_sftp_client(partner: Partner) -> None:
+    """Node's client fetches in parallel pieces, is refused delete, rename and put, and fetches again."""
+    status, output = await partner.run(
+        *("node", str(CLIENTS / "node_pull.js"), partner.port, PASSWORD, NAME, "one"),
+        NODE_PATH=os.environ.get("NODE_PATH", ""),
+    )
+    assert status == 0, output
+    assert output.count("refused") == 3
+    partner.got("one", "one.again")
+    await partner.unharmed(2)
+
+
+@needs("java", package="default-jdk-headless libjsch-java")
+@pytest.mark.skipif(not JSCH.exists(), reason="JSch is missing: apt-get install libjsch-java")
+async def test_jsch_with_legacy_algorithms(legacy_partner: Partner) -> None:
+    """JSch 0.1.5x, what an old JVM puller is likely to be, fetches, is refused, and fetches again in its session."""
+    command = ["java", "-XX:+UseSerialGC", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]
+    status, output = await legacy_partner.run(*command, legacy_partner.port, PASSWORD, NAME, "one")
+    assert status == 0, output
+    assert output.count("refused 3") == 3
+    legacy_partner.got("one", "one.again")
+    await legacy_partner.unharmed(2)
+    assert legacy_partner.listener.logins[0].client.startswith("JSCH-0.1.5")
+
+
+@needs("java", package="default-jdk-headless libjsch-java")
+@pytest.mark.skipif(not JSCH.exists(), reason="JSch is missing: apt-get install libjsch-java")
+async def test_jsch_without_them_is_diagnosed(partner: Partner) -> None:
+    """The default profile refuses it, and the log names the setting that would help."""
+    from structlog.testing import capture_logs
+
+    command = ["java", "-XX:+UseSerialGC", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]
+    with capture_logs() as entries:
+        status, output = await partner.run(*command, partner.port, PASSWORD, NAME, "one")
+        async with asyncio.timeout(10):
+            while partner.listener.server.registry.connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    assert status == 1
+    assert "negotiation fail" in output
+    (line,) = [entry for entry in entries if entry.get("reason") == "no-common-algorithm"]
+    assert line["hint"] == "set legacy_algorithms = true in [sftp]"
+    assert line["client"].startswith("JSCH-0.1.5")

@@ -1,0 +1,138 @@
+"""The short way for file data gives what asyncssh's own way gives, and knows when it must not be used."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from server.sftp import fast_send as express
+
+from ..support.sftp import NAME, RawSftp, Running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GCM = ["aes128-gcm@openssh.com"]
+SIZE = 6_000_017
+
+
+def test_the_code_that_it_repeats_is_the_code_that_runs() -> None:
+    """A new asyncssh may count, encrypt or flush differently: read its send_packet, _flush_send_buf and GCMCipher, see
+    that `express` still does the same, and add the new fingerprint. Until then transfers go the slower, public way."""
+    assert express.code_in_use() in express.KNOWN_CODE
+    assert express.KNOWN
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What became of each reply: True when it went the short way."""
+    seen: list[bool] = []
+    send = express.FastSender.send
+
+    def watching(self: express.FastSender, transport: Any, reply: memoryview) -> int | None:
+        count = send(self, transport, reply)
+        seen.append(count is not None)
+        return count
+
+    monkeypatch.setattr(express.FastSender, "send", watching)
+    return seen
+
+
+async def pull(listener: Running, **options: Any) -> bool:
+    """Fetch a new file; whether it came whole."""
+    content = listener.served.add(NAME, os.urandom(SIZE))
+    async with (
+        listener.connect(**options) as connection,
+        connection.start_sftp_client() as sftp,
+        sftp.open(NAME, "rb") as file,
+    ):
+        return bytes(await file.read()) == content
+
+
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"])
+async def test_gcm_takes_the_short_way(listener: Running, sent: list[bool], cipher: str) -> None:
+    """File and small replies interleave in one stream of packets, and all of them decrypt."""
+    assert await pull(listener, encryption_algs=[cipher])
+    assert sent
+    assert all(sent)
+
+
+@pytest.mark.parametrize("cipher", ["aes128-ctr", "chacha20-poly1305@openssh.com"])
+async def test_other_ciphers_take_the_public_way(listener: Running, sent: list[bool], cipher: str) -> None:
+    """And the file is whole as well."""
+    assert await pull(listener, encryption_algs=[cipher])
+    assert sent
+    assert not any(sent)
+
+
+async def test_unknown_code_takes_the_public_way(
+    listener: Running, sent: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an asyncssh that was not read, nothing is guessed."""
+    monkeypatch.setattr(express, "KNOWN", False)
+    assert await pull(listener, encryption_algs=GCM)
+    assert not any(sent)
+
+
+async def test_new_keys_in_the_middle_of_a_file(listener: Running, sent: list[bool]) -> None:
+    """A client that exchanges keys every 200 kB gets its file whole, with both ways mixed."""
+    assert await pull(listener, encryption_algs=GCM, rekey_bytes=200_000)
+    assert any(sent)
+
+
+@pytest.mark.parametrize(("window", "packet"), [(40_000, 32_768), (300_000, 1_000), (2_000_000, 32_769), (65_536, 513)])
+async def test_windows_and_packet_sizes_of_the_client_are_kept(
+    listener: Running, sent: list[bool], window: int, packet: int
+) -> None:
+    """Whatever the client allows: no packet is longer, the window is never overrun, and the bytes are right."""
+    content = listener.served.add(NAME, os.urandom(500_003))
+    async with listener.connect(encryption_algs=GCM) as connection:
+        writer, reader, _ = await connection.open_session(
+            subsystem="sftp", encoding=None, window=window, max_pktsize=packet
+        )
+        raw = RawSftp(writer, reader)
+        raw.send(b"\x01\0\0\0\x03")
+        await raw.receive()
+        handle = await raw.open_file(NAME)
+        got = b""
+        while (part := await raw.read(handle, len(got), 50_000)) is not None:
+            got += part
+        assert got == content
+
+
+@pytest.mark.skipif(shutil.which("sftp") is None, reason="sftp is missing: apt-get install openssh-client")
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr"])
+async def test_openssh_exchanges_keys_in_the_middle(listener: Running, tmp_path: Path, cipher: str) -> None:
+    """OpenSSH with RekeyLimit 1M: a dozen key exchanges, and the file is whole."""
+    content = listener.served.add(NAME, os.urandom(2 * SIZE))
+    askpass = tmp_path / "askpass"
+    askpass.write_text("#!/bin/sh\necho 'correct horse'\n")
+    askpass.chmod(0o700)
+    process = await asyncio.create_subprocess_exec(
+        *("sftp", "-q", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", f"-oCiphers={cipher}"),
+        *("-oRekeyLimit=1M", "-P", str(listener.port), f"triton@127.0.0.1:{NAME}", str(tmp_path / "got")),
+        env={"PATH": os.environ["PATH"], "SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force"},
+        stdout=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert await asyncio.wait_for(process.wait(), 60) == 0
+    assert (tmp_path / "got").read_bytes() == content
+
+
+async def test_a_client_that_vanishes_in_the_middle_is_noticed(listener: Running) -> None:
+    """Nothing is written to a connection that is gone."""
+    listener.served.add_sparse("MEGA20261121-00.tsv.gz", 1 << 28)
+    connection = await listener.connect(encryption_algs=GCM)
+    raw = await RawSftp.open(connection)
+    handle = await raw.open_file("MEGA20261121-00.tsv.gz")
+    for offset in range(0, 1 << 28, 200_000):
+        raw.send(b"\x05" + bytes(4) + handle + offset.to_bytes(8, "big") + (200_000).to_bytes(4, "big"))
+    await raw.receive()
+    connection.abort()
+    await listener.finished_pickups()
+    async with listener.connect() as other, other.start_sftp_client() as sftp:
+        assert len(await sftp.listdir("/")) == 2

@@ -1,0 +1,97 @@
+"""What a client may do to us with a key exchange that it does not finish, or with packets as small as it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+import pytest
+from structlog.testing import capture_logs
+
+from server.pickups import Ending, Grade
+from server.sftp.connection import LEAST_PACKET, MOST_DEFERRED
+
+from ..support.sftp import NAME, RawSftp, Running, running, string
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENDLESS = (1 << 31) - 1
+CLOSE, READ = b"\x04", b"\x05"
+SIZE = 20_000_000
+EACH = 250_000
+
+
+async def exchange_without_end(connection: Any) -> None:
+    """Ask for new keys, take no answer any more, and go on asking for other things as if nothing were."""
+    connection._transport.pause_reading()
+    connection._send_kexinit()
+    connection._kex_complete = True
+    await asyncio.sleep(0)
+
+
+async def session(connection: Any, **options: Any) -> RawSftp:
+    writer, reader, _ = await connection.open_session(subsystem="sftp", encoding=None, **options)
+    raw = RawSftp(writer, reader)
+    raw.send(b"\x01\0\0\0\x03")
+    assert (await raw.receive())[0] == 2
+    return raw
+
+
+async def until_exchanging(listener: Running) -> Any:
+    (ours,) = listener.server.registry._connections
+    async with asyncio.timeout(10):
+        while not ours.exchanging:  # noqa: ASYNC110  # nobody announces it
+            await asyncio.sleep(0.01)
+    return ours
+
+
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
+async def test_what_waits_for_new_keys_is_neither_kept_nor_proven(listener: Running, cipher: str) -> None:
+    """A whole file is asked for and closed while keys are exchanged: no byte went out, so nobody picked it up, and what
+    waits is the questions, not the answers."""
+    listener.served.add(NAME, os.urandom(SIZE))
+    connection = await listener.connect(encryption_algs=[cipher])
+    raw = await session(connection, window=ENDLESS)
+    handle = await raw.open_file(NAME)
+    await exchange_without_end(connection)
+    for offset in range(0, SIZE, EACH):
+        raw.send(READ + bytes(4) + handle + offset.to_bytes(8, "big") + EACH.to_bytes(4, "big"))
+    raw.send(CLOSE + bytes(4) + handle)
+    ours = await until_exchanging(listener)
+    await asyncio.sleep(0.5)
+    assert sum(len(part) for _, parts in ours._deferred_packets for part in parts) < 1 << 20
+    assert listener.finished == []
+    connection.abort()
+    await connection.wait_closed()
+    (pickup,) = await listener.finished_pickups()
+    assert (pickup.grade, pickup.ending) == (Grade.OPENED, Ending.INTERRUPTED)
+
+
+async def test_questions_during_a_key_exchange_have_an_end(listener: Running) -> None:
+    """Replies to them wait in memory, which RFC 4253 (section 7.1) leaves no client a reason to fill."""
+    connection = await listener.connect()
+    await exchange_without_end(connection)
+    with capture_logs() as entries:
+        for _ in range(MOST_DEFERRED + 100):
+            connection.send_packet(80, string(b"keepalive@openssh.com"), b"\x01")
+        async with asyncio.timeout(10):
+            while listener.server.registry.connected:  # noqa: ASYNC110  # nobody announces it
+                await asyncio.sleep(0.02)
+    assert [entry["reason"] for entry in entries if "reason" in entry] == ["too-many-requests"]
+    connection.abort()
+    await connection.wait_closed()
+
+
+async def test_packets_too_small_to_be_worth_a_cipher_are_refused(tmp_path: Path, keys_dir: Path) -> None:
+    """With packets of one byte a single read would keep the whole service busy for seconds; the connection goes on."""
+    async with running(tmp_path, keys_dir, max_sessions_per_user=1) as it, it.connect() as connection:
+        it.served.add(NAME, b"content")
+        for size in (1, 17, LEAST_PACKET - 1):
+            with pytest.raises(asyncssh.ChannelOpenError, match="packet size"):
+                await session(connection, max_pktsize=size)
+        raw = await session(connection, max_pktsize=LEAST_PACKET)
+        handle = await raw.open_file(NAME)
+        assert await raw.read(handle, 0, 100) == b"content"

@@ -1,0 +1,365 @@
+"""Logging in, failing to, and what the listener says about it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import shutil
+import socket
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+import paramiko
+import pytest
+from asyncssh.connection import SSHConnection
+from structlog.testing import capture_logs
+
+from server.errors import ConfigError
+from server.settings import UserSettings
+from server.sftp.keys import load_credentials
+
+from ..support.sftp import CHEAP_HASH, NAME, PASSWORD, RawSftp, Running, running, sftp_settings, string
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+ELSEWHERE = ipaddress.ip_network("203.0.113.0/24")
+
+
+def refusals(entries: Any) -> list[tuple[str, str]]:
+    return [(entry["event"], entry["reason"]) for entry in entries if entry["event"].startswith("sftp refused")]
+
+
+@asynccontextmanager
+async def with_key(tmp_path: Path, keys_dir: Path, kind: str = "ssh-ed25519", **changes: Any) -> AsyncIterator[Any]:
+    """A listener whose user has a public key, and that key."""
+    key = asyncssh.generate_private_key(kind)
+    public = tmp_path / "triton.pub"
+    public.write_bytes(b"# partner\n\n" + key.export_public_key())
+    users = [UserSettings(name="triton", password_hash=CHEAP_HASH, authorized_keys=public)]
+    async with running(tmp_path, keys_dir, **({"users": users} | changes)) as it:
+        it.served.add(NAME, b"content")
+        yield it, key
+
+
+@pytest.mark.parametrize("kind", ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp521", "ssh-rsa"])
+async def test_a_user_logs_in_with_password_or_key(tmp_path: Path, keys_dir: Path, kind: str) -> None:
+    """Either opens the door, and the login line names client, kex, host key, cipher and MAC."""
+    async with with_key(tmp_path, keys_dir, kind) as (it, key):
+        with capture_logs() as entries:
+            async with it.connect(password=None, client_keys=[key]):
+                pass
+            async with it.connect():
+                pass
+        lines = [entry for entry in entries if entry["event"].endswith("logged in")]
+        assert [line["method"] for line in lines] == ["publickey", "password"]
+        assert lines[0]["event"].startswith("[conn=1 triton 127.0.0.1]")
+        assert lines[0]["client"].startswith("AsyncSSH_")
+        assert lines[0]["kex"] == "mlkem768x25519-sha256"
+        assert lines[0]["host_key"] in ("ssh-ed25519", "rsa-sha2-256", "rsa-sha2-512")
+        assert lines[0]["cipher"] == lines[0]["mac"] == "chacha20-poly1305@openssh.com"
+        assert [login.method for login in it.logins] == ["publickey", "password"]
+
+
+async def test_keyboard_interactive_asks_for_the_same_password(listener: Running) -> None:
+    """Some JVM clients try nothing else."""
+    async with listener.connect(preferred_auth="keyboard-interactive"):
+        pass
+    with pytest.raises(asyncssh.PermissionDenied):
+        await listener.connect(preferred_auth="keyboard-interactive", password="wrong")
+
+
+async def test_the_service_may_be_asked_for_before_every_try(listener: Running) -> None:
+    """paramiko does so: with an unknown key, or a wrong password, and then the right one, it must get in."""
+
+    def log_in() -> bool:
+        with contextlib.closing(paramiko.Transport(("127.0.0.1", listener.port))) as transport:
+            transport.start_client(timeout=20)
+            for attempt in (
+                lambda: transport.auth_publickey("triton", paramiko.ECDSAKey.generate()),
+                lambda: transport.auth_password("triton", "wrong", fallback=False),
+                lambda: transport.auth_password("triton", PASSWORD, fallback=False),
+            ):
+                with contextlib.suppress(paramiko.AuthenticationException):
+                    attempt()
+            return bool(transport.is_authenticated())
+
+    assert await asyncio.to_thread(log_in)
+
+
+async def test_sha1_signatures_of_users_are_refused(tmp_path: Path, keys_dir: Path) -> None:
+    """An RSA key logs in with rsa-sha2-256 and not with ssh-rsa, which asyncssh alone would take."""
+    async with with_key(tmp_path, keys_dir, "ssh-rsa") as (it, key):
+        pair = asyncssh.load_keypairs([key])[0]
+        pair.set_sig_algorithm(b"ssh-rsa")
+        pair.sig_algorithms = [b"ssh-rsa"]
+        with pytest.raises(asyncssh.PermissionDenied), capture_logs() as entries:
+            await it.connect(password=None, client_keys=[pair], signature_algs=["ssh-rsa"])
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "bad-signature")]
+        async with it.connect(password=None, client_keys=[key]):
+            pass
+
+
+async def test_a_failure_is_one_line_that_names_address_and_reason(listener: Running) -> None:
+    """A wrong password and an unknown user are told apart in the log and not to the client; nothing can be forged."""
+    errors = []
+    with capture_logs() as entries:
+        for user in ("triton", "root", "x sftp refused 1.2.3.4 reason=wrong-password"):
+            with pytest.raises(asyncssh.PermissionDenied) as error:
+                await listener.connect(username=user, password="wrong", preferred_auth="password")
+            errors.append(str(error.value).replace(user, "USER"))
+    assert len(set(errors)) == 1
+    assert refusals(entries) == [
+        ("sftp refused 127.0.0.1", "wrong-password"),
+        ("sftp refused 127.0.0.1", "unknown-user"),
+        ("sftp refused 127.0.0.1", "unknown-user"),
+    ]
+    assert entries[-1]["user"] == "x_sftp_refused_1.2.3.4_reason_wr"
+
+
+class Stubborn(asyncssh.SSHClient):
+    """A client that tries one wrong password after the other on one connection."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def password_auth_requested(self) -> str:
+        self.tries += 1
+        return f"wrong {self.tries}"
+
+
+async def test_tries_on_one_connection_are_limited(tmp_path: Path, keys_dir: Path) -> None:
+    """The connection ends with the last try, whatever the client wants."""
+    async with running(tmp_path, keys_dir, max_auth_tries=3) as it:
+        client = Stubborn()
+        with capture_logs() as entries, pytest.raises(asyncssh.DisconnectError):
+            await it.connect(client_factory=lambda: client, password=None, preferred_auth="password")
+        assert client.tries == 3
+        assert [reason for _, reason in refusals(entries)] == ["wrong-password"] * 3 + ["too-many-tries"]
+
+
+@asynccontextmanager
+async def hasty(monkeypatch: pytest.MonkeyPatch, requests: list[bytes]) -> AsyncIterator[None]:
+    """asyncssh's client, made to send these requests one after the other without waiting for an answer."""
+
+    async def send(connection: Any) -> None:
+        for request in requests:
+            if connection.is_closed() or connection._transport is None:
+                return
+            connection.send_packet(50, string(b"triton"), string(b"ssh-connection"), request)
+            await asyncio.sleep(0.02)
+
+    sending: list[asyncio.Task[None]] = []
+
+    def begin(connection: Any, **_: Any) -> None:
+        if not sending:
+            sending.append(asyncio.get_running_loop().create_task(send(connection)))
+
+    handlers = {
+        **SSHConnection._packet_handlers,
+        51: lambda *_: None,
+    }  # 51: a failure; expected once each
+    monkeypatch.setattr(SSHConnection, "_packet_handlers", handlers)
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "try_next_auth", begin)
+    yield
+    await asyncio.gather(*sending)
+
+
+def try_password(password: str) -> bytes:
+    return string(b"password") + b"\0" + string(password.encode())
+
+
+@pytest.mark.parametrize("allow_from", [[], [LOOPBACK]])
+async def test_tries_sent_without_waiting_count_and_wait_as_others(
+    tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, allow_from: list[Any]
+) -> None:
+    """asyncssh cancels a check when the next request comes; the try was one all the same, and so is its delay."""
+    users = [UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=allow_from)]
+    async with running(tmp_path, keys_dir, users=users, max_auth_tries=4) as it:
+        requests = [try_password(f"guess {number}") for number in range(30)]
+        with capture_logs() as entries:
+            async with hasty(monkeypatch, requests):
+                with pytest.raises(asyncssh.DisconnectError):
+                    await asyncio.wait_for(it.connect(), 20)
+        reasons = [reason for _, reason in refusals(entries)]
+        assert reasons.count("wrong-password") <= 4
+        assert reasons[-1] == "too-many-tries"
+
+
+async def test_requests_that_are_no_tries_have_an_end_too(
+    tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To change a password, or to be asked for nothing: no such request is ever granted, and nobody needs a hundred."""
+    async with running(tmp_path, keys_dir) as it:
+        change = string(b"password") + b"\1" + string(b"old") + string(b"new")
+        with capture_logs() as entries:
+            async with hasty(monkeypatch, [change, string(b"none")] * 60):
+                with pytest.raises(asyncssh.ProtocolError):
+                    await asyncio.wait_for(it.connect(), 20)
+        assert [reason for _, reason in refusals(entries)] == ["too-many-requests"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"GET / HTTP/1.1\r\nHost: sftp.example.com\r\n\r\n" * 50,
+        b"x" * 100_000,
+        b"SSH-1.5-old\r\n",
+        b"SSH-2.0-x\r\n" * 9,
+    ],
+    ids=["browser", "endless", "version 1", "no packets"],
+)
+async def test_what_is_no_ssh_is_a_refusal_like_any_other(listener: Running, words: bytes) -> None:
+    """A scanner or a broken client leaves one line with its address, and nothing of what it said beside a version."""
+    with capture_logs() as entries:
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(words)
+        async with asyncio.timeout(10):
+            with contextlib.suppress(OSError):
+                await reader.read()
+                while await reader.read(1000):
+                    pass
+            while listener.server.registry.connected:  # noqa: ASYNC110  # nobody announces it
+                await asyncio.sleep(0.02)
+        writer.close()
+    assert refusals(entries) == [("sftp refused 127.0.0.1", "protocol-error")]
+    assert not any("HTTP" in str(entry) for entry in entries)
+
+
+async def test_a_user_name_that_is_none_is_a_refusal_too(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncssh ends the connection over it before anybody is asked."""
+    with capture_logs() as entries:
+        monkeypatch.setattr("asyncssh.connection.saslprep", str)
+        with pytest.raises(asyncssh.DisconnectError):
+            await listener.connect(username="x" * 2000)
+    assert refusals(entries) == [("sftp refused 127.0.0.1", "protocol-error")]
+
+
+async def test_failures_end_in_a_ban_that_status_shows_and_time_lifts(tmp_path: Path, keys_dir: Path) -> None:
+    """After ban_after failures the address is closed out before key exchange, with the right password too."""
+    async with running(tmp_path, keys_dir, ban_after=3, ban_time=timedelta(seconds=2)) as it:
+        for _ in range(3):
+            with pytest.raises((asyncssh.DisconnectError, OSError)):
+                await it.connect(password="wrong")
+        (ban,) = it.server.registry.bans()
+        assert (ban.address, ban.failures) == ("127.0.0.1", 3)
+        with capture_logs() as entries, pytest.raises((asyncssh.DisconnectError, OSError)):
+            await it.connect()
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "banned")]
+        async with asyncssh.connect(
+            "127.0.0.1",
+            it.port,
+            local_addr=("127.0.0.2", 0),
+            username="triton",
+            password=PASSWORD,
+            known_hosts=None,
+            client_keys=None,
+            agent_path=None,
+            config=None,
+        ):
+            pass
+        await asyncio.sleep(2.1)
+        async with it.connect():
+            assert it.server.registry.bans() == []
+
+
+async def test_an_address_in_an_allow_list_is_never_banned(tmp_path: Path, keys_dir: Path) -> None:
+    """Their own mistakes do not lock the partner out."""
+    users = [UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=[LOOPBACK])]
+    async with running(tmp_path, keys_dir, ban_after=2, users=users) as it:
+        for _ in range(5):
+            with pytest.raises(asyncssh.PermissionDenied):
+                await it.connect(password="wrong")
+        assert it.server.registry.bans() == []
+        async with it.connect():
+            pass
+
+
+async def test_keys_that_are_offered_and_unknown_are_no_failures(tmp_path: Path, keys_dir: Path) -> None:
+    """An agent with many keys gets in with the last of them, and counts nothing towards a ban."""
+    async with with_key(tmp_path, keys_dir, ban_after=2) as (it, key):
+        others = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(10)]
+        async with it.connect(password=None, client_keys=[*others, key]):
+            pass
+        assert it.server.registry.counters.refusals == {}
+
+
+async def test_allow_lists_are_checked_before_key_exchange_when_every_user_has_one(
+    tmp_path: Path, keys_dir: Path
+) -> None:
+    """From a wrong address there is no banner, not even for a moment."""
+    users = [UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=[ELSEWHERE])]
+    async with running(tmp_path, keys_dir, users=users) as it:
+        with capture_logs() as entries:
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+            assert await reader.read() == b""
+            writer.close()
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "address-not-allowed")]
+
+
+async def test_allow_lists_are_checked_at_login_when_some_user_has_none(tmp_path: Path, keys_dir: Path) -> None:
+    """The listed user is refused from elsewhere with the right password, the other one comes in."""
+    users = [
+        UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=[ELSEWHERE]),
+        UserSettings(name="ops", password_hash=CHEAP_HASH),
+    ]
+    async with running(tmp_path, keys_dir, users=users) as it:
+        with capture_logs() as entries, pytest.raises(asyncssh.PermissionDenied):
+            await it.connect()
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "address-not-allowed")]
+        async with it.connect(username="ops"):
+            pass
+
+
+async def test_a_reload_holds_for_new_connections_and_running_ones_go_on(tmp_path: Path, keys_dir: Path) -> None:
+    """A new password replaces the old one; who is inside stays and goes on reading."""
+    async with running(tmp_path, keys_dir) as it:
+        content = it.served.add(NAME, b"c" * 100_000)
+        async with it.connect() as connection:
+            raw = await RawSftp.open(connection)
+            handle = await raw.open_file(NAME)
+            settings = sftp_settings(
+                users=[UserSettings(name="newname", password_hash=CHEAP_HASH)], max_handles_per_session=1
+            )
+            it.server.replace(settings, load_credentials(settings, keys_dir))
+            assert await raw.read(handle, 0, 200_000) == content
+            with pytest.raises(asyncssh.PermissionDenied):
+                await it.connect()
+            async with it.connect(username="newname"):
+                pass
+
+
+async def test_a_bad_file_leaves_the_old_set_in_force(tmp_path: Path, keys_dir: Path) -> None:
+    """Loading fails as a whole before anything is swapped, and the old user still logs in."""
+    async with running(tmp_path, keys_dir) as it:
+        copy = shutil.copytree(keys_dir, tmp_path / "broken")
+        (copy / "ssh_host_rsa_key").write_text("no key")
+        with pytest.raises(ConfigError):
+            it.server.replace(it.server.settings, load_credentials(it.server.settings, copy))
+        async with it.connect():
+            pass
+
+
+async def test_it_starts_without_a_home(tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd's DynamicUser has neither $HOME nor a line in passwd."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("uid")))
+    async with running(tmp_path, keys_dir) as it:
+        monkeypatch.undo()  # the client wants one
+        async with it.connect():
+            pass
+
+
+async def test_it_serves_on_an_inherited_socket(tmp_path: Path, keys_dir: Path) -> None:
+    """A socket that systemd bound is used as it is."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    async with running(tmp_path, keys_dir, sock=sock) as it:
+        assert it.port == port
+        async with it.connect():
+            pass

@@ -1,0 +1,233 @@
+"""The record of a pickup, for every way a file can be taken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from server.pickups import Ending, Grade, Pickup
+from server.sftp.delivery import ByteStream
+
+from ..support.sftp import NAME, RawSftp, Running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SIZE = 1_000_003
+CLOSE, READ = 4, 5
+
+
+@pytest.fixture
+async def raw(listener: Running) -> AsyncIterator[RawSftp]:
+    """A session beside a file of SIZE random bytes."""
+    listener.served.prune(NAME)
+    listener.served.add(NAME, os.urandom(SIZE))
+    async with listener.connect() as connection:
+        yield await RawSftp.open(connection)
+
+
+def verdict(pickup: Pickup) -> tuple[Any, ...]:
+    return pickup.grade, pickup.ending, pickup.covered, pickup.bytes_answered
+
+
+async def test_a_whole_read_is_complete(listener: Running, raw: RawSftp) -> None:
+    """Front to end, then closed: complete; the record holds who, from where, with what, when."""
+    with capture_logs() as entries:
+        handle = await raw.open_file(NAME)
+        (opened,) = listener.pickups
+        assert (opened.grade, opened.ended, opened.ending) == (Grade.OPENED, None, None)
+        for offset in range(0, SIZE, 50_000):
+            await raw.read(handle, offset, 50_000)
+        await raw.status(CLOSE, handle)
+        (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.COMPLETE, Ending.CLOSED, SIZE, SIZE)
+    assert pickup.id == opened.id
+    assert (pickup.user, pickup.address, str(pickup.name), pickup.size) == ("triton", "127.0.0.1", NAME, SIZE)
+    assert pickup.client.startswith("AsyncSSH_")
+    assert pickup.ended is not None
+    assert pickup.started <= pickup.ended
+    (line,) = [entry for entry in entries if "picked up" in entry["event"]]
+    assert line["event"] == f"[conn=1 triton 127.0.0.1] picked up {NAME}"
+    assert line["bytes"] == SIZE
+
+
+async def test_reads_in_any_order_are_complete(listener: Running, raw: RawSftp) -> None:
+    """The union of the ranges counts, not their order."""
+    handle = await raw.open_file(NAME)
+    offsets = list(range(0, SIZE, 9_000))
+    random.Random(1).shuffle(offsets)
+    for offset in offsets:
+        await raw.read(handle, offset, 9_000)
+    await raw.status(CLOSE, handle)
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.COMPLETE, Ending.CLOSED, SIZE, SIZE)
+
+
+async def test_tails_read_again_count_once(listener: Running, raw: RawSftp) -> None:
+    """OpenSSH reads past the end and reads tails again: more bytes, the same cover."""
+    handle = await raw.open_file(NAME)
+    for offset in range(0, SIZE, 200_000):
+        await raw.read(handle, offset, 200_000)
+    await raw.read(handle, SIZE - 1000, 32_768)
+    assert await raw.read(handle, SIZE, 32_768) is None
+    await raw.status(CLOSE, handle)
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.COMPLETE, Ending.CLOSED, SIZE, SIZE + 1000)
+
+
+async def test_as_many_bytes_as_the_file_has_prove_nothing(listener: Running, raw: RawSftp) -> None:
+    """The first half read twice is a partial pickup."""
+    handle = await raw.open_file(NAME)
+    for offset in [*range(0, SIZE // 2, 100_000)] * 3:
+        await raw.read(handle, offset, 100_000)
+    await raw.status(CLOSE, handle)
+    (pickup,) = await listener.finished_pickups()
+    assert pickup.bytes_answered > SIZE
+    assert (pickup.grade, pickup.ending, pickup.covered) == (Grade.PARTIAL, Ending.CLOSED, 600_000)
+
+
+async def test_a_half_read_closed_cleanly_is_partial(listener: Running, raw: RawSftp) -> None:
+    """Half a file, closed: partial, closed."""
+    with capture_logs() as entries:
+        handle = await raw.open_file(NAME)
+        await raw.read(handle, 0, 200_000)
+        await raw.status(CLOSE, handle)
+        (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.PARTIAL, Ending.CLOSED, 200_000, 200_000)
+    (line,) = [entry for entry in entries if f"left {NAME}" in entry["event"]]
+    assert (line["bytes"], line["of"], line["grade"], line["ended"]) == (200_000, SIZE, "partial", "closed")
+
+
+async def test_a_cut_connection_is_interrupted(listener: Running) -> None:
+    """Everything read and then no CLOSE: partial, interrupted, since the client may not have written it."""
+    connection = await listener.connect()
+    raw = await RawSftp.open(connection)
+    handle = await raw.open_file(NAME)
+    size = listener.served.files[NAME].size
+    for offset in range(0, size, 200_000):
+        await raw.read(handle, offset, 200_000)
+    connection.abort()
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, size, size)
+
+
+async def test_a_close_sent_ahead_of_the_bytes_proves_nothing(listener: Running) -> None:
+    """Reads and CLOSE in one breath, nothing taken, connection cut: partial, interrupted."""
+    listener.served.add("MEGA20261121-00.tsv.gz", bytes(8_000_000))
+    connection = await listener.connect()
+    raw = await RawSftp.open(connection)
+    handle = await raw.open_file("MEGA20261121-00.tsv.gz")
+    raw.writer.channel.pause_reading()
+    for offset in range(0, 8_000_000, 200_000):
+        raw.send(bytes([READ]) + bytes(4) + handle + offset.to_bytes(8, "big") + (200_000).to_bytes(4, "big"))
+    raw.send(bytes([CLOSE]) + bytes(4) + handle)
+    await asyncio.sleep(0.3)
+    assert listener.finished == []
+    connection.abort()
+    (pickup,) = await listener.finished_pickups()
+    assert (pickup.grade, pickup.ending) == (Grade.PARTIAL, Ending.INTERRUPTED)
+
+
+async def test_a_close_sent_ahead_is_complete_once_the_bytes_were_taken(listener: Running, raw: RawSftp) -> None:
+    """The same client, but it takes everything in the end: complete."""
+    handle = await raw.open_file(NAME)
+    offsets = range(0, SIZE, 100_000)
+    for offset in offsets:
+        raw.send(bytes([READ]) + bytes(4) + handle + offset.to_bytes(8, "big") + (100_000).to_bytes(4, "big"))
+    raw.send(bytes([CLOSE]) + bytes(4) + handle)
+    for _ in range(len(offsets) + 1):
+        await raw.receive()
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.COMPLETE, Ending.CLOSED, SIZE, SIZE)
+
+
+async def test_two_sessions_at_once_have_two_records(listener: Running) -> None:
+    """Each handle is a pickup of its own, also on one connection and of one file."""
+    async with listener.connect() as one, listener.connect() as two:
+        first, second = await RawSftp.open(one), await RawSftp.open(two)
+        third = await RawSftp.open(two)
+        handles = [await raw.open_file(NAME) for raw in (first, second, third)]
+        size = listener.served.files[NAME].size
+        for offset in range(0, size, 200_000):
+            await asyncio.gather(first.read(handles[0], offset, 200_000), third.read(handles[2], offset, 200_000))
+        await second.read(handles[1], 0, 10)
+        for raw, handle in zip((first, second, third), handles, strict=True):
+            await raw.status(CLOSE, handle)
+        pickups = await listener.finished_pickups(3)
+    assert len({pickup.id for pickup in pickups}) == 3
+    assert sorted(pickup.grade for pickup in pickups) == [Grade.COMPLETE, Grade.COMPLETE, Grade.PARTIAL]
+
+
+async def test_a_file_pruned_meanwhile_is_still_picked_up(listener: Running, raw: RawSftp) -> None:
+    """The open handle reads on, and the record is complete."""
+    handle = await raw.open_file(NAME)
+    await raw.read(handle, 0, 100_000)
+    listener.served.prune(NAME)
+    for offset in range(100_000, SIZE, 100_000):
+        await raw.read(handle, offset, 100_000)
+    await raw.status(CLOSE, handle)
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.COMPLETE, Ending.CLOSED, SIZE, SIZE)
+
+
+async def test_an_opened_file_that_was_not_read_is_opened(listener: Running, raw: RawSftp) -> None:
+    """Looking is no pickup."""
+    await raw.status(CLOSE, await raw.open_file(NAME))
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.OPENED, Ending.CLOSED, 0, 0)
+
+
+async def test_a_transfer_may_finish_while_the_service_stops(listener: Running, raw: RawSftp) -> None:
+    """drain lets the open file be read to its end, lets no new one be opened, then closes the connections."""
+    handle = await raw.open_file(NAME)
+    draining = asyncio.create_task(listener.server.drain(20))
+    await asyncio.sleep(0)
+    with pytest.raises(OSError):
+        await asyncio.open_connection("127.0.0.1", listener.port or 1)
+    assert (await raw.ask(3, b"\0\0\0\x16" + NAME.encode() + b"\0\0\0\1" + bytes(4)))[0] == 101
+    for offset in range(0, SIZE, 100_000):
+        await raw.read(handle, offset, 100_000)
+    await raw.status(CLOSE, handle)
+    await asyncio.wait_for(draining, 10)
+    (pickup,) = listener.finished
+    assert pickup.grade is Grade.COMPLETE
+    assert listener.server.registry.connected == 0
+
+
+async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(listener: Running, raw: RawSftp) -> None:
+    """drain waits no longer than it was told, and the record says interrupted."""
+    handle = await raw.open_file(NAME)
+    await raw.read(handle, 0, 100_000)
+    await asyncio.wait_for(listener.server.drain(0.2), 10)
+    (pickup,) = listener.finished
+    assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, 100_000, 100_000)
+
+
+def test_an_acknowledgement_in_the_middle_of_counting_is_counted_once() -> None:
+    """The place that all bytes reach is right also when the peer acknowledges while it is worked out.
+
+    A place too far would never be reached by a client that closes and leaves: its pickup would be "interrupted".
+    """
+
+    class Sending(ByteStream):
+        """Five bytes are sent; the acknowledgement comes while the system is asked how many are on their way."""
+
+        def __init__(self) -> None:
+            super().__init__(SimpleNamespace(transport=None))  # type: ignore[arg-type]  # there is no connection
+            self.reached = 0
+
+        def acknowledged(self) -> int:
+            return self.reached
+
+        def _queued(self) -> int:
+            on_their_way = 5 - self.reached
+            self.reached = 5
+            return on_their_way
+
+    assert Sending().sent() == 5

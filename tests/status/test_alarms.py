@@ -1,0 +1,210 @@
+"""Each alarm: what raises it, how badly, what it says, and when it is over."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from server.publish.holds import HoldPolicy
+from server.status.alarms import Alarm, Level, Measured, Partner, alarms
+from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, rows_of
+
+NOW = at(1, "09:00")
+TEN = timedelta(minutes=10)
+RUNNING = {"last_round": NOW.isoformat()}
+
+
+def of_service(facts: dict[str, Any], measured: Measured = HEALTHY, now: datetime = NOW) -> list[tuple[str, str]]:
+    """(level, name) of every alarm of an installation without days."""
+    return [(alarm.level.name, alarm.name) for alarm in alarms([], facts, measured, HoldPolicy(), TEN, now)]
+
+
+def of_day(site: Site, now: datetime) -> dict[str, Alarm]:
+    """The alarms about the first day, by name."""
+    return {alarm.name: alarm for alarm in site.alarms(now) if alarm.subject == str(DAY)}
+
+
+def levels(site: Site, now: datetime) -> dict[str, str]:
+    """The same, with the levels only."""
+    return {name: alarm.level.name for name, alarm in of_day(site, now).items()}
+
+
+async def test_a_day_on_its_way_alarms_nobody(site: Site) -> None:
+    """Open, settling, published in time and picked up in time are no alarms."""
+    site.put(rows_of(DAY, 3), at(1, "05:00"))
+    for now in (at(0, "12:00"), at(1, "05:30"), at(1, "06:05")):
+        await site.round(now)
+        assert levels(site, now) == {}
+    site.pick_up(at(1, "12:00"))
+    assert levels(site, at(3, "01:00")) == {}
+
+
+async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(site: Site) -> None:
+    """Missing is a warning while there is time; with the deadline it becomes critical; four days later it is over."""
+    await site.round(at(1, "04:35"))
+    assert levels(site, at(1, "04:35")) == {"day_missing": "WARNING"}
+    assert levels(site, at(1, "12:00")) == {"day_missing": "CRITICAL", "day_not_published": "WARNING"}
+    assert levels(site, at(1, "18:00")) == {"day_missing": "CRITICAL", "day_not_published": "CRITICAL"}
+    late = of_day(site, at(2, "02:00"))["day_not_published"]
+    assert late.level is Level.CRITICAL and "its deadline was 2 h ago" in late.sentence
+    assert "support-megaphone" in of_day(site, at(2, "02:00"))["day_missing"].hint
+    assert levels(site, at(6, "23:59")) and not levels(site, at(7))
+
+
+async def test_a_stale_day_is_told(site: Site) -> None:
+    """Stale is told like missing."""
+    site.put(rows_of(DAY, 3), at(0, "20:00"))
+    await site.round(at(1, "04:35"))
+    assert levels(site, at(1, "04:35")) == {"day_stale": "WARNING"}
+
+
+async def test_a_held_and_a_failed_day_are_critical_with_something_to_type(site: Site) -> None:
+    """A person must look: critical from the first minute, with the sentence's cure as hint."""
+    site.put(rows_of(DAY, 3) + broken_rows(3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    assert levels(site, at(1, "05:35")) == {"day_held": "CRITICAL"}
+    assert "--accept-rejects" in of_day(site, at(1, "05:35"))["day_held"].hint
+    site.put(rows_of(DAY, 3), at(1, "05:00"), cut=5)
+    await site.round(at(1, "06:35"))
+    assert levels(site, at(1, "06:35")) == {"day_failed": "CRITICAL"}
+    assert "cut short" in of_day(site, at(1, "06:35"))["day_failed"].hint
+
+
+async def test_a_published_day_that_nobody_picks_up_is_told(site: Site) -> None:
+    """Warned of 12 hours before D+3 00:00Z, critical 6 hours before and after it, over when it is picked up."""
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    assert levels(site, at(2, "11:59")) == {}
+    assert levels(site, at(2, "12:00")) == {"day_not_picked_up": "WARNING"}
+    assert levels(site, at(2, "18:00")) == {"day_not_picked_up": "CRITICAL"}
+    assert levels(site, at(3, "05:00")) == {"day_not_picked_up": "CRITICAL"}
+    assert "puller" in of_day(site, at(3))["day_not_picked_up"].hint
+    site.pick_up(at(3, "06:00"))
+    assert levels(site, at(3, "06:01")) == {}
+
+
+async def test_where_nobody_is_required_nobody_is_waited_for(site: Site) -> None:
+    """Without a required user the second deadline is no alarm."""
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    now = at(3, "05:00")
+    days = list(site.days(now, [("auditor", False)]).values())
+    found = alarms(days, {"last_round": now.isoformat()}, HEALTHY, HoldPolicy(), TEN, now)
+    assert "day_not_picked_up" not in {alarm.name for alarm in found}
+
+
+async def test_a_day_published_unfinal_is_a_warning(site: Site) -> None:
+    """A day that was given up is told with its remark until it is over."""
+    site.put(rows_of(DAY, 3), at(0, "20:00"))
+    await site.round(at(1, "23:00"))
+    found = of_day(site, at(1, "23:00"))
+    assert set(found) == {"day_given_up"} and found["day_given_up"].level is Level.WARNING
+    assert "not final at give_up_waiting: stale" in found["day_given_up"].sentence
+
+
+async def test_what_is_odd_about_a_published_day_is_noticed(site: Site) -> None:
+    """Addresses that end in 0 or are tokens are told for the day that has them, its late files not counted again."""
+    site.put(rows_of(DAY, 8) + rows_of(DAY, 2, 8, ip="203.0.113.0"), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.put(rows_of(DAY, 8) + rows_of(DAY, 4, 8, ip="203.0.113.0"), at(1, "08:00"))
+    await site.round(at(1, "09:05"))
+    noticed = [alarm.sentence for alarm in site.alarms(at(1, "09:05")) if alarm.name == "day_noticed"]
+    assert len(noticed) == 1 and "20.0% of the IPv4 addresses end in 0" in noticed[0]
+
+
+async def test_a_pruned_day_is_told_of_no_more(site: Site) -> None:
+    """What was pruned is over, picked up or not."""
+    site.settings["keep_days"] = 4
+    site.restart()
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    assert levels(site, at(5, "06:00")) == {"day_not_picked_up": "CRITICAL"}
+    site.prune(at(5, "06:00"))
+    assert levels(site, at(5, "06:00")) == {}
+
+
+async def test_a_day_of_another_volume_is_noticed(site: Site) -> None:
+    """Far fewer rows than on the same weekdays before is a warning; a day adopted without its books is no measure."""
+    site.restart(look_back_days=28, first_day=None)
+    for week, count in enumerate((400, 400, 400, 400, 5)):
+        day = DAY + timedelta(weeks=week)
+        site.put(rows_of(day, count), at(1, "04:10", day), day)
+    now = at(1, "06:00", DAY + timedelta(weeks=4))
+    await site.round(now)
+    (alarm,) = [alarm for alarm in site.alarms(now) if alarm.name == "day_volume"]
+    assert alarm.subject == "2026-12-18" and "5 rows" in alarm.sentence and "about 400" in alarm.sentence
+    site.stop()
+    for path in site.point.data_dir.glob("ledger.sqlite3*"):
+        path.unlink()
+    site.start()
+    await site.round(now)
+    assert "day_volume" not in site.alarm_names(now)
+    assert {day.rows for day in site.days(now).values() if day.publications} == {0}
+
+
+@pytest.mark.parametrize(("silent", "longest", "told"), [
+    (timedelta(hours=30), timedelta(), False),
+    (timedelta(hours=31), timedelta(), True),
+    (timedelta(hours=31), timedelta(hours=20), True),
+    (timedelta(hours=60), timedelta(hours=40), False),
+    (timedelta(hours=61), timedelta(hours=40), True),
+])  # fmt: skip
+def test_a_partner_that_fell_silent_is_told(silent: timedelta, longest: timedelta, told: bool) -> None:
+    """Longer than half as much again as ever, and than a quarter more than its rhythm, is a warning."""
+    partner = Partner("triton", NOW - silent, longest)
+    found = alarms([], RUNNING, HEALTHY, HoldPolicy(), TEN, NOW, partners=[partner])
+    assert [alarm.name for alarm in found] == (["partner_silent"] if told else [])
+
+
+@pytest.mark.parametrize(("facts", "expected"), [
+    (RUNNING, []),
+    ({}, [("CRITICAL", "feed_not_running")]),
+    ({"last_round": (NOW - timedelta(minutes=35)).isoformat()}, []),
+    ({"last_round": (NOW - timedelta(minutes=36)).isoformat()}, [("CRITICAL", "feed_not_running")]),
+    (RUNNING | {"source_error": "no bucket", "source_hint": "make it"}, [("WARNING", "source")]),
+    (RUNNING | {"source_error": "", "round_error": ""}, []),
+    (RUNNING | {"round_error": "disk full"}, [("CRITICAL", "data_folder")]),
+    (RUNNING | {"clock_skew": 60.0}, []),
+    (RUNNING | {"clock_skew": -61.0}, [("WARNING", "clock")]),
+])  # fmt: skip
+def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    """A feed that does not run, a source or folder that cannot be used, a clock that is off."""
+    assert of_service(facts) == expected
+
+
+@pytest.mark.parametrize(("measured", "expected"), [
+    (Measured(0.1, 1 << 30), []),
+    (Measured(0.099, 50 << 30), [("WARNING", "disk")]),
+    (Measured(0.029, 50 << 30), [("CRITICAL", "disk")]),
+    (Measured(0.5, (1 << 30) - 1), [("WARNING", "disk")]),
+    (Measured(0.5, (200 << 20) - 1), [("CRITICAL", "disk")]),
+    (Measured(0.5, 50 << 30, ("keys/ip_hash.key",)), [("CRITICAL", "key_readable")]),
+    (Measured(0.5, 50 << 30, (), "row 3 missing"), [("CRITICAL", "ledger_damaged")]),
+    (Measured(0.5, 50 << 30, (), "", "cannot be used", "ls -l data"), [("CRITICAL", "ledger_unreadable")]),
+])  # fmt: skip
+def test_the_machine(measured: Measured, expected: list[tuple[str, str]]) -> None:
+    """A disk that fills up, a key that others can read, a damaged ledger."""
+    assert of_service(RUNNING, measured) == expected
+
+
+def test_the_worst_comes_first_and_each_has_something_to_type() -> None:
+    """Critical before warnings; every alarm has a hint."""
+    found = alarms([], {"clock_skew": 100.0}, Measured(0.05, 50 << 30, ("k",), "bad"), HoldPolicy(), TEN, NOW)
+    assert [alarm.level for alarm in found] == sorted((alarm.level for alarm in found), reverse=True)
+    assert len(found) == 5 and all(alarm.hint for alarm in found)
+
+
+async def test_late_rows_that_cannot_be_published_are_told(site: Site) -> None:
+    """The day itself is published, and stays so; found by the fault campaign, on a disk that went on saying no."""
+    site.put(rows_of(DAY, 20), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.put(rows_of(DAY, 30), at(1, "09:00"), cut=9)
+    await site.round(at(1, "10:15"))
+    alarm = of_day(site, at(1, "10:15"))["day_late_failed"]
+    assert (alarm.level, site.state(at(1, "10:15"))) == (Level.WARNING, "published")
+    assert f"late rows of {DAY} cannot be published" in alarm.sentence and alarm.hint
+    site.put(rows_of(DAY, 30), at(1, "10:30"))
+    await site.round(at(1, "12:00"))
+    assert "day_late_failed" not in of_day(site, at(1, "12:00"))

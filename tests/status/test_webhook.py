@@ -1,0 +1,97 @@
+"""The webhook and the heartbeat: the real service tells a real HTTP server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..support.program import day_before, export_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..support.program import ServiceSite
+    from ..support.webhook_server import Ear
+
+BROKEN = b"this is no JSON"
+
+
+def held_site(site: ServiceSite, ear: Ear) -> None:
+    """Yesterday is held, because a third of its rows cannot be lines."""
+    yesterday = day_before(1)
+    site.put(yesterday, export_of(yesterday, 2, BROKEN))
+    site.configure(export=f'url = "exports"\nfirst_day = "{yesterday}"', more=ear.alerts)
+
+
+async def test_an_alarm_is_told_once_also_over_a_restart_and_so_is_its_end(service_site: ServiceSite, ear: Ear) -> None:
+    """A day that is held is raised once; nothing more is said of it until an operator has decided."""
+    held_site(service_site, ear)
+    first = await service_site.serve()
+    await ear.until(lambda: bool(ear.hooks), "the day that is held")
+    message = ear.hooks[0]
+    assert message["level"] == "CRITICAL"
+    (alarm,) = [alarm for alarm in message["raised"] if alarm["name"] == "day_held"]
+    assert alarm["level"] == "CRITICAL" and alarm["subject"] == str(day_before(1))
+    assert "--accept-rejects" in alarm["hint"] and str(day_before(1)) in message["text"]
+    assert "feed_not_running" not in {alarm["name"] for alarm in message["raised"]}  # a start is no alarm
+    assert await first.running.stops() == 0
+
+    second = await service_site.serve()
+    beats = ear.beats
+    await ear.until(lambda: ear.beats >= beats + 3, "three more rounds")
+    assert ear.told("raised", "day_held") == ["CRITICAL"]
+
+    done = service_site.run("feed", "--day", str(day_before(1)), "--accept-rejects")
+    assert done.returncode == 0, done.stderr
+    await ear.until(lambda: bool(ear.told("cleared", "day_held")), "the end of it")
+    assert ear.told("cleared", "day_held") == [f"day_held {day_before(1)}"]
+    assert ear.told("raised", "day_held") == ["CRITICAL"]
+    assert await second.running.stops() == 0
+
+
+async def test_a_webhook_that_does_not_take_it_is_told_again_until_it_does(service_site: ServiceSite, ear: Ear) -> None:
+    """Two answers of 503, one redirect, then 200: the same is told four times, and no more."""
+    held_site(service_site, ear)
+    ear.answers = [503, 503, 302]
+    serving = await service_site.serve()
+    await ear.until(lambda: len(ear.hooks) >= 4, "the fourth try")
+    beats = ear.beats
+    await ear.until(lambda: ear.beats >= beats + 3, "three more rounds")
+    assert ear.told("raised", "day_held") == ["CRITICAL"] * 4
+    assert await serving.running.stops() == 0
+    assert serving.running.count("webhook did not accept alarms") == 3
+    assert serving.running.count("webhook accepted alarms") == 1
+
+
+async def test_a_webhook_that_is_down_holds_nothing_up(service_site: ServiceSite, ear: Ear) -> None:
+    """Nobody listens there: the day is published and served all the same, and the address stays out of the log."""
+    yesterday = day_before(1)
+    service_site.put(yesterday, export_of(yesterday))
+    nobody = 'webhook_url = "http://127.0.0.1:1/hook/s3cret"\nheartbeat_url = "http://127.0.0.1:1/s3cret"\n'
+    first = f'url = "exports"\nfirst_day = "{day_before(2)}"'  # of which there is no export: an alarm
+    service_site.configure(export=first, more=f"[alerts]\n{nobody}")
+    serving = await service_site.serve()
+    await serving.sees(f"TEST{yesterday:%Y%m%d}-00.tsv.gz")
+    await serving.running.says("webhook did not accept alarms", 2)
+    await serving.running.says("heartbeat failed")
+    assert await serving.running.stops() == 0
+    assert serving.running.count("heartbeat failed") == 1  # a state, told once
+    assert "s3cret" not in serving.running.text
+
+
+async def test_the_heart_beats_after_good_rounds_only(service_site: ServiceSite, ear: Ear) -> None:
+    """While the exports cannot be reached nothing is fetched; afterwards it is again."""
+    service_site.configure(export=f'url = "exports"\nfirst_day = "{day_before(1)}"', more=ear.alerts)
+    away: Path = service_site.folder / "away"
+    serving = await service_site.serve()
+    await ear.until(lambda: ear.beats >= 2, "two good rounds")
+    service_site.exports.rename(away)
+    await serving.running.says("feed lost the source")
+    silent = ear.beats
+    await ear.until(lambda: bool(ear.told("raised", "source")), "the source's alarm")
+    rounds = len(ear.hooks)
+    assert rounds and ear.beats == silent
+    away.rename(service_site.exports)
+    await serving.running.says("feed reached the source again")
+    await ear.until(lambda: ear.beats > silent, "a beat after the source came back")
+    await ear.until(lambda: bool(ear.told("cleared", "source")), "the end of the source's alarm")
+    assert await serving.running.stops() == 0

@@ -1,0 +1,1 @@
+"""What is on disk under data_dir and survives a restart."""

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: sites, servers, clients, rows, and what is fuzzed."""

@@ -1,0 +1,147 @@
+"""Signals, and tasks that die: how the service ends, and how it changes its users while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import asyncssh
+import pytest
+from argon2 import PasswordHasher
+
+from .support.program import (
+    day_before,
+    export_of,
+    log_in,
+    log_of,
+)
+from .support.sftp import PASSWORD
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .support.program import Program, ServiceSite
+
+OTHER_PASSWORD = "another horse"
+
+
+# Signals
+
+
+@asynccontextmanager
+async def transfer(port: int, name: str) -> AsyncIterator[asyncssh.SFTPClientFile[bytes]]:
+    """A client in the middle of a file."""
+    async with (
+        log_in(port, "triton", PASSWORD) as connection,
+        connection.start_sftp_client() as sftp,
+        sftp.open(name, "rb") as file,
+    ):
+        yield file
+
+
+async def test_sigterm_lets_a_transfer_finish_lets_nobody_in_and_exits_0(service_site: ServiceSite) -> None:
+    """The client that was reading gets the rest and closes; the pickup is in the ledger afterwards, complete."""
+    service_site.put(day_before(1), export_of(day_before(1), 5000))
+    service = await service_site.serve()
+    await service.sees(log_of(1))
+    content = service_site.published()[log_of(1)][0]
+    half = len(content) // 2
+    async with transfer(service.port, log_of(1)) as file:
+        first = await file.read(half, 0)
+        service.running.send(signal.SIGTERM)
+        await service.running.says("service stopped listening transfers=1")
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", service.port), timeout=5)
+        await asyncio.sleep(0.3)
+        assert service.running.process.poll() is None
+        rest = await file.read(len(content) - half, half)
+        assert first + rest == content
+        await file.read(1, len(content))
+    assert await service.running.waits() == 0
+    assert "service ended" in service.running.err[-1]
+    assert f"picked up {log_of(1)}" in service.running.text
+    story = service_site.run("trace", log_of(1)).stdout
+    assert "complete pickup by triton from 127.0.0.1" in story
+    assert service_site.status()["running"] is False
+
+
+async def test_a_second_sigterm_does_not_wait_for_a_transfer(service_site: ServiceSite) -> None:
+    """A client that never reads on keeps nobody from stopping the service twice; its pickup is partial."""
+    service_site.configure(drain=3600)
+    service_site.put(day_before(1), export_of(day_before(1), 5000))
+    service = await service_site.serve()
+    await service.sees(log_of(1))
+    with suppress(asyncssh.Error, OSError):
+        async with transfer(service.port, log_of(1)) as file:
+            await file.read(1000, 0)
+            service.running.send(signal.SIGTERM)
+            await service.running.says("service stopped listening transfers=1")
+            service.running.send(signal.SIGTERM)
+            assert await service.running.waits() == 0
+    assert "complete pickup" not in service_site.run("trace", log_of(1)).stdout
+
+
+async def test_sighup_swaps_users_whole_and_a_bad_file_keeps_the_old_ones(service_site: ServiceSite) -> None:
+    """The new password works, the old one does not; a broken file changes nothing, and the log says why."""
+    service = await service_site.serve()
+    async with service.client():
+        pass
+    hashed = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(OTHER_PASSWORD)
+    service_site.configure(password_hash=hashed)
+    service.running.send(signal.SIGHUP)
+    await service.running.says("service reloaded users, keys and limits")
+    async with service.client(OTHER_PASSWORD):
+        pass
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with service.client(PASSWORD):
+            pass
+
+    service_site.configure(more="max_conections = 5\n")
+    service.running.send(signal.SIGHUP)
+    told = await service.running.says("service kept the old settings why=")
+    assert "max_conections" in told[0].string
+    async with service.client(OTHER_PASSWORD):
+        pass
+    service_site.configure(more='[[sftp.users]]\nname = "keyed"\nauthorized_keys = "nowhere.pub"\n')
+    service.running.send(signal.SIGHUP)
+    assert "nowhere.pub" in (await service.running.says("service kept the old settings why=", 2))[1].string
+    async with service.client(OTHER_PASSWORD):
+        pass
+    assert OTHER_PASSWORD not in service.running.text
+    assert "$argon2id" not in service.running.text
+    assert await service.running.stops() == 0
+
+
+DYING = {
+    "feed": ("server.publish.feed", "Feed", "run_round"),
+    "retention": ("server.service", "Service", "_prune_forever"),
+    "pickups": ("server.storage.pickup_writer", "Bookkeeper", "write_forever"),
+    "sftp": ("server.sftp.server", "SftpServer", "wait"),
+}
+
+
+@pytest.mark.parametrize("name", DYING)
+async def test_a_dead_task_ends_the_service_by_name(name: str, service_site: ServiceSite, program: Program) -> None:
+    """systemd sees exit code 1, and the log and the last sentence name the task and what killed it."""
+    module, owner, method = DYING[name]
+    wrapper = f"""
+import asyncio, importlib, sys
+owner = getattr(importlib.import_module({module!r}), {owner!r})
+async def dies(*_):
+    await asyncio.sleep(0.2)
+    raise ZeroDivisionError("by the test")
+setattr(owner, {method!r}, dies)
+from server.cli.app import main
+sys.argv = ["pickup-point", "serve", "--config", {str(service_site.config)!r}]
+main()
+"""
+    service = program.start(argv=[sys.executable, "-P", "-c", wrapper])
+    assert await service.waits() == 1
+    assert service.count(f"service lost its task {name} why=") == 1
+    assert service.err[-2] == f"pickup-point: the task {name} died (ZeroDivisionError: by the test)"
+    assert "service ended" in service.text
+    assert "Traceback" not in service.text

@@ -1,0 +1,211 @@
+"""The unit in a really booted systemd: installed as the README says, literally, on a fresh Debian 12.
+
+One machine for all tests of this file; each begins with a service that runs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from server.cli.samples import write_day
+from server.convert.day import Tuning
+
+from .support import container
+from .support.program import day_before, export_name, export_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .support.container import Machine
+
+pytestmark = [
+    pytest.mark.skipif(bool(container.why_not()), reason=container.why_not()),
+    pytest.mark.timeout(300),
+]
+LARGE, SMALL = day_before(2), day_before(3)
+SFTP = (
+    "SSH_ASKPASS=/root/askpass SSH_ASKPASS_REQUIRE=force sftp -q -o StrictHostKeyChecking=yes"
+    " -o UserKnownHostsFile=/root/known_hosts -o NumberOfPasswordPrompts=1 "
+)
+
+
+def blocks(section: str) -> list[str]:
+    """The shell blocks of a section of the README."""
+    readme = (container.ROOT / "README.md").read_text(encoding="utf-8")
+    text = readme.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+
+
+def name_of(day: object) -> str:
+    return f"MEGA{str(day).replace('-', '')}-00.tsv.gz"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, str]]:
+    """A machine on which the README's lines were typed, and what they printed."""
+    folder = tmp_path_factory.mktemp("booted")
+    machine = container.Machine(
+        folder, {"/mnt/repo": container.clone(folder / "clone"), "/mnt/wheels": container.WHEELS}
+    )
+    try:
+        machine.run("mkdir /srv/exports")
+        write_day(folder / "large", LARGE, 60_000)  # large enough for worker processes
+        assert (folder / "large").stat().st_size > Tuning().small_export
+        for day, export in ((SMALL, export_of(SMALL, 50)), (LARGE, (folder / "large").read_bytes())):
+            machine.put(f"/srv/exports/{export_name(day)}", export)
+            machine.run(f"touch -d '{day} +1 day 03:00Z' /srv/exports/{export_name(day)}")
+        yours, rest = blocks("Install for real")[:2]
+        assert set(re.findall(r"^(\w+)=", yours, re.MULTILINE)) == {"export_url", "address"}
+        typed = f"cp -r /mnt/repo /root/clone; cd /root/clone; export_url=/srv/exports; address=127.0.0.1:2222\n{rest}"
+        printed = machine.run(typed, timeout=240).stdout
+        machine.put("/root/askpass", b"#!/bin/sh\ncat /root/triton-password\n")
+        machine.run("chmod +x /root/askpass; pickup-point keygen | grep ^.127 > /root/known_hosts")
+        machine.until(f"pickup-point trace {name_of(LARGE)}", "the large day's publication")
+        yield machine, printed
+    finally:
+        machine.down()
+
+
+@pytest.fixture
+def machine(installed: tuple[Machine, str]) -> Machine:
+    """The machine, with the service running as it was installed."""
+    it = installed[0]
+    it.run("systemctl reset-failed pickup-point || true; systemctl start pickup-point")
+    return it
+
+
+def fetch(machine: Machine, day: object, port: int = 2222) -> str:
+    """Fetch a file with OpenSSH and the password; its SHA-256."""
+    machine.run(f"{SFTP} -P {port} triton@127.0.0.1:/{name_of(day)} /tmp/fetched")
+    return machine.run("sha256sum < /tmp/fetched").stdout.split()[0]
+
+
+def published(machine: Machine, day: object) -> str:
+    """The SHA-256 that the ledger keeps."""
+    found = re.search(r"sha256=(\w+)", machine.run(f"pickup-point trace {name_of(day)}").stdout)
+    assert found is not None
+    return found[1]
+
+
+def test_the_lines_of_the_readme_lead_to_a_service_that_a_doctor_finds_well(installed: tuple[Machine, str]) -> None:
+    """Typed as they stand, every one of them succeeds, and the last says that a client gets in."""
+    machine, printed = installed
+    assert "lets a client in" in printed and "CRITICAL" not in printed
+    assert machine.show("ActiveState") == "active"
+    assert machine.show("StatusText").startswith("Serving ")
+
+
+def test_the_unit_is_sound_and_tight(machine: Machine) -> None:
+    """systemd has nothing to remark on it, scores its exposure at most 1.2, and the service has no right at all."""
+    assert machine.run("systemd-analyze verify /etc/systemd/system/pickup-point.service 2>&1").stdout == ""
+    machine.run("systemd-analyze security --threshold=12 pickup-point")
+    status = machine.run(f"cat /proc/{machine.show('MainPID')}/status").stdout
+    assert re.search(r"CapEff:\s+0{16}\n", status) and re.search(r"CapBnd:\s+0{16}\n", status)
+    assert not re.search(r"Uid:\s+0\s", status)
+    assert "warning" not in machine.journal().lower()
+
+
+def test_a_file_is_pulled_and_root_sees_it_in_status(machine: Machine) -> None:
+    """OpenSSH logs in with the password, gets the bytes that were published; root reads what only the service owns."""
+    assert fetch(machine, SMALL) == published(machine, SMALL)
+    machine.until("pickup-point status | grep -q 'picked up .*triton'", "the pickup in status")
+    done = machine.run("pickup-point check", check=False)
+    assert done.returncode in (0, 1, 2) and done.stdout.startswith("PICKUP-POINT ")
+    machine.run("pickup-point backup /root/ledger-backup.sqlite3; test -s /root/ledger-backup.sqlite3")
+    machine.run("pickup-point feed")  # by hand, as root: leaves nothing that the service could not open
+    owners = machine.run("find /var/lib/private/pickup-point -printf '%u\\n' | sort -u").stdout.split()
+    assert len(owners) == 1 and owners != ["root"]
+    assert fetch(machine, SMALL) == published(machine, SMALL)
+
+
+def test_a_reload_takes_a_new_password_and_keeps_the_old_settings_when_the_file_is_broken(machine: Machine) -> None:
+    """The same process all the while."""
+    pid, wanted = machine.show("MainPID"), published(machine, SMALL)
+    machine.run("echo another > /root/triton-password; hashed=$(pickup-point hash-password < /root/triton-password);"
+                ' sed -i "s|^password_hash.*|password_hash = \\"$hashed\\"|" /etc/pickup-point/config.toml;'
+                " systemctl reload pickup-point")  # fmt: skip
+    machine.until("journalctl -q -o cat -u pickup-point | grep -q 'reloaded users'", "the reload")
+    assert fetch(machine, SMALL) == wanted
+    machine.run("echo broken >> /etc/pickup-point/config.toml; systemctl reload pickup-point")
+    try:
+        machine.until("journalctl -q -o cat -u pickup-point | grep -q 'kept the old settings'", "the refusal")
+        assert fetch(machine, SMALL) == wanted
+    finally:
+        machine.run("sed -i /^broken/d /etc/pickup-point/config.toml; systemctl reload pickup-point")
+    machine.until("systemctl is-active pickup-point", "the end of the last reload")
+    assert machine.show("MainPID") == pid
+
+
+def test_a_killed_service_comes_back(machine: Machine) -> None:
+    """kill -9: another process serves the same bytes."""
+    pid = machine.show("MainPID")
+    machine.run(f"kill -9 {pid}")
+    machine.until('test "$(systemctl show --value -p NRestarts pickup-point)" -ge 1', "its restart")
+    machine.until("systemctl is-active pickup-point", "its return")
+    assert machine.show("MainPID") not in (pid, "0")
+    assert fetch(machine, SMALL) == published(machine, SMALL)
+
+
+def test_a_service_that_hangs_is_ended_by_the_watchdog_and_comes_back(machine: Machine) -> None:
+    """A stopped process gives no sign of life; the time within which systemd wants one is made short for the test."""
+    folder = "/etc/systemd/system/pickup-point.service.d"
+    machine.run(
+        f"mkdir -p {folder}; printf '[Service]\\nWatchdogSec=3\\n' > {folder}/test.conf; systemctl daemon-reload"
+    )
+    try:
+        machine.run("systemctl restart pickup-point; sleep 4")
+        pid = machine.show("MainPID")
+        assert machine.show("NRestarts") == "0"  # it gives its signs of life
+        machine.run(f"kill -STOP {pid}")
+        machine.until('test "$(systemctl show --value -p NRestarts pickup-point)" -ge 1', "the watchdog")
+        machine.until("systemctl is-active pickup-point", "its return")
+        assert "watchdog" in machine.journal().lower()
+        assert fetch(machine, SMALL) == published(machine, SMALL)
+    finally:
+        machine.run(f"rm -r {folder}; systemctl daemon-reload; systemctl restart pickup-point")
+
+
+def test_a_stop_lets_a_running_transfer_finish(machine: Machine) -> None:
+    """A client that takes five seconds gets its whole file, though the service was told to stop in between."""
+    before = published(machine, LARGE)
+    size = int(machine.run("stat -Lc %s /var/lib/pickup-point/pickup/" + name_of(LARGE)).stdout)
+    speed = size * 8 // 1000 // 5
+    client = machine.start(f"{SFTP} -l {speed} -P 2222 triton@127.0.0.1:/{name_of(LARGE)} /tmp/slow")
+    machine.until("test -s /tmp/slow", "the first bytes")
+    machine.run("systemctl stop pickup-point")
+    said = client.communicate(timeout=container.PATIENCE)[0]
+    assert client.returncode == 0, said
+    assert machine.run("sha256sum < /tmp/slow").stdout.split()[0] == before
+    assert (machine.show("ActiveState"), machine.show("Result")) == ("inactive", "success")
+
+
+def test_a_missing_credential_stops_the_start(machine: Machine) -> None:
+    """systemd says 243/CREDENTIALS; with the key back in its place the service starts."""
+    key = "/etc/pickup-point/keys/ip_hash.key"
+    machine.run(f"systemctl stop pickup-point; mv {key} {key}.away")
+    try:
+        assert machine.run("systemctl start pickup-point", check=False).returncode
+        assert machine.show("ExecMainStatus") == "243"
+        found = machine.run("pickup-point doctor", check=False)
+        assert found.returncode == 1 and "ip_hash.key: there is no such file" in found.stdout
+    finally:
+        machine.run(f"systemctl stop pickup-point; mv {key}.away {key}")
+    machine.run("systemctl reset-failed pickup-point; systemctl start pickup-point")
+
+
+def test_port_22_comes_by_a_socket_and_needs_no_right(machine: Machine) -> None:
+    """The README's lines for it, typed as they stand; a connection starts the service where it does not run."""
+    machine.run(blocks("Install for real")[2])
+    machine.run("sed 's/^.127.0.0.1.:2222/127.0.0.1/' /root/known_hosts >> /root/known_hosts.22;"
+                " cat /root/known_hosts.22 >> /root/known_hosts")  # fmt: skip
+    assert fetch(machine, SMALL, port=22) == published(machine, SMALL)
+    machine.run("systemctl stop pickup-point")
+    assert machine.show("ActiveState") == "inactive"
+    assert fetch(machine, SMALL, port=22) == published(machine, SMALL)
+    assert machine.show("ActiveState") == "active"
+    status = machine.run(f"cat /proc/{machine.show('MainPID')}/status").stdout
+    assert re.search(r"CapEff:\s+0{16}\n", status)
+    machine.run("systemctl disable --now pickup-point.socket; systemctl restart pickup-point")
