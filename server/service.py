@@ -23,7 +23,6 @@ from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError,
 from .publish.retention import SteadyClock, prune
 from .pulse import beat_for_ever
 from .sftp.keys import load_credentials
-from .sftp.probe import ProbeKey
 from .sftp.server import SftpServer
 from .status.broadcast import Broadcast
 from .status.metrics import MetricsServer
@@ -333,7 +332,6 @@ async def serve(
             open_file=parts.point.open,
             on_pickup=books.on_pickup,
             on_login=books.on_login,
-            probe=ProbeKey(config.data_dir).accepts,
         )
         service = Service(config, parts, server, books, supervisor)
         with _signals(service, config.path):

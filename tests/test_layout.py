@@ -58,7 +58,7 @@ OWNERS: dict[str, str] = {
     "aiobotocore": "megaphone.bucket",
     "aiohttp": "megaphone.bucket episodes.fetch status.webhook",
     "argon2": "sftp.users",
-    "asyncssh": "sftp.server sftp.connection sftp.login sftp.session sftp.fast_send sftp.keys sftp.probe",
+    "asyncssh": "sftp.server sftp.connection sftp.login sftp.session sftp.fast_send sftp.keys sftp.client",
     "botocore": "megaphone.bucket",
     "msgspec": "convert.ordinary",
     "prometheus_client": "status.metrics",

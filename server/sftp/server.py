@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import structlog
 
+from ..pickups import DOCTOR_CLIENT
 from .connection import SshConnection, connection_options
 from .handler import Catalogue
 from .limits import LINE_WINDOW, Guard, Limits, LogBudget, OpenPace, Penalty, Reason, gives_way, parse_address
 from .login import Login, plain
 from .session import told
-from .users import PROBE_USER, PasswordChecks
+from .users import PasswordChecks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,11 +82,9 @@ class SftpServer:
         open_file: Callable[[LogFile], int],
         on_pickup: Callable[[Pickup], None] = lambda _: None,
         on_login: Callable[[Login], None] = lambda _: None,
-        probe: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self.settings = settings
         self.access: Access = credentials.access
-        self.access.probe = probe
         self.arrived = 0
         self.catalogue = Catalogue(list_files, open_file)
         self.counters = Counters()
@@ -145,7 +144,6 @@ class SftpServer:
         """
         options = connection_options(settings, credentials)
         limits = Limits.of(settings)
-        credentials.access.probe = self.access.probe
         self.settings, self.access, self._options = settings, credentials.access, options
         self._credentials = credentials
         self.guard.limits = limits
@@ -321,8 +319,8 @@ class SftpServer:
             cipher=login.cipher,
             mac=login.mac,
         )
-        if login.user != PROBE_USER:
-            self.counters.logins += 1
+        self.counters.logins += 1
+        if login.client != DOCTOR_CLIENT:  # else the doctor's visit would pass for the partner's
             self._on_login(login)
 
     def has_room_for_session(self, connection: SshConnection) -> bool:
@@ -343,9 +341,6 @@ class SftpServer:
         if pickup.ended is not None:
             event, details = told(connection.label, pickup)
             log.info(event, **details)
-        if connection.user == PROBE_USER:
-            return  # what `doctor` fetches was picked up by nobody
-        if pickup.ended is not None:
             self.counters.pickups[pickup.grade.value] += 1
         self._on_pickup(pickup)
 
