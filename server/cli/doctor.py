@@ -262,10 +262,11 @@ async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], co
         return Finding(Level.CRITICAL, f"{word}: no key exchange at {shown}: {error}", cure)
     if not host_keys:
         sentence = f"{word}: {shown} shows a host key, and there is none of ours to compare it with"
-        return Finding(Level.WARNING, sentence, "pickup-point keygen")
+        return Finding(Level.WARNING, sentence, "pickup-point keygen says what is wrong with ours")
     if found not in host_keys:
         sentence = f"{word}: {shown} shows a host key that is not one of ours"
-        return Finding(Level.CRITICAL, sentence, f"{cure}; pickup-point keygen shows the keys that belong here")
+        cure = f"{cure}; pickup-point keygen shows the keys that belong here; after a change of keys: "
+        return Finding(Level.CRITICAL, sentence, f"{cure}systemctl restart pickup-point")
     return Finding(Level.OK, f"{word}: {shown} exchanges keys and shows our host key")
 
 
@@ -301,7 +302,9 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
 
 def _not_tried(attempt: LoginAttempt) -> Finding:
     sentence = f"login: {attempt.user} was not tried, because the service has not shown our host key"
-    return Finding(Level.WARNING, sentence, "mend what stands above, then type this again")
+    option = "--password-file" if attempt.key is None else "--identity"
+    again = f"pickup-point doctor --user {attempt.user} {option} {attempt.file}"
+    return Finding(Level.WARNING, sentence, f"{again}, once the findings above are mended")
 
 
 def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:

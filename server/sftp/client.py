@@ -137,7 +137,7 @@ def _failures(host: str) -> Iterator[None]:
     except asyncssh.HostKeyNotVerifiable as error:
         raise NoAnswer("the host key is not one of ours, so nothing was sent to it") from error
     except (asyncssh.ConnectionLost, ConnectionResetError) as error:
-        raise HungUp("the connection was closed at once") from error
+        raise HungUp("the connection was closed") from error
     except FileNotFoundError:
         raise
     except OSError as error:
