@@ -30,7 +30,6 @@ from .publish.holds import HoldPolicy
 from .publish.publisher import Publisher
 from .publish.retention import SteadyClock, prune
 from .sftp.keys import load_credentials
-from .sftp.probe import ProbeKey
 from .sftp.server import SftpServer
 from .status.metrics import MetricsServer, take_reading
 from .status.webhook import AlarmWatch, Pushes
@@ -356,7 +355,6 @@ async def serve(
             open_file=installation.folder.open,
             on_pickup=books.on_pickup,
             on_login=books.on_login,
-            probe=ProbeKey(config.data_dir).accepts,
         )
         service = Service(config, installation, server, books, supervisor)
         with _signals(service, config.path):

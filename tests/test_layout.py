@@ -42,7 +42,7 @@ OWNERS: dict[str, str] = {
     "aiobotocore": "s3.client",
     "aiohttp": "s3.client episodes.fetch status.webhook",
     "argon2": "sftp.users",
-    "asyncssh": "sftp.server sftp.connection sftp.login sftp.session sftp.fast_send sftp.keys sftp.probe",
+    "asyncssh": "sftp.server sftp.connection sftp.login sftp.session sftp.fast_send sftp.keys sftp.client",
     "botocore": "s3.client",
     "msgspec": "convert.ordinary",
     "prometheus_client": "status.metrics",

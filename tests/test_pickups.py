@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.pickups import MOST_RANGES, Coverage, Ending, Grade, PickupProgress
+from server.pickups import DOCTOR_CLIENT, MOST_RANGES, Coverage, Ending, Grade, PickupProgress
 from server.triton import LogName
 
 NAME = LogName.parse("MEGA20261120-00.tsv.gz")
@@ -73,6 +74,16 @@ def test_a_pickup_is_complete_only_with_every_byte_taken_and_closed(
     assert record.bytes_answered == sum(count for _, count in reads)
     assert record.id == it.opened().id
     assert it.opened().ended is None
+
+
+def test_what_the_doctor_reads_is_a_test_from_its_opening_on() -> None:
+    """However much of the file it was, and however it ended."""
+    it = replace(progress(100), client=DOCTOR_CLIENT)
+    assert it.opened().grade is Grade.TEST
+    it.answered(0, 100)
+    record = it.finished(START, closed=True, taken=True)
+    assert (record.grade, record.covered, record.ending) == (Grade.TEST, 100, Ending.CLOSED)
+    assert it.finished(START, closed=False, taken=False).grade is Grade.TEST
 
 
 def test_a_file_read_in_random_order_is_complete() -> None:

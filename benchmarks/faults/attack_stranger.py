@@ -38,7 +38,6 @@ NAMES = [
     "triton",
     "evil",
     "middle",
-    "doctor~",
     "root",
     "",
     "tri\nton",
@@ -159,9 +158,9 @@ async def many_keys(target: Target, dice: random.Random, row: Fault) -> int:
 
 
 async def refusals_alike(target: Target, dice: random.Random, row: Fault) -> int:
-    """A wrong password of a user, of nobody, and of the doctor: the same words."""
+    """A wrong password of a user and of two who do not exist: the same words."""
     heard = []
-    for name in ("evil", "nobody", "doctor~"):
+    for name in ("evil", "nobody", "root"):
         with suppress(asyncssh.ConnectionLost):
             try:
                 await target.connect(name, dice, NETWORK, password="wrong")

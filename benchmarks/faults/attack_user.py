@@ -39,7 +39,7 @@ def hostile_paths(name: str, folder: Path) -> list[bytes]:
     whole = f"{folder}/data/pickup/{name}".encode()
     own = name.encode()
     outside = [b"etc/passwd", b"config.toml", b"keys/ip_hash.key", b"data/ledger.sqlite3", b"data/staging",
-               b"proc/self/mem", b"data/doctor.pub", b"proc/self/environ", b"data/rejects", b"dev/zero"]  # fmt: skip
+               b"proc/self/mem", b"proc/self/environ", b"data/rejects", b"dev/zero"]  # fmt: skip
     ups = [b"/", b"//", b"../", b"../../", b"/../", b"/..//", b"./../", b"....//", b"%2e%2e/", b"..%2f", b"..\\", b"\\",
            b"\xc0\xae\xc0\xae/", b"\xe2\x80\xae", b"~/", b"~root/", b"/./../", b"C:/", b"file:///", b"\0/"]  # fmt: skip
     return [

@@ -1,7 +1,8 @@
 """The doctor: every part of an installation looked at from outside, each finding with its cure.
 
-Touches what it looks at: the keys, the place of the exports (read), the data folder (one small file, removed again) and
-the service's public address. Promise: it changes nothing, and goes on after whatever it finds.
+Touches what it looks at: the keys, the place of the exports (read), the data folder (one small file, removed again),
+and the port and the public address of the service. Promise: it changes nothing, and goes on after whatever it finds;
+a password goes only to a server with our host key, and a file that it fetches counts as nobody's pickup.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 from ..config import load_ip_hash_key
 from ..errors import ConfigError, ExportChanged, SourceError
 from ..megaphone.source import open_source
+from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
 from ..sftp.keys import load_credentials
-from ..sftp.probe import ProbeKey, visit
+from ..sftp.limits import parse_address
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
 from ..storage.ledger import Ledger
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from typing import BinaryIO
 
-    import asyncssh
-
     from ..megaphone.exports import DayExport, Listing
     from ..megaphone.source import ExportSource
-    from ..settings import Config
+    from ..settings import Config, UserSettings
+    from ..sftp.client import LoginAttempt
+    from ..storage.records import LedgerLog
 
 CLOCK_TOLERANCE = 60.0  # seconds
 ENOUGH = 1 << 16  # bytes of an export: that it can be read is all that is asked
@@ -53,8 +55,11 @@ class Finding:
         return {"level": self.level.name, "finding": self.sentence, "cure": self.cure}
 
 
-async def examine(config: Config) -> list[Finding]:
-    """Look at everything. As root, the keys and the bucket are looked at as root, the rest as the folder's owner."""
+async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[Finding]:
+    """Look at everything; log in with ``attempt`` and fetch a file, where one is given.
+
+    As root, the keys and the bucket are looked at as root, the rest as the folder's owner.
+    """
     findings = [Finding(Level.OK, f"configuration: {config.path} can be used")]
     host_keys, found = _keys(config)
     findings += found
@@ -63,8 +68,12 @@ async def examine(config: Config) -> list[Finding]:
     findings += _data_folder(config)
     snapshot = Snapshot.take(config, datetime.now(UTC))
     findings += _service(snapshot)
-    if snapshot.running:
-        findings += [finding async for finding in _port(config, host_keys)]
+    port = [finding async for finding in _port(config, host_keys)] if snapshot.running else []
+    findings += port
+    if attempt is not None:
+        # A password is not sent to a server that is not known to be ours.
+        ours = bool(port) and port[0].level is Level.OK
+        findings.append(await _login(config, host_keys, attempt) if ours else _not_tried(attempt))
     return findings
 
 
@@ -217,65 +226,111 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(Level.OK, f"check: {check_line(snapshot.alarms, snapshot.days)[1]}".split(" | ")[0])
 
 
-# The port
+# The port, and a login
 
 
 async def _port(config: Config, host_keys: set[bytes]) -> AsyncIterator[Finding]:
-    """Log in as a partner would, under the address that the partner is told; where that fails, under our own."""
-    probe = ProbeKey(config.data_dir)
-    wanted = _published(config)
-    address = config.sftp.address
-    try:
-        with probe.placed() as key:
-            if address is None:
-                yield Finding(Level.WARNING, "port: sftp.address is not set, so nobody knows what to tell the partner",
-                              'set sftp.address = "host:port"')  # fmt: skip
-                findings = [await _visit(_own(config), key, host_keys, wanted)]
-            else:
-                findings = [await _visit(_split(address), key, host_keys, wanted)]
-                if findings[0].level is not Level.OK:
-                    own = await _visit(_own(config), key, host_keys, wanted)
-                    if own.level is Level.OK:
-                        away = "so it is the way there: DNS, firewall, port forwarding, or a network that does not "
-                        away += "lead its own public address back inside (then try from elsewhere)"
-                        own = replace(own, sentence=f"{own.sentence}; {away}")
-                    findings.append(own)
-            for finding in findings:
-                yield finding
-    except OSError as error:
-        cure = f"ls -ld {config.data_dir}"
-        yield Finding(Level.CRITICAL, f"port: the probe key cannot be placed: {error.strerror}", cure)
+    """Exchange keys where the service listens (the first finding), then under the address that the partner is told."""
+    own = await _exchange("port", _own(config), host_keys, config)
+    yield own
+    if config.sftp.address is None:
+        sentence = "address: sftp.address is not set, so nobody knows what to tell the partner"
+        yield Finding(Level.WARNING, sentence, 'set sftp.address = "host:port"')
+        return
+    public = await _exchange("address", _split(config.sftp.address), host_keys, config)
+    if own.level is Level.OK and public.level is Level.CRITICAL:
+        way = "the service itself answers, so look at DNS, firewall and port forwarding, or try from another network: "
+        way += "some do not lead their own public address back inside"
+        public = replace(public, sentence=f"{public.sentence}; {way}")
+    yield public
 
 
-async def _visit(
-    where: tuple[str, int], key: asyncssh.SSHKey, host_keys: set[bytes], wanted: dict[str, str]
-) -> Finding:
+async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], config: Config) -> Finding:
     host, port = where
-    shown = f"{host}:{port}"
-    found = await visit(host, port, key, list(wanted))
-    if found.trouble:
-        cure = f"ssh-keyscan -p {port} {host}; journalctl -u pickup-point | grep refused"
-        return Finding(Level.CRITICAL, f"port: no login at {shown}: {found.trouble}", cure)
-    if host_keys and found.host_key not in host_keys:
-        cure = f"ssh-keyscan -p {port} {host}; pickup-point keygen shows the fingerprints that belong here"
-        return Finding(Level.CRITICAL, f"port: {shown} shows a host key that is not one of ours", cure)
-    if found.fetched is None:
-        return Finding(Level.OK, f"port: {shown} lets a client in; there is no file to fetch yet")
-    name, digest = found.fetched
-    if digest != wanted[name]:
-        sentence = f"port: {name} fetched from {shown} is not the file that was published (SHA-256 {digest})"
+    shown = _shown(where)
+    cure = f"ssh-keyscan -p {port} {host}"
+    try:
+        found = await host_key(host, port)
+    except HungUp as error:
+        if all(user.allow_from for user in config.sftp.users):
+            sentence = f"{word}: {shown} closes connections from this machine, which is in no user's allow_from"
+            cure = f"{cure}, typed on a machine that is in one"
+            return Finding(Level.WARNING, sentence, cure)
+        cure = "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
+        return Finding(Level.CRITICAL, f"{word}: no key exchange at {shown}: {error}", cure)
+    except NoAnswer as error:
+        return Finding(Level.CRITICAL, f"{word}: no key exchange at {shown}: {error}", cure)
+    if not host_keys:
+        sentence = f"{word}: {shown} shows a host key, and there is none of ours to compare it with"
+        return Finding(Level.WARNING, sentence, "pickup-point keygen says what is wrong with ours")
+    if found not in host_keys:
+        sentence = f"{word}: {shown} shows a host key that is not one of ours"
+        cure = f"{cure}; pickup-point keygen shows the keys that belong here; after a change of keys: "
+        return Finding(Level.CRITICAL, sentence, f"{cure}systemctl restart pickup-point")
+    return Finding(Level.OK, f"{word}: {shown} exchanges keys and shows our host key")
+
+
+async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -> Finding:
+    """Log in where the service listens, fetch the newest log, and compare it with what the ledger says of it."""
+    where = _own(config)
+    shown, newest = _shown(where), _newest_log(config)
+    name = None if newest is None else str(newest.name)
+    user = next(user for user in config.sftp.users if user.name == attempt.user)
+    if not _may_come_from(where[0], user):
+        sentence = f"login: {user.name} was not tried, because its allow_from does not hold {where[0]}"
+        cure = f"sftp -P {where[1]} {user.name}@HOST, typed on a machine that is in its allow_from"
+        return Finding(Level.WARNING, sentence, cure)
+    try:
+        found = await fetch_sha256(*where, attempt, host_keys, name)
+    except LoginRefused:
+        sentence = f"login: {shown} refuses {attempt.user} with {attempt.file}"
+        return Finding(Level.CRITICAL, sentence, _cure_of_refusal(user, attempt))
+    except NoAnswer as error:
+        cure = "journalctl -u pickup-point | tail -n 20"
+        return Finding(Level.CRITICAL, f"login: {attempt.user} at {shown} was broken off: {error}", cure)
+    except FileNotFoundError:
+        sentence = f"login: {attempt.user} gets in at {shown}, but {name} is not served"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
-    return Finding(Level.OK, f"port: {shown} lets a client in, and {name} comes whole (SHA-256 as published)")
+    if newest is None:
+        return Finding(Level.OK, f"login: {attempt.user} gets in at {shown}; no log is published yet")
+    if found != newest.sha256:
+        sentence = f"login: {name} as fetched from {shown} is not the file that was published (SHA-256 {found})"
+        return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
+    sentence = f"login: {attempt.user} gets in at {shown} and {name} arrives whole (SHA-256 as in the ledger)"
+    return Finding(Level.OK, f"{sentence}; this was a test and does not count as a pickup")
 
 
-def _published(config: Config) -> dict[str, str]:
-    """SHA-256 by name, the smallest file first."""
-    path = config.data_dir / "ledger.sqlite3"
-    if not path.exists():
-        return {}
-    with contextlib.closing(Ledger.read(path)) as ledger:
-        logs = [entry for entry in ledger.logs() if entry.state == "published"]
-    return {str(entry.name): entry.sha256 for entry in sorted(logs, key=lambda entry: entry.size)}
+def _not_tried(attempt: LoginAttempt) -> Finding:
+    sentence = f"login: {attempt.user} was not tried, because the service has not shown our host key"
+    option = "--password-file" if attempt.key is None else "--identity"
+    again = f"pickup-point doctor --user {attempt.user} {option} {attempt.file}"
+    return Finding(Level.WARNING, sentence, f"{again}, once the findings above are mended")
+
+
+def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
+    if attempt.key is None:
+        return "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
+    if user.authorized_keys is None:
+        return f"set authorized_keys of {user.name}; systemctl reload pickup-point"
+    return f"ssh-keygen -y -f {attempt.file} shows the line that must stand in {user.authorized_keys}"
+
+
+def _may_come_from(host: str, user: UserSettings) -> bool:
+    """Return whether a connection to an address of this machine, which comes from that address, is allowed."""
+    with contextlib.suppress(ValueError):  # a name: only the service can tell
+        return not user.allow_from or any(parse_address(host) in network for network in user.allow_from)
+    return True
+
+
+def _newest_log(config: Config) -> LedgerLog | None:
+    """The log that was published last, and was not pruned."""
+    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+        return next((entry for entry in reversed(ledger.logs()) if entry.state == "published"), None)
+
+
+def _shown(where: tuple[str, int]) -> str:
+    host, port = where
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _split(address: str) -> tuple[str, int]:

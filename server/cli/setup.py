@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,10 @@ from ..config import load_config
 from ..errors import ConfigError, PickupPointError, Problem
 from .options import ConfigOption, JsonOption, Out, Usage, VerboseOption, print_json, reading_as_owner, settings_of
 from .privileges import config_path
+
+if TYPE_CHECKING:
+    from ..settings import Config
+    from ..sftp.client import LoginAttempt
 
 setup = typer.Typer()
 
@@ -121,13 +125,28 @@ def _new_password() -> str:
 
 
 @setup.command()
-def doctor(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Look at the whole installation from outside. Config, keys, bucket, clock, disk, and a login as a partner's."""
+def doctor(
+    config: ConfigOption = None,
+    user: Annotated[str, _option("--user", "The configured user to log in as, where there are several.")] = "",
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="Log in with the password in this file's first line.")
+    ] = None,
+    identity: Annotated[
+        Path | None, typer.Option("--identity", help="Log in with the private key in this file.")
+    ] = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Look at the whole installation from outside. Config, keys, bucket, clock, disk, port and host key.
+
+    With a password or a private key also a login, which fetches the newest log whole and never counts as a pickup.
+    """
     from .doctor import examine
     from .options import run_loop
 
     settings = settings_of(config, verbose=verbose, quiet=True)
-    findings = run_loop(examine(settings))
+    attempt = _login_attempt(settings, user, password_file, identity)
+    findings = run_loop(examine(settings, attempt))
     if json:
         print_json([finding.as_json() for finding in findings])
     else:
@@ -138,6 +157,41 @@ def doctor(config: ConfigOption = None, json: JsonOption = False, verbose: Verbo
     worst = max(finding.level for finding in findings)
     if worst > 1:
         raise Out(1)
+
+
+def _login_attempt(
+    settings: Config, user: str, password_file: Path | None, identity: Path | None
+) -> LoginAttempt | None:
+    """Return whom to log in as and with what, or None where no login is wanted.
+
+    Raises:
+        Usage: the options do not say one user and one proof.
+        PickupPointError: the file cannot be used.
+    """
+    from ..sftp.client import LoginAttempt, read_identity
+
+    names = [known.name for known in settings.sftp.users]
+    if user and user not in names:
+        raise Usage(f"{user} is not a configured user", hint=f"pickup-point doctor --user {names[0]} …")
+    if password_file is None and identity is None:
+        if user:
+            raise Usage(
+                "--user needs --password-file or --identity",
+                hint=f"pickup-point doctor --user {user} --password-file FILE",
+            )
+        return None
+    if not user and len(names) > 1:
+        raise Usage(f"--user is missing: one of {', '.join(names)}", hint=f"pickup-point doctor --user {names[0]} …")
+    name = user or names[0]
+    if password_file is not None and identity is not None:
+        raise Usage(
+            "--password-file and --identity exclude each other",
+            hint=f"pickup-point doctor --user {name} --password-file {password_file}",
+        )
+    if password_file is not None:
+        return LoginAttempt(name, password_file, password=_first_line(password_file))
+    assert identity is not None  # noqa: S101  # one of the two was given
+    return LoginAttempt(name, identity, key=read_identity(identity))
 
 
 @setup.command()

@@ -96,8 +96,8 @@ def make_keys(keys_dir: Path) -> list[MadeKey]:
             made = write_new(path, key.export_private_key("openssh"))
         pair = _host_key(name, keys_dir, problems)
         if pair is not None:
-            public = asyncssh.import_public_key(_public_line(pair))
-            result.append(MadeKey(path, made, public.get_fingerprint(), _public_line(pair)))
+            public = asyncssh.import_public_key(public_line(pair.public_data))
+            result.append(MadeKey(path, made, public.get_fingerprint(), public_line(pair.public_data)))
     made = False
     if not exists(IP_HASH_KEY, keys_dir):
         made = write_new(keys_dir / IP_HASH_KEY, f"{secrets.token_hex(IP_HASH_KEY_BYTES)}\n".encode())
@@ -119,8 +119,8 @@ def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
     for name in _offered(settings):
         pair = _host_key(name, keys_dir, problems)
         if pair is not None:
-            public = asyncssh.import_public_key(_public_line(pair))
-            found.append(MadeKey(keys_dir / name, False, public.get_fingerprint(), _public_line(pair)))
+            public = asyncssh.import_public_key(public_line(pair.public_data))
+            found.append(MadeKey(keys_dir / name, False, public.get_fingerprint(), public_line(pair.public_data)))
     if problems:
         raise ConfigError("the keys", problems)
     return found
@@ -141,8 +141,8 @@ def _offered(settings: SftpSettings) -> list[str]:
     return [name for name, algorithm in _HOST_KEYS.items() if legacy or algorithm != LEGACY_HOST_KEY]
 
 
-def _public_line(pair: asyncssh.SSHKeyPair) -> str:
-    data = pair.public_data
+def public_line(data: bytes) -> str:
+    """Return a public key (SSH wire form) as OpenSSH writes it: algorithm and base64."""
     algorithm = data[4 : 4 + int.from_bytes(data[:4], "big")]
     return f"{algorithm.decode('ascii')} {b64encode(data).decode('ascii')}"
 

@@ -78,9 +78,7 @@ class Limits:
     sessions_per_user: int = 10
     auth_tries: int = 6
     handles: int = 64
-    login_timeout: float = 30.0
     idle_timeout: float = 900.0
-    keepalive: float = 30.0
     ban_after: int = 20
     ban_time: float = 1800.0
 
@@ -93,9 +91,7 @@ class Limits:
             sessions_per_user=settings.max_sessions_per_user,
             auth_tries=settings.max_auth_tries,
             handles=settings.max_handles_per_session,
-            login_timeout=settings.login_timeout.total_seconds(),
             idle_timeout=settings.idle_timeout.total_seconds(),
-            keepalive=settings.keepalive.total_seconds(),
             ban_after=settings.ban_after,
             ban_time=settings.ban_time.total_seconds(),
         )
@@ -177,11 +173,6 @@ class Guard:
         self._connected[key] -= 1
         if self._connected[key] <= 0:
             del self._connected[key]
-
-    def is_banned(self, address: Address, now: float) -> bool:
-        """Whether the address is kept out now."""
-        record = self._records.get(address_group(address))
-        return record is not None and record.banned_until > now and not self.exempt(address)
 
     def failed(self, address: Address, now: float) -> Penalty:
         """Count a failed login."""

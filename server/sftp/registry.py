@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from ..pickups import Ending, Grade
+from ..pickups import DOCTOR_CLIENT, Ending, Grade
 from .limits import Guard, Limits, LogBudget, OpenPace, Penalty, Reason, connection_to_drop
 from .login import plain
-from .users import PROBE_USER, PasswordChecks
+from .users import PasswordChecks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,7 +92,6 @@ class Registry:
     def replace(self, settings: SftpSettings, credentials: Credentials) -> None:
         """Use other users and limits from now on; what is connected stays."""
         limits = Limits.of(settings)
-        credentials.access.probe = self.access.probe
         self.access, self._guard.limits = credentials.access, limits
         self.legacy_algorithms = settings.legacy_algorithms
 
@@ -199,8 +198,8 @@ class Registry:
             cipher=login.cipher,
             mac=login.mac,
         )
-        if login.user != PROBE_USER:
-            self.counters.logins += 1
+        self.counters.logins += 1
+        if login.client != DOCTOR_CLIENT:  # else the doctor's visit would pass for the partner's
             self._on_login(login)
 
     def has_room_for_session(self, connection: SshConnection) -> bool:
@@ -244,9 +243,6 @@ class Registry:
         if pickup.ended is not None:
             event, details = pickup_log_entry(connection.label, pickup)
             log.info(event, **details)
-        if connection.user == PROBE_USER:
-            return  # what `doctor` fetches was picked up by nobody
-        if pickup.ended is not None:
             self.counters.pickups[pickup.grade.value] += 1
         self._on_pickup(pickup)
 

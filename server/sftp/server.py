@@ -49,9 +49,7 @@ class SftpServer:
         open_file: Callable[[LogFile], int],
         on_pickup: Callable[[Pickup], None] = lambda _: None,
         on_login: Callable[[Login], None] = lambda _: None,
-        probe: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
-        credentials.access.probe = probe
         self.settings = settings
         self.registry = Registry(
             settings, credentials, ServedFiles(list_files, open_file), on_pickup=on_pickup, on_login=on_login

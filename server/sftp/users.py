@@ -20,14 +20,13 @@ from argon2 import PasswordHasher, Type
 from argon2.exceptions import InvalidHashError, VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from .limits import Address
 
 Network = IPv4Network | IPv6Network
 MOST_MEMORY_KIB = 256 * 1024  # of one check; two run at once
 CHECKS_AT_ONCE = 2
-PROBE_USER = "doctor~"  # for `doctor`; no user of a configuration can be called so
 LONGEST_PASSWORD = 1024
 # 19 MiB and two passes: OWASP's recommendation for Argon2id, and two checks at once stay under 40 MiB.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, type=Type.ID)
@@ -84,7 +83,6 @@ class Access:
 
     def __init__(self, users: Iterable[User]) -> None:
         self.users = {user.name: user for user in users}
-        self.probe: Callable[[bytes], bool] = lambda _: False
         self._networks = tuple(network for user in self.users.values() for network in user.allow_from)
         self._closed = bool(self.users) and all(user.allow_from for user in self.users.values())
         self._decoy = _decoy([user.password_hash for user in self.users.values() if user.password_hash])
@@ -99,8 +97,6 @@ class Access:
 
     def knows_key(self, name: str, address: Address, key: bytes) -> bool:
         """Whether the user may log in with this public key (SSH wire form) from this address."""
-        if name == PROBE_USER:
-            return self.probe(key)
         user = self.users.get(name)
         return user is not None and user.may_come_from(address) and key in user.keys
 

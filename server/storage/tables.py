@@ -165,8 +165,10 @@ MIGRATIONS: tuple[str, ...] = (
 )
 
 # SQLite takes the other columns from the row that has the minimum; instants sort as text, and before any letter.
+# What the doctor reads under a partner's name ("test") is no beginning of a pickup either.
 FIRST_PICKUPS = (
-    "SELECT *, MIN(CASE grade WHEN 'complete' THEN ended ELSE 'none ' || started END) FROM pickup GROUP BY log, user"
+    "SELECT *, MIN(CASE grade WHEN 'complete' THEN ended ELSE 'none ' || started END) FROM pickup"
+    " WHERE grade <> 'test' GROUP BY log, user"
 )
 PICKUPS_OF = "SELECT * FROM pickup WHERE log IN (SELECT value FROM json_each(?)) ORDER BY started"
 

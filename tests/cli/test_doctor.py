@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import os
 import pty
 import re
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -21,11 +23,11 @@ import pytest
 from server.cli.handover import column_table, explained
 from server.config import load_config
 from server.settings import LogSettings
-from server.sftp.probe import ProbeKey
-from server.sftp.users import PROBE_USER
+from server.sftp.client import LoginAttempt, NoAnswer, fetch_sha256
 from server.triton import DerivedValue
 
-from ..support.program import command, day_before, environment, export_of
+from ..support.program import command, day_before, environment, export_of, log_of, until
+from ..support.sftp import CHEAP_HASH, PASSWORD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,53 +35,164 @@ if TYPE_CHECKING:
     from ..support.program import Program, ServiceSite, Serving
 
 
-def configure(site: ServiceSite, port: int, address: str = "") -> None:
+def configure(site: ServiceSite, port: int, address: str = "", more: str = "") -> None:
     """The site's configuration, with the address that the partner is told leading to where the service listens."""
-    site.configure(port=port)
+    site.configure(port=port, more=more)
     text = site.config.read_text().replace("sftp.example.com:2222", address or f"127.0.0.1:{port}")
     site.config.write_text(text)
 
 
-async def served(site: ServiceSite) -> Serving:
-    """A service with yesterday published, told under the address where it is."""
+async def served(site: ServiceSite, more: str = "") -> Serving:
+    """A service with yesterday published, told under the address where it is; ``more`` are further users."""
     yesterday = day_before(1)
     site.put(yesterday, export_of(yesterday))
+    site.configure(more=more)
     serving = await site.serve()
-    await serving.sees(f"TEST{yesterday:%Y%m%d}-00.tsv.gz")
-    configure(site, serving.port)
+    await serving.running.says(f"published {log_of(1)}")
+    configure(site, serving.port, more=more)
     return serving
 
 
-async def examined(site: ServiceSite, **options: Any) -> dict[str, tuple[str, str]]:
-    """What the doctor finds: by the first word, level and sentence; the last of a word counts."""
-    done = await asyncio.to_thread(site.run, "doctor", "--json", **options)
+async def examined(site: ServiceSite, *options: str | Path) -> dict[str, tuple[str, str, str]]:
+    """What the doctor finds: by the first word level, sentence and cure; the last of a word counts."""
+    done = await asyncio.to_thread(site.run, "doctor", "--json", *options)
     findings = json.loads(done.stdout)
     assert all(finding["cure"] for finding in findings if finding["level"] != "OK")
     assert done.returncode == (1 if any(finding["level"] == "CRITICAL" for finding in findings) else 0)
-    return {finding["finding"].split(":")[0]: (finding["level"], finding["finding"]) for finding in findings}
+    return {it["finding"].split(":")[0]: (it["level"], it["finding"], it["cure"]) for it in findings}
 
 
-async def test_a_well_installation_is_found_well_and_a_file_comes_whole(service_site: ServiceSite) -> None:
-    """Config, keys, exports, clock, disk, service, and a login under the public address."""
+def password_file(site: ServiceSite, password: str = PASSWORD) -> Path:
+    """A file with the partner's password, or another, in its first line."""
+    path = site.folder / "password"
+    path.write_text(f"{password}\n")
+    return path
+
+
+def identity_file(site: ServiceSite, name: str) -> tuple[Path, str]:
+    """A new private key in a file, and its public line."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    path = site.folder / name
+    key.write_private_key(path)
+    return path, key.export_public_key().decode()
+
+
+async def test_a_well_installation_is_found_well_without_a_login(service_site: ServiceSite) -> None:
+    """Config, keys, exports, clock, disk, service, and our host key at the port and under the public address."""
     serving = await served(service_site)
     found = await examined(service_site)
-    for what in ("configuration", "keys", "exports", "clock", "data folder", "service", "port"):
+    for what in ("configuration", "keys", "exports", "clock", "data folder", "service", "port", "address"):
         assert found[what][0] == "OK", found
-    assert "SHA-256 as published" in found["port"][1]
-    assert f"TEST{day_before(1):%Y%m%d}-00.tsv.gz" in found["port"][1]
+    for what in ("port", "address"):
+        assert found[what][1] == f"{what}: 127.0.0.1:{serving.port} exchanges keys and shows our host key"
+    assert "login" not in found
+    assert await serving.running.stops() == 0
+    assert not serving.running.count("logged in|sftp refused|left TEST|picked up")
+
+
+async def test_a_login_fetches_the_newest_log_whole(service_site: ServiceSite) -> None:
+    """Not an older one; its SHA-256 is compared with the ledger's."""
+    service_site.put(day_before(2), export_of(day_before(2), 5))
+    serving = await served(service_site)
+    await serving.running.says(f"published {log_of(2)}")
+    with closing(sqlite3.connect(service_site.folder / "data" / "ledger.sqlite3")) as ledger:
+        (newest,) = ledger.execute("SELECT name FROM log ORDER BY mtime DESC LIMIT 1").fetchone()
+    found = await examined(service_site, "--password-file", password_file(service_site))
+    level, sentence, _ = found["login"]
+    assert level == "OK" and "does not count as a pickup" in sentence
+    assert f"triton gets in at 127.0.0.1:{serving.port} and {newest} arrives whole" in sentence
+    size = (service_site.pickup / newest).stat().st_size
+    assert await serving.running.stops() == 0
+    assert serving.running.count(rf"triton 127.0.0.1\] left {newest} bytes={size} .*of={size} grade=test") == 1
+
+
+async def test_what_the_doctor_fetches_counts_as_nobodys_pickup(service_site: ServiceSite) -> None:
+    """It stands in `trace` as a test, and neither as the partner's pickup nor as his visit; his own counts as ever."""
+    serving = await served(service_site)
+    found = await examined(service_site, "--password-file", password_file(service_site))
+    assert found["login"][0] == "OK"
+
+    def traced() -> list[dict[str, Any]]:
+        pickups: list[dict[str, Any]] = json.loads(service_site.run("trace", log_of(1), "--json").stdout)["pickups"]
+        return pickups
+
+    await until(lambda: [it["ending"] for it in traced()] == ["closed"], "the end of the doctor's read")
+    (pickup,) = traced()
+    assert (pickup["user"], pickup["client"], pickup["grade"]) == ("triton", "pickup-point-doctor", "test")
+    assert pickup["covered"] == (service_site.pickup / log_of(1)).stat().st_size
+
+    def yesterday() -> dict[str, Any]:
+        (found,) = [day for day in service_site.status()["days"] if day["day"] == str(day_before(1))]
+        return dict(found)
+
+    day = yesterday()
+    assert day["state"] == "published" and day["deadlines"]["picked_up"]["done"] is None
+    assert [(user["files"], user["at"]) for user in day["picked_up"]] == [(0, None)]
+    assert service_site.status()["logins"] == {}
+    assert "triton 0 of 1" not in service_site.run("status").stdout
+    assert not serving.running.count("picked up")
+
+    await serving.fetch(log_of(1))
+    await until(lambda: yesterday()["state"] == "picked up", "the partner's pickup in status")
+    assert [it["grade"] for it in traced()] == ["test", "complete"]
+    assert service_site.status()["logins"]["triton"]["client"].startswith("AsyncSSH")
     assert await serving.running.stops() == 0
 
 
-async def test_what_the_doctor_fetches_was_picked_up_by_nobody(service_site: ServiceSite) -> None:
-    """No pickup, no login, no probe key stays behind."""
+async def test_a_private_key_logs_in_as_the_user_who_is_named(service_site: ServiceSite) -> None:
+    """With --identity and --user; another key is refused, with the file in which it would have to stand."""
+    path, public = identity_file(service_site, "partner_key")
+    other, _ = identity_file(service_site, "other_key")
+    (service_site.folder / "keys" / "partner.pub").write_text(public)
+    more = '[[sftp.users]]\nname = "second"\nauthorized_keys = "keys/partner.pub"\n'
+    serving = await served(service_site, more)
+    found = await examined(service_site, "--identity", path, "--user", "second")
+    assert found["login"][0] == "OK" and f"second gets in at 127.0.0.1:{serving.port}" in found["login"][1]
+    level, sentence, cure = (await examined(service_site, "--identity", other, "--user", "second"))["login"]
+    assert (level, sentence) == ("CRITICAL", f"login: 127.0.0.1:{serving.port} refuses second with {other}")
+    assert cure.startswith(f"ssh-keygen -y -f {other} ") and cure.endswith("keys/partner.pub")
+    level, _, cure = (await examined(service_site, "--identity", other, "--user", "triton"))["login"]
+    assert (level, cure) == ("CRITICAL", "set authorized_keys of triton; systemctl reload pickup-point")
+    assert await serving.running.stops() == 0
+    assert serving.running.count("second 127.0.0.1. logged in .*publickey") == 1
+
+
+async def test_a_wrong_password_is_found_and_never_shown(service_site: ServiceSite) -> None:
+    """The service says in its log why; the doctor says where to look."""
     serving = await served(service_site)
-    await examined(service_site)
-    status = service_site.status()
-    assert PROBE_USER not in json.dumps(status)
-    name = f"TEST{day_before(1):%Y%m%d}-00.tsv.gz"
-    assert json.loads(service_site.run("trace", name, "--json").stdout)["pickups"] == []
-    assert not (service_site.folder / "data" / "doctor.pub").exists()
-    assert serving.running.count(f"{PROBE_USER} 127.0.0.1. picked up") == 1  # the log knows what happened
+    path = password_file(service_site, "battery staple")
+    found = await examined(service_site, "--password-file", path)
+    assert found["port"][0] == "OK"
+    assert found["login"][:2] == ("CRITICAL", f"login: 127.0.0.1:{serving.port} refuses triton with {path}")
+    assert "sftp refused" in found["login"][2]
+    assert "battery staple" not in str(found)
+    assert await serving.running.stops() == 0
+    assert serving.running.count("sftp refused 127.0.0.1 .*reason=wrong-password") == 1
+
+
+async def test_a_file_that_is_not_what_was_published_is_found(service_site: ServiceSite) -> None:
+    """One byte of it was changed on the disk, behind the service's back."""
+    serving = await served(service_site)
+    path = service_site.pickup / log_of(1)
+    content = path.read_bytes()
+    path.chmod(0o640)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    level, sentence, cure = (await examined(service_site, "--password-file", password_file(service_site)))["login"]
+    assert level == "CRITICAL" and "is not the file that was published" in sentence
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in sentence
+    assert cure == f"pickup-point trace {log_of(1)}"
+    path.rename(service_site.folder / "away")
+    level, sentence, _ = (await examined(service_site, "--password-file", password_file(service_site)))["login"]
+    assert level == "CRITICAL" and f"{log_of(1)} is not served" in sentence
+    assert await serving.running.stops() == 0
+
+
+async def test_a_login_is_proven_before_the_first_log_is_there(service_site: ServiceSite) -> None:
+    """On the first day there is nothing to fetch, and that is said."""
+    serving = await service_site.serve()
+    configure(service_site, serving.port)
+    found = await examined(service_site, "--password-file", password_file(service_site))
+    assert found["login"][0] == "OK" and found["login"][1].endswith("no log is published yet")
     assert await serving.running.stops() == 0
 
 
@@ -89,36 +202,121 @@ async def test_the_doctor_tells_the_way_from_the_service(service_site: ServiceSi
     configure(service_site, serving.port, "127.0.0.1:1")
     done = await asyncio.to_thread(service_site.run, "doctor")
     assert done.returncode == 1
-    assert "CRITICAL  port: no login at 127.0.0.1:1" in done.stdout
-    assert re.search(rf"OK        port: 127.0.0.1:{serving.port} lets a client in.*firewall", done.stdout)
+    assert f"OK        port: 127.0.0.1:{serving.port} exchanges keys" in done.stdout
+    assert re.search("CRITICAL  address: no key exchange at 127.0.0.1:1: .*firewall", done.stdout)
+    assert "→ ssh-keyscan -p 1 127.0.0.1\n" in done.stdout
     assert await serving.running.stops() == 0
 
 
-async def test_the_doctor_knows_a_stranger_by_its_host_key(
-    service_site: ServiceSite, tmp_path: Path, program: Program
-) -> None:
-    """Another SSH server under the public address lets nobody in, or shows another key; both are said."""
+class Stranger(asyncssh.SSHServer):
+    """Another SSH server, which would take any password, and keeps it."""
+
+    def __init__(self, heard: list[str]) -> None:
+        self._heard = heard
+
+    def begin_auth(self, username: str) -> bool:
+        self._heard.append(username)
+        return True
+
+    def password_auth_supported(self) -> bool:
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        self._heard.append(password)
+        return True
+
+
+async def test_the_doctor_knows_a_stranger_by_its_host_key_and_tells_it_no_password(service_site: ServiceSite) -> None:
+    """Where the service should listen, and under the public address."""
     serving = await served(service_site)
+    heard: list[str] = []
     key = asyncssh.generate_private_key("ssh-ed25519")
-
-    class Anybody(asyncssh.SSHServer):
-        def begin_auth(self, username: str) -> bool:
-            return False
-
-    class Nothing(asyncssh.SFTPServer):
-        pass
-
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    stranger = await asyncssh.listen(
-        "127.0.0.1", 0, server_host_keys=[key], server_factory=Anybody,
-        sftp_factory=lambda channel: Nothing(channel, chroot=os.fsencode(empty)),
-    )  # fmt: skip
-    async with stranger:
-        configure(service_site, serving.port, f"127.0.0.1:{stranger.get_port()}")
-        done = await asyncio.to_thread(service_site.run, "doctor")
-    assert "shows a host key that is not one of ours" in done.stdout
+    async with await asyncssh.listen(
+        "127.0.0.2", serving.port, server_host_keys=[key], server_factory=lambda: Stranger(heard)
+    ):
+        configure(service_site, serving.port, f"127.0.0.2:{serving.port}")
+        found = await examined(service_site, "--password-file", password_file(service_site))
+        assert found["port"][0] == found["login"][0] == "OK"
+        assert found["address"][0] == "CRITICAL" and "a host key that is not one of ours" in found["address"][1]
+        text = service_site.config.read_text()
+        service_site.config.write_text(text.replace('host = "127.0.0.1"', 'host = "127.0.0.2"'))
+        found = await examined(service_site, "--password-file", password_file(service_site))
+        assert found["port"][0] == "CRITICAL" and "a host key that is not one of ours" in found["port"][1]
+        assert found["login"][0] == "WARNING" and "triton was not tried" in found["login"][1]
+    assert heard == []
     assert await serving.running.stops() == 0
+
+
+async def test_a_password_goes_only_to_a_server_with_an_expected_host_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the stranger came between the look at the host key and the login."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USER", "somebody")
+    heard: list[str] = []
+    key, other = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    attempt = LoginAttempt("triton", tmp_path / "password", password=PASSWORD)
+    async with await asyncssh.listen(
+        "127.0.0.1", 0, server_host_keys=[key], server_factory=lambda: Stranger(heard)
+    ) as stranger:
+        with pytest.raises(NoAnswer, match="not one of ours"):
+            await fetch_sha256("127.0.0.1", stranger.get_port(), attempt, {other.public_data}, None)
+        assert heard == []
+        await fetch_sha256("127.0.0.1", stranger.get_port(), attempt, {other.public_data, key.public_data}, None)
+        assert heard == ["triton", PASSWORD]
+
+
+async def test_who_may_not_come_from_this_machine_is_not_tried_from_it(service_site: ServiceSite) -> None:
+    """A partner's allow_from is no fault of the installation; where nobody may come from here, no key is shown."""
+    serving = await served(service_site, f'[[sftp.users]]\nname = "second"\npassword_hash = "{CHEAP_HASH}"\n')
+    text = service_site.config.read_text()
+    partner = text.replace('name = "triton"', 'name = "triton"\nallow_from = ["203.0.113.0/24"]')
+    service_site.config.write_text(partner)
+    serving.running.send(signal.SIGHUP)
+    await serving.running.says("reloaded users")
+    path = password_file(service_site)
+    found = await examined(service_site, "--password-file", path, "--user", "triton")
+    assert found["port"][0] == "OK"
+    assert found["login"][0] == "WARNING" and "its allow_from does not hold 127.0.0.1" in found["login"][1]
+    assert (await examined(service_site, "--password-file", path, "--user", "second"))["login"][0] == "OK"
+
+    service_site.config.write_text(partner.replace('"second"', '"second"\nallow_from = ["203.0.113.0/24"]'))
+    serving.running.send(signal.SIGHUP)
+    await serving.running.says("reloaded users", 2)
+    found = await examined(service_site, "--password-file", path, "--user", "second")
+    assert found["port"][0] == "WARNING" and "is in no user's allow_from" in found["port"][1]
+    assert found["login"][0] == "WARNING" and "was not tried" in found["login"][1]
+    assert await serving.running.stops() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence", "hint"),
+    [
+        (("--user", "tritone"), 2, "tritone is not a configured user", "--user triton"),
+        (("--user", "triton"), 2, "--user needs --password-file or --identity", "--user triton --password-file FILE"),
+        (("--password-file", "password"), 2, "--user is missing: one of triton, second", "--user triton"),
+        (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "exclude each other",
+         "--user second --password-file password"),
+        (("--user", "second", "--password-file", "nowhere"), 1, "nowhere cannot be read", "ls -l nowhere"),
+        (("--user", "second", "--password-file", "empty"), 1, "no password in its first line", "empty"),
+        (("--user", "second", "--identity", "nowhere"), 1, "nowhere cannot be read: No such file", "ls -l nowhere"),
+        (("--user", "second", "--identity", "password"), 1, "password is not a private key", "ssh-keygen -y"),
+        (("--user", "second", "--identity", "locked"), 1, "locked is not a private key without a passphrase",
+         "ssh-keygen -y -P '' -f locked"),
+    ],
+)  # fmt: skip
+def test_options_that_say_no_login_are_refused(
+    service_site: ServiceSite, options: tuple[str, ...], code: int, sentence: str, hint: str
+) -> None:
+    """One sentence and something to type, before anything is looked at."""
+    service_site.configure(more=f'[[sftp.users]]\nname = "second"\npassword_hash = "{CHEAP_HASH}"\n')
+    password_file(service_site)
+    (service_site.folder / "empty").touch()
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(service_site.folder / "locked", passphrase="secret")
+    done = service_site.run("doctor", *options, cwd=service_site.folder)
+    assert done.returncode == code and done.stdout == ""
+    said = " ".join(done.stderr.split())
+    assert sentence in said and hint in said
 
 
 def broken_export(site: ServiceSite) -> None:
@@ -155,51 +353,6 @@ async def test_what_is_broken_is_found_with_its_cure(
     found = await examined(service_site)
     assert found[word][0] == "CRITICAL" and sentence in found[word][1]
     assert {"configuration", "keys", "exports", "service"} <= set(found)
-
-
-# The probe key
-
-
-def test_a_probe_key_is_good_only_as_long_and_as_private_as_it_must_be(tmp_path: Path) -> None:
-    """Not another key, not after a minute, not from the future, not readable by others, not a link, not when gone."""
-    probe = ProbeKey(tmp_path)
-    path = tmp_path / "doctor.pub"
-    other = asyncssh.generate_private_key("ssh-ed25519")
-    with probe.placed() as key:
-        assert probe.accepts(key.public_data)
-        assert not probe.accepts(other.public_data)
-        now = path.stat().st_mtime
-        os.utime(path, (now - 61, now - 61))
-        assert not probe.accepts(key.public_data)
-        os.utime(path, (now + 3600, now + 3600))
-        assert not probe.accepts(key.public_data)
-        os.utime(path)
-        path.chmod(0o644)
-        assert not probe.accepts(key.public_data)
-        path.chmod(0o600)
-        assert probe.accepts(key.public_data)
-        path.rename(tmp_path / "elsewhere")
-        path.symlink_to(tmp_path / "elsewhere")
-        assert not probe.accepts(key.public_data)
-    assert not probe.accepts(key.public_data)
-    path.write_bytes(b"no key")
-    path.chmod(0o600)
-    assert not probe.accepts(key.public_data)
-
-
-async def test_nobody_gets_in_under_the_probes_name_without_its_key(service_site: ServiceSite) -> None:
-    """Neither with a password nor with a key of one's own; and no user can be called so."""
-    serving = await service_site.serve()
-    for options in ({"password": "correct horse"}, {"client_keys": [asyncssh.generate_private_key("ssh-ed25519")]}):
-        with pytest.raises(asyncssh.PermissionDenied):
-            await asyncssh.connect(
-                "127.0.0.1", serving.port, username=PROBE_USER, known_hosts=None, agent_path=None, config=None,
-                **({"client_keys": None} | options),
-            )  # fmt: skip
-    assert await serving.running.stops() == 0
-    text = service_site.config.read_text().replace('name = "triton"', f'name = "{PROBE_USER}"')
-    service_site.config.write_text(text)
-    assert service_site.run("status").returncode == 2
 
 
 # init

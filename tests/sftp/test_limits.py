@@ -114,8 +114,8 @@ def test_an_ipv6_client_counts_by_its_64() -> None:
     it = guard(ban_after=2)
     it.failed(ip_address("2001:db8::1"), 0.0)
     assert it.failed(ip_address("2001:db8::ffff:1"), 0.0).banned
-    assert it.is_banned(ip_address("2001:db8::2"), 1.0)
-    assert not it.is_banned(ip_address("2001:db8:0:1::2"), 1.0)
+    assert it.admit(ip_address("2001:db8::2"), 1.0) is Reason.BANNED
+    assert it.admit(ip_address("2001:db8:0:1::2"), 1.0) == 0
     assert [ban.address for ban in it.bans(1.0)] == ["2001:db8::/64"]
     assert parse_address("::ffff:203.0.113.9") == BAD
     assert parse_address("fe80::1%eth0") == ip_address("fe80::1")

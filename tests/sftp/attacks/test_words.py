@@ -137,9 +137,8 @@ async def test_hostile_words_are_one_refusal(tmp_path: Path, keys_dir: Path, att
         "x" * 1000,
         "\uff34\uff32\uff29\uff34\uff2f\uff2e",
         "",
-        "doctor~",
     ],
-    ids=["line end", "NUL", "escape", "field", "shell", "long", "wide letters", "empty", "doctor"],
+    ids=["line end", "NUL", "escape", "field", "shell", "long", "wide letters", "empty"],
 )
 async def test_hostile_user_names_are_one_field_of_one_line(
     tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
