@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 TOKENS_SHARE = 0.01  # above this share of hash-like addresses, tokens = "hold" holds the day
 ENDS_IN_ZERO_SHARE = 0.05  # above it, the addresses were probably truncated before they came
-EMPTY_AFTER_DAYS = 7
 
 
 @dataclass(frozen=True, slots=True)
