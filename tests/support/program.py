@@ -20,6 +20,7 @@ import time
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from datetime import time as wall_time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,9 +187,21 @@ class Program:
             running.end()
 
 
+def not_just_before(turn: str, seconds: float = 30.0) -> None:
+    """Wait until a turn of the clock, "00:00" or "04:30" in UTC, is over if it comes within so many seconds.
+
+    A test that begins before it and ends after it would see one day move under its feet.
+    """
+    now = datetime.now(UTC)
+    left = (datetime.combine(now.date(), wall_time.fromisoformat(turn), UTC) - now) % timedelta(days=1)
+    if left.total_seconds() < seconds:
+        time.sleep(left.total_seconds() + 0.1)
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Program]:
     """Runs ``pickup-point``; what it started does not outlive the test."""
+    not_just_before("00:00")
     it = Program(tmp_path)
     try:
         yield it
@@ -225,6 +238,7 @@ keys_dir = "keys"
 {export}
 final_at = "00:00"
 settle = "0s"
+give_up_waiting = "48h"
 poll_every = "{poll}"
 [log]
 prefix = "TEST"
@@ -244,7 +258,11 @@ password_hash = "{password_hash}"
 
 
 class ServiceSite:
-    """A folder with a configuration, keys and exports. A day is final at once when it is over."""
+    """A folder with a configuration, keys and exports.
+
+    A day is final at once when it is over, and given up at the end of the next: what is due, held or given up depends
+    on the date alone, at whatever hour the tests run.
+    """
 
     def __init__(self, folder: Path, keys_dir: Path, program: Program) -> None:
         self.folder = folder
