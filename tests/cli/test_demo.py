@@ -25,7 +25,7 @@ from server.megaphone.exports import FinalityRule, Listing
 from server.megaphone.folder import Folder
 from server.service import assembled, load_keys
 
-from ..support.program import Program, Running, listening_addresses, log_in, port_of, secrets_of
+from ..support.program import Program, Running, listening_addresses, log_in, not_just_before, port_of, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +35,8 @@ class RunningDemo:
     """The demo, once for all tests of this file."""
 
     def __init__(self, folder: Path) -> None:
+        for turn in ("00:00", f"{FinalityRule().final_at:%H:%M}"):
+            not_just_before(turn)
         self.program = Program(folder)
         self.folder = folder / "demo"
         # ROWS is the real one; HOME is nowhere, so that no client's configuration or agent plays a part.

@@ -17,9 +17,11 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from datetime import time as wall_time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +32,14 @@ from server.storage.ledger import Ledger
 
 from .rows import row
 from .sftp import CHEAP_HASH, PASSWORD
+from .warm import Forked, Warm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 40.0  # seconds; nothing is asserted about speed, a test that fails ends all the same
+_WARM = Warm()
 _SYSTEMS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM",
             "CREDENTIALS_DIRECTORY", "COLUMNS", "FORCE_COLOR")  # fmt: skip
 
@@ -55,7 +59,7 @@ def command(*arguments: str | Path) -> list[str]:
 class Running:
     """A started process; what it says is read as it comes."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | Forked) -> None:
         self.process = process
         self.out: list[str] = []
         self.err: list[str] = []
@@ -142,9 +146,14 @@ class Running:
 
 @dataclass
 class Program:
-    """Runs ``pickup-point``; ``folder`` is where it is run."""
+    """Runs ``pickup-point``; ``folder`` is where it is run.
+
+    ``warm`` forks commands from a process that has imported all of it already, unless their interpreter would have to
+    start in another way.
+    """
 
     folder: Path
+    warm: bool = False
     started: list[Running] = field(default_factory=list)
 
     def run(
@@ -157,6 +166,8 @@ class Program:
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
+        if (forked := self._forked(arguments, env, argv, options, cwd=cwd, stdin=stdin)) is not None:
+            return _to_its_end(forked)
         done = subprocess.run(
             argv or command(*arguments), cwd=cwd or self.folder, env=environment(**(env or {})), input=stdin,
             capture_output=True, timeout=PATIENCE, check=False, **options,
@@ -172,13 +183,32 @@ class Program:
         **options: Any,
     ) -> Running:
         """Start a command that stays."""
-        process = subprocess.Popen(
-            argv or command(*arguments), cwd=self.folder, env=environment(**(env or {})), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-        )  # fmt: skip
+        process: subprocess.Popen[bytes] | Forked | None = self._forked(arguments, env, argv, options)
+        if process is None:
+            process = subprocess.Popen(
+                argv or command(*arguments), cwd=self.folder, env=environment(**(env or {})), stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+            )  # fmt: skip
         running = Running(process)
         self.started.append(running)
         return running
+
+    def _forked(
+        self,
+        arguments: Sequence[str | Path],
+        env: Mapping[str, str | None] | None,
+        argv: Sequence[str] | None,
+        options: Mapping[str, Any],
+        *,
+        cwd: Path | None = None,
+        stdin: bytes = b"",
+    ) -> Forked | None:
+        """The command, forked; None if it needs an interpreter of its own."""
+        wanted = environment(**(env or {}))
+        if not self.warm or argv or options or stdin or not _WARM.serves(wanted):
+            return None
+        with Path(os.devnull).open("rb") as nothing:
+            return _WARM.start([*map(str, arguments)], cwd=cwd or self.folder, env=wanted, stdin=nothing.fileno())
 
     def end(self) -> None:
         """End everything that was started."""
@@ -186,10 +216,33 @@ class Program:
             running.end()
 
 
+def not_just_before(turn: str, seconds: float = 30.0) -> None:
+    """Wait until a turn of the clock, "00:00" or "04:30" in UTC, is over if it comes within so many seconds.
+
+    A test that begins before it and ends after it would see one day move under its feet.
+    """
+    now = datetime.now(UTC)
+    left = (datetime.combine(now.date(), wall_time.fromisoformat(turn), UTC) - now) % timedelta(days=1)
+    if left.total_seconds() < seconds:
+        time.sleep(left.total_seconds() + 0.1)
+
+
+def _to_its_end(forked: Forked) -> subprocess.CompletedProcess[str]:
+    with forked.stdout as out, forked.stderr as err, ThreadPoolExecutor(2) as readers:
+        said = [readers.submit(stream.read) for stream in (out, err)]
+        try:
+            code = forked.wait(PATIENCE)
+        finally:
+            forked.kill()
+        texts = [data.result().decode(errors="backslashreplace") for data in said]
+    return subprocess.CompletedProcess(forked.args, code, *texts)
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Program]:
     """Runs ``pickup-point``; what it started does not outlive the test."""
-    it = Program(tmp_path)
+    not_just_before("00:00")
+    it = Program(tmp_path, warm=True)
     try:
         yield it
     finally:
@@ -225,6 +278,7 @@ keys_dir = "keys"
 {export}
 final_at = "00:00"
 settle = "0s"
+give_up_waiting = "48h"
 poll_every = "{poll}"
 [log]
 prefix = "TEST"
@@ -244,7 +298,11 @@ password_hash = "{password_hash}"
 
 
 class ServiceSite:
-    """A folder with a configuration, keys and exports. A day is final at once when it is over."""
+    """A folder with a configuration, keys and exports.
+
+    A day is final at once when it is over, and given up at the end of the next: what is due, held or given up depends
+    on the date alone, at whatever hour the tests run.
+    """
 
     def __init__(self, folder: Path, keys_dir: Path, program: Program) -> None:
         self.folder = folder
