@@ -43,7 +43,7 @@ class Piece:
     lines: int
 
 
-def deflate(text: bytes, lines: int) -> Piece:
+def deflate(text: bytes | memoryview, lines: int) -> Piece:
     """A piece of ``text``, which holds so many lines."""
     if not text:
         return Piece(b"", 0, 0, 0)
