@@ -100,9 +100,9 @@ class Request:
         fields: dict[str, Any] = orjson.loads(data)
         catalogue: Catalogue | None = None
         if fields["catalogue"] is not None:
-            from ..episodes.catalogue import PackedCatalogue  # only here: without one, the process starts the sooner
+            from ..episodes.catalogue import Catalogue, Episode  # only here: without one, the process starts sooner
 
-            catalogue = PackedCatalogue(fields["catalogue"])
+            catalogue = Catalogue({key: Episode(*texts) for key, texts in fields["catalogue"].items()})
         conversion = Conversion(
             rules=LogRules.from_json(fields["rules"]),
             hash_key=bytes.fromhex(fields["hash_key"]),

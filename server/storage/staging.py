@@ -132,7 +132,7 @@ class Staging:
         files = []
         for log in self._sealed:
             try:
-                os.link(self._staging_dir / str(log.name), pickup / str(log.name), follow_symlinks=False)
+                os.link(self.folder / str(log.name), pickup / str(log.name), follow_symlinks=False)
             except FileExistsError:
                 raise NameSpent(f"{log.name} is already in {pickup}", hint=f"pickup-point trace {log.name}") from None
             except OSError as error:
