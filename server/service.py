@@ -19,6 +19,7 @@ import structlog
 
 from .assembly import assembled
 from .config import load_config
+from .convert.apart import kernel_lack
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, SourceError
 from .publish.retention import SteadyClock, prune
 from .pulse import beat_for_ever
@@ -325,6 +326,8 @@ async def serve(
         stack.enter_context(point.service_lock())  # before anything in the folder is opened, until everything is closed
         parts = await stack.enter_async_context(assembled(config, hash_key))
         await in_thread(_recover, parts)
+        if lack := await in_thread(kernel_lack):
+            log.warning(f"service converts the {lack[0]}", hint=lack[1])
         books = Bookkeeper(parts.ledger)
         server = SftpServer(
             config.sftp,

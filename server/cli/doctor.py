@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ..convert.apart import kernel_lack
 from ..errors import ConfigError, ExportChanged, SourceError
 from ..megaphone.source import open_source
 from ..private_files import load_ip_hash_key
@@ -61,6 +62,7 @@ async def examine(config: Config) -> list[Finding]:
     findings += [finding async for finding in _exports(config)]
     become_owner(config)
     findings += _data_folder(config)
+    findings.append(_kernel())
     glance = Glance.take(config, datetime.now(UTC))
     findings += _service(glance)
     if glance.running:
@@ -195,6 +197,15 @@ def _data_folder(config: Config) -> Iterator[Finding]:
         yield Finding(Level.CRITICAL, f"data folder: {folder} cannot be written: {error.strerror}", cure)
     else:
         yield Finding(Level.OK, f"data folder: {folder} can be written")
+
+
+def _kernel() -> Finding:
+    """Whether rows are converted by the kernel."""
+    lack = kernel_lack()
+    if lack is None:
+        return Finding(Level.OK, "conversion: the kernel is in use")
+    sentence, cure = lack
+    return Finding(Level.WARNING, f"conversion: {sentence}, so a day takes about twenty times as long", cure)
 
 
 def _service(glance: Glance) -> Iterator[Finding]:
