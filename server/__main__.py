@@ -1,6 +1,6 @@
 """``python -m server`` is the command ``pickup-point``."""
 
-from .cli.app import main
+from .cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,8 @@
     │   ├── SourceRefused                an operator must act: credentials, rights, region, name of the bucket
     │   └── ExportChanged                the object was rewritten while it was read: begin the day again
     ├── ExportTorn                       the object is no whole gzip file: wait for its next version
-    ├── ConversionFailed                 a worker process died or was stopped: repeat the day
+    ├── ConversionFailed                 the conversion was stopped: repeat the day
+    │   └── ConversionDied               its process died: repeat the day, the third time the exact way
     ├── NameSpent                        a log name was used before: never publish it again
     ├── DataFolderError                  the data folder cannot be used: disk full, wrong owner, read-only
     │   └── DataFolderBusy               another process holds it
@@ -74,11 +75,19 @@ class ExportChanged(SourceError):
 
 
 class ExportTorn(PickupPointError):
-    """The object is not one whole, correct gzip file; it is never published."""
+    """The object is not one whole, correct gzip file; it is never published. ``word`` is short for what is wrong."""
+
+    def __init__(self, sentence: str, *, hint: str = "", word: str = "") -> None:
+        super().__init__(sentence, hint=hint)
+        self.word = word
 
 
 class ConversionFailed(PickupPointError):
     """The conversion was stopped before its end; nothing of it was published."""
+
+
+class ConversionDied(ConversionFailed):
+    """The process that converts ended before its answer, or its answer cannot be right."""
 
 
 class NameSpent(PickupPointError):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from .config import load_config, load_ip_hash_key
+from .convert.apart import kernel_lack
 from .episodes.source import CatalogueSource
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError
 from .megaphone.source import open_source
@@ -347,6 +348,8 @@ async def serve(
         )  # before anything in the folder is opened, until everything is closed
         installation = await stack.enter_async_context(assembled(config, hash_key))
         await in_thread(_recover, installation)
+        if lack := await in_thread(kernel_lack):
+            log.warning(f"service converts the {lack[0]}", hint=lack[1])
         books = PickupWriter(installation.ledger)
         server = SftpServer(
             config.sftp,

@@ -156,14 +156,17 @@ class Layout:
     header: str = "plain"
     text: str = "safe"
     columns: tuple[ColumnSpec, ...] | None = None
+    specs: tuple[ColumnSpec, ...] = field(init=False, repr=False, compare=False)  # kept: every row asks for them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "specs", self._specs())
 
     @property
     def clean(self) -> Callable[[Any], str]:
         """What makes any JSON value a text that may stand in a column."""
         return percent_text if self.format is LogFormat.W3C or self.text == "percent" else safe_text
 
-    @property
-    def specs(self) -> tuple[ColumnSpec, ...]:
+    def _specs(self) -> tuple[ColumnSpec, ...]:
         """The columns as they are written, ``cs-uri-query`` among them."""
         w3c = self.format is LogFormat.W3C
         specs = self.columns
@@ -352,7 +355,7 @@ class UrlTemplate:
     def __init__(self, template: str) -> None:
         pieces = re.split(r"\{([^{}]*)\}", template)
         self.fields = tuple(pieces[1::2])
-        self._literals = [url_text(piece) for piece in pieces[::2]]
+        self.literals = [url_text(piece) for piece in pieces[::2]]
         for name in self.fields:
             if name not in METRICS.fields and name not in OF_CATALOGUE:
                 raise ValueError(f"{{{name}}} is no field of the export")
@@ -361,7 +364,7 @@ class UrlTemplate:
         if not template.strip():
             raise ValueError("it is empty")
         self._needed = tuple({"token", "enclosure_url"}.intersection(self.fields))
-        self._as_published = self.fields == ("enclosure_url",) and not any(self._literals)
+        self.as_published = self.fields == ("enclosure_url",) and not any(self.literals)
         self._else = UrlTemplate(DEFAULT_URL) if self._needed else None
 
     def fill(self, row: Mapping[str, Any], guid: str) -> str:
@@ -375,10 +378,10 @@ class UrlTemplate:
         return self._fill(row, guid)
 
     def _fill(self, row: Mapping[str, Any], guid: str) -> str:
-        if self._as_published:
+        if self.as_published:
             return url_text(str(row["enclosure_url"]))
-        parts = [self._literals[0]]
-        for name, literal in zip(self.fields, self._literals[1:], strict=True):
+        parts = [self.literals[0]]
+        for name, literal in zip(self.fields, self.literals[1:], strict=True):
             text = guid if name == "guid" else json_text(row.get(name))
             if not PLAIN.fullmatch(text):
                 text = quote(text, safe="") if text.strip() else "-"

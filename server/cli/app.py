@@ -27,7 +27,6 @@ from .options import (
     day_of,
     print_json,
     program,
-    progress_bars,
     reading_as_owner,
     run_loop,
     settings_of,
@@ -59,19 +58,26 @@ def run(arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal without an arrow is no reason to fail
     try:
         app(arguments)
-    except SystemExit as ended:  # typer has said what was wrong with the command line, or printed its help
-        code = ended.code if isinstance(ended.code, int) else 1
-        return 3 if checking and code else code
-    except Out as out:
-        return out.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        told = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
-        return _say(error if isinstance(error, PickupPointError) else told, checking=checking)
+    except BaseException as error:
+        return exit_code(error, verbose=verbose, checking=checking)
     return 0
+
+
+def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = False) -> int:
+    """Tell what ended a command; its exit code."""
+    if isinstance(error, SystemExit):  # typer has said what was wrong with the command line, or printed its help
+        code = error.code if isinstance(error.code, int) else 1
+        return 3 if checking and code else code
+    if isinstance(error, Out):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if not isinstance(error, Exception):
+        raise error
+    if verbose:
+        traceback.print_exception(error)
+    told = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
+    return _say(error if isinstance(error, PickupPointError) else told, checking=checking)
 
 
 def _say(error: PickupPointError, *, checking: bool) -> int:
@@ -249,22 +255,11 @@ def convert(
     verbose: VerboseOption = False,
 ) -> None:
     """Convert one export on disk by hand. By the configuration's [log] rules, or the defaults; publishes nothing."""
-    from .convert import convert_by_hand
+    from .convert import convert_command
 
     found = find_config(config)
     settings = settings_of(found, verbose=verbose) if found is not None else None
-    with progress_bars() as show:
-        total = export.stat().st_size if export.exists() else 0
-        progress = None if show is None else lambda done: show(export.name, done, total)
-        done = convert_by_hand(export, output, rejects, settings, progress)
-    if json:
-        print_json(done.tally.as_json())
-    else:
-        tally = done.tally
-        print(f"{output}: {tally.lines} lines of {tally.rows} rows, {tally.filtered.total()} filtered, "
-              f"{tally.rejected.total()} rejected")  # fmt: skip
-    for warning in done.warnings:
-        print(f"pickup-point: {warning}", file=sys.stderr)
+    convert_command(export, output, rejects, settings, json=json)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """One export converted by hand, outside of any data folder: what ``pickup-point convert`` does.
 
-Touches the export (read), the output file and, where asked for, a rejects file; both appear whole or not at all.
+Touches the export (read), the output file and, where asked for, a rejects file; both appear whole or not at all. It is
+loaded, and the process that converts has been started, before what else it needs is loaded: that is half of its time.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ import os
 import re
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import load_ip_hash_key
-from ..convert.day import convert_export
-from ..convert.row import Conversion
+from ..convert.apart import Outputs, convert_apart
 from ..errors import ConfigError, LedgerError, PickupPointError
-from ..publish.holds import HoldPolicy, warnings
-from ..triton import LogRules
+from .options import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..convert.messages import FileNames
+    from ..convert.row import Conversion
     from ..convert.tally import Tally
     from ..episodes.catalogue import Catalogue
     from ..settings import Config
@@ -38,42 +40,6 @@ class ConvertedByHand:
 
     tally: Tally
     warnings: list[str]
-
-
-class _Files:
-    """The sink of a conversion by hand: one log, and the rejected rows or nowhere."""
-
-    def __init__(self, output: Path, rejects: Path | None) -> None:
-        self._wanted = {"log": output, "rejects": rejects}
-        self._written: dict[str, Path] = {}
-
-    def restart(self) -> None:
-        for path in self._written.values():
-            path.unlink(missing_ok=True)
-        self._written.clear()
-
-    def open_log(self, index: int) -> BinaryIO:
-        assert index == 0  # noqa: S101  # max_rows_per_file is not used by hand
-        return self._open("log")
-
-    def open_rejects(self) -> BinaryIO:
-        return self._open("rejects")
-
-    def _open(self, kind: str) -> BinaryIO:
-        wanted = self._wanted[kind]
-        if wanted is None:
-            return open(os.devnull, "wb")  # noqa: PTH123  # nowhere
-        part = wanted.with_name(f".{wanted.name}.{secrets.token_hex(4)}.part")
-        self._written[kind] = part
-        return part.open("xb")
-
-    def keep(self) -> None:
-        """Put what was written into its place."""
-        for kind, part in self._written.items():
-            wanted = self._wanted[kind]
-            assert wanted is not None  # noqa: S101  # only wanted files are written
-            part.replace(wanted)
-        self._written.clear()
 
 
 def convert_by_hand(
@@ -97,36 +63,96 @@ def convert_by_hand(
             raise PickupPointError(f"there is no folder {folder} to write {wanted.name} in", hint=f"mkdir -p {folder}")
         if wanted.is_dir():
             raise PickupPointError(f"{wanted} is a folder", hint=f"give a file in it: {wanted / 'export.tsv.gz'}")
-    rules = config.log.log_rules if config is not None else LogRules()
-    key, key_known = _hash_key(config)
-    catalogue, told = _catalogue(config)
-    conversion = Conversion(rules, key, catalogue, _day_in(export.name))
-    files = _Files(output, rejects)
+    token = secrets.token_hex(4)
+    parts = {output: output.with_name(f".{output.name}.{token}.00.part")}
+    if rejects is not None:
+        parts[rejects] = rejects.with_name(f".{rejects.name}.{token}.rejects.part")
+    made: list[_Made] = []
+
+    def conversion() -> Conversion:
+        made.append(_make(export, config))
+        return made[0].conversion
+
     stop = threading.Event()
     try:
         with _signals(stop), tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch:
-            converted = convert_export(
+            converted = convert_apart(
                 export,
                 conversion,
-                files,
+                Outputs(
+                    output.absolute().parent,
+                    lambda: _file_names(parts[output].name),
+                    None if rejects is None else (rejects.absolute().parent, parts[rejects].name),
+                    mode=0o666,
+                ),
                 scratch=Path(scratch),
                 workers=config.log.workers if config is not None else 0,
+                digests=False,
                 progress=progress,
                 stop=stop,
             )
-        files.keep()
+        for wanted, part in parts.items():
+            if wanted == output or converted.rejects:
+                part.replace(wanted)
     except OSError as error:
         where = error.filename or output
         hint = f"ls -l {export}; ls -ld {output.absolute().parent}; df -h"
         raise PickupPointError(f"{where}: {error.strerror or error}", hint=hint) from error
     finally:
-        files.restart()
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    from ..publish.holds import HoldPolicy, warnings
+
     tally = converted.tally
     policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
-    told += warnings(tally, policy)
-    if not key_known and (tally.not_an_address or rules.ip == "truncated"):
+    told = made[0].warnings + warnings(tally, policy)
+    if not made[0].key_known and (tally.not_an_address or made[0].conversion.rules.ip == "truncated"):
         told.append("there is no ip_hash.key, so the hashes of this file were made with a key that is thrown away")
     return ConvertedByHand(tally, told)
+
+
+def convert_command(
+    export: Path, output: Path, rejects: Path | None, config: Config | None, *, json: bool = False
+) -> None:
+    """Do what ``pickup-point convert`` does, and print what came of it."""
+    with progress_bars() as show:
+        total = export.stat().st_size if show is not None and export.exists() else 0
+        progress = None if show is None else lambda read: show(export.name, read, total)
+        done = convert_by_hand(export, output, rejects, config, progress)
+    tally = done.tally
+    if json:
+        import orjson
+
+        print(orjson.dumps(tally.as_json(), option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(f"{output}: {tally.lines} lines of {tally.rows} rows, {tally.filtered.total()} filtered, "
+              f"{tally.rejected.total()} rejected")  # fmt: skip
+    for warning in done.warnings:
+        print(f"pickup-point: {warning}", file=sys.stderr)
+
+
+class _Made(NamedTuple):
+    """What a conversion by hand is made of."""
+
+    conversion: Conversion
+    key_known: bool
+    warnings: list[str]
+
+
+def _make(export: Path, config: Config | None) -> _Made:
+    from ..convert.row import Conversion
+    from ..triton import LogRules
+
+    rules = config.log.log_rules if config is not None else LogRules()
+    key, key_known = _hash_key(config)
+    catalogue, told = _catalogue(config)
+    return _Made(Conversion(rules, key, catalogue, _day_in(export.name)), key_known, told)
+
+
+def _file_names(part: str) -> FileNames:
+    from ..convert.messages import FileNames
+
+    return FileNames(part.removesuffix("00.part"), 0, ".part")
 
 
 def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
@@ -176,7 +202,7 @@ def _day_in(name: str) -> date | None:
 
 @contextlib.contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the workers at once, then the command."""
+    """SIGTERM and Ctrl-C end the conversion at once, then the command."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..config import load_ip_hash_key
+from ..convert.apart import kernel_lack
 from ..errors import ConfigError, ExportChanged, SourceError
 from ..megaphone.source import open_source
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
@@ -66,6 +67,7 @@ async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[F
     findings += [finding async for finding in _exports(config)]
     become_owner(config)
     findings += _data_folder(config)
+    findings.append(_kernel())
     snapshot = Snapshot.take(config, datetime.now(UTC))
     findings += _service(snapshot)
     port = [finding async for finding in _port(config, host_keys)] if snapshot.running else []
@@ -204,6 +206,15 @@ def _data_folder(config: Config) -> Iterator[Finding]:
         yield Finding(Level.CRITICAL, f"data folder: {folder} cannot be written: {error.strerror}", cure)
     else:
         yield Finding(Level.OK, f"data folder: {folder} can be written")
+
+
+def _kernel() -> Finding:
+    """Whether rows are converted by the kernel."""
+    lack = kernel_lack()
+    if lack is None:
+        return Finding(Level.OK, "conversion: the kernel is in use")
+    sentence, cure = lack
+    return Finding(Level.WARNING, f"conversion: {sentence}, so a day takes about twenty times as long", cure)
 
 
 def _service(snapshot: Snapshot) -> Iterator[Finding]:

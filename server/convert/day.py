@@ -1,25 +1,28 @@
-"""The streaming of a day: blocks of rows out to the workers, pieces of log files back, in order, and the books of it.
+"""The streaming of a day: blocks of rows out to threads, pieces of log files back, in order, and the books of it.
 
 Reads one export, writes into the files of a `LogSink` and into nameless temporary files in ``scratch``. The promises:
-the same bytes for the same export and rules, whatever the number of workers; every row in exactly one place of the
+the same bytes for the same export and rules, whatever the number of threads; every row in exactly one place of the
 tally; memory that does not grow with the day; nothing is reported as converted unless the whole export was right.
+
+The kernel works without the interpreter's lock, and so does gunzip: threads are as good as processes. By the exact way
+alone they take turns.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import Counter
+from collections import Counter, deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from isal import isal_zlib
 
 from ..errors import DataFolderError
-from .crew import Alone, Workers
-from .job import Job, Setup, Task
-from .lines import GzipText, cut_blocks
+from .block import BlockConverter
+from .job import Job, Task
+from .lines import GzipText, cut_blocks, unreadable
 from .log_writer import LogFiles, LogSink
 from .row_ids import BlockIds, BlockRecords, find_duplicates
 from .sent import SentLog, compare, log_jobs
@@ -28,13 +31,24 @@ from .tally import PodcastBooks, RejectReason, Tally
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+    from types import TracebackType
     from typing import BinaryIO, Self
 
-    from .crew import StopToken
     from .job import Result
+    from .kernel import Kernel
     from .row import Conversion
 
-__all__ = ["Converted", "LogSink", "SentLog", "Tuning", "convert_export"]
+__all__ = ["Converted", "Export", "LogSink", "SentLog", "Tuning", "convert_export"]
+
+AHEAD = 2  # blocks under way for each thread, and as many that wait for the one before them
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export: how it is called in words, and what opens its file for reading from the beginning."""
+
+    name: str
+    open: Callable[[], BinaryIO]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +56,6 @@ class Tuning:
     """Sizes in bytes, by measurement; a result's lines depend on none of them, its bytes on ``block`` alone."""
 
     block: int = 1 << 20  # of rows, for one job
-    small_export: int = 4 << 20  # compressed; below it processes cost more than they bring
     held: int = 8 << 20  # of ids in memory, before they go to disk
 
 
@@ -63,47 +76,39 @@ class Converted:
 
 
 def convert_export(
-    export: Path,
+    export: Export,
     conversion: Conversion,
     sink: LogSink,
     *,
+    kernel: Kernel | None,
     scratch: Path,
-    workers: int = 0,
+    threads: int = 1,
     max_rows_per_file: int = 0,
     sent: Sequence[SentLog] = (),
     fresh_after: str | None = None,
     by_podcast: bool = False,
     progress: Callable[[int], None] | None = None,
-    stop: StopToken | None = None,
     tuning: Tuning | None = None,
 ) -> Converted:
     """Convert one export into log files.
 
-    ``workers`` 0 is one for each core. With ``sent``, rows that stand in these logs are filtered as ``sent_before``,
-    and no log is opened when nothing is left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``) are
-    filtered as ``too_fresh``. ``progress`` is told how many bytes of the export were read so far; it begins at 0 again
-    with every pass.
+    With ``sent``, rows that stand in these logs are filtered as ``sent_before``, and no log is opened when nothing is
+    left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``) are filtered as ``too_fresh``. ``progress``
+    is told how many bytes of the export were read so far; it begins at 0 again with every pass.
 
     Raises:
         ExportTorn: the export is not one whole, correct gzip file.
-        ConversionFailed: a worker process died, or ``stop`` was set.
         SourceError: the export cannot be read.
         DataFolderError: what was to be written could not be, or a log in ``sent`` is damaged.
     """
     tuning = tuning or Tuning()
-    stop = stop or threading.Event()
-    setup = Setup(conversion, fresh_after, by_podcast)
+    converter = BlockConverter(kernel, conversion, fresh_after, by_podcast=by_podcast)
     try:
-        with ExitStack() as stack:
-            count = workers or len(os.sched_getaffinity(0))
-            if count == 1 or not export.is_file() or export.stat().st_size < tuning.small_export:
-                crew: Alone | Workers = stack.enter_context(Alone(setup, stop))
-            else:
-                crew = stack.enter_context(Workers(count, setup, stop))
-            source = _Export(export, tuning.block, progress)
+        with _Threads(threads, converter.do) as pool:
+            source = _Source(export, tuning.block, progress)
             header = conversion.rules.layout.header_lines(conversion.day)
             run = _Conversion(
-                source, crew, scratch, tuning, lambda: _Books(sink, header, max_rows_per_file, bool(sent))
+                source, pool, scratch, tuning, lambda: _Books(sink, header, max_rows_per_file, bool(sent))
             )
             return run.late(sent) if sent else run.whole(sink)
     except OSError as error:
@@ -111,14 +116,72 @@ def convert_export(
         raise DataFolderError(sentence, hint=f"df -h {scratch}") from error
 
 
+class _Threads:
+    """Do jobs in so many threads; one alone is the calling one."""
+
+    def __init__(self, count: int, do: Callable[[Job], Result]) -> None:
+        self._do = do
+        self._jobs: SimpleQueue[tuple[Job, SimpleQueue[Result | BaseException]] | None] = SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count if count > 1 else 0)]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while True:  # what is not begun is not done
+                self._jobs.get_nowait()
+        except Empty:
+            pass
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def run(self, jobs: Iterator[Job]) -> Iterator[Result]:
+        """Yield the results of the jobs, in their order; few jobs are under way at a time."""
+        if not self._threads:
+            yield from map(self._do, jobs)
+            return
+        waiting: deque[SimpleQueue[Result | BaseException]] = deque()
+        for job in jobs:
+            result: SimpleQueue[Result | BaseException] = SimpleQueue()
+            self._jobs.put((job, result))
+            waiting.append(result)
+            if len(waiting) >= 2 * AHEAD * len(self._threads):
+                yield _taken(waiting.popleft())
+        while waiting:
+            yield _taken(waiting.popleft())
+
+    def _work(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            job, result = work
+            try:
+                result.put(self._do(job))
+            except BaseException as error:  # handed to who asked for the result
+                result.put(error)
+            del work, job, result  # a block's memory is not held while there is nothing to do
+
+
+def _taken(result: SimpleQueue[Result | BaseException]) -> Result:
+    found = result.get()
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
 class _Conversion:
     """The passes over one export."""
 
     def __init__(
-        self, source: _Export, crew: Alone | Workers, scratch: Path, tuning: Tuning, books: Callable[[], _Books]
+        self, source: _Source, threads: _Threads, scratch: Path, tuning: Tuning, books: Callable[[], _Books]
     ) -> None:
         self._source = source
-        self._crew = crew
+        self._threads = threads
         self._scratch = scratch
         self._held = tuning.held
         self._block = tuning.block
@@ -128,7 +191,7 @@ class _Conversion:
         """Render; and, should an id stand in two blocks (none ever did), once more, knowing which."""
         with BlockRecords(self._scratch, 16, self._held) as ids, ExitStack() as stack:
             with self._books() as books:
-                for result in self._crew.run(self._source.jobs(want_ids=True)):
+                for result in self._threads.run(self._source.jobs(want_ids=True)):
                     books.add(result)
                     ids.add(result.ids)
                 books.close()
@@ -138,7 +201,7 @@ class _Conversion:
                 return Converted(books.tally, books.logs.lines, podcasts=books.podcasts)
             sink.restart()
             with self._books() as books:
-                for result in self._crew.run(self._source.jobs(duplicates=duplicates)):
+                for result in self._threads.run(self._source.jobs(duplicates=duplicates)):
                     books.add(result)
                 books.close()
             return Converted(books.tally, books.logs.lines, podcasts=books.podcasts)
@@ -149,9 +212,9 @@ class _Conversion:
             ids = stack.enter_context(BlockRecords(self._scratch, 16, self._held))
             rows = stack.enter_context(BlockRecords(self._scratch, 24, self._held))
             lines = stack.enter_context(BlockRecords(self._scratch, 24, self._held))
-            for result in self._crew.run(log_jobs(sent, self._block)):
+            for result in self._threads.run(log_jobs(sent, self._block)):
                 lines.add(result.records)
-            for result in self._crew.run(self._source.jobs(Task.INDEX_ROWS, want_ids=True)):
+            for result in self._threads.run(self._source.jobs(Task.INDEX_ROWS, want_ids=True)):
                 rows.add(result.records)
                 ids.add(result.ids)
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
@@ -159,7 +222,7 @@ class _Conversion:
             find_duplicates(ids, duplicates)
             comparison = compare(rows, lines, fresh)
             with self._books() as books:
-                for result in self._crew.run(self._source.jobs(duplicates=duplicates, fresh=fresh)):
+                for result in self._threads.run(self._source.jobs(duplicates=duplicates, fresh=fresh)):
                     books.add(result)
                 books.close()
             changed, removed = comparison.changed, comparison.removed
@@ -167,10 +230,10 @@ class _Conversion:
 
 
 @dataclass(frozen=True, slots=True)
-class _Export:
-    """An export file, and how it is cut into jobs: the same way in every pass."""
+class _Source:
+    """An export, and how it is cut into jobs: the same way in every pass."""
 
-    path: Path
+    export: Export
     block_size: int
     progress: Callable[[int], None] | None
 
@@ -184,7 +247,7 @@ class _Export:
     ) -> Iterator[Job]:
         """A job for every block."""
         array = False
-        with GzipText.open(self.path) as text:
+        with self._text() as text:
             for block in cut_blocks(text.read, self.block_size):
                 if block.number == 0:
                     array = not block.too_long and _opens_array(block.pieces)
@@ -202,6 +265,12 @@ class _Export:
                     self.progress(text.position)
             if self.progress is not None:
                 self.progress(text.position)
+
+    def _text(self) -> GzipText:
+        try:
+            return GzipText(self.export.open(), self.export.name)
+        except OSError as error:
+            raise unreadable(self.export.name, error.errno) from error
 
 
 def _opens_array(pieces: Sequence[bytes | memoryview]) -> bool:

@@ -7,7 +7,9 @@ bytes alone. No line over 16 MiB is ever held whole.
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,10 +21,17 @@ from ..errors import ExportTorn, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
     from types import TracebackType
     from typing import BinaryIO, Self
 
+# Why a file is no whole gzip file: a word, and the end of the sentence about it. Nothing of the file is in it.
+TORN = {
+    "empty": "is empty, which no gzip file is",
+    "not gzip": "is no whole gzip file: it is not gzip",
+    "cut short": "is no whole gzip file: it is cut short",
+    "followed": "is no whole gzip file: something else follows its end",
+    "damaged": "is no whole gzip file: it is damaged",
+}
 LINE_LIMIT = 16 << 20  # bytes; a longer line is malformed
 RAW_LIMIT = 64 << 10  # bytes of a rejected line that are kept
 
@@ -52,14 +61,6 @@ class GzipText:
         self._name = name
         self._text = igzip.IGzipFile(fileobj=file, mode="rb")  # type: ignore[no-untyped-call]  # isal annotates in part
 
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """The file at ``path``."""
-        try:
-            return cls(path.open("rb", buffering=0), str(path))
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -l {path}") from error
-
     def __enter__(self) -> Self:
         return self
 
@@ -85,24 +86,29 @@ class GzipText:
     def _checked(self, read: Callable[[], bytes]) -> bytes:
         try:
             data = read()
-        except (EOFError, gzip.BadGzipFile, zlib.error, IsalError, OverflowError) as error:  # type: ignore[misc]  # isal's stub says instance
-            raise self._torn(f"is no whole gzip file: {_plain(error)}") from error
+        except EOFError as error:
+            raise torn(self._name, "cut short") from error
+        except gzip.BadGzipFile as error:
+            strange = str(error).startswith("Not a gzipped file")
+            first = self._text.tell() == 0
+            raise torn(self._name, ("not gzip" if first else "followed") if strange else "damaged") from error
+        except (zlib.error, IsalError, OverflowError) as error:  # type: ignore[misc]  # isal's stub says instance
+            raise torn(self._name, "damaged") from error
         except OSError as error:
-            raise SourceError(f"{self._name} cannot be read: {error.strerror}", hint=f"ls -l {self._name}") from error
+            raise unreadable(self._name, error.errno) from error
         if not data and self._file.tell() == 0:
-            raise self._torn("is empty, which no gzip file is")
+            raise torn(self._name, "empty")
         return data
 
-    def _torn(self, what: str) -> ExportTorn:
-        return ExportTorn(f"{self._name} {what}", hint=f"gzip -t {self._name}; wait for its next version")
+
+def torn(name: str, word: str) -> ExportTorn:
+    """The error about a file that is no whole gzip file, for one of the words of `TORN`."""
+    return ExportTorn(f"{name} {TORN[word]}", hint=f"gzip -t {name}; wait for its next version", word=word)
 
 
-def _plain(error: Exception) -> str:
-    """What a gzip library says, as the end of a sentence."""
-    if isinstance(error, EOFError):
-        return "it is cut short"
-    text = str(error)
-    return text[:1].lower() + text[1:].rstrip(".")
+def unreadable(name: str, number: int | None) -> SourceError:
+    """The error about a file that the system does not read."""
+    return SourceError(f"{name} cannot be read: {os.strerror(number or errno.EIO)}", hint=f"ls -l {name}")
 
 
 def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"") -> Iterator[Block]:

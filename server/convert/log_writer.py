@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 LEVEL = 1  # by measurement: benchmarks/convert.py
-_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: deflate, no flags, no time, unknown system
+GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: deflate, no flags, no time, unknown system
 _END = b"\x03\x00"  # a final block without content
 
 
@@ -43,7 +43,7 @@ class Piece:
     lines: int
 
 
-def deflate(text: bytes, lines: int) -> Piece:
+def deflate(text: bytes | memoryview, lines: int) -> Piece:
     """A piece of ``text``, which holds so many lines."""
     if not text:
         return Piece(b"", 0, 0, 0)
@@ -98,7 +98,7 @@ class LogFiles:
         """Begin the next file."""
         self._file = file = self._sink.open_log(len(self.lines))
         self.lines.append(0)
-        file.write(_HEADER + self._header.data)
+        file.write(GZIP_HEADER + self._header.data)
         self._crc, self._length = self._header.crc, self._header.length
         return file
 

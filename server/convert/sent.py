@@ -9,10 +9,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import DataFolderError, ExportTorn
+from ..errors import DataFolderError, ExportTorn, SourceError
 from ..triton import Layout, LogFormat
 from .job import REJECTED, Job, Task
-from .lines import GzipText, cut_blocks
+from .lines import TORN, GzipText, cut_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SentLog:
-    """A published log of the day: its layout, and what opens its gzip file for reading."""
+    """A published log of the day: its layout, what opens its gzip file for reading, and how it is called in words."""
 
     layout: Layout
     open: Callable[[], BinaryIO]
+    name: str = "a published log"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How a new version of an export differs from what was sent: see `pipeline.Converted`."""
+    """How a new version of an export differs from what was sent: see `day.Converted`."""
 
     changed: int
     removed: int
@@ -46,17 +47,23 @@ def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
     number = 0
     for log in sent:
         with closing(log.open()) as file:
-            name = str(getattr(file, "name", "a published log"))
             try:
-                with GzipText(file, name) as text:
+                with GzipText(file, log.name) as text:
                     head = _after_header(text, log.layout)
                     for block in cut_blocks(text.read, block_size, head):
                         column = log.layout.id_column()
                         yield Job(number, Task.INDEX_LINES, block.pieces, too_long=block.too_long, id_column=column)
                         number += 1
             except ExportTorn as error:
-                hint = f"gzip -t {name}; restore it from a backup, with its mtime"
-                raise DataFolderError(f"the published log {name} is damaged: {error}", hint=hint) from error
+                raise damaged(log.name, error.word) from error
+            except SourceError as error:  # it is no export that the system does not read
+                raise DataFolderError(str(error), hint=error.hint) from error.__cause__
+
+
+def damaged(name: str, word: str) -> DataFolderError:
+    """The error about a published log that is no whole gzip file any more."""
+    hint = f"gzip -t {name}; restore it from a backup, with its mtime"
+    return DataFolderError(f"the published log {name} is damaged: it {TORN[word]}", hint=hint)
 
 
 def _after_header(text: GzipText, layout: Layout) -> bytes:

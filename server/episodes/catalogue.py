@@ -58,17 +58,6 @@ class Catalogue:
         return self.episodes.get(episode_id.strip().lower())
 
 
-class PackedCatalogue(Catalogue):
-    """A catalogue as it came through a pipe: an episode is made of its list when a row asks for it."""
-
-    __slots__ = ()
-
-    def find(self, episode_id: str) -> Episode | None:
-        """As the catalogue that was packed."""
-        found = super().find(episode_id)
-        return None if found is None else Episode(*found)
-
-
 def make_catalogue(written: Catalogue | None, published: Sequence[Episode], read: Sequence[datetime] = ()) -> Catalogue:
     """One catalogue of what the operator wrote and what the RSS feeds publish, which were read at these instants.
 

@@ -111,7 +111,7 @@ class Order:
     """What is to be published: a version of a day's export, by which rules, under names with which prefix.
 
     ``sent`` are the publications whose rows are not sent again; rows created at or after ``fresh_after``
-    (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted.
+    (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted; ``exact`` converts without the kernel.
     """
 
     kind: Kind
@@ -123,6 +123,7 @@ class Order:
     fresh_after: str | None = None
     may_hold: bool = True
     may_publish: bool = True
+    exact: bool = False
 
 
 TOO_FRESH = timedelta(hours=2)  # rows this new may still grow: withheld from a day that is published unfinal

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
 
+from ..convert.apart import DIED_OFTEN
 from ..disk import discard, translate_os_errors
-from ..errors import ExportChanged, ExportTorn, PickupPointError, unexpected
+from ..errors import ConversionDied, ExportChanged, ExportTorn, PickupPointError, unexpected
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
@@ -50,6 +52,7 @@ log = structlog.get_logger()
 
 CLOCK_TOLERANCE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
+DEATHS = "conversion_deaths"  # a fact of the ledger: by day, a version of its export and how often its process died
 
 
 class Feed:
@@ -197,6 +200,8 @@ class Feed:
             return DayResult(day, "stopped", "stopped before its end; the next round does it")
         before = self._ledger.days()[day].failure
         etag = export.etag if export is not None else ""
+        if isinstance(error, ConversionDied):
+            self._count_death(day, etag)
         tries = before.tries + 1 if before is not None and before.etag == etag else 1
         pause = min(self._policy.export.poll_every * 2 ** min(tries - 1, 10), LONGEST_PAUSE)
         if isinstance(error, ExportChanged):
@@ -204,6 +209,20 @@ class Feed:
         self._ledger.fail(day, Failure(str(error), error.hint, etag, now, now + pause, tries))
         log.error(f"feed failed {day}", why=str(error), hint=error.hint, next_try=f"{now + pause:%H:%MZ}")
         return DayResult(day, "failed", f"{error} (next try {now + pause:%Y-%m-%d %H:%MZ})")
+
+    def _count_death(self, day: date, etag: str) -> None:
+        """Count one more death of the process that converts this version of the day; the ledger survives a restart."""
+        deaths = self._ledger.facts().get(DEATHS, {})
+        self._ledger.note(**{DEATHS: {**deaths, str(day): [etag, self._deaths(day, etag) + 1]}})
+
+    def _deaths(self, day: date, etag: str) -> int:
+        version, count = self._ledger.facts().get(DEATHS, {}).get(str(day), ("", 0))
+        return count if version == etag else 0
+
+    def _forget_deaths(self, day: date) -> None:
+        deaths = self._ledger.facts().get(DEATHS, {})
+        if deaths.pop(str(day), None) is not None:
+            self._ledger.note(**{DEATHS: deaths})
 
     async def _see_to(
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, request: FeedRequest
@@ -234,6 +253,11 @@ class Feed:
         spool = self._folder.staging_dir / f"export-{day}.json.gz"
         catalogue = await in_thread(self._catalogue)
         progress = self._progress
+        deaths = await in_thread(self._deaths, day, export.etag)
+        if deaths >= DIED_OFTEN and not order.exact:
+            why = f"converted the exact way: its process died {deaths} times"
+            log.warning(f"feed converts {day} the exact way", why=why, hint="please report it, with the export")
+            order = replace(order, exact=True, remark="; ".join(filter(None, (order.remark, why))))
 
         def read(count: int) -> None:
             if progress is not None:
@@ -248,6 +272,7 @@ class Feed:
             raise ExportTorn(str(error).replace(str(spool), export.key), hint=hint) from error
         finally:
             discard(spool)
+        await in_thread(self._forget_deaths, day)
         result = await in_thread(self._record_outcome, order, done, now)
         if done.held is not None and given_up:
             reason, why = done.held

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import structlog
 
-from ..convert.day import SentLog, convert_export
+from ..convert.apart import Outputs, SentFile, convert_apart
 from ..convert.row import Conversion
 from ..disk import translate_os_errors
-from ..errors import ConversionFailed
 from ..megaphone.exports import DayExport
 from ..storage.records import LedgerLog, Publication
 from ..triton import LogFile, LogName, layouts_by_header
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
+    from ..convert.messages import WrittenLog
     from ..convert.tally import Tally
     from ..episodes.catalogue import Catalogue
     from ..storage.folder import DataFolder, FoundFile
@@ -105,36 +105,34 @@ class Publisher:
         day = order.export.day
         conversion = Conversion(order.rules, self._hash_key, catalogue, day)
         sent = [
-            SentLog(publication.rules.layout, self._opener(entry.name))
+            SentFile(publication.rules.layout, self._opener(entry.name), str(entry.name))
             for publication in order.sent
             for entry in publication.logs
             if entry.state == "published" and entry.superseded_by is None
         ]
         first = self.next_name(day, order.prefix, order.rules)
         with self._folder.stage(first) as staging, translate_os_errors(self._folder.staging_dir):
-            converted = convert_export(
+            converted = convert_apart(
                 spool,
-                conversion,
-                staging,
+                lambda: conversion,
+                Outputs(staging.folder, lambda: staging.file_names, (staging.folder, staging.rejects_name)),
                 scratch=self._folder.staging_dir,
                 workers=self._workers,
                 max_rows_per_file=self._max_rows_per_file,
                 sent=sent,
                 fresh_after=order.fresh_after,
                 by_podcast=True,
+                exact=order.exact,
                 progress=progress,
                 stop=self._stop,
             )
             tally, changed, removed = converted.tally, converted.changed, converted.removed
-            if not tally.balanced:
-                hint = "pickup-point convert EXPORT --output FILE --json shows the books; please report it"
-                raise ConversionFailed(f"the books of {day} do not balance, so nothing is published", hint=hint)
             rows_before = self._rows_before(day)
             held = hold_reason(tally, rows_before, self._policy) if order.may_hold else None
-            staging.keep_rejects()
+            staging.keep_rejects(written=converted.rejects)
             if held is not None:
                 return Done(tally, held=held)
-            if not converted.lines_per_log:
+            if not converted.logs:
                 return Done(tally, changed=changed, removed=removed)
             if not order.may_publish:
                 return Done(tally, changed=changed, removed=removed, unsent=tally.lines)
@@ -153,16 +151,19 @@ class Publisher:
                 catalogue=catalogue.stamp if catalogue is not None else None,
                 podcasts=converted.podcasts,
             )
-            files = self._link(staging, publication, converted.lines_per_log, now)
+            files = self._link(staging, publication, converted.logs, now)
         return Done(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)
 
     def _opener(self, name: LogName) -> Callable[[], BinaryIO]:
         return lambda: self._folder.open_log(name)
 
-    def _link(self, staging: Staging, publication: Publication, lines: Sequence[int], now: datetime) -> list[LogFile]:
+    def _link(
+        self, staging: Staging, publication: Publication, written: Sequence[WrittenLog], now: datetime
+    ) -> list[LogFile]:
         """The critical sequence, from files in staging to files that are served."""
-        logs = staging.seal(self._next_mtime(now))
-        number = self._ledger.intend(publication, logs, lines)
+        header = publication.rules.layout.header_lines(publication.day)
+        logs = staging.seal(written, header, self._next_mtime(now), self._stop)
+        number = self._ledger.intend(publication, logs, [log.lines for log in written])
         files = staging.publish()
         assert publication.tally is not None  # noqa: S101  # only an adopted publication has none
         withheld = publication.tally.filtered["too_fresh"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from ..convert.apart import kernel_lack
 from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
@@ -117,6 +118,7 @@ class Snapshot:
                 {"level": a.level.name, "name": a.name, "sentence": a.sentence, "hint": a.hint} for a in self.alarms
             ],
             "service": self.facts,
+            "kernel": _kernel(),
             "logins": {
                 user: {"at": login[0].isoformat(timespec="seconds"), "address": login[1], "client": login[2]}
                 for user, login in self.logins.items()
@@ -224,6 +226,12 @@ def books_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None
     if not lines:
         raise PickupPointError(f"there are no books by podcast of {day}", hint="pickup-point status lists the days")
     return lines, matched_share(publications)
+
+
+def _kernel() -> dict[str, Any]:
+    """Whether rows are converted by the kernel, and what to do where they are not."""
+    lack = kernel_lack()
+    return {"in_use": lack is None, "sentence": lack[0] if lack else "", "hint": lack[1] if lack else ""}
 
 
 def _is_running(data_dir: Path) -> bool:

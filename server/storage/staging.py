@@ -1,26 +1,37 @@
-"""Staging: the logs of one publication, written and brought to disk before anybody can see them.
+"""Staging: the logs of one publication, checked and brought to disk before anybody can see them.
 
-Touches ``staging/``, and links from there into ``pickup/``. Promise: leave it without `Staging.publish` and nothing
-remains; a link refuses a name that exists.
+Touches ``staging/``, and links from there into ``pickup/``. The conversion's process has written the files, and is not
+believed: each is opened again by its descriptor, and must be what it is said to be. Promise: leave it without
+`Staging.publish` and nothing remains; a link refuses a name that exists.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
+import stat
+import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
+from isal import isal_zlib
+
+from ..convert.log_writer import GZIP_HEADER
+from ..convert.messages import FileNames
+from ..convert.process import refused
 from ..disk import data_folder_error, discard, fsync_folder, translate_os_errors
-from ..errors import NameSpent
+from ..errors import ConversionFailed, NameSpent
 from ..triton import LogFile, LogName
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from typing_extensions import Buffer
+    from ..convert.messages import WrittenLog
+    from ..convert.process import StopToken
+
+_CHUNK = 1 << 20
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: opening a FIFO must not wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,66 +45,80 @@ class StagedLog:
 
 
 class Staging:
-    """The logs of one publication on their way: written, sealed, linked. The sink of a conversion."""
+    """The logs of one publication on their way: written by a conversion, sealed, linked."""
 
     def __init__(self, staging_dir: Path, pickup_dir: Path, rejects_dir: Path, first: LogName) -> None:
-        self._staging_dir, self._pickup_dir, self._rejects_dir = staging_dir, pickup_dir, rejects_dir
+        self.folder = staging_dir
+        self._pickup_dir, self._rejects_dir = pickup_dir, rejects_dir
         self._first = first
-        self._open: list[_StagedFile] = []
-        self._rejects: _StagedFile | None = None
         self._sealed: list[StagedLog] = []
 
-    def restart(self) -> None:
-        """Forget what was written so far."""
-        for staged in [*self._open, *([self._rejects] if self._rejects else [])]:
-            staged.discard()
-        self._open, self._rejects, self._sealed = [], None, []
+    @property
+    def file_names(self) -> FileNames:
+        """How the logs are called in staging: as they will be published."""
+        head, _, rest = str(self._first).rpartition("-")
+        return FileNames(f"{head}-", self._first.number, f".{rest.partition('.')[2]}")
+
+    @property
+    def rejects_name(self) -> str:
+        """How the file of rejected rows is called."""
+        return self._first.rejects
 
     def name(self, index: int) -> LogName:
         """The name that the log at ``index`` will have."""
         first = self._first
         return LogName(first.prefix, first.day, first.number + index, first.format)
 
-    def open_log(self, index: int) -> BinaryIO:
-        """The file that the log at ``index`` (0, 1, …) is written into; the writer closes it."""
-        assert index == len(self._open)  # noqa: S101  # logs are written in order
-        staged = _StagedFile(self._staging_dir / str(self.name(index)))
-        self._open.append(staged)
-        return staged.file
-
-    def open_rejects(self) -> BinaryIO:
-        """The file that the rejected rows are written into."""
-        self._rejects = _StagedFile(self._staging_dir / self._first.rejects)
-        return self._rejects.file
-
-    def keep_rejects(self) -> bool:
-        """Move the rejected rows to ``rejects/``, on disk; False when there are none.
+    def keep_rejects(self, *, written: bool) -> None:
+        """Move the rejected rows to ``rejects/``, on disk, if there are any.
 
         What an earlier version of the day left there under this name, while it was held, goes.
-        """
-        if self._rejects is None:
-            with translate_os_errors(self._rejects_dir / self._first.rejects):
-                (self._rejects_dir / self._first.rejects).unlink(missing_ok=True)
-            return False
-        with translate_os_errors(self._rejects.path):
-            self._rejects.sync()
-            self._rejects.path.replace(self._rejects_dir / self._rejects.path.name)
-            fsync_folder(self._rejects_dir)
-        self._rejects = None
-        return True
-
-    def seal(self, earliest_mtime: int) -> list[StagedLog]:
-        """Bring the logs to disk, each with an mtime one second after the one before it.
 
         Raises:
+            ConversionDied: there is no such file.
+            DataFolderError: the disk refused.
+        """
+        kept = self._rejects_dir / self._first.rejects
+        if not written:
+            with translate_os_errors(kept):
+                kept.unlink(missing_ok=True)
+            return
+        path = self.folder / self._first.rejects
+        with translate_os_errors(path):
+            descriptor = _opened(path)
+            try:
+                os.fchmod(descriptor, 0o440)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            path.replace(kept)
+            fsync_folder(self._rejects_dir)
+
+    def seal(
+        self, logs: Sequence[WrittenLog], header: str, earliest_mtime: int, stop: StopToken | None = None
+    ) -> list[StagedLog]:
+        """Bring the logs to disk, each with an mtime one second after the one before it, if they are as it is said.
+
+        Raises:
+            ConversionDied: a log is not a regular file with one name, or not one gzip member with so many lines behind
+                this header, or has another size or digest.
+            ConversionFailed: ``stop`` was set.
             DataFolderError: the disk refused.
         """
         self._sealed = []
-        for index, staged in enumerate(self._open):
+        for index, log in enumerate(logs):
+            name = self.name(index)
             mtime = earliest_mtime + index
-            with translate_os_errors(staged.path):
-                size, digest = staged.seal(mtime)
-            self._sealed.append(StagedLog(self.name(index), size, digest, mtime))
+            with translate_os_errors(self.folder / str(name)):
+                descriptor = _opened(self.folder / str(name))
+                try:
+                    _check(descriptor, log, header.encode(), stop)
+                    os.fchmod(descriptor, 0o440)
+                    os.utime(descriptor, (mtime, mtime))
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            self._sealed.append(StagedLog(name, log.size, log.sha256, mtime))
         return self._sealed
 
     def publish(self) -> list[LogFile]:
@@ -107,7 +132,7 @@ class Staging:
         files = []
         for log in self._sealed:
             try:
-                os.link(self._staging_dir / str(log.name), pickup / str(log.name), follow_symlinks=False)
+                os.link(self.folder / str(log.name), pickup / str(log.name), follow_symlinks=False)
             except FileExistsError:
                 raise NameSpent(f"{log.name} is already in {pickup}", hint=f"pickup-point trace {log.name}") from None
             except OSError as error:
@@ -119,49 +144,58 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the staged names; a published file keeps its other name."""
-        self.restart()
+        index = 0
+        while os.path.lexists(path := self.folder / str(self.name(index))):
+            discard(path)
+            index += 1
+        discard(self.folder / self._first.rejects)
+        self._sealed = []
 
 
-class _StagedFile:
-    """A file in staging whose digest grows with every write."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with translate_os_errors(path):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o440)
-        self.file = _HashingFile(descriptor)
-
-    def sync(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def seal(self, mtime: int) -> tuple[int, str]:
-        self.file.close()
-        os.utime(self.path, (mtime, mtime))
-        self.sync()
-        return self.path.stat().st_size, self.file.digest.hexdigest()
-
-    def discard(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.close()
-        discard(self.path)
+def _opened(path: Path) -> int:
+    """A descriptor of a regular file that has this one name."""
+    try:
+        descriptor = os.open(path, _OPEN)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or path.is_symlink():
+            raise refused(f"there is no file {path.name}") from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(descriptor)
+        raise refused(f"{path.name} is no file of its own")
+    return descriptor
 
 
-class _HashingFile(io.FileIO):
-    """What is written is hashed on its way."""
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, "wb")
-        self.digest = hashlib.sha256()
-
-    def write(self, data: Buffer) -> int:
-        """Write all of it, also where the system writes less at once."""
-        rest = memoryview(data).cast("B")
-        self.digest.update(rest)
-        size = len(rest)
-        while rest:
-            rest = rest[super().write(rest) :]
-        return size
+def _check(descriptor: int, log: WrittenLog, header: bytes, stop: StopToken | None) -> None:
+    """Read a log whole, and hold it against what is said of it. In memory there is never more than a piece of it."""
+    digest, member = hashlib.sha256(), isal_zlib.decompressobj(31)
+    size = newlines = 0
+    beginning, last = bytearray(), b"\n"
+    while chunk := os.read(descriptor, _CHUNK):
+        if size == 0 and not chunk.startswith(GZIP_HEADER):
+            raise refused("a log is not gzip as it is written here")
+        size += len(chunk)
+        digest.update(chunk)
+        if member.eof or size > log.size:
+            break
+        packed = chunk
+        while packed or not member.eof:
+            if stop is not None and stop.is_set():
+                raise ConversionFailed("stopped before the publication", hint="it is repeated in the next round")
+            try:
+                text = member.decompress(packed, _CHUNK)
+            except (zlib.error, isal_zlib.IsalError):
+                raise refused("a log is no whole gzip file") from None
+            newlines += text.count(b"\n")
+            beginning += text[: len(header) - len(beginning)]
+            last = text[-1:] or last
+            packed = member.unconsumed_tail
+            if not packed and len(text) < _CHUNK:
+                break
+    if size != log.size or digest.hexdigest() != log.sha256:
+        raise refused("a log has another size or digest")
+    if not member.eof or member.unused_data:
+        raise refused("a log is no single gzip member")
+    if beginning != header or last != b"\n" or newlines != header.count(b"\n") + log.lines:
+        raise refused("a log has another header, or not so many lines")

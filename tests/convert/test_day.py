@@ -18,6 +18,7 @@ from server.triton import Layout, LogFormat
 
 from ..support.reference_conversion import (
     DAY,
+    KERNEL,
     SMALL,
     MemorySink,
     assert_is,
@@ -25,6 +26,7 @@ from ..support.reference_conversion import (
     convert,
     convert_slowly,
     export_file,
+    opened,
     sample,
     with_repetitions,
 )
@@ -34,19 +36,19 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_the_bytes_are_the_same_for_any_number_of_workers(tmp_path: Path, repeated: bool) -> None:
-    """One, two and three workers, on every run, give the same files to the byte."""
+def test_the_bytes_are_the_same_for_any_number_of_threads(tmp_path: Path, repeated: bool) -> None:
+    """One, two and three threads, on every run, with the kernel or the exact way, give the same files to the byte."""
     rows = with_repetitions(sample()) if repeated else [row for row in sample() if b"Again/1.0" not in row]
     path = export_file(tmp_path, rows)
     slow = convert_slowly(rows, conversion())
     outcomes = []
-    for workers in (1, 2, 3, 2):
-        converted, sink = convert(path, workers=workers)
+    for threads, kernel in ((1, KERNEL), (2, KERNEL), (3, KERNEL), (2, KERNEL), (1, None), (3, None)):
+        converted, sink = convert(path, threads=threads, kernel=kernel)
         assert_is(slow, converted, sink)
         assert sink.restarts == repeated
         assert sink.rejects is not None
         outcomes.append((sink.logs[0].content, sink.rejects.content, converted))
-    assert outcomes.count(outcomes[0]) == 4
+    assert outcomes.count(outcomes[0]) == 6
 
 
 @pytest.mark.parametrize("block", [1, 7, 300, 4096, 1 << 20])
@@ -57,15 +59,15 @@ def test_the_lines_are_the_same_for_any_size_of_blocks(tmp_path: Path, block: in
     assert_is(convert_slowly(rows, conversion()), converted, sink)
 
 
-@pytest.mark.parametrize(("block", "workers"), [(1, 1), (333, 1), (333, 2), (1 << 20, 1)])
+@pytest.mark.parametrize(("block", "threads"), [(1, 1), (333, 1), (333, 2), (1 << 20, 1)])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n \r\n\t\n", "\n\u3000\u2028\n\x1c\n".encode()])
-def test_line_ends_and_blank_lines_of_every_kind(tmp_path: Path, block: int, workers: int, end: bytes) -> None:
+def test_line_ends_and_blank_lines_of_every_kind(tmp_path: Path, block: int, threads: int, end: bytes) -> None:
     """CRLF, blank lines, and a last line without its newline; line numbers count the blank ones."""
     rows = sample(20)
     text = "\u2003\n\n".encode() + b"\r\n".join(rows) + end
     slow = convert_slowly(text.split(b"\n"), conversion())
-    tuning = Tuning(block=block, small_export=0)
-    assert_is(slow, *convert(export_file(tmp_path, text), workers=workers, tuning=tuning))
+    tuning = Tuning(block=block)
+    assert_is(slow, *convert(export_file(tmp_path, text), threads=threads, tuning=tuning))
 
 
 @pytest.mark.parametrize("block", [1, 500, 1 << 20])
@@ -112,7 +114,7 @@ def test_several_gzip_members_and_zero_padding_are_one_export(tmp_path: Path) ->
     rows = sample(300)
     path = export_file(tmp_path, rows, members=7)
     path.write_bytes(path.read_bytes() + bytes(1000))
-    assert_is(convert_slowly(rows, conversion()), *convert(path, workers=2))
+    assert_is(convert_slowly(rows, conversion()), *convert(path, threads=2))
 
 
 def _damaged(whole: bytes) -> dict[str, bytes]:
@@ -142,15 +144,15 @@ def _damaged(whole: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "workers"),
+    ("damage", "threads"),
     [*((damage, 1) for damage in _damaged(bytes(100))), ("half", 2), ("wrong CRC", 2), ("empty", 2)],
 )
-def test_a_damaged_export_is_never_converted(tmp_path: Path, damage: str, workers: int) -> None:
+def test_a_damaged_export_is_never_converted(tmp_path: Path, damage: str, threads: int) -> None:
     """Cut, flipped, padded with something else, or no gzip at all: one sentence that names the file, and a hint."""
     path = export_file(tmp_path, sample(300))
     path.write_bytes(_damaged(path.read_bytes())[damage])
     with pytest.raises(ExportTorn, match=path.name) as caught:
-        convert(path, workers=workers)
+        convert(path, threads=threads)
     assert "gzip -t" in caught.value.hint
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -159,17 +161,17 @@ def test_an_export_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
     """A missing file, and a folder, are no torn exports."""
     for path in (tmp_path / "nothing.json.gz", tmp_path):
         with pytest.raises(SourceError, match="cannot be read"):
-            convert_export(path, conversion(), MemorySink(), scratch=tmp_path)
+            convert_export(opened(path), conversion(), MemorySink(), kernel=KERNEL, scratch=tmp_path)
 
 
-@pytest.mark.parametrize(("most", "workers"), [(1, 1), (7, 1), (100, 1), (100, 3), (569, 1), (10_000, 3)])
+@pytest.mark.parametrize(("most", "threads"), [(1, 1), (7, 1), (100, 1), (100, 3), (569, 1), (10_000, 3)])
 @pytest.mark.parametrize("layout", [Layout(), Layout(LogFormat.W3C), Layout(header="none")])
-def test_logs_are_cut_exactly_by_lines(tmp_path: Path, most: int, workers: int, layout: Layout) -> None:
+def test_logs_are_cut_exactly_by_lines(tmp_path: Path, most: int, threads: int, layout: Layout) -> None:
     """Every file but the last has exactly so many lines, its own header, and the order goes on from file to file."""
     rows = sample(600)
     made = conversion(layout=layout)
     slow = convert_slowly(rows, made)
-    converted, sink = convert(export_file(tmp_path, rows), made, workers=workers, max_rows_per_file=most)
+    converted, sink = convert(export_file(tmp_path, rows), made, threads=threads, max_rows_per_file=most)
     count = len(slow.lines)
     assert converted.lines_per_log == [min(most, count - at) for at in range(0, count, most)]
     header = layout.header_lines(DAY)
@@ -177,10 +179,10 @@ def test_logs_are_cut_exactly_by_lines(tmp_path: Path, most: int, workers: int, 
         assert text == header + "".join(slow.lines[number * most : (number + 1) * most])
 
 
-def test_cutting_by_lines_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+def test_cutting_by_lines_is_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
     """The bytes of every file, too."""
     path = export_file(tmp_path, sample(500))
-    contents = [[log.content for log in convert(path, workers=w, max_rows_per_file=111)[1].logs] for w in (1, 2, 3)]
+    contents = [[log.content for log in convert(path, threads=w, max_rows_per_file=111)[1].logs] for w in (1, 2, 3)]
     assert contents[0] == contents[1] == contents[2]
 
 
@@ -238,8 +240,8 @@ def test_progress_tells_how_much_of_the_export_was_read(tmp_path: Path) -> None:
     assert told[-1] == path.stat().st_size
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_told_as_such(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_full_disk_is_told_as_such(tmp_path: Path, threads: int) -> None:
     """What the sink's file says becomes a sentence with a hint."""
 
     class FullSink(MemorySink):
@@ -250,11 +252,12 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, workers: int) -> None:
 
     with pytest.raises(DataFolderError, match="No space left") as caught:
         convert_export(
-            export_file(tmp_path, sample(300)),
+            opened(export_file(tmp_path, sample(300))),
             conversion(),
             FullSink(),
+            kernel=KERNEL,
             scratch=tmp_path,
-            workers=workers,
+            threads=threads,
             tuning=SMALL,
         )
     assert caught.value.hint.startswith("df -h")

@@ -46,19 +46,19 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("workers", [1, 2])
-def test_late_rows_are_the_ones_that_were_not_sent(tmp_path: Path, layout: Layout, workers: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_late_rows_are_the_ones_that_were_not_sent(tmp_path: Path, layout: Layout, threads: int) -> None:
     """A first version, then the whole day: together every line once; changed and removed rows are counted."""
     made = conversion(layout=layout)
     day = with_repetitions(sample(500))
     odd = [orjson.dumps({**orjson.loads(day[30]), "id": f'o"d{n}\t%', "user_agent": f"odd {n}"}) for n in range(6)]
     first = [*day[:350], *odd[:4]]
-    _, sent = convert(export_file(tmp_path, first), made, workers=workers, max_rows_per_file=100)
+    _, sent = convert(export_file(tmp_path, first), made, threads=threads, max_rows_per_file=100)
     cells = convert_slowly(first, made).cells
     second = [*odd[1:], *day[20:60], *[_changed(row) for row in day[60:70]], *day[70:]]
     slow = convert_slowly(second, made, sent=cells)
     converted, sink = convert(
-        export_file(tmp_path, second), made, workers=workers, sent=published(sent, layout), max_rows_per_file=150
+        export_file(tmp_path, second), made, threads=threads, sent=published(sent, layout), max_rows_per_file=150
     )
     header = layout.header_lines(DAY)
     assert "".join(text.removeprefix(header) for text in sink.texts) == "".join(slow.lines)
@@ -91,7 +91,7 @@ def test_when_nothing_is_late_no_log_is_opened(tmp_path: Path) -> None:
     rows = with_repetitions(sample(300))
     path = export_file(tmp_path, rows)
     first, sent = convert(path)
-    again, sink = convert(path, sent=published(sent, Layout()), workers=2)
+    again, sink = convert(path, sent=published(sent, Layout()), threads=2)
     assert (again.lines_per_log, sink.logs, again.changed, again.removed) == ([], [], 0, 0)
     assert again.tally.filtered["sent_before"] == first.tally.lines
     assert again.tally.reporting == first.tally.reporting
@@ -116,7 +116,7 @@ def test_rows_created_too_late_are_held_back_and_come_with_the_next_file(tmp_pat
     rows = sample(400)
     path = export_file(tmp_path, rows)
     made, limit = conversion(), "2026-11-20 18:00:00"
-    first, sent = convert(path, workers=2, fresh_after=limit)
+    first, sent = convert(path, threads=2, fresh_after=limit)
     slow = convert_slowly(rows, made, fresh_after=limit)
     assert_is(slow, first, sent)
     assert first.tally.filtered["too_fresh"] > 50

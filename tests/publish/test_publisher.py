@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import os
 import random
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from server.storage import staging
 from server.storage.records import Publication
 from server.storage.staging import StagedLog
 from server.triton import ColumnSpec, Layout, LogFormat
@@ -125,26 +123,6 @@ async def test_a_damaged_gzip_is_never_published(site: Site) -> None:
 
 
 # A full disk
-
-
-async def test_a_disk_that_fills_up_while_staging_fails_the_day_once(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ENOSPC in the midst of a log is one sentence with a hint; nothing is left, and the next round publishes."""
-    site.put(rows_of(DAY, 300), at(1, "04:10"))
-    with monkeypatch.context() as patch:
-        patch.setattr(staging._HashingFile, "write", full)
-        outcome = await site.round(at(1, "05:35"))
-    assert outcome.results[0].word == "failed" and "No space left" in outcome.results[0].sentence
-    assert "df -h" in site.days(at(1, "05:36"))[DAY].advice
-    assert site.files() == [] and list(site.point.staging_dir.iterdir()) == []
-    assert await site.word(at(1, "05:45")) == "published"
-    site.check_folder()
-
-
-def full(*_: object) -> int:
-    """What a write to a full disk does."""
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture

@@ -22,11 +22,22 @@ from server.convert.tally import (
     Tally,
 )
 from server.status.reconcile import ALL, COLUMNS, PodcastLine, reconcile
-from tests.support.reference_conversion import SMALL, MemorySink, conversion, export_file, sample, with_repetitions
+from tests.support.reference_conversion import (
+    KERNEL,
+    SMALL,
+    MemorySink,
+    conversion,
+    export_file,
+    opened,
+    sample,
+    with_repetitions,
+)
 from tests.support.site import DAY, Site, at, broken_rows, rows_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from server.convert.kernel import Kernel
 
 
 def slow_books(rows: list[bytes]) -> PodcastBooks:
@@ -60,13 +71,13 @@ def readable_podcast(raw: bytes) -> str:
     return value if isinstance(value, str) and value.strip() else str(value) if type(value) is int else ""
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_engine_counts_by_podcast_as_one_row_at_a_time_does(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("kernel", [KERNEL, None])
+def test_the_engine_counts_by_podcast_as_one_row_at_a_time_does(tmp_path: Path, kernel: Kernel | None) -> None:
     """For every podcast the engine's books are those of the exact rules, with repeated ids and odd rows too."""
     rows = with_repetitions(sample())
     done = convert_export(
-        export_file(tmp_path, rows), conversion(), MemorySink(), scratch=tmp_path, workers=workers, by_podcast=True,
-        tuning=SMALL,
+        opened(export_file(tmp_path, rows)), conversion(), MemorySink(), kernel=kernel, scratch=tmp_path, threads=2,
+        by_podcast=True, tuning=SMALL,
     )  # fmt: skip
     slow = slow_books(rows)
     assert PodcastBooks.from_json(done.podcasts.as_json()).as_json() == done.podcasts.as_json()

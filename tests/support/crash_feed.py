@@ -16,6 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.publish import publisher
 from server.publish.publisher import Publisher
 from server.storage import staging
 from server.storage.folder import DataFolder
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
 # Before and after each of these the process may die.
 STEPS: tuple[tuple[Any, str], ...] = (
-    (Staging, "open_log"),
-    (Staging, "open_rejects"),
+    (publisher, "convert_apart"),
     (Staging, "keep_rejects"),
-    (staging._StagedFile, "seal"),
-    (staging._StagedFile, "discard"),
+    (staging, "_check"),
+    (staging, "discarded"),
+    (Staging, "discard"),
     (os, "link"),
     (os, "fsync"),
     (Publisher, "adopt"),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from server.cli.samples import day_rows
-from server.convert.day import Converted, Tuning, convert_export
+from server.convert.day import Converted, Export, Tuning, convert_export
+from server.convert.kernel import load_kernel
 from server.convert.row import Conversion, RowConverter
 from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.triton import Layout, LogRules
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
+    from server.convert.kernel import Kernel
     from server.convert.row import Outcome
 
 DAY = date(2026, 11, 20)
 KEY = bytes(range(32))
-SMALL = Tuning(block=20_000, small_export=0, held=1000)  # many blocks, always processes, everything spilled
+SMALL = Tuning(block=20_000, held=1000)  # many blocks, everything spilled
+KERNEL = load_kernel()
 
 
 @dataclass
@@ -160,15 +163,20 @@ def export_file(folder: Path, data: bytes | Sequence[bytes], *, members: int = 1
     return path
 
 
+def opened(path: Path) -> Export:
+    """An export on disk."""
+    return Export(str(path), lambda: path.open("rb", buffering=0))
+
+
 def convert(
-    path: Path, made: Conversion | None = None, *, tuning: Tuning = SMALL, workers: int = 1, **more: Any
+    path: Path, made: Conversion | None = None, *, tuning: Tuning = SMALL, kernel: Kernel | None = KERNEL, **more: Any
 ) -> tuple[Converted, MemorySink]:
     """Convert into memory; nothing may be left in the scratch folder."""
     sink = MemorySink()
     scratch = path.parent / "scratch"
     scratch.mkdir(exist_ok=True)
     converted = convert_export(
-        path, made or conversion(), sink, scratch=scratch, tuning=tuning, workers=workers, **more
+        opened(path), made or conversion(), sink, kernel=kernel, scratch=scratch, tuning=tuning, **more
     )
     assert list(scratch.iterdir()) == []
     assert converted.lines_per_log == [

@@ -1,0 +1,198 @@
+"""The answer of the conversion process, checked field by field: it has read what anybody may have written.
+
+No outside world. The promise: what comes out is of the types and within the ranges that a right answer has, its books
+balance, and no text in it but ids of podcasts came from the process. Whether the files are as it says is looked at where
+they are published.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import ConversionDied, DataFolderError, PickupPointError
+from .lines import TORN, torn, unreadable
+from .messages import WrittenLog
+from .process import refused
+from .sent import damaged
+from .tally import LONGEST_NAME, MOST_PODCASTS, FilterReason, PodcastBooks, RejectReason, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_MOST = 2**63 - 1
+_MOST_LOGS = 1_000_000
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+_PLACE = re.compile(r"[A-Za-z0-9_.<>-]{1,64}:[0-9]{1,6}", re.ASCII)
+_OF_ROWS = ("reporting",)  # what counts rows; the other numbers of a tally count lines
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came of a conversion, as far as it was said: see `messages`. ``rejects``: there is a file of them."""
+
+    tally: Tally = field(default_factory=Tally)
+    logs: list[WrittenLog] = field(default_factory=list)
+    rejects: bool = False
+    changed: int = 0
+    removed: int = 0
+    podcasts: PodcastBooks = field(default_factory=PodcastBooks)
+
+
+class AnswerReader:
+    """Takes an answer message by message. Every method raises `ConversionDied` for what cannot be right.
+
+    ``size`` is the export's, in bytes; ``name`` and ``sent`` are what the export and
+    the logs that were sent are called in words; ``folder`` is where the disk is, for a hint.
+    """
+
+    def __init__(
+        self, *, size: int, name: str, sent: Sequence[str], folder: str, most_rows: int, digests: bool, by_podcast: bool
+    ) -> None:
+        self._size, self._name, self._sent, self._folder = size, name, sent, folder
+        self._most_rows, self._digests, self._by_podcast = most_rows, digests, by_podcast
+        self.answer = Answer()
+
+    def take(self, message: Mapping[str, Any]) -> int | None:
+        """Take a message; how many bytes of the export were read, where it says that.
+
+        Raises:
+            ExportTorn, SourceError, DataFolderError: the conversion failed for this reason.
+        """
+        ((kind, value),) = message.items()
+        if kind == "read":
+            return _number(value, "bytes read", self._size)
+        if kind == "logs":
+            self._take_logs(value)
+        elif kind == "podcasts":
+            self._take_podcasts(value)
+        elif kind == "done":
+            self._take_end(value)
+        elif kind == "failed":
+            raise self._failure(_fields(value, "failure", None))
+        else:
+            _refuse("a message of no kind that there is")
+        return None
+
+    def _take_logs(self, value: Any) -> None:
+        if type(value) is not list or len(self.answer.logs) + len(value) > _MOST_LOGS:
+            _refuse("its logs")
+        for entry in value:
+            if type(entry) is not list or len(entry) != 3:
+                _refuse("a log")
+            lines = _number(entry[0], "lines of a log", self._most_rows or _MOST)
+            size = _number(entry[1], "size of a log")
+            if type(entry[2]) is not str or (self._digests and not _DIGEST.fullmatch(entry[2])):
+                _refuse("digest of a log")
+            self.answer.logs.append(WrittenLog(lines, size, entry[2] if self._digests else ""))
+
+    def _take_podcasts(self, value: Any) -> None:
+        tallies = self.answer.podcasts.tallies
+        if type(value) is not dict or not self._by_podcast or len(tallies) + len(value) > MOST_PODCASTS + 2:
+            _refuse("its podcasts")
+        for name, entry in value.items():
+            if not 0 < len(name) <= LONGEST_NAME or name in tallies or type(entry) is not list or len(entry) != 5:
+                _refuse("a podcast")
+            tally = Tally(
+                rows=_number(entry[0], "rows of a podcast"),
+                reporting=_number(entry[1], "reporting rows of a podcast"),
+                lines=_number(entry[2], "lines of a podcast"),
+            )
+            tally.filtered.update(_counts(entry[3], FilterReason, "filtered rows of a podcast"))
+            tally.rejected.update(_counts(entry[4], RejectReason, "rejected rows of a podcast"))
+            if not tally.balanced:
+                _refuse("the books of a podcast")
+            tallies[name] = tally
+
+    def _take_end(self, value: Any) -> None:
+        fields = _fields(value, "end", ("tally", "changed", "removed", "rejects"))
+        answer = self.answer
+        answer.tally = tally = _tally(fields["tally"])
+        answer.changed = _number(fields["changed"], "changed rows", _MOST if self._sent else 0)
+        answer.removed = _number(fields["removed"], "removed rows", _MOST if self._sent else 0)
+        if type(fields["rejects"]) is not bool or fields["rejects"] != (tally.rejected.total() > 0):
+            _refuse("whether there are rejected rows")
+        answer.rejects = fields["rejects"]
+        lines = [log.lines for log in answer.logs]
+        if sum(lines) != tally.lines:
+            _refuse("lines of the logs")
+        if lines and min(lines) == 0 and (len(lines) > 1 or self._sent):
+            _refuse("a log without lines")
+        if any(count != self._most_rows for count in lines[:-1]) or not (lines or self._sent):
+            _refuse("how many logs there are")
+        for name in ("rows", "lines", "reporting") if self._by_podcast else ():
+            if sum(getattr(podcast, name) for podcast in answer.podcasts.tallies.values()) != getattr(tally, name):
+                _refuse(f"{name} of the podcasts")
+
+    def _failure(self, fields: Mapping[str, Any]) -> PickupPointError:
+        """The error that a failure becomes, in our words."""
+        kind = fields.get("kind")
+        if kind == "torn":
+            return torn(self._name, _one_of(fields.get("word"), TORN, "what is wrong with the export"))
+        if kind == "unreadable":
+            return unreadable(self._name, _number(fields.get("errno"), "number of an error", 4095))
+        if kind == "sent" and self._sent:
+            log = self._sent[_number(fields.get("log"), "place of a log", len(self._sent) - 1)]
+            return damaged(log, _one_of(fields.get("word"), TORN, "what is wrong with a log"))
+        if kind == "disk":
+            why = os.strerror(_number(fields.get("errno"), "number of an error", 4095))
+            hint = f"df -h {self._folder}"
+            return DataFolderError(f"the conversion of {self._name} could not be written: {why}", hint=hint)
+        if kind == "memory":
+            hint = "please report it, with the size of the export and of its longest line"
+            return ConversionDied(f"the conversion of {self._name} would take more memory than it may", hint=hint)
+        if kind == "error":
+            what, places = fields.get("type"), fields.get("at")
+            if type(what) is str and _WORD.fullmatch(what) and type(places) is list and len(places) <= 9:
+                told = [place for place in places if type(place) is str and _PLACE.fullmatch(place)]
+                return ConversionDied(
+                    f"the conversion of {self._name} failed: {what} at {', '.join(told) or 'an unknown place'}",
+                    hint="please report it",
+                )
+        return refused("a failure of no kind that there is")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise refused(what)
+
+
+def _number(value: Any, what: str, most: int = _MOST) -> int:
+    if type(value) is not int or not 0 <= value <= most:  # a bool is an int to isinstance
+        _refuse(what)
+    return value
+
+
+def _fields(value: Any, what: str, names: Sequence[str] | None) -> Mapping[str, Any]:
+    if type(value) is not dict or (names is not None and value.keys() != set(names)):
+        _refuse(f"the fields of its {what}")
+    return value
+
+
+def _one_of(value: Any, words: Mapping[str, str], what: str) -> str:
+    if type(value) is not str or value not in words:
+        _refuse(what)
+    return value
+
+
+def _counts(value: Any, reasons: type[FilterReason | RejectReason], what: str) -> dict[str, int]:
+    known = set(map(str, reasons))
+    if type(value) is not dict or not value.keys() <= known:
+        _refuse(what)
+    return {reason: _number(count, what) for reason, count in value.items()}
+
+
+def _tally(value: Any) -> Tally:
+    fields = _fields(value, "tally", tuple(Tally().as_json()))
+    numbers = {name: _number(count, name) for name, count in fields.items() if name not in ("filtered", "rejected")}
+    filtered = _counts(fields["filtered"], FilterReason, "filtered")
+    rejected = _counts(fields["rejected"], RejectReason, "rejected")
+    tally = Tally.from_json(numbers | {"filtered": filtered, "rejected": rejected})
+    if not tally.balanced:
+        _refuse("the books do not balance")
+    for name, count in numbers.items():
+        if count > (tally.rows if name in ("rows", "lines", *_OF_ROWS) else tally.lines):
+            _refuse(name)
+    return tally

@@ -1,0 +1,330 @@
+"""The work on one block: its rows through the kernel, and those that it calls odd through the exact rules.
+
+No outside world. The promise: the outcome of every row, and the tally, are those of `RowConverter`, one row at a time,
+with a kernel or without; a differential test holds it to that. A result depends on its job alone, so who does it, and
+when, changes nothing: threads may share a `BlockConverter`.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import orjson
+
+from .export_row import identifier
+from .job import FILTERED, REJECTED, Job, Reject, Result, Task
+from .kernel import CompiledRules, FreshIds, Names, Rooms, filtered
+from .lines import RAW_LIMIT
+from .log_writer import deflate
+from .row import RowConverter
+from .row_ids import Partitioned, pack_id, partition, unpack
+from .tally import FilterReason, PodcastBooks, RejectReason, RowRejected, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .kernel import Kernel
+    from .row import Conversion, Outcome
+
+_BEGINNING = 1 << 14  # bytes of a block in which its first row is looked for
+_FIRST_LINES = 8
+_UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectReason.DUPLICATE_ID)
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What came of the rows of a block so far.
+
+    ``ids`` are packed, 16 bytes each, of every row that was not rejected; ``cells`` and ``digests`` stand beside them if
+    rows are indexed. ``lines`` counts the lines of the export.
+    """
+
+    texts: list[bytes | memoryview] = field(default_factory=list)
+    ids: list[bytes | memoryview] = field(default_factory=list)
+    cells: list[bytes | memoryview] = field(default_factory=list)
+    digests: list[bytes | memoryview] = field(default_factory=list)
+    changed: list[bytes] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    podcasts: PodcastBooks = field(default_factory=PodcastBooks)
+    rejected: list[tuple[int, RejectReason, bytes, str]] = field(default_factory=list)  # line, why, row, podcast
+    kept_after: bool = False  # whether a row that was not rejected follows the last one that was
+    lines: int = 0
+
+
+class BlockConverter:
+    """Does jobs: blocks of rows to lines or to records, and published lines to records."""
+
+    def __init__(
+        self, kernel: Kernel | None, conversion: Conversion, fresh_after: str | None = None, *, by_podcast: bool = False
+    ) -> None:
+        self._kernel = kernel
+        self._exact = RowConverter(conversion)
+        self._id_cell = conversion.rules.layout.id_cell
+        self._fresh_after = fresh_after
+        self._by_podcast = by_podcast
+        self._rooms = Rooms()
+        self._names = Names()
+        if kernel is not None:
+            self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
+            # What a line's digest is made of knows nothing of freshness.
+            self._index_rules = CompiledRules(kernel, conversion, index_rows=True)
+
+    def do(self, job: Job) -> Result:
+        """The result of a job."""
+        if job.too_long:
+            return _too_long(job.number, b"".join(job.pieces))
+        if job.task is Task.INDEX_LINES:
+            return self._index_lines(job, b"".join(job.pieces))
+        text = self._rooms.load(job.pieces)
+        block = None
+        if self._kernel is not None and not job.duplicates:
+            block = self._convert(self._kernel, job, text)
+            ids = _joined(block.ids)
+            if not self._kernel.ids_differ(ids):
+                block = None
+        if block is None:  # an id stands twice, in this block or before it: one row after the other
+            block = self._convert_exactly(job, text)
+            ids = _joined(block.ids)
+        return self._result(job, block, ids)
+
+    def _convert(self, kernel: Kernel, job: Job, text: memoryview) -> _Gathered:
+        """By the kernel, and what it leaves by the exact rules."""
+        block, rooms = _Gathered(), self._rooms
+        fresh = None if job.fresh is None else FreshIds(kernel, job.fresh)
+        exact_fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
+        rules = self._render_rules if job.task is Task.RENDER else self._index_rules
+        names = self._names.packed(_first_names(text, array=job.array))
+        start = block.lines = _skipped(job)
+        if start:
+            start = bytes(text[:_BEGINNING]).find(b"\n") + 1
+        while start < len(text):
+            done = rooms.block(start, names, array=job.array, fresh=fresh)
+            kernel.convert(rules, done)
+            end = start + done.taken
+            # What is not the whole block's is copied: the next call writes over it.
+            out, ids, digests = rooms.out(done), rooms.ids(done), rooms.digests(done)
+            if start or end < len(text) or done.odd_count:
+                out, ids, digests = (memoryview(bytes(view)) for view in (out, ids, digests))
+            written = packed = 0
+            first_line = block.lines
+            for row_begin, row_end, row_written, row_ids, row_line in rooms.odd(done):
+                self._add_ordinary(job, block, out[written:row_written], ids[16 * packed : 16 * row_ids],
+                                   digests[8 * packed : 8 * row_ids])  # fmt: skip
+                written, packed = row_written, row_ids
+                raw = bytes(text[start + row_begin : start + row_end])
+                self._add_odd(job, block, raw, first_line + row_line, exact_fresh)
+            self._add_ordinary(job, block, out[written:], ids[16 * packed :], digests[8 * packed :])
+            block.lines += done.line_count
+            block.tally.add(
+                Tally(
+                    rows=done.id_count,
+                    lines=done.lines,
+                    filtered=Counter(filtered(done)),
+                    reporting=done.reporting,
+                    clamped=done.clamped,
+                    not_an_address=done.not_an_address,
+                    ends_in_zero=done.ends_in_zero,
+                    outside_day=done.outside_day,
+                    unmapped_episodes=done.unmapped,
+                )
+            )
+            if self._by_podcast and job.task is Task.RENDER:
+                for podcast, rows, reporting, lines, reasons in rooms.podcasts(done, start):
+                    block.podcasts.of(podcast).add(
+                        Tally(rows=rows, reporting=reporting, lines=lines, filtered=Counter(reasons))
+                    )
+            start = end
+        return block
+
+    def _convert_exactly(self, job: Job, text: memoryview) -> _Gathered:
+        """By the exact rules alone: each row in its turn, the second one of an id rejected."""
+        block = _Gathered()
+        lines = bytes(text).split(b"\n")[:-1]
+        seen = set(unpack(job.duplicates))
+        fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
+        for number in range(_skipped(job), len(lines)):
+            self._add_odd(job, block, lines[number] + b"\n", number, fresh, seen)
+        block.lines = len(lines)
+        return block
+
+    @staticmethod
+    def _add_ordinary(job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview) -> None:
+        if not ids:
+            return
+        block.kept_after = True
+        block.ids.append(ids)
+        if job.task is Task.RENDER:
+            block.texts.append(text)
+        else:
+            block.cells.append(ids)  # an ordinary id is its own cell
+            block.digests.append(digests)
+
+    def _add_odd(
+        self, job: Job, block: _Gathered, raw: bytes, line: int, fresh: frozenset[bytes] | None,
+        seen: set[bytes] | None = None,
+    ) -> None:  # fmt: skip
+        """One row by the exact rules; a blank line is no row."""
+        row, tally = _element(raw) if job.array else raw, block.tally
+        try:
+            outcome = self._exact.convert(row)
+            packed = pack_id(outcome.id)
+            if seen is not None:
+                if packed in seen:
+                    raise RowRejected(RejectReason.DUPLICATE_ID)
+                seen.add(packed)
+        except RowRejected as rejection:
+            if not _is_blank(row):
+                tally.rows += 1
+                tally.rejected[rejection.reason] += 1
+                fields = _fields(row)
+                block.rejected.append((line, rejection.reason, raw, identifier(fields.get("podcast_id"))))
+                block.kept_after = False
+                row_id = identifier(fields.get("id"))
+                if job.task is not Task.RENDER and rejection.reason not in _UNREADABLE and row_id:
+                    block.changed.append(pack_id(self._id_cell(row_id)))  # if it was sent, it has changed since
+            return
+        tally.rows += 1
+        tally.reporting += outcome.reporting
+        block.kept_after = True
+        block.ids.append(packed)
+        if job.task is Task.RENDER:
+            outcome = self._freshly(outcome, fresh)
+            if outcome.filtered is None:
+                block.texts.append(f"{outcome.line}\n".encode())
+            if self._by_podcast:
+                reasons = {} if outcome.filtered is None else {0: outcome.filtered}
+                block.podcasts.count((outcome.podcast_id,), (outcome.reporting,), reasons)
+        else:
+            block.cells.append(pack_id(outcome.metric_id))
+            block.digests.append(FILTERED if outcome.filtered is not None else _digest(outcome.line.encode()))
+        if outcome.filtered is not None:
+            tally.filtered[outcome.filtered] += 1
+            return
+        tally.lines += 1
+        tally.clamped += outcome.clamped
+        tally.not_an_address += not outcome.is_address
+        tally.ends_in_zero += outcome.ends_in_zero
+        tally.outside_day += outcome.outside_day
+        tally.unmapped_episodes += outcome.unmapped
+
+    def _freshly(self, outcome: Outcome, fresh: frozenset[bytes] | None) -> Outcome:
+        """The outcome when it is known what was sent before, and what is too fresh."""
+        if fresh is not None and pack_id(outcome.metric_id) not in fresh:
+            return replace(outcome, filtered=FilterReason.SENT_BEFORE)
+        if outcome.filtered is None and self._fresh_after is not None and outcome.created_at >= self._fresh_after:
+            return replace(outcome, filtered=FilterReason.TOO_FRESH)
+        return outcome
+
+    def _result(self, job: Job, block: _Gathered, ids: bytes) -> Result:
+        result = Result(job.number, line_count=block.lines, tally=block.tally)
+        rejects = [_entry(line, reason, raw) for line, reason, raw, _ in block.rejected]
+        # The bracket that closes a JSON array is no row unless something follows it.
+        if job.array and block.rejected and not block.kept_after and block.rejected[-1][2].strip() == b"]":
+            result.closing = rejects.pop()
+            block.rejected.pop()
+            block.tally.rejected[RejectReason.MALFORMED_JSON] -= 1
+            block.tally.rows -= 1
+        result.rejects = rejects
+        if job.want_ids:
+            result.ids = self._partition(ids)
+        if job.task is Task.RENDER:
+            text = block.texts[0] if len(block.texts) == 1 else b"".join(block.texts)
+            result.piece = deflate(text, block.tally.lines)
+            if self._by_podcast:
+                for _, reason, _, podcast in block.rejected:
+                    block.podcasts.reject(podcast, reason)
+                result.podcasts = block.podcasts
+        else:
+            cells, digests = _joined(block.cells + block.changed), _joined(block.digests)
+            result.records = self._partition(cells, digests + REJECTED * len(block.changed))
+        return result
+
+    def _index_lines(self, job: Job, log: bytes) -> Result:
+        """The records of a published log's lines."""
+        if self._kernel is not None:
+            cells, digests, count = self._kernel.index_lines(log if log.endswith(b"\n") else log + b"\n", job.id_column)
+        else:
+            lines = [line for line in log.split(b"\n") if line]
+            rows = [(cells[job.id_column], line) for line in lines if len(cells := line.split(b"\t")) > job.id_column]
+            cells, digests = (
+                b"".join(pack_id(cell.decode()) for cell, _ in rows),
+                b"".join(_digest(row) for _, row in rows),
+            )
+            count = len(lines)
+        return Result(job.number, line_count=count, records=self._partition(cells, digests))
+
+    def _partition(self, ids: bytes, digests: bytes | None = None) -> Partitioned:
+        if self._kernel is not None:
+            return self._kernel.partition(ids, digests)
+        each = unpack(ids)
+        if digests is None:
+            return partition(each, ids)
+        return partition([row_id + digests[8 * at : 8 * at + 8] for at, row_id in enumerate(each)], ids)
+
+
+def _joined(pieces: Sequence[bytes | memoryview]) -> bytes:
+    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+
+def _skipped(job: Job) -> int:
+    """How many lines at the beginning are no rows: the one with the opening bracket of an array."""
+    return int(job.array and job.number == 0)
+
+
+def _first_names(text: memoryview, *, array: bool) -> tuple[str, ...]:
+    """The names of the first row of a block, as far as one of its first lines is an object."""
+    for line in bytes(text[:_BEGINNING]).split(b"\n", _FIRST_LINES)[:_FIRST_LINES]:
+        names = tuple(_fields(_element(line) if array else line))
+        if names:
+            return names
+    return ()
+
+
+def _fields(row: bytes) -> dict[str, object]:
+    """What can be read of a row; nothing if it is no object."""
+    with suppress(orjson.JSONDecodeError):
+        fields = orjson.loads(row)
+        if isinstance(fields, dict):
+            return fields
+    return {}
+
+
+def _digest(line: bytes) -> bytes:
+    return blake2b(line, digest_size=8).digest()
+
+
+def _element(line: bytes) -> bytes:
+    """A line of a JSON array without the comma after its element."""
+    text = line.rstrip(b" \t\r\n")
+    element = text.removesuffix(b",")
+    # One that is nothing but blanks would be taken for a blank line, which is no row: its comma stays.
+    return element + b"\n" if element.decode(errors="surrogateescape").strip() else line
+
+
+def _is_blank(raw: bytes) -> bool:
+    try:
+        return not raw.decode().strip()
+    except UnicodeDecodeError:
+        return False
+
+
+def _too_long(number: int, beginning: bytes) -> Result:
+    result = Result(number, line_count=1, rejects=[_entry(0, RejectReason.MALFORMED_JSON, beginning)])
+    result.tally = Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1}))
+    result.podcasts = PodcastBooks()
+    result.podcasts.reject("", RejectReason.MALFORMED_JSON)
+    return result
+
+
+def _entry(place: int, reason: RejectReason, raw: bytes) -> Reject:
+    """The entry of a rejected row; its text is cut at 64 KiB, between two characters."""
+    raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+    text, _ = codecs.utf_8_decode(raw[:RAW_LIMIT], "backslashreplace", len(raw) <= RAW_LIMIT)
+    if len(text) * 4 > RAW_LIMIT:  # it may have grown by what is escaped
+        text = text.encode()[:RAW_LIMIT].decode(errors="ignore")
+    return Reject(place, orjson.dumps({"reason": reason, "raw": text})[1:])

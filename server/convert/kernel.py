@@ -1,0 +1,439 @@
+"""The kernel (`kernel.c`) as Python knows it: found, loaded, handed the rules of a conversion and blocks of rows.
+
+Touches the shared library beside this file. The promise: what is handed to the kernel is as its first page wants it (the
+zeros behind a block, rooms of the sizes told), and lives as long as a call does; so nothing here takes pointers from
+outside. Calls give up the interpreter's lock; each thread has rooms of its own.
+
+Without the library, or with ``PICKUP_POINT_KERNEL=none`` in the environment, there is no kernel, and every row goes the
+exact way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import threading
+from array import array
+from ctypes import POINTER, byref, c_char_p, c_int64, c_uint8, c_uint32, c_void_p
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
+
+import orjson
+
+from ..megaphone.exports import METRICS
+from ..triton import DEFAULT_URL, PLAIN, DerivedValue, LogFormat, UrlTemplate, no_comment, url_text
+from .row_ids import PARTITIONS, Partitioned
+from .tally import FilterReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..episodes.catalogue import Catalogue
+    from ..triton import ColumnSpec
+    from .row import Conversion
+
+LIBRARY = Path(__file__).with_name("libkernel.so")  # "kernel.so" would be taken for this module
+SWITCH = "PICKUP_POINT_KERNEL"
+# As in kernel.c.
+_PADDING, _LONGEST_NAME, _MOST_NAMES, _MOST_PODCASTS, _NO_FIELD, _FILTERS, _COPY = 256, 200, 120, 1024, 18, 6, 16
+_MOST_ODD = 4096  # rows that are noted in one call
+_SMALLEST_OUT = 64 << 10
+_PARTS = ("literal", "field", "date", "start-time", "IP", "Hashed-IP", "url", "stem", "query", "status", "bytes",
+          "object-size", "byte-range", "plain", "guid", "token", "enclosure_url")  # fmt: skip
+_FIELDS = {name: place for place, name in enumerate(METRICS.fields)}
+_ROWS = ("not-blacklisted", "all", "reporting")
+_REASONS = tuple(FilterReason)
+_INSTANT = len("YYYY-MM-DD HH:MM:SS")
+
+
+class _Part(ctypes.Structure):
+    _fields_: ClassVar = [("part", c_int64), ("field", c_int64), ("offset", c_int64), ("length", c_int64)]
+
+
+class _Rules(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, c_int64) for name in (
+            "rows", "truncated", "partial", "clamp", "percent", "hashes", "has_day", "has_fresh_after", "by_podcast",
+            "index_rows", "features",
+        )),
+        ("day", c_uint8 * 16), ("fresh_after", c_uint8 * 32), ("hash_key", c_uint8 * 32),
+        ("literals", c_char_p), ("cells", POINTER(_Part)), ("url", POINTER(_Part)), ("other_url", POINTER(_Part)),
+        *((name, c_int64) for name in (
+            "cell_count", "url_count", "other_url_count", "wants_token", "wants_enclosure",
+        )),
+        ("catalogue", c_char_p), ("catalogue_slots", c_void_p), ("catalogue_slot_count", c_int64),
+    ]  # fmt: skip
+
+
+class _Odd(ctypes.Structure):
+    _fields_: ClassVar = [(name, c_int64) for name in ("begin", "end", "written", "ids", "line")]
+
+
+class _Podcast(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, c_int64) for name in ("begin", "length", "rows", "reporting", "lines")),
+        ("filtered", c_int64 * _FILTERS),
+    ]
+
+
+class _Block(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("text", c_void_p), ("size", c_int64), ("array", c_int64), ("names", c_char_p), ("name_count", c_int64),
+        ("out", c_void_p), ("out_room", c_int64), ("ids", c_void_p), ("digests", c_void_p), ("most_ids", c_int64),
+        ("odd", POINTER(_Odd)), ("most_odd", c_int64), ("podcasts", POINTER(_Podcast)),
+        ("fresh", c_char_p), ("fresh_slots", c_void_p), ("fresh_slot_count", c_int64),
+        *((name, c_int64) for name in (
+            "taken", "written", "line_count", "id_count", "odd_count", "podcast_count",
+            "lines", "reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped",
+            "fallback_urls",
+        )),
+        ("filtered", c_int64 * _FILTERS),
+    ]  # fmt: skip
+
+
+class Kernel:
+    """The loaded library."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.kernel_layout.restype = library.kernel_features.restype = c_int64
+        library.convert_block.argtypes, library.convert_block.restype = (POINTER(_Rules), POINTER(_Block)), None
+        library.index_ids.argtypes, library.index_ids.restype = (c_char_p, c_int64, c_void_p, c_int64), c_int64
+        library.index_catalogue.argtypes, library.index_catalogue.restype = library.index_ids.argtypes, c_int64
+        library.partition_ids.argtypes = (c_char_p, c_char_p, c_int64, c_void_p, c_void_p)
+        library.partition_ids.restype = None
+        library.index_lines.argtypes = (c_char_p, c_int64, c_int64, c_void_p, c_void_p, POINTER(c_int64))
+        library.index_lines.restype = c_int64
+        self.features: int = library.kernel_features()
+
+    @classmethod
+    def open(cls, path: Path = LIBRARY) -> Kernel | None:
+        """The kernel at ``path``; None where there is none, or it is another version's, or not for this processor."""
+        try:
+            library = ctypes.CDLL(str(path))
+            library.kernel_layout.restype = c_int64
+            layout = library.kernel_layout()
+        except (OSError, AttributeError):
+            return None
+        sizes = ctypes.sizeof(_Rules) << 40 | ctypes.sizeof(_Block) << 20 | ctypes.sizeof(_Podcast)
+        return cls(library) if layout == sizes else None
+
+    def convert(self, rules: CompiledRules, block: _Block) -> None:
+        """Convert rows until the block ends or a room is full."""
+        self._library.convert_block(byref(rules.rules), byref(block))
+
+    def ids_differ(self, ids: bytes) -> bool:
+        """Whether of ids, 16 bytes each, none is there twice."""
+        count = len(ids) // 16
+        slots = _slots(count)
+        return bool(self._library.index_ids(ids, count, slots, len(slots)))
+
+    def partition(self, ids: bytes, digests: bytes | None = None) -> Partitioned:
+        """What `ids.partition` makes of ids, 16 bytes each, or of these and the 8 bytes beside each."""
+        count = len(ids) // 16
+        counts = (c_uint32 * PARTITIONS)()
+        out = ctypes.create_string_buffer(max(1, count * (16 if digests is None else 24)))
+        self._library.partition_ids(ids, digests, count, counts, out)
+        return Partitioned(array("I", counts), out.raw[: len(ids) + len(digests or b"")])
+
+    def index_lines(self, log: bytes, column: int) -> tuple[bytes, bytes, int]:
+        """Of a log's lines, each with its newline: packed cells of this column, digests, and how many lines there are.
+
+        A line has a packed cell (16 bytes) and a digest (8 bytes) where it has the column and is not empty.
+        """
+        most = log.count(b"\n")
+        ids, digests = ctypes.create_string_buffer(16 * most + 1), ctypes.create_string_buffer(8 * most + 1)
+        lines = c_int64()
+        count = self._library.index_lines(log, len(log), column, ids, digests, byref(lines))
+        return ids.raw[: 16 * count], digests.raw[: 8 * count], lines.value
+
+    def index(self, entries: bytes, count: int, *, catalogue: bool = False) -> ctypes.Array[c_uint32]:
+        """The slots by which the kernel finds one of ``count`` ids, or of as many entries of a catalogue."""
+        slots = _slots(count)
+        if not catalogue:
+            self._library.index_ids(entries, count, slots, len(slots))
+        elif self._library.index_catalogue(entries, len(entries) - _COPY, slots, len(slots)) != count:
+            raise ValueError("an entry of the catalogue is not whole")
+        return slots
+
+
+def load_kernel() -> Kernel | None:
+    """The kernel that was installed; None where there is none, or it is switched off."""
+    return None if os.environ.get(SWITCH) == "none" else Kernel.open()
+
+
+def _slots(count: int) -> ctypes.Array[c_uint32]:
+    return (c_uint32 * (1 << (2 * count + 1).bit_length()))()
+
+
+class CompiledRules:
+    """The rules of a conversion as the kernel reads them; ``rules`` points into what is held here."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        conversion: Conversion,
+        fresh_after: str | None = None,
+        *,
+        by_podcast: bool = False,
+        index_rows: bool = False,
+    ) -> None:
+        rules, layout = conversion.rules, conversion.rules.layout
+        if fresh_after is not None and len(fresh_after) != _INSTANT:
+            raise ValueError(f"{fresh_after!r} is no YYYY-MM-DD HH:MM:SS")
+        self._literals = bytearray()
+        template = UrlTemplate(rules.url)
+        cells = [self._cell(spec, layout.format is LogFormat.W3C, layout.clean) for spec in layout.specs]
+        if layout.specs[0].constant is not None:
+            cells[0] = self._literal(no_comment(layout.clean(layout.specs[0].constant)))
+        url = self._template(template)
+        other = self._template(UrlTemplate(DEFAULT_URL))
+        self._literals += bytes(_COPY)
+        self._kept: list[Any] = [bytes(self._literals)]
+        day = conversion.day.isoformat() if conversion.day is not None else ""
+        self.rules = _Rules(
+            rows=_ROWS.index(rules.rows),
+            truncated=rules.ip == "truncated",
+            partial=rules.partial_status == 206,
+            clamp=rules.bytes == "clamped",
+            percent=layout.format is LogFormat.W3C or layout.text == "percent",
+            hashes=any(spec.value == DerivedValue.HASHED_IP for spec in layout.specs),
+            has_day=bool(day),
+            has_fresh_after=fresh_after is not None,
+            by_podcast=by_podcast,
+            index_rows=index_rows,
+            features=kernel.features,
+            day=_bytes(day.encode(), 16),
+            fresh_after=_bytes((fresh_after or "").encode(), 32),
+            hash_key=_bytes(conversion.hash_key, 32),
+            literals=self._kept[0],
+            cells=(_Part * len(cells))(*cells),
+            cell_count=len(cells),
+            url=(_Part * len(url))(*url),
+            url_count=len(url),
+            other_url=(_Part * len(other))(*other),
+            other_url_count=len(other),
+            wants_token="token" in template.fields,
+            wants_enclosure="enclosure_url" in template.fields,
+        )
+        if conversion.catalogue is not None:
+            entries, count = _pack_catalogue(conversion.catalogue, template, layout.clean)
+            slots = kernel.index(entries, count, catalogue=True)
+            self._kept += [entries, slots]
+            self.rules.catalogue = entries
+            self.rules.catalogue_slots = ctypes.cast(slots, c_void_p)
+            self.rules.catalogue_slot_count = len(slots)
+
+    def _literal(self, text: str) -> _Part:
+        data = text.encode()
+        self._literals += data
+        return _Part(_PARTS.index("literal"), 0, len(self._literals) - len(data), len(data))
+
+    def _cell(self, spec: ColumnSpec, w3c: bool, clean: Any) -> _Part:
+        """What one column is made of."""
+        if spec.constant is not None:
+            return self._literal(clean(spec.constant))
+        if spec.field is not None:
+            return _Part(_PARTS.index("field"), _FIELDS[spec.field])
+        value = str(spec.value)
+        if value == DerivedValue.METHOD:
+            return self._literal("GET")
+        if value == DerivedValue.USER_AGENT:
+            return _Part(_PARTS.index("field"), _FIELDS["user_agent"])
+        if value == DerivedValue.X_METRIC_ID:
+            return _Part(_PARTS.index("plain"), _FIELDS["id"])
+        if value == DerivedValue.PODCAST_ID:
+            return _Part(_PARTS.index("plain"), _FIELDS["podcast_id"])
+        if value == DerivedValue.EPISODE_GUID:
+            return _Part(_PARTS.index("guid"))
+        if value == "cs-uri-query":
+            return _Part(_PARTS.index("query"))
+        if w3c and value == DerivedValue.URL and spec.name == "cs-uri-stem":
+            return _Part(_PARTS.index("stem"))
+        return _Part(_PARTS.index(value))
+
+    def _template(self, template: UrlTemplate) -> list[_Part]:
+        """What a URL is made of."""
+        parts: list[_Part] = []
+        for literal, name in zip(template.literals, (*template.fields, ""), strict=True):
+            if literal:
+                parts.append(self._literal(literal))
+            if name in ("guid", "token", "enclosure_url"):
+                parts.append(_Part(_PARTS.index(name)))
+            elif name in ("podcast_id", "episode_id"):
+                parts.append(_Part(_PARTS.index("plain"), _FIELDS[name]))
+            elif name:
+                parts.append(_Part(_PARTS.index("field"), _FIELDS[name]))
+        return parts
+
+
+def _bytes(data: bytes, room: int) -> ctypes.Array[c_uint8]:
+    return (c_uint8 * room)(*data)
+
+
+def _pack_catalogue(catalogue: Catalogue, template: UrlTemplate, clean: Any) -> tuple[bytes, int]:
+    """The entries of a catalogue one behind the other, with the zeros behind them; and how many they are.
+
+    Those whose id is not plain are left out: the kernel looks for no other.
+    """
+    wanted, as_published = template.fields, template.as_published
+    entries, count = [], 0
+    for key, (guid, url, token, enclosure) in catalogue.episodes.items():
+        if not PLAIN.fullmatch(key):
+            continue
+        published = ""
+        if enclosure and "enclosure_url" in wanted:
+            published = url_text(enclosure) if as_published else _quoted(enclosure)
+        texts = (
+            key.encode(),
+            (guid if PLAIN.fullmatch(guid) else clean(guid)).encode() if guid else b"",
+            _quoted(guid).encode() if guid else b"",
+            url.encode(),
+            _quoted(token).encode() if token and "token" in wanted else b"",
+            published.encode(),
+        )
+        entry = struct.pack("<6I", *map(len, texts)) + b"".join(texts)
+        entries.append(entry + bytes(-len(entry) % 4))
+        count += 1
+    return b"".join(entries) + bytes(_COPY), count
+
+
+def _quoted(text: str) -> str:
+    """As `UrlTemplate` writes a value."""
+    if PLAIN.fullmatch(text):
+        return text
+    return quote(text, safe="") if text.strip() else "-"
+
+
+class Names:
+    """The names that rows are expected to have: the first row's in its order, then the others that are known.
+
+    What is known never changes what a row comes to, only how fast.
+    """
+
+    def __init__(self) -> None:
+        self._known = dict.fromkeys(METRICS.fields)
+        self._first: tuple[str, ...] | None = None
+        self._packed: tuple[bytes, int] = b"", 0
+
+    def learn(self, names: Iterable[str]) -> None:
+        """Know these names too, as long as there is room for them."""
+        for name in names:
+            if name not in self._known and len(self._known) < _MOST_NAMES:
+                self._known[name] = None
+                self._first = None
+
+    def packed(self, first: Sequence[str]) -> tuple[bytes, int]:
+        """The names as the kernel reads them, in the order of this row; and how many."""
+        self.learn(first)
+        order = tuple(first)
+        if order == self._first:
+            return self._packed
+        data, count = bytearray(), 0
+        for name in dict.fromkeys((*(name for name in order if name in self._known), *self._known)):
+            quoted = orjson.dumps(name) + b":"
+            if len(quoted) <= _LONGEST_NAME:
+                data += bytes((_FIELDS.get(name, _NO_FIELD), len(quoted))) + quoted
+                count += 1
+        self._first, self._packed = order, (bytes(data) + bytes(8), count)
+        return self._packed
+
+
+class Rooms(threading.local):
+    """A thread's rooms for blocks: `load` first; what the others give holds until the next `load` of the thread."""
+
+    def __init__(self) -> None:
+        self._size = -1
+        self.size = 0
+
+    def load(self, pieces: Sequence[bytes | memoryview]) -> memoryview:
+        """The bytes of a block where the kernel reads them, a newline at their end; without the zeros behind."""
+        size = sum(map(len, pieces)) + 1
+        if size > self._size:
+            room = max(size, 1 << 16)
+            self._text = ctypes.create_string_buffer(room + _PADDING)
+            self._out = ctypes.create_string_buffer(2 * room + _SMALLEST_OUT)
+            self._most_ids = room // 64 + 16
+            self._ids = ctypes.create_string_buffer(16 * self._most_ids)
+            self._digests = ctypes.create_string_buffer(8 * self._most_ids)
+            self._odd = (_Odd * _MOST_ODD)()
+            self._podcasts = (_Podcast * _MOST_PODCASTS)()
+            self._size = room
+        view, at = memoryview(self._text).cast("B"), 0
+        for piece in pieces:
+            view[at : at + len(piece)] = piece
+            at += len(piece)
+        if at == 0 or view[at - 1] != ord("\n"):
+            view[at] = ord("\n")
+            at += 1
+        view[at : at + _PADDING] = bytes(_PADDING)
+        self.size = at
+        return view[:at]
+
+    def block(self, start: int, names: tuple[bytes, int], *, array: bool, fresh: FreshIds | None) -> _Block:
+        """What the kernel is handed for the loaded block from ``start`` on."""
+        block = _Block(
+            text=ctypes.addressof(self._text) + start,
+            size=self.size - start,
+            array=array,
+            names=names[0],
+            name_count=names[1],
+            out=ctypes.addressof(self._out),
+            out_room=ctypes.sizeof(self._out),
+            ids=ctypes.addressof(self._ids),
+            digests=ctypes.addressof(self._digests),
+            most_ids=self._most_ids,
+            odd=self._odd,
+            most_odd=_MOST_ODD,
+            podcasts=self._podcasts,
+        )
+        if fresh is not None:
+            block.fresh = fresh.ids
+            block.fresh_slots = ctypes.cast(fresh.slots, c_void_p)
+            block.fresh_slot_count = len(fresh.slots)
+        return block
+
+    def out(self, block: _Block) -> memoryview:
+        """The lines that were written."""
+        return memoryview(self._out).cast("B")[: block.written]
+
+    def ids(self, block: _Block) -> memoryview:
+        """The packed ids of the rows, 16 bytes each."""
+        return memoryview(self._ids).cast("B")[: 16 * block.id_count]
+
+    def digests(self, block: _Block) -> memoryview:
+        """The digests of their lines, 8 bytes each."""
+        return memoryview(self._digests).cast("B")[: 8 * block.id_count]
+
+    def odd(self, block: _Block) -> list[tuple[int, int, int, int, int]]:
+        """Of each odd row its begin and end in the block, and what was written, packed and counted before it."""
+        return [(row.begin, row.end, row.written, row.ids, row.line) for row in self._odd[: block.odd_count]]
+
+    def podcasts(self, block: _Block, start: int) -> list[tuple[str, int, int, int, dict[FilterReason, int]]]:
+        """Of each podcast its id, rows, reporting rows, lines, and filtered rows by reason."""
+        view = memoryview(self._text).cast("B")[start:]
+        return [
+            (
+                bytes(view[podcast.begin : podcast.begin + podcast.length]).decode(),
+                podcast.rows,
+                podcast.reporting,
+                podcast.lines,
+                filtered(podcast),
+            )
+            for podcast in self._podcasts[: block.podcast_count]
+        ]
+
+
+class FreshIds:
+    """The packed cells of ``x-metric-id`` that were not sent before, as the kernel looks them up."""
+
+    def __init__(self, kernel: Kernel, packed: bytes) -> None:
+        self.ids = packed
+        self.slots = kernel.index(packed, len(packed) // 16)
+
+
+def filtered(counts: _Block | _Podcast) -> dict[FilterReason, int]:
+    """How many rows were filtered, by reason; those that did not occur are left out."""
+    return {reason: count for reason, count in zip(_REASONS, counts.filtered, strict=True) if count}

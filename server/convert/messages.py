@@ -1,0 +1,142 @@
+"""What the service and its conversion process say to each other: one request, then lines of JSON as the answer.
+
+No outside world. A request names open descriptors, never a path; an answer names nothing at all: how the files are
+called, and which words describe a failure, is known on the service's side. A line of the answer is at most `LONGEST_LINE`:
+
+    {"read": n}                                   bytes of the export so far, now and then
+    {"logs": [[lines, size, sha256], ...]}        some of the logs that were written, in order
+    {"podcasts": {...}}                           some of the books by podcast, as `PodcastBooks.as_json`
+    {"done": {"tally": {...}, "changed": n, "removed": n, "rejects": bool}}     the end, or:
+    {"failed": {"kind": "...", ...}}              see `server.convert.__main__`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from ..triton import Layout, LogRules, UrlTemplate
+from .row import Conversion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ..episodes.catalogue import Catalogue
+    from .day import Converted
+
+LONGEST_LINE = 1 << 20  # bytes
+LENGTH = 8  # bytes in which a request's length stands before it
+_LOGS_A_LINE, _PODCASTS_A_LINE = 5000, 250  # far below the longest line, whatever the names
+
+
+class FileNames(NamedTuple):
+    """How the files are called that a conversion writes, one after the other: ``head``, a number from ``first``, ``tail``.
+
+    >>> FileNames("MEGA20261120-", 3, ".tsv.gz").at(1)
+    'MEGA20261120-04.tsv.gz'
+    """
+
+    head: str
+    first: int
+    tail: str
+
+    def at(self, index: int) -> str:
+        """The name of the file with this index."""
+        return f"{self.head}{self.first + index:02d}{self.tail}"
+
+
+class WrittenLog(NamedTuple):
+    """A log as it was written: lines without the header's, bytes, and the digest in hex if it was asked for."""
+
+    lines: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One conversion. Integers named as files or folders are descriptors that the process was started with.
+
+    ``rejects`` is a folder and a name, or None where nobody wants to see rejected rows. ``sent`` are logs that were
+    published before, each with its layout. With ``digests`` each log is hashed as it is written. Without ``kernel``
+    every row goes the exact way.
+    """
+
+    conversion: Conversion
+    export: int
+    scratch: int
+    logs: tuple[int, FileNames]
+    rejects: tuple[int, str] | None = None
+    sent: Sequence[tuple[int, Layout]] = ()
+    mode: int = 0o440
+    threads: int = 1
+    kernel: bool = True
+    digests: bool = True
+    max_rows_per_file: int = 0
+    fresh_after: str | None = None
+    by_podcast: bool = False
+
+    def pack(self) -> bytes:
+        """As bytes: a length, then that many."""
+        conversion, catalogue = self.conversion, self.conversion.catalogue
+        fields = {
+            "rules": conversion.rules.as_json(),
+            "hash_key": conversion.hash_key.hex(),
+            "catalogue": None if catalogue is None else _pack_catalogue(catalogue, conversion.rules.url),
+            "day": conversion.day,
+            "sent": [(descriptor, layout.as_json()) for descriptor, layout in self.sent],
+            "logs": (self.logs[0], tuple(self.logs[1])),
+        } | {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        data = orjson.dumps(fields)
+        return len(data).to_bytes(LENGTH, "little") + data
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Request:
+        """What `pack` gave, without the length."""
+        fields: dict[str, Any] = orjson.loads(data)
+        catalogue: Catalogue | None = None
+        if fields["catalogue"] is not None:
+            from ..episodes.catalogue import Catalogue, Episode  # only here: without one, the process starts sooner
+
+            catalogue = Catalogue({key: Episode(*texts) for key, texts in fields["catalogue"].items()})
+        conversion = Conversion(
+            rules=LogRules.from_json(fields["rules"]),
+            hash_key=bytes.fromhex(fields["hash_key"]),
+            catalogue=catalogue,
+            day=None if fields["day"] is None else date.fromisoformat(fields["day"]),
+        )
+        sent = [(descriptor, Layout.from_json(layout)) for descriptor, layout in fields["sent"]]
+        folder, names = fields["logs"]
+        logs = (folder, FileNames(*names))
+        return cls(conversion, sent=sent, logs=logs, **{name: fields[name] for name in _PLAIN_FIELDS})
+
+
+_PLAIN_FIELDS = ("export", "scratch", "rejects", "mode", "threads", "kernel", "digests", "max_rows_per_file",
+                 "fresh_after", "by_podcast")  # fmt: skip
+
+
+def _pack_catalogue(catalogue: Catalogue, template: str) -> dict[str, tuple[str, ...]]:
+    """The episodes, with the parts of their URLs only where the template asks for them."""
+    if {"token", "enclosure_url"}.isdisjoint(UrlTemplate(template).fields):
+        return {key: (e.guid, e.url) for key, e in catalogue.episodes.items()}
+    return {key: (e.guid, e.url, e.token, e.enclosure_url) for key, e in catalogue.episodes.items()}
+
+
+def line(message: dict[str, Any]) -> bytes:
+    """A message as a line."""
+    return orjson.dumps(message) + b"\n"
+
+
+def answer(converted: Converted, logs: Sequence[WrittenLog], *, rejects: bool) -> Iterator[bytes]:
+    """The lines that say what came of a conversion."""
+    for at in range(0, len(logs), _LOGS_A_LINE):
+        yield line({"logs": [tuple(log) for log in logs[at : at + _LOGS_A_LINE]]})
+    books = iter(converted.podcasts.as_json().items())
+    while some := dict(islice(books, _PODCASTS_A_LINE)):
+        yield line({"podcasts": some})
+    done = {"tally": converted.tally.as_json(), "changed": converted.changed, "removed": converted.removed}
+    yield line({"done": done | {"rejects": rejects}})

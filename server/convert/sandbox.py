@@ -1,0 +1,111 @@
+"""What the conversion process gives up before it reads a byte of an export: this process, for good.
+
+Touches this process alone. The promise: afterwards it can open no socket, start no program and no further process, and
+send no signal to another one; it gains no right by any means, leaves no core dump, and ends with its parent. Where the
+system grants less (another processor, a kernel without seccomp) the rest is given up all the same.
+
+seccomp is set by prctl(2): the unit's filter lets that pass where it refuses seccomp(2) and Landlock. No callback is
+made with ctypes, which would want memory that can be written and executed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import signal
+import struct
+from contextlib import suppress
+from typing import NamedTuple
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38  # prctl(2)
+_SECCOMP_MODE_FILTER = 2
+_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000  # seccomp(2)
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h: words, constants
+_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+_CLONE_THREAD = 0x10000
+_X32 = 0x40000000
+_NICE = 5
+_MEMORY = 1 << 30  # bytes of address space, and for each thread:
+_THREAD_MEMORY = 256 << 20  # the costliest line of 16 MiB as Python objects
+
+
+class _Calls(NamedTuple):
+    """A processor's numbers: its name in seccomp, its clone and clone3, and what is refused."""
+
+    arch: int
+    clone: int
+    clone3: int
+    refused: tuple[int, ...]
+
+
+# socket, socketpair, connect, accept, accept4, bind, listen, sendto, sendmsg, sendmmsg; io_uring_setup, which could do
+# all of these; execve, execveat, fork, vfork; ptrace, process_vm_readv, process_vm_writev, pidfd_getfd; kill,
+# rt_sigqueueinfo, pidfd_send_signal; unshare, setns.
+_CALLS = {
+    "x86_64": _Calls(
+        0xC000003E, 56, 435,
+        (41, 53, 42, 43, 288, 49, 50, 44, 46, 307, 425, 59, 322, 57, 58, 101, 310, 311, 438, 62, 129, 424, 272, 308),
+    ),
+    "aarch64": _Calls(
+        0xC00000B7, 220, 435,
+        (198, 199, 203, 202, 242, 200, 201, 206, 211, 269, 425, 221, 281, 117, 270, 271, 438, 129, 138, 424, 97, 268),
+    ),
+}  # fmt: skip
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def enter() -> None:
+    """Give it all up. Call it before there is a second thread: the filter is the calling thread's and its children's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):  # a sandbox may refuse it
+        os.nice(_NICE)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    calls = _CALLS.get(platform.machine())
+    if calls is not None:
+        text = _filter(calls)
+        code = ctypes.create_string_buffer(text, len(text))
+        program = _Program(len(text) // 8, ctypes.addressof(code))
+        libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
+
+
+def limit_memory(threads: int) -> None:
+    """Let the address space grow so far and no further."""
+    most = _MEMORY + threads * _THREAD_MEMORY
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or hard > most:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _filter(calls: _Calls) -> bytes:
+    """The filter: what is not refused is allowed."""
+    refuse, no_such_call = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
+    steps: list[tuple[int, int, int, int]] = [  # what, steps to skip if so, steps to skip if not, a number
+        (_LOAD, 0, 0, _ARCH),
+        (_EQUAL, 1, 0, calls.arch),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER),
+        (_AT_LEAST, 0, 1, _X32),  # x86-64's other set of numbers; no other processor has numbers this high
+        (_RETURN, 0, 0, refuse),
+    ]
+    for call in calls.refused:
+        steps += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, refuse)]
+    # The flags of clone3 lie in memory, where a filter cannot look: libc does without it.
+    steps += [(_EQUAL, 0, 1, calls.clone3), (_RETURN, 0, 0, no_such_call)]
+    steps += [
+        (_EQUAL, 1, 0, calls.clone),
+        (_RETURN, 0, 0, _ALLOW),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_ANY_BIT, 0, 1, _CLONE_THREAD),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, refuse),
+    ]
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)

@@ -1,0 +1,547 @@
+"""The process that converts: apart, without a network, not believed; it ends when it is told to, and with its parent.
+
+Programs that are planted in its place stand for one that has been taken over by an export.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from contextlib import contextmanager
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from server.convert import apart, process
+from server.convert.apart import Outputs, SentFile, convert_apart
+from server.convert.day import Tuning
+from server.convert.messages import FileNames, WrittenLog
+from server.convert.row import Conversion
+from server.convert.tally import Tally
+from server.episodes.catalogue import Catalogue, Episode
+from server.errors import ConversionDied, ConversionFailed, DataFolderError, ExportTorn, SourceError
+from server.storage.staging import Staging
+from server.triton import Layout, LogRules
+
+from .fixtures_feed import log_name
+from .planted import planted
+from .reference_conversion import (
+    DAY,
+    KERNEL,
+    KEY,
+    conversion,
+    convert,
+    convert_slowly,
+    export_file,
+    sample,
+    with_repetitions,
+)
+from .rows import row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from server.convert.answer import Answer
+
+ROOT = Path(__file__).parent.parent
+SECRET = "203.0.113.99"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A staging folder."""
+    (tmp_path / "staging").mkdir()
+    return tmp_path / "staging"
+
+
+def apart_from(
+    export: Path, folder: Path, made: Conversion | None = None, names: FileNames = FileNames("log-", 0, ".gz"),
+    **more: Any,
+) -> Answer:  # fmt: skip
+    """Convert in a process of its own."""
+    made = made or conversion()
+    outputs = Outputs(folder, lambda: names, (folder, "rejects"))
+    return convert_apart(export, lambda: made, outputs, scratch=folder, **more)
+
+
+@contextmanager
+def no_process_left() -> Iterator[None]:
+    """Whatever happens inside, no child of this process is left, and no descriptor."""
+    children, descriptors = _children(), len(os.listdir("/proc/self/fd"))
+    yield
+    assert _children() == children
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def _children() -> set[int]:
+    tasks = Path("/proc/self/task").iterdir()
+    return {int(child) for task in tasks for child in (task / "children").read_text().split()}
+
+
+# What it writes and says
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_comes_out_is_what_comes_out_in_this_process(tmp_path: Path, folder: Path, exact: bool) -> None:
+    """Bytes, books, rejected rows, and what is said of each file."""
+    export = export_file(tmp_path, with_repetitions(sample()))
+    here, sink = convert(export, tuning=Tuning(), kernel=None if exact else KERNEL, max_rows_per_file=150,
+                         by_podcast=True)  # fmt: skip
+    told: list[int] = []
+    with no_process_left():
+        there = apart_from(export, folder, max_rows_per_file=150, by_podcast=True, exact=exact, progress=told.append)
+    assert there.tally.as_json() == here.tally.as_json()
+    assert there.podcasts.as_json() == here.podcasts.as_json()
+    assert [log.lines for log in there.logs] == here.lines_per_log
+    for index, log in enumerate(sink.logs):
+        written = folder / f"log-{index:02}.gz"
+        assert written.read_bytes() == log.content
+        assert (there.logs[index].size, there.logs[index].sha256) == (len(log.content), sha256(log.content).hexdigest())
+        assert written.stat().st_mode & 0o777 == 0o440
+    assert sink.rejects is not None and there.rejects
+    assert (folder / "rejects").read_bytes() == sink.rejects.content
+    assert len(list(folder.iterdir())) == len(sink.logs) + 1
+    assert told[-1] == export.stat().st_size
+
+
+def test_the_bytes_are_the_same_for_any_number_of_threads(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting `workers` is one of speed alone."""
+    monkeypatch.setattr(apart, "SMALL_EXPORT", 0)
+    export = export_file(tmp_path, sample(8000))
+    answers = [apart_from(export, folder, workers=workers) for workers in (1, 2, 3)]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_rules_key_catalogue_and_late_rows_get_there(tmp_path: Path, folder: Path) -> None:
+    """What is published as late is what was not sent; the day's own catalogue and key made both."""
+    episode = str(orjson.loads(sample(1)[0])["episode_id"])
+    catalogue = Catalogue({episode.lower(): Episode("the guid", "", "TOK1", "https://x.example/a b.mp3")})
+    made = Conversion(LogRules(ip="truncated", url="{enclosure_url}"), KEY, catalogue, DAY)
+    rows = sample(300)
+    first = apart_from(export_file(tmp_path, rows[:200]), folder, made, FileNames("first-", 0, ".gz"))
+    sent = [SentFile(Layout(), lambda: (folder / "first-00.gz").open("rb"), "first-00.gz")]
+    late = apart_from(export_file(tmp_path, rows), folder, made, sent=sent, fresh_after=f"{DAY} 23:00:00")
+    slow = convert_slowly(rows[:200], made)
+    assert gzip.decompress((folder / "first-00.gz").read_bytes()).decode().splitlines(keepends=True)[1:] == slow.lines
+    expected = convert_slowly(rows, made, sent=slow.cells, fresh_after=f"{DAY} 23:00:00")
+    assert late.tally.as_json() == expected.tally.as_json()
+    assert gzip.decompress((folder / "log-00.gz").read_bytes()).decode().splitlines(keepends=True)[1:] == expected.lines
+    assert (first.changed, late.changed, late.removed) == (0, 0, 0)
+
+
+def test_an_empty_folder_of_the_users_is_no_trap(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a server.py of its own is not where the program is looked for."""
+    (tmp_path / "server.py").write_text("raise SystemExit('the wrong module')")
+    monkeypatch.chdir(tmp_path)
+    assert apart_from(export_file(tmp_path, sample(20)), folder).tally.lines > 0
+
+
+# How it fails
+
+
+def test_a_torn_export_is_told_as_such(tmp_path: Path, folder: Path) -> None:
+    """By its name, and with nothing of what is in it."""
+    export = export_file(tmp_path, sample(300))
+    whole = export.read_bytes()
+    for data, why in ((whole[:-20], "cut short"), (b"", "empty"), (f'{{"ip":"{SECRET}"}}'.encode(), "not gzip"),
+                      (whole + SECRET.encode(), "something else follows"), (whole[:-8] + bytes(8), "damaged")):  # fmt: skip
+        export.write_bytes(data)
+        with no_process_left(), pytest.raises(ExportTorn, match=f"{export.name} is .*{why}") as caught:
+            apart_from(export, folder)
+        assert SECRET not in f"{caught.value} {caught.value.hint}"
+
+
+def test_what_is_not_there_is_told_as_such(tmp_path: Path, folder: Path) -> None:
+    """A missing file, a folder, a log that is damaged."""
+    for path in (tmp_path / "nothing.gz", tmp_path):
+        with no_process_left(), pytest.raises(SourceError, match="cannot be read"):
+            apart_from(path, folder)
+    export = export_file(tmp_path, sample(50))
+    (folder / "torn").write_bytes(export.read_bytes()[:-4])
+    torn = SentFile(Layout(), lambda: (folder / "torn").open("rb"), "MEGA-00.tsv.gz")
+    with no_process_left(), pytest.raises(DataFolderError, match=r"log MEGA-00\.tsv\.gz is damaged.*cut short"):
+        apart_from(export, folder, sent=[torn])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_one_that_is_killed_is_a_death_in_a_sentence(tmp_path: Path, folder: Path, how: signal.Signals) -> None:
+    """In the midst of a day: named, with something to type, and nothing is left of it."""
+
+    def kill(_: int) -> None:
+        for child in _children() - before:
+            os.kill(child, how)
+
+    export, before = export_file(tmp_path, sample(60_000)), _children()
+    with no_process_left(), pytest.raises(ConversionDied, match=f"killed by signal {how.value} in mid-work") as caught:
+        apart_from(export, folder, exact=True, progress=kill)
+    assert "next round" in caught.value.hint
+
+
+def test_a_stop_ends_it_at_once(tmp_path: Path, folder: Path) -> None:
+    """Also while it does not even listen: no process is left."""
+    export, stop = export_file(tmp_path, sample(60_000)), threading.Event()
+    with no_process_left(), pytest.raises(ConversionFailed, match="stopped") as caught:
+        apart_from(export, folder, exact=True, progress=lambda _: stop.set(), stop=stop)
+    assert not isinstance(caught.value, ConversionDied)
+
+
+_PARENT = """
+import sys, time
+from pathlib import Path
+from tests.test_conversion_process import apart_from
+def wait(_):
+    import os
+    children = [c for task in Path("/proc/self/task").iterdir() for c in (task / "children").read_text().split()]
+    print(*children, flush=True)
+    time.sleep(60)
+apart_from(Path(sys.argv[1]), Path(sys.argv[2]), exact=True, progress=wait)
+"""
+
+
+def test_it_ends_with_its_parent(tmp_path: Path, folder: Path) -> None:
+    """Even kill -9, which no process can handle, leaves none behind."""
+    export = export_file(tmp_path, sample(60_000))
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(export), str(folder)], stdout=subprocess.PIPE, cwd=ROOT
+    ) as parent:
+        assert parent.stdout is not None
+        (child,) = map(int, parent.stdout.readline().split())
+        assert _is_running(child)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while _is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _is_running(child)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_an_error_that_nobody_thought_of_says_where_and_no_more(tmp_path: Path, folder: Path) -> None:
+    """Not the words of the error, which may hold a listener's address."""
+    export = export_file(tmp_path, [row(ip=SECRET)])
+    with planted(f"""
+import server.convert.__main__ as main
+def fail(*_, **__): raise KeyError("{SECRET}")
+main.convert_export = fail
+main.main()
+"""), pytest.raises(ConversionDied, match="failed: KeyError at ") as caught:  # fmt: skip
+        apart_from(export, folder)
+    assert "planted.py:3" in str(caught.value)
+    assert SECRET not in f"{caught.value} {caught.value.hint}"
+
+
+# What it may
+
+
+def test_it_is_handed_files_and_nothing_else(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the service's, no socket, no file but those it is meant to have, nothing in its arguments."""
+    for name in ("NOTIFY_SOCKET", "LISTEN_FDS", "AWS_SECRET_ACCESS_KEY", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.setenv(name, "secret")
+    with planted(f"""
+import json, os, sys
+links = [os.readlink(path) for n in os.listdir("/proc/self/fd") if int(n) > 2 and os.path.exists(path := f"/proc/self/fd/{{n}}")]
+json.dump([sorted(os.environ), links, sys.argv], open({str(tmp_path / "seen")!r}, "w"))
+"""), pytest.raises(ConversionDied, match="status 0 and no answer"):  # fmt: skip
+        apart_from(export_file(tmp_path, sample(5)), folder)
+    names, links, arguments = orjson.loads((tmp_path / "seen").read_bytes())
+    assert set(names) <= {*process._ENVIRONMENT, "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_",
+                          "MALLOC_ARENA_MAX", "LC_CTYPE"}  # fmt: skip
+    files = {link for link in links if not link.startswith("/proc/")}
+    assert files == {str(folder), str(tmp_path / "metrics-day-2026-11-20.json.gz")}
+    assert len(arguments) == 1
+
+
+_FORBIDDEN = {
+    "a socket": "import socket; socket.socket()",
+    "a pair of sockets": "import socket; socket.socketpair()",
+    "a program": "import os; os.execv('/bin/true', ['true'])",
+    "a child": "import os; os.fork()",
+    "a spawned program": "import os; os.posix_spawn('/bin/true', ['true'], {})",
+    "a signal to its parent": "import os; os.kill(os.getppid(), 0)",
+    "another's memory": "import ctypes; libc = ctypes.CDLL(None, use_errno=True);"
+    " assert libc.ptrace(16, 1, 0, 0) == -1; raise OSError(ctypes.get_errno(), '')",
+}
+
+
+@pytest.mark.parametrize("what", _FORBIDDEN)
+def test_the_sandbox_denies(what: str) -> None:
+    """What the program cannot do before a byte of an export is read, though it could before that."""
+    program = f"""
+import os, sys, threading, resource
+sys.path.insert(0, {str(ROOT)!r})
+from server.convert import sandbox
+sandbox.enter()
+threads = [threading.Thread(target=os.write, args=(1, b"a thread\\n")) for _ in range(2)]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+try:
+    {_FORBIDDEN[what]}
+except PermissionError as error:
+    print("denied", resource.getrlimit(resource.RLIMIT_CORE), open("/proc/self/status").read())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("a thread\na thread\ndenied (0, 0)"), done
+    assert "NoNewPrivs:\t1" in done.stdout
+    assert "Seccomp:\t2" in done.stdout
+
+
+def test_memory_has_an_end() -> None:
+    """More than it may is no memory, and not the whole machine's."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from server.convert import sandbox
+sandbox.limit_memory(1)
+bytearray(1 << 30)
+try:
+    bytearray(1280 << 20)
+except MemoryError:
+    print("no more")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "no more\n", done
+
+
+# What it says is not believed
+
+GOOD_TALLY = Tally(rows=3, lines=2, reporting=2).as_json() | {"filtered": {"no_bytes": 1}}
+GOOD_LOG = [2, 100, "0" * 64]
+GOOD_PODCASTS = {"p": [3, 2, 2, {"no_bytes": 1}, {}]}
+GOOD_END = {"tally": GOOD_TALLY, "changed": 0, "removed": 0, "rejects": False}
+
+
+def liar(*lines: object) -> str:
+    """A program that takes a request and says these lines."""
+    text = b"".join(line if isinstance(line, bytes) else orjson.dumps(line) + b"\n" for line in lines)
+    return f"""
+import os
+size = int.from_bytes(os.read(0, 8), "little")
+while size: size -= len(os.read(0, size))
+rest = {text!r}
+while rest: rest = rest[os.write(1, rest):]
+"""
+
+
+def spoken(**changes: Any) -> list[object]:
+    """A right answer with some of it changed."""
+    end = GOOD_END | {name: value for name, value in changes.items() if name in GOOD_END}
+    end |= {name: value for name, value in changes.items() if name not in ("log", "podcasts", *GOOD_END)}
+    logs = changes.get("log", [GOOD_LOG])
+    return [{"read": 1}, {"logs": logs}, {"podcasts": changes.get("podcasts", GOOD_PODCASTS)}, {"done": end}]
+
+
+def tally(**changes: Any) -> dict[str, Any]:
+    return {"tally": GOOD_TALLY | changes}
+
+
+LIES: dict[str, list[object]] = {
+    "no JSON": [b"{\n"],
+    "no object": [b"[1]\n"],
+    "two in one": [{"read": 1, "logs": []}],
+    "NaN": [b'{"read": NaN}\n'],
+    "nested": [b"[" * 500_000 + b"\n"],
+    "a long line": [b'{"read": ' + b" " * (1 << 20) + b"1}\n", *spoken()],
+    "a long line without an end": [b"x" * (3 << 20)],
+    "another kind": [{"publish": "MEGA20261120-00.tsv.gz"}],
+    "no end": spoken()[:-1],
+    "half an end": [*spoken()[:-1], b'{"done": '],
+    "more behind its end": [*spoken(), {"read": 1}],
+    "two ends": [*spoken(), spoken()[-1]],
+    "read more than there is": [{"read": 1 << 40}],
+    "read less than nothing": [{"read": -1}],
+    "read a boolean": [{"read": True}],
+    "read a text": [{"read": "1"}],
+    "logs that are no list": spoken(log={}),
+    "a log that is no list": spoken(log=[7]),
+    "a log with more": spoken(log=[[*GOOD_LOG, "../../etc/passwd"]]),
+    "a log with a fraction of lines": spoken(log=[[2.0, *GOOD_LOG[1:]]]),
+    "a log of negative size": spoken(log=[[2, -1, GOOD_LOG[2]]]),
+    "a log of too large a size": spoken(log=[[2, 2**63, GOOD_LOG[2]]]),
+    "a digest that is none": spoken(log=[[2, 100, "0" * 63 + "/"]]),
+    "a digest that is too short": spoken(log=[[2, 100, ""]]),
+    "other lines than counted": spoken(log=[[1, *GOOD_LOG[1:]]]),
+    "no log": spoken(log=[]),
+    "a log too many": spoken(log=[GOOD_LOG, [0, 30, "0" * 64]]),
+    "two logs": spoken(log=[[1, *GOOD_LOG[1:]], [1, *GOOD_LOG[1:]]]),
+    "podcasts that are a list": spoken(podcasts=[]),
+    "a podcast without a name": spoken(podcasts={"": GOOD_PODCASTS["p"]}),
+    "a podcast with a long name": spoken(podcasts={"p" * 201: GOOD_PODCASTS["p"]}),
+    "a podcast's books that do not balance": spoken(podcasts={"p": [3, 2, 3, {"no_bytes": 1}, {}]}),
+    "a podcast's books that are short": spoken(podcasts={"p": [3, 2]}),
+    "a podcast's unknown reason": spoken(podcasts={"p": [3, 2, 2, {SECRET: 1}, {}]}),
+    "podcasts that are not the day": spoken(podcasts={"p": [2, 2, 2, {}, {}]}),
+    "a podcast twice": [*spoken()[:-1], {"podcasts": GOOD_PODCASTS}, spoken()[-1]],
+    "too many podcasts": [{"podcasts": {f"{lap}-{n}": GOOD_PODCASTS["p"] for n in range(5000)}} for lap in range(5)],
+    "an end with more": spoken(name="MEGA20261120-00.tsv.gz"),
+    "an end with less": [*spoken()[:-1], {"done": {"tally": GOOD_TALLY}}],
+    "rejected rows that are none": spoken(rejects=True),
+    "rejected rows by number": spoken(rejects=0),
+    "changed rows of none sent": spoken(changed=1),
+    "removed rows of none sent": spoken(removed=1),
+    "books that do not balance": spoken(**tally(rows=4)),
+    "books with a field more": spoken(**tally(more=1)),
+    "books with an unknown reason": spoken(**tally(filtered={SECRET: 1})),
+    "books with a reason of the other kind": spoken(**tally(filtered={"no_id": 1})),
+    "books with negative rejects": spoken(**tally(rejected={"no_id": -1}, filtered={"no_bytes": 2})),
+    "books in words": spoken(**tally(lines="2")),
+    "books that are a list": spoken(tally=[]),
+    "more reported than there are": spoken(**tally(reporting=4)),
+    "more clamped than lines": spoken(**tally(clamped=3)),
+    "a number over 63 bits": spoken(**tally(clamped=2**63)),
+    "a failure of no kind": [{"failed": {"kind": "x"}}],
+    "a failure that is a text": [{"failed": SECRET}],
+    "a failure in words of its own": [{"failed": {"kind": "torn", "word": SECRET}}],
+    "a failure of a log that was not sent": [{"failed": {"kind": "sent", "log": 0, "word": "empty"}}],
+    "a failure with a number that is none": [{"failed": {"kind": "disk", "errno": SECRET}}],
+    "a type that is a sentence": [{"failed": {"kind": "error", "type": f"of {SECRET}", "at": []}}],
+}  # fmt: skip
+
+
+def test_the_liar_is_believed_when_it_tells_no_lie(tmp_path: Path, folder: Path) -> None:
+    """Else the lies would prove nothing."""
+    with planted(liar(*spoken())):
+        answer = apart_from(export_file(tmp_path, sample(5)), folder, by_podcast=True)
+    assert answer.tally.as_json() == GOOD_TALLY
+    assert answer.podcasts.as_json() == GOOD_PODCASTS
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_answer_that_cannot_be_right_is_refused(tmp_path: Path, folder: Path, lie: str) -> None:
+    """Field by field; what is said of it is in our words."""
+    with planted(liar(*LIES[lie])), no_process_left(), pytest.raises(ConversionDied) as caught:
+        apart_from(export_file(tmp_path, sample(5)), folder, by_podcast=True)
+    assert SECRET not in f"{caught.value} {caught.value.hint}"
+    assert lie in ("no end", "half an end") or "cannot be right" in str(caught.value)
+
+
+def test_a_place_that_is_an_address_is_left_out(tmp_path: Path, folder: Path) -> None:
+    """Only what looks like a file and a line is repeated."""
+    failed = {"kind": "error", "type": "KeyError", "at": [f"ip {SECRET}", "row.py:7", 9]}
+    with planted(liar({"failed": failed})), pytest.raises(ConversionDied, match=r"KeyError at row\.py:7$"):
+        apart_from(export_file(tmp_path, sample(5)), folder)
+
+
+def test_one_that_never_ends_is_ended(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says its last word and stays, or says nothing at all: it is killed, and was dead when its files are looked at."""
+    monkeypatch.setattr(process, "_PATIENCE", 0.2)
+    monkeypatch.setattr(process, "SILENCE", 0.5)
+    export = export_file(tmp_path, sample(5))
+    for program in (f"{liar(*spoken())}\nos.close(1)\nimport time; time.sleep(60)", "import time; time.sleep(60)"):
+        with planted(program), no_process_left(), pytest.raises(ConversionDied, match="did not end|said nothing"):
+            apart_from(export, folder, by_podcast=True)
+    with planted(f"{liar(*spoken())}\nos._exit(3)"), pytest.raises(ConversionDied, match="status 3"):
+        apart_from(export, folder, by_podcast=True)
+
+
+# Nor are its files
+
+
+@pytest.fixture
+def staging(tmp_path: Path, folder: Path) -> Staging:
+    """A staging folder with one converted log in it."""
+    for name in ("pickup", "rejects"):
+        (tmp_path / name).mkdir()
+    return Staging(folder, tmp_path / "pickup", tmp_path / "rejects", log_name())
+
+
+HEADER = Layout().header_lines(DAY)
+
+
+def test_a_log_that_is_not_what_is_said_of_it_is_never_sealed(tmp_path: Path, staging: Staging) -> None:
+    """Another size, digest, number of lines, header; no file, a link, two names, no single member."""
+    answer = apart_from(export_file(tmp_path, sample(100)), staging.folder, names=staging.file_names)
+    (log,) = answer.logs
+    path = staging.folder / str(log_name())
+    assert staging.seal(answer.logs, HEADER, 1)[0].sha256 == log.sha256
+    assert path.stat().st_mtime == 1
+    whole = path.read_bytes()
+
+    def seal(content: bytes, lines: int = log.lines, header: str = HEADER) -> None:
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+        told = log._replace(lines=lines, size=len(content), sha256=sha256(content).hexdigest())
+        staging.seal([told], header, 1)
+
+    seal(whole)
+    text = gzip.decompress(whole)
+    for content, lines, header in (
+        (whole[:-1], log.lines, HEADER),
+        (whole + b"x", log.lines, HEADER),
+        (whole + whole, 2 * log.lines + 1, HEADER),
+        (whole, log.lines - 1, HEADER),
+        (whole, log.lines, f"#{HEADER}"),
+        (text, log.lines, HEADER),
+        (_gzipped(text[:-1]), log.lines - 1, HEADER),
+        (_gzipped(text[:-1] + b"x"), log.lines - 1, HEADER),
+        (gzip.compress(text, mtime=7), log.lines, HEADER),
+        (whole[:-8] + bytes(8), log.lines, HEADER),
+        (b"", 0, ""),
+    ):
+        with pytest.raises(ConversionDied, match="cannot be right"):
+            seal(content, lines, header)
+    seal(whole)
+    for wrong in (log._replace(size=log.size - 1), log._replace(size=log.size + 1), log._replace(sha256="0" * 64)):
+        with pytest.raises(ConversionDied, match="another size or digest"):
+            staging.seal([wrong], HEADER, 1)
+    os.link(path, tmp_path / "second")
+    with pytest.raises(ConversionDied, match="no file of its own"):
+        staging.seal(answer.logs, HEADER, 1)
+    for make in (os.mkfifo, os.mkdir, lambda name: os.symlink(tmp_path / "second", name)):
+        path.unlink()
+        make(path)
+        with pytest.raises(ConversionDied):
+            staging.seal(answer.logs, HEADER, 1)
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+            path.touch()
+    path.unlink()
+    with pytest.raises(ConversionDied, match="there is no file"):
+        staging.seal(answer.logs, HEADER, 1)
+    with pytest.raises(ConversionDied, match="there is no file"):
+        staging.keep_rejects(written=True)
+
+
+def _gzipped(text: bytes) -> bytes:
+    """As the conversion writes a log's header."""
+    packed = bytearray(gzip.compress(text, 1, mtime=0))
+    packed[8:10] = b"\x00\xff"
+    return bytes(packed)
+
+
+def test_a_log_that_swells_is_read_in_small_pieces(staging: Staging) -> None:
+    """Hundreds of megabytes of lines in a few hundred kilobytes of gzip cost no such memory."""
+    packer, lines = zlib.compressobj(9, wbits=-15), bytes([ord("\n")]) * (1 << 20)
+    crc, packed = zlib.crc32(HEADER.encode()), packer.compress(HEADER.encode())
+    for _ in range(400):
+        crc, packed = zlib.crc32(lines, crc), packed + packer.compress(lines)
+    size = len(HEADER) + 400 * len(lines)
+    content = _gzipped(b"")[:10] + packed + packer.flush() + struct.pack("<II", crc, size)
+    (staging.folder / str(log_name())).write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    staging.seal([WrittenLog(400 << 20, len(content), sha256(content).hexdigest())], HEADER, 1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_names_are_those_of_the_logs() -> None:
+    """In staging a log is called as it will be published, beyond a hundred too."""
+    names = Staging(Path(), Path(), Path(), log_name(97)).file_names
+    assert [names.at(index) for index in range(5)] == [str(log_name(97 + index)) for index in range(5)]
+    assert all(one < other or len(one) < len(other) for one, other in pairwise(map(names.at, range(5))))
