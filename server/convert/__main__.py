@@ -27,7 +27,6 @@ import time
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataFolderError, ExportTorn, SourceError
@@ -204,6 +203,8 @@ def _failure(error: BaseException) -> dict[str, Any]:
         return {"kind": "disk", "errno": cause.errno or 0}
     if isinstance(error, MemoryError):
         return {"kind": "memory"}
+    from traceback import extract_tb  # only here: nothing else needs it
+
     places = [f"{Path(f.filename).name}:{f.lineno}" for f in extract_tb(error.__traceback__)[-_PLACES:]]
     return {"kind": "error", "type": type(error).__name__, "at": places}
 

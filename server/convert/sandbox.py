@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import resource
 import signal
 import struct
@@ -69,7 +68,7 @@ def enter() -> None:
     with suppress(OSError):  # a sandbox may refuse it
         os.nice(_NICE)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    calls = _CALLS.get(platform.machine())
+    calls = _CALLS.get(os.uname().machine)
     if calls is not None:
         text = _filter(calls)
         code = ctypes.create_string_buffer(text, len(text))
