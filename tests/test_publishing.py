@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from server.storage import staging
 from server.storage.records import Publication
 from server.storage.staging import StagedLog
 from server.triton import ColumnSpec, Layout, LogFormat

@@ -1,6 +1,6 @@
 """The columns, explained: where each comes from, and what in it is derived.
 
-Says to people what `render` does; a test holds it against every value that a column can have. No outside world.
+Says to people what `row` does; a test holds it against every value that a column can have. No outside world.
 """
 
 from __future__ import annotations

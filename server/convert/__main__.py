@@ -21,7 +21,6 @@ import gc
 import io
 import os
 import signal
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -114,16 +113,14 @@ def _convert(request: Request) -> Any:
         by_podcast=request.by_podcast,
         progress=tell,
     )
-    logs = [
-        WrittenLog(lines, *written) for lines, written in zip(converted.lines_per_log, sink.written(), strict=True)
-    ]
+    logs = [WrittenLog(lines, *written) for lines, written in zip(converted.lines_per_log, sink.written(), strict=True)]
     return answer(converted, logs, rejects=sink.has_rejects)
 
 
 def _rewound(descriptor: int) -> BinaryIO:
     """A file that stays open when its reader closes it, from its beginning."""
     os.lseek(descriptor, 0, os.SEEK_SET)
-    return io.FileIO(descriptor, closefd=False)  # type: ignore[return-value]  # as a file opened without a buffer
+    return io.FileIO(descriptor, closefd=False)
 
 
 class _Files:
@@ -145,13 +142,13 @@ class _Files:
     def open_log(self, index: int) -> BinaryIO:
         folder, names = self._request.logs
         self._logs.append(_File(folder, names.at(index), self._request.mode, digest=self._request.digests))
-        return self._logs[-1]  # type: ignore[return-value]  # as much of a file as its writer needs
+        return self._logs[-1]
 
     def open_rejects(self) -> BinaryIO:
         self.has_rejects = True
         if self._request.rejects is None:
-            return open(os.devnull, "wb")  # noqa: PTH123, SIM115  # nowhere; its writer closes it
-        return _File(*self._request.rejects, self._request.mode, digest=False)  # type: ignore[return-value]  # as above
+            return open(os.devnull, "wb")  # noqa: PTH123  # nowhere; its writer closes it
+        return _File(*self._request.rejects, self._request.mode, digest=False)
 
     def written(self) -> list[tuple[int, str]]:
         """Of each log its size and digest."""

@@ -108,7 +108,9 @@ def convert_export(
         with _Threads(threads, converter.do) as pool:
             source = _Source(export, tuning.block, progress)
             header = conversion.rules.layout.header_lines(conversion.day)
-            run = _Conversion(source, pool, scratch, tuning, lambda: _Books(sink, header, max_rows_per_file, bool(sent)))
+            run = _Conversion(
+                source, pool, scratch, tuning, lambda: _Books(sink, header, max_rows_per_file, bool(sent))
+            )
             return run.late(sent) if sent else run.whole(sink)
     except OSError as error:
         sentence = f"the conversion of {export.name} could not be written: {error.strerror or error}"

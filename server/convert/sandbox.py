@@ -60,7 +60,7 @@ class _Program(ctypes.Structure):
 
 
 def enter() -> None:
-    """Give it all up. Call it before there is a second thread: the filter is the calling thread's and its children's."""
+    """Give it all up. Call it before there is a second thread: the filter is the calling thread's and its heirs'."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
