@@ -12,47 +12,26 @@ import tempfile
 import zlib
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from server.cli.samples import write_day
-from server.convert.day import SentLog, convert_export
+from server.convert.apart import Outputs, SentFile, convert_apart
+from server.convert.messages import FileNames
 from server.convert.row import Conversion
 from server.triton import Layout, LogRules
 
 from .measuring import measure
 
-if TYPE_CHECKING:
-    from typing import BinaryIO
-
 DAY = date(2026, 11, 20)
 
 
-class _Folder:
-    """A sink that writes into one folder."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
-        self._name = name
-
-    def restart(self) -> None:
-        """Nothing is kept that would have to be forgotten."""
-
-    def open_log(self, index: int) -> BinaryIO:
-        """The log with this index."""
-        return (self._folder / f"{self._name}-{index:02}.tsv.gz").open("wb")
-
-    def open_rejects(self) -> BinaryIO:
-        """The rejects file."""
-        return (self._folder / f"{self._name}.rejects.ndjson.gz").open("wb")
-
-
 def _convert(folder: Path, name: str, sent: list[Path]) -> None:
-    converted = convert_export(
+    conversion = Conversion(LogRules(), bytes(32), day=DAY)
+    converted = convert_apart(
         folder / f"{name}.json.gz",
-        Conversion(LogRules(), bytes(32), day=DAY),
-        _Folder(folder, name),
+        lambda: conversion,
+        Outputs(folder, lambda: FileNames(f"{name}-", 0, ".tsv.gz"), (folder, f"{name}.rejects.ndjson.gz")),
         scratch=folder,
-        sent=[SentLog(Layout(), lambda path=path: path.open("rb")) for path in sent],  # type: ignore[misc]
+        sent=[SentFile(Layout(), lambda path=path: path.open("rb"), path.name) for path in sent],  # type: ignore[misc]
     )
     print(converted.tally.as_json(), converted.changed, converted.removed, file=sys.stderr)
 

@@ -20,8 +20,7 @@ No outside world.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from traceback import extract_tb
+from typing import NamedTuple
 
 
 class PickupPointError(Exception):
@@ -34,8 +33,7 @@ class PickupPointError(Exception):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One mistake in a file that the operator wrote: the key, what is wrong with it, and the cure."""
 
     key: str
@@ -108,5 +106,7 @@ class LedgerError(PickupPointError):
 
 def unexpected(error: Exception) -> PickupPointError:
     """An error that nobody thought of: where it happened, without its words, which may hold a listener's address."""
+    from traceback import extract_tb  # only here: it takes longer to load than a small command to run
+
     frames = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[-3:]]
     return PickupPointError(f"{type(error).__name__} at {', '.join(frames)}", hint="please report it")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.convert.job import Setup
-from server.convert.render import BlockRenderer
+from server.publish import publisher
 
-from .support.reference_conversion import conversion
 from .support.site import DAY, at, rows_of
 
 if TYPE_CHECKING:
@@ -30,7 +24,7 @@ async def test_a_day_that_fails_in_an_unknown_way_is_told_without_what_was_in_it
     def fail(*_: object, **__: object) -> None:
         raise KeyError(SECRET)
 
-    monkeypatch.setattr(BlockRenderer, "render", fail)
+    monkeypatch.setattr(publisher, "convert_apart", fail)
     site.put(rows_of(DAY, 3), at(1, "04:10"))
     assert await site.word(at(1, "05:35")) == "failed"
     failure = site.ledger.days()[DAY].failure
@@ -38,18 +32,3 @@ async def test_a_day_that_fails_in_an_unknown_way_is_told_without_what_was_in_it
     assert "KeyError at " in failure.sentence
     said = capsys.readouterr()
     assert SECRET not in failure.sentence + said.out + said.err
-
-
-def test_a_worker_that_fails_in_an_unknown_way_says_where_and_no_more() -> None:
-    """Its standard error is the service's."""
-    code = (
-        f"import sys, server.convert.worker as w\ndef fail(*_): raise KeyError('{SECRET}')\nw.Hand.do = fail\nw.main()"
-    )
-    job = b"\0" * 25
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=Setup(conversion()).pack() + job, capture_output=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert b"worker failed error=KeyError" in done.stderr
-    assert SECRET.encode() not in done.stderr

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.cli.samples import write_day
-from server.convert.day import Tuning
+from server.convert.apart import SMALL_EXPORT
 
 from .support import container
 from .support.program import day_before, export_name, export_of
@@ -52,8 +52,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
     )
     try:
         machine.run("mkdir /srv/exports")
-        write_day(folder / "large", LARGE, 60_000)  # large enough for worker processes
-        assert (folder / "large").stat().st_size > Tuning().small_export
+        write_day(folder / "large", LARGE, 60_000)  # large enough for threads
+        assert (folder / "large").stat().st_size > SMALL_EXPORT
         for day, export in ((SMALL, export_of(SMALL, 50)), (LARGE, (folder / "large").read_bytes())):
             machine.put(f"/srv/exports/{export_name(day)}", export)
             machine.run(f"touch -d '{day} +1 day 03:00Z' /srv/exports/{export_name(day)}")

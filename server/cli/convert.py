@@ -9,23 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import signal
 import sys
-import tempfile
 import threading
-from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import load_ip_hash_key
 from ..convert.apart import Outputs, convert_apart
 from ..errors import ConfigError, LedgerError, PickupPointError
-from .options import progress_bars
+from .progress import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import date
 
     from ..convert.messages import FileNames
     from ..convert.row import Conversion
@@ -34,8 +31,7 @@ if TYPE_CHECKING:
     from ..settings import Config
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertedByHand:
+class ConvertedByHand(NamedTuple):
     """The books, and what is worth a word."""
 
     tally: Tally
@@ -63,7 +59,7 @@ def convert_by_hand(
             raise PickupPointError(f"there is no folder {folder} to write {wanted.name} in", hint=f"mkdir -p {folder}")
         if wanted.is_dir():
             raise PickupPointError(f"{wanted} is a folder", hint=f"give a file in it: {wanted / 'export.tsv.gz'}")
-    token = secrets.token_hex(4)
+    token = os.urandom(4).hex()
     parts = {output: output.with_name(f".{output.name}.{token}.00.part")}
     if rejects is not None:
         parts[rejects] = rejects.with_name(f".{rejects.name}.{token}.rejects.part")
@@ -75,7 +71,7 @@ def convert_by_hand(
 
     stop = threading.Event()
     try:
-        with _signals(stop), tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch:
+        with _signals(stop):
             converted = convert_apart(
                 export,
                 conversion,
@@ -85,7 +81,7 @@ def convert_by_hand(
                     None if rejects is None else (rejects.absolute().parent, parts[rejects].name),
                     mode=0o666,
                 ),
-                scratch=Path(scratch),
+                scratch=output.absolute().parent,
                 workers=config.log.workers if config is not None else 0,
                 digests=False,
                 progress=progress,
@@ -186,14 +182,17 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
     """The site's key and True, or a random one and False where there is none."""
     keys_dir = config.keys_dir if config is not None else Path("keys")
     if not (keys_dir / "ip_hash.key").exists() and "CREDENTIALS_DIRECTORY" not in os.environ:
-        return secrets.token_bytes(32), False
+        return os.urandom(32), False
+
     with contextlib.suppress(ConfigError):
         return load_ip_hash_key(keys_dir), True
-    return secrets.token_bytes(32), False
+    return os.urandom(32), False
 
 
 def _day_in(name: str) -> date | None:
     """The day in an export's name, whatever else the name is."""
+    from datetime import date
+
     for match in re.finditer(r"\d{4}-\d{2}-\d{2}", name, re.ASCII):
         with contextlib.suppress(ValueError):
             return date.fromisoformat(match[0])

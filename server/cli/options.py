@@ -5,7 +5,6 @@ Prints for `app` and the modules of commands beside it.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import sys
 from datetime import date
@@ -19,9 +18,7 @@ from ..errors import PickupPointError
 from .privileges import become_owner, config_path, find_aws_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
-
-    from rich.progress import TaskID
+    from collections.abc import Coroutine
 
     from ..settings import Config
 
@@ -103,24 +100,3 @@ def program() -> str:
 def print_json(value: Any) -> None:
     """The whole result, on standard output."""
     print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
-
-
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """What shows how far something is (its name, bytes read, bytes in all), or None where nobody looks."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total)
-            bars.update(tasks[name], completed=done)
-
-        yield show

@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
 
 
 def plain_convert(arguments: list[str]) -> dict[str, str] | None:
-    """What a plain ``convert`` is to do; None for everything else, mistakes among it, and where a configuration lies."""
+    """What a plain ``convert`` is to do; None for all else, mistakes among it, and where a configuration lies."""
     from .privileges import SEARCHED
 
     if arguments[:1] != ["convert"] or any(os.path.isfile(place) for place in SEARCHED):  # noqa: PTH113

@@ -26,7 +26,6 @@ import time
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataFolderError, ExportTorn, SourceError
@@ -121,7 +120,7 @@ def _convert(request: Request) -> Any:
 def _rewound(descriptor: int) -> BinaryIO:
     """A file that stays open when its reader closes it, from its beginning."""
     os.lseek(descriptor, 0, os.SEEK_SET)
-    return io.FileIO(descriptor, closefd=False)  # type: ignore[return-value]  # as a file opened without a buffer
+    return io.FileIO(descriptor, closefd=False)
 
 
 class _Files:
@@ -143,13 +142,13 @@ class _Files:
     def open_log(self, index: int) -> BinaryIO:
         folder, names = self._request.logs
         self._logs.append(_File(folder, names.at(index), self._request.mode, digest=self._request.digests))
-        return self._logs[-1]  # type: ignore[return-value]  # as much of a file as its writer needs
+        return self._logs[-1]
 
     def open_rejects(self) -> BinaryIO:
         self.has_rejects = True
         if self._request.rejects is None:
-            return open(os.devnull, "wb")  # noqa: PTH123, SIM115  # nowhere; its writer closes it
-        return _File(*self._request.rejects, self._request.mode, digest=False)  # type: ignore[return-value]  # as above
+            return open(os.devnull, "wb")  # noqa: PTH123  # nowhere; its writer closes it
+        return _File(*self._request.rejects, self._request.mode, digest=False)
 
     def written(self) -> list[tuple[int, str]]:
         """Of each log its size and digest."""
@@ -201,6 +200,8 @@ def _failure(error: BaseException) -> dict[str, Any]:
         return {"kind": "disk", "errno": cause.errno or 0}
     if isinstance(error, MemoryError):
         return {"kind": "memory"}
+    from traceback import extract_tb  # only here: nothing else needs it
+
     places = [f"{Path(f.filename).name}:{f.lineno}" for f in extract_tb(error.__traceback__)[-_PLACES:]]
     return {"kind": "error", "type": type(error).__name__, "at": places}
 

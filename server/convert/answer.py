@@ -1,8 +1,8 @@
 """The answer of the conversion process, checked field by field: it has read what anybody may have written.
 
 No outside world. The promise: what comes out is of the types and within the ranges that a right answer has, its books
-balance, and no text in it but ids of podcasts came from the process. Whether the files are as it says is looked at where
-they are published.
+balance, and no text in it but ids of podcasts came from the process. Whether the files are as it says is looked at
+where they are published.
 """
 
 from __future__ import annotations

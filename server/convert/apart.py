@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
 from .process import ConversionProcess
@@ -31,8 +30,7 @@ SMALL_EXPORT = 4 << 20  # bytes, compressed; below it threads bring nothing
 DIED_OFTEN = 3  # deaths on one version of an export, after which it goes the exact way
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
+class Outputs(NamedTuple):
     """Where the files go, and how they are called meanwhile: ``names()`` and the rejects' name are asked for late.
 
     ``rejects`` is None where nobody wants to see rejected rows.
@@ -44,8 +42,7 @@ class Outputs:
     mode: int = 0o440
 
 
-@dataclass(frozen=True, slots=True)
-class SentFile:
+class SentFile(NamedTuple):
     """A published log of the day: its layout, what opens its gzip file, and its name."""
 
     layout: Layout

@@ -1,7 +1,7 @@
 """What the service and its conversion process say to each other: one request, then lines of JSON as the answer.
 
 No outside world. A request names open descriptors, never a path; an answer names nothing at all: how the files are
-called, and which words describe a failure, is known on the service's side. A line of the answer is at most `LONGEST_LINE`:
+called, and which words describe a failure, is known on the service's side. A line of the answer, at most a mebibyte:
 
     {"read": n}                                   bytes of the export so far, now and then
     {"logs": [[lines, size, sha256], ...]}        some of the logs that were written, in order
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
     from ..episodes.catalogue import Catalogue
     from .day import Converted
 
-LONGEST_LINE = 1 << 20  # bytes
 LENGTH = 8  # bytes in which a request's length stands before it
 _LOGS_A_LINE, _PODCASTS_A_LINE = 5000, 250  # far below the longest line, whatever the names
 
 
 class FileNames(NamedTuple):
-    """How the files are called that a conversion writes, one after the other: ``head``, a number from ``first``, ``tail``.
+    """How the files are called that a conversion writes, in order: ``head``, a number from ``first`` on, ``tail``.
 
     >>> FileNames("MEGA20261120-", 3, ".tsv.gz").at(1)
     'MEGA20261120-04.tsv.gz'

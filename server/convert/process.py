@@ -10,7 +10,6 @@ imports little.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import subprocess
@@ -33,14 +32,14 @@ if TYPE_CHECKING:
             """Whether to stop."""
 
 
-# -P: a folder that happens to hold a server.py is no reason to run that.
-COMMAND = (sys.executable, "-P", "-m", str(__package__))
+# -P: a folder that happens to hold a server.py is no reason to run that. -S: where modules lie is known here already.
+COMMAND = (sys.executable, "-P", "-S", "-m", str(__package__))
 LONGEST_LINE = 1 << 20  # bytes
 SILENCE = 900.0  # seconds; it says at least once for each block how far it is
 _POLL = 0.1  # seconds after which a stop that was asked for is seen
 _PATIENCE = 10.0  # seconds that an end may take which was announced
 # All that it is told by the environment: how Python and the C library find themselves.
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LANG", "LC_ALL")
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LANG", "LC_ALL")
 _HINT = "it is repeated in the next round; journalctl -k tells whether memory ran out"
 
 
@@ -49,8 +48,8 @@ class ConversionProcess:
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        package = str(Path(__file__).parent.parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+        package = str(Path(__file__).absolute().parent.parent.parent)
+        environment["PYTHONPATH"] = os.pathsep.join((package, *filter(os.path.isabs, sys.path)))
         # Memory that a block needed is kept for the next one, not given back in between; threads share it.
         environment |= {"MALLOC_TRIM_THRESHOLD_": "33554432", "MALLOC_MMAP_THRESHOLD_": "33554432"}
         environment["MALLOC_ARENA_MAX"] = "2"
@@ -140,14 +139,16 @@ class ConversionProcess:
     def _death(self, code: int) -> ConversionDied:
         if code < 0:
             return ConversionDied(f"the process that converts was killed by signal {-code} in mid-work", hint=_HINT)
-        hint = f"does it start? PYTHONPATH={Path(__file__).parent.parent.parent} {' '.join(COMMAND)} < /dev/null"
+        hint = f"does it start? {sys.executable} -m {__package__} < /dev/null"
         return ConversionDied(f"the process that converts ended with status {code} and no answer", hint=hint)
 
 
 def _message(data: bytearray) -> dict[str, Any]:
+    import orjson  # only here: when it is wanted, the process has started
+
     try:
-        message = json.loads(data)
-    except (ValueError, RecursionError):
+        message = orjson.loads(data)
+    except orjson.JSONDecodeError:
         raise refused("a line of it is no JSON") from None
     if not isinstance(message, dict) or len(message) != 1:
         raise refused("a line of it is no message")

@@ -1,6 +1,6 @@
 """One export row, one log line: the exact rule for every column, filter and rejection.
 
-This is the reference: short, slow and right. `render` (the fast path for ordinary rows) must give the same outcome for
+This is the reference: short, slow and right. the kernel (for ordinary rows) must give the same outcome for
 every row, and a differential test holds it to that. No outside world, no clock.
 """
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import resource
 import signal
 import struct
@@ -61,7 +60,7 @@ class _Program(ctypes.Structure):
 
 
 def enter() -> None:
-    """Give it all up. Call it before there is a second thread: the filter is the calling thread's and its children's."""
+    """Give it all up. Call it before there is a second thread: the filter is the calling thread's and its heirs'."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -69,7 +68,7 @@ def enter() -> None:
     with suppress(OSError):  # a sandbox may refuse it
         os.nice(_NICE)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    calls = _CALLS.get(platform.machine())
+    calls = _CALLS.get(os.uname().machine)
     if calls is not None:
         text = _filter(calls)
         code = ctypes.create_string_buffer(text, len(text))

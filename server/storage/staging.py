@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isal import isal_zlib
+from isal.isal_zlib import IsalError
 
 from ..convert.log_writer import GZIP_HEADER
 from ..convert.messages import FileNames
@@ -185,7 +186,7 @@ def _check(descriptor: int, log: WrittenLog, header: bytes, stop: StopToken | No
                 raise ConversionFailed("stopped before the publication", hint="it is repeated in the next round")
             try:
                 text = member.decompress(packed, _CHUNK)
-            except (zlib.error, isal_zlib.IsalError):
+            except (zlib.error, IsalError):  # type: ignore[misc]  # isal's stub says instance
                 raise refused("a log is no whole gzip file") from None
             newlines += text.count(b"\n")
             beginning += text[: len(header) - len(beginning)]

@@ -12,15 +12,15 @@ import orjson
 import pytest
 
 from server.config import load_config
+from server.convert.block import BlockConverter
 from server.convert.day import SentLog
-from server.convert.job import Job, Setup, Task
+from server.convert.job import Job, Task
 from server.convert.lines import GzipText
 from server.convert.row import Conversion
-from server.convert.worker import Hand
 from server.errors import ConfigError, ExportTorn
 from server.triton import ColumnSpec, Layout, LogRules
 
-from ..support.reference_conversion import DAY, KEY, assert_is, convert, convert_slowly, export_file
+from ..support.reference_conversion import DAY, KERNEL, KEY, assert_is, convert, convert_slowly, export_file
 from ..support.rows import row
 
 if TYPE_CHECKING:
@@ -114,11 +114,11 @@ def test_a_large_gzip_header_with_an_end_is_read() -> None:
 )
 def test_long_values_leave_nothing_behind(field: str, text: str) -> None:
     """Fifty thousand user agents of a megabyte would be remembered, each in its column's memo: 50 GB."""
-    hand = Hand(Setup(Conversion(LogRules(), KEY, day=DAY)))
+    converter = BlockConverter(KERNEL, Conversion(LogRules(), KEY, day=DAY))
 
     def do(number: int) -> None:
         rows = [own(f"{number}-{n}", **{field: f"{text}{number:02}{n:02}"}) for n in range(10)]
-        assert hand.do(Job(number, Task.RENDER, (b"\n".join(rows),))).tally.lines == 10
+        assert converter.do(Job(number, Task.RENDER, (b"\n".join(rows),))).tally.lines == 10
 
     do(0)
     tracemalloc.start()

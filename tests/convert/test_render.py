@@ -1,4 +1,4 @@
-"""The fast path and the exact rules give the same outcome for every row, however odd."""
+"""Blocks and the exact rules give the same outcome for every row, however odd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import sys
 from datetime import date
 from ipaddress import IPv6Address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -16,13 +16,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from server.cli.samples import day_rows
-from server.convert.render import BlockRenderer
+from server.convert.block import BlockConverter
+from server.convert.job import Job, Task
+from server.convert.log_writer import inflate
 from server.convert.row import Conversion
-from server.convert.row_ids import pack_id
 from server.triton import LogRules
 
 from ..support.odd_rows import CATALOGUE, GOOD, ODD_FIELD_VALUES, ODD_VALUES, RULES
-from ..support.reference_conversion import convert_slowly
+from ..support.reference_conversion import KERNEL, convert_slowly
+
+if TYPE_CHECKING:
+    from server.convert.kernel import Kernel
 
 DAY = date(2026, 11, 20)
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
@@ -89,23 +93,26 @@ def conversion(rules: LogRules, *, catalogue: bool = False) -> Conversion:
 
 
 def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = None, times: int = 1) -> None:
-    """The block renderer gives what the exact rules give: lines, tally, rejections."""
+    """Blocks come out as row by row by the exact rules: lines, tally, rejections; with the kernel and without it."""
     data = b"".join(row + b"\n" for row in rows)
-    renderer = BlockRenderer(made, fresh_after)
     slow = convert_slowly(rows, made, fresh_after=fresh_after)
-    for _ in range(times):  # the second time from memos that are filled
-        block = renderer.render(data)
-        text = b"".join(block.texts).decode()
-        assert text.split("\n") == "".join(slow.lines).split("\n")
-        assert block.tally.as_json() == slow.tally.as_json()
-        assert [(index + 1, str(reason)) for index, reason in block.rejected] == slow.rejected
-        assert block.pack() == tuple(map(pack_id, block.ids))
-        assert slow.tally.balanced
-        columns = len(made.rules.layout.specs)
-        for line in text.split("\n")[:-1]:
-            assert line.count("\t") == columns - 1
-            assert not _CONTROL.search(line)
-            assert not line.startswith("#")
+    assert slow.tally.balanced
+    for kernel in {KERNEL, None}:
+        converter = BlockConverter(kernel, made, fresh_after)
+        for _ in range(times):  # the second time with names that were learned
+            result = converter.do(Job(0, Task.RENDER, (data,), want_ids=True))
+            text = inflate(result.piece).decode()
+            assert text.split("\n") == "".join(slow.lines).split("\n")
+            assert result.tally.as_json() == slow.tally.as_json()
+            rejects = [orjson.loads(reject.at(1)) for reject in result.rejects]
+            assert [(reject["line"], reject["reason"]) for reject in rejects] == slow.rejected
+            assert result.ids is not None
+            assert sum(result.ids.counts) == slow.tally.rows - slow.tally.rejected.total()
+            columns = len(made.rules.layout.specs)
+            for line in text.split("\n")[:-1]:
+                assert line.count("\t") == columns - 1
+                assert not _CONTROL.search(line)
+                assert not line.startswith("#")
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -142,21 +149,6 @@ def test_one_episode_under_two_podcasts_keeps_each_rows_own_podcast() -> None:
     """What is remembered of an episode is not mixed up when it comes with another podcast."""
     rows = with_ids([orjson.dumps({**GOOD, "podcast_id": f"podcast-{n % 3}"}) for n in range(30)])
     assert_same(rows, conversion(LogRules()), times=2)
-
-
-def test_memory_of_what_was_seen_is_bounded() -> None:
-    """Rows that share nothing leave nothing behind but a limited number of entries."""
-    renderer = BlockRenderer(conversion(LogRules(ip="truncated")))
-    for start in range(0, 120_000, 20_000):
-        rows = [
-            orjson.dumps({**GOOD, "id": f"i{n}", "ip": f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", "user_agent": str(n)})
-            for n in range(start, start + 20_000)
-        ]
-        renderer.render(b"\n".join(rows))
-        memos = renderer._memos
-        held = [len(memo) for memo in (memos.addresses, memos.addresses.odd, memos.agents, memos.times)]
-        assert max(held) < 70_001
-    gc.collect()
 
 
 _values = st.recursive(
@@ -224,28 +216,34 @@ def test_any_bytes_are_a_row_or_rejected_or_blank(line: bytes, array: int) -> No
     assert_same([orjson.dumps(GOOD), line, b" " * array], conversion(LogRules()))
 
 
+@pytest.mark.parametrize("kernel", [KERNEL, None])
 @pytest.mark.parametrize("line", [b"\n", b"{}\n", b"{x\n"])
-def test_rows_that_are_not_ordinary_leave_no_memory_behind(line: bytes) -> None:
+def test_rows_that_are_not_ordinary_leave_no_memory_behind(line: bytes, kernel: Kernel | None) -> None:
     """A day of blank or broken lines, however long, costs no memory that is not given back."""
-    renderer = BlockRenderer(conversion(LogRules()))
-    renderer.render(line * 2000)
+    converter = BlockConverter(kernel, conversion(LogRules()))
+    job = Job(0, Task.RENDER, (line * 2000,))
+    converter.do(job)
     before = sys.getallocatedblocks()
-    renderer.render(line * 2000)
+    converter.do(job)
     assert sys.getallocatedblocks() - before < 500
 
 
 def test_fields_in_ever_new_orders_leave_no_memory_behind() -> None:
     """Every block may begin with another order of its fields."""
-    renderer = BlockRenderer(conversion(LogRules()))
+    converter = BlockConverter(KERNEL, conversion(LogRules()))
     orders = itertools.permutations(GOOD)
 
-    gc.disable()  # as in a worker
+    def do() -> None:
+        row = orjson.dumps({name: GOOD[name] for name in next(orders)})
+        assert converter.do(Job(0, Task.RENDER, (row,))).tally.lines == 1
+
+    gc.disable()
     try:
         for _ in range(200):
-            assert renderer.render(orjson.dumps({name: GOOD[name] for name in next(orders)})).tally.lines == 1
+            do()
         before = sys.getallocatedblocks()
         for _ in range(200):
-            assert renderer.render(orjson.dumps({name: GOOD[name] for name in next(orders)})).tally.lines == 1
+            do()
         assert sys.getallocatedblocks() - before < 2000
     finally:
         gc.enable()

@@ -9,12 +9,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from server.convert.job import Setup
-from server.convert.render import BlockRenderer
+from server.convert.block import BlockConverter
+from server.convert.job import Job, Task
+from server.convert.log_writer import inflate
+from server.convert.messages import LENGTH, FileNames, Request
 from server.convert.row import Conversion, RowConverter
 from server.episodes.catalogue import Catalogue, CatalogueStamp, Episode, make_catalogue
 from server.triton import DEFAULT_URL, Layout, LogFormat, LogRules
 
+from ..support.reference_conversion import KERNEL
 from ..support.rows import GOOD, KEY, cells, converted, row, rules
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -127,16 +130,17 @@ def test_the_fast_path_matches_as_the_exact_one_does(template: str, log_format: 
     found = [row(id=f"{EPISODE[:-2]}{place:02d}", episode_id=episode) for place, episode in enumerate(ids)]
     conversion = Conversion(rules(Layout(log_format), url=template), KEY, catalogue)
     exact = [RowConverter(conversion).convert(raw) for raw in found]
-    block = BlockRenderer(conversion).render(b"\n".join(found))
-    assert b"".join(block.texts).decode() == "".join(f"{outcome.line}\n" for outcome in exact)
+    assert KERNEL is not None
+    block = BlockConverter(KERNEL, conversion).do(Job(0, Task.RENDER, (b"\n".join(found),)))
+    assert inflate(block.piece).decode() == "".join(f"{outcome.line}\n" for outcome in exact)
     assert block.tally.unmapped_episodes == sum(outcome.unmapped for outcome in exact) == 5
 
 
 @pytest.mark.parametrize("template", ["{enclosure_url}", "/{token}", "/{guid}"])
-def test_a_worker_gets_what_its_template_asks_for(template: str) -> None:
+def test_the_process_gets_what_its_template_asks_for(template: str) -> None:
     """And makes the same lines of it."""
-    setup = Setup(Conversion(LogRules(url=template), KEY, KNOWN))
-    other = Setup.unpack(setup.pack()[4:]).conversion
+    request = Request(Conversion(LogRules(url=template), KEY, KNOWN), 3, 4, (5, FileNames("a", 0, "b")))
+    other = Request.unpack(request.pack()[LENGTH:]).conversion
     assert cells(row(), rules(url=template), catalogue=other.catalogue) == cells(
         row(), rules(url=template), catalogue=KNOWN
     )

@@ -25,6 +25,7 @@ def whole_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
+@pytest.mark.timeout(600)  # some hundred conversions, each in a process of its own
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_feed_killed_at_any_step_carries_on_by_itself(tmp_path: Path, scenario: str) -> None:
     """Whatever the instant of the kill: no file is torn, no name and no row goes out twice, no row is lost."""

@@ -21,18 +21,18 @@ import orjson
 
 from server.cli.samples import day_rows
 from server.convert import lines as blocks
+from server.convert.block import BlockConverter
 from server.convert.day import SentLog, Tuning, convert_export
 from server.convert.export_row import identifier
-from server.convert.job import Job, Result, Setup, Task
+from server.convert.job import Job, Result, Task
 from server.convert.lines import GzipText, cut_blocks
 from server.convert.log_writer import inflate
 from server.convert.row import Conversion, RowConverter
 from server.convert.tally import FilterReason, PodcastBooks, RejectReason, RowRejected
-from server.convert.worker import Hand
 from server.errors import ExportTorn
 
 from .odd_rows import CATALOGUE, RULES
-from .reference_conversion import DAY, KEY, MemorySink, assert_is, convert_slowly
+from .reference_conversion import DAY, KERNEL, KEY, MemorySink, assert_is, convert_slowly, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ def _lines(text: bytes) -> list[bytes]:
 
 
 def rows(data: bytes) -> None:
-    """A block of rows through a worker's hand, twice, comes out as row by row by the exact rules.
+    """A block of rows, twice, comes out as row by row by the exact rules.
 
     Bytes: the rules, the flags (catalogue, fresh, array, among ordinary rows), the rows.
     """
@@ -81,15 +81,14 @@ def rows(data: bytes) -> None:
     lines, array = _lines(text), bool(flags & _ARRAY)
     fresh_after = _FRESH_AFTER if flags & _FRESH else None
     slow = convert_slowly(lines, made, fresh_after=fresh_after, array=array)
-    hand = Hand(Setup(made, fresh_after, by_podcast=True))
-    for _ in range(2):  # the second time from memos that are filled
-        result = hand.do(Job(0, Task.RENDER, (text,), array=array, want_ids=True))
-        packed = result.pack()
-        for one in (result, Result.unpack(packed[4:])):
-            _same(one, slow, lines, array=array)
-        assert slow.tally.balanced
-    assert result.podcasts is not None
-    assert _told(result.podcasts) == _told(_books(lines, made, fresh_after, array=array))
+    assert slow.tally.balanced
+    for kernel in {KERNEL, None}:
+        converter = BlockConverter(kernel, made, fresh_after, by_podcast=True)
+        for _ in range(2):  # the second time with names that were learned
+            result = converter.do(Job(0, Task.RENDER, (text,), array=array, want_ids=True))
+            _same(result, slow, lines, array=array)
+        assert result.podcasts is not None
+        assert _told(result.podcasts) == _told(_books(lines, made, fresh_after, array=array))
 
 
 def _same(result: Result, slow: Slow, lines: Sequence[bytes], *, array: bool) -> None:
@@ -166,7 +165,7 @@ def day(data: bytes) -> None:
     array = lines[:1] in ([b"["], [b"[\r"])
     if array and size < len(b"[\n"):
         size = len(b"[\n")
-    tuning = Tuning(block=size * 8, small_export=1 << 30, held=100)
+    tuning = Tuning(block=size * 8, held=100)
     more = {"max_rows_per_file": 3 if flags & _FEW_ROWS else 0, "fresh_after": _FRESH_AFTER if flags & _FRESH else None}
     members = 3 if flags & _MEMBERS else 1
     converted, sink = _convert(text, made, members, tuning=tuning, **more)
@@ -197,7 +196,9 @@ def _convert(text: bytes, made: Conversion, members: int, **more: Any) -> tuple[
         part = -(-len(text) // members) or 1
         pieces = [text[at : at + part] for at in range(0, len(text), part)] or [b""]
         path.write_bytes(b"".join(gzip.compress(piece, 1) for piece in pieces))
-        converted = convert_export(path, made, sink, scratch=Path(folder), workers=1, by_podcast=True, **more)
+        converted = convert_export(
+            opened(path), made, sink, kernel=KERNEL, scratch=Path(folder), by_podcast=True, **more
+        )
         assert [path] == list(Path(folder).iterdir())
     return converted, sink
 

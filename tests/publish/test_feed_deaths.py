@@ -1,4 +1,4 @@
-"""The process that converts dies, or lies: the day fails in a sentence, the next round repeats it, the third time apart.
+"""The process that converts dies, or lies: the day fails in a sentence and is repeated, at last the exact way.
 
 Programs that are planted in its place stand for one that dies of its export.
 """
@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 
 from server.publish.feed import DEATHS
 from tests.fixtures_feed import DAY, Site, at, name, rows_of
-from tests.planted import planted
+from tests.support.planted import planted
 from tests.rows import row
 
-# Dies as one does whose kernel has a fault: in the midst of its work, with files half written; by the exact way it lives.
+# Dies as one whose kernel has a fault: in the midst of its work, with files half written; by the exact way it lives.
 DIES_BY_THE_KERNEL = """
 import os, signal
 from server.convert import __main__ as program, messages
