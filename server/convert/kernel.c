@@ -193,7 +193,7 @@ static text read_escape(text at) {
 
 enum kind { NOTHING, NO, YES, STRING, WHOLE, FRACTION };
 
-struct value { /* a string without its quotes, as it came */
+struct value { /* a string without its quotes, as it came; a number without zeros behind its fraction */
     text at;
     int64_t whole; /* the whole part of a number */
     uint32_t length;
@@ -268,17 +268,18 @@ static inline text read_number(text at, struct value *value) {
     if (*at == '.') {
         text fraction = ++at;
         while (is_digit(*at)) at++;
-        int64_t behind = at - fraction;
-        if (!behind) return NULL;
+        text last = at; /* digit that counts: zeros behind it do not, but one digit stays */
+        if (at == fraction) return NULL;
+        while (last - fraction > 1 && last[-1] == '0') last--;
         value->kind = FRACTION;
-        /* A decimal of up to 15 digits comes back from a double as it was; far from where exponents begin, and without
-         * a zero at its end, it is also spelled as it was. */
+        /* A decimal of up to 15 digits comes back from a double as it was; far from where exponents begin it is also
+         * spelled as it was. */
         int near_zero = !whole && fraction[0] == '0' && fraction[1] == '0' && fraction[2] == '0';
-        value->exact = places + behind <= 15 && (behind == 1 || (at[-1] != '0' && !near_zero));
-    }
+        value->exact = places + (last - fraction) <= 15 && (last - fraction == 1 || !near_zero);
+        value->length = (uint32_t)(last - begin);
+    } else value->length = (uint32_t)(at - begin);
     if (is_digit(*at) || *at == '.' || (*at | 0x20) == 'e') return NULL;
     value->at = begin;
-    value->length = (uint32_t)(at - begin);
     value->whole = negative ? -whole : whole;
     return at;
 }

@@ -365,7 +365,7 @@ class Rooms(threading.local):
         for piece in pieces:
             view[end : end + len(piece)] = piece
             end += len(piece)
-        if end == 0 or view[end - 1] != ord("\n"):
+        if end and view[end - 1] != ord("\n"):
             view[end] = ord("\n")
             end += 1
         view[end : end + _PADDING] = bytes(_PADDING)
