@@ -401,7 +401,7 @@ def test_line_ends_blank_lines_and_arrays(end: bytes, array: bool) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"\n", b"\r", b"[", b"[\n", b"]", b"[\n]", b"{", b"}", b'"', b'{"', b"{}", b"\\", b"\x00", b"\xef\xbb\xbf"],
+    [b"\n", b"\r", b"[", b"[\n", b"]", b"[\n]", b"{", b"}", b'"', b'{"', b"{}", b"\\", b"\x00", b"\xef\xbb\xbf"],
 )
 def test_blocks_of_next_to_nothing(text: bytes) -> None:
     """Blocks with no row, or with nothing that could be one, in an array and outside."""
