@@ -149,7 +149,7 @@ class BlockConverter:
         fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         for number in range(_skipped(job), len(lines)):
             self._add_odd(job, block, lines[number] + b"\n", number, fresh, seen)
-        block.lines = len(lines)
+        block.lines = max(len(lines), _skipped(job))
         return block
 
     @staticmethod
