@@ -1,7 +1,9 @@
 """The same mapping as other engines write it: `python -m benchmarks.peers ENGINE EXPORT OUTPUT`.
 
 Each has the default rules as far as it can express them: rejected rows, the keyed hashes of tokens and addresses that
-are not canonical are beyond all of them, and so are the books. The Hashed-IP column is always ``-``.
+are not canonical are beyond all of them, and so are the books. The Hashed-IP column is always ``-``. Each is there
+twice, as a careful user would write it, and lean: times are cut from the text and ids taken as they come, which only
+days as clean as the made-up ones forgive.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 COLUMNS = (
     "date", "start-time", "IP", "Hashed-IP", "method", "url", "status", "bytes", "object-size", "byte-range",
@@ -23,25 +27,19 @@ CONTROLS = r"[\x00-\x1f\x7f-\x{9f}\x{2028}\x{2029}]"
 TOKEN = "^[0-9a-f]{32}$"
 
 
-def polars(export: str, output: str, level: int = 1) -> None:
-    """Polars: NDJSON from memory, CSV written through isal."""
-    _polars(export, output, level, lean=False)
-
-
-def polars_lean(export: str, output: str, level: int = 1) -> None:
-    """Polars without the rules that this made-up day would not miss: times are cut from the text, ids taken as is."""
-    _polars(export, output, level, lean=True)
-
-
-def _polars(export: str, output: str, level: int, *, lean: bool) -> None:
+def polars(export: str, output: str, *, lean: bool = False, scan: bool = False) -> None:
+    """Polars: NDJSON from memory and CSV written, both through isal; or (``scan``) all by Polars, as a stream."""
     import polars as pl
     from isal import igzip
 
     types = {name: pl.Int64 if name in NUMBERS else pl.Boolean if name in FLAGS else pl.String for name in FIELDS}
-    with igzip.open(export) as file:  # type: ignore[no-untyped-call]  # isal annotates in part
-        text = file.read()
-    rows = pl.read_ndjson(io.BytesIO(text), schema=types)
-    del text
+    if scan:
+        rows = pl.scan_ndjson(export, schema=types)
+    else:
+        with igzip.open(export) as file:  # type: ignore[no-untyped-call]  # isal annotates in part
+            text = file.read()
+        rows = pl.read_ndjson(io.BytesIO(text), schema=types).lazy()
+        del text
     col, partial = pl.col, pl.col("bytes_sent") < pl.col("filesize")
     sent = pl.min_horizontal("bytes_sent", "filesize")
 
@@ -57,32 +55,30 @@ def _polars(export: str, output: str, level: int, *, lean: bool) -> None:
         created_at = col("created_at").str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="ms")
         day, clock = created_at.dt.strftime("%Y-%m-%d"), created_at.dt.strftime("%H:%M:%S")
         guid, podcast, row_id = clean("episode_id"), clean("podcast_id"), clean("id")
-    lines = (
-        rows.lazy()
-        .filter((col("bytes_sent") > 0) & ~col("blacklisted_ip") & ~col("blacklisted_ua"))
-        .select(
-            day.alias("date"),
-            clock.alias("start-time"),
-            pl.when(col("ip").str.contains(TOKEN)).then(pl.lit("-")).otherwise(col("ip")).alias("IP"),
-            pl.lit("-").alias("Hashed-IP"),
-            pl.lit("GET").alias("method"),
-            pl.format("/{}/{}.mp3", podcast, guid).alias("url"),
-            pl.when(partial).then(206).otherwise(200).alias("status"),
-            sent.alias("bytes"),
-            col("filesize").alias("object-size"),
-            pl.when(partial).then(pl.format("0-{}", sent - 1)).otherwise(pl.lit("-")).alias("byte-range"),
-            guid.alias("episode-guid"),
-            podcast.alias("podcast-id"),
-            row_id.alias("x-metric-id"),
-            clean("user_agent").alias("user-agent"),
-        )
-        .collect()
+    lines = rows.filter((col("bytes_sent") > 0) & ~col("blacklisted_ip") & ~col("blacklisted_ua")).select(
+        day.alias("date"),
+        clock.alias("start-time"),
+        pl.when(col("ip").str.contains(TOKEN)).then(pl.lit("-")).otherwise(col("ip")).alias("IP"),
+        pl.lit("-").alias("Hashed-IP"),
+        pl.lit("GET").alias("method"),
+        pl.format("/{}/{}.mp3", podcast, guid).alias("url"),
+        pl.when(partial).then(206).otherwise(200).alias("status"),
+        sent.alias("bytes"),
+        col("filesize").alias("object-size"),
+        pl.when(partial).then(pl.format("0-{}", sent - 1)).otherwise(pl.lit("-")).alias("byte-range"),
+        guid.alias("episode-guid"),
+        podcast.alias("podcast-id"),
+        row_id.alias("x-metric-id"),
+        clean("user_agent").alias("user-agent"),
     )
-    with igzip.open(output, "wb", compresslevel=level) as file:  # type: ignore[no-untyped-call]
-        lines.write_csv(file, separator="\t", quote_style="never")
+    if scan:
+        lines.sink_csv(output, separator="\t", quote_style="never", compression="gzip", compression_level=1)
+        return
+    with igzip.open(output, "wb", compresslevel=1) as file:  # type: ignore[no-untyped-call]
+        lines.collect().write_csv(file, separator="\t", quote_style="never")
 
 
-def duckdb(export: str, output: str) -> None:
+def duckdb(export: str, output: str, *, lean: bool = False) -> None:
     """DuckDB: read_json and COPY, both of gzip files."""
     import duckdb as engine
 
@@ -95,9 +91,15 @@ def duckdb(export: str, output: str) -> None:
         cell = f"replace(replace({cell}, '\"', '%22'), '\\', '%5C')"
         return f"CASE WHEN trim({cell}) = '' THEN '-' ELSE {cell} END"
 
+    day, clock = "strftime(moment, '%Y-%m-%d')", "strftime(moment, '%H:%M:%S')"
+    moment = "strptime(created_at, '%Y-%m-%dT%H:%M:%S.%gZ')"
+    podcast, guid, row_id = clean("podcast_id"), clean("episode_id"), clean("id")
+    if lean:
+        day, clock, moment = "substr(moment, 1, 10)", "substr(moment, 12, 8)", "created_at"
+        podcast, guid, row_id = "podcast_id", "episode_id", "id"
     engine.sql(f"""
         COPY (
-            SELECT strftime(moment, '%Y-%m-%d') AS "date", strftime(moment, '%H:%M:%S') AS "start-time",
+            SELECT {day} AS "date", {clock} AS "start-time",
                 CASE WHEN regexp_matches(ip, '{TOKEN}') THEN '-' ELSE ip END AS "IP",
                 '-' AS "Hashed-IP", 'GET' AS "method", '/' || podcast || '/' || guid || '.mp3' AS "url",
                 CASE WHEN bytes_sent < filesize THEN 206 ELSE 200 END AS "status",
@@ -105,9 +107,8 @@ def duckdb(export: str, output: str) -> None:
                 CASE WHEN bytes_sent < filesize THEN '0-' || (bytes_sent - 1) ELSE '-' END AS "byte-range",
                 guid AS "episode-guid", podcast AS "podcast-id", row_id AS "x-metric-id", agent AS "user-agent"
             FROM (
-                SELECT ip, filesize, bytes_sent, strptime(created_at, '%Y-%m-%dT%H:%M:%S.%gZ') AS moment,
-                    {clean("podcast_id")} AS podcast, {clean("episode_id")} AS guid, {clean("id")} AS row_id,
-                    {clean("user_agent")} AS agent
+                SELECT ip, filesize, bytes_sent, {moment} AS moment, {podcast} AS podcast, {guid} AS guid,
+                    {row_id} AS row_id, {clean("user_agent")} AS agent
                 FROM read_json('{export}', format = 'newline_delimited', columns = {{{types}}})
                 WHERE bytes_sent > 0 AND NOT blacklisted_ip AND NOT blacklisted_ua
             )
@@ -115,36 +116,50 @@ def duckdb(export: str, output: str) -> None:
     """)
 
 
-def jq(export: str, output: str) -> None:
+def jq(export: str, output: str, *, lean: bool = False) -> None:
     """Zcat, jq and gzip in a row."""
+    keep = "def id_clean: .;" if lean else "def id_clean: clean;"
     program = r"""
         def clean: (. // "") | gsub("[\\x00-\\x1f\\x7f-\\x{9f}\\x{2028}\\x{2029}]"; " ") | gsub("\""; "%22")
             | gsub("\\\\"; "%5C") | if test("^\\s*$") then "-" else . end;
+        KEEP
         select(.bytes_sent > 0 and (.blacklisted_ip | not) and (.blacklisted_ua | not))
         | ([.bytes_sent, .filesize] | min) as $sent | (.bytes_sent < .filesize) as $partial
-        | (.podcast_id | clean) as $podcast | (.episode_id | clean) as $guid
+        | (.podcast_id | id_clean) as $podcast | (.episode_id | id_clean) as $guid
         | [.created_at[0:10], .created_at[11:19], (if .ip | test("^[0-9a-f]{32}$") then "-" else .ip end), "-", "GET",
             "/\($podcast)/\($guid).mp3", (if $partial then "206" else "200" end), $sent, .filesize,
-            (if $partial then "0-\($sent - 1)" else "-" end), $guid, $podcast, (.id | clean), (.user_agent | clean)]
+            (if $partial then "0-\($sent - 1)" else "-" end), $guid, $podcast, (.id | id_clean), (.user_agent | clean)]
         | map(tostring) | join("\t")
     """
+    program = program.replace("KEEP", keep)
     header = "\t".join(COLUMNS)
     script = '{ printf "%s\\n" "$1"; zcat -- "$2" | jq -r "$3"; } | gzip > "$4"'
     subprocess.run(["bash", "-o", "pipefail", "-c", script, "jq", header, export, program, output], check=True)
 
 
-def floor(export: str, output: str, level: int = 1) -> None:
-    """Gunzip and gzip of the same data with isal, and nothing in between."""
+def floor(export: str, output: str, text: str) -> None:
+    """Gunzip of the export, then gzip of the log's text, one after the other, with isal."""
     from isal import igzip
 
-    source = igzip.open(export)  # type: ignore[no-untyped-call]
-    target = igzip.open(output, "wb", compresslevel=level)  # type: ignore[no-untyped-call]
-    with source, target:
-        while data := source.read(1 << 20):
+    with igzip.open(export) as source:  # type: ignore[no-untyped-call]
+        while source.read(1 << 20):
+            pass
+    with Path(text).open("rb") as lines, igzip.open(output, "wb", compresslevel=1) as target:  # type: ignore[no-untyped-call]
+        while data := lines.read(1 << 20):
             target.write(data)
 
 
+ENGINES = {
+    "polars": polars,
+    "polars-lean": partial(polars, lean=True),
+    "polars-scan": partial(polars, scan=True),
+    "polars-scan-lean": partial(polars, scan=True, lean=True),
+    "duckdb": duckdb,
+    "duckdb-lean": partial(duckdb, lean=True),
+    "jq": jq,
+    "jq-lean": partial(jq, lean=True),
+    "floor": floor,
+}
+
 if __name__ == "__main__":
-    {"polars": polars, "polars-lean": polars_lean, "duckdb": duckdb, "jq": jq, "floor": floor}[sys.argv[1]](
-        *sys.argv[2:4], *map(int, sys.argv[4:])
-    )
+    ENGINES[sys.argv[1]](*sys.argv[2:])

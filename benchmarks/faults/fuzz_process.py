@@ -15,7 +15,7 @@ import atheris
 with atheris.instrument_imports(include=["server"]):
     from tests.support.fuzz_targets import TARGETS
 
-from .fuzz_mutation import MUTATIONS
+from tests.support.mutation import MUTATIONS
 
 
 def main() -> None:

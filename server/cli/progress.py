@@ -1,7 +1,7 @@
 """Progress on the terminal: a bar for each export that is being read.
 
-Touches standard error, and only where that is a terminal; elsewhere nothing is done. Apart from `options`, since a plain
-``convert`` begins without typer.
+Touches standard error, and only where that is a terminal; elsewhere nothing is done. Apart from `options`, since a
+plain ``convert`` begins without typer.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import orjson
 
 from .export_row import identifier
 from .job import FILTERED, REJECTED, Job, Reject, Result, Task
-from .kernel import CompiledRules, FreshIds, Names, Rooms, filtered
+from .kernel import CompiledRules, IdTable, Names, Rooms, filtered
 from .lines import RAW_LIMIT
 from .log_writer import deflate
 from .row import RowConverter
@@ -40,8 +40,8 @@ _UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectRe
 class _Gathered:
     """What came of the rows of a block so far.
 
-    ``ids`` are packed, 16 bytes each, of every row that was not rejected; ``cells`` and ``digests`` stand beside them if
-    rows are indexed. ``lines`` counts the lines of the export.
+    ``ids`` are packed, 16 bytes each, of every row that was not rejected; ``cells`` and ``digests`` stand beside them
+    if rows are indexed. ``lines`` counts the lines of the export.
     """
 
     texts: list[bytes | memoryview] = field(default_factory=list)
@@ -81,29 +81,30 @@ class BlockConverter:
         if job.task is Task.INDEX_LINES:
             return self._index_lines(job, b"".join(job.pieces))
         text = self._rooms.load(job.pieces)
-        block = None
-        if self._kernel is not None and not job.duplicates:
-            block = self._convert(self._kernel, job, text)
-            ids = _joined(block.ids)
-            if not self._kernel.ids_differ(ids):
-                block = None
-        if block is None:  # an id stands twice, in this block or before it: one row after the other
+        if self._kernel is None:
             block = self._convert_exactly(job, text)
+            return self._result(job, block, _joined(block.ids))
+        block = self._convert(self._kernel, job, text, job.duplicates)
+        ids = _joined(block.ids)
+        if not self._kernel.ids_differ(ids):  # once more, and each row of an id that comes again by the exact rules
+            twice = [row_id for row_id, rows in Counter(unpack(ids)).items() if rows > 1]
+            block = self._convert(self._kernel, job, text, job.duplicates + b"".join(twice))
             ids = _joined(block.ids)
         return self._result(job, block, ids)
 
-    def _convert(self, kernel: Kernel, job: Job, text: memoryview) -> _Gathered:
-        """By the kernel, and what it leaves by the exact rules."""
-        block, rooms = _Gathered(), self._rooms
-        fresh = None if job.fresh is None else FreshIds(kernel, job.fresh)
+    def _convert(self, kernel: Kernel, job: Job, text: memoryview, repeated: bytes) -> _Gathered:
+        """By the kernel, and what it leaves by the exact rules, to which it leaves all rows of the repeated ids."""
+        block, rooms, seen = _Gathered(), self._rooms, set(unpack(job.duplicates))
+        fresh = None if job.fresh is None else IdTable(kernel, job.fresh)
         exact_fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
+        table = IdTable(kernel, repeated) if repeated else None
         rules = self._render_rules if job.task is Task.RENDER else self._index_rules
         names = self._names.packed(_first_names(text, array=job.array))
         start = block.lines = _skipped(job)
         if start:
             start = bytes(text[:_BEGINNING]).find(b"\n") + 1
         while start < len(text):
-            done = rooms.block(start, names, array=job.array, fresh=fresh)
+            done = rooms.block(start, names, array=job.array, fresh=fresh, repeated=table)
             kernel.convert(rules, done)
             end = start + done.taken
             # What is not the whole block's is copied: the next call writes over it.
@@ -117,7 +118,7 @@ class BlockConverter:
                                    digests[8 * packed : 8 * row_ids])  # fmt: skip
                 written, packed = row_written, row_ids
                 raw = bytes(text[start + row_begin : start + row_end])
-                self._add_odd(job, block, raw, first_line + row_line, exact_fresh)
+                self._add_odd(job, block, raw, first_line + row_line, exact_fresh, seen)
             self._add_ordinary(job, block, out[written:], ids[16 * packed :], digests[8 * packed :])
             block.lines += done.line_count
             block.tally.add(
@@ -142,14 +143,12 @@ class BlockConverter:
         return block
 
     def _convert_exactly(self, job: Job, text: memoryview) -> _Gathered:
-        """By the exact rules alone: each row in its turn, the second one of an id rejected."""
-        block = _Gathered()
-        lines = bytes(text).split(b"\n")[:-1]
-        seen = set(unpack(job.duplicates))
+        """By the exact rules alone, each row in its turn."""
+        block, lines, seen = _Gathered(), bytes(text).split(b"\n")[:-1], set(unpack(job.duplicates))
         fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         for number in range(_skipped(job), len(lines)):
             self._add_odd(job, block, lines[number] + b"\n", number, fresh, seen)
-        block.lines = len(lines)
+        block.lines = max(len(lines), _skipped(job))
         return block
 
     @staticmethod
@@ -165,18 +164,16 @@ class BlockConverter:
             block.digests.append(digests)
 
     def _add_odd(
-        self, job: Job, block: _Gathered, raw: bytes, line: int, fresh: frozenset[bytes] | None,
-        seen: set[bytes] | None = None,
-    ) -> None:  # fmt: skip
-        """One row by the exact rules; a blank line is no row."""
+        self, job: Job, block: _Gathered, raw: bytes, line: int, fresh: frozenset[bytes] | None, seen: set[bytes]
+    ) -> None:
+        """One row by the exact rules, rejected if its id was seen; a blank line is no row."""
         row, tally = _element(raw) if job.array else raw, block.tally
         try:
             outcome = self._exact.convert(row)
             packed = pack_id(outcome.id)
-            if seen is not None:
-                if packed in seen:
-                    raise RowRejected(RejectReason.DUPLICATE_ID)
-                seen.add(packed)
+            if packed in seen:
+                raise RowRejected(RejectReason.DUPLICATE_ID)  # noqa: TRY301  # one more reason among those of the rules
+            seen.add(packed)
         except RowRejected as rejection:
             if not _is_blank(row):
                 tally.rows += 1
@@ -238,24 +235,23 @@ class BlockConverter:
             if self._by_podcast:
                 for _, reason, _, podcast in block.rejected:
                     block.podcasts.reject(podcast, reason)
-                result.podcasts = block.podcasts
+                # In one order with a kernel and without, whose odd rows come after.
+                result.podcasts = PodcastBooks(dict(sorted(block.podcasts.tallies.items())))
         else:
-            cells, digests = _joined(block.cells + block.changed), _joined(block.digests)
+            cells, digests = _joined([*block.cells, *block.changed]), _joined(block.digests)
             result.records = self._partition(cells, digests + REJECTED * len(block.changed))
         return result
 
     def _index_lines(self, job: Job, log: bytes) -> Result:
         """The records of a published log's lines."""
         if self._kernel is not None:
-            cells, digests, count = self._kernel.index_lines(log if log.endswith(b"\n") else log + b"\n", job.id_column)
+            whole = log if log.endswith(b"\n") else log + b"\n"
+            cells, digests, count = self._kernel.index_lines(whole, job.id_column)
         else:
             lines = [line for line in log.split(b"\n") if line]
-            rows = [(cells[job.id_column], line) for line in lines if len(cells := line.split(b"\t")) > job.id_column]
-            cells, digests = (
-                b"".join(pack_id(cell.decode()) for cell, _ in rows),
-                b"".join(_digest(row) for _, row in rows),
-            )
-            count = len(lines)
+            rows = [(row[job.id_column], line) for line in lines if len(row := line.split(b"\t")) > job.id_column]
+            cells = b"".join(pack_id(cell.decode()) for cell, _ in rows)
+            digests, count = b"".join(_digest(line) for _, line in rows), len(lines)
         return Result(job.number, line_count=count, records=self._partition(cells, digests))
 
     def _partition(self, ids: bytes, digests: bytes | None = None) -> Partitioned:

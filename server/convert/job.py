@@ -10,11 +10,12 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from .log_writer import Piece
-from .row_ids import Partitioned
 from .tally import PodcastBooks, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .row_ids import Partitioned
 
 
 FILTERED, REJECTED = bytes(8), b"\xff" * 8  # in the place of the digest of a line, in the records of rows

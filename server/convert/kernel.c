@@ -20,7 +20,7 @@
  * PROVEN of an ordinary row, each at the function named:
  *   - it is one JSON object of scalars; its names are among those told by the caller, none twice      read_row
  *   - strings are strict UTF-8 with strict escapes and no lone surrogate                              read_string, is_utf8
- *   - numbers have at most 16 digits before and behind the point, and no exponent                     read_number
+ *   - numbers have at most 16 digits before the point, and no exponent                                read_number
  *   - created_at is a real instant in UTC                                                             is_instant
  *   - ip is an IPv4 or IPv6 address, written as `ipaddress` writes it, or certainly none of them      judge_address
  *   - id, podcast_id and episode_id are of characters that no column or URL changes                   is_plain
@@ -110,6 +110,9 @@ struct block {
     const uint8_t *fresh; /* NULL: every row is new; else the packed ids of those that are */
     const uint32_t *fresh_slots;
     int64_t fresh_slot_count;
+    const uint8_t *repeated; /* NULL: none; else packed ids whose rows are odd, because they come more than once */
+    const uint32_t *repeated_slots;
+    int64_t repeated_slot_count;
     /* what came of it */
     int64_t taken, written, line_count, id_count, odd_count, podcast_count;
     int64_t lines, reporting, clamped, not_an_address, ends_in_zero, outside_day, unmapped, fallback_urls, filtered[FILTERS];
@@ -190,7 +193,7 @@ static text read_escape(text at) {
 
 enum kind { NOTHING, NO, YES, STRING, WHOLE, FRACTION };
 
-struct value { /* a string without its quotes, as it came */
+struct value { /* a string without its quotes, as it came; a number without zeros behind its fraction */
     text at;
     int64_t whole; /* the whole part of a number */
     uint32_t length;
@@ -251,12 +254,12 @@ static inline text read_digits(text at, int most, int64_t *number) {
     return at;
 }
 
-/* A number with at most 16 digits before the point and 16 behind it, or NULL. */
+/* A number with at most 16 digits before the point, or NULL. */
 static inline text read_number(text at, struct value *value) {
     text begin = at;
     int negative = *at == '-';
     text digits = at + negative;
-    int64_t whole, part;
+    int64_t whole;
     at = read_digits(digits, 16, &whole);
     int64_t places = at - digits;
     if (!places || (*digits == '0' && places > 1)) return NULL;
@@ -264,18 +267,19 @@ static inline text read_number(text at, struct value *value) {
     value->exact = !(negative && !whole);
     if (*at == '.') {
         text fraction = ++at;
-        at = read_digits(fraction, 16, &part);
-        int64_t behind = at - fraction;
-        if (!behind) return NULL;
+        while (is_digit(*at)) at++;
+        text last = at; /* digit that counts: zeros behind it do not, but one digit stays */
+        if (at == fraction) return NULL;
+        while (last - fraction > 1 && last[-1] == '0') last--;
         value->kind = FRACTION;
-        /* A decimal of up to 15 digits comes back from a double as it was; far from where exponents begin, and without
-         * a zero at its end, it is also spelled as it was. */
+        /* A decimal of up to 15 digits comes back from a double as it was; far from where exponents begin it is also
+         * spelled as it was. */
         int near_zero = !whole && fraction[0] == '0' && fraction[1] == '0' && fraction[2] == '0';
-        value->exact = places + behind <= 15 && (behind == 1 || (at[-1] != '0' && !near_zero));
-    }
+        value->exact = places + (last - fraction) <= 15 && (last - fraction == 1 || !near_zero);
+        value->length = (uint32_t)(last - begin);
+    } else value->length = (uint32_t)(at - begin);
     if (is_digit(*at) || *at == '.' || (*at | 0x20) == 'e') return NULL;
     value->at = begin;
-    value->length = (uint32_t)(at - begin);
     value->whole = negative ? -whole : whole;
     return at;
 }
@@ -775,10 +779,10 @@ static int encode(uint32_t c, uint8_t utf8[4]) {
     return length;
 }
 
-/* Whether there is more in a string than white space and control characters. */
-static int is_visible(const struct value *value) {
+/* Whether there is more in a string than white space (and, in a line, than control characters, which become blanks). */
+static int is_visible(const struct value *value, int in_line) {
     text at = value->at, end = at + value->length;
-    while (at < end) { uint32_t c = next_character(&at); if (!is_space(c) && !is_control(c)) return 1; }
+    while (at < end) { uint32_t c = next_character(&at); if (!is_space(c) && !(in_line && is_control(c))) return 1; }
     return 0;
 }
 
@@ -787,7 +791,7 @@ static int is_visible(const struct value *value) {
 static uint8_t *put_string(uint8_t *out, const struct value *value, int percent) {
     text at = value->at, end = at + value->length;
     if (at == end) return put_byte(out, '-');
-    if ((*at <= ' ' || *at >= 0x7F || *at == '\\') && !is_visible(value)) return put_byte(out, '-');
+    if ((*at <= ' ' || *at >= 0x7F || *at == '\\') && !is_visible(value, 1)) return put_byte(out, '-');
     for (;;) {
         uint64_t some = load8(at), stop = (some & EVERY(0x80)) | EQUAL(some, '\\') | EQUAL(some, 0x7F);
         if (percent) stop |= EQUAL(some, ' ') | EQUAL(some, '%');
@@ -811,7 +815,7 @@ static uint8_t *put_string(uint8_t *out, const struct value *value, int percent)
 /* A string in a URL, as urllib.parse.quote has it without anything safe: the same bound. */
 static uint8_t *put_quoted(uint8_t *out, const struct value *value) {
     text at = value->at, end = at + value->length;
-    if (!is_visible(value)) return put_byte(out, '-');
+    if (!is_visible(value, 0)) return put_byte(out, '-');
     while (at < end) {
         uint8_t bytes[4];
         int length = encode(next_character(&at), bytes);
@@ -891,7 +895,10 @@ static int judge_row(const struct rules *rules, struct row *row) {
     }
     if (!is_plain(&values[PODCAST_ID], '-') || !is_plain(&values[EPISODE_ID], '-')) return 0;
     if (size->kind != WHOLE || size->whole < 1 || sent->kind != WHOLE || sent->whole < 0 || !sent->exact) return 0;
-    if (values[SECONDS_DOWNLOADED].kind == STRING || !judge_address(&values[IP], &row->address)) return 0;
+    /* 59.99999999999999999 is 60 as a double; with 15 digits no number under 60 is. */
+    const struct value *seconds = &values[SECONDS_DOWNLOADED];
+    if (seconds->kind == STRING || (seconds->kind == FRACTION && seconds->whole == 59 && seconds->length > 16)) return 0;
+    if (!judge_address(&values[IP], &row->address)) return 0;
     for (int i = BLACKLISTED_IP; i <= BLACKLISTED_UA; i += BLACKLISTED_UA - BLACKLISTED_IP)
         if (values[i].kind == STRING && values[i].escapes) return 0;
     int clamped = rules->clamp && sent->whole > size->whole;
@@ -1038,6 +1045,11 @@ static uint8_t *write_line(const struct rules *rules, const struct row *row, uin
     return *odd ? NULL : out;
 }
 
+static int is_repeated(const struct block *block, const struct row *row) {
+    int64_t slot;
+    return block->repeated && find_id(block->repeated, block->repeated_slots, block->repeated_slot_count, row->packed_id, &slot);
+}
+
 static enum filter filter_of(const struct rules *rules, const struct block *block, const struct row *row,
                              int bad_ip, int bad_ua, int is_short) {
     int64_t slot;
@@ -1084,7 +1096,7 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
     struct row *row = &work->row;
     if (block->id_count == block->most_ids) return FULL;
     text next = read_row(block, work->names, block->name_count, *at, row);
-    if (!next || !judge_row(rules, row) || !write_url(rules, row)) return ODD;
+    if (!next || !judge_row(rules, row) || is_repeated(block, row) || !write_url(rules, row)) return ODD;
 
     const struct value *seconds = &row->values[SECONDS_DOWNLOADED];
     int is_short = seconds->kind < WHOLE || seconds->whole < 60;

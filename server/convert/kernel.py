@@ -1,8 +1,8 @@
 """The kernel (`kernel.c`) as Python knows it: found, loaded, handed the rules of a conversion and blocks of rows.
 
-Touches the shared library beside this file. The promise: what is handed to the kernel is as its first page wants it (the
-zeros behind a block, rooms of the sizes told), and lives as long as a call does; so nothing here takes pointers from
-outside. Calls give up the interpreter's lock; each thread has rooms of its own.
+Touches the shared library beside this file. The promise: what is handed to the kernel is as its first page wants it
+(the zeros behind a block, rooms of the sizes told), and lives as long as a call does; so nothing here takes pointers
+from outside. Calls give up the interpreter's lock; each thread has rooms of its own.
 
 Without the library, or with ``PICKUP_POINT_KERNEL=none`` in the environment, there is no kernel, and every row goes the
 exact way.
@@ -11,11 +11,12 @@ exact way.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import struct
 import threading
 from array import array
-from ctypes import POINTER, byref, c_char_p, c_int64, c_uint8, c_uint32, c_void_p
+from ctypes import POINTER, byref, c_char, c_char_p, c_int64, c_uint8, c_uint32, c_void_p
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
@@ -28,7 +29,7 @@ from .row_ids import PARTITIONS, Partitioned
 from .tally import FilterReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from ..episodes.catalogue import Catalogue
     from ..triton import ColumnSpec
@@ -39,7 +40,8 @@ SWITCH = "PICKUP_POINT_KERNEL"
 # As in kernel.c.
 _PADDING, _LONGEST_NAME, _MOST_NAMES, _MOST_PODCASTS, _NO_FIELD, _FILTERS, _COPY = 256, 200, 120, 1024, 18, 6, 16
 _MOST_ODD = 4096  # rows that are noted in one call
-_SMALLEST_OUT = 64 << 10
+_SHORTEST_ROW = 64  # bytes; every field that an ordinary row must have takes more
+_SMALLEST, _LARGEST_KEPT = 64 << 10, 4 << 20  # bytes of a room
 _PARTS = ("literal", "field", "date", "start-time", "IP", "Hashed-IP", "url", "stem", "query", "status", "bytes",
           "object-size", "byte-range", "plain", "guid", "token", "enclosure_url")  # fmt: skip
 _FIELDS = {name: place for place, name in enumerate(METRICS.fields)}
@@ -84,6 +86,7 @@ class _Block(ctypes.Structure):
         ("out", c_void_p), ("out_room", c_int64), ("ids", c_void_p), ("digests", c_void_p), ("most_ids", c_int64),
         ("odd", POINTER(_Odd)), ("most_odd", c_int64), ("podcasts", POINTER(_Podcast)),
         ("fresh", c_char_p), ("fresh_slots", c_void_p), ("fresh_slot_count", c_int64),
+        ("repeated", c_char_p), ("repeated_slots", c_void_p), ("repeated_slot_count", c_int64),
         *((name, c_int64) for name in (
             "taken", "written", "line_count", "id_count", "odd_count", "podcast_count",
             "lines", "reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped",
@@ -310,73 +313,78 @@ def _quoted(text: str) -> str:
 class Names:
     """The names that rows are expected to have: the first row's in its order, then the others that are known.
 
-    What is known never changes what a row comes to, only how fast.
+    What is known never changes what a row comes to, only how fast; so threads may share it without a lock.
     """
 
     def __init__(self) -> None:
-        self._known = dict.fromkeys(METRICS.fields)
-        self._first: tuple[str, ...] | None = None
-        self._packed: tuple[bytes, int] = b"", 0
+        self._known: tuple[str, ...] = METRICS.fields
+        self._packed: tuple[tuple[str, ...], tuple[bytes, int]] = (), (b"", 0)  # for which first row, and what
 
-    def learn(self, names: Iterable[str]) -> None:
-        """Know these names too, as long as there is room for them."""
-        for name in names:
-            if name not in self._known and len(self._known) < _MOST_NAMES:
-                self._known[name] = None
-                self._first = None
-
-    def packed(self, first: Sequence[str]) -> tuple[bytes, int]:
+    def packed(self, first: tuple[str, ...]) -> tuple[bytes, int]:
         """The names as the kernel reads them, in the order of this row; and how many."""
-        self.learn(first)
-        order = tuple(first)
-        if order == self._first:
-            return self._packed
-        data, count = bytearray(), 0
-        for name in dict.fromkeys((*(name for name in order if name in self._known), *self._known)):
+        order, packed = self._packed
+        if order == first and packed[1]:
+            return packed
+        self._known = tuple(dict.fromkeys((*self._known, *first)))[:_MOST_NAMES]
+        data, count, known = bytearray(), 0, frozenset(self._known)
+        for name in dict.fromkeys((*filter(known.__contains__, first), *self._known)):
             quoted = orjson.dumps(name) + b":"
             if len(quoted) <= _LONGEST_NAME:
                 data += bytes((_FIELDS.get(name, _NO_FIELD), len(quoted))) + quoted
                 count += 1
-        self._first, self._packed = order, (bytes(data) + bytes(8), count)
-        return self._packed
+        packed = bytes(data) + bytes(8), count
+        self._packed = first, packed
+        return packed
+
+
+def make_room(size: int) -> ctypes.Array[c_char]:
+    """So many bytes of memory, which are really taken when they are first written to."""
+    return (c_char * size).from_buffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Rooms(threading.local):
     """A thread's rooms for blocks: `load` first; what the others give holds until the next `load` of the thread."""
 
     def __init__(self) -> None:
-        self._size = -1
-        self.size = 0
+        self._size = 0  # bytes of a block that the rooms are made for
+        self._loaded = 0
 
     def load(self, pieces: Sequence[bytes | memoryview]) -> memoryview:
         """The bytes of a block where the kernel reads them, a newline at their end; without the zeros behind."""
         size = sum(map(len, pieces)) + 1
-        if size > self._size:
-            room = max(size, 1 << 16)
-            self._text = ctypes.create_string_buffer(room + _PADDING)
-            self._out = ctypes.create_string_buffer(2 * room + _SMALLEST_OUT)
-            self._most_ids = room // 64 + 16
-            self._ids = ctypes.create_string_buffer(16 * self._most_ids)
-            self._digests = ctypes.create_string_buffer(8 * self._most_ids)
+        if not size <= self._size <= max(4 * size, _LARGEST_KEPT):
+            self._size = max(size, _SMALLEST)
+            self._text = make_room(self._size + _PADDING)
+            self._out = make_room(self._size + _SMALLEST)
+            self._most_ids = self._size // _SHORTEST_ROW + 1
+            self._ids = make_room(16 * self._most_ids)
+            self._digests = make_room(8 * self._most_ids)
             self._odd = (_Odd * _MOST_ODD)()
             self._podcasts = (_Podcast * _MOST_PODCASTS)()
-            self._size = room
-        view, at = memoryview(self._text).cast("B"), 0
+        view, end = memoryview(self._text).cast("B"), 0
         for piece in pieces:
-            view[at : at + len(piece)] = piece
-            at += len(piece)
-        if at == 0 or view[at - 1] != ord("\n"):
-            view[at] = ord("\n")
-            at += 1
-        view[at : at + _PADDING] = bytes(_PADDING)
-        self.size = at
-        return view[:at]
+            view[end : end + len(piece)] = piece
+            end += len(piece)
+        if end and view[end - 1] != ord("\n"):
+            view[end] = ord("\n")
+            end += 1
+        view[end : end + _PADDING] = bytes(_PADDING)
+        self._loaded = end
+        return view[:end]
 
-    def block(self, start: int, names: tuple[bytes, int], *, array: bool, fresh: FreshIds | None) -> _Block:
-        """What the kernel is handed for the loaded block from ``start`` on."""
+    def block(
+        self,
+        start: int,
+        names: tuple[bytes, int],
+        *,
+        array: bool,
+        fresh: IdTable | None = None,
+        repeated: IdTable | None = None,
+    ) -> _Block:
+        """What the kernel is handed for the loaded block from ``start`` on; it lives no longer than its arguments."""
         block = _Block(
             text=ctypes.addressof(self._text) + start,
-            size=self.size - start,
+            size=self._loaded - start,
             array=array,
             names=names[0],
             name_count=names[1],
@@ -390,9 +398,10 @@ class Rooms(threading.local):
             podcasts=self._podcasts,
         )
         if fresh is not None:
-            block.fresh = fresh.ids
-            block.fresh_slots = ctypes.cast(fresh.slots, c_void_p)
-            block.fresh_slot_count = len(fresh.slots)
+            block.fresh, block.fresh_slots, block.fresh_slot_count = fresh.ids, fresh.address, len(fresh.slots)
+        if repeated is not None:
+            block.repeated, block.repeated_slots = repeated.ids, repeated.address
+            block.repeated_slot_count = len(repeated.slots)
         return block
 
     def out(self, block: _Block) -> memoryview:
@@ -426,12 +435,17 @@ class Rooms(threading.local):
         ]
 
 
-class FreshIds:
-    """The packed cells of ``x-metric-id`` that were not sent before, as the kernel looks them up."""
+class IdTable:
+    """Packed ids as the kernel looks them up."""
 
-    def __init__(self, kernel: Kernel, packed: bytes) -> None:
-        self.ids = packed
-        self.slots = kernel.index(packed, len(packed) // 16)
+    def __init__(self, kernel: Kernel, ids: bytes) -> None:
+        self.ids = ids
+        self.slots = kernel.index(ids, len(ids) // 16)
+
+    @property
+    def address(self) -> c_void_p:
+        """Where the slots lie."""
+        return ctypes.cast(self.slots, c_void_p)
 
 
 def filtered(counts: _Block | _Podcast) -> dict[FilterReason, int]:

@@ -111,7 +111,8 @@ class Order:
     """What is to be published: a version of a day's export, by which rules, under names with which prefix.
 
     ``sent`` are the publications whose rows are not sent again; rows created at or after ``fresh_after``
-    (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted; ``exact`` converts without the kernel.
+    (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted;
+    ``exact`` converts without the kernel.
     """
 
     kind: Kind

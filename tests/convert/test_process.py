@@ -35,9 +35,8 @@ from server.errors import ConversionDied, ConversionFailed, DataFolderError, Exp
 from server.storage.staging import Staging
 from server.triton import Layout, LogRules
 
-from .fixtures_feed import log_name
-from .planted import planted
-from .reference_conversion import (
+from ..support.planted import planted
+from ..support.reference_conversion import (
     DAY,
     KERNEL,
     KEY,
@@ -48,7 +47,8 @@ from .reference_conversion import (
     sample,
     with_repetitions,
 )
-from .rows import row
+from ..support.rows import row
+from ..support.site import log_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,7 +211,7 @@ def test_a_stop_ends_it_at_once(tmp_path: Path, folder: Path) -> None:
 _PARENT = """
 import sys, time
 from pathlib import Path
-from tests.test_conversion_process import apart_from
+from tests.convert.test_process import apart_from
 def wait(_):
     import os
     children = [c for task in Path("/proc/self/task").iterdir() for c in (task / "children").read_text().split()]

@@ -22,7 +22,7 @@ from server.convert.log_writer import inflate
 from server.convert.row import Conversion
 from server.triton import LogRules
 
-from ..support.odd_rows import CATALOGUE, GOOD, ODD_FIELD_VALUES, ODD_VALUES, RULES
+from ..support.odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
 from ..support.reference_conversion import KERNEL, convert_slowly
 
 if TYPE_CHECKING:
@@ -32,60 +32,6 @@ DAY = date(2026, 11, 20)
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 KEY = bytes(range(32))
 # What a decoder may pass over in a field that no line is made of, and must not.
-UNKNOWN_VALUES = [
-    b'"\xff"', b'"\xc3"', b'"\xed\xa0\x80"', b'"\xf0\x9f\x8e\xa7"', b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\\x41"',
-    b'"\x01"', b'"\x7f"', b'"', b"01", b"-", b"1.", b".5", b"+1", b"1e", b"1e5", b"1e400", b"9" * 400, b"-0", b"9" * 40,
-    b"0x1", b"NaN", b"Infinity", b"tru", b"nulll", b"'a'", b"", b",", b"[1,]", b'{"a":1,}', b'{"a"}', b"{1:2}",
-    b'[{"a":[null]}]', b'{"id":"inner"}', b"[" * 500 + b"]" * 500, b"[" * 990 + b"]" * 990, b"[" * 1023 + b"]" * 1023,
-    b"[" * 1030 + b"]" * 1030, b'{"a":' * 400 + b"1" + b"}" * 400, b"1 /* note */", b"1\x00", b"1\x0b", b'"a" "b"',
-]  # fmt: skip
-
-
-def nasty_rows() -> list[bytes]:
-    """Rows with every odd value in every field, with and without the field, and lines that are no rows."""
-    rows = [
-        orjson.dumps(GOOD),
-        b"", b" ", b"\r", b"\xc2\xa0\xe3\x80\x80", b"\x1c", b"null", b"1", b'"text"', b"[]", b"{}", b"{",
-        b"\xff", b"\xef\xbb\xbf{}",
-        b'{"id":"\\ud800"}', b'{"id":"x","id":null}', b"[" * 2000, b'{"a":NaN}', b"nul", b"]", b"[", b",", b"{},",
-        orjson.dumps(GOOD)[:-1] + b',"id":"twice"}',
-        orjson.dumps(GOOD)[:-1] + b',"filesize":01}',
-        orjson.dumps(GOOD)[:-1] + b',"user_agent":"\\u2028\\u0000\\ud83d\\ude00"}',
-        orjson.dumps(GOOD)[:-1] + b',"unknown":[1,{"x":2}]}',
-        orjson.dumps(GOOD) + b"\r", b"\t " + orjson.dumps(GOOD) + b" ", orjson.dumps(GOOD).replace(b":", b" : "),
-        orjson.dumps(GOOD).replace(b"\xc3", b"\xff"),
-        *(orjson.dumps(GOOD)[:-1] + b',"unknown":' + value + b"}" for value in UNKNOWN_VALUES),
-        *(orjson.dumps(GOOD).replace(b'"US"', value) for value in UNKNOWN_VALUES),
-        orjson.dumps(GOOD).replace(b"Player", b"Pl\x01ayer"),
-    ]  # fmt: skip
-    for name in GOOD:
-        rows.append(orjson.dumps({key: value for key, value in GOOD.items() if key != name}))
-        values = [*ODD_VALUES, *ODD_FIELD_VALUES.get(name, [])]
-        rows += [_json(name, value) for value in values]
-    for ip, episode in itertools.product(["1.2.3.0", "token", "2001:db8::1"], ["", None, "only-url", "x?y=z"]):
-        rows.append(orjson.dumps({**GOOD, "ip": ip, "episode_id": episode}))
-    for sent, size in itertools.product([0, 1, 2, 10], repeat=2):
-        rows.append(orjson.dumps({**GOOD, "bytes_sent": sent, "filesize": size}))
-    for bad_ip, bad_ua, seconds in itertools.product([True, False, "true", "false", None], [True, "true", 0], [1, 60]):
-        flags = {"blacklisted_ip": bad_ip, "blacklisted_ua": bad_ua, "seconds_downloaded": seconds}
-        rows.append(orjson.dumps({**GOOD, **flags}))
-        rows.append(orjson.dumps({**GOOD, **flags, "bytes_sent": 1001, "ip": "1.2.3.0", "episode_id": "nowhere"}))
-        rows.append(orjson.dumps({**GOOD, **flags, "ip": "token", "created_at": "2026-11-21T00:00:00Z"}))
-    return rows
-
-
-def _json(name: str, value: Any) -> bytes:
-    if isinstance(value, int) and value.bit_length() > 64:  # orjson writes none of these
-        return orjson.dumps({**GOOD, name: "BIG"}).replace(b'"BIG"', str(value).encode())
-    if value == float("inf"):
-        return orjson.dumps({**GOOD, name: "BIG"}).replace(b'"BIG"', b"1e400")
-    return orjson.dumps({**GOOD, name: value})
-
-
-def with_ids(rows: list[bytes]) -> list[bytes]:
-    """The same rows, with an id of its own for each that has the common one."""
-    own = (f"11111111-2222-4333-8444-{number:012x}".encode() for number in itertools.count())
-    return [row.replace(GOOD["id"].encode(), next(own)) for row in rows]
 
 
 def conversion(rules: LogRules, *, catalogue: bool = False) -> Conversion:

@@ -9,9 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.publish.feed import DEATHS
-from tests.fixtures_feed import DAY, Site, at, name, rows_of
 from tests.support.planted import planted
-from tests.rows import row
+from tests.support.rows import row
+from tests.support.site import DAY, Site, at, name, rows_of
 
 # Dies as one whose kernel has a fault: in the midst of its work, with files half written; by the exact way it lives.
 DIES_BY_THE_KERNEL = """

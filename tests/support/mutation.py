@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from tests.support.odd_rows import GOOD, ODD_FIELD_VALUES, ODD_VALUES
-from tests.support.sftp_requests import random_request
+from .odd_rows import GOOD, ODD_FIELD_VALUES, ODD_VALUES
+from .sftp_requests import random_request
 
 if TYPE_CHECKING:
     import random

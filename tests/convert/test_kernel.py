@@ -1,0 +1,621 @@
+"""The kernel writes what the exact rules write, for whatever it takes; and takes all that is ordinary."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from server.cli.samples import day_rows
+from server.convert import kernel as binding
+from server.convert.block import BlockConverter
+from server.convert.job import Task
+from server.convert.kernel import Kernel, load_kernel
+from server.convert.log_writer import inflate
+from server.convert.row import Conversion, RowConverter
+from server.convert.row_ids import pack_id
+from server.convert.tally import FilterReason, RowRejected
+from server.episodes.catalogue import Catalogue, Episode
+from server.triton import ColumnSpec, DerivedValue, Layout, LogFormat, LogRules
+
+from ..support.kernel_ways import Ways, cuts, guarded_room, job, kernel, odd_rows
+from ..support.mutation import mutate_rows
+from ..support.odd_rows import CATALOGUE, EPISODE, GOOD, RULES, nasty_rows, with_ids
+from ..support.reference_conversion import DAY, KEY
+
+FRESH_AFTER = f"{DAY} 12:00:00"
+PODCAST = GOOD["podcast_id"]
+EVERY_VALUE = tuple(ColumnSpec(f"c{n}", value=str(value)) for n, value in enumerate(reversed(DerivedValue)))
+EVERY_FIELD = tuple(ColumnSpec(name, field=name) for name in sorted({*GOOD, "region", "dma_name", "source"}))
+MORE_RULES = RULES | {
+    "token": LogRules(url="https://h.example/{token}.mp3"),
+    "enclosure": LogRules(url="{enclosure_url}"),
+    "in enclosure": LogRules(Layout(LogFormat.W3C), url="/{podcast_id}?u={enclosure_url}&t={token}&g={guid}"),
+    "every value": LogRules(Layout(columns=EVERY_VALUE), ip="truncated"),
+    "every field": LogRules(Layout(columns=(*EVERY_FIELD, *EVERY_VALUE)), url="/{id}/{ip}/{created_at}/{source}"),
+    "every field, percent": LogRules(Layout(columns=(*EVERY_FIELD, *EVERY_VALUE), text="percent"), rows="all"),
+    "comment": LogRules(Layout(columns=(ColumnSpec("a", field="city"), *EVERY_VALUE)), rows="all"),
+    "constant comment": LogRules(Layout(columns=(ColumnSpec("a", constant="#x"), *EVERY_VALUE))),
+    "long": LogRules(Layout(columns=(ColumnSpec("a", constant="ä" * 3000), *EVERY_VALUE)), url="/" + "u" * 1990),
+    "odd url": LogRules(url="/ü x/{city}?{user_agent}#"),
+    "question": LogRules(Layout(LogFormat.W3C), url="{city}?"),
+}
+EPISODES = Catalogue(
+    {
+        **CATALOGUE.episodes,
+        "plain": Episode("plain-guid", "", "ABC1234567", "https://h.example/ABC1234567.mp3?x=1 2"),
+        "token": Episode("", "", "ABC7", ""),
+        "long": Episode("g" * 3000, "", "T" * 2100, "https://h.example/" + "x" * 2100),
+        "blank": Episode(" \t", "", " ", "\u00a0"),
+        "e" * 200: Episode("two hundred", ""),
+        "e" * 201: Episode("one more", ""),
+        "not plain/ü": Episode("never looked for", ""),
+        **{f"number-{n}": Episode(f"guid {n}", "") for n in range(500)},
+    }
+)
+
+
+def made(name: str, catalogue: Catalogue | None = EPISODES) -> Conversion:
+    return Conversion(MORE_RULES[name], KEY, catalogue, DAY)
+
+
+def text_of(rows: list[bytes]) -> bytes:
+    return b"".join(row + b"\n" for row in rows)
+
+
+def more_rows() -> list[bytes]:
+    """Rows for what the kernel does by itself, beside those of `nasty_rows`."""
+
+    def good(**fields: Any) -> bytes:
+        return orjson.dumps({**GOOD, **fields})
+
+    def raw(name: str, value: bytes) -> bytes:
+        return orjson.dumps({**GOOD, name: "HERE"}).replace(b'"HERE"', value)
+
+    rows = [good(episode_id=key) for key in (*EPISODES.episodes, "PLAIN", "Number-17", "E" * 200, "number-500")]
+    texts = [
+        "\x00",
+        "\x01\x02",
+        "\x1c",
+        "\x85",
+        "\u2028",
+        "\u200b",
+        " \x00 ",
+        "\u00a0",
+        "#",
+        "#x",
+        "?",
+        "a?b?",
+        "%",
+        '"',
+    ]
+    texts += [
+        "é" * 3,
+        "€",
+        "🎧",
+        "\U0010ffff",
+        "\ud7ff\ue000",
+        "a" * 15 + "é",
+        "a" * 16 + "\x7f",
+        "x" * 5000,
+        "ü" * 5000,
+    ]
+    texts += [
+        "\n" * 700,
+        '"' * 700,
+        "\x80\x9f\xa0",
+        "\u1680\u2000\u200a\u2029\u202f\u205f\u3000",
+        "\ufeff",
+        "\u07ff\u0800\uffff",
+    ]
+    rows += [good(**{name: text}) for name in ("user_agent", "city", "country", "region") for text in texts]
+    rows += [orjson.dumps({**GOOD, "city": text}).decode().encode("ascii", "backslashreplace") for text in texts]
+    escapes = [
+        rb'"\u%04x"' % unit for unit in (0, 0x1F, 0x20, 0x22, 0x5C, 0x7F, 0x80, 0x85, 0x9F, 0xA0, 0x7FF, 0x800, 0x2028)
+    ]
+    escapes += [
+        rb'"\b\f\n\r\t\/\\\""',
+        rb'"\ud83d\ude00"',
+        rb'"\uD83D\uDE00"',
+        rb'"\ud83d"',
+        rb'"\ude00"',
+        rb'"\ud83d\ud83d"',
+    ]
+    escapes += [rb'"\ud83dx"', rb'"\u12"', rb'"\u12g4"', rb'"\u"', rb'"\x"', rb'"\ "', b'"\\', rb'"a\\"', rb'"\\\"']
+    escapes += [rb'"\uFFFF\uE000"']
+    utf8 = [
+        b"\xc2\x80",
+        b"\xdf\xbf",
+        b"\xe0\xa0\x80",
+        b"\xed\x9f\xbf",
+        b"\xee\x80\x80",
+        b"\xf0\x90\x80\x80",
+        b"\xf4\x8f\xbf\xbf",
+    ]
+    utf8 += [
+        b"\x80",
+        b"\xbf",
+        b"\xc0\x80",
+        b"\xc1\xbf",
+        b"\xe0\x9f\xbf",
+        b"\xed\xa0\x80",
+        b"\xf0\x8f\xbf\xbf",
+        b"\xf4\x90\x80\x80",
+    ]
+    utf8 += [
+        b"\xf5\x80\x80\x80",
+        b"\xff",
+        b"\xc2",
+        b"\xe2\x80",
+        b"\xf0\x9f\x8e",
+        b"\xc2\xc2\x80",
+        b"\xe2\x28\xa1",
+        b"\xfe",
+    ]
+    escapes += [b'"%b"' % bytes_ for bytes_ in utf8] + [
+        b'"' + b"a" * n + bytes_ + b'"' for n in (13, 14, 15, 16) for bytes_ in utf8
+    ]
+    rows += [raw(name, value) for name in ("user_agent", "city", "other", "id", "episode_id") for value in escapes]
+    numbers = [
+        b"0",
+        b"-0",
+        b"-1",
+        b"00",
+        b"-01",
+        b"1.",
+        b"1.0",
+        b"1.10",
+        b"-0.0",
+        b"0.001",
+        b"0.0001",
+        b"0.00012",
+        b"1e5",
+        b"1E5",
+        b"1.5e3",
+    ]
+    numbers += (
+        [b"9" * n for n in (15, 16, 17, 18, 19, 20, 40)]
+        + [b"1" + b"0" * n for n in (14, 15, 16, 17)]
+        + [b"1" * 14 + b".5"]
+    )
+    numbers += (
+        [b"0." + b"1" * n for n in (14, 15, 16, 17, 30, 400)]
+        + [b"59." + b"9" * n for n in range(1, 20)]
+        + [b"1.2.3", b"--1", b"-", b"1-"]
+    )
+    numbers += [
+        b"59.0",
+        b"60.0",
+        b"59.5",
+        b"-60",
+        b"-59.99999999999999999",
+        b"60",
+        b"123456.78901234",
+        b"12345678.90123456",
+        b"0.1234567890123456",
+    ]
+    rows += [
+        raw(name, value)
+        for name in ("filesize", "bytes_sent", "seconds_downloaded", "duration", "city", "other")
+        for value in numbers
+    ]
+    times = [
+        f"2026-11-20T{clock}Z"
+        for clock in ("00:00:00", "23:59:59", "24:00:00", "19:60:00", "12:00:60", "1:00:00", "::::::::", "12-00-00")
+    ]
+    times += [
+        f"{day}T00:00:00Z"
+        for day in ("2000-02-29", "1900-02-29", "2100-02-29", "2024-02-30", "2026-04-31", "2026-12-31", "2026-00-01")
+    ]
+    times += [
+        f"{day}T00:00:00Z"
+        for day in ("2026-13-01", "2026-01-00", "0001-01-01", "0000-01-01", "9999-12-31", "2026/11/20", "20261120  ")
+    ]
+    times += [
+        f"2026-11-20T12:00:00{end}"
+        for end in ("", ".", ".1", ".1Z", "Z", "ZZ", "z", " UTC", "+00:00", "+0000", "-00:00", "+01:00", ".1+00:00")
+    ]
+    rows += [
+        good(created_at=time)
+        for time in (*times, "2026-11-20T11:59:59.9Z", "2026-11-20 12:00:00", "2026-11-20t12:00:00Z")
+    ]
+    ips = [
+        "203.0.113.9:5678",
+        "[2001:db8::1]:443",
+        "1.2.3.4, 5.6.7.8",
+        "a, b",
+        "a,b",
+        "[",
+        "::ffff:0:1",
+        "::fffe:1.2.3.4",
+        "0:0:0:0:0:ffff:0:0",
+    ]
+    ips += [
+        "1:2:3:4:5:6:7:8",
+        "1:2:3:4:5:6:7",
+        ":1:2:3:4:5:6:7",
+        "1::2:3:4:5:6:7:8",
+        "::1:2:3:4:5:6:7",
+        "1:2:3:4:5:6:7::",
+        "::1:2:3:4:5:6:7:8",
+    ]
+    ips += [
+        "0:0:1:0:0:1:0:0",
+        "1:0:0:1:0:0:1:0",
+        "1:0:0:0:1:0:0:0",
+        "0:1:1:1:1:1:1:1",
+        "1:1:1:1:1:1:1:0",
+        "ABCD:EF01::",
+        "00001::",
+        "1:::2",
+        "1:",
+    ]
+    ips += ["t" * n for n in (1, 31, 32, 54, 55, 56, 63, 64, 65, 119, 120, 128, 199, 200, 201, 300)] + [
+        "t\x7f",
+        "é",
+        "0.0.0.0",
+        "00.0.0.0",
+        "1..2.3",
+    ]
+    ips += [
+        "1.2.3.256",
+        "1.2.3.1000",
+        "1.2.3.-4",
+        "1.2.3.4.",
+        ".1.2.3.4",
+        "1.2.3.0x0",
+        "c19af70f3fb71c0f7adfb4d89dacccd3",
+        "999.0.0.0",
+    ]
+    rows += [good(ip=ip) for ip in ips]
+    own = ["11111111-2222-4333-8444-555555555555"[:n] for n in range(36)] + [
+        "x" * n for n in (15, 16, 17, 127, 128, 129, 199, 200, 201)
+    ]
+    own += [
+        "11111111-2222-4333-8444-55555555555:",
+        "11111111-2222-4333-8444-55555555555`",
+        "1111111@-2222-4333-8444-555555555555",
+    ]
+    own += [
+        "11111111-2222-4333-8444-5555555555g5",
+        "11111111-2222-4333-8444-55555555555O",
+        "11111111-2222-4333-8444_555555555555",
+        "a" * 36,
+        "a:" * 8,
+    ]
+    rows += [good(id=row_id) for row_id in own] + [
+        good(podcast_id=name) for name in ("a:b", "p" * 200, "p" * 201, "p" * 16, "~._-")
+    ]
+    rows += [good(), good()[:-1] + b',"other":1,"another":"x","third":null}', good()[:-1] + b',"other":1,"other":2}']
+    rows += [
+        orjson.dumps(dict(reversed(GOOD.items()))),
+        good().replace(b",", b" , "),
+        good().replace(b'":', b'" :'),
+        good().replace(b",", b",\t"),
+    ]
+    return rows
+
+
+ROWS = with_ids([*nasty_rows(), *more_rows()])
+
+
+@pytest.mark.parametrize("name", MORE_RULES)
+def test_every_odd_row_is_the_same_by_kernel_and_by_the_exact_rules(name: str) -> None:
+    """Every setting and every nasty row, in one block, as lines and as records, fresh or not, of an array or not."""
+    text = text_of(ROWS)
+    Ways(made(name, None)).agree(job(text))
+    ways = Ways(made(name), FRESH_AFTER)
+    ways.agree(job(text) in ("default", "columns"))
+    records = ways.agree(job(text, Task.INDEX_ROWS)).records
+    assert records is not None
+    some = b"".join(pack_id(row_id.decode()) for row_id in re.findall(rb'"id":"([ -~]*?)"', text)[::3])
+    ways.agree(job(text, fresh=some))
+
+
+@pytest.mark.parametrize("name", ["default", "w3c columns", "every field"])
+def test_every_odd_row_is_the_same_alone(name: str) -> None:
+    """Each nasty row in a block of its own: at its beginning, at its end, and with no newline behind it."""
+    ways = Ways(made(name))
+    for row in ROWS:
+        ways.agree(job(row))
+
+
+def test_what_is_ordinary_is_left_to_no_other() -> None:
+    """Of a realistic day, in every setting, the kernel takes every row; with new fields too."""
+    rows = [row for row in day_rows(DAY, 2000, tokens_share=0.1) if b"\\" not in row]
+    named = binding.Names().packed(tuple(orjson.loads(rows[0])))
+    assert named[1] == 18
+    for name in MORE_RULES:
+        if name == "comment":
+            continue  # a line that would begin with # is odd
+        assert odd_rows(made(name), b"".join(rows)) == [], name
+        assert odd_rows(made(name), b"".join(rows), by_podcast=True, fresh_after=FRESH_AFTER) == []
+        assert odd_rows(made(name), b"".join(rows), index_rows=True) == []
+
+
+def test_escapes_and_foreign_letters_are_ordinary() -> None:
+    """What public lists of user agents have: quotes, backslashes, tabs, umlauts, emoji, by themselves or as escapes."""
+    agents = [
+        b'say \\"hi\\"',
+        b"back\\\\slash",
+        b"tab\\there",
+        "Küche".encode(),
+        "🎧".encode(),
+        b"K\\u00fcche",
+        b"\\ud83c\\udfa7",
+        b"a\\/b",
+    ]
+    rows = [orjson.dumps({**GOOD, "user_agent": "HERE"}).replace(b"HERE", agent) for agent in agents]
+    for name in MORE_RULES:
+        assert odd_rows(made(name), text_of(rows)) == [], name
+
+
+def test_new_fields_are_learned_from_the_first_row() -> None:
+    """A field that Megaphone adds costs no speed: whatever scalar it holds, wherever it stands."""
+    rows = [
+        orjson.dumps({"added": n, **GOOD, "id": f"id{n}", "later": [None, True, "é\\", -1.5, 7][n % 5]})
+        for n in range(50)
+    ]
+    names = binding.Names()
+    rooms = binding.Rooms()
+    rooms.load([text_of(rows)])
+    rules = binding.CompiledRules(kernel(), made("default"))
+    block = rooms.block(0, names.packed(tuple(orjson.loads(rows[0]))), array=False)
+    kernel().convert(rules, block)
+    assert (block.id_count, block.odd_count) == (50, 0)
+    Ways(made("default")).agree(job(text_of(rows)))
+
+
+def test_more_names_than_the_kernel_takes_cost_no_row() -> None:
+    """Rows with hundreds of ever new fields, also of long and of foreign names, come out by the exact rules."""
+    ways = Ways(made("default"))
+    for start in range(0, 400, 50):
+        names = (
+            [f"new {n}" for n in range(start, start + 50)]
+            + ["é" * n for n in range(90, 110)]
+            + ["n" * 196, "n" * 197, "n" * 198]
+        )
+        ways.agree(job(text_of([orjson.dumps({**GOOD, **dict.fromkeys(names, 1)}), orjson.dumps({**GOOD, "id": "b"})])))
+
+
+@pytest.mark.parametrize("array", [False, True])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n", b"\t \r\n", b"\n\n", b"\n \n\r\n"])
+def test_line_ends_blank_lines_and_arrays(end: bytes, array: bool) -> None:
+    """Rows with every end, blank lines between, commas and brackets of an array, in blocks of any size."""
+    rows = [row.removesuffix(b"\n") for row in day_rows(DAY, 60, broken=True)]
+    comma = b"," if array else b""
+    text = (b"[" + end if array else b"") + (comma + end).join(rows) + end + (b"]" + end if array else b"")
+    for tail in (b"", b"]", b"\r\n", b",\n", b"{}", b"]\n]\n", orjson.dumps(GOOD)):
+        ways = Ways(made("default"))
+        ways.agree(job(text + tail, array=array))
+        for number, block in enumerate(cuts(text + tail, 3000)):
+            ways.agree(job(block, array=array, number=number))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\n", b"\r", b"[", b"[\n", b"]", b"[\n]", b"{", b"}", b'"', b'{"', b"{}", b"\\", b"\x00", b"\xef\xbb\xbf"],
+)
+def test_blocks_of_next_to_nothing(text: bytes) -> None:
+    """Blocks with no row, or with nothing that could be one, in an array and outside."""
+    for array in (False, True):
+        ways = Ways(made("default"))
+        ways.agree(job(text, array=array))
+        ways.agree(job(text, array=array, number=1))
+        ways.agree(job(text, Task.INDEX_ROWS, array=array))
+
+
+def test_a_byte_order_mark_makes_the_same_of_the_first_row() -> None:
+    """It is not for the kernel to say what it means."""
+    Ways(made("default")).agree(job(b"\xef\xbb\xbf" + text_of([orjson.dumps(GOOD), orjson.dumps({**GOOD, "id": "b"})])))
+
+
+def test_ids_that_come_again_are_rejected_wherever_they_stand() -> None:
+    """Twice among ordinary rows, among odd ones, in one of each, and before the block; UUIDs and others."""
+    rows = [row.removesuffix(b"\n") for row in day_rows(DAY, 300, broken=True)]
+    odd = [orjson.dumps({**orjson.loads(rows[n]), "ip": "::1%x"}) for n in (5, 7, 9)]
+    other = [orjson.dumps({**GOOD, "id": "other"}), orjson.dumps({**GOOD, "id": "other", "bytes_sent": 0})]
+    mixed = [odd[0], *rows[:8], *odd, *rows[6:], *other, rows[3], odd[1], *other]
+    ways = Ways(made("default"), FRESH_AFTER)
+    before = b"".join(pack_id(orjson.loads(row)["id"]) for row in [*rows[50:60], other[0], odd[2]])
+    for duplicates in (b"", before):
+        result = ways.agree(job(text_of(mixed), duplicates=duplicates))
+        assert result.tally.rejected["duplicate_id"] >= 10
+        ways.agree(job(text_of(mixed), Task.INDEX_ROWS, duplicates=duplicates))
+        ways.agree(job(text_of(mixed), duplicates=duplicates, fresh=before))
+    assert odd_rows(made("default"), text_of(mixed)) != []
+
+
+def test_many_blocks_of_repeated_ids_stay_fast_by_the_kernel() -> None:
+    """One repetition sends its rows the exact way, not those of its block."""
+    rows = list(day_rows(DAY, 2000))
+    converter = BlockConverter(kernel(), made("default"))
+    asked: list[bytes] = []
+    exact = converter._exact.convert
+
+    def counted(row: bytes) -> Any:
+        asked.append(row)
+        return exact(row)
+
+    converter._exact.convert = counted  # type: ignore[method-assign]
+    result = converter.do(job(b"".join([*rows, rows[7]])))
+    assert result.tally.rejected["duplicate_id"] == 1
+    assert (
+        len([row for row in asked if row == rows[7]]) == len(asked) - len(odd_rows(made("default"), b"".join(rows))) * 2
+    )
+
+
+def test_more_podcasts_than_a_call_takes() -> None:
+    """Books by podcast for thousands of podcasts in one block."""
+    rows = [
+        orjson.dumps({**GOOD, "id": f"i{n}", "podcast_id": f"p{n % 2500}", "bytes_sent": n % 3}) for n in range(5000)
+    ]
+    result = Ways(made("default")).agree(job(text_of(rows)))
+    assert result.podcasts is not None
+    assert len(result.podcasts.tallies) == 2500
+
+
+def test_more_odd_rows_than_a_call_takes() -> None:
+    """Thousands of broken lines, with ordinary ones between."""
+    rows = [b"{" if n % 3 else orjson.dumps({**GOOD, "id": f"i{n}"}) for n in range(20_000)]
+    Ways(made("default")).agree(job(text_of(rows)))
+
+
+def test_lines_that_are_longer_than_their_rows() -> None:
+    """A block of which the lines do not fit into the room at once."""
+    rows = [orjson.dumps({**GOOD, "id": f"i{n}", "user_agent": '"' * 90}) for n in range(2000)]
+    for name in ("long", "every field, percent"):
+        Ways(made(name)).agree(job(text_of(rows)))
+
+
+def test_a_row_whose_line_fits_no_room_goes_the_exact_way() -> None:
+    """A text of megabytes in a small block, in several columns."""
+    rows = [orjson.dumps({**GOOD, "city": '"' * 3_000_000}), orjson.dumps({**GOOD, "id": "b"})]
+    Ways(made("every field, percent")).agree(job(text_of(rows)))
+
+
+def test_published_lines_are_indexed_alike() -> None:
+    """Lines of a log with ids of any form, with fewer cells than columns, empty lines, with and without an end."""
+    lines = inflate(Ways(made("default")).agree(job(text_of(ROWS))).piece)
+    for text in (lines, lines + b"\n\nx\n\t\t\n" + b"\t" * 30, lines[:-1], b"", b"\n", b"a\tb"):
+        for column in (12, 0, 13, 40):
+            Ways(made("default")).agree(job(text, Task.INDEX_LINES, id_column=column))
+
+
+def test_without_portable_twins_of_instructions_nothing_changes() -> None:
+    """HMAC-SHA-256 by the processor's instructions and without them."""
+    text = text_of(with_ids([orjson.dumps({**GOOD, "ip": "t" * n}) for n in range(1, 201)]))
+    plain = Kernel(kernel()._library)
+    plain.features = 0
+    for name in ("default", "truncated"):
+        by_feature = [BlockConverter(one, made(name)).do(job(text)).piece for one in (kernel(), plain)]
+        assert by_feature[0] == by_feature[1]
+        Ways(made(name)).agree(job(text))
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_no_byte_outside_its_rooms_is_touched(at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every room of a block ends (or begins) at a page that cannot be touched; rows are cut at every byte."""
+    monkeypatch.setattr(binding, "make_room", lambda size: guarded_room(size, at_end=at_end))
+    monkeypatch.setattr(binding, "_SMALLEST", 1)
+    monkeypatch.setattr(binding, "_LARGEST_KEPT", 1)
+    text = text_of(ROWS)
+    for name in ("default", "every field", "w3c truncated"):
+        ways = Ways(made(name))
+        ways.agree(job(text))
+        ways.agree(job(text, Task.INDEX_ROWS))
+        for row in ROWS[::7]:
+            ways.by_kernel.do(job(row))
+    row = orjson.dumps({**GOOD, "city": "é\\u00e9\\ud83d\\ude00", "ip": "2001:db8::1", "source": 12345.678})
+    ways = Ways(made("every field"))
+    for cut in range(len(row)):
+        ways.agree(job(row[:cut]))
+        ways.agree(job(row + b"\n" + row[:cut]))
+
+
+def test_threads_that_share_a_converter_do_not_meet() -> None:
+    """Blocks with all kinds of rows, done by four threads at once, come out as one after the other."""
+    converter = BlockConverter(kernel(), made("every field"), FRESH_AFTER, by_podcast=True)
+    rows = [*ROWS, *(row.removesuffix(b"\n") for row in day_rows(DAY, 3000, broken=True))]
+    orders = [dict(reversed(GOOD.items())), {"new": 1, **GOOD}]
+    blocks = [*cuts(text_of(rows), 40_000), *(text_of([orjson.dumps(order)]) for order in orders)] * 3
+    alone = [converter.do(job(block, number=number)) for number, block in enumerate(blocks)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda one: converter.do(job(one[1], number=one[0])), enumerate(blocks)))
+    for one, other in zip(alone, together, strict=True):
+        assert one.pack() == other.pack()
+
+
+@pytest.mark.parametrize("name", MORE_RULES)
+def test_mutated_rows_are_the_same_by_kernel_and_by_the_exact_rules(name: str) -> None:
+    """A few hundred blocks of rows, each changed in several places, by a seed of its own for each setting."""
+    fuzz(name, 15, zlib.crc32(name.encode()))
+
+
+def fuzz(name: str, rounds: int, seed: int) -> int:
+    """Blocks of mutated rows through all ways; how many rows they had."""
+    dice, mutate, rows = random.Random(seed), mutate_rows(1), 0
+    plain = [row.removesuffix(b"\n") for row in day_rows(DAY, 50)]
+    pool = [*ROWS, *plain * 10]
+    for _ in range(rounds):
+        ways = Ways(made(name, dice.choice([EPISODES, None])), dice.choice([None, FRESH_AFTER]))
+        chosen = [dice.choice(pool) for _ in range(dice.choice((1, 3, 30)))]
+        text = b"".join(row + dice.choice((b"\n", b"\n", b"\n", b"\r\n", b",\n")) for row in chosen)
+        for _ in range(3):
+            text = mutate(b"x" + text, 1 << 20, dice)[1:]
+        array = dice.random() < 0.2
+        ids = [pack_id(row_id.decode(errors="ignore")) for row_id in re.findall(rb'"id":"([^"]*)"', text)]
+        some = b"".join(row_id for row_id in ids if dice.random() < 0.3)
+        task = dice.choice((Task.RENDER, Task.RENDER, Task.INDEX_ROWS))
+        fresh = some if task is Task.RENDER and dice.random() < 0.3 else None
+        duplicates = some if dice.random() < 0.1 else b""
+        ways.agree(job(text, task, array=array, number=dice.randrange(2), fresh=fresh, duplicates=duplicates))
+        rows += len(chosen)
+    return rows
+
+
+def test_a_row_is_counted_as_it_is_by_the_exact_rules() -> None:
+    """Lines, filters and counts of every combination of what the tally holds, beside `RowConverter` itself."""
+    rows = []
+    for ip, sent, bad, seconds, day, episode in itertools.product(
+        ("1.2.3.4", "1.2.3.0", "token", "2001:db8::1"), (0, 1, 1000, 1001), (False, True, "true"), (59, 60),
+        ("20", "21"), (EPISODE, "nowhere"),
+    ):  # fmt: skip
+        changes = {"ip": ip, "bytes_sent": sent, "blacklisted_ua": bad, "seconds_downloaded": seconds}
+        at = f"2026-11-{day}T12:00:00Z"
+        rows.append(orjson.dumps({**GOOD, **changes, "id": f"i{len(rows)}", "created_at": at, "episode_id": episode}))
+    for name in ("default", "reporting", "as sent", "truncated"):
+        converter, lines, kept = RowConverter(made(name)), [], []
+        for row in rows:
+            try:
+                kept.append(converter.convert(row))
+            except RowRejected as rejected:
+                raise AssertionError(row) from rejected
+            lines += [kept[-1].line] if kept[-1].filtered is None else []
+        result = BlockConverter(kernel(), made(name)).do(job(text_of(rows)))
+        written = [one for one in kept if one.filtered is None]
+        assert inflate(result.piece).decode() == "".join(f"{line}\n" for line in lines)
+        tally = result.tally
+        assert (tally.rows, tally.lines, tally.reporting) == (len(rows), len(lines), sum(one.reporting for one in kept))
+        assert tally.clamped == sum(one.clamped for one in written)
+        assert tally.not_an_address == sum(not one.is_address for one in written)
+        assert tally.ends_in_zero == sum(one.ends_in_zero for one in written)
+        assert tally.outside_day == sum(one.outside_day for one in written)
+        assert tally.unmapped_episodes == sum(one.unmapped for one in written)
+        for reason in FilterReason:
+            assert tally.filtered[reason] == sum(one.filtered is reason for one in kept)
+        assert odd_rows(made(name), text_of(rows)) == []
+
+
+def test_a_library_that_is_none_or_another_versions_is_no_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file, no library, a library without the kernel, or of other structures: there is no kernel, and no error."""
+    assert Kernel.open(tmp_path / "nothing.so") is None
+    (tmp_path / "text.so").write_text("no library")
+    assert Kernel.open(tmp_path / "text.so") is None
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert Kernel.open(Path(next(line.split()[-1] for line in maps if "/libc" in line))) is None
+    monkeypatch.setattr(binding, "_Podcast", binding._Odd)
+    assert Kernel.open(binding.LIBRARY) is None
+
+
+def test_the_environment_switches_the_kernel_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PICKUP_POINT_KERNEL=none: every row goes the exact way, and the outcome is the same."""
+    assert load_kernel() is not None
+    monkeypatch.setenv("PICKUP_POINT_KERNEL", "none")
+    assert load_kernel() is None
+
+
+if __name__ == "__main__":  # by hand, for as long as it is let: python -m tests.test_kernel SEED
+    for turn in itertools.count(int(sys.argv[1])):
+        tested = sum(fuzz(name, 50, turn * 1000 + number) for number, name in enumerate(MORE_RULES))
+        print(turn, tested, flush=True)
