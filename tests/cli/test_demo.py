@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+pytestmark = pytest.mark.xdist_group("demo")  # one demo for all of them
+
 
 class RunningDemo:
     """The demo, once for all tests of this file."""
