@@ -124,8 +124,9 @@ def test_workers_know_nothing_of_systemd_and_need_no_current_folder(
         monkeypatch.setenv(name, "1")
     rows = sample(100)
     assert_is(convert_slowly(rows, conversion()), *convert(export_file(tmp_path, rows), workers=2))
+    before = set(_all_children())  # other tests' processes, say
     with Workers(1, Setup(conversion()), threading.Event()):
-        (worker,) = _all_children()
+        (worker,) = set(_all_children()) - before
         environment = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
         assert not [entry for entry in environment if entry.startswith((b"NOTIFY_", b"WATCHDOG_", b"LISTEN_"))]
         descriptors = [Path(f"/proc/{worker}/fd/{n}").resolve() for n in (0, 1)]
