@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 pytest_plugins = [
@@ -16,3 +17,9 @@ pytest_plugins = [
     )
     if find_spec(name) is not None
 ]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many workers again as cores: many tests wait, for a time-out or for what a process of theirs says."""
+    cores = len(os.sched_getaffinity(0))
+    return cores + cores // 2

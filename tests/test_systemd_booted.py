@@ -6,6 +6,8 @@ One machine for all tests of this file; each begins with a service that runs.
 from __future__ import annotations
 
 import re
+from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,18 +16,19 @@ from server.cli.samples import write_day
 from server.convert.apart import SMALL_EXPORT
 
 from .support import container
-from .support.program import day_before, export_name, export_of
+from .support.program import day_before, export_name, export_of, not_just_before
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import date
 
     from .support.container import Machine
 
 pytestmark = [
     pytest.mark.skipif(bool(container.why_not()), reason=container.why_not()),
     pytest.mark.timeout(300),
+    pytest.mark.xdist_group("booted"),
 ]
-LARGE, SMALL = day_before(2), day_before(3)
 SFTP = (
     "SSH_ASKPASS=/root/askpass SSH_ASKPASS_REQUIRE=force sftp -q -o StrictHostKeyChecking=yes"
     " -o UserKnownHostsFile=/root/known_hosts -o NumberOfPasswordPrompts=1 "
@@ -43,18 +46,30 @@ def name_of(day: object) -> str:
     return f"MEGA{str(day).replace('-', '')}-00.tsv.gz"
 
 
+@cache
+def large() -> date:
+    """The day whose export is large enough for worker processes: final at any hour, asked for first by `installed`."""
+    return day_before(2)
+
+
+@cache
+def small() -> date:
+    """The day before."""
+    return large() - timedelta(days=1)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, str]]:
     """A machine on which the README's lines were typed, and what they printed."""
+    not_just_before("00:00", 60)
     folder = tmp_path_factory.mktemp("booted")
     machine = container.Machine(
         folder, {"/mnt/repo": container.clone(folder / "clone"), "/mnt/wheels": container.WHEELS}
     )
     try:
         machine.run("mkdir /srv/exports")
-        write_day(folder / "large", LARGE, 60_000)  # large enough for threads
-        assert (folder / "large").stat().st_size > SMALL_EXPORT
-        for day, export in ((SMALL, export_of(SMALL, 50)), (LARGE, (folder / "large").read_bytes())):
+        write_day(folder / "large", large(), 60_000)  # large enough for several threads
+        for day, export in ((small(), export_of(small(), 50)), (large(), (folder / "large").read_bytes())):
             machine.put(f"/srv/exports/{export_name(day)}", export)
             machine.run(f"touch -d '{day} +1 day 03:00Z' /srv/exports/{export_name(day)}")
         yours, rest = blocks("Install for real")[:2]
@@ -63,7 +78,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
         printed = machine.run(typed, timeout=240).stdout
         machine.put("/root/askpass", b"#!/bin/sh\ncat /root/triton-password\n")
         machine.run("chmod +x /root/askpass; pickup-point keygen | grep ^.127 > /root/known_hosts")
-        machine.until(f"pickup-point trace {name_of(LARGE)}", "the large day's publication")
+        machine.until(f"pickup-point trace {name_of(large())}", "the large day's publication")
         yield machine, printed
     finally:
         machine.down()
@@ -110,7 +125,7 @@ def test_the_unit_is_sound_and_tight(machine: Machine) -> None:
 
 def test_a_file_is_pulled_and_root_sees_it_in_status(machine: Machine) -> None:
     """OpenSSH logs in with the password, gets the bytes that were published; root reads what only the service owns."""
-    assert fetch(machine, SMALL) == published(machine, SMALL)
+    assert fetch(machine, small()) == published(machine, small())
     machine.until("pickup-point status | grep -q 'picked up .*triton'", "the pickup in status")
     done = machine.run("pickup-point check", check=False)
     assert done.returncode in (0, 1, 2) and done.stdout.startswith("PICKUP-POINT ")
@@ -118,21 +133,21 @@ def test_a_file_is_pulled_and_root_sees_it_in_status(machine: Machine) -> None:
     machine.run("pickup-point feed")  # by hand, as root: leaves nothing that the service could not open
     owners = machine.run("find /var/lib/private/pickup-point -printf '%u\\n' | sort -u").stdout.split()
     assert len(owners) == 1 and owners != ["root"]
-    assert fetch(machine, SMALL) == published(machine, SMALL)
+    assert fetch(machine, small()) == published(machine, small())
 
 
 def test_a_reload_takes_a_new_password_and_keeps_the_old_settings_when_the_file_is_broken(machine: Machine) -> None:
     """The same process all the while."""
-    pid, wanted = machine.show("MainPID"), published(machine, SMALL)
+    pid, wanted = machine.show("MainPID"), published(machine, small())
     machine.run("echo another > /root/triton-password; hashed=$(pickup-point hash-password < /root/triton-password);"
                 ' sed -i "s|^password_hash.*|password_hash = \\"$hashed\\"|" /etc/pickup-point/config.toml;'
                 " systemctl reload pickup-point")  # fmt: skip
     machine.until("journalctl -q -o cat -u pickup-point | grep -q 'reloaded users'", "the reload")
-    assert fetch(machine, SMALL) == wanted
+    assert fetch(machine, small()) == wanted
     machine.run("echo broken >> /etc/pickup-point/config.toml; systemctl reload pickup-point")
     try:
         machine.until("journalctl -q -o cat -u pickup-point | grep -q 'kept the old settings'", "the refusal")
-        assert fetch(machine, SMALL) == wanted
+        assert fetch(machine, small()) == wanted
     finally:
         machine.run("sed -i /^broken/d /etc/pickup-point/config.toml; systemctl reload pickup-point")
     machine.until("systemctl is-active pickup-point", "the end of the last reload")
@@ -146,7 +161,7 @@ def test_a_killed_service_comes_back(machine: Machine) -> None:
     machine.until('test "$(systemctl show --value -p NRestarts pickup-point)" -ge 1', "its restart")
     machine.until("systemctl is-active pickup-point", "its return")
     assert machine.show("MainPID") not in (pid, "0")
-    assert fetch(machine, SMALL) == published(machine, SMALL)
+    assert fetch(machine, small()) == published(machine, small())
 
 
 def test_a_service_that_hangs_is_ended_by_the_watchdog_and_comes_back(machine: Machine) -> None:
@@ -163,17 +178,17 @@ def test_a_service_that_hangs_is_ended_by_the_watchdog_and_comes_back(machine: M
         machine.until('test "$(systemctl show --value -p NRestarts pickup-point)" -ge 1', "the watchdog")
         machine.until("systemctl is-active pickup-point", "its return")
         assert "watchdog" in machine.journal().lower()
-        assert fetch(machine, SMALL) == published(machine, SMALL)
+        assert fetch(machine, small()) == published(machine, small())
     finally:
         machine.run(f"rm -r {folder}; systemctl daemon-reload; systemctl restart pickup-point")
 
 
 def test_a_stop_lets_a_running_transfer_finish(machine: Machine) -> None:
     """A client that takes five seconds gets its whole file, though the service was told to stop in between."""
-    before = published(machine, LARGE)
-    size = int(machine.run("stat -Lc %s /var/lib/pickup-point/pickup/" + name_of(LARGE)).stdout)
+    before = published(machine, large())
+    size = int(machine.run("stat -Lc %s /var/lib/pickup-point/pickup/" + name_of(large())).stdout)
     speed = size * 8 // 1000 // 5
-    client = machine.start(f"{SFTP} -l {speed} -P 2222 triton@127.0.0.1:/{name_of(LARGE)} /tmp/slow")
+    client = machine.start(f"{SFTP} -l {speed} -P 2222 triton@127.0.0.1:/{name_of(large())} /tmp/slow")
     machine.until("test -s /tmp/slow", "the first bytes")
     machine.run("systemctl stop pickup-point")
     said = client.communicate(timeout=container.PATIENCE)[0]
@@ -201,10 +216,10 @@ def test_port_22_comes_by_a_socket_and_needs_no_right(machine: Machine) -> None:
     machine.run(blocks("Install for real")[2])
     machine.run("sed 's/^.127.0.0.1.:2222/127.0.0.1/' /root/known_hosts >> /root/known_hosts.22;"
                 " cat /root/known_hosts.22 >> /root/known_hosts")  # fmt: skip
-    assert fetch(machine, SMALL, port=22) == published(machine, SMALL)
+    assert fetch(machine, small(), port=22) == published(machine, small())
     machine.run("systemctl stop pickup-point")
     assert machine.show("ActiveState") == "inactive"
-    assert fetch(machine, SMALL, port=22) == published(machine, SMALL)
+    assert fetch(machine, small(), port=22) == published(machine, small())
     assert machine.show("ActiveState") == "active"
     status = machine.run(f"cat /proc/{machine.show('MainPID')}/status").stdout
     assert re.search(r"CapEff:\s+0{16}\n", status)

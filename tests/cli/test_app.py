@@ -7,7 +7,6 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from typer.main import get_command
@@ -15,10 +14,7 @@ from typer.main import get_command
 from server.cli.app import app
 from server.storage.ledger import Ledger
 
-from ..support.program import GARBAGE, ServiceSite, command, day_before, export_of
-
-if TYPE_CHECKING:
-    from ..support.program import Program
+from ..support.program import GARBAGE, Program, ServiceSite, command, day_before, export_of
 
 CONTRACT = {"serve", "feed", "prune", "status", "check", "trace", "convert", "keygen", "hash-password", "demo",
             "systemd-unit"}  # fmt: skip
@@ -174,3 +170,12 @@ def test_check_says_ok_warning_and_critical(service_site: ServiceSite) -> None:
     assert held.returncode == 2
     assert f"pickup-point feed --day {day_before(2)} --accept-rejects" in held.stdout
     assert len(held.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["check"], ["feed", "--day", "yesterday"], ["nonsense"]])
+def test_a_warm_command_says_what_a_cold_one_says(service_site: ServiceSite, arguments: list[str]) -> None:
+    """Most tests fork commands from a process that has imported everything; nothing else is different."""
+    more = ["--config", str(service_site.config)] if arguments[0] in ("status", "check") else []
+    warm, cold = (Program(service_site.folder, warm=warm).run(*arguments, *more) for warm in (True, False))
+    assert (warm.returncode, warm.stdout, warm.stderr) == (cold.returncode, cold.stdout, cold.stderr)
+    assert warm.stdout or warm.stderr

@@ -164,11 +164,11 @@ def _become(wanted: dict[str, Any], fds: list[int]) -> None:
     os.environ.clear()
     os.environ.update(wanted["env"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
-    from server.cli.app import main
-
+    program = import_module("server.__main__")
+    itself, sys.modules["__main__"] = sys.modules["__main__"], program  # click reads there what it was started as
     code = 1
     try:
-        main()
+        program.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     finally:
@@ -176,6 +176,7 @@ def _become(wanted: dict[str, Any], fds: list[int]) -> None:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        del itself
         os._exit(code)
 
 

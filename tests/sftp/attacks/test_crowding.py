@@ -103,7 +103,7 @@ async def test_openings_of_sessions_that_left_do_not_pile_up(
     listener: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user who opens and leaves at once, again and again, is refused when too many wait, and told in the log."""
-    monkeypatch.setattr("server.sftp.limits.OPENS", 0.1)  # a second: so slow that a busy machine changes nothing
+    monkeypatch.setattr("server.sftp.limits.OPENS", 0.1)  # a second: on a busy machine too, they come faster
     monkeypatch.setattr("server.sftp.limits.OPENS_BURST", 1.0)
     monkeypatch.setattr("server.sftp.limits.MOST_OPENS_WAITING", 5.0)
     with capture_logs() as entries:
