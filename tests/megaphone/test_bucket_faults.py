@@ -92,14 +92,14 @@ async def test_a_fault_that_passes_costs_no_byte(faulty: FaultServer, faults: li
 
 # What is given up, with what.
 GIVEN_UP: dict[str, tuple[list[Fault], type[SourceError], str]] = {
-    "503 for good": ([refuse(503, "SlowDown")] * 99, SourceUnreachable, "cannot serve now"),
+    "503 for good": ([refuse(503, "SlowDown")] * 99, SourceUnreachable, "cannot serve requests at the moment"),
     "429 for good": ([refuse(429, "TooManyRequests")] * 99, SourceUnreachable, "429"),
     "409 for good": ([refuse(409, "OperationAborted")] * 99, SourceUnreachable, "409"),
     "two bytes a second for good": ([trickle(pause=0.1)] * 99, SourceUnreachable, "too slowly|in time"),
     "a stall for good": ([stall(10)] * 99, SourceUnreachable, "in time"),
     "no answer for good": ([silent()] * 99, SourceUnreachable, "in time"),
-    "cut for good": ([cut(0)] * 99, SourceUnreachable, "broke the connection off"),
-    "reset for good": ([cut(0, reset=True)] * 99, SourceUnreachable, "broke the connection off"),
+    "cut for good": ([cut(0)] * 99, SourceUnreachable, "broke off the connection"),
+    "reset for good": ([cut(0, reset=True)] * 99, SourceUnreachable, "broke off the connection"),
     "no Content-Length for good": ([chunked()] * 99, SourceRefused, "no Content-Length"),
     "torn for good": ([torn(100_000)] * 99, SourceRefused, "another Content-Length"),
     "no ETag for good": ([altered(ETag=None)] * 99, SourceRefused, "no ETag"),

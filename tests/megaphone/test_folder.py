@@ -156,7 +156,7 @@ async def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         await Folder(tmp_path / "no folder").day_exports()
     assert f"mkdir -p '{tmp_path}/no folder'" in caught.value.hint
     (tmp_path / "file").touch()
-    with pytest.raises(SourceRefused, match="is no folder"):
+    with pytest.raises(SourceRefused, match="is not a folder"):
         await Folder(tmp_path / "file").day_exports()
 
 
