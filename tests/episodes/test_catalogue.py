@@ -84,7 +84,7 @@ def test_columns_may_be_missing_but_the_id(tmp_path: Path, content: str) -> None
         ("episode_id;guid;url\n", "episodes.csv line 1: its first line is 'episode_id;guid;url'"),
         ("episode_id,guid,url\n,g,u\n", "episodes.csv line 2: has no episode_id"),
         ("episode_id,guid,url\na,g,u,x\n", "episodes.csv line 2: has more cells than columns"),
-        ("episode_id,guid,url\na,g,u\nA,h,v\n", "episodes.csv line 3: has the episode_id A a second time"),
+        ("episode_id,guid,url\na,g,u\nA,h,v\n", "episodes.csv line 3: repeats the episode_id A"),
         (f"episode_id,guid,url\na,g,/{'x' * 2048}\n", "episodes.csv line 2: has a URL over 2048 characters"),
         (f"episode_id,guid,url\na,g,/{' ' * 700}x\n", "episodes.csv line 2: has a URL over 2048 characters"),
         (b"episode_id,guid,url\na,\xff,u\n", "episodes.csv: is not a CSV file in UTF-8"),

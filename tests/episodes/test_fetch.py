@@ -87,7 +87,7 @@ async def test_redirects_are_followed_but_not_for_ever(rss_host: RssHost, status
 )
 async def test_a_redirect_to_anything_but_the_web_is_refused(rss_host: RssHost, to: str) -> None:
     """A file least of all."""
-    assert "no web address" in await refusal(rss_host.redirect("/evil", to))
+    assert "not a web address" in await refusal(rss_host.redirect("/evil", to))
 
 
 async def test_local_addresses_are_refused_unless_allowed(rss_host: RssHost) -> None:
@@ -95,7 +95,7 @@ async def test_local_addresses_are_refused_unless_allowed(rss_host: RssHost) -> 
     rss_host.put("/show", rss(items(1, 1)))
     for host in ("127.0.0.1", "localhost", "0x7f.1", "127.1", "[::ffff:127.0.0.1]"):
         why = await refusal(f"http://{host}:{rss_host.port}/show", local=False)
-        assert "no public address" in why or "cannot be read" in why, why
+        assert "not a public address" in why or "cannot be read" in why, why
     assert rss_host.asked == []
 
 
@@ -109,13 +109,13 @@ async def test_a_redirect_inside_is_refused(rss_host: RssHost, target: str, monk
     url = rss_host.redirect("/evil", target)
     real = is_public
     monkeypatch.setattr("server.episodes.fetch.is_public", lambda text: text == "127.0.0.1" or real(text))
-    assert "which is no public address" in await refusal(url, local=False, limits=ReaderLimits(total=10, connect=2))
+    assert "which is not a public address" in await refusal(url, local=False, limits=ReaderLimits(total=10, connect=2))
 
 
 async def test_the_clouds_metadata_is_refused_whatever_is_allowed(rss_host: RssHost) -> None:
     """allow_local is for a publisher's own network."""
     for target in ("http://169.254.169.254/latest/", "http://[fd00:ec2::254]/", "http://[::ffff:169.254.169.254]/"):
-        assert "which is no public address" in await refusal(rss_host.redirect("/evil", target))
+        assert "which is not a public address" in await refusal(rss_host.redirect("/evil", target))
 
 
 async def test_a_name_that_changes_its_address_helps_nobody(rss_host: RssHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,10 @@ from server.episodes.rss import (
     RssItem,
     bare_url,
     megaphone_token,
-    parse_rss,
     safe_url,
 )
 
-from ..support.rss_server import HEAD, PREFIXES, items, rss
+from ..support.rss_server import HEAD, PREFIXES, items, parse_rss, rss
 
 
 def document(inside: str, head: str = HEAD) -> bytes:
@@ -134,8 +133,8 @@ HOSTILE = [
     ("", "no well-formed XML"),
     ("\0" * 100, "no well-formed XML"),
     ("<!doctype html><html><body>Sorry</body></html>", "no well-formed XML"),
-    ("<html><body/></html>", "it is no RSS"),
-    ('<feed xmlns="http://www.w3.org/2005/Atom"/>', "it is no RSS, its first element is <feed>"),
+    ("<html><body/></html>", "it is not RSS"),
+    ('<feed xmlns="http://www.w3.org/2005/Atom"/>', "it is not RSS: its first element is <feed>"),
     ('<?xml version="1.0" encoding="shift_jis"?><rss/>', "its encoding"),
     ('<?xml version="1.0" encoding="nonsense"?><rss/>', "its encoding"),
     (f'<rss a="{"x" * 3_000_000}"/>', "tags or comments is over 1 MiB"),
@@ -213,4 +212,4 @@ def test_redirect_prefixes_are_taken_off(url: str, bare: str, token: str) -> Non
 def test_an_address_is_shown_without_its_secrets() -> None:
     """Neither a password nor a query stands in a log, nor what would break its line or a shell's quotes."""
     assert safe_url("https://me:secret@x.example/a'b\nc?key=1#f") == "https://x.example/a?bc"
-    assert safe_url("https://[") == "an address that is none"
+    assert safe_url("https://[") == "an invalid URL"
