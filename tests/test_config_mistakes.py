@@ -38,11 +38,11 @@ def _in(table: str, line: str) -> str:
 # (table, line, key of the problem, what it shows of the value, a word of the cure)
 MISTAKES = [
     ("", "data_dirs = 1", "data_dirs", "not a known key", "did you mean data_dir?"),
-    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known are: export"),
+    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known keys are: export"),
     ("", "data_dir = 5", "data_dir", "is 5", "path"),
     ("", 'data_dir = ""', "data_dir", 'is ""', "path"),
     ("", 'data_dir = "a\\u0000b"', "data_dir", "not a path", "path"),
-    ("", 'data_dir = "~nobody-of-that-name/x"', "data_dir", "~nobody-of-that-name/x", "whole path"),
+    ("", 'data_dir = "~nobody-of-that-name/x"', "data_dir", "~nobody-of-that-name/x", "full path"),
     ("", 'keys_dir = ["keys"]', "keys_dir", "is a list", "path"),
     ("export", "data_dir = 5", "export.data_dir", "not a known key", "above the first [table]"),
     ("export", 'pol_every = "10m"', "export.pol_every", "not a known key", "did you mean poll_every?"),
@@ -94,8 +94,8 @@ MISTAKES = [
     ("log", 'partial_status = "206"', "log.partial_status", '"206"', "log.partial_status"),
     ("log", 'bytes = "all"', "log.bytes", '"all"', "log.bytes"),
     ("log", "text = true", "log.text", "is true", "log.text"),
-    ("log", 'url = "/{episode}.mp3"', "log.url", "{episode} is no field", "in braces"),
-    ("log", 'url = "/{episode_id.mp3"', "log.url", "a brace stands alone", "in braces"),
+    ("log", 'url = "/{episode}.mp3"', "log.url", "{episode} is not a field", "in braces"),
+    ("log", 'url = "/{episode_id.mp3"', "log.url", "unmatched brace", "in braces"),
     ("log", 'url = " "', "log.url", "it is empty", "in braces"),
     ("log", 'episodes = "gone.csv"', "log.episodes", "/srv/point/gone.csv", "put the file there"),
     ("log", "max_rows_per_file = -1", "log.max_rows_per_file", "is -1", "log.max_rows_per_file"),
@@ -180,7 +180,7 @@ def test_a_mistake_is_told_with_key_value_and_cure(table: str, line: str, key: s
         ("file:/exports", "file:///"),
         ("file:///a%00b", "folder"),
         ("s3://buc\\nket", "folder"),
-        ("~nobody-of-that-name/exports", "whole path"),
+        ("~nobody-of-that-name/exports", "full path"),
     ],
 )
 def test_an_export_url_that_is_neither_bucket_nor_folder_is_refused(url: str, cure: str) -> None:

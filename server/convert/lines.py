@@ -1,7 +1,7 @@
-"""The export as blocks of whole lines, and gzip read with every check it has.
+"""The export as blocks of whole lines, and gzip read with all of its checks.
 
-Reads one gzip file. Two promises: a file that is not one whole, correct gzip file (members one after the other, zero
-padding at the end) raises `ExportTorn` before its end is reached; and how the lines fall into blocks depends on the
+Reads one gzip file. Two promises: a file that is not a complete, correct gzip file (members one after the other, zero
+padding at the end) raises `ExportTorn` before its end is reached; and the division of lines into blocks depends on the
 bytes alone. No line over 16 MiB is ever held whole.
 """
 
@@ -29,9 +29,9 @@ RAW_LIMIT = 64 << 10  # bytes of a rejected line that are kept
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Whole lines, in pieces that belong together, each line with its newline but for the last one of a file.
+    """Whole lines, in pieces to be joined; every line has its newline, except perhaps the last one of a file.
 
-    ``too_long`` marks a single line over 16 MiB, of which only the beginning is there.
+    ``too_long`` marks a single line over 16 MiB, of which only the beginning is kept.
     """
 
     number: int
@@ -40,10 +40,10 @@ class Block:
 
 
 class GzipText:
-    """A gzip file that is read once, from its beginning to its end.
+    """A gzip file that is read once, from beginning to end.
 
     Raises:
-        ExportTorn: the file is empty, not gzip, cut short, or damaged, or something else follows its end.
+        ExportTorn: the file is empty, not gzip, truncated or damaged, or something else follows its end.
         SourceError: the file cannot be read at all.
     """
 
@@ -54,7 +54,7 @@ class GzipText:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The file at ``path``."""
+        """Open the file at ``path``."""
         try:
             return cls(path.open("rb", buffering=0), str(path))
         except OSError as error:
@@ -71,26 +71,27 @@ class GzipText:
 
     @property
     def position(self) -> int:
-        """How many compressed bytes were read so far."""
+        """The number of compressed bytes read so far."""
         return self._file.tell()
 
     def read(self, size: int) -> bytes:
-        """The next ``size`` bytes; fewer only at the end, where all checks have passed."""
+        """Return the next ``size`` bytes; fewer only at the end, when all checks have passed."""
         return self._checked(lambda: self._text.read(size))
 
     def readline(self) -> bytes:
-        """The next line with its newline, for headers."""
+        """Return the next line with its newline; meant for headers."""
         return self._checked(lambda: self._text.readline())  # type: ignore[no-untyped-call]  # isal
 
     def _checked(self, read: Callable[[], bytes]) -> bytes:
         try:
             data = read()
         except (EOFError, gzip.BadGzipFile, zlib.error, IsalError, OverflowError) as error:  # type: ignore[misc]  # isal's stub says instance
-            raise self._torn(f"is no whole gzip file: {_plain(error)}") from error
+            raise self._torn(f"is not a complete gzip file: {_plain(error)}") from error
         except OSError as error:
             raise SourceError(f"{self._name} cannot be read: {error.strerror}", hint=f"ls -l {self._name}") from error
+        # isal takes an empty file for the end of a stream; gzip requires at least one member (RFC 1952).
         if not data and self._file.tell() == 0:
-            raise self._torn("is empty, which no gzip file is")
+            raise self._torn("is empty, so it is not a gzip file")
         return data
 
     def _torn(self, what: str) -> ExportTorn:
@@ -98,20 +99,22 @@ class GzipText:
 
 
 def _plain(error: Exception) -> str:
-    """What a gzip library says, as the end of a sentence."""
+    """Return a gzip library's message, as the end of a sentence."""
     if isinstance(error, EOFError):
-        return "it is cut short"
+        return "it is truncated"
     text = str(error)
     return text[:1].lower() + text[1:].rstrip(".")
 
 
 def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"") -> Iterator[Block]:
-    """Whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was read already."""
+    """Yield whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was read before."""
+    # The start of a line that the last read cut off, and its whole length, of which only a part may be kept.
     carried: list[bytes | memoryview] = [head] if head else []
-    length, number = len(head), 0  # of the line that is carried over from one read to the next
+    length, number = len(head), 0
     while data := read(block_size):
         end = data.rfind(b"\n") + 1
         if end:
+            # Only near the limit does the first line's end matter; otherwise the carried line joins the block as it is.
             start = data.find(b"\n") + 1 if length + block_size > LINE_LIMIT else 0
             if length + start - 1 > LINE_LIMIT:
                 yield Block(number, (_beginning([*carried, memoryview(data)[:start]]),), too_long=True)
@@ -126,6 +129,7 @@ def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"")
         if end < len(data):
             carried.append(data[end:])
             length += len(data) - end
+            # Over the limit, the rest of the line is counted but not kept, or it could fill the memory.
             if length > LINE_LIMIT:
                 carried = [_beginning(carried)]
     if length > LINE_LIMIT:
@@ -135,7 +139,7 @@ def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"")
 
 
 def _beginning(pieces: Sequence[bytes | memoryview]) -> bytes:
-    """As much of a line as is ever kept, and a few bytes more, by which it is seen to be cut."""
+    """Return as much of a line as is ever kept, and a few bytes more, which show that it was cut."""
     kept = bytearray()
     for piece in pieces:
         kept += piece[: RAW_LIMIT + 8 - len(kept)]
