@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 
 from .s3.errors import BucketPlace
-from .triton import ColumnSpec, Layout, LogFormat, LogRules
+from .triton import DEFAULT_URL, ColumnSpec, Layout, LogFormat, LogRules, UrlTemplate, prefix_problem
 
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -138,6 +138,35 @@ def _export_url(value: object, info: ValidationInfo) -> object:
     return path_in(_folder(info), path).absolute().as_uri()
 
 
+def _log_prefix(value: str) -> str:
+    if wrong := prefix_problem(value):
+        raise ValueError(f'{wrong}; use letters, digits, - and _, beginning with a letter: "MEGA"')
+    return value
+
+
+def _url_template(value: str) -> str:
+    try:
+        UrlTemplate(value)
+    except ValueError as error:
+        raise ValueError(f'{error}; write fields of the export in braces: "{DEFAULT_URL}"') from None
+    return value
+
+
+def _user_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}", value):
+        raise ValueError('a user name is up to 64 letters, digits and . _ @ -; write a plain name: "triton"')
+    return value
+
+
+def _listen_address(value: str) -> str:
+    match = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[^:\s\[\]]+):([0-9]{1,5})", value)
+    if match is None:
+        raise ValueError('not an address with a port; write "127.0.0.1:9108"')
+    if int(match[1]) > 65535:
+        raise ValueError('no port is over 65535; write "127.0.0.1:9108"')
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(str)]
 ClockTime = Annotated[time, BeforeValidator(_clock)]
 Day = Annotated[date, BeforeValidator(_day)]
@@ -145,6 +174,10 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 ExportUrl = Annotated[str, BeforeValidator(_export_url)]
 WebAddress = Annotated[str, BeforeValidator(_web_address)]
+LogPrefix = Annotated[str, AfterValidator(_log_prefix)]
+UrlTemplateText = Annotated[str, AfterValidator(_url_template)]
+UserName = Annotated[str, AfterValidator(_user_name)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 
 
 class Section(BaseModel):
@@ -205,7 +238,7 @@ class ColumnSettings(Section):
 class LogSettings(Section):
     """``[log]``: the names, the format and the content of the log files."""
 
-    prefix: str = "MEGA"
+    prefix: LogPrefix = "MEGA"
     format: Literal["tsv", "w3c"] = "tsv"
     header: Literal["plain", "comment", "none"] = "plain"
     rows: Literal["not-blacklisted", "all", "reporting"] = "not-blacklisted"
@@ -214,7 +247,7 @@ class LogSettings(Section):
     partial_status: Literal[206, 200] = 206
     bytes: Literal["clamped", "as-sent"] = "clamped"
     text: Literal["safe", "percent"] = "safe"
-    url: str = "/{podcast_id}/{episode_id}.mp3"
+    url: UrlTemplateText = DEFAULT_URL
     episodes: FilePath | None = None
     max_rows_per_file: int = Field(0, ge=0)
     max_rejected: float = Field(0.01, ge=0, le=1)
@@ -269,7 +302,7 @@ class RetentionSettings(Section):
 class UserSettings(Section):
     """One of ``[[sftp.users]]``: a name, and a password, keys or both."""
 
-    name: str
+    name: UserName
     password_hash: str | None = Field(None, repr=False)
     authorized_keys: FilePath | None = None
     allow_from: list[Network] = []
@@ -310,7 +343,7 @@ class AlertSettings(Section):
 class MetricsSettings(Section):
     """``[metrics]``: the listener for Prometheus."""
 
-    listen: str
+    listen: ListenAddress
 
     @property
     def host_and_port(self) -> tuple[str, int]:
