@@ -279,6 +279,7 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
                 f'set it between "{int(earliest.total_seconds() // 3600) + 1}h" and "72h"; the default is "47h"',
             )
         )
+    # Beside a folder they have no effect: whoever wrote them meant a bucket.
     for key in ("region", "endpoint_url") if export.bucket is None else ():
         if getattr(export, key) is not None:
             cure = "remove it, or write s3://bucket in export.url"

@@ -172,6 +172,7 @@ class Layout:
             specs = tuple(ColumnSpec(_W3C_NAMES[value] if w3c else value, value=value) for value in DerivedValue)
         if not w3c or any(spec.name == _QUERY for spec in specs):
             return specs
+        # The W3C format has no column for a whole URL, so its query follows the stem.
         return tuple(
             written
             for spec in specs
@@ -264,6 +265,7 @@ def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | 
         header = layout.header_lines(name.day)
         if header and head.startswith(header):
             return layout
+        # Without a header, the number of columns has to decide.
         first_line = head.partition("\n")[0]
         if not header and (not first_line or first_line.count("\t") == len(layout.specs) - 1):
             return layout
@@ -372,6 +374,7 @@ class UrlTemplate:
         """
         if self._else is not None:
             url = self._fill(row, guid) if all(map(row.get, self._needed)) else ""
+            # A publisher can put any URL into an RSS feed: an overlong one falls back, while our own rejects the row.
             return url if 0 < len(url) <= URL_LIMIT else self._else.fill(row, guid)
         return self._fill(row, guid)
 

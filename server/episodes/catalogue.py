@@ -78,6 +78,7 @@ def make_catalogue(written: Catalogue | None, published: Sequence[Episode], read
     # Reversed, because the last of two equal keys wins in a dictionary.
     episodes = {item.guid.lower(): item for item in reversed(published)}
     episodes.pop("", None)
+    # Over the content alone, not over times: the same catalogue has the same version on every machine.
     digest = blake2b("\n".join(map("\t".join, published)).encode(), digest_size=6)
     if written is not None:
         found = {key: episodes.get(row.guid.lower() or key, _NOTHING) for key, row in written.episodes.items()}

@@ -66,6 +66,7 @@ class RetryCounter:
     def refused(self, most: int) -> float | None:
         """Count a refusal of credentials: return 0 once, for a try with the credentials there are now, then None."""
         self._progress(most)
+        # They may have been rotated meanwhile, and the next session reads them again.
         if self._refused:
             return None
         self._refused = True
@@ -92,6 +93,7 @@ class RateWatch:
         self._steps.append((seconds, count))
         self._seconds += seconds
         self._bytes += count
+        # A step is dropped only if the rest still fills the window.
         while self._seconds - self._steps[0][0] >= self._policy.window:
             gone, brought = self._steps.popleft()
             self._seconds -= gone

@@ -101,7 +101,7 @@ GIVEN_UP: dict[str, tuple[list[Fault], type[SourceError], str]] = {
     "cut for good": ([cut(0)] * 99, SourceUnreachable, "broke off the connection"),
     "reset for good": ([cut(0, reset=True)] * 99, SourceUnreachable, "broke off the connection"),
     "no Content-Length for good": ([chunked()] * 99, SourceRefused, "no Content-Length"),
-    "torn for good": ([torn(100_000)] * 99, SourceRefused, "another Content-Length"),
+    "torn for good": ([torn(100_000)] * 99, SourceRefused, "a Content-Length other than"),
     "no ETag for good": ([altered(ETag=None)] * 99, SourceRefused, "no ETag"),
     "403 for good": ([refuse(403, "AccessDenied")] * 99, SourceRefused, "s3:GetObject"),
     "expired for good": ([refuse(400, "ExpiredToken")] * 99, SourceRefused, "have expired"),
