@@ -156,8 +156,9 @@ class CatalogueSource:
         self._rss = rss
         self._seen: dict[Path, tuple[int, int] | None] = {}
         self._listed = self._list()
-        self._written = load_catalogue(self._path) if self._path is not None else None
+        # Marked before it is read, here and in `_list`: a change in between is then noticed the next time.
         self._mark(self._path)
+        self._written = load_catalogue(self._path) if self._path is not None else None
         self._made: tuple[tuple[Any, ...], Catalogue | None] = ((), None)
 
     def urls(self) -> list[str]:
@@ -225,7 +226,6 @@ class CatalogueSource:
     def _list(self) -> list[str]:
         if self._feeds.file is None:
             return []
-        # Marked before it is read: a change in between is then noticed the next time.
         self._mark(self._feeds.file)
         return load_urls(self._feeds.file)
 

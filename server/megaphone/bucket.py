@@ -159,16 +159,18 @@ class Bucket:
                 await download.restart()
             rate = RateWatch(self._retry)
             while True:
+                # Only the wait for the server is timed: a slow disk of ours must not count as a slow source.
                 began = time.monotonic()
                 async with self._client.answering(export.key, self._retry.window):
                     chunk = await body.read(WRITE_SIZE)
                 if not chunk:
                     break
+                waited = time.monotonic() - began
                 await download.write(chunk)
                 if download.size > export.size:
                     await download.restart()
                     raise self._place.altered(export.key, "more bytes than announced")
-                if download.size < export.size and rate.too_slow(time.monotonic() - began, len(chunk)):
+                if download.size < export.size and rate.too_slow(waited, len(chunk)):
                     raise self._place.unreachable("sends too slowly")
         if download.size < export.size:
             raise self._place.unreachable("ended the object early")

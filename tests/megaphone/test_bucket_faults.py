@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -155,6 +156,30 @@ async def test_a_resumed_read_asks_for_the_rest_of_the_same_version(faulty: Faul
     etag = f'"{faulty.objects[KEY].etag}"'
     assert (first.range, first.if_match) == (None, etag)
     assert (second.range, second.if_match) == ("bytes=100000-", etag)
+
+
+class StallingFile(io.BytesIO):
+    """A disk that hangs during its first write, for longer than the rate's window."""
+
+    stalled = False
+
+    def write(self, data: Any) -> int:
+        if not self.stalled:
+            self.stalled = True
+            time.sleep(2.5)
+        return super().write(data)
+
+
+async def test_a_slow_disk_is_not_a_slow_source(faulty: FaultServer) -> None:
+    """Only the wait for the server counts for the rate: a disk that hangs costs no second read."""
+    whole = body_of(3, 3 << 20)
+    faulty.put(KEY, whole)
+    patience = RetryPolicy(window=2, least_rate=600_000, tries=1)
+    bucket = await bucket_of(faulty, patience)
+    into = StallingFile()
+    await bucket.fetch(await listed(bucket), into)
+    assert into.getvalue() == whole
+    assert len(faulty.reads) == 1
 
 
 @pytest.mark.parametrize("spelling", ['"{}"', "{}"])
