@@ -40,7 +40,7 @@ async def refusal(url: str, *, local: bool = True, limits: ReaderLimits = LIMITS
 
 
 async def test_an_rss_feed_is_read_and_then_only_asked_whether_it_changed(rss_host: RssHost) -> None:
-    """ETag and If-Modified-Since go back as they came; 304 keeps everything."""
+    """ETag and Last-Modified are sent back unchanged; 304 keeps everything."""
     url = rss_host.put("/show", rss(items(3, 1)))
     first = await read(url)
     assert first.items is not None
@@ -55,7 +55,7 @@ async def test_an_rss_feed_is_read_and_then_only_asked_whether_it_changed(rss_ho
 
 
 async def test_a_packed_document_is_unpacked(rss_host: RssHost) -> None:
-    """gzip is what was asked for; another encoding is not guessed at."""
+    """Only gzip was requested; another encoding is refused."""
     body = rss(items(500, 1))
     found = await read(rss_host.put("/gz", gzip.compress(body), Content_Encoding="gzip"))
     assert found.items is not None
@@ -86,7 +86,7 @@ async def test_redirects_are_followed_but_not_for_ever(rss_host: RssHost, status
     ],
 )
 async def test_a_redirect_to_anything_but_the_web_is_refused(rss_host: RssHost, to: str) -> None:
-    """A file least of all."""
+    """Not to a file, either."""
     assert "not a web address" in await refusal(rss_host.redirect("/evil", to))
 
 
@@ -105,7 +105,7 @@ async def test_local_addresses_are_refused_unless_allowed(rss_host: RssHost) -> 
      "http://100.100.100.200/", "http://192.168.0.1:8080/"],
 )  # fmt: skip
 async def test_a_redirect_inside_is_refused(rss_host: RssHost, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cloud's metadata address, this machine, private networks: though the first host is a public one."""
+    """The cloud's metadata address, this machine, private networks: even if the first host is public."""
     url = rss_host.redirect("/evil", target)
     real = is_public
     monkeypatch.setattr("server.episodes.fetch.is_public", lambda text: text == "127.0.0.1" or real(text))
@@ -119,7 +119,7 @@ async def test_the_clouds_metadata_is_refused_whatever_is_allowed(rss_host: RssH
 
 
 async def test_a_name_that_changes_its_address_helps_nobody(rss_host: RssHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address that is looked at is the one that the socket gets, whatever a resolver said before."""
+    """The address that is checked is the one that the socket connects to, whatever a resolver said before."""
     rss_host.put("/show", rss(items(1, 1)))
     answers = iter(["93.184.216.34", "127.0.0.1"])
     loop = asyncio.get_running_loop()
@@ -143,7 +143,7 @@ async def test_a_name_that_changes_its_address_helps_nobody(rss_host: RssHost, m
      ("2001:0:0:0:0:0:80ff:fffe", False), ("name", False)],
 )  # fmt: skip
 def test_only_addresses_of_the_public_internet_are_public(address: str, public: bool) -> None:
-    """Also those that carry an IPv4 address inside."""
+    """Including those with an embedded IPv4 address."""
     assert is_public(address) is public
 
 
@@ -162,7 +162,7 @@ async def test_a_huge_document_is_left_in_the_middle(rss_host: RssHost) -> None:
 
 
 async def test_a_slow_or_silent_host_is_left(rss_host: RssHost) -> None:
-    """One that trickles never fails by silence, so there is an end in all."""
+    """One that trickles is never silent, so there is a limit for the whole read."""
     limits = ReaderLimits(total=1.5, connect=1.0, silence=1.0)
     trickle = rss_host.stream("/trickle", HEAD.encode(), b" ", times=600, pause=0.1)
     assert "took longer" in await refusal(trickle, limits=limits)
@@ -170,8 +170,8 @@ async def test_a_slow_or_silent_host_is_left(rss_host: RssHost) -> None:
     assert "took longer" in await refusal(silent, limits=limits)
 
 
-async def test_a_host_that_is_gone_or_says_no_is_told(rss_host: RssHost) -> None:
-    """No name, no listener, a status, a cut connection, an answer that is no HTTP."""
+async def test_a_host_that_is_gone_or_says_no_is_reported(rss_host: RssHost) -> None:
+    """No name, no listener, a status, a cut connection, an answer that is not HTTP."""
     assert "answered 404" in await refusal(rss_host.url("/nothing"))
 
     async def cut(request: web.Request) -> web.StreamResponse:
@@ -199,7 +199,7 @@ async def test_a_host_that_is_gone_or_says_no_is_told(rss_host: RssHost) -> None
         assert "cannot be read" in await refusal(f"http://127.0.0.1:{port}/")
 
 
-async def test_a_secret_in_the_address_is_not_told(rss_host: RssHost) -> None:
+async def test_a_secret_in_the_address_is_not_reported(rss_host: RssHost) -> None:
     """Neither in the sentence nor in the hint."""
     url = f"http://me:hunter2@127.0.0.1:{rss_host.port}/x?key=hunter2"
     with pytest.raises(RssUnread) as caught:
