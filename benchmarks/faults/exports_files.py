@@ -49,10 +49,10 @@ def _zip(data: bytes) -> bytes:
 
 _torn("zero bytes long", "is empty, so it is not a gzip file", lambda _: b"")
 _torn("one byte long", "is not a complete gzip file", lambda whole: whole[:1])
-_torn("a gzip header and nothing else", "it is cut short", lambda whole: whole[:10])
-_torn("cut in its middle", "it is cut short", lambda whole: whole[: len(whole) // 2])
-_torn("cut before its checksum", "it is cut short", lambda whole: whole[:-8])
-_torn("cut before its last byte", "it is cut short", lambda whole: whole[:-1])
+_torn("a gzip header and nothing else", "it is truncated", lambda whole: whole[:10])
+_torn("cut in its middle", "it is truncated", lambda whole: whole[: len(whole) // 2])
+_torn("cut before its checksum", "it is truncated", lambda whole: whole[:-8])
+_torn("cut before its last byte", "it is truncated", lambda whole: whole[:-1])
 _torn("a wrong checksum", "is not a complete gzip file", lambda whole: whole[:-8] + bytes(4) + whole[-4:])
 _torn("a wrong length", "is not a complete gzip file", lambda whole: whole[:-4] + b"\1\2\3\4")
 _torn(
@@ -61,7 +61,7 @@ _torn(
     lambda w: w[: len(w) // 2] + bytes([w[len(w) // 2] ^ 8]) + w[len(w) // 2 + 1 :],
 )
 _torn("text after its end", "is not a complete gzip file", lambda whole: whole + b"<html>")
-_torn("a second member, cut short", "it is cut short", lambda whole: whole + whole[:-9])
+_torn("a second member, cut short", "it is truncated", lambda whole: whole + whole[:-9])
 _torn("not compressed", "is not a complete gzip file", gzip.decompress)
 _torn("a ZIP archive", "is not a complete gzip file", lambda whole: _zip(gzip.decompress(whole)))
 _torn("bzip2", "is not a complete gzip file", lambda whole: bz2.compress(gzip.decompress(whole)))

@@ -77,7 +77,7 @@ async def test_an_rss_feed_that_lost_all_its_items_is_not_believed(rss_host: Rss
         again = await refresh(ledger.rss, reader, [url, new], EVERY, NOW + EVERY)
     assert words == ["read", "read"]
     assert [outcome.word for outcome in again] == ["failed", "unchanged"]
-    assert "no items any more" in again[0].sentence
+    assert "has no items now" in again[0].sentence
     assert ledger.rss.feeds()[url].item_count == 3
 
 
