@@ -1,7 +1,7 @@
-"""The configuration: one TOML file, checked whole.
+"""The configuration: one TOML file, checked as a whole.
 
-Reads the configuration file and nothing else (for key files and the episode catalogue it only looks whether they are
-there). Every problem of a file is reported at once, each with its key, its value and the cure; a file with a problem
+Reads the configuration file and the key of the address hash; of other files that it names, it only checks that they
+exist. Every problem of a file is reported at once, each with its key, its value and the cure; a file with a problem
 gives no configuration; a secret is never part of a problem. ``config.example.toml`` is the manual of the keys.
 """
 
@@ -35,7 +35,7 @@ from .settings import (
     parse_duration,
     path_in,
 )
-from .triton import ColumnSpec, LogFormat, UrlTemplate, layout_problems, prefix_problem
+from .triton import COUNTED_DAYS, ColumnSpec, LogFormat, layout_problems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ __all__ = [
 
 
 _SECRET_KEYS = {"password_hash", "webhook_url", "heartbeat_url"}
-_EMPTY = '""'  # how TOML writes a key that is nothing
+_EMPTY = '""'  # how TOML writes an empty key
 _SECTIONS: dict[str, type[Section]] = {
     "export": ExportSettings,
     "log": LogSettings,
@@ -68,11 +68,10 @@ _SECTIONS: dict[str, type[Section]] = {
     "metrics": MetricsSettings,
     "log_output": LogOutputSettings,
 }
-# With a required key wrong, the checks across keys still run on the others.
+# What a wrong required key is replaced with, so that the checks across keys still run on the others.
 _STAND_INS: dict[str, dict[str, Any]] = {
     "export": {"url": "s3://any-bucket"},
     "sftp": {"users": [{"name": "any"}]},
-    "metrics": {"listen": "127.0.0.1:1"},
 }
 _TOP_KEYS = ("data_dir", "keys_dir")
 
@@ -81,7 +80,7 @@ def load_config(path: Path) -> Config:
     """Read and check a configuration file.
 
     Raises:
-        ConfigError: the file is missing, no TOML, or has problems; all of them are in ``problems``.
+        ConfigError: the file is missing, is not TOML, or has problems; all of them are in ``problems``.
     """
     try:
         raw = tomllib.loads(path.read_bytes().decode())
@@ -98,10 +97,10 @@ def load_config(path: Path) -> Config:
 
 
 def parse_config(raw: dict[str, Any], path: Path) -> Config:
-    """Check the file's content as tomllib gives it; relative paths are relative to ``path``'s folder.
+    """Check the file's content as tomllib returns it; relative paths are relative to ``path``'s folder.
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: the content has problems; all of them are in ``problems``.
     """
     context = {"folder": path.absolute().parent}
     problems: list[Problem] = []
@@ -129,7 +128,7 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
 def _section(
     name: str, model: type[Section], raw: dict[str, Any], context: dict[str, Any], problems: list[Problem]
 ) -> Section | None:
-    """The section, its problems added; with problems, what is left of it when the wrong keys are dropped."""
+    """Return the section and add its problems; if it has any, return what is left without the wrong keys."""
     try:
         return model.model_validate(raw, context=context)
     except ValidationError as error:
@@ -139,6 +138,7 @@ def _section(
             if problem not in problems:
                 problems.append(problem)
             wrong.add(str(detail["loc"][0]))
+    # A second pass over the right keys, so that the checks across keys report their problems in the same run.
     rest = {key: value for key, value in raw.items() if key not in wrong}
     try:
         return model.model_validate(_STAND_INS.get(name, {}) | rest, context=context)
@@ -160,18 +160,20 @@ def _problem(section: str, model: type[Section], detail: Any) -> Problem:
     if detail["type"] == "missing":
         table = f"[[{key.partition('[')[0]}]]" if key.endswith("]") else f"[{key}]"
         return Problem(full, "is missing", f"add {last} to {table}; config.example.toml shows its form")
-    what, _, cure = detail["msg"].removeprefix("Value error, ").partition("; ")
+    # Our own messages end with "; cure", and what is before it may quote the value. Pydantic's have no cure.
+    what, _, cure = detail["msg"].removeprefix("Value error, ").rpartition("; ")
+    what, cure = (what, cure) if what else (cure, "")
     if detail["type"] == "list_type" and isinstance(detail["input"], dict):
         what, cure = "a list is needed", f"write [[{full}]], in two pairs of brackets"
     elif detail["type"] == "model_type":
-        return Problem(full, "is no table", f"see {full.split('[')[0]} in config.example.toml")
+        return Problem(full, "is not a table", f"see {full.split('[')[0]} in config.example.toml")
     if not cure:
         cure = f"see {full.split('[')[0]} in config.example.toml"
     return Problem(full, f"is {_shown(str(last), detail['input'])}: {what[:1].lower()}{what[1:]}", cure)
 
 
 def _inner_model(model: Any, part: Any) -> Any:
-    """The model behind a field of a model, or behind an element of a list of models."""
+    """Return the model of a field, or of the elements of a list; None if it is not a model."""
     if isinstance(part, int) or model is None:
         return model
     annotation = model.model_fields[part].annotation
@@ -184,12 +186,12 @@ def _unknown_key(section: str, key: str, known: list[str]) -> Problem:
     if section and key in _TOP_KEYS:
         return Problem(f"{section}.{key}", "is not a known key", "move it above the first [table] of the file")
     close = difflib.get_close_matches(key, known, 1, 0.6)
-    cure = f"did you mean {close[0]}?" if close else f"remove it; known are: {', '.join(known)}"
+    cure = f"did you mean {close[0]}?" if close else f"remove it; the known keys are: {', '.join(known)}"
     return Problem(f"{section}.{key or _EMPTY}".lstrip("."), "is not a known key", cure)
 
 
 def _shown(key: str, value: object) -> str:
-    """A value as a problem may show it; never a secret, nor what may have one inside."""
+    """Return a value as a problem may show it: never a secret, nor anything that may contain one."""
     if key in _SECRET_KEYS:
         return "as given (not shown)"
     if isinstance(value, dict):
@@ -203,35 +205,35 @@ def _shown(key: str, value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# How long a duration may be, and why not longer or shorter. Triton counts what comes within three days of a session.
+# The range of each duration, and the reason for it. They are checked here and not in the settings, so that tests and
+# benchmarks can build settings with waits of a fraction of a second.
 _RANGES = (
     (
         "export",
         "settle",
         "0s",
         "24h",
-        "a day could never become final in time for the three days in which Triton counts",
+        "a day could never become final within the three days in which Triton counts",
     ),
-    ("export", "poll_every", "1s", "6h", "the bucket is looked at once in this time"),
-    ("feeds", "refresh_every", "5m", "7d", "each RSS feed is asked once in this time whether it has changed"),
-    ("sftp", "login_timeout", "1s", "1h", "a connection that does not log in is closed after it"),
-    ("sftp", "idle_timeout", "1s", "24h", "a session that does nothing is closed after it"),
-    ("sftp", "keepalive", "1s", "1h", "a silent client is asked once in this time whether it is there"),
-    ("sftp", "ban_time", "1s", "30d", "a ban ends by itself after it"),
-    ("alerts", "pull_every", "1m", "48h", "Triton counts nothing that comes three days after the session"),
-    ("alerts", "warn_before", "0s", "72h", "no deadline is further away than three days"),
-    ("alerts", "critical_before", "0s", "72h", "no deadline is further away than three days"),
+    ("export", "poll_every", "1s", "6h", "this is how often the bucket is listed"),
+    ("feeds", "refresh_every", "5m", "7d", "this is how often each RSS feed is checked for changes"),
+    ("sftp", "login_timeout", "1s", "1h", "a connection that does not log in is closed after this time"),
+    ("sftp", "idle_timeout", "1s", "24h", "an idle session is closed after this time"),
+    ("sftp", "keepalive", "1s", "1h", "this is how often a silent client is asked whether it is still there"),
+    ("sftp", "ban_time", "1s", "30d", "a ban ends by itself after this time"),
+    ("alerts", "pull_every", "1m", "48h", "Triton counts nothing that arrives more than three days after the session"),
+    ("alerts", "warn_before", "0s", "72h", "no deadline is more than three days away"),
+    ("alerts", "critical_before", "0s", "72h", "no deadline is more than three days away"),
 )
 
 
 def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
-    """What one key alone cannot show."""
+    """Return the problems that one key alone cannot show, and those of the durations' ranges."""
     problems: list[Problem] = []
     export: ExportSettings | None = sections["export"]
     log: LogSettings | None = sections["log"]
     retention: RetentionSettings | None = sections["retention"]
     alerts: AlertSettings | None = sections["alerts"]
-    metrics: MetricsSettings | None = sections["metrics"]
     feeds: FeedsSettings | None = sections["feeds"]
     for section, key, low, high, why in _RANGES:
         value = getattr(sections[section], key, None)
@@ -252,29 +254,23 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
         )
     if export:
         problems += _export_checks(export)
-    if log:
-        problems += _log_checks(log)
+    if log and log.episodes is not None and not log.episodes.is_file():
+        cure = "put the file there, or remove the key"
+        problems.append(Problem("log.episodes", f"is {log.episodes}: there is no such file", cure))
     if feeds and feeds.file is not None and not feeds.file.is_file():
-        cure = "put the file there, an RSS feed a line, or remove the key"
+        cure = "put the file there, with one RSS feed per line, or remove the key"
         problems.append(Problem("feeds.file", f"is {feeds.file}: there is no such file", cure))
     if alerts and alerts.critical_before > alerts.warn_before:
         longer = f'more than warn_before ("{duration_text(alerts.warn_before)}")'
         wrong = f'is "{duration_text(alerts.critical_before)}", {longer}'
         problems.append(Problem("alerts.critical_before", wrong, "make it the shorter of the two"))
-    if metrics and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^:\s\[\]]+):[0-9]{1,5}", metrics.listen):
-        wrong = f"is {_shown('listen', metrics.listen)}, not an address with a port"
-        problems.append(Problem("metrics.listen", wrong, 'write "127.0.0.1:9108"'))
-    elif metrics and metrics.host_and_port[1] > 65535:
-        problems.append(
-            Problem("metrics.listen", f'is "{metrics.listen}": no port is over 65535', 'write "127.0.0.1:9108"')
-        )
     return problems
 
 
 def _export_checks(export: ExportSettings) -> list[Problem]:
     problems = []
     earliest = timedelta(days=1, hours=export.final_at.hour, minutes=export.final_at.minute)
-    if not earliest <= export.give_up_waiting <= timedelta(days=3):
+    if not earliest <= export.give_up_waiting <= COUNTED_DAYS:
         problems.append(
             Problem(
                 "export.give_up_waiting",
@@ -283,6 +279,7 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
                 f'set it between "{int(earliest.total_seconds() // 3600) + 1}h" and "72h"; the default is "47h"',
             )
         )
+    # Beside a folder they have no effect: whoever wrote them meant a bucket.
     for key in ("region", "endpoint_url") if export.bucket is None else ():
         if getattr(export, key) is not None:
             cure = "remove it, or write s3://bucket in export.url"
@@ -290,30 +287,14 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
     return problems
 
 
-def _log_checks(log: LogSettings) -> list[Problem]:
-    problems = []
-    if wrong := prefix_problem(log.prefix):
-        cure = 'use letters, digits, - and _, beginning with a letter: "MEGA"'
-        problems.append(Problem("log.prefix", f'is "{log.prefix}": {wrong}', cure))
-    try:
-        UrlTemplate(log.url)
-    except ValueError as error:
-        cure = 'name fields of the export in braces: "/{podcast_id}/{episode_id}.mp3"'
-        problems.append(Problem("log.url", f'is "{log.url}": {error}', cure))
-    if log.episodes is not None and not log.episodes.is_file():
-        cure = "put the file there, or remove the key"
-        problems.append(Problem("log.episodes", f"is {log.episodes}: there is no such file", cure))
-    return problems
-
-
 def _column_checks(log: dict[str, Any], _folder: Path) -> list[Problem]:
-    """Read from the file as it is, so that every column is looked at whatever is wrong with another."""
+    """Return the problems of the columns, read from the raw file: pydantic would stop at the first broken one."""
     columns = log.get("columns")
     if not isinstance(columns, list) or not columns:
         return []
-    places = [index for index, column in enumerate(columns) if isinstance(column, dict)]
+    tables = [index for index, column in enumerate(columns) if isinstance(column, dict)]
     specs = []
-    for index in places:
+    for index in tables:
         texts = {
             key: text
             for key in ("name", "value", "field", "constant")
@@ -322,13 +303,13 @@ def _column_checks(log: dict[str, Any], _folder: Path) -> list[Problem]:
         specs.append(ColumnSpec(**{"name": f"column-{index}"} | texts))
     log_format = LogFormat.W3C if log.get("format") == "w3c" else LogFormat.TSV
     return [
-        Problem("log.columns" if index is None else f"log.columns[{places[index]}]", wrong, cure)
+        Problem("log.columns" if index is None else f"log.columns[{tables[index]}]", wrong, cure)
         for index, wrong, cure in layout_problems(specs, log_format)
     ]
 
 
 def _user_checks(sftp: dict[str, Any], folder: Path) -> list[Problem]:
-    """Read from the file as it is, so that every user is looked at whatever is wrong with another."""
+    """Return the problems of the users, read from the raw file: pydantic would stop at the first broken one."""
     problems = []
     users = sftp.get("users")
     seen: set[str] = set()
@@ -337,9 +318,6 @@ def _user_checks(sftp: dict[str, Any], folder: Path) -> list[Problem]:
             continue
         key, name, keys = f"sftp.users[{index}]", user.get("name"), user.get("authorized_keys")
         if isinstance(name, str):
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}", name):
-                wrong = f"is {_shown('name', name)}: a user name has letters, digits and . _ @ -, at most 64"
-                problems.append(Problem(f"{key}.name", wrong, 'write a plain name: "triton"'))
             if name in seen:
                 wrong = f"is {_shown('name', name)} a second time"
                 problems.append(Problem(f"{key}.name", wrong, "give each user its own name"))
@@ -360,7 +338,7 @@ def _user_checks(sftp: dict[str, Any], folder: Path) -> list[Problem]:
 def _missing_file(folder: Path, text: str) -> Path | None:
     try:
         path = path_in(folder, text)
-    except ValueError:  # told already, as a wrong value
+    except ValueError:  # reported already, as a wrong value
         return None
     return None if path.is_file() else path
 
@@ -375,10 +353,10 @@ IP_HASH_KEY_BYTES = 32
 
 
 def load_ip_hash_key(keys_dir: Path) -> bytes:
-    """The 32 bytes of the site's secret for hashed addresses.
+    """Return the 32 bytes of the site's secret for hashing addresses.
 
     Raises:
-        ConfigError: the file is missing, can be read by others, or is not 64 hex digits.
+        ConfigError: the file is missing, readable by others, or not 64 hex digits.
     """
     problems: list[Problem] = []
     data = read_private(IP_HASH_KEY, keys_dir, problems)

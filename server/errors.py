@@ -6,7 +6,7 @@
     │   ├── SourceUnreachable            wait: it may come back by itself
     │   ├── SourceRefused                an operator must act: credentials, rights, region, name of the bucket
     │   └── ExportChanged                the object was rewritten while it was read: begin the day again
-    ├── ExportTorn                       the object is no whole gzip file: wait for its next version
+    ├── ExportTorn                       the object is not a complete gzip file: wait for its next version
     ├── ConversionFailed                 the conversion was stopped: repeat the day
     │   └── ConversionDied               its process died: repeat the day, the third time the exact way
     ├── NameSpent                        a log name was used before: never publish it again

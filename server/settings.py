@@ -1,8 +1,8 @@
 """The settings: every key of the configuration, its type, its range and its default.
 
-A word of its own: what each key is, without the file that it came from (`config` reads and judges that). Relative paths
-are relative to the folder in pydantic's context. No outside world is touched; a class here is a table of the file, and
-``config.example.toml`` says what each key is for.
+Each class is a table of the file; `config` reads the file and checks what takes more than one key. Relative paths are
+relative to the folder in pydantic's context. No outside world is touched. ``config.example.toml`` says what each key is
+for.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 
 from .s3.errors import BucketPlace
-from .triton import ColumnSpec, Layout, LogFormat, LogRules
+from .triton import DEFAULT_URL, ColumnSpec, Layout, LogFormat, LogRules, UrlTemplate, prefix_problem
 
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_duration(value: object) -> timedelta:
-    """``90s``, ``65m``, ``60h``, ``2d`` as a duration.
+    """Return ``90s``, ``65m``, ``60h`` or ``2d`` as a duration.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``value`` is not a duration.
     """
     if isinstance(value, timedelta):
         return value
@@ -37,11 +37,11 @@ def parse_duration(value: object) -> timedelta:
     try:
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
     except OverflowError:
-        raise ValueError("a duration too long to count; write days or hours") from None
+        raise ValueError("too long a duration; write a smaller number of days or hours") from None
 
 
 def duration_text(value: timedelta) -> str:
-    """A duration as the file spells it, in its largest whole unit up to hours: ``65m``."""
+    """Return a duration as the file spells it, in its largest whole unit up to hours: ``65m``."""
     seconds = int(value.total_seconds())
     for unit, size in (("h", 3600), ("m", 60)):
         if seconds and seconds % size == 0:
@@ -68,17 +68,17 @@ def _day(value: object) -> object:
 
 
 def path_in(folder: Path, text: str) -> Path:
-    """The path that ``text`` means in a configuration file in ``folder``.
+    """Return the path that ``text`` means in a configuration file in ``folder``.
 
     Raises:
-        ValueError: it is empty, holds a NUL, or begins with the ``~`` of a user that there is not.
+        ValueError: ``text`` is blank, contains a NUL, or begins with the ``~`` of a user that does not exist.
     """
     if not text.strip() or "\0" in text:
         raise ValueError("not a path; write the path of a file or folder in quotes")
     try:
         return Path(folder, Path(text).expanduser())
-    except RuntimeError:  # pathlib knows no home for that ~
-        raise ValueError("a path in a home folder that there is not; write the whole path") from None
+    except RuntimeError:  # pathlib found no home folder for the ~
+        raise ValueError("a path in a home folder that does not exist; write the full path") from None
 
 
 def _path(value: object, info: ValidationInfo) -> object:
@@ -104,7 +104,8 @@ def _network(value: object) -> object:
 
 def _web_address(value: object) -> object:
     if isinstance(value, str) and not re.search(r"[\s\x00-\x20\x7f]", value):
-        try:  # what urllib says of a bad address repeats parts of it, and it may be a secret
+        # urllib's message about a bad URL repeats parts of it, which may be a secret: it must not get out.
+        try:
             parts = urlsplit(value)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
@@ -115,14 +116,14 @@ def _web_address(value: object) -> object:
 
 
 def _export_url(value: object, info: ValidationInfo) -> object:
-    """``s3://bucket/prefix`` as it is; a folder as ``file:///absolute/path``."""
+    """Return ``s3://bucket/prefix`` as is, and a folder as ``file:///absolute/path``."""
     if not isinstance(value, str):
-        raise ValueError('not a text; write "s3://bucket/prefix" or a folder in quotes')  # noqa: TRY004  # pydantic's way
+        raise ValueError('not a text; write "s3://bucket/prefix" or a folder, in quotes')  # noqa: TRY004  # pydantic's way
     if re.search(r"[\x00-\x1f\x7f]", unquote(value)):
-        raise ValueError('a text with control characters; write "s3://bucket/prefix" or a folder')
+        raise ValueError('a text with control characters; write "s3://bucket/prefix" or a folder without them')
     if value.startswith("s3://"):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?", value):
-            raise ValueError('no bucket name in it; write "s3://bucket" or "s3://bucket/prefix"')
+            raise ValueError('without a valid bucket name; write "s3://bucket" or "s3://bucket/prefix"')
         return value
     if value.startswith("file://"):
         path = unquote(value.removeprefix("file://"))
@@ -137,6 +138,35 @@ def _export_url(value: object, info: ValidationInfo) -> object:
     return path_in(_folder(info), path).absolute().as_uri()
 
 
+def _log_prefix(value: str) -> str:
+    if wrong := prefix_problem(value):
+        raise ValueError(f'{wrong}; use letters, digits, - and _, beginning with a letter: "MEGA"')
+    return value
+
+
+def _url_template(value: str) -> str:
+    try:
+        UrlTemplate(value)
+    except ValueError as error:
+        raise ValueError(f'{error}; write fields of the export in braces: "{DEFAULT_URL}"') from None
+    return value
+
+
+def _user_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}", value):
+        raise ValueError('a user name is up to 64 letters, digits and . _ @ -; write a plain name: "triton"')
+    return value
+
+
+def _listen_address(value: str) -> str:
+    match = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[^:\s\[\]]+):([0-9]{1,5})", value)
+    if match is None:
+        raise ValueError('not an address with a port; write "127.0.0.1:9108"')
+    if int(match[1]) > 65535:
+        raise ValueError('no port is over 65535; write "127.0.0.1:9108"')
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(str)]
 ClockTime = Annotated[time, BeforeValidator(_clock)]
 Day = Annotated[date, BeforeValidator(_day)]
@@ -144,10 +174,14 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 ExportUrl = Annotated[str, BeforeValidator(_export_url)]
 WebAddress = Annotated[str, BeforeValidator(_web_address)]
+LogPrefix = Annotated[str, AfterValidator(_log_prefix)]
+UrlTemplateText = Annotated[str, AfterValidator(_url_template)]
+UserName = Annotated[str, AfterValidator(_user_name)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 
 
 class Section(BaseModel):
-    """A table of the file: unknown keys are errors, types are not guessed."""
+    """A table of the file: unknown keys are errors, and types are never converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
@@ -180,7 +214,7 @@ class ExportSettings(Section):
 
     @property
     def prefix(self) -> str:
-        """What every key in the bucket begins with: empty, or ending with a slash."""
+        """The prefix of every key in the bucket: empty, or ending with a slash."""
         prefix = urlsplit(self.url).path.strip("/")
         return f"{prefix}/" if prefix else ""
 
@@ -202,9 +236,9 @@ class ColumnSettings(Section):
 
 
 class LogSettings(Section):
-    """``[log]``: what Triton gets."""
+    """``[log]``: the names, the format and the content of the log files."""
 
-    prefix: str = "MEGA"
+    prefix: LogPrefix = "MEGA"
     format: Literal["tsv", "w3c"] = "tsv"
     header: Literal["plain", "comment", "none"] = "plain"
     rows: Literal["not-blacklisted", "all", "reporting"] = "not-blacklisted"
@@ -213,7 +247,7 @@ class LogSettings(Section):
     partial_status: Literal[206, 200] = 206
     bytes: Literal["clamped", "as-sent"] = "clamped"
     text: Literal["safe", "percent"] = "safe"
-    url: str = "/{podcast_id}/{episode_id}.mp3"
+    url: UrlTemplateText = DEFAULT_URL
     episodes: FilePath | None = None
     max_rows_per_file: int = Field(0, ge=0)
     max_rejected: float = Field(0.01, ge=0, le=1)
@@ -222,19 +256,19 @@ class LogSettings(Section):
 
     @property
     def log_format(self) -> LogFormat:
-        """The format as the word of `triton`."""
+        """The format as an enum of `triton`."""
         return LogFormat(self.format)
 
     @property
     def column_specs(self) -> tuple[ColumnSpec, ...] | None:
-        """The columns as the words of `triton`, or None for the default layout."""
+        """The columns as `triton` defines them, or None for the default layout."""
         if self.columns is None:
             return None
         return tuple(ColumnSpec(c.name, value=c.value, field=c.field, constant=c.constant) for c in self.columns)
 
     @property
     def log_rules(self) -> LogRules:
-        """How rows become lines."""
+        """The rules by which rows become lines."""
         return LogRules(
             layout=Layout(self.log_format, self.header, self.text, self.column_specs),
             rows=self.rows,
@@ -260,15 +294,15 @@ class FeedsSettings(Section):
 
 
 class RetentionSettings(Section):
-    """``[retention]``."""
+    """``[retention]``: how long files are kept."""
 
     keep_days: int = Field(60, ge=1, le=3650)
 
 
 class UserSettings(Section):
-    """One of ``[[sftp.users]]``."""
+    """One of ``[[sftp.users]]``: a name, and a password, keys or both."""
 
-    name: str
+    name: UserName
     password_hash: str | None = Field(None, repr=False)
     authorized_keys: FilePath | None = None
     allow_from: list[Network] = []
@@ -297,7 +331,7 @@ class SftpSettings(Section):
 
 
 class AlertSettings(Section):
-    """``[alerts]``: the partner's rhythm, and when a deadline is worth a word."""
+    """``[alerts]``: how often the partner pulls, and when to warn of a deadline."""
 
     pull_every: Duration = timedelta(hours=24)
     warn_before: Duration = timedelta(hours=12)
@@ -307,25 +341,25 @@ class AlertSettings(Section):
 
 
 class MetricsSettings(Section):
-    """``[metrics]``: Prometheus."""
+    """``[metrics]``: the listener for Prometheus."""
 
-    listen: str
+    listen: ListenAddress
 
     @property
     def host_and_port(self) -> tuple[str, int]:
-        """The address to listen on."""
+        """The host and port to listen on."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
 
 
 class LogOutputSettings(Section):
-    """``[log_output]``: the service's own log."""
+    """``[log_output]``: the service's own log (the journal)."""
 
     format: Literal["text", "json"] = "text"
 
 
 class Config(Section):
-    """The whole file; ``path`` is where it was read."""
+    """The whole file; ``path`` is where it was read from."""
 
     path: Path
     data_dir: FilePath

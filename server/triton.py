@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 URL_LIMIT = 2048  # Triton: "Up to 2048 characters complete URI"
 DEFAULT_URL = "/{podcast_id}/{episode_id}.mp3"
-OF_CATALOGUE = ("guid", "token", "enclosure_url")  # what a URL may have beside the export's fields
+OF_CATALOGUE = ("guid", "token", "enclosure_url")  # what a URL may contain besides the export's fields
 _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _LOG_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]{0,63})(\d{8})-(\d{2,9})\.(tsv|w3c)\.gz", re.ASCII)
 
 
 class LogFormat(StrEnum):
-    """The two formats, by the word in a log's name."""
+    """The two formats, as they are spelled in a log's name."""
 
     TSV = "tsv"
     W3C = "w3c"
@@ -37,7 +37,7 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class LogName:
-    """The name of one log file, ``{prefix}{YYYYMMDD}-{NN}.{format}.gz``: two digits or more, from 00.
+    """The name of one log file, ``{prefix}{YYYYMMDD}-{NN}.{format}.gz``; NN counts from 00, in two or more digits.
 
     >>> LogName.parse("MEGA20261120-00.tsv.gz").day
     datetime.date(2026, 11, 20)
@@ -58,7 +58,7 @@ class LogName:
 
     @classmethod
     def parse(cls, text: str) -> LogName | None:
-        """The name that ``text`` spells, or None when it is not exactly one."""
+        """Return the name that ``text`` spells, or None when it is not exactly one."""
         match = _LOG_NAME.fullmatch(text)
         if match is None:
             return None
@@ -67,12 +67,13 @@ class LogName:
             name = cls(prefix, date(int(day[:4]), int(day[4:6]), int(day[6:])), int(number), LogFormat(log_format))
         except ValueError:
             return None
+        # "-000" parses as a number too, but two names for one file would be two files for Triton.
         return name if str(name) == text else None
 
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """A published log file: its size in bytes and its mtime in whole seconds since 1970 never change."""
+    """A published log file; its size in bytes and its mtime in whole seconds since 1970 never change."""
 
     name: LogName
     size: int
@@ -80,12 +81,12 @@ class LogFile:
 
 
 def prefix_problem(prefix: str) -> str:
-    """What is wrong with a prefix for log names, or an empty text."""
+    """Return what is wrong with a prefix for log names, or ''."""
     return "" if _PREFIX.fullmatch(prefix) else "it would make bad file names"
 
 
 class DerivedValue(StrEnum):
-    """The values that are derived from a row; the names are the default column names, in the default order."""
+    """The values derived from a row; these are the default column names, in the default order."""
 
     DATE = "date"
     START_TIME = "start-time"
@@ -117,7 +118,7 @@ _STEM, _QUERY = "cs-uri-stem", "cs-uri-query"
 
 @dataclass(frozen=True, slots=True)
 class ColumnSpec:
-    """A column as configured: a name and exactly one of a derived value, a field of the export, a constant."""
+    """A configured column: a name and exactly one of a derived value, a field of the export, and a constant."""
 
     name: str
     value: str | None = None
@@ -127,7 +128,7 @@ class ColumnSpec:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """What is derived from one row, each value as it stands in its column but for text, which is yet to be cleaned."""
+    """The values derived from one row, each as in its column, except for text that has yet to be cleaned."""
 
     date: str
     start_time: str
@@ -147,9 +148,9 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns of a log file, its header and its way with text; ``columns`` None is the default of the format.
+    """The columns, header and text cleaning of a log file; ``columns`` None means the format's default.
 
-    It is kept with every publication (`as_json`), so that a day's late file has the layout of its first.
+    It is stored with every publication (`as_json`), so that a day's late file has the layout of its first file.
     """
 
     format: LogFormat = LogFormat.TSV
@@ -163,17 +164,18 @@ class Layout:
 
     @property
     def clean(self) -> Callable[[Any], str]:
-        """What makes any JSON value a text that may stand in a column."""
+        """The function that turns any JSON value into text that is safe in a column."""
         return percent_text if self.format is LogFormat.W3C or self.text == "percent" else safe_text
 
     def _specs(self) -> tuple[ColumnSpec, ...]:
-        """The columns as they are written, ``cs-uri-query`` among them."""
+        """Return the columns as they are written, including ``cs-uri-query``."""
         w3c = self.format is LogFormat.W3C
         specs = self.columns
         if specs is None:
             specs = tuple(ColumnSpec(_W3C_NAMES[value] if w3c else value, value=value) for value in DerivedValue)
         if not w3c or any(spec.name == _QUERY for spec in specs):
             return specs
+        # The W3C format has no column for a whole URL, so its query follows the stem.
         return tuple(
             written
             for spec in specs
@@ -181,7 +183,7 @@ class Layout:
         )
 
     def header_lines(self, day: date | None) -> str:
-        """What stands before the first log line, each line with its newline."""
+        """Return the lines before the first log line, each with its newline."""
         names = [spec.name for spec in self.specs]
         if self.format is LogFormat.W3C:
             start = f"#Start-Date: {day} 00:00:00\n" if day is not None else ""
@@ -189,17 +191,17 @@ class Layout:
         return {"plain": "", "comment": "#"}[self.header] + "\t".join(names) + "\n" if self.header != "none" else ""
 
     def id_column(self) -> int:
-        """The place of ``x-metric-id`` among the columns, from 0."""
+        """Return the index of ``x-metric-id`` among the columns, from 0."""
         return next(i for i, spec in enumerate(self.specs) if spec.value == DerivedValue.X_METRIC_ID)
 
     @property
     def id_cell(self) -> Callable[[Any], str]:
-        """What makes an id its cell of ``x-metric-id``, as it stands in a line."""
+        """The function that turns an id into its ``x-metric-id`` cell, as written in a line."""
         clean = self.clean
         return (lambda row_id: no_comment(clean(row_id))) if self.specs[0].value == DerivedValue.X_METRIC_ID else clean
 
     def render(self, line: LogLine, row: Mapping[str, Any]) -> str:
-        """One log line without its newline; ``row`` holds the export's fields as they came."""
+        """Return one log line without its newline; ``row`` holds the export's fields as received."""
         clean = self.clean
         cells = []
         for spec in self.specs:
@@ -218,7 +220,7 @@ class Layout:
         return no_comment("\t".join(cells))
 
     def as_json(self) -> dict[str, Any]:
-        """As the ledger keeps it."""
+        """Return the layout as the ledger keeps it."""
         columns = None
         if self.columns is not None:
             columns = [{f.name: v for f in fields(c) if (v := getattr(c, f.name)) is not None} for c in self.columns]
@@ -226,7 +228,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Layout:
-        """The layout that `as_json` gave."""
+        """Return the layout that `as_json` returned as ``data``."""
         columns = data["columns"]
         return cls(
             format=LogFormat(data["format"]),
@@ -249,7 +251,7 @@ _PLAIN_VALUES = {
 
 
 def no_comment(line: str) -> str:
-    """Triton and W3C: "#" begins a comment line."""
+    """Return a line that no reader takes for a comment: Triton and W3C treat one with a leading "#" as such."""
     return f"%23{line[1:]}" if line.startswith("#") else line
 
 
@@ -258,7 +260,7 @@ def _is_stem(spec: ColumnSpec) -> bool:
 
 
 def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | None:
-    """The layout of a log whose first lines are ``head``: the configured one, or a default one; None if neither."""
+    """Return the layout of a log that begins with ``head``: the configured one, or a default one; None if neither."""
     defaults = [Layout(name.format, header, configured.text) for header in ("plain", "comment")]
     for layout in (configured, *defaults):
         if layout.format is not name.format:
@@ -266,6 +268,7 @@ def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | 
         header = layout.header_lines(name.day)
         if header and head.startswith(header):
             return layout
+        # Without a header, the number of columns has to decide.
         first_line = head.partition("\n")[0]
         if not header and (not first_line or first_line.count("\t") == len(layout.specs) - 1):
             return layout
@@ -273,7 +276,7 @@ def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | 
 
 
 def layout_problems(specs: Sequence[ColumnSpec] | None, log_format: LogFormat) -> list[tuple[int | None, str, str]]:
-    """What is wrong with configured columns: (place in the list or None for all of it, what is wrong, the cure)."""
+    """Return what is wrong with configured columns: (index, or None for the whole list; what is wrong; the cure)."""
     if specs is None:
         return []
     problems: list[tuple[int | None, str, str]] = []
@@ -295,24 +298,24 @@ def layout_problems(specs: Sequence[ColumnSpec] | None, log_format: LogFormat) -
             wrong = f"column name {spec.name!r} would break the header line"
             problems.append((index, wrong, "name it with visible characters, not beginning with #"))
         if spec.name in seen:
-            problems.append((index, f'column "{spec.name}" is there twice', "give every column its own name"))
+            problems.append((index, f'column "{spec.name}" appears twice', "give every column its own name"))
         seen.add(spec.name)
     if not any(spec.value == DerivedValue.X_METRIC_ID for spec in specs):
         cure = 'add { name = "x-metric-id", value = "x-metric-id" }'
-        problems.append((None, "has no x-metric-id: late rows could not be told from rows already sent", cure))
+        problems.append((None, "has no x-metric-id: late rows could not be distinguished from rows already sent", cure))
     return problems
 
 
-# Tab, CR, LF and every other control character become a blank, one for one.
+# Each control character, including tab, CR and LF, becomes one blank.
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]
 _SAFE = {**dict.fromkeys(_CONTROLS, " "), ord('"'): "%22", ord("\\"): "%5C"}
 _PERCENT = re.compile(r'[\s\x00-\x1f\x7f-\x9f\u2028\u2029"\\%]')
-PLAIN = re.compile(r"[0-9A-Za-z._~-]+", re.ASCII)  # what stays as it is in any text column, and in a URL
+PLAIN = re.compile(r"[0-9A-Za-z._~-]+", re.ASCII)  # unchanged in any text column, and in a URL
 _IN_URL = re.compile(r'[\s\x00-\x1f\x7f-\x9f\u2028\u2029"\\]')
 
 
 def json_text(value: Any) -> str:
-    """A JSON value as text: a string as it is, a number or boolean as its JSON text, all else empty."""
+    """Return a JSON value as text: a string as is, a number or boolean as its JSON text, anything else as ''."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float):
@@ -321,19 +324,19 @@ def json_text(value: Any) -> str:
 
 
 def safe_text(value: Any) -> str:
-    """A text column's cell: controls blanked, the double quote and the backslash percent-encoded, ``-`` for nothing."""
+    """Return a text cell: control characters blanked, ``"`` and backslash percent-encoded, ``-`` if it is blank."""
     text = json_text(value).translate(_SAFE)
     return text if text.strip() else "-"
 
 
 def percent_text(value: Any) -> str:
-    """A text column's cell in W3C manner: white space, controls, ``"``, ``\\`` and ``%`` percent-encoded as UTF-8."""
+    """Return a W3C text cell: white space, control characters, ``"``, ``\\`` and ``%`` percent-encoded as UTF-8."""
     text = json_text(value)
     return _PERCENT.sub(_encoded, text) if text.translate(_SAFE).strip() else "-"
 
 
 def url_text(url: str) -> str:
-    """A URL as published, with what would break a log line percent-encoded."""
+    """Return a URL as published, with whatever would break a log line percent-encoded."""
     return _IN_URL.sub(_encoded, url)
 
 
@@ -344,12 +347,12 @@ def _encoded(match: re.Match[str]) -> str:
 class UrlTemplate:
     """The ``url`` column's template over Megaphone's fields, ``{guid}``, ``{token}`` and ``{enclosure_url}``.
 
-    Values are percent-encoded, but for ``{enclosure_url}`` where it is the whole template: that is a URL already, and
-    stands as published. An episode of which ``{token}`` or ``{enclosure_url}`` is not known, or whose URL they would
-    make too long, has the URL of `DEFAULT_URL`: a publisher's RSS feed never costs a row.
+    Values are percent-encoded, except ``{enclosure_url}`` when it is the whole template: that is a URL already, and is
+    used as published. An episode whose ``{token}`` or ``{enclosure_url}`` is unknown, or would make its URL too long,
+    gets the URL of `DEFAULT_URL`: a publisher's RSS feed never costs a row.
 
     Raises:
-        ValueError: an unknown field, or a brace that does not belong to one.
+        ValueError: the template is blank, names an unknown field, or has an unmatched brace.
     """
 
     def __init__(self, template: str) -> None:
@@ -358,9 +361,9 @@ class UrlTemplate:
         self.literals = [url_text(piece) for piece in pieces[::2]]
         for name in self.fields:
             if name not in METRICS.fields and name not in OF_CATALOGUE:
-                raise ValueError(f"{{{name}}} is no field of the export")
+                raise ValueError(f"{{{name}}} is not a field of the export")
         if any("{" in piece or "}" in piece for piece in pieces[::2]):
-            raise ValueError("a brace stands alone")
+            raise ValueError("it has an unmatched brace")
         if not template.strip():
             raise ValueError("it is empty")
         self._needed = tuple({"token", "enclosure_url"}.intersection(self.fields))
@@ -368,12 +371,13 @@ class UrlTemplate:
         self._else = UrlTemplate(DEFAULT_URL) if self._needed else None
 
     def fill(self, row: Mapping[str, Any], guid: str) -> str:
-        """The URL of a row; a field that is missing is written ``-``.
+        """Return the URL of a row; a missing field is written as ``-``.
 
-        ``row`` holds the export's fields, and ``token`` and ``enclosure_url`` of the catalogue, empty if not known.
+        ``row`` holds the export's fields, and the catalogue's ``token`` and ``enclosure_url``, empty if unknown.
         """
         if self._else is not None:
             url = self._fill(row, guid) if all(map(row.get, self._needed)) else ""
+            # A publisher can put any URL into an RSS feed: an overlong one falls back, while our own rejects the row.
             return url if 0 < len(url) <= URL_LIMIT else self._else.fill(row, guid)
         return self._fill(row, guid)
 
@@ -391,9 +395,9 @@ class UrlTemplate:
 
 @dataclass(frozen=True, slots=True)
 class LogRules:
-    """How rows become lines: ``[log]`` without the names of files and without secrets.
+    """How rows become lines: ``[log]`` without file names and without secrets.
 
-    It is kept with every publication (`as_json`), so that a day's late rows are judged by the rules of its first.
+    It is stored with every publication (`as_json`), so that a day's late rows follow the rules of its first file.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -404,7 +408,7 @@ class LogRules:
     url: str = DEFAULT_URL
 
     def as_json(self) -> dict[str, Any]:
-        """As the ledger keeps it."""
+        """Return the rules as the ledger keeps them."""
         return {
             "layout": self.layout.as_json(),
             "rows": self.rows,
@@ -416,13 +420,13 @@ class LogRules:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LogRules:
-        """The rules that `as_json` gave."""
+        """Return the rules that `as_json` returned as ``data``."""
         return cls(**{**data, "layout": Layout.from_json(data["layout"])})
 
 
-COUNTED_DAYS = timedelta(days=3)
+COUNTED_DAYS = timedelta(days=3)  # Triton counts a session that reaches it within three days
 
 
 def expires(day: date) -> datetime:
-    """When the first sessions of a day stop counting: D+3 00:00Z."""
+    """Return when the first sessions of a day stop counting: 00:00 UTC three days later."""
     return start_of(day) + COUNTED_DAYS

@@ -84,7 +84,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("table", list(TABLES))
 def test_a_section_has_exactly_the_keys_and_the_defaults_of_the_contract(table: str) -> None:
-    """Key for key, what holds without a value is what the design page says."""
+    """Key by key, the defaults are those of the design page."""
     fields = TABLES[table].model_fields
     assert {name: ... if field.is_required() else field.default for name, field in fields.items()} == DEFAULTS[table]
 
@@ -147,7 +147,7 @@ def test_an_export_url_is_a_bucket_or_a_folder(url: str, bucket: str | None, pre
 
 
 def test_values_are_given_to_the_service_as_types() -> None:
-    """Durations, times, days, networks and columns are no texts after the edge."""
+    """Durations, times, days, networks and columns are no longer texts once they are loaded."""
     config = parse(
         '[export]\nurl = "s3://bucket"\nfinal_at = "05:15"\nsettle = "0s"\npoll_every = "90s"\n'
         "first_day = 2026-12-01\ngive_up_waiting = \"2d\"\n[log]\nformat = \"w3c\"\n"
@@ -173,7 +173,7 @@ def test_values_are_given_to_the_service_as_types() -> None:
 
 
 @pytest.mark.parametrize("text", ["0s", "90s", "65m", "47h", "60h"])
-def test_a_duration_is_told_as_it_was_written(text: str) -> None:
+def test_a_duration_is_printed_as_it_was_written(text: str) -> None:
     """``65m`` stays ``65m`` in every sentence."""
     assert duration_text(parse_duration(text)) == text
 
@@ -196,7 +196,7 @@ def test_the_example_is_loaded_as_it_stands() -> None:
 
 
 def test_the_example_shows_the_defaults() -> None:
-    """What is in use in the example and not required is the default, so nobody changes behaviour by copying it."""
+    """Every optional key in use in the example shows its default, so copying it changes no behaviour."""
     raw = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
     users = raw["sftp"].pop("users")
     assert (raw.pop("data_dir"), raw.pop("keys_dir")) == ("data", "keys")
@@ -214,7 +214,7 @@ def test_the_example_shows_the_defaults() -> None:
 
 
 def test_the_example_is_loaded_with_every_optional_key_in_use(tmp_path: Path) -> None:
-    """Each commented key is right too, once its file is there."""
+    """Each commented key is valid too, once its file exists."""
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "triton.pub").write_text("")
     (tmp_path / "episodes.csv").write_text("episode_id,guid,url\n")
@@ -231,7 +231,7 @@ def test_the_example_is_loaded_with_every_optional_key_in_use(tmp_path: Path) ->
 
 
 def test_every_key_of_the_example_is_explained() -> None:
-    """Above each key stand what it is for, its default (or that it has none), and what happens if it is wrong."""
+    """Above each key are its purpose, its default (or that it has none), and what happens if it is wrong."""
     table, said, explained = "", "", set()
     for line in EXAMPLE.read_text(encoding="utf-8").splitlines():
         key = re.match(r"(?:# )?([a-z_]+) = ", line)
@@ -240,16 +240,16 @@ def test_every_key_of_the_example_is_explained() -> None:
             table, said = header[1], ""
         elif key:
             sections = [part for part in ("Default: ", "Required", "Optional") if part in said]
-            assert len(sections) == 1, f"[{table}] {key[1]} tells {sections}"
+            assert len(sections) == 1, f"[{table}] {key[1]} has {sections}"
             assert said.index("If wrong: ") > said.index(sections[0]) > 20, f"[{table}] {key[1]}"
             if table:
                 default = DEFAULTS[table][key[1]]
                 assert sections[0] == ("Required" if default is ... else sections[0])
                 if isinstance(default, int | float | str) and not isinstance(default, bool):
-                    assert str(default) in said, f"[{table}] {key[1]} does not tell its default"
+                    assert str(default) in said, f"[{table}] {key[1]} does not state its default"
                 if isinstance(default, timedelta):
                     assert f'Default: "{duration_text(default)}"' in said, f"[{table}] {key[1]}"
-                    assert "duration" in said, f"[{table}] {key[1]} does not tell its unit"
+                    assert "duration" in said, f"[{table}] {key[1]} does not state its unit"
             explained.add((table, key[1]))
             said = ""
         elif line.startswith("# "):
@@ -273,7 +273,7 @@ def test_nobody_can_log_in_with_the_example() -> None:
 
 
 def test_choices_of_a_key_are_all_named_in_the_example() -> None:
-    """Every word that a key accepts stands in the manual."""
+    """Every word that a key accepts is in the manual."""
     text = EXAMPLE.read_text(encoding="utf-8")
     for model in TABLES.values():
         for name, field in model.model_fields.items():

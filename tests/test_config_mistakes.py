@@ -1,4 +1,4 @@
-"""Every mistake that an operator can make in the configuration, told at once, with its cure and without a secret.
+"""Every mistake that an operator can make in the configuration, reported at once, with its cure and without a secret.
 
 Reads files in a temporary folder; nothing else.
 """
@@ -23,12 +23,12 @@ def problems_of(text: str, folder: Path = Path("/srv/point")) -> list[Problem]:
     return caught.value.problems
 
 
-def told(problems: list[Problem]) -> str:
+def printed(problems: list[Problem]) -> str:
     return "\n".join(f"{problem} // {problem.cure}" for problem in problems)
 
 
 def _in(table: str, line: str) -> str:
-    """A file with one line more in one table."""
+    """Return a file with one more line in one table."""
     tables = {"": line + "\n" + MINIMAL, "export": EXPORT + line + "\n" + USER, "sftp.users": MINIMAL + line + "\n"}
     if table in tables:
         return tables[table]
@@ -38,11 +38,11 @@ def _in(table: str, line: str) -> str:
 # (table, line, key of the problem, what it shows of the value, a word of the cure)
 MISTAKES = [
     ("", "data_dirs = 1", "data_dirs", "not a known key", "did you mean data_dir?"),
-    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known are: export"),
+    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known keys are: export"),
     ("", "data_dir = 5", "data_dir", "is 5", "path"),
     ("", 'data_dir = ""', "data_dir", 'is ""', "path"),
     ("", 'data_dir = "a\\u0000b"', "data_dir", "not a path", "path"),
-    ("", 'data_dir = "~nobody-of-that-name/x"', "data_dir", "~nobody-of-that-name/x", "whole path"),
+    ("", 'data_dir = "~nobody-of-that-name/x"', "data_dir", "~nobody-of-that-name/x", "full path"),
     ("", 'keys_dir = ["keys"]', "keys_dir", "is a list", "path"),
     ("export", "data_dir = 5", "export.data_dir", "not a known key", "above the first [table]"),
     ("export", 'pol_every = "10m"', "export.pol_every", "not a known key", "did you mean poll_every?"),
@@ -94,8 +94,8 @@ MISTAKES = [
     ("log", 'partial_status = "206"', "log.partial_status", '"206"', "log.partial_status"),
     ("log", 'bytes = "all"', "log.bytes", '"all"', "log.bytes"),
     ("log", "text = true", "log.text", "is true", "log.text"),
-    ("log", 'url = "/{episode}.mp3"', "log.url", "{episode} is no field", "in braces"),
-    ("log", 'url = "/{episode_id.mp3"', "log.url", "a brace stands alone", "in braces"),
+    ("log", 'url = "/{episode}.mp3"', "log.url", "{episode} is not a field", "in braces"),
+    ("log", 'url = "/{episode_id.mp3"', "log.url", "unmatched brace", "in braces"),
     ("log", 'url = " "', "log.url", "it is empty", "in braces"),
     ("log", 'episodes = "gone.csv"', "log.episodes", "/srv/point/gone.csv", "put the file there"),
     ("log", "max_rows_per_file = -1", "log.max_rows_per_file", "is -1", "log.max_rows_per_file"),
@@ -156,11 +156,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("table", "line", "key", "shows", "cure"), MISTAKES, ids=lambda value: str(value)[:40])
-def test_a_mistake_is_told_with_key_value_and_cure(table: str, line: str, key: str, shows: str, cure: str) -> None:
+def test_a_mistake_is_reported_with_key_value_and_cure(table: str, line: str, key: str, shows: str, cure: str) -> None:
     """Each of these lines is refused; the problem names the key, what is wrong, and what to write."""
     found = [problem for problem in problems_of(_in(table, line)) if problem.key == key]
     assert found
-    assert any(shows in problem.wrong and cure in problem.cure for problem in found), told(found)
+    assert any(shows in problem.wrong and cure in problem.cure for problem in found), printed(found)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +180,11 @@ def test_a_mistake_is_told_with_key_value_and_cure(table: str, line: str, key: s
         ("file:/exports", "file:///"),
         ("file:///a%00b", "folder"),
         ("s3://buc\\nket", "folder"),
-        ("~nobody-of-that-name/exports", "whole path"),
+        ("~nobody-of-that-name/exports", "full path"),
     ],
 )
 def test_an_export_url_that_is_neither_bucket_nor_folder_is_refused(url: str, cure: str) -> None:
-    """A slip of the pen in a URL never becomes a folder of that name."""
+    """A typing mistake in a URL never becomes a folder of that name."""
     problems = problems_of(f'[export]\nurl = "{url}"\n{USER}')
     assert [problem.key for problem in problems] == ["export.url"]
     assert cure in problems[0].cure
@@ -207,21 +207,21 @@ def test_a_folder_has_no_region_and_no_endpoint(key: str) -> None:
 @pytest.mark.parametrize("name", ["export", "log", "retention", "sftp", "alerts", "metrics", "log_output"])
 @pytest.mark.parametrize("value", ['"text"', "5", "[1]", "[{ url = 1 }]"])
 def test_a_section_must_be_a_table(name: str, value: str) -> None:
-    """``export = "s3://…"`` is told as such, with the brackets to write."""
+    """``export = "s3://…"`` is reported as such, with the brackets to write."""
     kept = {"export": USER, "sftp": EXPORT}.get(name, MINIMAL)
     problems = problems_of(f"{name} = {value}\n{kept}")
     assert (name, f"write it as [{name}]") in [(problem.key, problem.cure) for problem in problems]
 
 
-def test_users_in_single_brackets_are_told_how_to_stand(tmp_path: Path) -> None:
-    """The commonest slip in TOML has its own cure."""
+def test_users_in_single_brackets_get_their_own_cure(tmp_path: Path) -> None:
+    """The most common mistake in TOML has its own cure."""
     problems = problems_of(f'{EXPORT}[sftp.users]\nname = "triton"\npassword_hash = "{HASH}"\n', tmp_path)
     assert [(problem.key, problem.cure) for problem in problems] == [
         ("sftp.users", "write [[sftp.users]], in two pairs of brackets")
     ]
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     """One run shows everything: unknown keys, wrong types, missing files, and what only two keys together show."""
     text = """
         datadir = "x"
@@ -282,7 +282,7 @@ def test_the_error_counts_its_problems_and_hints_at_a_single_one(tmp_path: Path)
     ("content", "wrong"),
     [(b"[export\n", "is not TOML"), (b'a = "\xff"\n', "is not TOML"), (b"a = 1\na = 2\n", "is not TOML")],
 )
-def test_a_file_that_is_no_toml_is_told_with_its_place(tmp_path: Path, content: bytes, wrong: str) -> None:
+def test_a_file_that_is_no_toml_is_reported_with_its_place(tmp_path: Path, content: bytes, wrong: str) -> None:
     """A broken file is a problem of the file, not a traceback."""
     file = tmp_path / "config.toml"
     file.write_bytes(content)
@@ -291,7 +291,7 @@ def test_a_file_that_is_no_toml_is_told_with_its_place(tmp_path: Path, content: 
     assert wrong in caught.value.problems[0].wrong
 
 
-def test_a_file_that_is_missing_or_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_a_folder_is_reported(tmp_path: Path) -> None:
     """Both say what to do."""
     for path, wrong in ((tmp_path / "gone.toml", "no such file"), (tmp_path, "cannot be read")):
         with pytest.raises(ConfigError) as caught:
@@ -301,7 +301,7 @@ def test_a_file_that_is_missing_or_a_folder_is_told(tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_looked_for_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given is taken as it is; without it, config.toml of the working folder comes first."""
+    """A given path is used as is; without one, config.toml in the working folder comes first."""
     monkeypatch.chdir(tmp_path)
     assert find_config(Path("other.toml")) == Path("other.toml")
     (tmp_path / "config.toml").write_text("")
@@ -339,11 +339,11 @@ LEAKS = [
 
 @pytest.mark.parametrize("text", LEAKS)
 def test_no_problem_ever_shows_a_secret(text: str) -> None:
-    """However a password hash or a secret address is misplaced or misspelt, no message repeats it."""
+    """However a password hash or a secret URL is misplaced or misspelt, no message repeats it."""
     with pytest.raises(ConfigError) as caught:
         parse(text)
     assert caught.value.problems
-    assert SECRET not in f"{caught.value}{caught.value.hint}{told(caught.value.problems)}{caught.value.problems!r}"
+    assert SECRET not in f"{caught.value}{caught.value.hint}{printed(caught.value.problems)}{caught.value.problems!r}"
 
 
 def test_a_loaded_configuration_does_not_show_its_secrets() -> None:

@@ -171,7 +171,7 @@ async def test_malformed_exports_leave_the_service_running_and_the_good_day_publ
     days = {day["day"]: day for day in service_site.status()["days"]}
     assert [days[str(day_before(n))]["state"] for n in (3, 2, 1)] == ["failed", "held", "published"]
     torn = days[str(day_before(3))]["advice"]
-    assert f"{export_name(day_before(3))} is no whole gzip file" in torn
+    assert f"{export_name(day_before(3))} is not a complete gzip file" in torn
     assert f"pickup-point feed --day {day_before(3)}" in torn
     assert "staging" not in torn
     assert f"pickup-point feed --day {day_before(2)} --accept-rejects" in days[str(day_before(2))]["advice"]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.cli.samples import write_day
-from server.convert.apart import SMALL_EXPORT
 
 from .support import container
 from .support.program import day_before, export_name, export_of, not_just_before

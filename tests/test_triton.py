@@ -1,4 +1,4 @@
-"""Triton's words: log names, columns, layouts, and the text that may stand in a log line.
+"""Triton's words: log names, columns, layouts, and the text that a log line may contain.
 
 No outside world.
 """
@@ -81,7 +81,7 @@ def test_a_log_name_is_prefix_day_and_number(text: str, name: LogName) -> None:
     ],
 )  # fmt: skip
 def test_everything_else_is_no_log_name(text: str) -> None:
-    """Paths, other spellings of a number, days that are none, other scripts' digits, line ends."""
+    """Paths, other spellings of a number, impossible days, other scripts' digits, line ends."""
     assert LogName.parse(text) is None
 
 
@@ -153,7 +153,7 @@ def test_columns_are_values_fields_and_constants_in_the_order_given() -> None:
 
 
 def test_configured_columns_keep_their_names_in_w3c() -> None:
-    """The W3C names hold unless columns are given; only a column called cs-uri-stem gets its query beside it."""
+    """The W3C names apply unless columns are given; only a column called cs-uri-stem gets its query beside it."""
     layout = Layout(LogFormat.W3C, columns=CUSTOM)
     assert layout.header_lines(None).endswith("#Fields: day ps dist key seconds bot who empty link\n")
     line = cells(row(), rules(layout, url="/a?b=1"))
@@ -167,14 +167,14 @@ def test_configured_columns_keep_their_names_in_w3c() -> None:
 
 
 def test_a_stem_in_a_tsv_is_a_whole_url() -> None:
-    """What the W3C format does with a name is none of the tsv format's business."""
+    """The W3C format's rules for a name do not affect the tsv format."""
     layout = Layout(columns=(METRIC_ID, ColumnSpec("cs-uri-stem", value="url")))
     assert cells(row(), rules(layout, url="/a?b=1")) == {"x-metric-id": GOOD["id"], "cs-uri-stem": "/a?b=1"}
 
 
 @pytest.mark.parametrize("layout", [Layout(), W3C, Layout(columns=CUSTOM), Layout(LogFormat.W3C, columns=CUSTOM)])
 def test_the_place_of_the_metric_id_is_known(layout: Layout) -> None:
-    """It is by this cell that late rows are told from rows already sent."""
+    """This cell distinguishes late rows from rows already sent."""
     outcome = converted(row(), rules(layout))
     assert outcome.line.split("\t")[layout.id_column()] == outcome.metric_id == GOOD["id"]
 
@@ -191,7 +191,7 @@ def test_the_place_of_the_metric_id_is_known(layout: Layout) -> None:
     ],
 )
 def test_a_w3c_url_is_a_stem_and_a_query(url: str, stem: str, query: str) -> None:
-    """cs-uri-query stands after cs-uri-stem always, ``-`` where there is none."""
+    """cs-uri-query always follows cs-uri-stem, and is ``-`` where there is none."""
     line = cells(row(), rules(W3C, url=url))
     assert (line["cs-uri-stem"], line["cs-uri-query"]) == (stem, query)
     assert cells(row(), rules(url=url))["url"] == url
@@ -230,10 +230,10 @@ COLUMN_PROBLEMS.extend(
 
 
 @pytest.mark.parametrize(("specs", "log_format", "expected"), COLUMN_PROBLEMS)
-def test_columns_that_cannot_be_are_told(
+def test_columns_that_cannot_be_are_reported(
     specs: list[ColumnSpec], log_format: LogFormat, expected: list[tuple[int | None, str]]
 ) -> None:
-    """With their place, what is wrong, and a cure."""
+    """With their index, what is wrong, and a cure."""
     problems = layout_problems(specs, log_format)
     assert [place for place, _, _ in problems] == [place for place, _ in expected]
     assert all(word in wrong and cure for (_, wrong, cure), (_, word) in zip(problems, expected, strict=True))

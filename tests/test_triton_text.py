@@ -1,4 +1,4 @@
-"""What may stand in a cell: text made fit for a log line, and URLs.
+"""What a cell may contain: text made safe for a log line, and URLs.
 
 No outside world.
 """
@@ -118,8 +118,8 @@ def test_a_url_is_a_template_filled_with_encoded_values(template: str, change: d
     "template", ["", " ", "/{", "/}", "/{}", "/{ id }", "/{nope}", "/{{id}}", "/{id", "/id}", "/{id}{"]
 )
 def test_a_template_with_anything_else_in_braces_is_refused(template: str) -> None:
-    """An unknown field, an empty one, or a brace alone."""
-    with pytest.raises(ValueError, match=r"no field|stands alone|is empty"):
+    """An unknown field, an empty one, or an unmatched brace."""
+    with pytest.raises(ValueError, match=r"not a field|unmatched brace|is empty"):
         UrlTemplate(template)
 
 

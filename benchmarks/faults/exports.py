@@ -209,7 +209,7 @@ def _unreadable(yard: _Yard, row: Fault) -> None:
         done = site.run("feed", argv=[*without, *command("feed", "--config", site.config)])
         row.tried += 1
         row.expect(done.returncode == 1, f"an unreadable export: feed ended with {done.returncode}: {done.stderr}")
-        row.expect("may not be read by this user" in done.stdout, f"an unreadable export: feed printed {done.stdout}")
+        row.expect("this user may not read" in done.stdout, f"an unreadable export: feed printed {done.stdout}")
         row.expect("chmod o+rX" in done.stderr, f"an unreadable export: no hint in {done.stderr}")
         row.lost += [f"an unreadable export: {wrong}" for wrong in standing(site.folder / "data", expected)]
 

@@ -1,4 +1,4 @@
-"""Hostile exports that are no whole gzip file, or no file at all.
+"""Hostile exports that are not a complete gzip file, or no file at all.
 
 Writes what `exports_cases` is asked to make.
 """
@@ -47,34 +47,38 @@ def _zip(data: bytes) -> bytes:
     return packed.getvalue()
 
 
-_torn("zero bytes long", "is empty, which no gzip file is", lambda _: b"")
-_torn("one byte long", "is no whole gzip file", lambda whole: whole[:1])
-_torn("a gzip header and nothing else", "it is cut short", lambda whole: whole[:10])
-_torn("cut in its middle", "it is cut short", lambda whole: whole[: len(whole) // 2])
-_torn("cut before its checksum", "it is cut short", lambda whole: whole[:-8])
-_torn("cut before its last byte", "it is cut short", lambda whole: whole[:-1])
-_torn("a wrong checksum", "is no whole gzip file", lambda whole: whole[:-8] + bytes(4) + whole[-4:])
-_torn("a wrong length", "is no whole gzip file", lambda whole: whole[:-4] + b"\1\2\3\4")
+_torn("zero bytes long", "is empty, so it is not a gzip file", lambda _: b"")
+_torn("one byte long", "is not a complete gzip file", lambda whole: whole[:1])
+_torn("a gzip header and nothing else", "it is truncated", lambda whole: whole[:10])
+_torn("cut in its middle", "it is truncated", lambda whole: whole[: len(whole) // 2])
+_torn("cut before its checksum", "it is truncated", lambda whole: whole[:-8])
+_torn("cut before its last byte", "it is truncated", lambda whole: whole[:-1])
+_torn("a wrong checksum", "is not a complete gzip file", lambda whole: whole[:-8] + bytes(4) + whole[-4:])
+_torn("a wrong length", "is not a complete gzip file", lambda whole: whole[:-4] + b"\1\2\3\4")
 _torn(
     "a bit flipped",
-    "is no whole gzip file",
+    "is not a complete gzip file",
     lambda w: w[: len(w) // 2] + bytes([w[len(w) // 2] ^ 8]) + w[len(w) // 2 + 1 :],
 )
-_torn("text after its end", "is no whole gzip file", lambda whole: whole + b"<html>")
-_torn("a second member, cut short", "it is cut short", lambda whole: whole + whole[:-9])
-_torn("not compressed", "is no whole gzip file", gzip.decompress)
-_torn("a ZIP archive", "is no whole gzip file", lambda whole: _zip(gzip.decompress(whole)))
-_torn("bzip2", "is no whole gzip file", lambda whole: bz2.compress(gzip.decompress(whole)))
-_torn("xz", "is no whole gzip file", lambda whole: lzma.compress(gzip.decompress(whole)))
-_torn("zlib without gzip", "is no whole gzip file", lambda whole: zlib.compress(gzip.decompress(whole)))
-_torn("zeros", "is no whole gzip file", lambda _: bytes(100_000))
-_torn("a web page", "is no whole gzip file", lambda _: b"<!doctype html><title>503</title>" * 50)
+_torn("text after its end", "is not a complete gzip file", lambda whole: whole + b"<html>")
+_torn("a second member, cut short", "it is truncated", lambda whole: whole + whole[:-9])
+_torn("not compressed", "is not a complete gzip file", gzip.decompress)
+_torn("a ZIP archive", "is not a complete gzip file", lambda whole: _zip(gzip.decompress(whole)))
+_torn("bzip2", "is not a complete gzip file", lambda whole: bz2.compress(gzip.decompress(whole)))
+_torn("xz", "is not a complete gzip file", lambda whole: lzma.compress(gzip.decompress(whole)))
+_torn("zlib without gzip", "is not a complete gzip file", lambda whole: zlib.compress(gzip.decompress(whole)))
+_torn("zeros", "is not a complete gzip file", lambda _: bytes(100_000))
+_torn("a web page", "is not a complete gzip file", lambda _: b"<!doctype html><title>503</title>" * 50)
 _torn(
     "a member's name of 2 MB without an end",
-    "is no whole gzip file",
+    "is not a complete gzip file",
     lambda _: b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * 2 * MB,
 )
-_torn("1 GB of zeros, then damage", "is no whole gzip file", lambda _: gzip.compress(bytes(1 << 30), 1)[:-8] + bytes(8))
+_torn(
+    "1 GB of zeros, then damage",
+    "is not a complete gzip file",
+    lambda _: gzip.compress(bytes(1 << 30), 1)[:-8] + bytes(8),
+)
 
 
 @hostile("gzip in gzip", _TORN)

@@ -48,7 +48,7 @@ def convert_by_hand(
     """Convert one export by the configuration's ``[log]`` rules, or by the defaults without one.
 
     Raises:
-        ExportTorn: the export is no whole gzip file.
+        ExportTorn: the export is not a complete gzip file.
         PickupPointError: a file cannot be read or written.
     """
     for wanted in filter(None, (output, rejects)):

@@ -1,1 +1,1 @@
-"""Rows of one export become the gzip logs of one day, with books that balance."""
+"""Converts the rows of one export into the gzip logs of one day, with a tally that balances."""

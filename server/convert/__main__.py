@@ -7,9 +7,9 @@ in the program, never a listener's address.
 
 What it says of a failure, ``{"failed": {"kind": ...}}``:
 
-    torn        the export is no whole gzip file: "word", of `lines.TORN`
+    torn        the export is not a complete gzip file: "word", of `lines.TORN`
     unreadable  the export is not read by the system: "errno"
-    sent        a published log is no whole gzip file: "log", its place among ``sent``, and "word"
+    sent        a published log is not a complete gzip file: "log", its place among ``sent``, and "word"
     disk        the disk refused what was to be written: "errno"
     memory      it would have taken more memory than it may
     error       something that nobody thought of: "type", and "at", the last places in the program

@@ -1,7 +1,7 @@
-"""One row of a metrics export, read and checked, each field by its exact rule.
+"""One row of a metrics export, parsed and checked, each field by its exact rule.
 
-No outside world. What a row may be and why it is rejected is Megaphone's documentation and our reading of it; the
-reasons stand in `tally`.
+No outside world. What a row may contain, and why it is rejected, follows Megaphone's documentation and our reading of
+it; the reasons are in `tally`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ REPORTING_SECONDS = 60  # Megaphone: "seconds_downloaded >= 60 and blacklisted_i
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """One row of a metrics export, checked: one download summed up.
+    """One checked row of a metrics export: the summary of one download.
 
     ``date`` and ``time`` are ``created_at`` in UTC, ``YYYY-MM-DD`` and ``HH:MM:SS``; ``podcast_id`` and ``episode_id``
-    are empty where they are missing (never both); ``fields`` holds the row as it came.
+    are empty where they are missing (never both); ``fields`` holds the row as received.
     """
 
     id: str
@@ -49,12 +49,12 @@ class ExportRow:
 
     @property
     def reporting(self) -> bool:
-        """Whether Megaphone's own reports count it."""
+        """Whether Megaphone's own reports count the row."""
         return not (self.short or self.blacklisted_ip or self.blacklisted_ua)
 
     @classmethod
     def parse(cls, line: bytes) -> ExportRow:
-        """Read one line of an export.
+        """Parse one line of an export.
 
         Raises:
             RowRejected: with the first reason that applies.
@@ -100,14 +100,15 @@ class ExportRow:
 
 
 def identifier(value: Any) -> str:
-    """An id or address: a string as written, an integer as its digits; empty for anything else and for blanks."""
+    """Return an id or address: a string as is, an integer as its digits, and "" for blanks and for anything else."""
+    # `type(...) is`, here and below: isinstance would take True for an integer.
     if type(value) is str:
         return value if value.strip() else ""
     return str(value) if type(value) is int else ""
 
 
 def parse_created_at(value: Any) -> tuple[str, str] | None:
-    """``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC, the fraction cut off; None when it is no instant."""
+    """Return ``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC without its fraction; None if it is no instant."""
     match = _CREATED_AT.fullmatch(value) if type(value) is str else None
     return (match[1], match[2]) if match is not None and _is_date(match[1]) else None
 
@@ -122,21 +123,22 @@ def _is_date(text: str) -> bool:
 
 
 def whole_number(value: Any) -> int | None:
-    """0 to 2⁶³-1, also as a digit string or a whole float; None for anything else."""
+    """Return a whole number from 0 to 2⁶³-1, also from a digit string or a whole float; None for anything else."""
     if type(value) is float:
         value = int(value) if value.is_integer() else None
-    elif type(value) is str:  # int() refuses strings of more than 4300 digits; 20 that count are too many already
+    elif type(value) is str:
+        # int() refuses strings of more than 4300 digits; 20 significant ones are over the limit already.
         value = int(value.lstrip("0")[:20] or "0") if _DIGITS.fullmatch(value) else None
     return value if type(value) is int and 0 <= value <= LARGEST_WHOLE_NUMBER else None
 
 
 def flag(value: Any) -> bool:
-    """A boolean, or "true"; anything else means false."""
+    """Return whether a value is true or "true"; anything else means false."""
     return value is True or value == "true"
 
 
 def seconds(value: Any) -> float:
-    """A number of seconds, also as a string of digits, with or without a fraction; -1 for what cannot be read."""
+    """Return a number of seconds, also from a string such as "61" or "61.5"; -1 for anything else."""
     if type(value) is int or type(value) is float:
         return value
     return float(value) if type(value) is str and _NUMBER.fullmatch(value) else -1.0

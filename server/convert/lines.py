@@ -1,7 +1,7 @@
-"""The export as blocks of whole lines, and gzip read with every check it has.
+"""The export as blocks of whole lines, and gzip read with all of its checks.
 
-Reads one gzip file. Two promises: a file that is not one whole, correct gzip file (members one after the other, zero
-padding at the end) raises `ExportTorn` before its end is reached; and how the lines fall into blocks depends on the
+Reads one gzip file. Two promises: a file that is not a complete, correct gzip file (members one after the other, zero
+padding at the end) raises `ExportTorn` before its end is reached; and the division of lines into blocks depends on the
 bytes alone. No line over 16 MiB is ever held whole.
 """
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import BinaryIO, Self
 
-# Why a file is no whole gzip file: a word, and the end of the sentence about it. Nothing of the file is in it.
+# Why a file is not a complete gzip file: a word, and the end of the sentence about it. Nothing of the file is in it.
 TORN = {
-    "empty": "is empty, which no gzip file is",
-    "not gzip": "is no whole gzip file: it is not gzip",
-    "cut short": "is no whole gzip file: it is cut short",
-    "followed": "is no whole gzip file: something else follows its end",
-    "damaged": "is no whole gzip file: it is damaged",
+    "empty": "is empty, so it is not a gzip file",
+    "not gzip": "is not a complete gzip file: it is not gzip",
+    "truncated": "is not a complete gzip file: it is truncated",
+    "followed": "is not a complete gzip file: something else follows its end",
+    "damaged": "is not a complete gzip file: it is damaged",
 }
 LINE_LIMIT = 16 << 20  # bytes; a longer line is malformed
 RAW_LIMIT = 64 << 10  # bytes of a rejected line that are kept
@@ -38,9 +38,9 @@ RAW_LIMIT = 64 << 10  # bytes of a rejected line that are kept
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Whole lines, in pieces that belong together, each line with its newline but for the last one of a file.
+    """Whole lines, in pieces to be joined; every line has its newline, except perhaps the last one of a file.
 
-    ``too_long`` marks a single line over 16 MiB, of which only the beginning is there.
+    ``too_long`` marks a single line over 16 MiB, of which only the beginning is kept.
     """
 
     number: int
@@ -49,10 +49,10 @@ class Block:
 
 
 class GzipText:
-    """A gzip file that is read once, from its beginning to its end.
+    """A gzip file that is read once, from beginning to end.
 
     Raises:
-        ExportTorn: the file is empty, not gzip, cut short, or damaged, or something else follows its end.
+        ExportTorn: the file is empty, not gzip, truncated or damaged, or something else follows its end.
         SourceError: the file cannot be read at all.
     """
 
@@ -72,22 +72,22 @@ class GzipText:
 
     @property
     def position(self) -> int:
-        """How many compressed bytes were read so far."""
+        """The number of compressed bytes read so far."""
         return self._file.tell()
 
     def read(self, size: int) -> bytes:
-        """The next ``size`` bytes; fewer only at the end, where all checks have passed."""
+        """Return the next ``size`` bytes; fewer only at the end, when all checks have passed."""
         return self._checked(lambda: self._text.read(size))
 
     def readline(self) -> bytes:
-        """The next line with its newline, for headers."""
+        """Return the next line with its newline; meant for headers."""
         return self._checked(lambda: self._text.readline())  # type: ignore[no-untyped-call]  # isal
 
     def _checked(self, read: Callable[[], bytes]) -> bytes:
         try:
             data = read()
         except EOFError as error:
-            raise torn(self._name, "cut short") from error
+            raise torn(self._name, "truncated") from error
         except gzip.BadGzipFile as error:
             strange = str(error).startswith("Not a gzipped file")
             first = self._text.tell() == 0
@@ -102,7 +102,7 @@ class GzipText:
 
 
 def torn(name: str, word: str) -> ExportTorn:
-    """The error about a file that is no whole gzip file, for one of the words of `TORN`."""
+    """The error about a file that is not a complete gzip file, for one of the words of `TORN`."""
     return ExportTorn(f"{name} {TORN[word]}", hint=f"gzip -t {name}; wait for its next version", word=word)
 
 
@@ -112,12 +112,14 @@ def unreadable(name: str, number: int | None) -> SourceError:
 
 
 def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"") -> Iterator[Block]:
-    """Whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was read already."""
+    """Yield whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was read before."""
+    # The start of a line that the last read cut off, and its whole length, of which only a part may be kept.
     carried: list[bytes | memoryview] = [head] if head else []
-    length, number = len(head), 0  # of the line that is carried over from one read to the next
+    length, number = len(head), 0
     while data := read(block_size):
         end = data.rfind(b"\n") + 1
         if end:
+            # Only near the limit does the first line's end matter; otherwise the carried line joins the block as it is.
             start = data.find(b"\n") + 1 if length + block_size > LINE_LIMIT else 0
             if length + start - 1 > LINE_LIMIT:
                 yield Block(number, (_beginning([*carried, memoryview(data)[:start]]),), too_long=True)
@@ -132,6 +134,7 @@ def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"")
         if end < len(data):
             carried.append(data[end:])
             length += len(data) - end
+            # Over the limit, the rest of the line is counted but not kept, or it could fill the memory.
             if length > LINE_LIMIT:
                 carried = [_beginning(carried)]
     if length > LINE_LIMIT:
@@ -141,7 +144,7 @@ def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"")
 
 
 def _beginning(pieces: Sequence[bytes | memoryview]) -> bytes:
-    """As much of a line as is ever kept, and a few bytes more, by which it is seen to be cut."""
+    """Return as much of a line as is ever kept, and a few bytes more, which show that it was cut."""
     kept = bytearray()
     for piece in pieces:
         kept += piece[: RAW_LIMIT + 8 - len(kept)]

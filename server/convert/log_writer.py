@@ -1,7 +1,8 @@
-"""Log files as gzip: pieces deflated apart and joined into one member, cut exactly by lines where it is asked for.
+"""Log files as gzip: pieces deflated separately and joined into one member, split at an exact number of lines.
 
-Writes into the files that a `LogSink` opens. The promise: the bytes depend on the lines and on how they fell into
-pieces, never on who deflated them; every file is a single gzip member without time or name, with its own header lines.
+Writes into the files that a `LogSink` opens. The promise: the bytes depend on the lines and on their division into
+pieces, never on which process deflated them; every file is a single gzip member without time or name, with its own
+header lines.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ if TYPE_CHECKING:
 
 LEVEL = 1  # by measurement: benchmarks/convert.py
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: deflate, no flags, no time, unknown system
-_END = b"\x03\x00"  # a final block without content
+_END = b"\x03\x00"  # RFC 1951: a final block without content
 
 
 class LogSink(Protocol):
-    """Where a conversion's files go."""
+    """Where the files of a conversion go."""
 
     def restart(self) -> None:
-        """Forget everything opened so far: a second pass begins."""
+        """Discard everything opened so far, because a second pass begins."""
 
     def open_log(self, index: int) -> BinaryIO:
-        """The file for the log with this index (0, 1, … in order); it is closed when its log is whole."""
+        """Open the file for the log with this index (0, 1, … in order); it is closed when its log is complete."""
 
     def open_rejects(self) -> BinaryIO:
-        """The file for rejected rows; asked for at most once a pass, and only when there is a rejected row."""
+        """Open the file for rejected rows; called at most once per pass, and only when a row was rejected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +45,22 @@ class Piece:
 
 
 def deflate(text: bytes | memoryview, lines: int) -> Piece:
-    """A piece of ``text``, which holds so many lines."""
+    """Return ``text``, which has this many lines, as a piece."""
     if not text:
         return Piece(b"", 0, 0, 0)
     packer = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, -15)
+    # A full flush ends on a byte boundary and forgets the window, so pieces can be joined in any order.
     data = packer.compress(text) + packer.flush(isal_zlib.Z_FULL_FLUSH)
     return Piece(data, isal_zlib.crc32(text), len(text), lines)
 
 
 def inflate(piece: Piece) -> bytes:
-    """The text of a piece."""
+    """Return the text of a piece."""
     return isal_zlib.decompressobj(-15).decompress(piece.data)
 
 
 class LogFiles:
-    """The log files of one pass: at most ``max_rows`` lines each (0: one file for all), after its header lines."""
+    """The log files of one pass: at most ``max_rows`` lines each (0: one file for all) after the header lines."""
 
     def __init__(self, sink: LogSink, header: str, max_rows: int = 0) -> None:
         self.lines: list[int] = []
@@ -76,6 +78,7 @@ class LogFiles:
         if not self._max_rows or piece.lines <= room:
             self._write(piece)
             return
+        # Rare: a piece that crosses the boundary of a file is inflated, split and deflated again.
         rows = inflate(piece).split(b"\n")[:-1]
         start = 0
         while start < len(rows):
@@ -90,6 +93,7 @@ class LogFiles:
     def _write(self, piece: Piece) -> None:
         file = self._file or self.open()
         file.write(piece.data)
+        # The member's checksum comes from those of its pieces: nothing is read twice.
         self._crc = isal_zlib.crc32_combine(self._crc, piece.crc, piece.length)
         self._length += piece.length
         self.lines[-1] += piece.lines
@@ -103,13 +107,14 @@ class LogFiles:
         return file
 
     def close(self) -> None:
-        """End the file that is open, if one is."""
+        """Complete and close the open file, if there is one."""
         if self._file is not None:
             self._file.write(_END + struct.pack("<II", self._crc, self._length & 0xFFFFFFFF))
             self.abandon()
 
     def abandon(self) -> None:
-        """Close the file that is open, as it stands."""
+        """Close the open file as it is, incomplete."""
+        # Forgotten first: if closing fails, nothing may write to it again.
         file, self._file = self._file, None
         if file is not None:
             file.close()

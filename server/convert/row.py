@@ -1,7 +1,7 @@
 """One export row, one log line: the exact rule for every column, filter and rejection.
 
-This is the reference: short, slow and right. the kernel (for ordinary rows) must give the same outcome for
-every row, and a differential test holds it to that. No outside world, no clock.
+This is the reference: short, slow and exact. The kernel (the fast path for ordinary rows) must give the same outcome
+for every row; a differential test enforces that. No outside world, no clock.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a day's rows are converted with: the rules, the address key (32 bytes), the catalogue, the file's day.
+    """What a conversion needs: the rules, the key for hashing addresses (32 bytes), the catalogue, the file's day.
 
-    ``day`` is None for an export whose name has no day in it; then no row is outside its day.
+    ``day`` is None for an export whose name contains no day; then no row is outside its day.
     """
 
     rules: LogRules
@@ -36,10 +36,10 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a row came to when it was not rejected: a line, or the reason why it was filtered.
+    """What a row that was not rejected became: a line, or the reason why it was filtered.
 
-    ``line`` is without its newline and empty for a filtered row; ``metric_id`` is the cell of ``x-metric-id``, by
-    which the row is known once it is published; the flags count for the tally where there is a line.
+    ``line`` has no newline and is empty for a filtered row; ``metric_id`` is the cell of ``x-metric-id``, which
+    identifies the row once it is published; the flags are counted in the tally where there is a line.
     """
 
     id: str
@@ -68,9 +68,9 @@ class RowConverter:
         self._day = conversion.day.isoformat() if conversion.day is not None else None
 
     def convert(self, raw: bytes) -> Outcome:
-        """One line of an export.
+        """Convert one line of an export.
 
-        Duplicates, rows sent before and rows that are too fresh are not known to a single row: `day` sees to them.
+        A single row cannot show that it is a duplicate, was sent before or is too fresh: `day` checks that.
 
         Raises:
             RowRejected: with the first reason that applies.
@@ -81,12 +81,14 @@ class RowConverter:
         guid = episode.guid if episode is not None and episode.guid else row.episode_id
         known = row.fields | {"podcast_id": row.podcast_id, "episode_id": row.episode_id}
         known |= {"token": "", "enclosure_url": ""} if episode is None else episode.parts()
+        # The operator's own URL wins over the template, whatever an RSS feed says.
         url = episode.url if episode is not None and episode.url else self._template.fill(known, guid)
         if len(url) > URL_LIMIT:
             raise RowRejected(RejectReason.URL_TOO_LONG)
         address = sent_address(row.ip, truncated=rules.ip == "truncated", key=self._conversion.hash_key)
         clamped = rules.bytes == "clamped" and row.bytes_sent > row.filesize
         sent = row.filesize if clamped else row.bytes_sent
+        # By the bytes as they came: a clamped row was downloaded whole.
         partial = rules.partial_status == 206 and row.bytes_sent < row.filesize
         filtered = self.filter_reason(row)
         line = LogLine(
@@ -120,7 +122,7 @@ class RowConverter:
         )
 
     def filter_reason(self, row: ExportRow) -> FilterReason | None:
-        """Why the row is left out by the ``rows`` setting, or because nothing was transferred."""
+        """Return why the ``rows`` setting, or a transfer of no bytes, leaves the row out; None if neither does."""
         if row.bytes_sent == 0:
             return FilterReason.NO_BYTES
         if self._rules.rows == "all":
@@ -134,10 +136,10 @@ class RowConverter:
 
 @dataclass(frozen=True, slots=True)
 class SentAddress:
-    """The two columns of an address, ``IP`` and ``Hashed-IP``, and what it was.
+    """The two columns for an address, ``IP`` and ``Hashed-IP``, and what kind of value it was.
 
     ``is_address`` is False for a token (what Megaphone sends where addresses are hashed); ``ends_in_zero`` is True for
-    an IPv4 address whose last octet is 0, which may have been truncated before it came.
+    an IPv4 address whose last octet is 0, which may have been truncated before it reached us.
     """
 
     ip: str
@@ -147,7 +149,7 @@ class SentAddress:
 
 
 def sent_address(text: str, *, truncated: bool, key: bytes) -> SentAddress:
-    """What is sent of the address (or token) ``text``; blanks around it do not count.
+    """Return what is sent for the address (or token) ``text``; surrounding blanks are ignored.
 
     The hash is the lower-case hex HMAC-SHA-256 under ``key`` of the full IPv4 address, of the first address of the
     IPv6 /64, or of the token.
@@ -162,18 +164,19 @@ def sent_address(text: str, *, truncated: bool, key: bytes) -> SentAddress:
     if isinstance(address, IPv4Address):
         cut = str(IPv4Address(int(address) & 0xFFFFFF00))
         return SentAddress(cut, keyed_hash(str(address), key), is_address=True, ends_in_zero=zero)
+    # Hashed by the /64: within it, a device changes its own address every day (RFC 8981).
     network64 = IPv6Address(int(address) >> 64 << 64)
     cut = str(IPv6Address(int(address) >> 80 << 80))
     return SentAddress(cut, keyed_hash(str(network64), key), is_address=True, ends_in_zero=False)
 
 
 def token(text: str, key: bytes) -> SentAddress:
-    """What is sent of a text that is no address."""
+    """Return what is sent for a text that is not an address."""
     return SentAddress("-", keyed_hash(text, key), is_address=False, ends_in_zero=False)
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """The address that ``text`` spells (an IPv4-mapped IPv6 address is its IPv4), or None for a token."""
+    """Return the address in ``text`` (for an IPv4-mapped IPv6 address, its IPv4 address), or None for a token."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -186,5 +189,5 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def keyed_hash(text: str, key: bytes) -> str:
-    """HMAC-SHA-256 of a text under the site's secret, as 64 lower-case hex digits."""
+    """Return the HMAC-SHA-256 of a text under the site's secret, as 64 lower-case hex digits."""
     return hmac.digest(key, text.encode(), "sha256").hex()

@@ -61,7 +61,7 @@ def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
 
 
 def damaged(name: str, word: str) -> DataFolderError:
-    """The error about a published log that is no whole gzip file any more."""
+    """The error about a published log that is no longer a complete gzip file."""
     hint = f"gzip -t {name}; restore it from a backup, with its mtime"
     return DataFolderError(f"the published log {name} is damaged: it {TORN[word]}", hint=hint)
 

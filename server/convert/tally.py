@@ -1,6 +1,6 @@
-"""The books of a conversion: every row is a line, or filtered, or rejected, each with its reason.
+"""The tally of a conversion: every row is a line, or filtered, or rejected, each with its reason.
 
-No outside world. The promise kept here: ``rows == lines + filtered + rejected`` (`Tally.balanced`).
+No outside world. The promise: ``rows == lines + filtered + rejected`` (`Tally.balanced`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RejectReason(StrEnum):
-    """Why a row cannot become a line, in the order in which the reasons are looked for."""
+    """Why a row cannot become a line, in the order in which the reasons are checked."""
 
     MALFORMED_JSON = "malformed_json"
     NOT_AN_OBJECT = "not_an_object"
@@ -31,7 +31,7 @@ class RejectReason(StrEnum):
 
 
 class FilterReason(StrEnum):
-    """Why a row that could become a line is left out on purpose, in the order in which the reasons are looked for."""
+    """Why a row that could become a line is deliberately left out, in the order in which the reasons are checked."""
 
     SENT_BEFORE = "sent_before"
     NO_BYTES = "no_bytes"
@@ -42,7 +42,7 @@ class FilterReason(StrEnum):
 
 
 class RowRejected(Exception):
-    """This row cannot become a line; ``reason`` says why."""
+    """The row cannot become a line; ``reason`` says why."""
 
     def __init__(self, reason: RejectReason) -> None:
         super().__init__(reason)
@@ -51,11 +51,11 @@ class RowRejected(Exception):
 
 @dataclass(slots=True)
 class Tally:
-    """How many rows came to what.
+    """How many rows became what.
 
-    ``rows`` counts all rows (blank lines are none); ``reporting`` the rows not rejected that meet Megaphone's own
-    reporting rule, whatever was filtered; ``clamped``, ``not_an_address``, ``ends_in_zero``, ``outside_day`` and
-    ``unmapped_episodes`` count lines written.
+    ``rows`` counts all rows (blank lines are not rows); ``reporting`` counts the rows that were not rejected and meet
+    Megaphone's own reporting rule, filtered or not; ``clamped``, ``not_an_address``, ``ends_in_zero``,
+    ``outside_day`` and ``unmapped_episodes`` count lines written.
     """
 
     rows: int = 0
@@ -83,18 +83,18 @@ class Tally:
         return self.rejected.total() / self.rows if self.rows else 0.0
 
     def share_of_lines(self, count: int) -> float:
-        """``count`` as a share of the lines written, 0 to 1."""
+        """Return ``count`` as a share of the lines written, 0 to 1."""
         return count / self.lines if self.lines else 0.0
 
     def add(self, other: Tally) -> None:
-        """Add another part of the same day."""
+        """Add the tally of another part of the same day."""
         for name in self._NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.filtered.update(other.filtered)
         self.rejected.update(other.rejected)
 
     def as_json(self) -> dict[str, Any]:
-        """As ``--json`` and the ledger hold it; the reasons that did not occur are left out."""
+        """Return the tally as ``--json`` and the ledger hold it; reasons that did not occur are omitted."""
         return {
             "rows": self.rows,
             "lines": self.lines,
@@ -110,74 +110,78 @@ class Tally:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tally:
-        """The tally that `as_json` gave."""
+        """Return the tally that `as_json` returned as ``data``."""
         numbers = {name: int(data[name]) for name in cls._NUMBERS}
         return cls(**numbers, filtered=Counter(data["filtered"]), rejected=Counter(data["rejected"]))
 
 
 LONGEST_NAME = 200  # characters of a podcast's id; Megaphone's have 36
-MOST_PODCASTS = 20_000  # what an export with more names is counted together under `OTHERS`
+MOST_PODCASTS = 20_000  # any further ones in an export are counted together as `OTHERS`
 NO_PODCAST = "-"
 OTHERS = "(others)"
 
 
 @dataclass(slots=True)
 class PodcastBooks:
-    """A tally for each podcast; only ``rows``, ``reporting``, ``lines``, ``filtered`` and ``rejected`` are counted."""
+    """One tally per podcast; only ``rows``, ``reporting``, ``lines``, ``filtered`` and ``rejected`` are counted."""
 
     tallies: dict[str, Tally] = field(default_factory=dict)
 
     def of(self, podcast: str) -> Tally:
-        """The tally of one podcast; what is too long to be an id is known by its beginning, what is blank is none."""
+        """Return the tally of one podcast: an overlong id is cut to `LONGEST_NAME`, a blank one is `NO_PODCAST`."""
         podcast = podcast[:LONGEST_NAME] if podcast.strip() else NO_PODCAST
         tally = self.tallies.get(podcast)
         if tally is None:
+            # Bounded, because a hostile export could name a new podcast in every row.
             if len(self.tallies) >= MOST_PODCASTS and podcast not in (OTHERS, NO_PODCAST):
                 return self.of(OTHERS)
             tally = self.tallies[podcast] = Tally()
         return tally
 
     def count(self, podcasts: Sequence[str], reported: Iterable[bool], filtered: Mapping[int, FilterReason]) -> None:
-        """Count rows that were not rejected: the podcast of each, whether it is reported, and the filtered by place."""
+        """Count rows that were not rejected.
+
+        ``podcasts`` and ``reported`` have one entry per row; ``filtered`` holds the reasons by the row's index.
+        """
         for podcast, rows in Counter(podcasts).items():
             tally = self.of(podcast)
             tally.rows += rows
             tally.lines += rows
         for podcast, rows in Counter(compress(podcasts, reported)).items():
             self.of(podcast).reporting += rows
-        for place, reason in filtered.items():
-            tally = self.of(podcasts[place])
+        for index, reason in filtered.items():
+            tally = self.of(podcasts[index])
             tally.lines -= 1
             tally.filtered[reason] += 1
 
     def reject(self, podcast: str, reason: RejectReason) -> None:
-        """Count a rejected row; its podcast is empty where it cannot be read."""
+        """Count a rejected row; ``podcast`` is empty where the row does not show it."""
         tally = self.of(podcast)
         tally.rows += 1
         tally.rejected[reason] += 1
 
     def add(self, other: PodcastBooks) -> None:
-        """Add another part of the same day."""
+        """Add the tally of another part of the same day."""
         for podcast, tally in other.tallies.items():
             self.of(podcast).add(tally)
 
     def as_json(self) -> dict[str, Any]:
-        """As the ledger keeps it: by podcast, [rows, reporting, lines, filtered, rejected]."""
+        """Return the tallies as the ledger keeps them: by podcast, [rows, reporting, lines, filtered, rejected]."""
         return {
-            podcast: [t.rows, t.reporting, t.lines, _named(t.filtered), _named(t.rejected)]
+            podcast: [t.rows, t.reporting, t.lines, _by_name(t.filtered), _by_name(t.rejected)]
             for podcast, t in self.tallies.items()
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PodcastBooks:
-        """The books that `as_json` gave."""
-        books = cls()
+        """Return the tallies that `as_json` returned as ``data``."""
+        made = cls()
         for podcast, (rows, reporting, lines, filtered, rejected) in data.items():
-            books.tallies[podcast] = Tally(
+            made.tallies[podcast] = Tally(
                 rows=rows, reporting=reporting, lines=lines, filtered=Counter(filtered), rejected=Counter(rejected)
             )
-        return books
+        return made
 
 
-def _named(counts: Counter[str]) -> dict[str, int]:
+def _by_name(counts: Counter[str]) -> dict[str, int]:
     return {str(reason): count for reason, count in counts.items() if count}

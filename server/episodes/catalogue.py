@@ -2,8 +2,8 @@
 
 Reads the operator's files: a CSV, ``episode_id,guid,url`` (guid or url may be empty), and a list of RSS feeds.
 Megaphone's ``episode_id`` is the id of its CMS; Triton matches a line by the guid "as represented in the RSS feed", or
-by the URL. What the operator wrote comes first, then a guid that is the ``episode_id``, whatever its case. Nothing is
-ever matched by size or duration: a wrong match is worse than none.
+by the URL. The operator's file comes first, then a guid that equals the ``episode_id``, ignoring case. Nothing is ever
+matched by size or duration: a wrong match is worse than none.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 
 COLUMNS = ("episode_id", "guid", "url")
-NOTES = ("podcast_id", "lines")  # written beside them by `episodes --export` for the eye, and never read
+NOTES = ("podcast_id", "lines")  # for information: written by `episodes --export`, and never read
+MOST_PROBLEMS = 20  # reported for one file
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 _TOKEN = re.compile(r"[A-Za-z]{2,10}[0-9]{4,20}", re.ASCII)
 
 
 class Episode(NamedTuple):
-    """What the catalogue says of one episode; an empty text where it says nothing.
+    """What the catalogue knows about one episode; '' where it knows nothing.
 
-    ``url`` is the operator's; ``enclosure_url`` is the RSS feed's, as published, and ``token`` Megaphone's id in it.
+    ``url`` is the operator's; ``enclosure_url`` is the RSS feed's, as published, and ``token`` is Megaphone's id in it.
     """
 
     guid: str
@@ -42,29 +43,31 @@ class Episode(NamedTuple):
     enclosure_url: str = ""
 
     def parts(self) -> dict[str, str]:
-        """What a URL template may ask for beside the guid."""
+        """Return the values that a URL template may use besides the guid."""
         return {"token": self.token, "enclosure_url": self.enclosure_url}
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Episodes by their Megaphone episode id, in lower case; ``stamp`` says which version this is."""
+    """Episodes by their Megaphone episode id in lower case; ``stamp`` identifies the version."""
 
     episodes: dict[str, Episode]
     stamp: CatalogueStamp | None = None
 
     def find(self, episode_id: str) -> Episode | None:
-        """The episode, or None; ids are compared without case."""
+        """Return the episode, or None; ids are compared ignoring case."""
         return self.episodes.get(episode_id.strip().lower())
 
 
 def make_catalogue(written: Catalogue | None, published: Sequence[Episode], read: Sequence[datetime] = ()) -> Catalogue:
-    """One catalogue of what the operator wrote and what the RSS feeds publish, which were read at these instants.
+    """Merge the operator's catalogue and the items of the RSS feeds, which were read at the instants ``read``.
 
-    Of two equal guids the first one counts. Called once for each conversion: it must stay quick for 20,000 episodes.
+    Of two equal guids, the first one counts. Called once per conversion: it must stay fast for 20,000 episodes.
     """
+    # Reversed, because the last of two equal keys wins in a dictionary.
     episodes = {item.guid.lower(): item for item in reversed(published)}
     episodes.pop("", None)
+    # Over the content alone, not over times: the same catalogue has the same version on every machine.
     digest = blake2b("\n".join(map("\t".join, published)).encode(), digest_size=6)
     if written is not None:
         found = {key: episodes.get(row.guid.lower() or key, _NOTHING) for key, row in written.episodes.items()}
@@ -79,15 +82,15 @@ _NOTHING = Episode("", "")
 
 
 def load_urls(path: Path) -> list[str]:
-    """The RSS feeds in a file, one a line; blank lines and lines that begin with # are none.
+    """Return the RSS feeds in a file, one per line; blank lines and lines that begin with # are ignored.
 
     Raises:
-        ConfigError: the file cannot be read, or a line is no web address; with all problems (the first 20 of them).
+        ConfigError: the file cannot be read, or a line is not a web address; with up to `MOST_PROBLEMS` problems.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no UTF-8"
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {why}", f"ls -l {path}")]) from error
     urls, problems = [], []
     for number, line in enumerate(lines, 1):
@@ -97,9 +100,11 @@ def load_urls(path: Path) -> list[str]:
         if _is_web_address(url):
             urls.append(url)
         else:
-            problems.append(Problem(f"{path} line {number}", "is no web address", "write one https://host/path a line"))
+            problems.append(
+                Problem(f"{path} line {number}", "is not a web address", "write one https://host/path per line")
+            )
     if problems:
-        raise ConfigError(str(path), problems[:20])
+        raise ConfigError(str(path), problems[:MOST_PROBLEMS])
     return urls
 
 
@@ -112,7 +117,7 @@ def _is_web_address(url: str) -> bool:
 
 
 def check_episodes(path: Path) -> list[Problem]:
-    """Everything that is wrong in an operator's CSV file, ids that are no ids of Megaphone's among it."""
+    """Return everything wrong with an operator's CSV file, including ids that are not Megaphone's."""
     problems: list[Problem] = []
     _read(path, problems, ids=True)
     return problems
@@ -123,17 +128,17 @@ def load_catalogue(path: Path) -> Catalogue:
 
     Raises:
         ConfigError: the file cannot be read, has unknown columns, an id twice or empty, or a URL over 2048 characters;
-            with all problems (the first 20 of them).
+            with up to `MOST_PROBLEMS` problems.
     """
     problems: list[Problem] = []
     episodes = _read(path, problems)
     if problems:
-        raise ConfigError(str(path), problems[:20])
+        raise ConfigError(str(path), problems[:MOST_PROBLEMS])
     return Catalogue(episodes)
 
 
 def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str, Episode]:
-    """The rows that are right; the others' problems are added. With ``ids``, an id must look like Megaphone's."""
+    """Return the correct rows, and add the others' problems; with ``ids``, an id must look like Megaphone's."""
     episodes: dict[str, Episode] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -143,12 +148,12 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
             unknown = [name for name in header if name not in COLUMNS + NOTES]
             if unknown or "episode_id" not in header or len(header) != len(set(header)):
                 wrong = f"its first line is {','.join(header)!r}"
-                problems.append(Problem(f"{path} line 1", wrong, f"write as first line: {','.join(COLUMNS)}"))
+                problems.append(Problem(f"{path} line 1", wrong, f"write as the first line: {','.join(COLUMNS)}"))
             else:
                 for row in reader:
                     _read_row(f"{path} line {reader.line_num}", row, episodes, problems)
                     if ids and (episode_id := (row["episode_id"] or "").strip()) and not _ID.fullmatch(episode_id):
-                        problems.append(_no_id(f"{path} line {reader.line_num}", episode_id))
+                        problems.append(_not_an_id(f"{path} line {reader.line_num}", episode_id))
     except OSError as error:
         problems.append(Problem(str(path), f"cannot be read: {error.strerror}", f"ls -l {path}"))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -156,35 +161,37 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
     return episodes
 
 
-def _no_id(place: str, episode_id: str) -> Problem:
-    what = "the token of an enclosure URL" if _TOKEN.fullmatch(episode_id) else "no id of Megaphone's"
-    cure = "write the episode's id in Megaphone, a UUID: pickup-point episodes --unmatched"
-    return Problem(place, f"has the episode_id {episode_id[:80]!r}, which is {what}", cure)
+def _not_an_id(line: str, episode_id: str) -> Problem:
+    what = "the token of an enclosure URL" if _TOKEN.fullmatch(episode_id) else "not a Megaphone id"
+    cure = "write Megaphone's id of the episode, a UUID; to list them: pickup-point episodes --unmatched"
+    return Problem(line, f"has the episode_id {episode_id[:80]!r}, which is {what}", cure)
 
 
-def _read_row(place: str, row: dict[str, str | None], episodes: dict[str, Episode], problems: list[Problem]) -> None:
+def _read_row(line: str, row: dict[str, str | None], episodes: dict[str, Episode], problems: list[Problem]) -> None:
     if "" in row:
-        problems.append(Problem(place, "has more cells than columns", "put cells with commas in double quotes"))
+        problems.append(Problem(line, "has more cells than columns", "put cells with commas in double quotes"))
         return
     episode_id, guid, url = ((row.get(name) or "").strip() for name in COLUMNS)
     if not episode_id and not guid and not url:
         return
     if not episode_id:
-        problems.append(Problem(place, "has no episode_id", "fill it in, or remove the line"))
+        problems.append(Problem(line, "has no episode_id", "fill it in, or remove the line"))
     elif episode_id.lower() in episodes:
-        problems.append(Problem(place, f"has the episode_id {episode_id} a second time", "keep one line of the two"))
+        problems.append(Problem(line, f"repeats the episode_id {episode_id}", "keep one of the two lines"))
     elif len(url_text(url)) > URL_LIMIT:
-        problems.append(Problem(place, f"has a URL over {URL_LIMIT} characters", "shorten it; Triton takes no longer"))
+        problems.append(
+            Problem(line, f"has a URL over {URL_LIMIT} characters", "shorten it; Triton accepts no longer URL")
+        )
     else:
         episodes[episode_id.lower()] = Episode(guid, url_text(url))
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueStamp:
-    """Which episode catalogue a file was made with: ``version`` is the same for the same content, wherever it is made.
+    """Which episode catalogue a file was made with; the same content has the same ``version`` on every machine.
 
-    ``episodes`` it knew, ``rss_feeds`` it was made of beside the operator's file, the oldest of them read at
-    ``read_at`` (ISO 8601 in UTC, empty where no RSS feed was read).
+    ``episodes`` is how many it knew; ``rss_feeds`` is how many RSS feeds it includes, the oldest of them read at
+    ``read_at`` (ISO 8601 in UTC, '' where no RSS feed was read).
     """
 
     version: str
@@ -193,7 +200,7 @@ class CatalogueStamp:
     read_at: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """As the ledger and ``--json`` hold it."""
+        """Return the stamp as the ledger and ``--json`` hold it."""
         return {
             "version": self.version,
             "episodes": self.episodes,

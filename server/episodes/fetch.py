@@ -1,8 +1,9 @@
-"""The reader of RSS feeds: one document over HTTP, asked for only when it has changed.
+"""The reader of RSS feeds: one document over HTTP, transferred only when it has changed.
 
-Touches the network and nothing else. The promise: whatever an address answers (nothing, too slowly, too much, a bomb, a
-redirect to a file, to this machine or to the cloud's metadata) ends in `RssUnread` within bounded time and memory. The
-address that is looked at is the one that the socket is about to connect to, so a name that changes helps nobody.
+Touches the network and nothing else. The promise: whatever a server answers (nothing, too slowly, too much, a
+decompression bomb, a redirect to a file, to this machine or to the cloud's metadata) ends in `RssUnread` within bounded
+time and memory. The address that is checked is the one that the socket is about to connect to, so a name that resolves
+differently the second time gains nothing.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 _ACCEPT = "application/rss+xml, application/xml;q=0.9, text/xml;q=0.9, */*;q=0.1"
 _REDIRECTS = {301, 302, 303, 307, 308}
-_CHUNK = 256 << 10  # bytes, of what came and of what it inflates to, that are looked at in one go
+_CHUNK = 256 << 10  # bytes, received or inflated, that are parsed at a time
 _EMBEDDED = [ipaddress.ip_network(text) for text in ("64:ff9b::/96", "::ffff:0:0/96")]
-# Where a cloud tells a machine its own secrets (AWS, Google, Azure, Oracle, Alibaba): nobody's RSS feed, whatever is
-# allowed. Two of them are public by their numbers.
+# Where a cloud gives a machine its own secrets (AWS, Google, Azure, Oracle, Alibaba): never an RSS feed, whatever the
+# settings allow. Two of them count as public addresses.
 _CLOUD = [
     ipaddress.ip_network(text)
     for text in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "192.0.0.0/24", "168.63.129.16/32",
@@ -42,7 +43,7 @@ _CLOUD = [
 
 @dataclass(frozen=True, slots=True)
 class ReaderLimits:
-    """How much an RSS feed may ask of us; ``size`` in bytes as sent and as inflated, times in seconds."""
+    """What an RSS feed may cost us: ``size`` in bytes, both as sent and as inflated; times in seconds."""
 
     size: int = 64 << 20
     total: float = 120.0
@@ -53,7 +54,7 @@ class ReaderLimits:
 
 @dataclass(frozen=True, slots=True)
 class RssAnswer:
-    """What an RSS feed answered. ``items`` is None when nothing has changed since ``etag`` and ``last_modified``."""
+    """The answer of an RSS feed. ``items`` is None when nothing has changed since ``etag`` and ``last_modified``."""
 
     title: str
     items: list[RssItem] | None
@@ -62,15 +63,16 @@ class RssAnswer:
 
 
 class _NotPublic(OSError):
-    """This address is not of the public Internet. All say the same: of several alike, aiohttp raises the first."""
+    """The address does not belong to the public Internet."""
 
     def __init__(self, address: str) -> None:
-        super().__init__("no public address")
+        # The same text for every address: aiohttp raises the first of several errors only if all their texts agree.
+        super().__init__("not a public address")
         self.address = address
 
 
 class RssReader:
-    """Reads RSS feeds, each on its own connection. ``allow_local`` lets addresses be private ones."""
+    """Reads RSS feeds, each on its own connection; ``allow_local`` permits private addresses."""
 
     def __init__(self, *, allow_local: bool = False, limits: ReaderLimits | None = None) -> None:
         self._allow_local = allow_local
@@ -85,7 +87,8 @@ class RssReader:
                 total=limits.total, sock_connect=limits.connect, sock_read=limits.silence, connect=None
             ),
             headers={"User-Agent": "pickup-point", "Accept": _ACCEPT, "Accept-Encoding": "gzip"},
-            auto_decompress=False,  # a small answer may inflate without end: see _Body
+            # A small answer may inflate without end, so _Body inflates it, under a limit.
+            auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -95,10 +98,10 @@ class RssReader:
             await self._session.close()
 
     async def read(self, url: str, etag: str = "", last_modified: str = "") -> RssAnswer:
-        """The document at ``url``, if it is another one than that of ``etag`` and ``last_modified``.
+        """Read the document at ``url``, unless it is still the one of ``etag`` and ``last_modified``.
 
         Raises:
-            RssUnread: no items came of it.
+            RssUnread: the document could not be read, or was refused.
         """
         name = safe_url(url)
         try:
@@ -117,14 +120,14 @@ class RssReader:
             raise self._unread(url, f"cannot be read: {why}") from error
 
     async def _follow(self, url: str, etag: str, last_modified: str) -> RssAnswer:
-        """Redirects are followed by hand: each is looked at as if it had been configured."""
+        """Request the document and follow redirects, each checked as if it were a configured URL."""
         headers = {"If-None-Match": etag} if etag else {}
         headers |= {"If-Modified-Since": last_modified} if last_modified else {}
         assert self._session is not None  # noqa: S101  # used as a context
         at = url
         for _ in range(self._limits.redirects + 1):
             if urlsplit(at).scheme not in ("http", "https") or not urlsplit(at).hostname:
-                raise self._unread(url, f"redirects to {safe_url(at)}, which is no web address")
+                raise self._unread(url, f"redirects to {safe_url(at)}, which is not a web address")
             async with self._session.get(at, headers=headers, allow_redirects=False) as answer:
                 if answer.status in _REDIRECTS and (to := answer.headers.get("Location")):
                     at = urljoin(at, to)
@@ -139,7 +142,8 @@ class RssReader:
     async def _document(self, url: str, answer: aiohttp.ClientResponse) -> RssAnswer:
         coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("identity", "", "gzip", "x-gzip"):
-            raise self._unread(url, f'is sent in the encoding "{coding[:40]}", which was not asked for')
+            raise self._unread(url, f'is sent in the encoding "{coding[:40]}", which was not requested')
+        # Inflated and parsed in a thread: a large document would hold up every SFTP session.
         body = _Body(RssDocument(), self._limits.size, packed="gzip" in coding)
         held = bytearray()
         async for chunk in answer.content.iter_any():
@@ -153,7 +157,8 @@ class RssReader:
         return RssAnswer(body.document.title, items, etag, modified)
 
     def _socket(self, address: AddrInfoType) -> socket.socket:
-        """A socket for an address that may be connected to; asked by aiohttp for every address that it tries."""
+        """Return a socket for a permitted address; aiohttp calls this for every address that it tries."""
+        # Checked here and not after a look-up of our own: a name may resolve to another address the second time.
         family, kind, protocol, _, where = address
         text = str(where[0])
         if is_metadata(text) or (not self._allow_local and not is_public(text)):
@@ -166,28 +171,29 @@ class RssReader:
 
     @staticmethod
     def _private(url: str, address: str) -> RssUnread:
-        sentence = f"the RSS feed {safe_url(url)} leads to {address}, which is no public address"
-        return RssUnread(sentence, hint="correct it; if it is your own network, set feeds.allow_local = true")
+        sentence = f"the RSS feed {safe_url(url)} leads to {address}, which is not a public address"
+        return RssUnread(sentence, hint="correct the URL, or set feeds.allow_local = true if the network is yours")
 
 
 class _Body:
-    """Inflates what came, never more than a chunk ahead, and hands it to the document; used in a thread."""
+    """Inflates what was received, at most one chunk at a time, and passes it to the document; used in a thread."""
 
     def __init__(self, document: RssDocument, size: int, *, packed: bool) -> None:
         self.document = document
         self._size = size
-        self._came = 0
+        self._received = 0
         self._inflated = 0
         self._inflate = zlib.decompressobj(31) if packed else None
 
     def feed(self, data: bytes) -> None:
-        """The next bytes as they came."""
-        self._came += len(data)
-        if self._came > self._size:
+        """Add the next bytes as received."""
+        self._received += len(data)
+        if self._received > self._size:
             raise NotRss(f"it is larger than {self._size >> 20} MiB")
         if self._inflate is None:
             self._pass_on(data)
             return
+        # At most a chunk comes out at a time; the input that was not needed for it waits in the tail.
         while data and not self._inflate.eof:
             self._pass_on(self._inflate.decompress(data, _CHUNK))
             data = self._inflate.unconsumed_tail
@@ -200,28 +206,28 @@ class _Body:
             self.document.feed(data[start : start + _CHUNK])
 
     def close(self) -> list[RssItem]:
-        """The items of the whole document."""
+        """Return the items of the complete document."""
         if self._inflate is not None:
             if not self._inflate.eof:
-                raise NotRss("its gzip data is cut off")
+                raise NotRss("its gzip data is truncated")
             self._pass_on(self._inflate.flush())
         return self.document.close()
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is one of the public Internet: not this machine, no private network, no cloud's own door."""
+    """Return whether an address is public: not this machine, not a private network, not a cloud's metadata."""
     address = _address(text)
     return address is not None and address.is_global and not address.is_multicast and not is_metadata(text)
 
 
 def is_metadata(text: str) -> bool:
-    """Whether a cloud may tell a machine its own secrets at an address."""
+    """Return whether a cloud may give a machine its own secrets at an address."""
     address = _address(text)
     return address is not None and any(address in network for network in _CLOUD)
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, or the IPv4 address that it carries inside."""
+    """Return an address, or the IPv4 address embedded in it; None if it is not an address."""
     try:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

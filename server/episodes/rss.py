@@ -1,8 +1,8 @@
-"""What a publisher's RSS feed says of its episodes: guid, enclosure, title, dates; and what its URLs have inside.
+"""What a publisher's RSS feed says about its episodes: guid, enclosure, title, dates; and what its URLs contain.
 
-No outside world: bytes in, items out, some at a time, so that memory grows with the items and not with the document.
-The promise: a document that is hostile (entities, endless depth or markup), malformed, or no RSS at all raises
-`NotRss`; nothing that a document names is ever fetched. Expat is told of no entity but XML's own five.
+No outside world: bytes in, items out, piece by piece, so that memory grows with the items and not with the document.
+The promise: a document that is hostile (entities, endless depth or markup), malformed, or not RSS at all raises
+`NotRss`; nothing that a document refers to is ever fetched. Expat knows no entity but XML's own five.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 MOST_ITEMS = 50_000
-DEEPEST = 64  # elements inside one another; a podcast's RSS has five
-LONGEST_MARKUP = 1 << 20  # bytes of one tag or comment; expat reads it again from its start with every piece of it
+DEEPEST = 64  # nested elements; a podcast's RSS feed has five
+LONGEST_MARKUP = 1 << 20  # bytes of one tag or comment; expat rescans it from its start with every new piece
 LONGEST_GUID = 500
 LONGEST_TITLE = 300
 _LONGEST_TEXT = 8192
 _ITUNES = "http://www.itunes.com/dtds/podcast-1.0.dtd "
-_RSS2 = "http://backend.userland.com/rss2 "  # the namespace that a few old documents give to RSS itself
+_RSS2 = "http://backend.userland.com/rss2 "  # the namespace in which a few old documents put RSS itself
 _WANTED = {"guid", "title", "pubDate", f"{_ITUNES}duration", f"{_ITUNES}title"}
 
-# A segment of a path that is a host: what redirect prefixes have inside. ``redirect.mp3`` and ``v1.2`` are none.
+# A path segment that is a host, as in redirect prefixes. ``redirect.mp3`` and ``v1.2`` are not hosts.
 _HOST = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+([a-z]{2,24})(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE
 )
@@ -46,14 +46,15 @@ _TOKEN = re.compile(r"/([A-Za-z]{2,10}[0-9]{4,20})(?:\.[A-Za-z0-9]{1,5})?", re.A
 
 
 class NotRss(Exception):
-    """This document gives no items; the text says why."""
+    """The document gives no items; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class RssItem:
-    """One item. Texts are empty where the document says nothing; ``published`` is in UTC; seconds; bytes.
+    """One item; texts are '' where the document has none.
 
-    ``enclosure_url`` is as published, ``bare_url`` without redirect prefixes, ``token`` Megaphone's third id in it.
+    ``published`` is in UTC, ``duration`` in seconds, ``length`` in bytes; ``enclosure_url`` is as published,
+    ``bare_url`` is without redirect prefixes, and ``token`` is Megaphone's third id in it.
     """
 
     guid: str
@@ -67,7 +68,7 @@ class RssItem:
 
 
 class RssDocument:
-    """Reads one document, piece by piece: `feed` as it comes, then `close`."""
+    """Reads one document, piece by piece: call `feed` for each, then `close`."""
 
     def __init__(self) -> None:
         self.title = ""
@@ -83,31 +84,33 @@ class RssDocument:
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
         parser.CharacterDataHandler = self._characters
+        # Entities are how a small document becomes a huge one, or reads a file: both handlers refuse it.
         parser.EntityDeclHandler = _refuse_entity
         parser.ExternalEntityRefHandler = _refuse_reference
         parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
         self._parser = parser
 
     def feed(self, data: bytes) -> None:
-        """The next bytes.
+        """Parse the next bytes.
 
         Raises:
-            NotRss: these can belong to no RSS that is read here.
+            NotRss: the document is not an RSS feed that is accepted here.
         """
         self._given += len(data)
         self._parse(data, False)
+        # What expat holds back is an unfinished tag or comment, and rescanning it takes quadratic time.
         if self._given - max(self._parser.CurrentByteIndex, 0) > LONGEST_MARKUP:
             raise NotRss(f"one of its tags or comments is over {LONGEST_MARKUP >> 20} MiB long")
 
     def close(self) -> list[RssItem]:
-        """The items, in the document's order.
+        """Return the items in the document's order.
 
         Raises:
-            NotRss: the document was cut off, or is something else.
+            NotRss: the document is truncated, or is not RSS.
         """
         self._parse(b"", True)
         if self._root not in ("rss", f"{_RSS2}rss"):
-            raise NotRss(f"it is no RSS, its first element is <{self._root.rpartition(' ')[2][:40]}>")
+            raise NotRss(f"it is not RSS: its first element is <{self._root.rpartition(' ')[2][:40]}>")
         return self.items
 
     def _parse(self, data: bytes, final: bool) -> None:
@@ -115,9 +118,9 @@ class RssDocument:
             self._parser.Parse(data, final)
         except expat.ExpatError as error:
             what = expat.errors.messages.get(error.code, "wrong")
-            raise NotRss(f"it is no well-formed XML: {what}, line {error.lineno}") from None
-        except (ValueError, LookupError):  # an encoding that Python does not know, or that has several bytes a letter
-            raise NotRss("its encoding is not known; publish it in UTF-8") from None
+            raise NotRss(f"it is not well-formed XML: {what}, line {error.lineno}") from None
+        except (ValueError, LookupError):  # an encoding that Python lacks, or one with several bytes per character
+            raise NotRss("its encoding is unknown; publish it in UTF-8") from None
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         name = name.removeprefix(_RSS2)
@@ -125,7 +128,7 @@ class RssDocument:
         self._path.append(name)
         depth = len(self._path)
         if depth > DEEPEST:
-            raise NotRss(f"its elements stand more than {DEEPEST} deep in one another")
+            raise NotRss(f"its elements are nested more than {DEEPEST} deep")
         if depth == 3 and name == "item":
             self._item = {}
             if len(self.items) >= MOST_ITEMS:
@@ -178,21 +181,8 @@ class RssDocument:
         self.items.append(item)
 
 
-def parse_rss(data: bytes) -> RssDocument:
-    """A whole document.
-
-    Raises:
-        NotRss: it gives no items.
-    """
-    document = RssDocument()
-    for start in range(0, len(data), LONGEST_MARKUP // 4):
-        document.feed(data[start : start + LONGEST_MARKUP // 4])
-    document.close()
-    return document
-
-
 def bare_url(url: str) -> str:
-    """A URL without the redirect prefixes around it: the last host that stands in it, and what follows.
+    """Return a URL without its redirect prefixes: the last host in it, and what follows.
 
     >>> bare_url("https://op3.dev/e/dts.podtrac.com/redirect.mp3/traffic.megaphone.fm/ABC1234567890.mp3?updated=1")
     'https://traffic.megaphone.fm/ABC1234567890.mp3?updated=1'
@@ -205,9 +195,10 @@ def bare_url(url: str) -> str:
         return url
     segments = rest.split("/")
     last = 0
-    for place, segment in enumerate(segments[:-1]):
-        if place and _is_host(segment):
-            last = place
+    for index, segment in enumerate(segments[:-1]):
+        if index and _is_host(segment):
+            last = index
+    # "https://prefix/https://host/file" splits into "https:", "" and the host: the inner scheme is the real one.
     inner = segments[last - 2].rpartition(",")[2].lower() if last > 2 and not segments[last - 1] else ""
     scheme = inner.removesuffix(":") if inner in ("http:", "https:") else scheme
     return f"{scheme}://{'/'.join(segments[last:])}{mark}{query}"
@@ -222,7 +213,7 @@ def _is_host(segment: str) -> bool:
 
 
 def megaphone_token(bare: str) -> str:
-    """The id in the enclosure URL that Megaphone gives an episode, or an empty text: ``ABC1234567890``."""
+    """Return the id that Megaphone puts in an episode's enclosure URL (``ABC1234567890``), or ''."""
     try:
         parts = urlsplit(bare)
         host = (parts.hostname or "").lower()
@@ -233,17 +224,17 @@ def megaphone_token(bare: str) -> str:
 
 
 def safe_url(url: str) -> str:
-    """An address as a log line may show it: without a password, a query or control characters."""
+    """Return a URL that is safe to log: without password, query or control characters, cut to 200 characters."""
     try:
         parts = urlsplit(url)
         text = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     except ValueError:
-        text = "an address that is none"
+        text = "an invalid URL"
     return "".join(letter if letter.isprintable() and letter not in "'\"" else "?" for letter in text)[:200]
 
 
 def _plain(text: str) -> str:
-    """A title on one line, without what a terminal would obey."""
+    """Return a title on one line, without control characters that a terminal would obey."""
     return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))[:LONGEST_TITLE]
 
 
@@ -259,7 +250,7 @@ def _instant(text: str) -> datetime | None:
 
 
 def _seconds(text: str) -> int | None:
-    """``3720``, ``1:02:00`` or ``62:00`` as seconds."""
+    """Return ``3720``, ``1:02:00`` or ``62:00`` in seconds, or None for anything else."""
     match = re.fullmatch(r"(?:(?:([0-9]{1,4}):)?([0-9]{1,4}):)?([0-9]{1,9})(?:\.[0-9]*)?", text, re.ASCII)
     return None if match is None else int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + int(match[3])
 
@@ -269,18 +260,18 @@ def _whole(text: str) -> int | None:
 
 
 def _refuse_entity(*_: object) -> None:
-    raise NotRss("it declares entities, which no podcast's RSS needs; they are how a document attacks its reader")
+    raise NotRss("it declares entities, which no podcast needs and which can be used to attack a reader")
 
 
 def _refuse_reference(*_: object) -> int:
-    raise NotRss("it refers to an entity outside of itself, which is never fetched")
+    raise NotRss("it refers to an external entity, which is never fetched")
 
 
 @dataclass(frozen=True, slots=True)
 class RssFeed:
-    """One of the publisher's RSS feeds, as it was when it was last read; ``error`` says why the last try failed.
+    """One of the publisher's RSS feeds as last read; ``error`` says why the last try failed, '' if it did not.
 
-    ``change`` grows with every new content. ``items`` may be left away; ``item_count`` holds their number all the same.
+    ``change`` grows whenever the content changes. ``items`` may be omitted; ``item_count`` is their number either way.
     """
 
     url: str

@@ -1,8 +1,8 @@
 """The episode catalogue in use: the operator's file and the RSS feeds in the ledger, as one snapshot.
 
-Reads the operator's files and, through `RssReader`, the publisher's RSS feeds; keeps what it read in a store that is
-handed to it. Promises: a file that was damaged while the service runs, and an RSS feed that is down, slow or wrong,
-leave the catalogue as it was, and the log says so; what an RSS feed held stays until it was read whole again.
+Reads the operator's files and, through `RssReader`, the publisher's RSS feeds; keeps what it read in the store passed
+in. Promises: a file damaged while the service runs, and an RSS feed that is down, slow or wrong, leave the catalogue as
+it was, and the journal says so; the items of an RSS feed stay until it has been read completely again.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-RETRY = timedelta(minutes=15)  # after a failure, if `refresh_every` is not shorter
-AT_ONCE = 4  # RSS feeds
-LOOK_EVERY = 60.0  # seconds: then each RSS feed that is due is asked
+RETRY = timedelta(minutes=15)  # after a failure, unless `refresh_every` is shorter
+AT_ONCE = 4  # RSS feeds read at the same time
+LOOK_EVERY = 60.0  # seconds between two checks for RSS feeds that are due
 
 
 class RssStore(Protocol):
-    """Where the items of RSS feeds are kept between two reads; every method raises `LedgerError`."""
+    """Where the items of RSS feeds are kept between two reads; every method may raise `LedgerError`."""
 
     def feeds(self, *, items: bool = False) -> Mapping[str, RssFeed]:
-        """Return every RSS feed by its URL, on request with its items."""
+        """Return every RSS feed by its URL, with its items if requested."""
 
     def versions(self) -> Mapping[str, tuple[int, datetime]]:
-        """Return the content's number and the last read of every RSS feed that was ever read."""
+        """Return, for every RSS feed that was ever read, its number of changes and when it was last read."""
 
     def published(self, url: str) -> Sequence[Sequence[str]]:
-        """Return guid, an empty text, token and enclosure URL of every item of an RSS feed, in its order."""
+        """Return (guid, '', token, enclosure URL) of every item of an RSS feed, in its order."""
 
     def keep(self, feed: RssFeed) -> None:
-        """Replace what the RSS feed held."""
+        """Store the RSS feed in place of its previous content."""
 
     def unchanged(self, url: str, at: datetime) -> None:
-        """Note that the RSS feed holds what it held."""
+        """Record that the RSS feed has not changed."""
 
     def failed(self, url: str, at: datetime, error: str, hint: str) -> None:
-        """Note that the RSS feed could not be read; what it held stays."""
+        """Record that the RSS feed could not be read; its items stay."""
 
     def forget_all_but(self, urls: Sequence[str]) -> Sequence[str]:
         """Remove the RSS feeds that are no longer configured, and return their URLs."""
@@ -61,7 +61,7 @@ class RssStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What a pass did with one RSS feed: ``word`` is read, unchanged or failed; ``sentence`` says more."""
+    """The result of a pass for one RSS feed: ``word`` is read, unchanged or failed; ``sentence`` gives details."""
 
     url: str
     word: str
@@ -70,12 +70,15 @@ class Refreshed:
 
     @property
     def name(self) -> str:
-        """The RSS feed, as it may be shown."""
+        """The RSS feed's URL, safe to show."""
         return safe_url(self.url)
 
 
 def due(feeds: Mapping[str, RssFeed], urls: Sequence[str], every: timedelta, now: datetime) -> list[str]:
-    """The RSS feeds that are to be asked now: never tried, or long enough ago, or by a clock since put right."""
+    """Return the RSS feeds to read now: never tried, tried long enough ago, or tried in the future.
+
+    The last happens when a wrong clock was corrected since.
+    """
     wanted = []
     for url in urls:
         feed = feeds.get(url)
@@ -88,21 +91,22 @@ def due(feeds: Mapping[str, RssFeed], urls: Sequence[str], every: timedelta, now
 async def refresh(
     store: RssStore, reader: RssReader, urls: Sequence[str], every: timedelta, now: datetime, *, force: bool = False
 ) -> list[Refreshed]:
-    """Ask every RSS feed that is due (all of them with ``force``), and keep what they say.
+    """Read every RSS feed that is due (with ``force``, all of them), and store the results.
 
     Raises:
-        LedgerError: what was read could not be kept.
+        LedgerError: a result could not be stored.
     """
     for gone in await in_thread(store.forget_all_but, urls):
-        log.info(f"catalogue forgot {safe_url(gone)}", why="it is configured no more")
+        log.info(f"catalogue forgot {safe_url(gone)}", why="it is no longer configured")
     feeds = await in_thread(store.feeds)
     wanted = list(urls) if force else due(feeds, urls, every, now)
-    places = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE)
 
     async def one(url: str) -> Refreshed:
-        async with places:
+        async with slots:
             return await _one(store, reader, url, feeds.get(url), now)
 
+    # Exceptions are collected first, so that no RSS feed is still being read when one of them is raised.
     outcomes = await asyncio.gather(*(one(url) for url in wanted), return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -118,8 +122,9 @@ async def _one(store: RssStore, reader: RssReader, url: str, known: RssFeed | No
         _check_emptied(answer, name, held)
     except RssUnread as error:
         await in_thread(store.failed, url, now, str(error), error.hint)
+        # Logged once, not every quarter of an hour as long as the RSS feed is down.
         if known is None or known.error != str(error):
-            log.warning(f"catalogue kept what it had of {name}", items=held, why=str(error), hint=error.hint)
+            log.warning(f"catalogue kept the old items of {name}", items=held, why=str(error), hint=error.hint)
         return Refreshed(url, "failed", str(error), error.hint)
     if answer.items is None:
         await in_thread(store.unchanged, url, now)
@@ -131,28 +136,33 @@ async def _one(store: RssStore, reader: RssReader, url: str, known: RssFeed | No
 
 
 def _check_emptied(answer: RssAnswer, name: str, held: int) -> None:
-    """An RSS feed that had items and has none is a mistake at its host's, as likely as not."""
+    """Refuse an RSS feed that had items and now has none: most likely its host made a mistake."""
     if held and answer.items is not None and not answer.items:
         hint = f"curl -sSL '{name}' | head -50"
-        raise RssUnread(f"the RSS feed {name} holds no items any more, though it had {held}", hint=hint)
+        raise RssUnread(f"the RSS feed {name} has no items now, but had {held} before", hint=hint)
 
 
 class CatalogueSource:
-    """The catalogue that the configuration asks for; used from any thread, by one at a time."""
+    """The catalogue that the configuration defines; may be used from any thread, but only by one at a time."""
 
     def __init__(self, config: Config, rss: RssStore) -> None:
-        """Raises `ConfigError` when a file must be changed."""
+        """Read the operator's files.
+
+        Raises:
+            ConfigError: a file has problems.
+        """
         self._feeds = config.feeds
         self._path = config.log.episodes
         self._rss = rss
         self._seen: dict[Path, tuple[int, int] | None] = {}
         self._listed = self._list()
-        self._written = load_catalogue(self._path) if self._path is not None else None
+        # Marked before it is read, here and in `_list`: a change in between is then noticed the next time.
         self._mark(self._path)
+        self._written = load_catalogue(self._path) if self._path is not None else None
         self._made: tuple[tuple[Any, ...], Catalogue | None] = ((), None)
 
     def urls(self) -> list[str]:
-        """The RSS feeds, each once; the file of them is read again when it has changed."""
+        """Return the RSS feeds, each once, rereading the file that lists them if it has changed."""
         if self._feeds.file is not None and self._changed(self._feeds.file):
             try:
                 self._listed = self._list()
@@ -162,52 +172,56 @@ class CatalogueSource:
         return list(dict.fromkeys([*self._feeds.urls, *self._listed]))
 
     def snapshot(self) -> Catalogue | None:
-        """The newest good catalogue, or None where there is nothing to make one of."""
+        """Return the newest good catalogue, or None if neither a file nor an RSS feed provides one."""
         if self._path is not None and self._changed(self._path):
             try:
                 self._written = load_catalogue(self._path)
             except ConfigError as error:
                 problem = error.problems[0]
-                log.error("feed kept the old episode catalogue", why=str(problem), hint=problem.cure)
+                log.error("catalogue kept the old episodes file", why=str(problem), hint=problem.cure)
             else:
-                log.info("feed read the episode catalogue", episodes=len(self._written.episodes))
+                log.info("catalogue read the episodes file", episodes=len(self._written.episodes))
         known = self._rss.versions() if self._feeds.configured else {}
         urls = [url for url in self.urls() if url in known]
         if self._written is None and not urls:
             return None
         state = (id(self._written), *((url, *known[url]) for url in urls))
+        # Rebuilt only when the file or an RSS feed has changed: with 20,000 episodes it takes a while.
         if self._made[0] != state:
             published = [Episode._make(item) for url in urls for item in self._rss.published(url)]
             self._made = state, make_catalogue(self._written, published, [known[url][1] for url in urls])
         return self._made[1]
 
     async def refresh(self, now: datetime, *, force: bool = False) -> list[Refreshed]:
-        """One pass over the RSS feeds that are due, or over all."""
+        """Read the RSS feeds that are due, or with ``force`` all of them."""
         if not self._feeds.configured:
             return []
-        from .fetch import RssReader  # with the network's libraries, which a conversion by hand does not wait for
+        # Imported here: it loads the network libraries, which a conversion by hand need not wait for.
+        from .fetch import RssReader
 
         async with RssReader(allow_local=self._feeds.allow_local) as reader:
             return await refresh(self._rss, reader, self.urls(), self._feeds.refresh_every, now, force=force)
 
     def untried(self) -> bool:
-        """Whether there is an RSS feed that was never asked."""
+        """Return whether there is an RSS feed that was never tried."""
         return self._feeds.configured and not set(self.urls()) <= set(self._rss.feeds())
 
     async def keep_fresh(self, looked: asyncio.Event) -> None:
-        """Refresh for ever; ``looked`` is set after the first pass. Nothing that goes wrong ends it."""
+        """Refresh for ever, whatever goes wrong; set ``looked`` after the first pass."""
         if not self._feeds.configured:
             looked.set()
         while self._feeds.configured:
             try:
                 await self.refresh(datetime.now(UTC))
             except PickupPointError as error:
-                log.error("catalogue gave up a refresh", why=str(error), hint=error.hint)
+                log.error("catalogue failed to refresh", why=str(error), hint=error.hint)
             except Exception:
-                log.exception("catalogue gave up a refresh")
+                log.exception("catalogue failed to refresh")
+            # Set even after a failure: the first round waits for it, and no RSS feed may keep a day back.
             looked.set()
             await asyncio.sleep(LOOK_EVERY)
-        await asyncio.Event().wait()  # a task that ends would end the service
+        # A background task that ends would stop the service.
+        await asyncio.Event().wait()
 
     def _list(self) -> list[str]:
         if self._feeds.file is None:
@@ -234,14 +248,14 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class EpisodesSnapshot:
-    """The catalogue at a glance: the operator's rows, each RSS feed with its items, and the snapshot of both."""
+    """The whole catalogue: the operator's rows, each RSS feed with its items, and the two merged."""
 
     written: Mapping[str, Episode]
     feeds: tuple[tuple[str, RssFeed | None], ...]
     catalogue: Catalogue | None
 
     def as_json(self) -> dict[str, Any]:
-        """As ``episodes --json`` prints it, items and all."""
+        """Return it as ``episodes --json`` prints it, including all items."""
         stamp = self.catalogue.stamp if self.catalogue is not None else None
         return {
             "catalogue": stamp.as_json() if stamp is not None else None,
@@ -280,10 +294,10 @@ def _iso(at: datetime | None) -> str | None:
 
 
 def episodes_snapshot(config: Config, rss: RssStore) -> EpisodesSnapshot:
-    """What there is, read anew.
+    """Read the files and the stored RSS feeds again, and return all of it.
 
     Raises:
-        ConfigError: a file must be changed.
+        ConfigError: a file has problems.
     """
     source = CatalogueSource(config, rss)
     held = rss.feeds(items=True)

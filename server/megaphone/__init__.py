@@ -1,1 +1,1 @@
-"""Where a day's export lies, when it is final, and how exactly one version of it is read."""
+"""Where a day's export lies, when it is final, and how to read exactly one version of it."""

@@ -1,9 +1,9 @@
-"""The bucket as the source: S3, through aiobotocore.
+"""A bucket as the source of exports, through `BucketClient`.
 
 Touches one bucket, and only reads (s3:ListBucket, s3:GetObject). The promise: `Bucket.fetch` gives the bytes of exactly
-one version of an object, the listed one, or an exception; every wait ends; no answer sends us to another host; a
-foreign exception never leaves this file. Each operation, and each new try of one, has a session of its own, so
-credentials that were renewed on disk or by the chain are taken up by themselves.
+one version of an object, the listed one, or raises; every wait ends; no answer sends us to another host; no foreign
+exception leaves this file. Each operation, and each retry of one, has its own session, so credentials that were renewed
+on disk or by the chain are picked up automatically.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .exports import ExportKind
 
 PAGE_SIZE = 1000
-# RFC 9110 wants quotes around the ETag; some versions of Ceph's gateway want none.
+# RFC 9110 requires quotes around the ETag; some versions of Ceph's gateway reject them.
 _IF_MATCH = ('"{}"', "{}")
 
 
@@ -50,27 +50,31 @@ class Bucket:
 
     @classmethod
     async def open(cls, place: BucketPlace, kind: ExportKind = METRICS, *, retry: RetryPolicy | None = None) -> Bucket:
-        """Return the bucket at ``place``; nothing is asked of it yet."""
+        """Return the bucket at ``place``, without sending it a request yet."""
         await BucketClient.prepare()
         return cls(place, kind, retry=retry)
 
     async def day_exports(self) -> Listing:
-        """The exports that are there now; `Listing.now` is the server's clock when the listing began."""
+        """Return the exports that are there now; `Listing.now` is the server's clock when the listing began."""
         counter = RetryCounter(self._retry)
         while True:
             try:
                 async with self._client.connect() as client:
                     return await self._list(client)
             except FailedAttempt as attempt:
+                # The SDK has retried it several times already; the next round lists again.
                 if attempt.remedy is Remedy.WAIT and attempt.sdk_tried:
                     raise attempt.error from attempt
                 await self._client.wait_for_next_try(attempt, counter, 0)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
-        """Write the listed version to ``into``, from where it stands; what was cut off is resumed.
+        """Write the listed version to ``into`` from its current position, resuming where a read was cut off.
 
-        Raises ExportChanged when the object is another one by now, SourceUnreachable or SourceRefused when it cannot
-        be had, and the OSError of ``into`` when its disk is full.
+        Raises:
+            ExportChanged: the object has been replaced or removed.
+            SourceUnreachable: it cannot be read now.
+            SourceRefused: an operator must act before it can be read.
+            OSError: ``into`` cannot be written; its disk is full, for example.
         """
         download = await DownloadFile.at(into)
         counter = RetryCounter(self._retry)
@@ -85,7 +89,7 @@ class Bucket:
         await download.finish()
 
     async def close(self) -> None:
-        """Nothing is held between two calls."""
+        """Do nothing: no connection is kept between two calls."""
 
     async def _list(self, client: Any) -> Listing:
         exports: dict[date, DayExport] = {}
@@ -104,6 +108,7 @@ class Bucket:
                 )
             if "IsTruncated" not in page:
                 raise self._place.no_s3("no listing in the answer")
+            # The first page's clock: a day must not look older only because the listing took long.
             now = now or self._server_clock(page)
             for entry in page.get("Contents", ()):
                 day = self._kind.day_of(entry.get("Key", "").removeprefix(self._place.prefix))
@@ -112,9 +117,10 @@ class Bucket:
         return Listing(exports, now)
 
     def _next_page(self, page: dict[str, Any], tokens: set[str]) -> str:
+        # A token that comes twice would keep us listing for ever.
         token = page.get("NextContinuationToken")
         if not token or token in tokens:
-            raise self._place.no_s3("the listing does not come to its end")
+            raise self._place.no_s3("the listing never ends")
         tokens.add(token)
         return str(token)
 
@@ -122,7 +128,7 @@ class Bucket:
         try:
             return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
         except (KeyError, ValueError):
-            raise self._place.no_s3("no Date header, by which a day's age is told") from None
+            raise self._place.no_s3("no Date header, from which a day's age is computed") from None
 
     def _day_export(self, day: date, entry: dict[str, Any]) -> DayExport:
         try:
@@ -132,40 +138,45 @@ class Bucket:
             raise self._place.no_s3(f"an object without {missing.args[0]} in the listing") from None
 
     async def _read(self, client: Any, export: DayExport, download: DownloadFile) -> None:
-        """One try: read the object from where the spool ends, or from its beginning."""
+        """Try once to read the object, from where the download stopped or from its start."""
         try:
             reply = await self._get(client, export, download.size)
         except FailedAttempt as attempt:
+            # The server says that the object ends before our offset: what we have may be wrong, so start again.
             if has_status(attempt, 416):
                 await download.restart()
             raise
         async with reply["Body"] as body:
-            if _bare(reply.get("ETag", export.etag)) != export.etag:  # a server that does not know If-Match
+            # Checked again: a server that ignores If-Match answers with whatever version it has now.
+            if _bare(reply.get("ETag", export.etag)) != export.etag:
                 raise self._place.meaning(Answer(412, "PreconditionFailed"), export.key)
-            why = _mistrust(reply, export, download.size)
+            why = _untrusted_reason(reply, export, download.size)
             if why is not None:
                 await download.restart()
                 raise self._place.altered(export.key, why)
-            if download.size and "ContentRange" not in reply:  # the range was ignored: this is the whole object
+            # The server ignored the range and sends the whole object, so drop what we have before writing it.
+            if download.size and "ContentRange" not in reply:
                 await download.restart()
             rate = RateWatch(self._retry)
             while True:
+                # Only the wait for the server is timed: a slow disk of ours must not count as a slow source.
                 began = time.monotonic()
                 async with self._client.answering(export.key, self._retry.window):
                     chunk = await body.read(WRITE_SIZE)
                 if not chunk:
                     break
+                waited = time.monotonic() - began
                 await download.write(chunk)
                 if download.size > export.size:
                     await download.restart()
                     raise self._place.altered(export.key, "more bytes than announced")
-                if download.size < export.size and rate.too_slow(time.monotonic() - began, len(chunk)):
+                if download.size < export.size and rate.too_slow(waited, len(chunk)):
                     raise self._place.unreachable("sends too slowly")
         if download.size < export.size:
-            raise self._place.unreachable("ended the object too early")
+            raise self._place.unreachable("ended the object early")
 
     async def _get(self, client: Any, export: DayExport, offset: int) -> Any:
-        """GetObject with If-Match, from ``offset``; of the two spellings of an ETag the one that works is kept."""
+        """Request the object from ``offset`` with If-Match, and remember which spelling of the ETag works."""
         more = {"Range": f"bytes={offset}-"} if offset else {}
         for spelling in tuple(self._if_match):
             try:
@@ -174,6 +185,7 @@ class Bucket:
                         Bucket=self._place.bucket, Key=export.key, IfMatch=spelling.format(export.etag), **more
                     )
             except FailedAttempt as attempt:
+                # 412 means a changed object or a spelling that this server rejects; only both failing means changed.
                 if not has_status(attempt, 412):
                     raise
                 continue
@@ -182,8 +194,8 @@ class Bucket:
         raise self._place.meaning(Answer(412, "PreconditionFailed"), export.key)
 
 
-def _mistrust(reply: dict[str, Any], export: DayExport, offset: int) -> str | None:
-    """Why a reply is not what was asked for, or None. ``offset`` is what the range began with."""
+def _untrusted_reason(reply: dict[str, Any], export: DayExport, offset: int) -> str | None:
+    """Return why a reply is not what was requested, or None; ``offset`` is where the requested range began."""
     status = reply["ResponseMetadata"]["HTTPStatusCode"]
     length, etag, content_range = reply.get("ContentLength"), reply.get("ETag"), reply.get("ContentRange")
     if length is None:
@@ -191,14 +203,14 @@ def _mistrust(reply: dict[str, Any], export: DayExport, offset: int) -> str | No
     if etag is None:
         return "no ETag"
     if (status == 206) != (content_range is not None) or (status == 206 and not offset):
-        return "a range that was not asked for"
+        return "a range that was not requested"
     if status == 206:
         if content_range != f"bytes {offset}-{export.size - 1}/{export.size}":
-            return "another Content-Range than was asked for"
-        return None if length == export.size - offset else "a Content-Length that is not the range's"
+            return "a Content-Range other than the one requested"
+        return None if length == export.size - offset else "a Content-Length that does not match the range"
     if status != 200:
         return f"status {int(status)}"
-    return None if length == export.size else "another Content-Length than was listed"
+    return None if length == export.size else "a Content-Length other than the size listed"
 
 
 def _bare(etag: str) -> str:

@@ -1,7 +1,7 @@
 """Megaphone's words: a day's export, which objects are exports, and when a day is final.
 
 What is specific to one kind of export (the name of its objects, its fields, its finality rule) is an `ExportKind`;
-there is one today, ``METRICS``. No outside world, no clock: ``now`` is handed in.
+there is one today, ``METRICS``. No outside world, no clock: ``now`` is passed in.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ExportKind:
     fields: tuple[str, ...]
 
     def day_of(self, name: str) -> date | None:
-        """The UTC day of an object's name, or None when it is no export of this kind."""
+        """Return the UTC day in an object's name, or None when it is not an export of this kind."""
         match = self.key_pattern.fullmatch(name)
         if match is None:
             return None
@@ -36,7 +36,8 @@ class ExportKind:
             day = date.fromisoformat(match["day"])
         except ValueError:
             return None
-        return day if day < date.max else None  # the calendar's last day has no next one to become final on
+        # The calendar's last day has no next day on which it could become final.
+        return day if day < date.max else None
 
 
 # Megaphone, "Metrics Export Service": object name and schema.
@@ -53,10 +54,10 @@ METRICS = ExportKind(
 
 @dataclass(frozen=True, slots=True)
 class DayExport:
-    """One version of one day's object: what a listing says of it.
+    """One version of one day's object, as a listing shows it.
 
-    ``key`` is the whole key (with the bucket prefix) or the file's name; ``etag`` is opaque and without quotes;
-    ``size`` is in bytes as stored; ``last_modified`` is in UTC.
+    ``key`` is the full key (with the bucket prefix) or the file's name; ``etag`` is opaque and without quotes;
+    ``size`` is the stored size in bytes; ``last_modified`` is in UTC.
     """
 
     day: date
@@ -68,7 +69,7 @@ class DayExport:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The exports that are there, and what time it is by the source's own clock (UTC)."""
+    """The exports that are there, and the time by the source's own clock (UTC)."""
 
     exports: Mapping[date, DayExport]
     now: datetime
@@ -76,19 +77,19 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class FinalityRule:
-    """When a day counts as final (Megaphone: by 04:30Z of the next day; measured: do not trust the clock alone)."""
+    """When a day counts as final (Megaphone: by 04:30Z of the next day; measured: the clock alone is not enough)."""
 
     final_at: time = time(4, 30)
     settle: timedelta = timedelta(minutes=65)
 
     def final_time(self, day: date) -> datetime:
-        """The earliest instant at which ``day`` can be final."""
+        """Return the earliest instant at which ``day`` can be final."""
         return datetime.combine(day + timedelta(days=1), self.final_at, UTC)
 
     def state(self, day: date, export: DayExport | None, now: datetime) -> str:
-        """One word: ``open``, ``missing``, ``stale``, ``settling`` or ``due`` (final: it can be converted).
+        """Return ``open``, ``missing``, ``stale``, ``settling`` or ``due`` (final: it can be converted).
 
-        ``now`` is the source's clock, which ``last_modified`` is compared with.
+        ``now`` is by the source's clock, as ``last_modified`` is: ours may be wrong.
         """
         if now < self.final_time(day):
             return "open"
@@ -102,5 +103,5 @@ class FinalityRule:
 
 
 def start_of(day: date) -> datetime:
-    """00:00:00 UTC of a day."""
+    """Return 00:00:00 UTC of a day."""
     return datetime.combine(day, time(), UTC)

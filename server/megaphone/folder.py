@@ -1,8 +1,8 @@
-"""A folder as the source: exports that something else brings there.
+"""A folder as the source of exports that something else puts there.
 
 Touches that folder, read-only, in threads. The promise is the bucket's: `Folder.fetch` gives the bytes of exactly the
-version that was listed, or an exception. A file's version is its inode, size and time of modification; only regular
-files count, or links to them. The folder's clock is the local one.
+version that was listed, or raises. A file's version is its inode, size and modification time; only regular files, or
+links to them, count. The folder's clock is the local one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Folder:
-    """The exports of one kind in one folder; deeper folders are not looked into."""
+    """The exports of one kind in one folder; subfolders are ignored."""
 
     def __init__(self, path: Path, kind: ExportKind = METRICS) -> None:
         self._path = path
@@ -38,18 +38,30 @@ class Folder:
         self.name = str(path)
 
     async def day_exports(self) -> Listing:
-        """The exports that are there now. Raises SourceRefused or SourceUnreachable."""
+        """Return the exports that are there now.
+
+        Raises:
+            SourceRefused: an operator must act before the folder can be read.
+            SourceUnreachable: the folder cannot be read now.
+        """
         exports = await self._ask(self._path, self._scan)
         return Listing({export.day: export for export in exports}, datetime.now(UTC))
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
-        """Copy exactly the version that was listed. Raises ExportChanged when the file is another one by now."""
+        """Copy exactly the version that was listed.
+
+        Raises:
+            ExportChanged: the file has been replaced or removed.
+            SourceRefused: an operator must act before it can be read.
+            SourceUnreachable: it cannot be read now.
+        """
         path = self._path / export.key
         download = await DownloadFile.at(into)
-        opened: list[int] = []  # filled in the thread: a cancellation while it opens must not lose the descriptor
+        # Filled in the thread: a cancellation while the file is being opened must not leak the descriptor.
+        opened: list[int] = []
 
         def open_it() -> int:
-            # Without O_NONBLOCK a FIFO that took the file's place would hold the thread for ever.
+            # Without O_NONBLOCK, a FIFO in the file's place would block the thread for ever.
             opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             return opened[0]
 
@@ -62,15 +74,15 @@ class Folder:
             await download.restart()
             raise ExportChanged(
                 f"{path} was rewritten after it was listed",
-                hint=f"nothing to do, it is read again next round: ls -l {shlex.quote(str(path))}",
+                hint=f"nothing to do, the next round reads it again: ls -l {shlex.quote(str(path))}",
             )
         await download.finish()
 
     async def close(self) -> None:
-        """Nothing is held between two calls."""
+        """Do nothing: no file is kept open between two calls."""
 
     async def _copy(self, fd: int, path: Path, export: DayExport, download: DownloadFile) -> bool:
-        """Whether the file was the listed version before the first byte and after the last."""
+        """Copy the file, and return whether it was the listed version before the first byte and after the last."""
         if _version(await self._ask(path, os.fstat, fd)) != export.etag:
             return False
         while download.size <= export.size:
@@ -78,6 +90,7 @@ class Folder:
             if not chunk:
                 break
             await download.write(chunk)
+        # Looked at again: a file that was rewritten in place while we read has another time or size by now.
         return download.size == export.size and _version(await self._ask(path, os.fstat, fd)) == export.etag
 
     async def _ask(self, path: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -98,37 +111,38 @@ class Folder:
                 except OSError as error:
                     if not isinstance(error, FileNotFoundError) and not entry.is_symlink():
                         raise
-                    continue  # removed since; or a link to nothing, to itself, or to where this user may not go
+                    # Removed since; or a link to nothing, to itself, or to where this user has no access.
+                    continue
                 if not stat.S_ISREG(status.st_mode):
                     continue
                 try:
                     modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                except (OverflowError, ValueError):  # a time that no calendar has
+                except (OverflowError, ValueError):  # a time beyond the calendar
                     continue
                 exports.append(DayExport(day, entry.name, _version(status), status.st_size, modified))
         return exports
 
     def _translated(self, error: OSError, path: Path) -> SourceError:
-        shown = shlex.quote(str(path))
+        quoted = shlex.quote(str(path))
         if isinstance(error, FileNotFoundError):
             if path != self._path:
                 return ExportChanged(
-                    f"{path} is no longer there", hint=f"nothing to do if it was replaced: ls -l {shown}"
+                    f"{path} is no longer there", hint=f"nothing to do if it was replaced: ls -l {quoted}"
                 )
             return SourceRefused(
-                f"the export folder {path} does not exist", hint=f"mkdir -p {shown}, or correct export.url"
+                f"the export folder {path} does not exist", hint=f"mkdir -p {quoted}, or correct export.url"
             )
         if isinstance(error, NotADirectoryError):
-            return SourceRefused(f"the export folder {path} is no folder", hint="correct export.url")
+            return SourceRefused(f"the export folder {path} is not a folder", hint="correct export.url")
         if isinstance(error, PermissionError):
             return SourceRefused(
-                f"{path} may not be read by this user",
-                hint=f"let it read: chmod o+rX {shown}, or setfacl -m u:{os.geteuid()}:rX {shown}",
+                f"this user may not read {path}",
+                hint=f"grant access: chmod o+rX {quoted}, or setfacl -m u:{os.geteuid()}:rX {quoted}",
             )
-        return SourceUnreachable(f"{path} cannot be read ({error.strerror or error})", hint=f"ls -l {shown}")
+        return SourceUnreachable(f"{path} cannot be read ({error.strerror or error})", hint=f"ls -l {quoted}")
 
 
 def _version(status: os.stat_result) -> str:
     if not stat.S_ISREG(status.st_mode):
-        return "no regular file"
+        return "not a regular file"
     return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"

@@ -1,7 +1,7 @@
 """The source: the place where Megaphone delivers, a bucket or a folder.
 
-No outside world of its own. `ExportSource` is what the feed asks of it; `open_source` picks the edge that the
-configuration names, and only then imports it, so that whoever needs no bucket never loads the AWS SDK.
+Touches nothing itself. `ExportSource` is what a feed needs of it; `open_source` picks the kind that the configuration
+names, and only then imports it, so that whoever needs no bucket never loads the AWS SDK.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ class ExportSource(Protocol):
 
     @property
     def name(self) -> str:
-        """How log lines call it: ``s3://bucket/prefix`` or the folder."""
+        """The name for log lines: ``s3://bucket/prefix`` or the folder."""
 
     async def day_exports(self) -> Listing:
-        """The exports that are there now, by day, with the time by the source's own clock."""
+        """Return the exports that are there now, by day, with the time by the source's own clock."""
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
-        """Write the whole object, exactly in the version that was listed, to ``into`` from where it stands.
+        """Write the whole object, in exactly the version that was listed, to ``into`` from its current position.
 
-        Raises `ExportChanged` when that version is no longer there. After any exception ``into`` holds nothing that
-        may be used. An OSError is the disk of ``into``.
+        After any exception, nothing in ``into`` may be used.
+
+        Raises:
+            ExportChanged: that version is no longer there.
+            OSError: ``into`` cannot be written.
         """
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
 
 
 async def open_source(place: Path | BucketPlace, kind: ExportKind = METRICS) -> ExportSource:
-    """Return the source in a folder or a bucket; it is not asked anything yet."""
+    """Return the source for a folder or a bucket, without reading anything from it yet."""
     if isinstance(place, Path):
         from .folder import Folder
 

@@ -251,7 +251,7 @@ class Publisher:
             assert file.name is not None  # noqa: S101  # only parsed names come here
             newlines = self._folder.newlines(file.name)
             if newlines is None:
-                log.warning(f"feed left {file.file} alone: it is no whole gzip file")
+                log.warning(f"feed left {file.file} alone: it is not a complete gzip file")
                 continue
             layout = layouts_by_header(self._folder.head(file.name), rules.layout, file.name)
             headers = 0 if layout is None else layout.header_lines(day).count("\n")

@@ -1,1 +1,1 @@
-"""One bucket, safely: what its answers mean, and how often it is asked again."""
+"""One bucket, safely: what its answers mean, and how often a request is retried."""

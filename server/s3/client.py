@@ -1,8 +1,8 @@
-"""One bucket, asked safely: a client of the SDK, its waits and its exceptions.
+"""One bucket, asked safely: the SDK's client, its timeouts and its exceptions.
 
-Touches one bucket through aiobotocore, which no other module knows. The promise: every wait ends; no answer sends us to
-another host; a foreign exception never leaves this file. Each connection has a session of its own, so credentials that
-were renewed on disk or by the chain are taken up by themselves.
+Touches one bucket through aiobotocore, which no other module imports. The promise: every wait ends; no answer sends us
+to another host; a foreign exception never leaves this file. Each connection has its own session, so credentials that
+were renewed on disk or by the chain are picked up automatically.
 """
 
 from __future__ import annotations
@@ -49,18 +49,19 @@ _CREDENTIALS = (
 
 
 class _OneHost(AIOHTTPSession):  # type: ignore[misc]  # an untyped class
-    """The SDK's HTTP session, but no redirect is followed (aiohttp would, to anywhere)."""
+    """The SDK's HTTP session, following no redirect (aiohttp would follow one to any host)."""
 
     async def _get_session(self, proxy_url: str | None) -> Any:
-        return _Straight(await super()._get_session(proxy_url))
+        return _WithoutRedirects(await super()._get_session(proxy_url))
 
 
+# _OneHost overrides a private method. If a release renames it, the override would silently stop working.
 if not hasattr(AIOHTTPSession, "_get_session"):
-    raise ImportError("this aiobotocore is unknown to server/s3/client.py, which could not keep it from redirects")
+    raise ImportError("server/s3/client.py does not support this aiobotocore: it could not stop it following redirects")
 
 
-class _Straight:
-    """The one call that the SDK makes of an aiohttp session."""
+class _WithoutRedirects:
+    """The one method of an aiohttp session that the SDK calls."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -70,7 +71,7 @@ class _Straight:
 
 
 class BucketClient:
-    """Connects to one bucket; `prepare` comes first, once for the process."""
+    """Connects to one bucket; call `prepare` first, once per process."""
 
     def __init__(self, place: BucketPlace, policy: RetryPolicy) -> None:
         self._place = place
@@ -78,16 +79,16 @@ class BucketClient:
 
     @staticmethod
     async def prepare() -> None:
-        """Parse the SDK's descriptions in a thread, before the event loop has to wait for it."""
+        """Parse the SDK's service descriptions in a thread, so that the event loop never waits for it."""
         await asyncio.to_thread(_models)
 
     async def wait_for_next_try(self, attempt: FailedAttempt, counter: RetryCounter, most: int) -> None:
         """Wait until another try is worthwhile.
 
-        ``most`` is the most bytes that were ever there.
+        ``most`` is the largest number of bytes that were ever received.
 
         Raises:
-            SourceError: it is not; the error that the failed attempt becomes.
+            SourceError: no further try is worthwhile; this is the error of the failed attempt.
         """
         pause = None
         if attempt.remedy is Remedy.WAIT:
@@ -101,6 +102,7 @@ class BucketClient:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Any]:
         """Open a client with the credentials that the chain gives now; all its connections end with it."""
+        # A session caches its credentials, so one that outlived this connection would never see renewed ones.
         session = AioSession()
         session.register_component("data_loader", _models())
         opening = session.create_client(
@@ -118,6 +120,7 @@ class BucketClient:
                 http_session_cls=_OneHost,
             ),
         )
+        # Opened by hand: `answering` must translate what opening raises, but not what the body of our caller raises.
         async with self.answering():
             client = await opening.__aenter__()
         try:
@@ -128,26 +131,28 @@ class BucketClient:
 
     @asynccontextmanager
     async def answering(self, key: str | None = None, seconds: float | None = None) -> AsyncIterator[None]:
-        """Turn foreign exceptions into `FailedAttempt`; put it around what waits for the server, and nothing else.
+        """Turn foreign exceptions into `FailedAttempt`; wrap it around waiting for the server, and nothing else.
 
-        ``key`` is the object that is read, if one is; ``seconds`` the longest wait.
+        ``key`` is the object being read, if there is one; ``seconds`` is the longest wait.
         """
         try:
             async with asyncio.timeout(seconds or self._policy.call):
                 yield
         except _FOREIGN as error:
-            raise self._setback(error, key) from error
+            raise self._failed_attempt(error, key) from error
         except RuntimeError as error:
             if "redentials" not in str(error):  # botocore: "Credentials were refreshed, but … are still expired."
                 raise
             raise self._place.no_credentials("they expired and new ones did not come") from error
 
-    def _setback(self, error: Exception, key: str | None) -> FailedAttempt:
+    def _failed_attempt(self, error: Exception, key: str | None) -> FailedAttempt:
         if isinstance(error, sdk.ClientError):
-            if error.operation_name not in ("ListObjectsV2", "GetObject"):  # the chain's own: AssumeRole…
+            # Any other operation is the credential chain's own: AssumeRole and the like.
+            if error.operation_name not in ("ListObjectsV2", "GetObject"):
                 code = safe_word(error.response.get("Error", {}).get("Code"))
                 return self._place.no_credentials(f"{error.operation_name} was refused: {code}")
             return self._place.meaning(_answer(error), key)
+        # The order matters: several of these classes derive from one another or from OSError.
         if isinstance(error, _CREDENTIALS):
             return self._place.no_credentials(type(error).__name__.removesuffix("Error"))
         if isinstance(error, FileNotFoundError | PermissionError):  # a web-identity token, a credential process
@@ -155,15 +160,15 @@ class BucketClient:
         if isinstance(error, sdk.SSLError | aiohttp.ClientSSLError):
             return self._place.not_trusted()
         if isinstance(error, sdk.ProxyConnectionError):
-            return self._place.unreachable("lies behind a proxy that does not answer")
+            return self._place.unreachable("is behind a proxy that does not answer")
         if isinstance(error, TimeoutError | sdk.ConnectTimeoutError | sdk.ReadTimeoutError):
             return self._place.unreachable("does not answer in time")
         if isinstance(error, sdk.EndpointConnectionError):
             return self._place.unreachable("cannot be connected to")
         if type(error) is sdk.HTTPClientError:  # whatever else aiohttp raises: a URL that it cannot use
-            return self._place.unreachable(f"cannot be spoken to ({type(error.__cause__ or error).__name__})")
+            return self._place.unreachable(f"could not be queried ({type(error.__cause__ or error).__name__})")
         if isinstance(error, aiohttp.ClientError | sdk.HTTPClientError | sdk.IncompleteReadError | OSError):
-            return self._place.unreachable("broke the connection off")
+            return self._place.unreachable("broke off the connection")
         if isinstance(error, ResponseParserError):
             return self._place.no_s3("no XML in the answer")
         return self._place.no_s3(type(error).__name__)
@@ -171,7 +176,7 @@ class BucketClient:
 
 @cache
 def _models() -> Any:
-    """The SDK's descriptions of S3, parsed once: 0.3 s of work that each session would do again."""
+    """Return the SDK's descriptions of S3, parsed once: 0.3 s of work that each session would repeat."""
     loader = Loader()
     for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration"):
         loader.load_data_with_path(name)
@@ -181,7 +186,8 @@ def _models() -> Any:
 
 
 def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
-    """The SDK would follow a bucket into another region, on the word of an answer: let it think that it has."""
+    """Stop the SDK from following a bucket into another region because an answer says so."""
+    # botocore follows one such redirect a request; with this mark it believes that it has done so.
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 

@@ -1,7 +1,7 @@
-"""What it means when an S3 server says no: one sentence, something to type, and what may help by itself.
+"""What an S3 server's refusal means: one sentence, a command to type, and what a retry would need.
 
-No outside world: the answers are handed in as plain values. The promise: every sentence tells one cause from the
-others, and no credential, no text of the server's and no signed address is ever in it.
+No outside world: the answers are passed in as plain values. The promise: every cause has its own sentence, and none
+ever contains a credential, text from the server, or a signed address.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import ExportChanged, SourceError, SourceRefused, SourceUnreachabl
 
 
 class Remedy(Enum):
-    """What a new try needs to have a chance."""
+    """What another try needs in order to succeed."""
 
     NONE = "none"
     WAIT = "wait"
@@ -24,9 +24,9 @@ class Remedy(Enum):
 
 
 class FailedAttempt(Exception):  # not yet an error: the next try may succeed
-    """One try that failed: the error that it becomes when it was the last, and what may help.
+    """One failed try: the error to raise if it was the last, and what might help.
 
-    ``sdk_tried`` says that the SDK has repeated the request several times already.
+    ``sdk_tried`` says that the SDK has already repeated the request several times.
     """
 
     def __init__(self, error: SourceError, remedy: Remedy, *, sdk_tried: bool = False) -> None:
@@ -38,7 +38,7 @@ class FailedAttempt(Exception):  # not yet an error: the next try may succeed
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A server's answer that is no success. ``code`` is S3's word or the status; ``region`` where the bucket is."""
+    """An unsuccessful answer. ``code`` is S3's error code or the status; ``region`` is where the bucket is."""
 
     status: int
     code: str
@@ -69,7 +69,7 @@ class BucketPlace:
 
     @property
     def endpoint(self) -> str:
-        """Host and port, without what else an address may hold (a password)."""
+        """The host and port, without anything else an address may contain (a password)."""
         if self.endpoint_url is None:
             return f"s3.{self.region}.amazonaws.com" if self.region else "s3.amazonaws.com"
         parts = urlsplit(self.endpoint_url)
@@ -77,7 +77,7 @@ class BucketPlace:
 
     @property
     def scheme(self) -> str:
-        """http or https."""
+        """The scheme of the endpoint, ``http`` or ``https``."""
         return urlsplit(self.endpoint_url).scheme if self.endpoint_url else "https"
 
     @property
@@ -86,7 +86,8 @@ class BucketPlace:
         return f"{options} --endpoint-url {self.scheme}://{self.endpoint}" if self.endpoint_url else options
 
     def meaning(self, answer: Answer, key: str | None = None) -> FailedAttempt:
-        """What an answer to a listing means, or (with ``key``) to a read of that object."""
+        """Return what an answer to a listing means, or (with ``key``) an answer to reading that object."""
+        # The order matters: 400 and 403 carry many codes, so the specific ones come before the bare status.
         if answer.code == "RequestTimeTooSkewed":
             return _refused(
                 f"{self} refused the request because the clock of this machine is wrong",
@@ -98,14 +99,14 @@ class BucketPlace:
             return self._redirect(answer)
         if answer.code in _WRONG_KEY or answer.status == 401:
             return _refused(
-                f"{self} refused the credentials: access key or secret key are wrong ({answer.code})",
-                "aws configure list shows where the keys come from; try them: aws sts get-caller-identity",
+                f"{self} refused the credentials: the access key or secret key is wrong ({answer.code})",
+                "aws configure list shows where the keys come from; test them: aws sts get-caller-identity",
                 Remedy.NEW_CREDENTIALS,
             )
         if answer.code in _EXPIRED:
             return _refused(
                 f"the credentials for {self} have expired ({answer.code})",
-                "renew them where they come from (aws configure list shows it); a new session is tried each time",
+                "renew them at their origin (aws configure list shows it); every try reads them again",
                 Remedy.NEW_CREDENTIALS,
             )
         if answer.code == "InvalidObjectState":
@@ -126,18 +127,20 @@ class BucketPlace:
         if answer.status in (404, 412, 410):
             gone = "was rewritten after it was listed" if answer.status == 412 else "is no longer there"
             return FailedAttempt(
-                ExportChanged(f"{key} in {self} {gone}", hint=f"nothing to do, the day begins again: {self._ls}"),
+                ExportChanged(
+                    f"{key} in {self} {gone}", hint=f"nothing to do, the day is read again from the start: {self._ls}"
+                ),
                 Remedy.NONE,
             )
         if answer.status == 416 and key is not None:
-            return self.altered(key, "the rest of the object is not there")
+            return self.altered(key, "the rest of the object is missing")
         if answer.status in (408, 409, 429) or answer.status >= 500 or answer.code in _BUSY:
-            # A page that is no XML is a 500 for the SDK, whatever its status was.
-            said = answer.code if answer.code != str(answer.status) else "in words that are not S3's"
+            # The SDK reports a page that is not XML as a 500, whatever its status was.
+            code = answer.code if answer.code != str(answer.status) else "not an S3 error message"
             return FailedAttempt(
                 SourceUnreachable(
-                    f"{self} answers that it cannot serve now ({answer.status}, {said})",
-                    hint=f"wait; it is tried again by itself. Is it up? {self._ls}",
+                    f"{self} cannot serve requests at the moment ({answer.status}, {code})",
+                    hint=f"wait, it is retried automatically; to see whether it is up: {self._ls}",
                 ),
                 Remedy.WAIT,
                 sdk_tried=answer.status not in _SDK_DOES_NOT_RETRY,
@@ -153,7 +156,7 @@ class BucketPlace:
                 f"put s3:ListBucket on arn:aws:s3:::{self.bucket} into the policy, then try: {self._ls}",
                 Remedy.NEW_CREDENTIALS,
             )
-        # Without s3:ListBucket, S3 says 403 of an object that is not there, too.
+        # Without s3:ListBucket, S3 also answers 403 for an object that does not exist.
         return _refused(
             f"the credentials may not read {key} in {self} (s3:GetObject is missing, {answer.code})",
             f"put s3:GetObject on arn:aws:s3:::{self.bucket}/{self.prefix}* into the policy (and kms:Decrypt if the "
@@ -168,16 +171,16 @@ class BucketPlace:
         cure = (
             f'write in [export]: region = "{answer.region}"'
             if answer.region
-            else f"ask for it: aws s3api get-bucket-location --bucket {self.bucket}, and write it in export.region"
+            else f"write in export.region what this prints: aws s3api get-bucket-location --bucket {self.bucket}"
         )
         return _refused(f"the bucket {self.bucket} {is_in}, {ours}", cure)
 
     def _redirect(self, answer: Answer) -> FailedAttempt:
         to = f" to {answer.location}" if answer.location else ""
         return _refused(
-            f"{self.endpoint} redirects{to} ({answer.status}), which is never followed: the day's object would come "
-            "from a place that nobody configured",
-            "if that is the right place, write it in export.endpoint_url; else ask who runs the proxy in between: "
+            f"{self.endpoint} redirects{to} ({answer.status}), which is never followed: the day's export would come "
+            "from a host that is not configured",
+            "if that host is right, write it in export.endpoint_url; otherwise ask whoever runs the proxy in between: "
             f"curl -sI {self.scheme}://{self.endpoint}/",
         )
 
@@ -186,26 +189,26 @@ class BucketPlace:
         return f"aws s3 ls {shlex.quote(f'{self}/')}{self._options}"
 
     def no_credentials(self, why: str) -> FailedAttempt:
-        """The chain has none, or a part of it is broken; ``why`` must hold nothing secret."""
+        """Return the failure of a chain that has no credentials or is broken; ``why`` must contain no secret."""
         return _refused(
             f"there are no usable credentials for {self} ({why})",
             "aws configure, or set AWS_SHARED_CREDENTIALS_FILE for the service; aws configure list shows what is found",
         )
 
     def unreachable(self, why: str) -> FailedAttempt:
-        """No answer at all, or one that broke off."""
+        """Return the failure of a try that got no answer, or one that broke off."""
         return FailedAttempt(
             SourceUnreachable(
                 f"{self} is unreachable: {self.endpoint} {why}",
-                hint=f"curl -sI {self.scheme}://{self.endpoint}/ must answer; else look at export.endpoint_url, DNS, "
-                "firewall and HTTPS_PROXY",
+                hint=f"curl -sI {self.scheme}://{self.endpoint}/ must answer; otherwise check export.endpoint_url, "
+                "DNS, the firewall and HTTPS_PROXY",
             ),
             Remedy.WAIT,
             sdk_tried=True,
         )
 
     def not_trusted(self) -> FailedAttempt:
-        """The TLS certificate of the endpoint cannot be checked."""
+        """Return the failure of an endpoint whose TLS certificate is not trusted."""
         host = self.endpoint if ":" in self.endpoint else f"{self.endpoint}:443"
         return _refused(
             f"the TLS certificate of {self.endpoint} is not trusted",
@@ -213,18 +216,18 @@ class BucketPlace:
         )
 
     def no_s3(self, why: str) -> FailedAttempt:
-        """It answers, but not as S3 does."""
+        """Return the failure of an endpoint that answers, but not like S3."""
         return _refused(
-            f"{self.endpoint} does not answer as S3 does ({why})",
-            f"correct export.endpoint_url, or take what alters the answers out of the way; compare: {self._ls}",
+            f"{self.endpoint} does not answer like S3 ({why})",
+            f"correct export.endpoint_url, or bypass the proxy that alters the answers; compare: {self._ls}",
         )
 
     def altered(self, key: str, why: str) -> FailedAttempt:
-        """A reply to a read that cannot be trusted: worth a new try, then somebody must look."""
+        """Return the failure of a reply that cannot be trusted: worth another try, then an operator must look."""
         return FailedAttempt(
             SourceRefused(
-                f"{self.endpoint} gave an answer for {key} that cannot be checked ({why})",
-                hint="something between may alter the answers; look at the headers: "
+                f"{self.endpoint} sent an answer for {key} that cannot be trusted ({why})",
+                hint="something in between may be altering the answers; look at the headers: "
                 f"aws s3api head-object --bucket {self.bucket} --key {key}{self._options}",
             ),
             Remedy.WAIT,
@@ -232,7 +235,7 @@ class BucketPlace:
 
 
 def safe_word(text: object) -> str:
-    """A server's word, if it is one: never text that might quote a key."""
+    """Return a server's error code if it looks like one; anything else might quote a key, and is ``no code``."""
     return text if isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9.:_-]{1,64}", text) else "no code"
 
 

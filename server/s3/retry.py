@@ -1,7 +1,7 @@
-"""How long a source is waited for: the time-outs, the least rate, the tries.
+"""How long to wait for a source: the timeouts, the lowest rate, the number of tries.
 
-No outside world and no clock: seconds and bytes are handed in. The promise is that every wait ends: a source that is
-silent, slow or failing is given up after a bounded time, however it fails.
+No outside world and no clock: seconds and bytes are passed in. The promise: every wait ends; a source that is silent,
+slow or failing is given up after a bounded time, however it fails.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-LEAST_RATE = 32 * 1024  # bytes a second: a tenth of the slowest line on which a large day could still be in time
-RATE_WINDOW = 30.0
+LEAST_RATE = 32 * 1024  # bytes per second: a tenth of the slowest line on which a large day would still be on time
+RATE_WINDOW = 30.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """The limits of one source, in seconds unless the name says otherwise.
 
-    ``silence`` is the longest wait for the next byte, ``call`` for one whole request up to its headers, the SDK's own
-    ``sdk_tries`` among them. A body must bring ``least_rate`` bytes a second over every ``window``. ``tries`` failures
-    in a row, without ``worth`` new bytes between them, are the end; the pauses between them double from
-    ``first_pause`` up to ``longest_pause``.
+    ``silence`` is the longest wait for the next byte; ``call`` is the longest wait for one whole request up to its
+    headers, including the SDK's own ``sdk_tries``. A body must bring ``least_rate`` bytes per second over every
+    ``window``. ``tries`` failures in a row, with fewer than ``worth`` new bytes between them, are the end; the pauses
+    between them double from ``first_pause`` up to ``longest_pause``.
     """
 
     connect: float = 5.0
@@ -36,17 +36,17 @@ class RetryPolicy:
 
     @property
     def worth(self) -> int:
-        """The bytes that make a broken read count as progress: what the slowest body allowed brings in a window."""
+        """The bytes that make a broken read count as progress: what the slowest permitted body brings in a window."""
         return max(1, int(self.least_rate * self.window))
 
     def pause(self, failures: int) -> float:
-        """The wait after so many failures in a row: half of it sure, half of it by chance."""
+        """Return the seconds to wait after ``failures`` in a row, half of them fixed and half of them random."""
         longest = min(self.longest_pause, self.first_pause * 2.0 ** min(failures - 1, 30))
         return longest * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
 
 
 class RetryCounter:
-    """Failures in a row; bytes that came between them make the count begin again."""
+    """Counts failures in a row; enough bytes between two of them reset the count."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
@@ -55,17 +55,18 @@ class RetryCounter:
         self._refused = False
 
     def failed(self, most: int) -> float | None:
-        """Count a failure; the seconds to wait before the next try, or None when there is none.
+        """Count a failure, and return the seconds to wait before the next try, or None when there is to be none.
 
-        ``most`` is the most bytes that were ever there: a read that begins again from zero is no progress.
+        ``most`` is the largest number of bytes ever received: a read that starts again from zero is no progress.
         """
         self._progress(most)
         self._failures += 1
         return None if self._failures >= self._policy.tries else self._policy.pause(self._failures)
 
     def refused(self, most: int) -> float | None:
-        """Count a refusal of credentials: one more try, at once, with those that are there now."""
+        """Count a refusal of credentials: return 0 once, for a try with the credentials there are now, then None."""
         self._progress(most)
+        # They may have been rotated meanwhile, and the next session reads them again.
         if self._refused:
             return None
         self._refused = True
@@ -79,7 +80,7 @@ class RetryCounter:
 
 
 class RateWatch:
-    """The rate of one body over a sliding window of time spent waiting for it (our own writing does not count)."""
+    """Measures one body's rate over a sliding window of time spent waiting for it (our own writing does not count)."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
@@ -88,10 +89,11 @@ class RateWatch:
         self._bytes = 0
 
     def too_slow(self, seconds: float, count: int) -> bool:
-        """Note ``count`` bytes that came after ``seconds``; whether the window that ends here brought too few."""
+        """Add ``count`` bytes that took ``seconds``, and return whether the window that ends here brought too few."""
         self._steps.append((seconds, count))
         self._seconds += seconds
         self._bytes += count
+        # A step is dropped only if the rest still fills the window.
         while self._seconds - self._steps[0][0] >= self._policy.window:
             gone, brought = self._steps.popleft()
             self._seconds -= gone

@@ -187,7 +187,7 @@ def _check(descriptor: int, log: WrittenLog, header: bytes, stop: StopToken | No
             try:
                 text = member.decompress(packed, _CHUNK)
             except (zlib.error, IsalError):  # type: ignore[misc]  # isal's stub says instance
-                raise refused("a log is no whole gzip file") from None
+                raise refused("a log is not a complete gzip file") from None
             newlines += text.count(b"\n")
             beginning += text[: len(header) - len(beginning)]
             last = text[-1:] or last

@@ -66,7 +66,7 @@ def test_convert_follows_the_rules_of_a_configuration(service_site: ServiceSite)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("torn.gz", "-o", "out.gz"), "torn.gz is no whole gzip file: it is cut short"),
+        (("torn.gz", "-o", "out.gz"), "torn.gz is not a complete gzip file: it is truncated"),
         (("nowhere.gz", "-o", "out.gz"), "nowhere.gz cannot be read: No such file or directory"),
         (("good.gz", "-o", "no/out.gz"), "there is no folder "),
         (("good.gz", "-o", "good.gz"), "good.gz is the export itself"),

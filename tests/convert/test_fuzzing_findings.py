@@ -82,7 +82,7 @@ def test_a_key_that_is_nothing_is_named_in_its_problem(tmp_path: Path) -> None:
 def test_a_gzip_header_without_an_end_is_a_torn_export(flag: bytes) -> None:
     """A name or a comment of megabytes: the library that unpacks has no room for it."""
     file = b"\x1f\x8b\x08" + flag + bytes(6) + b"n" * (2 << 20)
-    with GzipText(io.BytesIO(file), "export") as text, pytest.raises(ExportTorn, match="is no whole gzip file"):
+    with GzipText(io.BytesIO(file), "export") as text, pytest.raises(ExportTorn, match="is not a complete gzip file"):
         text.read(1 << 20)
 
 

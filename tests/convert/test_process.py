@@ -162,7 +162,7 @@ def test_a_torn_export_is_told_as_such(tmp_path: Path, folder: Path) -> None:
     export = export_file(tmp_path, sample(300))
     whole = export.read_bytes()
     for data, why in (
-        (whole[:-20], "cut short"),
+        (whole[:-20], "truncated"),
         (b"", "empty"),
         (f'{{"ip":"{SECRET}"}}'.encode(), "not gzip"),
         (whole + SECRET.encode(), "something else follows"),
@@ -182,7 +182,7 @@ def test_what_is_not_there_is_told_as_such(tmp_path: Path, folder: Path) -> None
     export = export_file(tmp_path, sample(50))
     (folder / "torn").write_bytes(export.read_bytes()[:-4])
     torn = SentFile(Layout(), lambda: (folder / "torn").open("rb"), "MEGA-00.tsv.gz")
-    with no_process_left(), pytest.raises(DataFolderError, match=r"log MEGA-00\.tsv\.gz is damaged.*cut short"):
+    with no_process_left(), pytest.raises(DataFolderError, match=r"log MEGA-00\.tsv\.gz is damaged.*truncated"):
         apart_from(export, folder, sent=[torn])
 
 

@@ -34,7 +34,7 @@ def problems(folder: Path, content: str | bytes) -> list[str]:
 
 
 def test_a_catalogue_knows_guid_and_url(tmp_path: Path) -> None:
-    """Both, one of them, or none; blanks around cells and empty lines do not count."""
+    """Both, one of them, or none; blanks around cells and empty lines are ignored."""
     catalogue = load(
         tmp_path,
         "episode_id,guid,url\r\n"
@@ -84,7 +84,7 @@ def test_columns_may_be_missing_but_the_id(tmp_path: Path, content: str) -> None
         ("episode_id;guid;url\n", "episodes.csv line 1: its first line is 'episode_id;guid;url'"),
         ("episode_id,guid,url\n,g,u\n", "episodes.csv line 2: has no episode_id"),
         ("episode_id,guid,url\na,g,u,x\n", "episodes.csv line 2: has more cells than columns"),
-        ("episode_id,guid,url\na,g,u\nA,h,v\n", "episodes.csv line 3: has the episode_id A a second time"),
+        ("episode_id,guid,url\na,g,u\nA,h,v\n", "episodes.csv line 3: repeats the episode_id A"),
         (f"episode_id,guid,url\na,g,/{'x' * 2048}\n", "episodes.csv line 2: has a URL over 2048 characters"),
         (f"episode_id,guid,url\na,g,/{' ' * 700}x\n", "episodes.csv line 2: has a URL over 2048 characters"),
         (b"episode_id,guid,url\na,\xff,u\n", "episodes.csv: is not a CSV file in UTF-8"),
@@ -93,18 +93,18 @@ def test_columns_may_be_missing_but_the_id(tmp_path: Path, content: str) -> None
         (f"episode_id,guid,url\na,{'g' * 140_000},u\n", "episodes.csv: is not a CSV file in UTF-8"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_the_catalogue_is_told_with_its_line(tmp_path: Path, content: str | bytes, wrong: str) -> None:
+def test_a_mistake_in_the_catalogue_is_reported_with_its_line(tmp_path: Path, content: str | bytes, wrong: str) -> None:
     """Each names the line and says what to do."""
     assert problems(tmp_path, content)[0].startswith(wrong)
 
 
-def test_all_mistakes_are_told_at_once_but_no_more_than_twenty(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_but_no_more_than_twenty(tmp_path: Path) -> None:
     """One run shows them; a file of another kind does not flood the screen."""
     assert len(problems(tmp_path, "episode_id,guid,url\n,g,u\na,g,u,x\n")) == 2
     assert len(problems(tmp_path, "episode_id,guid,url\n" + ",g,u\n" * 100)) == 20
 
 
-def test_a_catalogue_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_catalogue_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     """Missing, or a folder."""
     for path in (tmp_path / "gone.csv", tmp_path):
         with pytest.raises(ConfigError, match="1 problem") as caught:
@@ -142,7 +142,7 @@ def test_a_line_takes_what_the_catalogue_knows(
 
 
 def test_without_a_catalogue_nothing_is_unmapped() -> None:
-    """The count speaks of the catalogue, so it needs one."""
+    """The count is about the catalogue, so it needs one."""
     assert not converted(row()).unmapped
     assert cells(row())["episode-guid"] == EPISODE
 
@@ -164,7 +164,7 @@ def test_the_guid_fills_the_template_too() -> None:
 
 
 def test_a_catalogue_saves_a_row_whose_template_would_be_too_long() -> None:
-    """The URL that is sent is what is measured."""
+    """The limit applies to the URL that is sent."""
     raw = row(podcast_id="x" * 2100)
     assert result(raw) == "url_too_long"
     assert result(raw, catalogue=Catalogue({EPISODE: Episode("", "/short.mp3")})) == "line"

@@ -1,4 +1,4 @@
-"""What the operator's file and the RSS feeds make together: matching, versions, and the URLs of lines.
+"""The operator's file and the RSS feeds combined: matching, versions, and the URLs of lines.
 
 No outside world.
 """
@@ -48,14 +48,14 @@ def test_what_the_operator_wrote_comes_first() -> None:
 
 
 def test_a_url_alone_leaves_the_rss_feeds_guid() -> None:
-    """A row of the CSV may correct the URL and say nothing of the guid."""
+    """A row of the CSV may correct the URL without giving a guid."""
     written = Catalogue({"ab-1": Episode("", "/mine.mp3")})
     found = make_catalogue(written, [item("AB-1", "https://x.example/1.mp3")]).find("ab-1")
     assert found == Episode("AB-1", "/mine.mp3", "", "https://x.example/1.mp3")
 
 
 def test_a_version_is_its_content() -> None:
-    """The same whenever it is made; another one for every change."""
+    """The same whenever it is made; different after every change."""
     one = item("g", "https://x.example/1.mp3")
     stamps = [
         make_catalogue(None, [one], [NOW]).stamp,
@@ -90,7 +90,7 @@ DEFAULT = f"/{GOOD['podcast_id']}/{EPISODE}.mp3"
     ],
 )
 def test_a_url_may_be_made_of_the_rss_feed(template: str, known: str, unknown: str) -> None:
-    """{enclosure_url} alone stands as published; what is not known makes no half URL, but the default one."""
+    """{enclosure_url} alone is used as published; an unknown value gives the default URL, not half a URL."""
     assert cells(row(), rules(url=template), catalogue=KNOWN)["url"] == known
     assert cells(row(), rules(url=template), catalogue=Catalogue({}))["url"] == unknown
     assert cells(row(), rules(url=template))["url"] == unknown
@@ -99,7 +99,7 @@ def test_a_url_may_be_made_of_the_rss_feed(template: str, known: str, unknown: s
 
 
 def test_an_rss_feed_never_costs_a_row() -> None:
-    """What would make a URL too long is left away: the default one is sent."""
+    """Where a value would make the URL too long, the default URL is sent."""
     long = Catalogue({EPISODE: Episode("g", "", "T", f"https://x.example/{'ä' * 1000}")})
     assert cells(row(), rules(url="/?u={enclosure_url}"), catalogue=long)["url"] == DEFAULT
     assert cells(row(), rules(url="{enclosure_url}"), catalogue=long)["url"].startswith("https://x.example/ää")

@@ -1,4 +1,4 @@
-"""The refresh of the catalogue: what RSS feeds of every kind leave in the ledger, and when they are asked.
+"""The refresh of the catalogue: what every kind of RSS feed leaves in the ledger, and when it is read.
 
 Listens on 127.0.0.1.
 """
@@ -42,7 +42,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 async def test_bad_rss_feeds_harm_neither_what_is_known_nor_the_good_ones(rss_host: RssHost, ledger: Ledger) -> None:
-    """Every bad kind takes the place of a good RSS feed: its items stay, the reason is told, the others are read."""
+    """Each bad kind replaces a good RSS feed: its items stay, the reason is recorded, and the others are read."""
     urls = [rss_host.url(path) for path in HOSTILE]
     for number, path in enumerate(HOSTILE):
         rss_host.put(path, rss(items(3, number)))
@@ -77,12 +77,12 @@ async def test_an_rss_feed_that_lost_all_its_items_is_not_believed(rss_host: Rss
         again = await refresh(ledger.rss, reader, [url, new], EVERY, NOW + EVERY)
     assert words == ["read", "read"]
     assert [outcome.word for outcome in again] == ["failed", "unchanged"]
-    assert "no items any more" in again[0].sentence
+    assert "has no items now" in again[0].sentence
     assert ledger.rss.feeds()[url].item_count == 3
 
 
 async def test_an_rss_feed_is_asked_when_it_is_due(rss_host: RssHost, ledger: Ledger) -> None:
-    """Once in refresh_every; sooner after a failure; after a clock was put back; when somebody says so."""
+    """Once per refresh_every; sooner after a failure; after a clock was set back; on request."""
     url = rss_host.put("/show", rss(items(3, 1)))
     async with RssReader(allow_local=True) as reader:
         assert await refresh(ledger.rss, reader, [url], EVERY, NOW)
@@ -98,23 +98,23 @@ async def test_an_rss_feed_is_asked_when_it_is_due(rss_host: RssHost, ledger: Le
 
 
 def test_an_rss_feed_that_stays_away_becomes_an_alarm() -> None:
-    """One failure is none, a day without an answer is; a feed that never answered is one at once."""
+    """One failure is not an alarm, a day without an answer is; an RSS feed that never answered is one at once."""
 
-    def told(read_at: datetime | None, error: str = "it is gone") -> list[Alarm]:
+    def alarms_of(read_at: datetime | None, error: str = "it is gone") -> list[Alarm]:
         feed = RssFeed("https://me:secret@x.example/show?key=1", NOW, read_at, error=error, hint="curl")
         found = alarms([], {"last_round": NOW.isoformat()}, HEALTHY, HoldPolicy(), EVERY, NOW, rss_feeds=[feed])
         return [alarm for alarm in found if alarm.name == "rss_feed"]
 
-    assert told(NOW - timedelta(hours=24)) == []
-    assert told(NOW - timedelta(days=9), error="") == []
-    (old,) = told(NOW - timedelta(hours=25))
+    assert alarms_of(NOW - timedelta(hours=24)) == []
+    assert alarms_of(NOW - timedelta(days=9), error="") == []
+    (old,) = alarms_of(NOW - timedelta(hours=25))
     assert (old.level.name, old.subject) == ("WARNING", "https://x.example/show")
     assert "what it held 25 h ago serves" in old.sentence
-    assert "it was never read" in told(None)[0].sentence
+    assert "it was never read" in alarms_of(None)[0].sentence
 
 
 def test_a_ledger_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
-    """What was published before there was a catalogue has none."""
+    """A publication from before there was a catalogue has no stamp."""
     path = tmp_path / "ledger.sqlite3"
     with closing(sqlite3.connect(path)) as old:
         old.executescript(MIGRATIONS[0])

@@ -1,4 +1,4 @@
-"""What an RSS document says, and every way in which one attacks its reader.
+"""What an RSS document says, and every way in which one can attack its reader.
 
 No outside world.
 """
@@ -19,11 +19,10 @@ from server.episodes.rss import (
     RssItem,
     bare_url,
     megaphone_token,
-    parse_rss,
     safe_url,
 )
 
-from ..support.rss_server import HEAD, PREFIXES, items, rss
+from ..support.rss_server import HEAD, PREFIXES, items, parse_rss, rss
 
 
 def document(inside: str, head: str = HEAD) -> bytes:
@@ -50,7 +49,7 @@ def test_an_item_is_read_with_everything_that_it_says() -> None:
 
 
 def test_a_document_may_come_in_any_pieces() -> None:
-    """A byte at a time gives what the whole gives."""
+    """Parsing byte by byte gives the same result as parsing the whole."""
     whole = rss(items(3, 1, foreign=True))
     document_ = RssDocument()
     for byte in whole:
@@ -79,12 +78,12 @@ def test_encodings_of_one_byte_a_letter_and_unicode_are_read(encoding: str) -> N
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_left_away(inside: str, guid: str, url: str) -> None:
-    """Two of a kind, URLs that are none or too long, guids without end."""
+    """Duplicates, URLs that are invalid or too long, endless guids."""
     assert (one(inside).guid, one(inside).enclosure_url) == (guid, url)
 
 
 def test_items_without_guid_and_enclosure_are_none() -> None:
-    """A blog post in the same feed matches nothing."""
+    """A blog post in the same RSS feed matches nothing."""
     assert parse_rss(document("<item><title>News</title></item><item/>")).items == []
 
 
@@ -94,7 +93,7 @@ def test_items_without_guid_and_enclosure_are_none() -> None:
      ("9" * 40, None)],
 )  # fmt: skip
 def test_durations_are_seconds(text: str, seconds: int | None) -> None:
-    """In the three forms that there are."""
+    """In all three forms."""
     assert one(f"<guid>g</guid><itunes:duration>{text}</itunes:duration>").duration == seconds
 
 
@@ -104,13 +103,13 @@ def test_durations_are_seconds(text: str, seconds: int | None) -> None:
      ("yesterday", None), ("Fri, 99 Nov 2026 10:00:00 GMT", None), ("Fri, 31 Dec 9999 23:59:59 -1200", None)],
 )  # fmt: skip
 def test_dates_are_instants_or_nothing(text: str, iso: str | None) -> None:
-    """A date that is none costs nothing but itself."""
+    """An invalid date loses only the date."""
     published = one(f"<guid>g</guid><pubDate>{text}</pubDate>").published
     assert (published and published.replace(tzinfo=None).isoformat()) == iso
 
 
 def test_a_title_cannot_speak_to_a_terminal() -> None:
-    """Control characters that XML lets through are blanks, and a title has an end."""
+    """Control characters that XML permits become blanks, and an overlong title is cut."""
     item = one(f"<guid>g</guid><title>a\u009b31mb\n\u202ec{'x' * 9000}</title>")
     assert item.title.startswith("a 31mb  c") or item.title.startswith("a 31mb c")
     assert item.title.isprintable()
@@ -127,15 +126,15 @@ HOSTILE = [
     ('<!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><rss><channel><title>&x;</title></channel></rss>',
      "declares entities"),
     ('<!DOCTYPE r [<!ENTITY % x SYSTEM "http://127.0.0.1/x.dtd">%x;]><rss/>', "declares entities"),
-    ('<rss a="&undefined;"/>', "no well-formed XML"),
+    ('<rss a="&undefined;"/>', "not well-formed XML"),
     ("<a>" * (DEEPEST + 1), "deep"),
-    (HEAD + "<item>" * 3, "no well-formed XML"),
-    (HEAD + "<item><guid>g</guid></item>", "no well-formed XML"),
-    ("", "no well-formed XML"),
-    ("\0" * 100, "no well-formed XML"),
-    ("<!doctype html><html><body>Sorry</body></html>", "no well-formed XML"),
-    ("<html><body/></html>", "it is no RSS"),
-    ('<feed xmlns="http://www.w3.org/2005/Atom"/>', "it is no RSS, its first element is <feed>"),
+    (HEAD + "<item>" * 3, "not well-formed XML"),
+    (HEAD + "<item><guid>g</guid></item>", "not well-formed XML"),
+    ("", "not well-formed XML"),
+    ("\0" * 100, "not well-formed XML"),
+    ("<!doctype html><html><body>Sorry</body></html>", "not well-formed XML"),
+    ("<html><body/></html>", "it is not RSS"),
+    ('<feed xmlns="http://www.w3.org/2005/Atom"/>', "it is not RSS: its first element is <feed>"),
     ('<?xml version="1.0" encoding="shift_jis"?><rss/>', "its encoding"),
     ('<?xml version="1.0" encoding="nonsense"?><rss/>', "its encoding"),
     (f'<rss a="{"x" * 3_000_000}"/>', "tags or comments is over 1 MiB"),
@@ -145,19 +144,19 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("text", "why"), HOSTILE)
 def test_a_hostile_or_broken_document_is_refused_with_a_word(text: str, why: str) -> None:
-    """Entities that grow or fetch, endless markup, endless depth, a cut-off end, other things than RSS."""
+    """Entities that grow or fetch, endless markup, endless depth, a truncated end, other things than RSS."""
     with pytest.raises(NotRss, match=why):
         parse_rss(text.encode())
 
 
 def test_an_outer_document_type_is_never_fetched() -> None:
-    """It is named by old documents; its entities are left away."""
+    """Old documents name it; its entities are dropped."""
     text = '<!DOCTYPE rss SYSTEM "http://127.0.0.1:1/rss.dtd"><rss><channel><title>a&b;c</title></channel></rss>'
     assert parse_rss(text.encode()).title == "ac"
 
 
 def test_memory_grows_with_the_items_and_not_with_the_document() -> None:
-    """Forty megabytes of notes around one item cost next to nothing."""
+    """Forty megabytes of notes around one item need almost no memory."""
     document_ = RssDocument()
     document_.feed(HEAD.encode() + b"<item><guid>g</guid><description>")
     tracemalloc.start()
@@ -171,7 +170,7 @@ def test_memory_grows_with_the_items_and_not_with_the_document() -> None:
 
 
 def test_a_document_with_too_many_items_is_refused() -> None:
-    """No show has so many."""
+    """No show has that many."""
     with pytest.raises(NotRss, match="more than 50000 items"):
         parse_rss(document("<item><guid>g</guid></item>" * (MOST_ITEMS + 1)))
 
@@ -205,12 +204,12 @@ def test_a_document_with_too_many_items_is_refused() -> None:
     ],
 )  # fmt: skip
 def test_redirect_prefixes_are_taken_off(url: str, bare: str, token: str) -> None:
-    """Whosever they are: the last host that stands in the path, and what follows it."""
+    """Whoever runs them: the last host in the path, and what follows it."""
     assert bare_url(url) == bare
     assert megaphone_token(bare) == token
 
 
 def test_an_address_is_shown_without_its_secrets() -> None:
-    """Neither a password nor a query stands in a log, nor what would break its line or a shell's quotes."""
+    """No password or query gets into the journal, nor anything that breaks its line or a shell's quotes."""
     assert safe_url("https://me:secret@x.example/a'b\nc?key=1#f") == "https://x.example/a?bc"
-    assert safe_url("https://[") == "an address that is none"
+    assert safe_url("https://[") == "an invalid URL"

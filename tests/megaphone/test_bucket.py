@@ -56,7 +56,7 @@ async def test_a_day_is_listed_and_read_whole(s3: S3Server) -> None:
 
 
 async def test_an_empty_object_is_read_as_empty(s3: S3Server) -> None:
-    """An object of no bytes is no failure of the source (gzip will have its word later)."""
+    """An empty object is not a failure of the source (gzip will complain later)."""
     s3.put(KEY, b"")
     assert await read(await bucket_of(s3)) == b""
 
@@ -87,7 +87,7 @@ IGNORED = (
 
 @pytest.mark.parametrize("prefix", ["", "deliveries/mega phone+1"])
 async def test_only_exact_names_directly_under_the_prefix_count(s3: S3Server, prefix: str) -> None:
-    """Other exports, markers, impossible days, deeper folders and other prefixes are not there for us."""
+    """Other exports, markers, impossible days, subfolders and other prefixes are ignored."""
     under = f"{prefix}/" if prefix else ""
     for name in IGNORED:
         s3.put(under + name, b"x")
@@ -103,7 +103,7 @@ async def test_only_exact_names_directly_under_the_prefix_count(s3: S3Server, pr
 
 
 async def test_a_listing_of_many_pages_is_read_to_its_end(s3: S3Server) -> None:
-    """Every day is found, however many pages it takes and whatever lies between."""
+    """Every day is found, however many pages it takes and whatever is between."""
     days = [date(2026, 1, 1) + timedelta(days=n) for n in range(23)]
     for day in days:
         s3.put(f"metrics-day-{day}.json.gz", b"x")
@@ -125,7 +125,7 @@ async def test_a_rewrite_after_the_listing_is_an_export_changed(s3: S3Server) ->
 
 
 async def test_an_object_that_vanished_is_an_export_changed(s3: S3Server) -> None:
-    """404 on the read says that the day must be looked at again."""
+    """A 404 on reading means that the day must be listed again."""
     s3.put(KEY, b"first")
     bucket = await bucket_of(s3)
     export = (await bucket.day_exports()).exports[DAY]
@@ -135,7 +135,7 @@ async def test_an_object_that_vanished_is_an_export_changed(s3: S3Server) -> Non
 
 
 async def test_a_multipart_object_is_read_by_its_opaque_etag(s3: S3Server) -> None:
-    """The ETag of an object that was uploaded in parts is no MD5, and works all the same."""
+    """The ETag of a multipart upload is not an MD5, and works all the same."""
     parts = [random.Random(n).randbytes(5 << 20) for n in range(2)]
     upload = s3.client.create_multipart_upload(Bucket=BUCKET, Key=KEY)["UploadId"]
     done = [
@@ -174,7 +174,7 @@ async def test_rotated_credentials_are_taken_up_without_a_restart(s3_auth: S3Use
 async def test_credentials_rotated_between_two_tries_are_taken_up(
     s3_auth: S3Users, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 403 is asked again once, with the keys that the chain gives by then."""
+    """A 403 is retried once, with the keys that the chain gives by then."""
     s3_auth.chain.use(*s3_auth.add("reader"))
     s3_auth.server.put(KEY, b"body")
     bucket = await bucket_of(s3_auth.server)
@@ -190,28 +190,28 @@ async def test_credentials_rotated_between_two_tries_are_taken_up(
     assert waited == [0.0]
 
 
-def told(error: SourceError, *secrets: str) -> str:
-    """Sentence and hint, which must both be there and hold no secret."""
+def checked_text(error: SourceError, *secrets: str) -> str:
+    """Return the sentence and the hint, which must both exist and contain no secret."""
     text = f"{error}\n{error.hint}"
     assert str(error) and error.hint
     assert not [secret for secret in secrets if secret in text]
     return text
 
 
-async def test_no_credentials_is_told(s3: S3Server, aws_chain: AwsChain) -> None:
+async def test_no_credentials_is_reported(s3: S3Server, aws_chain: AwsChain) -> None:
     """An empty chain: a sentence of its own, and where to put credentials."""
     (aws_chain.folder / "credentials").unlink()
     with pytest.raises(SourceRefused) as caught:
         await (await bucket_of(s3)).day_exports()
-    assert "no usable credentials" in str(caught.value) and "aws configure" in told(caught.value)
+    assert "no usable credentials" in str(caught.value) and "aws configure" in checked_text(caught.value)
 
 
-async def test_half_credentials_are_told(s3: S3Server, aws_chain: AwsChain) -> None:
-    """An access key without its secret is no endpoint trouble."""
+async def test_half_credentials_are_reported(s3: S3Server, aws_chain: AwsChain) -> None:
+    """An access key without its secret is not blamed on the endpoint."""
     (aws_chain.folder / "credentials").write_text("[default]\naws_access_key_id = AKIDHALF\n")
     with pytest.raises(SourceRefused, match=r"no usable credentials .*PartialCredentials") as caught:
         await (await bucket_of(s3)).day_exports()
-    told(caught.value, "AKIDHALF")
+    checked_text(caught.value, "AKIDHALF")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,9 @@ async def test_half_credentials_are_told(s3: S3Server, aws_chain: AwsChain) -> N
         ("echo SECRET >&2; exit 3", "CredentialRetrieval"),
     ],
 )
-async def test_a_broken_credential_process_is_told(s3: S3Server, aws_chain: AwsChain, script: str, why: str) -> None:
+async def test_a_broken_credential_process_is_reported(
+    s3: S3Server, aws_chain: AwsChain, script: str, why: str
+) -> None:
     """A credential process that fails gives a sentence, and nothing of what it printed."""
     (aws_chain.folder / "credentials").unlink()
     program = aws_chain.folder / "process.sh"
@@ -230,10 +232,10 @@ async def test_a_broken_credential_process_is_told(s3: S3Server, aws_chain: AwsC
     aws_chain.configure(f"[default]\ncredential_process = {program}\n")
     with pytest.raises(SourceRefused, match=why) as caught:
         await (await bucket_of(s3)).day_exports()
-    told(caught.value, "SECRET")
+    checked_text(caught.value, "SECRET")
 
 
-async def test_a_missing_web_identity_token_is_told(
+async def test_a_missing_web_identity_token_is_reported(
     s3: S3Server, aws_chain: AwsChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The chain's FileNotFoundError names the file, and is not taken for our disk."""
@@ -244,7 +246,7 @@ async def test_a_missing_web_identity_token_is_told(
         await (await bucket_of(s3)).day_exports()
 
 
-async def test_an_unknown_profile_is_told(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_profile_is_reported(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A profile that is not in the files is a matter of credentials."""
     monkeypatch.setenv("AWS_PROFILE", "nowhere")
     with pytest.raises(SourceRefused, match="ProfileNotFound"):
@@ -252,67 +254,67 @@ async def test_an_unknown_profile_is_told(s3: S3Server, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("wrong", ["access key", "secret key"])
-async def test_wrong_credentials_are_told(s3_auth: S3Users, wrong: str) -> None:
-    """A wrong key is told from a missing right, and is never printed."""
+async def test_wrong_credentials_are_reported(s3_auth: S3Users, wrong: str) -> None:
+    """A wrong key is distinguished from a missing permission, and is never printed."""
     access, secret = s3_auth.add("reader")
     keys = ("AKIAWRONGWRONGWRONG1", secret) if wrong == "access key" else (access, "wrong-secret-key")
     s3_auth.chain.use(*keys)
     with pytest.raises(SourceRefused, match="refused the credentials") as caught:
         await (await bucket_of(s3_auth.server)).day_exports()
-    assert "aws sts get-caller-identity" in told(caught.value, *keys)
+    assert "aws sts get-caller-identity" in checked_text(caught.value, *keys)
 
 
-async def test_no_right_to_list_is_told(s3_auth: S3Users) -> None:
+async def test_no_right_to_list_is_reported(s3_auth: S3Users) -> None:
     """Without s3:ListBucket the sentence names that right."""
     keys = s3_auth.add("getter", ("s3:GetObject",))
     s3_auth.chain.use(*keys)
     with pytest.raises(SourceRefused, match="s3:ListBucket") as caught:
         await (await bucket_of(s3_auth.server)).day_exports()
-    assert f"aws s3 ls s3://{BUCKET}/" in told(caught.value, *keys)
+    assert f"aws s3 ls s3://{BUCKET}/" in checked_text(caught.value, *keys)
 
 
-async def test_no_right_to_read_is_told(s3_auth: S3Users) -> None:
+async def test_no_right_to_read_is_reported(s3_auth: S3Users) -> None:
     """Without s3:GetObject the listing works, and the read names that right."""
     keys = s3_auth.add("lister", ("s3:ListBucket",))
     s3_auth.chain.use(*keys)
     s3_auth.server.put(KEY, b"body")
     with pytest.raises(SourceRefused, match="s3:GetObject") as caught:
         await read(await bucket_of(s3_auth.server))
-    assert f"arn:aws:s3:::{BUCKET}/*" in told(caught.value, *keys)
+    assert f"arn:aws:s3:::{BUCKET}/*" in checked_text(caught.value, *keys)
 
 
-async def test_no_such_bucket_is_told(s3: S3Server) -> None:
-    """A bucket that is not there is told with its name and the endpoint's, on listing and on reading."""
+async def test_no_such_bucket_is_reported(s3: S3Server) -> None:
+    """A bucket that is not there is reported with its name and the endpoint's, on listing and on reading."""
     s3.put(KEY, b"body")
     export = (await (await bucket_of(s3)).day_exports()).exports[DAY]
     bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url).place, retry=QUICK)
     with pytest.raises(SourceRefused, match="no bucket nowhere at 127") as caught:
         await bucket.day_exports()
-    assert "export.url" in told(caught.value)
+    assert "export.url" in checked_text(caught.value)
     with pytest.raises(SourceRefused, match="no bucket nowhere"):
         await bucket.fetch(export, io.BytesIO())
 
 
-async def test_an_endpoint_where_nobody_listens_is_told(aws_chain: AwsChain, unused_tcp_port: int) -> None:
-    """A refused connection is SourceUnreachable: it may come back by itself."""
+async def test_an_endpoint_where_nobody_listens_is_reported(aws_chain: AwsChain, unused_tcp_port: int) -> None:
+    """A refused connection is SourceUnreachable: the server may come back."""
     aws_chain.use("AKIDTEST", "secret")
     settings = bucket_settings("s3://exports", f"http://127.0.0.1:{unused_tcp_port}")
     with pytest.raises(SourceUnreachable, match=f"127.0.0.1:{unused_tcp_port} cannot be connected to") as caught:
         await (await Bucket.open(settings.place, retry=QUICK)).day_exports()
-    assert f"curl -sI http://127.0.0.1:{unused_tcp_port}/" in told(caught.value, "secret")
+    assert f"curl -sI http://127.0.0.1:{unused_tcp_port}/" in checked_text(caught.value, "secret")
 
 
 async def test_a_password_in_the_endpoint_is_never_said(s3: S3Server) -> None:
-    """An endpoint URL that holds a password does not work, and the sentence does not hold it."""
+    """An endpoint URL with a password does not work, and the sentence does not contain the password."""
     bucket = await Bucket.open(
         bucket_settings("s3://exports", s3.url.replace("//", "//me:pass-word@")).place, retry=QUICK
     )
     with pytest.raises(SourceUnreachable) as caught:
         await bucket.day_exports()
-    told(caught.value, "pass-word")
+    checked_text(caught.value, "pass-word")
 
 
-async def test_a_name_that_does_not_resolve_is_told(aws_chain: AwsChain) -> None:
+async def test_a_name_that_does_not_resolve_is_reported(aws_chain: AwsChain) -> None:
     """A misspelt host is SourceUnreachable, with the host in the sentence."""
     aws_chain.use("AKIDTEST", "secret")
     bucket = await Bucket.open(bucket_settings("s3://exports", "http://s3.nowhere.invalid").place, retry=QUICK)
@@ -320,17 +322,17 @@ async def test_a_name_that_does_not_resolve_is_told(aws_chain: AwsChain) -> None
         await bucket.day_exports()
 
 
-async def test_a_server_that_is_no_tls_server_is_told(s3: S3Server) -> None:
-    """https towards a plain port does not end in a foreign exception."""
+async def test_a_server_that_is_no_tls_server_is_reported(s3: S3Server) -> None:
+    """Speaking https to a plain port does not end in a foreign exception."""
     settings = bucket_settings(f"s3://{BUCKET}", s3.url.replace("http:", "https:"))
     bucket = await Bucket.open(settings.place, retry=QUICK)
     with pytest.raises((SourceRefused, SourceUnreachable)) as caught:
         await bucket.day_exports()
-    told(caught.value)
+    checked_text(caught.value)
 
 
 class FullDisk(io.BytesIO):
-    """A file on a disk that has no room after its first mebibyte."""
+    """A file on a disk that is full after the first mebibyte."""
 
     def write(self, data: object, /) -> int:
         if self.tell() >= 1 << 20:
@@ -338,8 +340,8 @@ class FullDisk(io.BytesIO):
         return super().write(data)  # type: ignore[arg-type]  # a buffer, as BytesIO takes
 
 
-async def test_a_full_disk_is_told_as_what_it_is(s3: S3Server) -> None:
-    """ENOSPC while writing is no fault of the source, and is not tried again."""
+async def test_a_full_disk_is_reported_as_what_it_is(s3: S3Server) -> None:
+    """ENOSPC while writing is not the source's fault, and is not retried."""
     s3.put(KEY, bytes(4 << 20))
     bucket = await bucket_of(s3)
     with pytest.raises(OSError, match="No space left") as caught:
@@ -348,7 +350,7 @@ async def test_a_full_disk_is_told_as_what_it_is(s3: S3Server) -> None:
 
 
 async def test_a_file_that_takes_bytes_in_parts_gets_them_all(s3: S3Server, tmp_path: Path) -> None:
-    """An unbuffered file may write less than it is given; nothing is lost."""
+    """An unbuffered file may write less than it was given; nothing is lost."""
     body = random.Random(2).randbytes(2_500_000)
     s3.put(KEY, body)
 
@@ -358,9 +360,9 @@ async def test_a_file_that_takes_bytes_in_parts_gets_them_all(s3: S3Server, tmp_
 
     bucket = await bucket_of(s3)
     export = (await bucket.day_exports()).exports[DAY]
-    with Sparing(tmp_path / "spool", "w+") as into:
+    with Sparing(tmp_path / "download", "w+") as into:
         await bucket.fetch(export, into)
-    assert (tmp_path / "spool").read_bytes() == body
+    assert (tmp_path / "download").read_bytes() == body
 
 
 async def test_two_operations_at_once_do_not_disturb_each_other(s3: S3Server) -> None:
@@ -373,7 +375,7 @@ async def test_two_operations_at_once_do_not_disturb_each_other(s3: S3Server) ->
 
 
 async def test_open_source_gives_what_the_url_names(s3: S3Server, tmp_path: Path) -> None:
-    """s3:// is a bucket and anything else a folder; both answer to the same calls."""
+    """s3:// is a bucket and anything else is a folder; both have the same methods."""
     bucket = await open_source(s3.settings().place)
     folder = await open_source(bucket_settings(tmp_path.as_uri(), s3.url).place)
     assert (bucket.name, folder.name) == (f"s3://{BUCKET}", str(tmp_path))
@@ -383,7 +385,7 @@ async def test_open_source_gives_what_the_url_names(s3: S3Server, tmp_path: Path
 
 
 async def test_a_folder_never_loads_the_aws_sdk(tmp_path: Path) -> None:
-    """`open_source` imports the bucket edge only for a bucket."""
+    """`open_source` imports the bucket module only for a bucket."""
     program = (
         "import asyncio, sys\n"
         "from server.settings import ExportSettings\nfrom server.megaphone.source import open_source\n"

@@ -85,7 +85,7 @@ async def test_a_listing_of_many_pages_under_a_prefix_is_read_to_its_end(s3: S3S
 
 
 async def test_a_multipart_object_is_read_by_its_opaque_etag(s3: S3Server) -> None:
-    """If-Match works with an ETag that is no MD5."""
+    """If-Match works with an ETag that is not an MD5."""
     parts = [random.Random(n).randbytes(5 << 20) for n in range(2)]
     upload = s3.client.create_multipart_upload(Bucket=s3.bucket, Key=KEY)["UploadId"]
     where = {"Bucket": s3.bucket, "Key": KEY, "UploadId": upload}
@@ -122,10 +122,10 @@ async def test_a_rewrite_or_a_removal_after_the_listing_is_an_export_changed(s3:
         (STRANGER, "s3:ListBucket"),
     ],
 )
-async def test_refused_credentials_are_told(
+async def test_refused_credentials_are_reported(
     s3: S3Server, aws_chain: AwsChain, keys: tuple[str, str], words: str
 ) -> None:
-    """A wrong key, a wrong secret and a missing right each have their sentence; right ones work on the next call."""
+    """A wrong key, a wrong secret and a missing permission each have a sentence; correct ones work on the next call."""
     s3.put(KEY, b"body")
     bucket = await bucket_of(s3)
     aws_chain.use(*keys)
@@ -136,15 +136,15 @@ async def test_refused_credentials_are_told(
     assert (await listed(bucket)).size == 4
 
 
-async def test_no_such_bucket_is_told(s3: S3Server) -> None:
-    """The bucket that the configuration names is not there."""
+async def test_no_such_bucket_is_reported(s3: S3Server) -> None:
+    """The bucket in the configuration does not exist."""
     bucket = await Bucket.open(bucket_settings("s3://nowhere", s3.url).place, retry=QUICK)
     with pytest.raises(SourceRefused, match="no bucket nowhere"):
         await bucket.day_exports()
 
 
 class Killing(io.BytesIO):
-    """A file that kills the gateway when it holds so many bytes, and starts it again if it is told to."""
+    """A file that kills the gateway when it holds so many bytes, and starts it again on request."""
 
     def __init__(self, ceph: Ceph, at: int, *, comes_back: bool) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Killing(io.BytesIO):
 
 
 async def test_a_gateway_killed_in_mid_read_that_comes_back_costs_no_byte(s3: S3Server, ceph: Ceph) -> None:
-    """After kill -9 the read is resumed where it was cut off, as soon as radosgw is there again."""
+    """After kill -9 the read is resumed where it was cut off, as soon as radosgw is back."""
     body = random.Random(2).randbytes(LARGE)
     s3.put(KEY, body)
     patience = RetryPolicy(connect=1, silence=5, call=10, tries=60, first_pause=0.1, longest_pause=0.5, sdk_tries=1)

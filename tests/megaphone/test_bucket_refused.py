@@ -54,8 +54,8 @@ async def test_a_redirect_is_not_followed_on_the_same_host_either(faulty: FaultS
         (refuse(400, "ExpiredToken"), "have expired", "renew"),
         (refuse(404, "NoSuchBucket"), "no bucket exports", "export.url"),
         (refuse(400, "a message: AKIDTEST"), "no code", "aws s3 ls"),
-        (page("<html></html>"), "not answer as S3", "export.endpoint_url"),
-        (page(""), "not answer as S3", "export.endpoint_url"),
+        (page("<html></html>"), "not answer like S3", "export.endpoint_url"),
+        (page(""), "not answer like S3", "export.endpoint_url"),
         (page('<?xml version="1.0"?><ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>'), "end", ""),
         (
             page(
@@ -65,7 +65,7 @@ async def test_a_redirect_is_not_followed_on_the_same_host_either(faulty: FaultS
             "without LastModified",
             "",
         ),
-        (raw("HTTP/1.1 200 OK\nContent-Length: 0\nDate: soon"), "not answer as S3", ""),
+        (raw("HTTP/1.1 200 OK\nContent-Length: 0\nDate: soon"), "not answer like S3", ""),
     ],
 )
 async def test_a_listing_that_is_refused_says_why(faulty: FaultServer, fault: Fault, words: str, hint: str) -> None:
@@ -79,7 +79,7 @@ async def test_a_listing_that_is_refused_says_why(faulty: FaultServer, fault: Fa
 
 @pytest.mark.parametrize("date_line", ["", "\nDate: soon"])
 async def test_a_listing_without_a_clock_is_refused(faulty: FaultServer, date_line: str) -> None:
-    """Without the server's Date nobody can say how old an object is."""
+    """Without the server's Date, the age of an object is unknown."""
     text = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
     faulty.listing_script.append(raw(f"HTTP/1.1 200 OK\nContent-Length: {len(text)}{date_line}", text))
     with pytest.raises(SourceRefused, match="no Date header"):
@@ -101,7 +101,7 @@ async def test_the_clock_of_a_listing_is_the_one_at_its_beginning(faulty: FaultS
     "faults", [[refuse(503, "SlowDown")], [refuse(429, "Slow")] * 2, [refuse(409, "Slow")] * 2, [hang_up()], [silent()]]
 )
 async def test_a_listing_gets_over_a_short_trouble(faulty: FaultServer, faults: list[Fault]) -> None:
-    """503 and broken connections are repeated by the SDK, 429 and 409 by us."""
+    """503 and broken connections are retried by the SDK, 429 and 409 by us."""
     faulty.listing_script.extend(faults)
     assert (await listed(await bucket_of(faulty, replace(QUICK, sdk_tries=2)))).size == SIZE
 
@@ -118,7 +118,7 @@ async def test_a_listing_gets_over_a_short_trouble(faulty: FaultServer, faults: 
     ],
 )
 async def test_a_listing_that_fails_for_good_is_unreachable(faulty: FaultServer, fault: Fault) -> None:
-    """It may come back by itself: SourceUnreachable, after a bounded number of requests."""
+    """It may recover: SourceUnreachable, after a bounded number of requests."""
     faulty.listing_script.extend([fault] * 99)
     with pytest.raises(SourceUnreachable):
         await (await bucket_of(faulty)).day_exports()
@@ -126,7 +126,7 @@ async def test_a_listing_that_fails_for_good_is_unreachable(faulty: FaultServer,
 
 
 async def test_a_listing_over_pages_survives_and_ends(faulty: FaultServer) -> None:
-    """Pages are followed by their tokens; a token that comes again is no endless listing."""
+    """Pages are followed by their tokens; a repeated token does not cause an endless listing."""
     for n in range(7):
         faulty.put(f"metrics-day-2026-10-0{n + 1}.json.gz", b"x")
     faulty.page_size = 3
@@ -137,5 +137,5 @@ async def test_a_listing_over_pages_survives_and_ends(faulty: FaultServer) -> No
         "application/xml",
     )
     faulty.listing_script.extend([again] * 9)
-    with pytest.raises(SourceRefused, match="does not come to its end"):
+    with pytest.raises(SourceRefused, match="never ends"):
         await (await bucket_of(faulty)).day_exports()

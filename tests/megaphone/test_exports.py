@@ -58,7 +58,7 @@ def test_the_fields_are_those_of_the_article() -> None:
     ],
 )  # fmt: skip
 def test_only_the_exact_name_is_an_export(name: str, day: date | None) -> None:
-    """Everything else that lies in such a bucket is left alone."""
+    """Everything else in such a bucket is ignored."""
     assert METRICS.day_of(name) == day
 
 
@@ -88,7 +88,7 @@ def _at(text: str) -> datetime:
     ],
 )
 def test_a_day_is_final_when_three_things_hold(modified: str | None, now: str, state: str) -> None:
-    """The clock is past final_at, the object was written after the day, and has been left alone for ``settle``."""
+    """The clock is past final_at, the object was written after the day, and has been unchanged for ``settle``."""
     export = None if modified is None else DayExport(DAY, "k", "e", 1, _at(modified))
     assert FinalityRule().state(DAY, export, _at(now)) == state
 
@@ -182,7 +182,7 @@ def test_a_minute_is_sixty_seconds(value: Any, short: bool) -> None:
 
 
 def test_absent_seconds_are_short() -> None:
-    """No field is no minute."""
+    """A missing field does not count as a minute."""
     assert ExportRow.parse(row(seconds_downloaded=ABSENT)).short
 
 
@@ -200,7 +200,7 @@ def test_an_identifier_is_as_written(value: Any, text: str) -> None:
 
 
 def test_a_good_row_is_read_whole() -> None:
-    """Every checked field has its type, and all fields are kept as they came."""
+    """Every checked field has its type, and all fields are kept as received."""
     parsed = ExportRow.parse(row())
     assert (parsed.id, parsed.ip) == (GOOD["id"], GOOD["ip"])
     assert (parsed.podcast_id, parsed.episode_id) == (GOOD["podcast_id"], GOOD["episode_id"])
@@ -271,7 +271,7 @@ REASONS: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize(("raw", "expected"), REASONS, ids=lambda value: str(value)[:60])
 def test_a_row_comes_to_a_line_or_to_its_reason(raw: bytes, expected: str) -> None:
-    """Each reason of the books, by everything that leads to it."""
+    """Each rejection reason, by everything that leads to it."""
     assert result(raw) == expected
 
 

@@ -22,7 +22,7 @@ KEY = f"metrics-day-{DAY}.json.gz"
 
 
 async def test_a_day_is_listed_and_read_whole(tmp_path: Path) -> None:
-    """What lies in the folder is what is read, after what the file held already."""
+    """The file in the folder is what is read, after what the target held before."""
     body = random.Random(1).randbytes(9_000_000)
     (tmp_path / KEY).write_bytes(body)
     modified = datetime(2026, 11, 21, 4, 5, 6, 789000, tzinfo=UTC)
@@ -60,7 +60,7 @@ async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None
 
 
 async def test_a_link_that_leads_nowhere_costs_its_own_day_and_no_other(tmp_path: Path) -> None:
-    """A link to itself made the whole folder unreadable: no day was published as long as it lay there."""
+    """A link to itself once made the whole folder unreadable: no day was published while it existed."""
     (tmp_path / KEY).write_bytes(b"export")
     for number, target in enumerate((f"{KEY}/beyond-a-file", "x" * 300), 3):
         (tmp_path / f"metrics-day-2026-11-{number:02}.json.gz").symlink_to(target)
@@ -70,7 +70,7 @@ async def test_a_link_that_leads_nowhere_costs_its_own_day_and_no_other(tmp_path
 
 
 async def test_an_empty_file_is_read_as_empty(tmp_path: Path) -> None:
-    """A file of no bytes is no failure of the source."""
+    """An empty file is not a failure of the source."""
     (tmp_path / KEY).touch()
     folder = Folder(tmp_path)
     into = io.BytesIO()
@@ -78,8 +78,8 @@ async def test_an_empty_file_is_read_as_empty(tmp_path: Path) -> None:
     assert into.getvalue() == b""
 
 
-async def test_a_version_is_told_by_its_content_moving(tmp_path: Path) -> None:
-    """The same file keeps its etag; a rewrite, a replacement or a new time of modification gives another."""
+async def test_a_version_changes_with_the_content(tmp_path: Path) -> None:
+    """The same file keeps its etag; a rewrite, a replacement or a new modification time changes it."""
     path, folder, etags = tmp_path / KEY, Folder(tmp_path), []
 
     async def etag() -> str:
@@ -156,17 +156,17 @@ async def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         await Folder(tmp_path / "no folder").day_exports()
     assert f"mkdir -p '{tmp_path}/no folder'" in caught.value.hint
     (tmp_path / "file").touch()
-    with pytest.raises(SourceRefused, match="is no folder"):
+    with pytest.raises(SourceRefused, match="is not a folder"):
         await Folder(tmp_path / "file").day_exports()
 
 
 @pytest.mark.parametrize(
     ("error", "expected"), [(PermissionError(13, "no"), SourceRefused), (OSError(5, "EIO"), SourceUnreachable)]
 )
-async def test_what_the_system_refuses_is_told(
+async def test_what_the_system_refuses_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: type[Exception]
 ) -> None:
-    """A missing right is for an operator; a disk or a network share that fails may come back."""
+    """A missing permission needs an operator; a failing disk or network share may recover."""
     (tmp_path / KEY).write_bytes(b"x")
     folder = Folder(tmp_path)
     export = (await folder.day_exports()).exports[DAY]
@@ -185,8 +185,8 @@ async def test_what_the_system_refuses_is_told(
     assert getattr(reading.value, "hint", "") and getattr(listing.value, "hint", "")
 
 
-async def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path) -> None:
-    """ENOSPC of the file that is written is no fault of the source."""
+async def test_a_full_disk_is_reported_as_what_it_is(tmp_path: Path) -> None:
+    """ENOSPC on the target file is not the source's fault."""
     (tmp_path / KEY).write_bytes(b"x" * 100)
     folder = Folder(tmp_path)
     with open("/dev/full", "wb", buffering=0) as into, pytest.raises(OSError, match="No space left"):  # noqa: ASYNC230, PTH123  # a device
@@ -194,7 +194,7 @@ async def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path) -> None:
 
 
 async def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
-    """Neither a read, nor a failed one, nor a cancelled one keeps the file open."""
+    """No read, failed or cancelled ones included, keeps the file open."""
     (tmp_path / KEY).write_bytes(bytes(5_000_000))
     folder = Folder(tmp_path)
     export = (await folder.day_exports()).exports[DAY]
@@ -212,23 +212,23 @@ async def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
 
 
 async def test_a_spool_begins_again_where_it_began(tmp_path: Path) -> None:
-    """After a restart the file ends where it stood when it was handed over, buffered or not."""
+    """After a restart the file ends at its position when it was passed in, buffered or not."""
     for buffering in (-1, 0):
-        with (tmp_path / "spool").open("w+b", buffering=buffering) as into:  # a test's own file
+        with (tmp_path / "download").open("w+b", buffering=buffering) as into:  # a test's own file
             into.write(b"kept")
-            spool = await DownloadFile.at(into)
+            download = await DownloadFile.at(into)
             for _ in range(3):
-                await spool.write(bytes(600_000))
-            assert (spool.size, spool.most) == (1_800_000, 1_800_000)
-            await spool.restart()
-            assert (spool.size, spool.most) == (0, 1_800_000)
-            await spool.write(b"anew")
-            await spool.finish()
-            assert (tmp_path / "spool").read_bytes() == b"keptanew"
+                await download.write(bytes(600_000))
+            assert (download.size, download.most) == (1_800_000, 1_800_000)
+            await download.restart()
+            assert (download.size, download.most) == (0, 1_800_000)
+            await download.write(b"anew")
+            await download.finish()
+            assert (tmp_path / "download").read_bytes() == b"keptanew"
 
 
 async def test_a_cancelled_caller_waits_for_the_thread() -> None:
-    """Only when the thread has let go of the file does the cancellation go on, however often it comes."""
+    """The cancellation proceeds only when the thread has released the file, however often it is repeated."""
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:

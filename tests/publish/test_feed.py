@@ -252,7 +252,7 @@ async def test_a_torn_export_fails_the_day_and_is_never_published(site: Site) ->
     with capture_logs() as entries:
         assert await site.word(at(1, "05:35")) == "failed"
     failed = next(entry for entry in entries if entry["event"] == f"feed failed {DAY}")
-    assert "cut short" in failed["why"] and failed["next_try"] == "05:45Z" and failed["hint"]
+    assert "truncated" in failed["why"] and failed["next_try"] == "05:45Z" and failed["hint"]
     assert site.state(at(1, "05:36")) == "failed" and "day_failed" in site.alarm_names(at(1, "05:36"))
     assert site.files() == [] and list(site.point.staging_dir.iterdir()) == []
     site.put(rows_of(DAY, 300), at(1, "06:00"))

@@ -144,7 +144,7 @@ async def test_a_torn_rewrite_of_a_published_day_changes_nothing(site: Site) -> 
     site.put(rows_of(DAY, 400), at(1, "09:00"), cut=9)
     assert await site.word(at(1, "10:05")) == "failed"
     assert site.files() == [name()]
-    assert "cut short" in site.days(at(1, "10:06"))[DAY].advice
+    assert "truncated" in site.days(at(1, "10:06"))[DAY].advice
     site.put(rows_of(DAY, 12), at(1, "11:00"))
     assert await site.word(at(1, "12:05")) == "published"
     assert site.ids(name(1)) == between(10, 12)

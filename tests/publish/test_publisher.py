@@ -266,7 +266,7 @@ async def test_a_new_ledger_leaves_torn_and_foreign_files_alone(site: Site) -> N
     with capture_logs() as entries:
         await site.round(at(1, "05:35"))
     assert site.served() == [name(4)]
-    assert sum("no whole gzip file" in entry["event"] for entry in entries) == 4
+    assert sum("not a complete gzip file" in entry["event"] for entry in entries) == 4
     site.prune(at(70))
     assert {path.name: path.read_bytes() for path in site.point.pickup_dir.iterdir()} == foreign
 

@@ -1,4 +1,4 @@
-"""The words of the source edge, as tables: what an answer means, how long is waited, what is too slow."""
+"""What a source's answer means, how long to wait and what is too slow, as tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = f"metrics-day-{date(2026, 11, 20)}.json.gz"
 
 
 def test_tries_end_without_progress_and_begin_again_with_it() -> None:
-    """So many failures in a row are the end; a window's worth of new bytes begins the count again."""
+    """A number of failures in a row is the end; a window's worth of new bytes resets the count."""
     patience = RetryPolicy(tries=3, least_rate=10, window=10, first_pause=1, longest_pause=3)
     tries = RetryCounter(patience)
     assert tries.failed(0) is not None and tries.failed(99) is not None
@@ -32,8 +32,8 @@ def test_refused_credentials_have_one_more_try() -> None:
     assert tries.refused(100) == 0.0
 
 
-def test_the_pace_is_told_over_a_sliding_window() -> None:
-    """A quick beginning does not excuse a trickle, and a short pause is no trickle."""
+def test_the_rate_is_measured_over_a_sliding_window() -> None:
+    """A fast start does not excuse a trickle, and a short pause is not a trickle."""
     pace = RateWatch(RetryPolicy(least_rate=100, window=10))
     assert not pace.too_slow(1, 5_000)
     assert not any(pace.too_slow(1, 2) for _ in range(9))
@@ -60,7 +60,7 @@ def test_the_pace_is_told_over_a_sliding_window() -> None:
 def test_every_answer_has_one_meaning(
     answer_: Answer, key: str | None, error: type[SourceError], remedy: Remedy
 ) -> None:
-    """The table of what a status and S3's word for it ask of us."""
+    """What each status and S3 error code requires of us."""
     place = BucketPlace("exports", "pre/", "eu-west-1", "https://me:word@s3.example.com:9000/x")
     setback = place.meaning(answer_, key)
     assert (type(setback.error), setback.remedy) == (error, remedy)
@@ -68,7 +68,7 @@ def test_every_answer_has_one_meaning(
 
 
 def test_a_place_without_an_endpoint_is_at_aws() -> None:
-    """Sentences name the AWS endpoint of the region, and hints give the region to the AWS tool."""
+    """Sentences name the region's AWS endpoint, and hints pass the region to the AWS tool."""
     setback = BucketPlace("exports", "", "eu-west-1", None).meaning(Answer(403, "AccessDenied"))
     assert setback.error.hint.endswith("aws s3 ls s3://exports/ --region eu-west-1")
     assert "s3.eu-west-1.amazonaws.com" in str(BucketPlace("exports", "", "eu-west-1", None).unreachable("x").error)

@@ -69,7 +69,7 @@ async def test_a_held_and_a_failed_day_are_critical_with_something_to_type(site:
     site.put(rows_of(DAY, 3), at(1, "05:00"), cut=5)
     await site.round(at(1, "06:35"))
     assert levels(site, at(1, "06:35")) == {"day_failed": "CRITICAL"}
-    assert "cut short" in of_day(site, at(1, "06:35"))["day_failed"].hint
+    assert "truncated" in of_day(site, at(1, "06:35"))["day_failed"].hint
 
 
 async def test_a_published_day_that_nobody_picks_up_is_told(site: Site) -> None:

@@ -25,7 +25,7 @@ NOW = at(1, "09:00")
 EXPORT = DayExport(DAY, "metrics-day-2026-11-20.json.gz", "etag", 9, at(1, "04:10"))
 TALLY = Tally(rows=10, lines=10)
 HELD = Hold("2 of 12 rows were rejected", "rejected", "etag", TALLY)
-FAILED = Failure("it is cut short", "gzip -t", "etag", NOW, NOW + timedelta(minutes=10), 1)
+FAILED = Failure("it is truncated", "gzip -t", "etag", NOW, NOW + timedelta(minutes=10), 1)
 
 
 def log(number: int = 0, publication: int = 1, **changes: object) -> LedgerLog:
@@ -98,7 +98,7 @@ def test_each_day_has_one_word(day: DayOverview, word: str) -> None:
 @pytest.mark.parametrize(("day", "advice"), [
     (one(record("open")), ""),
     (one(record("due", hold=HELD)), f"look at rejects/, then: pickup-point feed --day {DAY} --accept-rejects"),
-    (one(record("due", failure=FAILED)), "it is cut short; gzip -t (next try 2026-11-21 09:10Z)"),
+    (one(record("due", failure=FAILED)), "it is truncated; gzip -t (next try 2026-11-21 09:10Z)"),
     (one(record("missing", export=None)), "ask support-megaphone@spotify.com"),
     (one(record("stale")), "ask support-megaphone@spotify.com"),
     (one(record("missing", export=None), [publication(log())]), ""),

@@ -184,7 +184,7 @@ async def test_a_service_publishes_whatever_its_rss_feeds_do(service_site: Servi
 
 
 async def test_the_snapshot_is_the_newest_that_is_good(service_site: ServiceSite, rss_host: RssHost) -> None:
-    """Files that are spoilt while the service runs keep what was known; RSS feeds that are configured no more go."""
+    """A file damaged while the service runs changes nothing; an RSS feed that is no longer configured is removed."""
     folder = service_site.folder
     one, two = (rss_host.put(f"/{n}", rss(items(2, n))) for n in (1, 2))
     (folder / "feeds.txt").write_text(f"# mine\n\n{one}\n")
@@ -264,9 +264,9 @@ def test_a_check_tells_everything_that_is_wrong(tmp_path: Path, service_site: Se
     file.write_text(CSV)
     told = [str(problem).removeprefix(f"{file} ") for problem in check_episodes(file)]
     assert told == [
-        f"line 3: has the episode_id {EPISODE.upper()} a second time",
+        f"line 3: repeats the episode_id {EPISODE.upper()}",
         "line 4: has the episode_id 'ABC1234567890', which is the token of an enclosure URL",
-        "line 5: has the episode_id 'nonsense', which is no id of Megaphone's",
+        "line 5: has the episode_id 'nonsense', which is not a Megaphone id",
         "line 6: has no episode_id",
         "line 7: has a URL over 2048 characters",
     ]

@@ -17,6 +17,8 @@ from xml.sax.saxutils import escape, quoteattr
 import pytest
 from aiohttp import web
 
+from server.episodes.rss import LONGEST_MARKUP, RssDocument
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
@@ -69,6 +71,19 @@ def items(count: int, seed: int, *, foreign: bool = False, prefix: str = "https:
 def rss(found: Sequence[Item], title: str = "A show") -> bytes:
     """A whole document."""
     return f"{HEAD}<title>{escape(title)}</title>{''.join(item.xml() for item in found)}</channel></rss>".encode()
+
+
+def parse_rss(data: bytes) -> RssDocument:
+    """Parse a whole document, in pieces well below the limit of one tag.
+
+    Raises:
+        NotRss: it is not accepted.
+    """
+    document = RssDocument()
+    for start in range(0, len(data), LONGEST_MARKUP // 4):
+        document.feed(data[start : start + LONGEST_MARKUP // 4])
+    document.close()
+    return document
 
 
 class RssHost:
