@@ -140,10 +140,10 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
     if config.feeds.configured:
         # Only here: without feeds a conversion needs neither SQLite nor HTTP.
         from ..episodes.source import CatalogueSource
-        from ..storage.ledger import Ledger
+        from ..storage.ledger import LEDGER_FILE, Ledger
 
         try:
-            with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+            with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
                 return CatalogueSource(config, ledger.rss).snapshot(), []
         except LedgerError as error:
             told = [f"the RSS feeds are not used: {error}"]

@@ -1,7 +1,7 @@
-"""Staging: the logs of one publication, written and brought to disk before anybody can see them.
+"""Staging: the logs of one publication, written and synced to disk before anybody can see them.
 
-Touches ``staging/``, and links from there into ``pickup/``. Promise: leave it without `Staging.publish` and nothing
-remains; a link refuses a name that exists.
+Touches ``staging/``, and links from there into ``pickup/``. Promise: without `Staging.publish`, nothing remains at the
+end; a name that exists is never replaced.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StagedLog:
 
 
 class Staging:
-    """The logs of one publication on their way: written, sealed, linked. The sink of a conversion."""
+    """The logs of one publication on their way: written, sealed, linked. A conversion writes into it."""
 
     def __init__(self, staging_dir: Path, pickup_dir: Path, rejects_dir: Path, first: LogName) -> None:
         self._staging_dir, self._pickup_dir, self._rejects_dir = staging_dir, pickup_dir, rejects_dir
@@ -44,37 +44,38 @@ class Staging:
         self._sealed: list[StagedLog] = []
 
     def restart(self) -> None:
-        """Forget what was written so far."""
+        """Discard what was written so far, to begin again."""
         for staged in [*self._open, *([self._rejects] if self._rejects else [])]:
             staged.discard()
         self._open, self._rejects, self._sealed = [], None, []
 
     def name(self, index: int) -> LogName:
-        """The name that the log at ``index`` will have."""
+        """Return the name that the log at ``index`` will have."""
         first = self._first
         return LogName(first.prefix, first.day, first.number + index, first.format)
 
     def open_log(self, index: int) -> BinaryIO:
-        """The file that the log at ``index`` (0, 1, …) is written into; the writer closes it."""
+        """Open the file for the log at ``index`` (0, 1, …, in order); the writer closes it."""
         assert index == len(self._open)  # noqa: S101  # logs are written in order
         staged = _StagedFile(self._staging_dir / str(self.name(index)))
         self._open.append(staged)
         return staged.file
 
     def open_rejects(self) -> BinaryIO:
-        """The file that the rejected rows are written into."""
+        """Open the file for the rejected rows."""
         self._rejects = _StagedFile(self._staging_dir / self._first.rejects)
         return self._rejects.file
 
     def keep_rejects(self) -> bool:
-        """Move the rejected rows to ``rejects/``, on disk; False when there are none.
+        """Move the rejected rows to ``rejects/`` and sync them; return False when there are none.
 
-        What an earlier version of the day left there under this name, while it was held, goes.
+        This replaces or removes what an earlier, held version of the day left there under the same name.
         """
         if self._rejects is None:
             with translate_os_errors(self._rejects_dir / self._first.rejects):
                 (self._rejects_dir / self._first.rejects).unlink(missing_ok=True)
             return False
+        # Content, then name, then folder: after a power cut the name stands for whole content or does not exist.
         with translate_os_errors(self._rejects.path):
             self._rejects.sync()
             self._rejects.path.replace(self._rejects_dir / self._rejects.path.name)
@@ -83,7 +84,7 @@ class Staging:
         return True
 
     def seal(self, earliest_mtime: int) -> list[StagedLog]:
-        """Bring the logs to disk, each with an mtime one second after the one before it.
+        """Sync the logs to disk, each with an mtime one second after the one before it.
 
         Raises:
             DataFolderError: the disk refused.
@@ -97,15 +98,16 @@ class Staging:
         return self._sealed
 
     def publish(self) -> list[LogFile]:
-        """Link the sealed logs to their final names, in order; from here on clients see them.
+        """Link the sealed logs to their final names, in order; from here on the names are taken.
 
         Raises:
-            NameSpent: a file of that name is in the folder; nothing of it was touched.
+            NameSpent: a file of that name is in the folder; it was not touched.
             DataFolderError: the disk refused.
         """
         pickup = self._pickup_dir
         files = []
         for log in self._sealed:
+            # A link, not a rename: it fails where the name exists. The content is on disk since `seal`.
             try:
                 os.link(self._staging_dir / str(log.name), pickup / str(log.name), follow_symlinks=False)
             except FileExistsError:
@@ -113,17 +115,18 @@ class Staging:
             except OSError as error:
                 raise data_folder_error(error, pickup / str(log.name)) from error
             files.append(LogFile(log.name, log.size, log.mtime))
+        # Before the caller records the publication and serves it: no client may see a name that a power cut takes back.
         with translate_os_errors(pickup):
             fsync_folder(pickup)
         return files
 
     def discard(self) -> None:
-        """Remove the staged names; a published file keeps its other name."""
+        """Remove the staged names; a published file keeps its final name."""
         self.restart()
 
 
 class _StagedFile:
-    """A file in staging whose digest grows with every write."""
+    """A file in staging, whose digest is computed while it is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,6 +142,7 @@ class _StagedFile:
             os.close(descriptor)
 
     def seal(self, mtime: int) -> tuple[int, str]:
+        # In this order: a write would change the mtime, and the sync must cover both.
         self.file.close()
         os.utime(self.path, (mtime, mtime))
         self.sync()
@@ -151,14 +155,14 @@ class _StagedFile:
 
 
 class _HashingFile(io.FileIO):
-    """What is written is hashed on its way."""
+    """A file that hashes what is written to it."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "wb")
         self.digest = hashlib.sha256()
 
     def write(self, data: Buffer) -> int:
-        """Write all of it, also where the system writes less at once."""
+        """Write all of ``data``, even where the system writes less at once; return its size in bytes."""
         rest = memoryview(data).cast("B")
         self.digest.update(rest)
         size = len(rest)
