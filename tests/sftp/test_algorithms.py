@@ -12,7 +12,7 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.sftp.algorithms import DEFAULT, LEGACY, Offer, agreed, disagreement
+from server.sftp.algorithms import DEFAULT, LEGACY, Offer, find_disagreement, negotiate
 
 from ..support.sftp import PASSWORD, Running, running
 
@@ -177,10 +177,11 @@ async def test_a_failed_key_exchange_is_diagnosed(listener: Running) -> None:
 def test_disagreements_are_found_in_order() -> None:
     """The first list without a common name is named; agreement gives none; markers are no algorithms."""
     ours = Offer(LEGACY.kex, LEGACY.host_keys, LEGACY.ciphers, LEGACY.macs)
-    assert disagreement(ours, ours, legacy=True) is None
-    assert agreed(("ext-info-c", "a"), ("ext-info-c", "a")) == "a"
+    assert find_disagreement(ours, ours, legacy=True) is None
+    assert negotiate(("ext-info-c", "a"), ("ext-info-c", "a")) == "a"
     bad_mac = Offer(ours.kex, ours.host_keys, ("aes128-ctr",), ("hmac-md5",))
-    found = disagreement(bad_mac, ours, legacy=False)
+    found = find_disagreement(bad_mac, ours, legacy=False)
     assert found is not None
     assert found.what == "MAC"
-    assert disagreement(Offer(ours.kex, ours.host_keys, ("aes128-gcm@openssh.com",), ()), ours, legacy=False) is None
+    gcm_only = Offer(ours.kex, ours.host_keys, ("aes128-gcm@openssh.com",), ())
+    assert find_disagreement(gcm_only, ours, legacy=False) is None

@@ -85,7 +85,7 @@ class _Nobody:
             Client("triton", "203.0.113.9", "test"),
             Events(lambda _: None, lambda verb, _: self.refusals.append(verb), lambda *_: None),
             delivery=acknowledged(lambda _: None),
-            most_handles=8,
+            max_handles=8,
             threads=threads,
         )
 

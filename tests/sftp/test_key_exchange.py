@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.pickups import Ending, Grade
-from server.sftp.connection import LEAST_PACKET, MOST_DEFERRED
+from server.sftp.connection import MAX_DEFERRED, MIN_PACKET
 
 from ..support.sftp import NAME, RawSftp, Running, running, string
 
@@ -75,7 +75,7 @@ async def test_questions_during_a_key_exchange_have_an_end(listener: Running) ->
     connection = await listener.connect()
     await exchange_without_end(connection)
     with capture_logs() as entries:
-        for _ in range(MOST_DEFERRED + 100):
+        for _ in range(MAX_DEFERRED + 100):
             connection.send_packet(80, string(b"keepalive@openssh.com"), b"\x01")
         async with asyncio.timeout(10):
             while listener.server.registry.connected:  # noqa: ASYNC110  # nobody announces it
@@ -89,9 +89,9 @@ async def test_packets_too_small_to_be_worth_a_cipher_are_refused(tmp_path: Path
     """With packets of one byte a single read would keep the whole service busy for seconds; the connection goes on."""
     async with running(tmp_path, keys_dir, max_sessions_per_user=1) as it, it.connect() as connection:
         it.served.add(NAME, b"content")
-        for size in (1, 17, LEAST_PACKET - 1):
+        for size in (1, 17, MIN_PACKET - 1):
             with pytest.raises(asyncssh.ChannelOpenError, match="packet size"):
                 await session(connection, max_pktsize=size)
-        raw = await session(connection, max_pktsize=LEAST_PACKET)
+        raw = await session(connection, max_pktsize=MIN_PACKET)
         handle = await raw.open_file(NAME)
         assert await raw.read(handle, 0, 100) == b"content"

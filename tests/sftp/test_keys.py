@@ -109,7 +109,7 @@ def test_all_problems_of_all_files_are_reported_at_once(folder: Path, tmp_path: 
     with pytest.raises(ConfigError) as error:
         load_credentials(sftp_settings(users=users), folder)
     told = problems(error)
-    assert "there is no such file -> make what is missing: pickup-point keygen" in told
+    assert "no such file -> make the missing keys: pickup-point keygen" in told
     assert "is a key of type ssh-ed25519, not ssh-rsa" in told
     assert f"no public key in line 2 of {public}" in told
     assert "costs too much" in told

@@ -10,8 +10,8 @@ from server.sftp.limits import (
     BURST,
     FAILURE_WINDOW,
     LINE_WINDOW,
-    LINES_EACH,
-    MOST_ADDRESSES,
+    LINES_PER_REASON,
+    MAX_ADDRESSES,
     OPENS,
     OPENS_BURST,
     OWN_DESCRIPTORS,
@@ -124,16 +124,17 @@ def test_an_ipv6_client_counts_by_its_64() -> None:
 def test_the_table_of_addresses_is_bounded() -> None:
     """A flood from everywhere does not fill the memory."""
     it = guard(ban_after=5)
-    for number in range(3 * MOST_ADDRESSES):
+    for number in range(3 * MAX_ADDRESSES):
         it.failed(ip_address(number + (10 << 24)), 0.0)
-    assert len(it._records) == MOST_ADDRESSES
+    assert len(it._records) == MAX_ADDRESSES
 
 
 def test_a_flood_of_refusals_becomes_a_summary() -> None:
     """Each address has a few lines a minute, then one line counts the rest."""
     budget = LogBudget()
     assert list(budget.summaries(1000.0)) == []
-    assert [budget.take("banned", "203.0.113.9") for _ in range(LINES_EACH + 3)] == [True] * LINES_EACH + [False] * 3
+    logged = [budget.take("banned", "203.0.113.9") for _ in range(LINES_PER_REASON + 3)]
+    assert logged == [True] * LINES_PER_REASON + [False] * 3
     assert budget.take("banned", "203.0.113.10")
     assert list(budget.summaries(1000.0 + LINE_WINDOW / 2)) == []
     assert list(budget.summaries(1000.0 + LINE_WINDOW)) == [("banned", 3)]

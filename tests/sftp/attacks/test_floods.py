@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 
 from server.sftp.connection import (
     FREE_EXCHANGES,
-    MOST_EXCHANGES_BEFORE_LOGIN,
-    MOST_PACKETS_BEFORE_LOGIN,
+    MAX_EXCHANGES_BEFORE_LOGIN,
+    MAX_PACKETS_BEFORE_LOGIN,
     RECEIVE_WINDOW,
 )
 from server.sftp.handler import RequestHandler
-from server.sftp.session import MOST_WAITING, REQUEST_COST, TURN, SftpSession
+from server.sftp.session import MAX_WAITING, REQUEST_COST, TURN, SftpSession
 
 from ...support.sftp import NAME, RawSftp, Running, string
 
@@ -49,7 +49,7 @@ async def test_a_stranger_s_idle_talk_has_an_end(listener: Running) -> None:
         await until_alone(listener)
         writer.close()
     assert reasons(entries) == ["too-many-requests"]
-    assert MOST_PACKETS_BEFORE_LOGIN < 1000
+    assert MAX_PACKETS_BEFORE_LOGIN < 1000
 
 
 class Rekeying(asyncssh.SSHClient):
@@ -106,7 +106,7 @@ async def test_a_stranger_s_key_exchanges_have_an_end(listener: Running) -> None
     with capture_logs() as entries, pytest.raises(asyncssh.Error):
         await listener.connect(client_factory=lambda: client, password=None, client_keys=[], username="nobody")
     await until_alone(listener)
-    assert client.done < MOST_EXCHANGES_BEFORE_LOGIN + 2
+    assert client.done < MAX_EXCHANGES_BEFORE_LOGIN + 2
     assert "too-many-requests" in reasons(entries)
 
 
@@ -136,4 +136,4 @@ async def test_a_flood_of_small_questions_takes_turns(listener: Running, monkeyp
             assert (await raw.receive())[0] == 105
     assert sum(turns) == 5_001
     assert max(turns) <= TURN // REQUEST_COST + 1
-    assert most_waiting <= MOST_WAITING + RECEIVE_WINDOW
+    assert most_waiting <= MAX_WAITING + RECEIVE_WINDOW
