@@ -35,7 +35,7 @@ def test_the_union_of_ranges_is_the_set_of_bytes(reads: list[tuple[int, int]]) -
     assert union.covers(size) == (expected == set(range(size)))
 
 
-def test_islands_are_bounded_and_never_claim_too_much() -> None:
+def test_ranges_are_bounded_and_never_claim_too_much() -> None:
     """A client that reads every second byte fills a bounded table, and gaps filled later are still joined."""
     union = Coverage()
     for start in range(0, 4 * MAX_RANGES, 2):
@@ -62,7 +62,7 @@ def test_islands_are_bounded_and_never_claim_too_much() -> None:
 def test_a_pickup_is_complete_only_with_every_byte_taken_and_closed(
     reads: list[tuple[int, int]], closed: bool, taken: bool, grade: Grade, ending: Ending
 ) -> None:
-    """Sums of bytes prove nothing: the union, the close and the taking decide."""
+    """Sums of bytes prove nothing: the union, the close and the delivery decide."""
     it = progress(100)
     for offset, count in reads:
         it.answered(offset, count)

@@ -1,4 +1,4 @@
-"""What is really offered, what ssh-audit thinks of it, and what the log says when nothing fits."""
+"""What is really offered, what ssh-audit thinks of it, and what the service log says when nothing fits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SSH_AUDIT = Path(sys.executable).with_name("ssh-audit")
 
 
 async def offered(port: int) -> tuple[Offer, list[str], list[str]]:
-    """The server's KEXINIT as it comes over the wire: offer, and the two compression lists."""
+    """Read the server's KEXINIT from the wire; return the offer, and the two compression lists."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     assert await reader.readline() == b"SSH-2.0-pickup-point\r\n"
     writer.write(b"SSH-2.0-test\r\n")
@@ -44,7 +44,7 @@ async def offered(port: int) -> tuple[Offer, list[str], list[str]]:
 
 
 async def test_the_default_profile_is_offered_literally(listener: Running) -> None:
-    """Key exchanges, host keys, ciphers, MACs and compressions, in order, and none beside them."""
+    """Key exchanges, host keys, ciphers, MACs and compressions, in order, and no others."""
     offer, *compressions = await offered(listener.port)
     assert [name for name in offer.kex if not name.startswith(("ext-info", "kex-strict"))] == [
         "mlkem768x25519-sha256",

@@ -1,4 +1,4 @@
-"""What a client may do to us with a key exchange that it does not finish, or with packets as small as it likes."""
+"""What a client can do with a key exchange that it never finishes, or with packets as small as it likes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EACH = 250_000
 
 
 async def exchange_without_end(connection: Any) -> None:
-    """Ask for new keys, take no answer any more, and go on asking for other things as if nothing were."""
+    """Ask for new keys, read no reply any more, and go on sending other requests as if nothing had happened."""
     connection._transport.pause_reading()
     connection._send_kexinit()
     connection._kex_complete = True
@@ -70,7 +70,7 @@ async def test_what_waits_for_new_keys_is_neither_kept_nor_proven(listener: Runn
     assert (pickup.grade, pickup.ending) == (Grade.OPENED, Ending.INTERRUPTED)
 
 
-async def test_questions_during_a_key_exchange_have_an_end(listener: Running) -> None:
+async def test_requests_during_a_key_exchange_are_limited(listener: Running) -> None:
     """Replies to them wait in memory, which RFC 4253 (section 7.1) leaves no client a reason to fill."""
     connection = await listener.connect()
     await exchange_without_end(connection)

@@ -1,4 +1,4 @@
-"""Attempts to keep the partner out, by taking every place there is."""
+"""Attempts to keep the partner out, by taking every slot there is."""
 
 from __future__ import annotations
 
@@ -46,13 +46,15 @@ ONE, TWO, THREE = (ip_address(f"203.0.113.{number}") for number in (1, 2, 3))
         ([(ONE, 1.0), (TWO, 0.5)], ONE, 1000.0, None),
     ],
 )
-def test_who_gives_way(waiting: list[tuple[object, float]], newcomer: object, now: float, goes: int | None) -> None:
-    """The oldest of the address that holds most; a lone one only when it had its time; never for one's own sake."""
+def test_which_connection_is_dropped(
+    waiting: list[tuple[object, float]], newcomer: object, now: float, goes: int | None
+) -> None:
+    """The oldest of the address that holds most; a lone one only after its time; never for its own address."""
     assert connection_to_drop(waiting, newcomer, now) == goes  # type: ignore[arg-type]
 
 
 def test_an_ipv6_network_is_one_address_here_too() -> None:
-    """Many addresses of one /64 hold together."""
+    """Addresses of one /64 count together."""
     waiting = [(ip_address(f"2001:db8::{number}"), 0.0) for number in range(1, 5)]
     assert connection_to_drop([(ONE, 0.0), *waiting], TWO, 0.1) == 1
     assert connection_to_drop([(ONE, 0.0), *waiting], ip_address("2001:db8::9"), 100.0) is None
@@ -73,7 +75,7 @@ async def strangers(port: int, sources: list[str]) -> AsyncIterator[list[asyncio
 async def test_idle_strangers_keep_nobody_out(
     tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, lone: bool
 ) -> None:
-    """All places are taken by connections that do not log in, and the partner, who stands in no allow list, gets in."""
+    """All slots are taken by connections that do not log in, and the partner, who stands in no allow list, gets in."""
     monkeypatch.setattr("server.sftp.limits.MIN_LOGIN_TIME", 0.0)
     async with running(tmp_path, keys_dir, max_connections=8) as it:
         it.served.add(NAME, b"content")
@@ -89,8 +91,8 @@ async def test_idle_strangers_keep_nobody_out(
     assert it.server.registry.counters.refusals["too-many-connections"] in (1, 2, 3)
 
 
-async def test_who_is_in_gives_way_to_nobody(tmp_path: Path, keys_dir: Path) -> None:
-    """Users who are logged in keep their places, however idle; the next one is refused."""
+async def test_a_logged_in_user_is_never_dropped(tmp_path: Path, keys_dir: Path) -> None:
+    """Users who are logged in keep their slots, however idle; the next one is refused."""
     async with running(tmp_path, keys_dir, max_connections=2) as it, it.connect() as one, it.connect() as two:
         with pytest.raises((asyncssh.Error, OSError)):
             await it.connect(local_addr=("127.0.0.2", 0))
@@ -102,7 +104,7 @@ async def test_who_is_in_gives_way_to_nobody(tmp_path: Path, keys_dir: Path) -> 
 async def test_openings_of_sessions_that_left_do_not_pile_up(
     listener: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user who opens and leaves at once, again and again, is refused when too many wait, and told in the log."""
+    """A user who opens and leaves at once, again and again, is refused when too many wait, and it is logged."""
     monkeypatch.setattr("server.sftp.limits.OPENS", 0.1)  # a second: so slow that a busy machine changes nothing
     monkeypatch.setattr("server.sftp.limits.OPENS_BURST", 1.0)
     monkeypatch.setattr("server.sftp.limits.MAX_OPENS_WAITING", 5.0)
@@ -120,7 +122,7 @@ async def test_openings_of_sessions_that_left_do_not_pile_up(
     assert sum(pickup.ended is None for pickup in listener.pickups) < 12
 
 
-def test_the_queue_of_openings_has_an_end_and_empties() -> None:
+def test_the_queue_of_openings_is_bounded_and_empties() -> None:
     """The wait is bounded for whoever is let in, and time makes room."""
     it = OpenPace()
     count = 0
