@@ -98,6 +98,7 @@ class SshConnection(asyncssh.SSHServerConnection):
     def pause_writing(self) -> None:
         """Stop reading from a peer that does not take what we send, or replies would fill the memory."""
         self.choked = True
+        # At the socket: asyncssh would answer other SSH requests too, and keep the answers.
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
@@ -222,6 +223,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         def check_size(number: int, window: int, packet_size: int, opened: Any) -> None:
             if packet_size < MIN_PACKET:
                 self.registry.refused(self.address, Reason.PROTOCOL, self.user)
+                # The channel never opens, so nobody else would take the session off the connection.
                 session.connection_lost(None)
                 opened = refuse()
             process_open(number, window, packet_size, opened)

@@ -78,6 +78,7 @@ class FastSender:
             not KNOWN
             or type(encryption) is not GCMEncryption
             or channel._send_state != "open"
+            # What the channel still holds must go first.
             or channel._send_buf
             or not connection._kex_complete
             or not connection._auth_complete

@@ -256,6 +256,7 @@ class Registry:
 
     def left(self, connection: SshConnection) -> None:
         """Count out a connection that is over; a second call changes nothing."""
+        # A dropped connection comes here twice: when it is dropped, and when asyncssh reports its end.
         if connection in self._connections:
             self._connections.discard(connection)
             self._guard.leave(connection.address)

@@ -66,7 +66,7 @@ class Publication:
 
 
 def matched_share(publications: Iterable[Publication]) -> float | None:
-    """Return the share of lines, 0 to 1, whose episode the catalogue knew, in what is not superseded.
+    """Return the share of lines, 0 to 1, whose episode the catalogue knew, in the logs that are not superseded.
 
     None where no episode catalogue was in use, or no line was written.
     """

@@ -1,7 +1,7 @@
 """Staging: the logs of one publication, written and synced to disk before anybody can see them.
 
-Touches ``staging/``, and links from there into ``pickup/``. Promise: without `Staging.publish`, nothing remains at the
-end; a name that exists is never replaced.
+Touches ``staging/``, and links from there into ``pickup/``. Promise: without `Staging.publish` nothing of the logs
+remains at the end; a name that exists is never replaced.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class _StagedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with translate_os_errors(path):
+            # O_NOFOLLOW: a link planted under the name must not lead elsewhere. Readable only, as it will be published.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o440)
         self.file = _HashingFile(descriptor)
 

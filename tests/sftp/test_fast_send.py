@@ -73,7 +73,7 @@ async def test_unknown_code_takes_the_slow_path(
     listener: Running, sent: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an asyncssh whose code was never checked, nothing is assumed."""
-    monkeypatch.setattr(express, "KNOWN", False)
+    monkeypatch.setattr(fast_send, "KNOWN", False)
     assert await pull(listener, encryption_algs=GCM)
     assert not any(sent)
 
