@@ -1,6 +1,7 @@
-"""The disk's word: an operating system error about a file becomes one sentence and something to type.
+"""The file system: syncing, locking, private files, and its errors as one sentence with something to type.
 
-Touches the file system only to bring a folder to disk, to lock a file, and to discard one.
+Touches the files and folders that it is given. Promise: a private file is written whole or not at all and never
+replaced; one that others can read is refused.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
-    """A lock file; what it yields takes the lock and says whether it was to be had. It ends with the process."""
+    """Yield a function that tries to take a lock file, and returns whether it could.
+
+    The kernel releases the lock with the process, however that ends.
+
+    Raises:
+        DataFolderError: the file cannot be opened or locked.
+    """
     with translate_os_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def taken() -> bool:
+    def try_lock() -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -36,7 +43,7 @@ def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
         return True
 
     try:
-        yield taken
+        yield try_lock
     finally:
         os.close(descriptor)
 
@@ -51,14 +58,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file in staging, also where the disk refuses: what is left, the next round removes, or says why not."""
+    """Remove a file in staging; where the disk refuses, the next round removes it, or reports why it cannot."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Operating system errors inside become a `DataFolderError` about ``path``."""
+    """Turn operating system errors inside into a `DataFolderError` about ``path``."""
     try:
         yield
     except OSError as error:
@@ -66,56 +73,58 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 
 def data_folder_error(error: OSError, path: Path) -> DataFolderError:
-    """The operating system's word about the data folder, with what to type."""
+    """Return an operating system error about the data folder as ours, with something to type."""
     hints = {
-        errno.ENOSPC: f"df -h {path.parent}; free some space, the next round goes on by itself",
-        errno.EDQUOT: f"quota; df -h {path.parent}",
-        errno.EROFS: f"the file system became read-only: dmesg | tail; mount | grep {path.parent}",
-        errno.EACCES: f"ls -ld {path.parent}; the service's user must own it",
-        errno.EPERM: f"ls -ld {path.parent}; the service's user must own it",
+        errno.ENOSPC: f"df -h {path.parent}  # free some space; the next round goes on by itself",
+        errno.EDQUOT: f"quota; df -h {path.parent}  # raise the quota or free some space",
+        errno.EROFS: f"dmesg | tail; findmnt -T {path.parent}  # the file system is read-only",
+        errno.EACCES: f"ls -ld {path.parent}  # the service's user must own it",
+        errno.EPERM: f"ls -ld {path.parent}  # the service's user must own it",
     }
     return DataFolderError(f"{path}: {error.strerror}", hint=hints.get(error.errno or 0, "dmesg | tail; df -h"))
 
 
-MOST_BYTES = 1 << 20  # of a key file
+MAX_KEY_BYTES = 1 << 20  # of a key file
 _PRIVATE_MODE = 0o600
 
 
-def _places(name: str, keys_dir: Path) -> list[tuple[Path, bool]]:
-    """Where a private file may be, in order, and whether its mode is ours to judge."""
-    places = [(keys_dir / name, True)]
+def _candidates(name: str, keys_dir: Path) -> list[tuple[Path, bool]]:
+    """Return the paths where a private file may be, in order, each with whether its mode is ours to judge."""
+    paths = [(keys_dir / name, True)]
     if folder := os.environ.get("CREDENTIALS_DIRECTORY"):
-        places.insert(0, (type(keys_dir)(folder, name), False))  # systemd sets the modes there
-    return places
+        # What LoadCredential hands over comes first; systemd sets the modes there.
+        paths.insert(0, (type(keys_dir)(folder, name), False))
+    return paths
 
 
 def exists(name: str, keys_dir: Path) -> bool:
-    """Whether a private file is in one of its places."""
-    return any(path.exists() or path.is_symlink() for path, _ in _places(name, keys_dir))
+    """Return whether a private file exists, even as a dangling link."""
+    return any(path.exists() or path.is_symlink() for path, _ in _candidates(name, keys_dir))
 
 
 def read_private(name: str, keys_dir: Path, problems: list[Problem]) -> bytes | None:
-    """A private file's content, or None with the reason added to ``problems``."""
-    for path, judged in _places(name, keys_dir):
+    """Return a private file's content, or None with the reason added to ``problems``."""
+    for path, judged in _candidates(name, keys_dir):
         try:
             with path.open("rb") as file:
+                # Of the opened file: what the path names may change between two looks.
                 mode = os.fstat(file.fileno()).st_mode
                 if judged and stat.S_IMODE(mode) & 0o077:
                     problems.append(Problem(str(path), "can be read by others", f"chmod 600 {path}"))
                     return None
-                return file.read(MOST_BYTES)
+                return file.read(MAX_KEY_BYTES)
         except FileNotFoundError:
             continue
         except OSError as error:
             problems.append(Problem(str(path), f"cannot be read: {error.strerror}", f"ls -l {path}"))
             return None
-    cure = "make what is missing: pickup-point keygen"
-    problems.append(Problem(str(keys_dir / name), "there is no such file", cure))
+    cure = "make the missing keys: pickup-point keygen"
+    problems.append(Problem(str(keys_dir / name), "no such file", cure))
     return None
 
 
 def write_new(path: Path, data: bytes) -> bool:
-    """Write a private file whole or not at all; False when another process made it first."""
+    """Write a private file whole or not at all; return False when another process made it first."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_MODE)
     try:
@@ -124,10 +133,12 @@ def write_new(path: Path, data: bytes) -> bool:
             file.flush()
             os.fsync(file.fileno())
         try:
-            path.hardlink_to(temporary)  # a link refuses a name that is there, a rename would replace it
+            # A link refuses a name that exists; a rename would replace it.
+            path.hardlink_to(temporary)
         except FileExistsError:
             return False
     finally:
         temporary.unlink()
+    # After the temporary name is gone: one sync brings both changes to disk.
     fsync_folder(path.parent)
     return True

@@ -1,4 +1,4 @@
-"""What can go wrong, one class for each remedy.
+"""What can go wrong: one class for each remedy.
 
     PickupPointError            exit 1   something outside needs attention
     ├── ConfigError             exit 2   a file must be changed: the configuration, a key, the episode catalogue
@@ -14,7 +14,7 @@
     │   └── DataFolderBusy               another process holds it
     └── LedgerError                      the ledger cannot be read or written
 
-Every error carries one sentence (``str(error)``) and ``hint``: something to type or to do.
+Every error carries one sentence (``str(error)``) and a ``hint``: something to type or to do.
 No outside world.
 """
 
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 
 class PickupPointError(Exception):
-    """One sentence that says what is wrong, and a hint that is something to type."""
+    """Something outside needs attention: one sentence that says what, and a hint that is something to type."""
 
     exit_code = 1
 
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(PickupPointError):
-    """The configuration, a key file or the episode catalogue must be changed; all its problems at once."""
+    """The configuration, a key file or the episode catalogue must be changed; carries all its problems at once."""
 
     exit_code = 2
 
@@ -57,23 +57,23 @@ class ConfigError(PickupPointError):
 
 
 class SourceError(PickupPointError):
-    """The place where Megaphone delivers gave no answer that can be used."""
+    """The place where Megaphone delivers gave no usable answer."""
 
 
 class SourceUnreachable(SourceError):
-    """It does not answer, or answers that it is overloaded: it may come back by itself."""
+    """The source does not answer, or answers that it is overloaded: it may come back by itself."""
 
 
 class SourceRefused(SourceError):
-    """It answers, and refuses: an operator must act."""
+    """The source answers, and refuses: an operator must act."""
 
 
 class ExportChanged(SourceError):
-    """The object is no longer the version that was listed: begin the day again."""
+    """The export is no longer the version that was listed: begin the day again."""
 
 
 class ExportTorn(PickupPointError):
-    """The object is not one whole, correct gzip file; it is never published. ``word`` is short for what is wrong."""
+    """The export is not one whole, correct gzip file; it is never published. ``word`` is short for what is wrong."""
 
     def __init__(self, sentence: str, *, hint: str = "", word: str = "") -> None:
         super().__init__(sentence, hint=hint)
@@ -81,7 +81,7 @@ class ExportTorn(PickupPointError):
 
 
 class ConversionFailed(PickupPointError):
-    """The conversion was stopped before its end; nothing of it was published."""
+    """The conversion ended early; nothing of it was published."""
 
 
 class ConversionDied(ConversionFailed):
@@ -89,7 +89,7 @@ class ConversionDied(ConversionFailed):
 
 
 class NameSpent(PickupPointError):
-    """A log name that was ever used is never used again."""
+    """The log name was used before, and a name is never used twice."""
 
 
 class DataFolderError(PickupPointError):
@@ -105,7 +105,10 @@ class LedgerError(PickupPointError):
 
 
 def unexpected(error: Exception) -> PickupPointError:
-    """An error that nobody thought of: where it happened, without its words, which may hold a listener's address."""
+    """Return an unforeseen error as one of ours: its type and where it happened.
+
+    Its own words are left out, since they may hold a listener's address.
+    """
     from traceback import extract_tb  # only here: it takes longer to load than a small command to run
 
     frames = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[-3:]]

@@ -1,13 +1,14 @@
-"""What a partner's client has really taken: the union of byte ranges, and the record made of it.
+"""What a partner's client has really taken: the union of byte ranges, and the record made from it.
 
 A sum of bytes proves nothing, since clients read past the end, read tails again and read in any order. A pickup is
-complete when the union of the ranges answered on one handle is the whole file, the handle was closed by the client,
-and the client had taken every byte by then. It says "delivered to their client", never "counted by Triton".
+complete when the union of the ranges answered on one handle is the whole file, the client closed the handle, and it had
+every byte. It means "delivered to their client", never "counted by Triton".
 
-`pickup-point doctor` logs in as a partner, too. It says so by its client version, and what such a client reads is a
-test: it stands in the records and proves nothing. Whoever calls himself so only gives away the proof of his own pickup.
+`pickup-point doctor` logs in as a partner, too. It identifies itself by its client version, and what such a client
+reads is a test: it is recorded, and proves nothing. A partner who uses that version loses only the proof of their own
+pickups.
 
-Pure: no outside world, the clock is handed in. Promise: a record may claim too little, never too much.
+Pure: no outside world, the caller passes the clock in. Promise: a record may claim too little, never too much.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from .triton import LogName
 
-MOST_RANGES = 4096  # a client that reads every second byte must not fill the memory: further islands are not counted
+MAX_RANGES = 4096  # a client that reads every second byte must not fill the memory: further ranges are not counted
 DOCTOR_CLIENT = "pickup-point-doctor"  # the SSH client version of `pickup-point doctor`
 
 
@@ -46,8 +47,8 @@ class Ending(StrEnum):
 class Coverage:
     """A union of half-open byte ranges, kept as disjoint, sorted, non-touching ones.
 
-    >>> union = Coverage(); union.add(0, 10); union.add(5, 20); (union.bytes, union.ranges)
-    (20, [(0, 20)])
+    >>> union = Coverage(); union.add(0, 10); union.add(5, 20); (union.bytes, union.covers(20))
+    (20, True)
     """
 
     __slots__ = ("_ends", "_starts", "bytes")
@@ -58,7 +59,7 @@ class Coverage:
         self.bytes = 0
 
     def add(self, start: int, end: int) -> None:
-        """Unite with ``[start, end)``; an empty range changes nothing."""
+        """Add the range ``[start, end)``; an empty one changes nothing."""
         if end <= start:
             return
         starts, ends = self._starts, self._ends
@@ -68,7 +69,8 @@ class Coverage:
             return
         first = bisect_left(ends, start)  # the first range that ends at or after our start
         last = bisect_right(starts, end)  # one past the last range that starts at or before our end
-        if first == last and len(starts) >= MOST_RANGES:
+        # A full table still takes ranges that touch a known one, so that gaps filled later count.
+        if first == last and len(starts) >= MAX_RANGES:
             return
         if first < last:
             start = min(start, starts[first])
@@ -79,20 +81,15 @@ class Coverage:
         self.bytes += end - start
 
     def covers(self, size: int) -> bool:
-        """Whether the union is exactly ``[0, size)``."""
+        """Return whether the union is exactly ``[0, size)``."""
         return size == 0 or (len(self._starts) == 1 and self._starts[0] == 0 and self._ends[0] == size)
-
-    @property
-    def ranges(self) -> list[tuple[int, int]]:
-        """The disjoint ranges, in order."""
-        return list(zip(self._starts, self._ends, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Pickup:
-    """One handle's life as the ledger keeps it; ``ended`` and ``ending`` are None while it is open.
+    """What was read on one handle, as the ledger keeps it; ``ended`` and ``ending`` are None while it is open.
 
-    ``bytes_answered`` counts every byte sent, again and again; ``covered`` counts each byte of the file once.
+    ``bytes_answered`` counts every byte each time it was sent; ``covered`` counts each byte of the file once.
     """
 
     id: str
@@ -129,11 +126,11 @@ class PickupProgress:
         self.coverage.add(offset, offset + count)
 
     def opened(self) -> Pickup:
-        """The record at the moment of opening."""
+        """Return the record of the moment of opening."""
         return self._record(Grade.OPENED, None, None)
 
     def finished(self, now: datetime, *, closed: bool, taken: bool) -> Pickup:
-        """The final record: ``closed`` says that the client closed the handle, ``taken`` that it had all bytes then."""
+        """Return the final record; ``closed``: the client closed the handle; ``taken``: it had every byte by then."""
         clean = closed and taken
         if clean and self.coverage.covers(self.size):
             grade = Grade.COMPLETE

@@ -1,7 +1,7 @@
-"""Work that blocks, off the event loop.
+"""Blocking work, off the event loop.
 
-No outside world. Promise: whoever awaits it is never cancelled while the thread still runs, so that no lock is let go,
-no ledger and no file closed under a thread's hands.
+No outside world. Promise: whoever awaits it is not cancelled while the thread still runs, so that no lock is released
+and no ledger or file closed while the thread uses it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As `asyncio.to_thread`, but a cancelled caller goes on only when the thread has ended."""
-    # A future, not a task: nobody else can cancel it, the end of the loop included.
+    """Run ``work`` as `asyncio.to_thread` does, but let a cancelled caller go on only when the thread has ended."""
+    # A future, not a task: nobody else can cancel it, not even the end of the loop, which cancels all tasks.
     running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
+        # `wait` leaves the future alone when it is cancelled itself; awaiting the future would cancel that too.
         try:
             await asyncio.wait([running])
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        running.exception()  # looked at: the cancellation is what the caller hears of
+        # Retrieved, or asyncio would log it as never retrieved; the caller gets the cancellation.
+        running.exception()
         raise cancelled
     return running.result()

@@ -1,4 +1,4 @@
-"""A disk that says no: what it refuses is told as the data folder's fault, and nothing that was done is undone by it.
+"""A disk that refuses: its errors are reported as the data folder's, and nothing that was done is undone by them.
 
 Each of these was found by the fault campaign (`python -m benchmarks.faults disk`).
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def refuses(number: int, *, of: Callable[..., bool] = lambda *_: True, then: Any = None) -> Callable[..., Any]:
-    """A call of the operating system that fails for these arguments."""
+    """Return a system call that fails for these arguments."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if of(*args):
@@ -54,10 +54,10 @@ async def test_a_staged_name_that_cannot_be_removed_does_not_make_a_published_da
     site.check_folder()
 
 
-def test_a_folder_that_cannot_be_brought_to_disk_ends_a_retention_pass_in_words(
+def test_a_folder_that_cannot_be_synced_ends_a_retention_pass_with_a_sentence(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anything else than `DataFolderError` would end the service; the next pass records what was removed."""
+    """Anything but a `DataFolderError` would end the service; the next pass records what was removed."""
     (site.point.pickup_dir / name()).write_bytes(b"")
     monkeypatch.setattr(os, "fsync", refuses(errno.EIO))
     with pytest.raises(DataFolderError, match="Input/output error"):
@@ -65,14 +65,16 @@ def test_a_folder_that_cannot_be_brought_to_disk_ends_a_retention_pass_in_words(
     assert site.point.remove(log_name()) is False
 
 
-def test_a_lock_that_the_disk_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EIO and ENOLCK are the data folder's fault; a lock that somebody holds is none."""
+def test_a_lock_that_the_disk_refuses_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EIO and ENOLCK are the data folder's fault; a lock that somebody holds is not."""
     monkeypatch.setattr(fcntl, "flock", refuses(errno.ENOLCK))
     with file_lock(tmp_path / "lock") as taken, pytest.raises(DataFolderError, match="No locks available"):
         taken()
 
 
-def test_a_ledger_whose_mode_cannot_be_set_is_told_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_whose_mode_cannot_be_set_is_reported_and_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is a `LedgerError`, and no connection is left open."""
     with monkeypatch.context() as patch:
         patch.setattr(Path, "chmod", refuses(errno.EROFS))
@@ -81,7 +83,7 @@ def test_a_ledger_whose_mode_cannot_be_set_is_told_and_closed(tmp_path: Path, mo
     assert not [fd for fd in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(fd)]
 
 
-def test_a_folder_whose_owner_the_disk_does_not_tell_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_whose_owner_cannot_be_read_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of root's asks for it first."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(Path, "stat", refuses(errno.EIO))
@@ -108,7 +110,7 @@ async def test_a_file_that_cannot_be_read_is_not_taken_for_a_torn_one_by_a_new_l
     assert len(site.ids()) == 20
 
 
-async def test_a_publication_that_is_settled_is_first_brought_to_disk(
+async def test_an_interrupted_publication_is_synced_before_it_is_finished(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ledger must not promise a name that a power loss could still take away: the fsync before had failed."""

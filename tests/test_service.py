@@ -279,7 +279,7 @@ def test_a_missing_key_stops_the_start_with_the_cure_and_exit_code_2(service_sit
     done = service_site.run("serve")
     assert done.returncode == 2
     assert "2 problems" in done.stderr
-    assert done.stderr.count("there is no such file") == 2
+    assert done.stderr.count("no such file") == 2
     assert done.stderr.count("pickup-point keygen") == 2
     assert not (service_site.folder / "keys" / "ip_hash.key").exists()
 

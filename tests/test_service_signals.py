@@ -119,7 +119,7 @@ async def test_sighup_swaps_users_whole_and_a_bad_file_keeps_the_old_ones(servic
 DYING = {
     "feed": ("server.publish.feed", "Feed", "run_round"),
     "retention": ("server.service", "Service", "_prune_forever"),
-    "pickups": ("server.storage.pickup_writer", "Bookkeeper", "write_forever"),
+    "pickups": ("server.storage.pickup_writer", "PickupWriter", "write_forever"),
     "sftp": ("server.sftp.server", "SftpServer", "wait"),
 }
 

@@ -204,7 +204,7 @@ def test_a_missing_credential_stops_the_start(machine: Machine) -> None:
         assert machine.run("systemctl start pickup-point", check=False).returncode
         assert machine.show("ExecMainStatus") == "243"
         found = machine.run("pickup-point doctor", check=False)
-        assert found.returncode == 1 and "ip_hash.key: there is no such file" in found.stdout
+        assert found.returncode == 1 and "ip_hash.key: no such file" in found.stdout
     finally:
         machine.run(f"systemctl stop pickup-point; mv {key}.away {key}")
     machine.run("systemctl reset-failed pickup-point; systemctl start pickup-point")

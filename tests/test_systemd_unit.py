@@ -101,7 +101,7 @@ async def test_a_thread_pool_that_does_not_answer_is_unhealthy(listener: Running
 
 async def test_connections_that_nobody_accepts_are_unhealthy(listener: Running) -> None:
     """The listener's task is gone, the kernel goes on queueing."""
-    accepting = listener.server._accepting
+    accepting = listener.server._accept_task
     assert accepting is not None
     accepting.cancel()
     await asyncio.wait([accepting])

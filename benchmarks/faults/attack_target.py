@@ -168,7 +168,7 @@ class Target:
         """Nobody has picked up more than was taken, and what the partner has taken is there."""
         complete: Counter[tuple[str, str]] = Counter()
         async with asyncio.timeout(20):
-            while True:  # the bookkeeper writes a moment later
+            while True:  # the pickup writer records it a moment later
                 with closing(Ledger.read(self.site.folder / "data" / "ledger.sqlite3")) as ledger:
                     pickups = ledger.pickups([log.name for log in ledger.logs()])
                 complete = Counter((one.user, str(one.name)) for one in pickups if one.grade is Grade.COMPLETE)

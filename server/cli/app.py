@@ -288,7 +288,7 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 @app.command(name="hash-password")
 def hash_password() -> None:
     """Hash a password for the configuration. Asks for it, or reads a line of standard input; prints Argon2id."""
-    from ..sftp.users import LONGEST_PASSWORD
+    from ..sftp.users import MAX_PASSWORD
     from ..sftp.users import hash_password as hashed
 
     if sys.stdin.isatty():
@@ -298,8 +298,8 @@ def hash_password() -> None:
     hint = "openssl rand -base64 24 | pickup-point hash-password"
     if not password:
         raise PickupPointError("the password is empty", hint=hint)
-    if len(password) > LONGEST_PASSWORD or any("\ud800" <= letter <= "\udfff" for letter in password):
-        raise PickupPointError(f"the password is no text of at most {LONGEST_PASSWORD} characters", hint=hint)
+    if len(password) > MAX_PASSWORD or any("\ud800" <= letter <= "\udfff" for letter in password):
+        raise PickupPointError(f"the password is no text of at most {MAX_PASSWORD} characters", hint=hint)
     print(hashed(password))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..config import load_ip_hash_key
 from ..convert.apart import Outputs, convert_apart
 from ..errors import ConfigError, LedgerError, PickupPointError
-from .progress import progress_bars
+from .options import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,10 +162,10 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
     if config.feeds.configured:
         # Only here: without feeds a conversion needs neither SQLite nor HTTP.
         from ..episodes.source import CatalogueSource
-        from ..storage.ledger import Ledger
+        from ..storage.ledger import LEDGER_FILE, Ledger
 
         try:
-            with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+            with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
                 return CatalogueSource(config, ledger.rss).snapshot(), []
         except LedgerError as error:
             told = [f"the RSS feeds are not used: {error}"]

@@ -24,7 +24,7 @@ from ..sftp.keys import load_credentials
 from ..sftp.limits import parse_address
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
-from ..storage.ledger import Ledger
+from ..storage.ledger import LEDGER_FILE, Ledger
 from .privileges import become_owner
 from .setup import port_of
 from .tables import check_line, size_text
@@ -335,7 +335,7 @@ def _may_come_from(host: str, user: UserSettings) -> bool:
 
 def _newest_log(config: Config) -> LedgerLog | None:
     """The log that was published last, and was not pruned."""
-    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+    with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         return next((entry for entry in reversed(ledger.logs()) if entry.state == "published"), None)
 
 
@@ -356,5 +356,5 @@ def _own(config: Config) -> tuple[str, int]:
 
 def _listening(config: Config) -> int:
     """The port that the running service listens on: another than the configuration's where systemd listens."""
-    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+    with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         return int(ledger.facts().get("service_port", config.sftp.port))

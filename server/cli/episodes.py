@@ -59,7 +59,7 @@ def episodes(
         return
     from ..episodes.source import episodes_snapshot
     from ..status.episodes import matching, new_csv, write_export
-    from ..storage.ledger import Ledger
+    from ..storage.ledger import LEDGER_FILE, Ledger
 
     settings = settings_of(config, verbose=verbose, quiet=not refresh)
     with contextlib.ExitStack() as stack:
@@ -68,7 +68,7 @@ def episodes(
         become_owner(settings)
         if refresh:
             _refresh(settings, quiet=json)
-        with contextlib.closing(Ledger.read(settings.data_dir / "ledger.sqlite3")) as ledger:
+        with contextlib.closing(Ledger.read(settings.data_dir / LEDGER_FILE)) as ledger:
             snapshot = episodes_snapshot(settings, ledger.rss)
             found = matching(settings, ledger, snapshot.catalogue, days)
         count = write_export(file, snapshot.written, found.unmatched) if file is not None else 0

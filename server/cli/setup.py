@@ -220,11 +220,11 @@ def backup(
 ) -> None:
     """Copy the ledger into FILE, also while the service runs."""
     from ..disk import write_new
-    from ..storage.ledger import Ledger
+    from ..storage.ledger import LEDGER_FILE, Ledger
 
     if file == "-":
         settings = reading_as_owner(config, verbose=verbose)
-        path = settings.data_dir / "ledger.sqlite3"
+        path = settings.data_dir / LEDGER_FILE
         if sys.stdout.isatty():
             raise Usage("a ledger is nothing for a terminal", hint="pickup-point backup ledger-backup.sqlite3")
         sys.stdout.buffer.write(Ledger.copy(path))

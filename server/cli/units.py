@@ -8,8 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..config import IP_HASH_KEY
+from ..sftp.algorithms import HOST_KEY_FILES
+
 STATE_FOLDER = Path("/var/lib/pickup-point")  # StateDirectory= below
-_CREDENTIALS = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key")
+_CREDENTIALS = (*HOST_KEY_FILES, IP_HASH_KEY)
 
 
 def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:

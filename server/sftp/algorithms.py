@@ -1,7 +1,7 @@
 """Which SSH algorithms are offered, and why a client that shares none of them cannot connect.
 
-No outside world, no asyncssh. Promise: nothing with SHA-1, CBC or a group of unproven size is in either profile; what
-stands here is what a client sees, and the tests compare both with what is really sent.
+No outside world, no asyncssh. Promise: nothing with SHA-1, CBC or a group of unproven size is in either profile; a
+client sees the lists that stand here, and the tests compare them with what goes over the wire.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CIPHERS = (
     "aes128-ctr",
 )
 MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
-# Given in full: asyncssh's own list has duplicates, which crash libssh2 1.11.1 (curl) with an RSA key.
+# Given in full because asyncssh's own list has duplicates, which crash libssh2 1.11.1 (curl) with an RSA key.
 SIGNATURES = (
     "ssh-ed25519",
     "rsa-sha2-512",
@@ -36,7 +36,12 @@ HOST_KEYS = ("ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256")
 RSA_HOST_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 LEGACY_KEX = "ecdh-sha2-nistp256"
 LEGACY_HOST_KEY = "ecdsa-sha2-nistp256"
-_PSEUDO = ("ext-info-", "kex-strict-")  # markers in a kex list that are no algorithms
+HOST_KEY_FILES = {  # name of the file: asyncssh's name of the algorithm
+    "ssh_host_ed25519_key": "ssh-ed25519",
+    "ssh_host_ecdsa_key": LEGACY_HOST_KEY,
+    "ssh_host_rsa_key": "ssh-rsa",
+}
+_MARKERS = ("ext-info-", "kex-strict-")  # in a kex list, but no algorithms
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,10 @@ class Offer:
 
     @classmethod
     def parse(cls, kexinit: bytes) -> Offer | None:
-        """The offer in an SSH_MSG_KEXINIT payload, or None when there is none."""
+        """Parse an SSH_MSG_KEXINIT payload; return None when it is none."""
         lists = []
-        position = 17  # message code and cookie
+        # RFC 4253, section 7.1: a message code, 16 bytes of cookie, then ten name-lists, of which six matter here.
+        position = 17
         for _ in range(6):
             length = int.from_bytes(kexinit[position : position + 4], "big")
             text = kexinit[position + 4 : position + 4 + length]
@@ -78,9 +84,9 @@ class Offer:
         return cls(kex=lists[0], host_keys=lists[1], ciphers=lists[3], macs=lists[5])
 
 
-def agreed(client: tuple[str, ...], server: tuple[str, ...]) -> str | None:
-    """The first of the client's algorithms that the server has too (RFC 4253, section 7.1)."""
-    return next((name for name in client if name in server and not name.startswith(_PSEUDO)), None)
+def negotiate(client: tuple[str, ...], server: tuple[str, ...]) -> str | None:
+    """Return the first of the client's algorithms that the server has too, or None (RFC 4253, section 7.1)."""
+    return next((name for name in client if name in server and not name.startswith(_MARKERS)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +99,8 @@ class Disagreement:
     hint: str
 
 
-def disagreement(client: Offer, server: Offer, *, legacy: bool) -> Disagreement | None:
-    """The first list in which the two sides have nothing in common, or None when they do agree on everything."""
+def find_disagreement(client: Offer, server: Offer, *, legacy: bool) -> Disagreement | None:
+    """Return the first list in which the two sides have nothing in common, or None when they agree on everything."""
     pairs = (
         ("key exchange", client.kex, server.kex, LEGACY_KEX),
         ("host key", client.host_keys, server.host_keys, LEGACY_HOST_KEY),
@@ -102,21 +108,22 @@ def disagreement(client: Offer, server: Offer, *, legacy: bool) -> Disagreement 
         ("MAC", client.macs, server.macs, None),
     )
     for what, theirs, ours, extra in pairs:
-        if what == "MAC" and "gcm" in (agreed(client.ciphers, server.ciphers) or ""):
+        # AES-GCM authenticates by itself: its MAC lists are not compared (RFC 5647, section 5.1).
+        if what == "MAC" and "gcm" in (negotiate(client.ciphers, server.ciphers) or ""):
             continue
-        if agreed(theirs, ours) is None:
+        if negotiate(theirs, ours) is None:
             if not legacy and extra is not None and extra in theirs and _legacy_would_do(client):
                 hint = "set legacy_algorithms = true in [sftp]"
             else:
                 hint = "the partner must update their SSH client"
-            plain = tuple(name for name in theirs if not name.startswith(_PSEUDO))
-            return Disagreement(what, plain, tuple(name for name in ours if not name.startswith(_PSEUDO)), hint)
+            plain = tuple(name for name in theirs if not name.startswith(_MARKERS))
+            return Disagreement(what, plain, tuple(name for name in ours if not name.startswith(_MARKERS)), hint)
     return None
 
 
 def _legacy_would_do(client: Offer) -> bool:
     return all(
-        agreed(theirs, ours) is not None
+        negotiate(theirs, ours) is not None
         for theirs, ours in (
             (client.kex, LEGACY.kex),
             (client.host_keys, LEGACY.host_keys),

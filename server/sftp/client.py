@@ -1,8 +1,8 @@
-"""The client's side of SSH, for the doctor: which host key an address shows, and whether a user gets a file whole.
+"""The client's side of SSH, for the doctor: which host key an address shows, and whether a user gets a whole file.
 
 Touches the address that it is given. Promise: a password goes only to a server that has shown one of the expected host
-keys, and what is fetched says by its client version that it is the doctor's (`pickups.DOCTOR_CLIENT`), so that it never
-counts as the partner's.
+keys, and every fetch identifies itself by its client version (`pickups.DOCTOR_CLIENT`), so that it never counts as the
+partner's.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PATIENCE = 20.0  # seconds that a server may be silent
+SILENCE_TIMEOUT = 20.0  # seconds that a server may be silent
 _CHUNK = 256 * 1024
 
 
 class NoAnswer(Exception):
-    """An address where no SSH server answers as it should; the text says what happened instead."""
+    """No SSH server answers as it should at an address; the text says what happened instead."""
 
 
 class HungUp(NoAnswer):
-    """Something listens there, and closes the connection before it has shown a host key."""
+    """Something listens there, but closes the connection before it shows a host key."""
 
 
 class LoginRefused(Exception):
-    """The server did not accept the password or the key."""
+    """The server rejected the password or the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
-    """A user, and the password or the private key to log in with; ``file`` is where that was read."""
+    """A user, and the password or the private key to log in with; ``file`` is where it was read from."""
 
     user: str
     file: Path
@@ -67,13 +67,13 @@ def read_identity(path: Path) -> asyncssh.SSHKey:
 
 
 async def host_key(host: str, port: int) -> bytes:
-    """Exchange keys with a server and return the host key that it shows (SSH wire form), without logging in.
+    """Exchange keys with a server and return its host key (SSH wire form), without logging in.
 
     Raises:
         NoAnswer: no SSH server answers there.
     """
-    with _failures(host):
-        async with asyncio.timeout(PATIENCE):
+    with _translate_ssh_errors(host):
+        async with asyncio.timeout(SILENCE_TIMEOUT):
             found = await asyncssh.get_server_host_key(host, port, client_version=DOCTOR_CLIENT, config=None)
     if found is None:
         raise NoAnswer("the server has no host key")
@@ -83,7 +83,7 @@ async def host_key(host: str, port: int) -> bytes:
 async def fetch_sha256(
     host: str, port: int, attempt: LoginAttempt, host_keys: set[bytes], name: str | None
 ) -> str | None:
-    """Log in, and return the SHA-256 (hex) of a file as it arrives; without a ``name`` log in, and return None.
+    """Log in and return the SHA-256 (hex) of a file as it arrives; without a ``name``, only log in and return None.
 
     Raises:
         NoAnswer: the server shows none of the ``host_keys``, breaks off, or falls silent.
@@ -92,8 +92,8 @@ async def fetch_sha256(
     """
     trusted = [asyncssh.import_public_key(public_line(key)) for key in host_keys]
     found = None
-    with _failures(host):
-        async with asyncio.timeout(PATIENCE):
+    with _translate_ssh_errors(host):
+        async with asyncio.timeout(SILENCE_TIMEOUT):
             connection = await asyncssh.connect(
                 host, port, username=attempt.user, password=attempt.password,
                 client_keys=None if attempt.key is None else [attempt.key],
@@ -108,36 +108,36 @@ async def fetch_sha256(
 
 async def _digest(connection: asyncssh.SSHClientConnection, name: str) -> str:
     digest = hashlib.sha256()
-    async with asyncio.timeout(PATIENCE) as limit, connection.start_sftp_client() as sftp:
+    async with asyncio.timeout(SILENCE_TIMEOUT) as limit, connection.start_sftp_client() as sftp:
         try:
             async with sftp.open(name, "rb", encoding=None) as file:
                 while isinstance(data := await file.read(_CHUNK), bytes) and data:
                     digest.update(data)
                     # A large day may take its time, as long as it keeps coming.
-                    limit.reschedule(asyncio.get_running_loop().time() + PATIENCE)
+                    limit.reschedule(asyncio.get_running_loop().time() + SILENCE_TIMEOUT)
         except asyncssh.SFTPNoSuchFile:
             raise FileNotFoundError(name) from None
     return digest.hexdigest()
 
 
 @contextmanager
-def _failures(host: str) -> Iterator[None]:
-    """Say what went wrong in the words of an operator; and give asyncssh the home and the name it looks for."""
-    # root's home is closed to the data folder's owner, who may have neither a home nor a name.
+def _translate_ssh_errors(host: str) -> Iterator[None]:
+    """Turn failures into an operator's words; and give asyncssh the home and the user name that it looks for."""
+    # The data folder's owner cannot enter root's home, and may have neither a home nor a name.
     os.environ["HOME"] = "/nonexistent"
     os.environ.setdefault("USER", "doctor")
     try:
         yield
     except TimeoutError as error:
-        raise NoAnswer(f"nothing was heard for {PATIENCE:.0f} s") from error
+        raise NoAnswer(f"no answer within {SILENCE_TIMEOUT:.0f} s") from error
     except socket.gaierror as error:
-        raise NoAnswer(f"the name {host} is not known") from error
+        raise NoAnswer(f"the name {host} cannot be resolved") from error
     except asyncssh.PermissionDenied as error:
         raise LoginRefused from error
     except asyncssh.HostKeyNotVerifiable as error:
-        raise NoAnswer("the host key is not one of ours, so nothing was sent to it") from error
+        raise NoAnswer("the host key is not one of ours, so no password was sent") from error
     except (asyncssh.ConnectionLost, ConnectionResetError) as error:
-        raise HungUp("the connection was closed") from error
+        raise HungUp("the server closed the connection") from error
     except FileNotFoundError:
         raise
     except OSError as error:

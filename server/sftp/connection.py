@@ -1,8 +1,8 @@
 """One SSH connection: its transport, its limits, and the sessions on it.
 
-Touches one accepted socket through asyncssh. Promise: nothing but SFTP is served on it; no reply waits in memory that
-the peer does not take, since neither requests nor SSH messages are read while it does not; every login, refusal and
-pickup is told to the listener, and every pickup ends with the connection.
+Touches one accepted socket through asyncssh. Promise: nothing but SFTP is served on it; while the peer does not take
+replies, neither requests nor SSH messages are read, so that no replies pile up in memory; every login, refusal and
+pickup is reported to the registry, and every pickup ends with the connection.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .limits import Address
     from .registry import Registry
 
-SERVER_VERSION = "pickup-point"  # no version of anything
-# Above the largest file: a rekeying that the server starts breaks some clients. All offered ciphers bear it.
+SERVER_VERSION = "pickup-point"  # gives away no version number
+# Above the largest file, because some clients break when the server starts a rekeying. All offered ciphers allow it.
 REKEY_BYTES = 1 << 38
 REKEY_SECONDS = 24 * 3600
 KEEPALIVES_MISSED = 3
@@ -36,15 +36,15 @@ KEEPALIVES_MISSED = 3
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
 MSG_SERVICE_REQUEST, MSG_KEXINIT = 5, 20  # RFC 4253, section 12
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
-MOST_PACKETS_BEFORE_LOGIN = 500  # IGNOREs and the like included: each is work for everybody's loop
-MOST_EXCHANGES_BEFORE_LOGIN = 3  # of keys: each costs up to 20 ms of the loop, and a client that cheats nothing
-FREE_EXCHANGES = 20  # after login, and one more for so many bytes taken, or so many seconds:
+MAX_PACKETS_BEFORE_LOGIN = 500  # including IGNOREs and the like: each takes time of the one event loop
+MAX_EXCHANGES_BEFORE_LOGIN = 3  # of keys: each costs the loop up to 20 ms, and costs a client that cheats nothing
+FREE_EXCHANGES = 20  # after login, and one more for this many bytes acknowledged, or this many seconds:
 EXCHANGE_BYTES, EXCHANGE_SECONDS = 32 * 1024, 60.0
-MOST_AUTH_REQUESTS = 100  # on one connection, those that are no try ("none", a change of password) included
-MOST_DEFERRED = 4096  # packets that wait for the end of a key exchange, in which a client may ask nothing
-LEAST_PACKET = 512  # bytes of data; all known clients take 16 KiB and more, and each packet costs a cipher's start
+MAX_AUTH_REQUESTS = 100  # on one connection, including those that try nothing ("none", a change of password)
+MAX_DEFERRED = 4096  # packets that wait for the end of a key exchange, during which a client may ask for nothing
+MIN_PACKET = 512  # bytes of data; all known clients take 16 KiB or more, and each packet sets up the cipher anew
 MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST = 93, 97, 98  # RFC 4254, section 9
-MOST_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
+MAX_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
 
 
 class SshConnection(asyncssh.SSHServerConnection):
@@ -75,34 +75,35 @@ class SshConnection(asyncssh.SSHServerConnection):
 
     @property
     def broken(self) -> bool:
-        """Whether the socket is given up: what is written to it goes nowhere, and no buffer shows that."""
+        """Whether the socket was given up: what is written to it goes nowhere, and no buffer shows that."""
         return self.transport is None or self.transport.is_closing()
 
     @property
     def label(self) -> str:
-        """How every line of this connection begins."""
+        """The words that every log line of this connection begins with."""
         return f"[conn={self.number} {self.user or '-'} {self.address}]"
 
     @property
     def client(self) -> str:
-        """The client's version, as it says itself, without the protocol's."""
+        """The client's version in its own words, without the protocol's."""
         version = str(self.get_extra_info("client_version", ""))
         return plain(version.removeprefix("SSH-2.0-"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is ours."""
+        """Take over the socket."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
         super().connection_made(transport)
 
     def pause_writing(self) -> None:
-        """The peer does not take what we send: read nothing more from it, or replies would fill the memory."""
+        """Stop reading from a peer that does not take what we send, or replies would fill the memory."""
         self.choked = True
+        # At the socket: asyncssh would answer other SSH requests too, and keep the answers.
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """The peer takes bytes again."""
+        """Read again, and resume the sessions: the peer takes bytes again."""
         self.choked = False
         self.touch()
         if self.transport is not None and not self.transport.is_closing():
@@ -111,27 +112,30 @@ class SshConnection(asyncssh.SSHServerConnection):
             session.pump()
 
     def send_newkeys(self, k: bytes, h: bytes) -> None:
-        """A key exchange is over: what waited for it goes on."""
+        """Finish a key exchange, and resume the sessions that waited for it."""
         super().send_newkeys(k, h)
+        # Soon, not now: asyncssh calls this while it handles a packet.
         for session in list(self.sessions):
             session.plan_pump()
 
     def touch(self) -> None:
-        """The client did something."""
+        """Note that the client did something, for the idle timeout."""
         self.last_active = asyncio.get_running_loop().time()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
-        """Bytes from the peer, which also acknowledge ours: look first at what that proves."""
-        self._confirm_deliveries()  # these bytes may end the connection, and then nothing more is proven
+        """Confirm deliveries, then process the peer's bytes, whose packets also acknowledged ours."""
+        # Confirm first: these bytes may end the connection, and then nothing more can be proven.
+        self._confirm_deliveries()
         super().data_received(data, datatype)
 
     def eof_received(self) -> None:
-        """The peer closed the connection."""
+        """Confirm deliveries, then close our side: the peer has closed its own."""
         self._confirm_deliveries()
         super().eof_received()
 
     def connection_lost(self, exc: Exception | None = None) -> None:
-        """The connection is gone, or must go."""
+        """Confirm deliveries for the last time, then let asyncssh end the sessions."""
+        # Before the sessions end: what they have not confirmed by then counts as interrupted.
         self._confirm_deliveries()
         super().connection_lost(exc)
 
@@ -140,10 +144,10 @@ class SshConnection(asyncssh.SSHServerConnection):
             session.confirm_delivery()
 
     async def reload_config(self) -> None:
-        """There are no configuration files, and no work for every user name that a stranger tries."""
+        """Do nothing: there are no configuration files, and a stranger's user names must not cost work."""
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        """Enforce the signature algorithms that we advertise: asyncssh would still take SHA-1 from RSA keys."""
+        """Enforce the signature algorithms that we advertise: asyncssh would still accept SHA-1 from RSA keys."""
         owner = cast("LoginHandler", self.get_owner())
         if msg:
             await owner.begin_try(username)
@@ -159,27 +163,32 @@ class SshConnection(asyncssh.SSHServerConnection):
         return valid
 
     def log_sent_packet(self, *_: Any, **__: Any) -> None:
-        """No packet logging: it costs more than the packet."""
+        """Log nothing: it costs more than the packet."""
 
     def log_received_packet(self, pkttype: int, *_: Any, **__: Any) -> None:
-        """No packet logging, but an end to what one connection may ask; the login service, as often as it asks."""
+        """Log nothing, but limit what one connection may ask, and grant the login service as often as it is asked for.
+
+        Raises:
+            TooManyRequests: the connection is to be ended.
+        """
         self._auth_requests += pkttype in (MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE)
         if pkttype == MSG_SERVICE_REQUEST and self._auth_in_progress and not self.user:
-            self._next_service = b"ssh-userauth"  # paramiko asks before every try, asyncssh expects it once
+            # paramiko asks for the service before every try; asyncssh expects that once, and would disconnect.
+            self._next_service = b"ssh-userauth"
         self._packets_before_login += not self.user
         self._exchanges += pkttype == MSG_KEXINIT
         if (
-            self._auth_requests > MOST_AUTH_REQUESTS
-            or len(self._deferred_packets) > MOST_DEFERRED
-            or self._packets_before_login > MOST_PACKETS_BEFORE_LOGIN
-            or (pkttype == MSG_KEXINIT and self._exchanges > self._bearable_exchanges())
+            self._auth_requests > MAX_AUTH_REQUESTS
+            or len(self._deferred_packets) > MAX_DEFERRED
+            or self._packets_before_login > MAX_PACKETS_BEFORE_LOGIN
+            or (pkttype == MSG_KEXINIT and self._exchanges > self._allowed_exchanges())
         ):
             raise TooManyRequests
 
-    def _bearable_exchanges(self) -> int:
-        """How many key exchanges the client may have begun by now."""
+    def _allowed_exchanges(self) -> int:
+        """Return how many key exchanges the client may have begun by now."""
         if not self.user:
-            return MOST_EXCHANGES_BEFORE_LOGIN
+            return MAX_EXCHANGES_BEFORE_LOGIN
         bytes_taken = 0
         with suppress(OSError):  # the socket is gone
             bytes_taken = self.stream.acknowledged()
@@ -187,7 +196,10 @@ class SshConnection(asyncssh.SSHServerConnection):
         return FREE_EXCHANGES + bytes_taken // EXCHANGE_BYTES + int(seconds / EXCHANGE_SECONDS)
 
     def new_channel(self, session: SftpSession) -> asyncssh.SSHServerChannel[bytes]:
-        """A channel for one session, with a small window and limits on packet size and requests before the session."""
+        """Make the channel of a session: a small window, a least packet size, few requests before the session starts.
+
+        The hooks look at each packet before asyncssh acts on it, which is why a closing channel can still be marked.
+        """
         channel = self.create_server_channel(encoding=None, window=RECEIVE_WINDOW)
         seen = 0
 
@@ -198,7 +210,7 @@ class SshConnection(asyncssh.SSHServerConnection):
             elif pkttype == MSG_CHANNEL_CLOSE:
                 session.channel_closed()
             seen += pkttype == MSG_CHANNEL_REQUEST  # each "env" is kept in memory
-            if seen > MOST_CHANNEL_REQUESTS or len(self._deferred_packets) > MOST_DEFERRED:
+            if seen > MAX_CHANNEL_REQUESTS or len(self._deferred_packets) > MAX_DEFERRED:
                 raise TooManyRequests
 
         channel.log_received_packet = count  # type: ignore[assignment,method-assign]  # asyncssh has no hook for it
@@ -209,17 +221,18 @@ class SshConnection(asyncssh.SSHServerConnection):
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "The maximum packet size is too small")
 
         def check_size(number: int, window: int, packet_size: int, opened: Any) -> None:
-            if packet_size < LEAST_PACKET:
+            if packet_size < MIN_PACKET:
                 self.registry.refused(self.address, Reason.PROTOCOL, self.user)
+                # The channel never opens, so nobody else would take the session off the connection.
                 session.connection_lost(None)
                 opened = refuse()
             process_open(number, window, packet_size, opened)
 
-        channel.process_open = check_size  # type: ignore[assignment,method-assign]  # nothing else is told the size
+        channel.process_open = check_size  # type: ignore[assignment,method-assign]  # nothing else learns the size
         return channel
 
     def offers(self) -> tuple[Offer, Offer] | None:
-        """What the client and we offered in the last key exchange."""
+        """Return what the client and we offered in the last key exchange, or None before there was one."""
         data = self.get_hash_prefix()  # RFC 4253, section 8: both versions and both KEXINITs, each as a string
         parts = []
         while data:
@@ -231,11 +244,11 @@ class SshConnection(asyncssh.SSHServerConnection):
 
 
 def connection_options(settings: SftpSettings, credentials: Credentials) -> asyncssh.SSHServerConnectionOptions:
-    """What asyncssh is told: the algorithms, the ways to log in, and everything else switched off."""
-    # asyncssh looks for a configuration folder in the home even when told to read none, and a service that systemd
+    """Return asyncssh's options: the algorithms, the ways to log in, and everything else switched off."""
+    # asyncssh looks for a configuration folder in the home even with config=None, and a service that systemd
     # runs with DynamicUser has no home.
     os.environ.setdefault("HOME", "/nonexistent")
-    # cryptography announces that it will drop finite-field DH: a test holds what is offered, the log need not repeat it
+    # cryptography warns that it will drop finite-field DH; a test holds what is offered, so keep it out of the journal.
     warnings.filterwarnings("ignore", message="Diffie-Hellman over finite fields")
     profile = LEGACY if settings.legacy_algorithms else DEFAULT
     return asyncssh.SSHServerConnectionOptions(

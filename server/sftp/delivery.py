@@ -1,12 +1,12 @@
 """What proves that a client has the bytes it was sent: the acknowledgements of its TCP, past a mark behind the data.
 
-Touches the connection's socket, and asks it only. Promise: a pickup is reported as finished only when the client's
+Touches the connection's socket, and only queries it. Promise: a pickup is reported as finished only when the client's
 system has acknowledged the last byte of file data; whatever is uncertain counts as interrupted.
 
 The way of a byte: a reply leaves the session for its channel (which may hold it back), the channel for the transport
-(which may), the transport for the kernel, the kernel for the peer. `Delivery.mark` notes, once nothing is held back by
-session and channel, the place in the connection's stream that all data so far reaches; `Delivery.confirm` compares it
-with the place that the peer has acknowledged.
+(which may), the transport for the kernel, the kernel for the peer. Once session and channel
+hold nothing back, `Delivery.mark` notes the position in the connection's stream where the last data ends;
+`Delivery.confirm` compares it with the position that the peer has acknowledged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class ByteStream:
-    """The bytes that one connection has sent, as places counted from its beginning.
+    """The bytes that one connection has sent, as positions counted from its beginning.
 
     Every method raises `OSError` when the socket is gone.
     """
@@ -45,22 +45,22 @@ class ByteStream:
         self._connection = connection
 
     def sent(self) -> int:
-        """Return the place that everything written so far will reach."""
+        """Return the position at which everything written so far ends."""
         transport = self._connection.transport
         waiting = transport.get_write_buffer_size() if transport is not None else 0
         while True:
             before, queued, after = self.acknowledged(), self._queued(), self.acknowledged()
-            # An acknowledgement between the two questions would be counted twice: as queued and as acknowledged.
+            # Ask again if an acknowledgement came in between: its bytes would count twice, as queued and acknowledged.
             if before == after:
                 return waiting + queued + after
 
     def acknowledged(self) -> int:
-        """Return the place that the peer's system has acknowledged (tcpi_bytes_acked in Linux's struct tcp_info)."""
+        """Return the position up to which the peer's system has acknowledged (tcpi_bytes_acked in Linux's tcp_info)."""
         info = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
         return int(struct.unpack_from("Q", info, 120)[0])
 
     def _queued(self) -> int:
-        """Return how many bytes our system holds that the peer's has not acknowledged."""
+        """Return how many bytes the kernel holds that the peer has not acknowledged (SIOCOUTQ in tcp(7))."""
         return int(struct.unpack("i", fcntl.ioctl(self._socket(), termios.TIOCOUTQ, bytes(4)))[0])
 
     def _socket(self) -> socket.socket:
@@ -87,7 +87,7 @@ class Delivery:
         self._closed: list[PickupProgress] = []
         self._unmarked = False  # data was sent after the mark
         self._mark = 0
-        self._lost = False  # some reply never left: nothing more is proven
+        self._lost = False  # a reply never left: nothing more can be proven
 
     @property
     def pending(self) -> bool:
@@ -108,11 +108,12 @@ class Delivery:
         self._unmarked = True
 
     def reply_lost(self) -> None:
-        """Note that a reply was thrown away: no place in the stream proves anything from here on."""
+        """Note that a reply was thrown away: no position in the stream proves anything from here on."""
         self._lost = True
 
     def channel_closed(self) -> None:
-        """Note that the channel closes: asyncssh drops what it holds, and its empty buffer looks as if it had left."""
+        """Note that the channel closes: asyncssh drops what it holds, and its empty buffer looks as if all had left."""
+        # The last moment at which the buffer still tells the truth; what cannot be marked now never can be.
         self.mark()
         self._lost |= self._unmarked
 
@@ -120,6 +121,7 @@ class Delivery:
         """Note where in the stream the last data ends, if none of it is held back before the transport."""
         if self._unmarked and not self._lost and self._nothing_held_back():
             with suppress(OSError):  # the socket is gone
+                # In this order: where the stream cannot be asked, the data stays unmarked.
                 self._mark = self._stream.sent()
                 self._unmarked = False
 
@@ -127,8 +129,9 @@ class Delivery:
         """Finish the closed pickups if the client's system has acknowledged everything up to the mark."""
         if not self._closed:
             return
+        # Data that was held back when its reply was sent may have left since then.
         self.mark()
-        with suppress(OSError):  # the socket is gone: nothing more is proven
+        with suppress(OSError):  # the socket is gone: nothing more can be proven
             if not self._unmarked and self._stream.acknowledged() >= self._mark:
                 self._finish(taken=True)
 
@@ -137,6 +140,7 @@ class Delivery:
         self._finish(taken=False)
 
     def _finish(self, *, taken: bool) -> None:
+        # Emptied first, so that a report that fails is not made twice.
         closed, self._closed = self._closed, []
         for progress in closed:
             self._report(progress.finished(self._clock(), closed=True, taken=taken))

@@ -1,15 +1,15 @@
-"""The short way for file data: from a reply to encrypted packets with one copy.
+"""The fast path for file data: from a reply to encrypted packets with one copy.
 
 asyncssh sends each 32 KiB of channel data through nine copies, a new cipher object, a system call, and an IGNORE packet
-of its own before it (a measure against CBC, which is not offered). That is more than half of the time that a transfer
-takes. For AES-GCM the packets of a whole reply are built here in one buffer, and written at once.
+before it (a defence for CBC, which is not offered). That is more than half of the time that a transfer takes. For
+AES-GCM the packets of a whole reply are built here in one buffer and written at once.
 
-Touches the inside of asyncssh's connection, channel and cipher objects, and no outside world. Promise: the packets are
-those that asyncssh would send, without the IGNOREs, and leave its counters as if it had sent them; with any other
-cipher, during a key exchange, or with an asyncssh whose code is not the one that
-this was written against, nothing is done, and the reply goes the public way.
+Touches the internals of asyncssh's connection, channel and cipher objects, and no outside world. Promise: the packets
+are those that asyncssh would send, without the IGNOREs, and leave its counters as if it had sent them; with any other
+cipher, during a key exchange, or with an asyncssh whose code is not the one that this was written against, nothing is
+done, and the reply takes the slow path, through the channel's public methods.
 """
-# ruff: noqa: SLF001  # there is no public way to do this; `known` holds what is relied on
+# ruff: noqa: SLF001  # there is no public way to do this; `KNOWN_CODE` holds what is relied on
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _HEADER = struct.Struct(">BBII")  # padding length, message code, channel, lengt
 _LENGTH = struct.Struct(">I")
 _BLOCK = 16
 _TAG = 16
-_LEAST_PADDING = 4
+_MIN_PADDING = 4
 
 
 def code_in_use() -> str:
-    """A fingerprint of the code of asyncssh whose effects are repeated here."""
+    """Return a fingerprint (SHA-256, hex) of the code of asyncssh whose effects are repeated here."""
     parts: list[Any] = [
         SSHConnection.send_packet,
         SSHConnection._send,
@@ -61,7 +61,7 @@ KNOWN = code_in_use() in KNOWN_CODE and hasattr(AESGCM, "encrypt_into")
 
 
 class FastSender:
-    """The short way of one channel."""
+    """The fast path of one channel."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -71,24 +71,27 @@ class FastSender:
         self._packet = bytearray()
 
     def send(self, transport: asyncio.Transport, reply: memoryview) -> int | None:
-        """Send as much of a reply as the client's window takes; the count, or None if it must go the public way."""
+        """Send as much of a reply as the client's window takes; return the count, or None to send it the slow way."""
         channel, connection = self._channel, self._connection
         encryption = connection._send_encryption
         if (
             not KNOWN
             or type(encryption) is not GCMEncryption
             or channel._send_state != "open"
+            # What the channel still holds must go first.
             or channel._send_buf
             or not connection._kex_complete
             or not connection._auth_complete
             or connection._compressor is not None
+            # Near the rekeying limit asyncssh sends the packet itself, and then starts the key exchange.
             or connection._rekey_bytes_sent + 2 * len(reply) >= connection._rekey_bytes
             or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
             or connection._transport is not transport
         ):
             return None
         cipher = encryption._cipher
-        if cipher is not self._cipher:  # the first time, and after a key exchange
+        # A key exchange brings a new cipher object, with a new key.
+        if cipher is not self._cipher:
             self._cipher, self._gcm = cipher, AESGCM(cipher._key)
         count = min(len(reply), int(channel._send_window))
         if count:
@@ -97,21 +100,21 @@ class FastSender:
         return count
 
     def _packets(self, cipher: GCMCipher, source: memoryview) -> bytearray:
-        """The encrypted packets (RFC 5647, section 7.2) that carry the data; counts them as sent."""
+        """Return the encrypted packets (RFC 5647, section 7.2) that carry the data; count them as sent."""
         channel, connection = self._channel, self._connection
         longest, number = channel._send_pktsize, channel._send_chan
         whole, rest = divmod(len(source), longest)
         sizes = [longest] * whole + [rest] * bool(rest)
-        places = [(size, _padded(size)) for size in sizes]
-        output = bytearray(sum(padded for _, padded in places) + (4 + _TAG) * len(places))
-        if len(self._packet) < places[0][1]:
-            self._packet = bytearray(places[0][1])
-        padding = os.urandom(_BLOCK + _LEAST_PADDING)
+        packets = [(size, _padded(size)) for size in sizes]
+        output = bytearray(sum(padded for _, padded in packets) + (4 + _TAG) * len(packets))
+        if len(self._packet) < packets[0][1]:
+            self._packet = bytearray(packets[0][1])
+        padding = os.urandom(_BLOCK + _MIN_PADDING)
         invocation = int.from_bytes(cipher._iv[4:], "big")
         fixed = cipher._iv[:4]
         at, taken = 0, 0
         with memoryview(self._packet) as packet, memoryview(output) as target:
-            for size, padded in places:
+            for size, padded in packets:
                 end = _HEADER.size + size
                 _HEADER.pack_into(packet, 0, padded - end, _CHANNEL_DATA, number, size)
                 packet[_HEADER.size : end] = source[taken : taken + size]
@@ -123,17 +126,19 @@ class FastSender:
                     target[at : at + 4],
                     target[at + 4 : at + 4 + padded + _TAG],
                 )
+                # Every packet has a nonce of its own: one that repeats would break AES-GCM.
                 invocation = (invocation + 1) & 0xFFFFFFFFFFFFFFFF
                 at += 4 + padded + _TAG
                 taken += size
+        # The caller writes these packets at once, so invocation, sequence number and rekeying count move on here.
         cipher._iv = fixed + invocation.to_bytes(8, "big")
-        connection._send_seq = (connection._send_seq + len(places)) & 0xFFFFFFFF
-        connection._rekey_bytes_sent += sum(padded for _, padded in places)
+        connection._send_seq = (connection._send_seq + len(packets)) & 0xFFFFFFFF
+        connection._rekey_bytes_sent += sum(padded for _, padded in packets)
         return output
 
 
 def _padded(size: int) -> int:
-    """The length of a packet with so much channel data, padded to whole blocks (RFC 4253, section 6)."""
+    """Return the length of a packet with ``size`` bytes of channel data, padded to blocks (RFC 4253, section 6)."""
     payload = _HEADER.size + size
     padding = -payload % _BLOCK
-    return payload + (padding if padding >= _LEAST_PADDING else padding + _BLOCK)
+    return payload + (padding if padding >= _MIN_PADDING else padding + _BLOCK)

@@ -1,13 +1,13 @@
-"""The read-only view of the published files that one SFTP session has.
+"""The requests of one SFTP session, answered: a read-only view of the published files.
 
-Touches the served files only through the two functions it is handed, and reads the descriptors they give. Promise: a
-path from a client is looked up as a name and never joined to a path on disk; no request changes anything; a listing is
-one moment's snapshot; an open file stays readable after it was pruned; an answer is never longer than 255 KiB; the
-event loop never waits for a disk.
+Touches the served files only through the two functions it is given, and reads the descriptors they return. Promise:
+a path from a client is looked up as a name and never joined to a path on disk; no request changes anything; a listing
+is a snapshot of one moment; an open file stays readable after it was pruned; an answer is never longer than 255 KiB;
+the event loop never waits for a disk.
 
-This is the protocol itself and no subclass of ``asyncssh.SFTPServer``: what a class that can write inherits must be
-refused verb by verb, and anew with every release of it; what was never written needs no refusal. Requests of a session
-are answered strictly in turn, so a client that does not read its replies holds one reply in memory.
+This is the protocol itself and not a subclass of ``asyncssh.SFTPServer``: a class that can write would have to refuse
+what it inherits, verb by verb and again with every release; what was never written needs no refusal. The requests of a
+session are answered strictly in turn, so a client that does not read its replies holds one reply in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ READ_AHEAD = 8 << 20  # bytes asked of the kernel when a read had to wait for th
 
 @dataclass(frozen=True, slots=True)
 class ServedFiles:
-    """The served files: what is published now, and how to open one of them (blocking; gives a descriptor)."""
+    """The served files: what is published now, and how to open one of them (blocks; returns a descriptor)."""
 
     list_files: Callable[[], Mapping[str, LogFile]]
     open_file: Callable[[LogFile], int]
@@ -44,7 +44,7 @@ class ServedFiles:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Whose session it is, for the records."""
+    """The user, address and client of a session, for the records."""
 
     user: str
     address: str
@@ -53,7 +53,7 @@ class Client:
 
 @dataclass(slots=True)
 class Events:
-    """What a session tells: pickups, and refusals worth a line (the verb, and the name of a log if it was one)."""
+    """Where a session reports pickups, refusals (verb, name of the log or "") and failures (name, error)."""
 
     pickup: Callable[[Pickup], None]
     refused: Callable[[str, str], None]
@@ -76,7 +76,7 @@ class _Listing:
 
 Reply = bytes | bytearray
 
-# The verbs that would change something: refused with "permission denied", the session goes on.
+# The verbs that would change something: refused with "permission denied", and the session goes on.
 MUTATING = {
     Kind.WRITE: "write",
     Kind.SETSTAT: "setstat",
@@ -104,16 +104,16 @@ class RequestHandler:
     client: Client
     events: Events
     delivery: Delivery
-    most_handles: int
+    max_handles: int
     threads: Executor
     may_open: Callable[[], bool] = lambda: True
     turn: Callable[[], float] = lambda: 0.0  # seconds until one more file may be opened
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _greeted: bool = False
-    _gone: bool = False
+    _abandoned: bool = False
     _handles: dict[bytes, _OpenFile | _Listing] = field(default_factory=dict)
     _next_handle: int = 0
-    _told: set[str] = field(default_factory=set)
+    _reported_verbs: set[str] = field(default_factory=set)
 
     @property
     def busy(self) -> bool:
@@ -121,9 +121,9 @@ class RequestHandler:
         return self.delivery.pending or any(isinstance(handle, _OpenFile) for handle in self._handles.values())
 
     def answer(self, request: bytes) -> Reply | Awaitable[Reply] | None:
-        """The reply to one packet (without its length), at once or after a disk was waited for.
+        """Answer one packet (without its length), at once or, where a disk must be waited for, by an awaitable.
 
-        None ends the session: the packet was none, or the first one was no INIT.
+        Return None to end the session: it is not a packet, or the first one was not INIT.
         """
         if len(request) < 5:
             return None
@@ -156,14 +156,15 @@ class RequestHandler:
         if kind == Kind.EXTENDED:
             return self._extended(number, fields)
         if kind in MUTATING:
-            self._tell_refusal(MUTATING[Kind(kind)], fields)
+            self._report_request(MUTATING[Kind(kind)], fields)
             return packets.status_reply(number, Status.PERMISSION_DENIED)
         return packets.status_reply(number, Status.OP_UNSUPPORTED)
 
     # -- names --
 
     def _lookup(self, path: bytes) -> LogFile | bool | None:
-        """A file, True for the one directory, or None for what does not exist."""
+        """Return the file that a path names, True for the one directory, or None for what does not exist."""
+        # Never joined to a path on disk: a name is a key of the served files, and nothing else exists.
         parts = path.split(b"/")
         names = [part for part in parts if part not in (b"", b".")]
         if not names:
@@ -225,9 +226,9 @@ class RequestHandler:
     # -- handles --
 
     def _has_room(self) -> bool:
-        if len(self._handles) < self.most_handles:
+        if len(self._handles) < self.max_handles:
             return True
-        self._tell("handles", "")
+        self._report_verb("handles", "")
         return False
 
     def _new_handle(self, what: _OpenFile | _Listing) -> bytes:
@@ -242,15 +243,16 @@ class RequestHandler:
         fields.skip_attrs()
         fields.end()
         found = self._lookup(path)
+        # Before the name: an upload of a new file must hear "read-only", not "no such file".
         if flags != packets.OPEN_READ:
-            self._tell("write", str(found.name) if found and found is not True else "")
+            self._report_verb("write", str(found.name) if found and found is not True else "")
             return packets.status_reply(number, Status.PERMISSION_DENIED)
         if not found:
             return packets.status_reply(number, Status.NO_SUCH_FILE)
         if found is True:
             return packets.status_reply(number, Status.FAILURE, "Is a directory")
         if not self.may_open():
-            return packets.status_reply(number, Status.FAILURE, "Not now")
+            return packets.status_reply(number, Status.FAILURE, "Try again later")
         if not self._has_room():
             return packets.status_reply(number, Status.FAILURE, "Too many open handles")
         return self._opened(number, found)
@@ -265,7 +267,8 @@ class RequestHandler:
         except OSError as error:
             self.events.failed(str(file.name), error)
             return packets.status_reply(number, Status.FAILURE)
-        if self._gone:
+        # The session may have ended while a thread opened the file; nobody else would close the descriptor.
+        if self._abandoned:
             os.close(descriptor)
             return b""
         client = self.client
@@ -283,7 +286,7 @@ class RequestHandler:
             file = self.files.list_files().get(str(handle.progress.name))
             if file is not None:
                 return packets.attrs_reply(number, packets.file_attrs(file))
-            # pruned meanwhile: the inode still knows
+            # Pruned in the meantime: the inode still knows.
             return packets.attrs_reply(number, packets.open_attrs(os.fstat(handle.descriptor)))
         if isinstance(handle, _Listing):
             return packets.attrs_reply(number, self._folder_attrs())
@@ -297,12 +300,13 @@ class RequestHandler:
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
         if isinstance(handle, _OpenFile):
             os.close(handle.descriptor)
+            # Not finished yet: the client may close the handle with its last bytes still on the way.
             self.delivery.closed(handle.progress)
         return packets.status_reply(number, Status.OK)
 
     def abandon(self) -> None:
-        """The session is over: what is open, or has bytes on the way, was interrupted."""
-        self._gone = True
+        """End with the session: pickups that are open, or have bytes on the way, were interrupted."""
+        self._abandoned = True
         self.delivery.abandon()
         for handle in self._handles.values():
             if isinstance(handle, _OpenFile):
@@ -319,13 +323,14 @@ class RequestHandler:
         fields.end()
         if not isinstance(handle, _OpenFile):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
-        count = min(length, packets.LONGEST_READ, handle.size - offset)
+        count = min(length, packets.MAX_READ, handle.size - offset)
         if count <= 0:
             return packets.status_reply(number, Status.EOF)
         buffer = packets.data_buffer(number, count)
         got = 0
         if handle.cached_reads:
             try:
+                # From the page cache or not at all: a disk that is waited for here would hold up everybody.
                 with memoryview(buffer) as whole:
                     got = os.preadv(handle.descriptor, [whole[packets.DATA_HEADER_SIZE :]], offset, os.RWF_NOWAIT)
             except BlockingIOError:
@@ -346,6 +351,7 @@ class RequestHandler:
         except OSError as error:
             self.events.failed(str(handle.progress.name), error)
             return packets.status_reply(number, Status.FAILURE)
+        # The bytes are within the published size: a file that ends before them is damaged, so this is no EOF.
         if got == 0:
             return packets.status_reply(number, Status.FAILURE)
         if start + got < len(buffer):
@@ -360,27 +366,27 @@ class RequestHandler:
         name = fields.string()
         if name == packets.LIMITS:
             fields.end()
-            return packets.limits_reply(number, self.most_handles)
+            return packets.limits_reply(number, self.max_handles)
         if verb := _MUTATING_EXTENSIONS.get(name):
-            self._tell_refusal(verb, fields)
+            self._report_request(verb, fields)
         return packets.status_reply(number, Status.OP_UNSUPPORTED)
 
-    def _tell_refusal(self, verb: str, fields: Fields) -> None:
+    def _report_request(self, verb: str, fields: Fields) -> None:
         try:
             found = self._lookup(fields.string())
         except Malformed:
             found = None
-        self._tell(verb, str(found.name) if found and found is not True else "")
+        self._report_verb(verb, str(found.name) if found and found is not True else "")
 
-    def _tell(self, verb: str, name: str) -> None:
-        """Once a session and verb: a puller that deletes after fetching does it for every file."""
-        if verb not in self._told:
-            self._told.add(verb)
+    def _report_verb(self, verb: str, name: str) -> None:
+        """Report a verb once in a session: a client that deletes after fetching does it for every file."""
+        if verb not in self._reported_verbs:
+            self._reported_verbs.add(verb)
             self.events.refused(verb, name)
 
 
 def _fill(descriptor: int, buffer: bytearray, position: int, offset: int) -> int:
-    """Fill the rest of the buffer from the file (in a thread); the bytes read, fewer only at the file's end."""
+    """Fill the rest of the buffer from the file (in a thread); return the bytes read, fewer only at the file's end."""
     os.posix_fadvise(descriptor, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)
     got = 0
     with memoryview(buffer) as whole:

@@ -1,8 +1,8 @@
-"""The secrets and keys in files: host keys, the hash key, and the users' public keys.
+"""The secrets and keys that are kept in files: host keys, the hash key, and the users' public keys.
 
 Reads `$CREDENTIALS_DIRECTORY` (systemd's LoadCredential) first and then ``keys_dir``; only `make_keys` writes, into
-``keys_dir``. Promise: a private file that others can read is refused, a missing key is never made by the service, a key
-that exists is never replaced, and everything is a checked object before anything uses it.
+``keys_dir``. Promise: a private file that others can read is refused, the service never makes a missing key, a key that
+exists is never replaced, and everything is parsed and checked before anything uses it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import asyncssh
 
 from ..config import IP_HASH_KEY, IP_HASH_KEY_BYTES, load_ip_hash_key
-from ..disk import MOST_BYTES, exists, read_private, write_new
+from ..disk import MAX_KEY_BYTES, exists, read_private, write_new
 from ..errors import ConfigError, Problem
-from .algorithms import LEGACY_HOST_KEY, RSA_HOST_SIGNATURES
+from .algorithms import HOST_KEY_FILES, LEGACY_HOST_KEY, RSA_HOST_SIGNATURES
 from .users import Access, User, password_hash_problem
 
 if TYPE_CHECKING:
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from ..settings import SftpSettings
 
 _RSA_BITS = 3072
-_HOST_KEYS = {  # file: asyncssh's name of the algorithm
-    "ssh_host_ed25519_key": "ssh-ed25519",
-    "ssh_host_ecdsa_key": LEGACY_HOST_KEY,
-    "ssh_host_rsa_key": "ssh-rsa",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +50,7 @@ def load_credentials(settings: SftpSettings, keys_dir: Path) -> Credentials:
     """Load the host keys and the users of a configuration.
 
     Raises:
-        ConfigError: with every problem of every file.
+        ConfigError: names every problem of every file.
     """
     problems: list[Problem] = []
     host_keys = [_host_key(name, keys_dir, problems) for name in _offered(settings)]
@@ -75,7 +70,7 @@ def load_credentials(settings: SftpSettings, keys_dir: Path) -> Credentials:
 
 
 def make_keys(keys_dir: Path) -> list[MadeKey]:
-    """Make what is missing in ``keys_dir``; existing files are left alone. All are mode 0600.
+    """Make the keys that are missing in ``keys_dir`` (mode 0600), leave the others alone, and return all of them.
 
     Raises:
         ConfigError: a file that exists cannot be used.
@@ -84,9 +79,10 @@ def make_keys(keys_dir: Path) -> list[MadeKey]:
     keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     result = []
     problems: list[Problem] = []
-    for name, algorithm in _HOST_KEYS.items():
+    for name, algorithm in HOST_KEY_FILES.items():
         path = keys_dir / name
         made = False
+        # Another process may make it after this look; `write_new` then leaves the other's file alone.
         if not exists(name, keys_dir):
             key = (
                 asyncssh.generate_private_key(algorithm, key_size=_RSA_BITS, comment="pickup-point")
@@ -109,10 +105,10 @@ def make_keys(keys_dir: Path) -> list[MadeKey]:
 
 
 def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
-    """The host keys that are offered to clients, as they are; none is made.
+    """Return the host keys that are offered to clients, as they are; make none.
 
     Raises:
-        ConfigError: one is missing, or cannot be used.
+        ConfigError: one is missing or cannot be used.
     """
     found = []
     problems: list[Problem] = []
@@ -127,7 +123,7 @@ def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
 
 
 def known_hosts_lines(keys: list[MadeKey], address: str) -> list[str]:
-    """A known_hosts line for each host key; ``address`` is ``host`` or ``host:port``."""
+    """Return a known_hosts line for each host key; ``address`` is ``host`` or ``host:port``."""
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdigit() or (":" in host and not host.startswith("[")):
         host, port = address, "22"
@@ -138,7 +134,7 @@ def known_hosts_lines(keys: list[MadeKey], address: str) -> list[str]:
 
 def _offered(settings: SftpSettings) -> list[str]:
     legacy = settings.legacy_algorithms
-    return [name for name, algorithm in _HOST_KEYS.items() if legacy or algorithm != LEGACY_HOST_KEY]
+    return [name for name, algorithm in HOST_KEY_FILES.items() if legacy or algorithm != LEGACY_HOST_KEY]
 
 
 def public_line(data: bytes) -> str:
@@ -154,28 +150,29 @@ def _host_key(name: str, keys_dir: Path, problems: list[Problem]) -> asyncssh.SS
     try:
         key = asyncssh.import_private_key(data)
     except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, ValueError):
-        cure = "restore it from the backup: a new host key looks like an attack to the partner's client"
+        cure = "restore it from a backup: to the partner's client, a new host key looks like an attack"
         problems.append(Problem(name, "is not a private key without a passphrase", cure))
         return None
-    expected = _HOST_KEYS[name]
+    expected = HOST_KEY_FILES[name]
     if key.get_algorithm() != expected:
-        cure = f"put the {expected} key there, or move the file away and type: pickup-point keygen"
+        cure = f"put the {expected} key there, or move the file away and run: pickup-point keygen"
         problems.append(Problem(name, f"is a key of type {key.get_algorithm()}, not {expected}", cure))
         return None
     pair = asyncssh.load_keypairs([key])[0]
     if expected == "ssh-rsa":
+        # asyncssh would offer SHA-1 signatures with this key too.
         pair.host_key_algorithms = [name.encode("ascii") for name in RSA_HOST_SIGNATURES]
     return pair
 
 
 def _authorized_keys(path: Path, key: str, problems: list[Problem]) -> frozenset[bytes]:
-    """The public keys of an authorized_keys file; options before a key are a problem, since none is kept."""
+    """Read the public keys of an authorized_keys file; options before a key are a problem, as none would be obeyed."""
     found = set()
     try:
         with path.open("rb") as file:
-            lines = file.read(MOST_BYTES).decode("utf-8", "replace").splitlines()
+            lines = file.read(MAX_KEY_BYTES).decode("utf-8", "replace").splitlines()
     except OSError as error:
-        problems.append(Problem(key, f"is {path}: {error.strerror or error}", f"ls -l {path}"))
+        problems.append(Problem(key, f"cannot read {path}: {error.strerror or error}", f"ls -l {path}"))
         return frozenset()
     for number, raw in enumerate(lines, 1):
         line = raw.strip()
@@ -184,8 +181,8 @@ def _authorized_keys(path: Path, key: str, problems: list[Problem]) -> frozenset
         try:
             found.add(asyncssh.import_public_key(line).public_data)
         except (asyncssh.KeyImportError, ValueError):
-            cure = 'one key a line, without options: "ssh-ed25519 AAAA… comment"'
-            problems.append(Problem(key, f"has no public key in line {number} of {path}", cure))
+            cure = 'write one key per line, without options: "ssh-ed25519 AAAA… comment"'
+            problems.append(Problem(key, f"line {number} of {path} is not a public key", cure))
     if not found and not problems:
-        problems.append(Problem(key, f"is {path}: there is no key in it", "put the partner's public key there"))
+        problems.append(Problem(key, f"{path} holds no key", "put the partner's public key there"))
     return frozenset(found)

@@ -1,8 +1,8 @@
-"""Who may come in, how fast, and who is kept out for a while.
+"""Who may connect, how fast, and who is kept out for a while.
 
-Pure counting: connections in all and from one address, the pace of new ones, failures, delays, bans, and which refusals
-get a log line of their own. The clock (seconds, monotonic) is handed in. An IPv6 client counts by its /64, since one
-host can have all of that. Promise: every table is bounded, every ban ends by itself, and an address that stands in a
+Pure counting: connections in total and from one address, the pace of new ones, failures, delays, bans, and which
+refusals get a log line of their own. The caller passes the clock in (seconds, monotonic). An IPv6 client counts by its
+/64, since one host can have all of that. Promise: every table is bounded, every ban ends by itself, and an address in a
 user's ``allow_from`` is never delayed or banned.
 """
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 Address = IPv4Address | IPv6Address
 FAILURE_WINDOW = 600.0  # seconds: failures count for ten minutes
-MOST_ADDRESSES = 4096  # remembered for their failures or their pace; the longest quiet ones are forgotten first
+MAX_ADDRESSES = 4096  # remembered for their failures or their pace; those quiet for longest are forgotten first
 PACE = 10.0  # new connections a second from one address; more wait their turn (ssh-audit calls under 20 safe)
-BURST = 10.0  # that many at once do not wait
+BURST = 10.0  # this many at once need not wait
 OPENS = 20.0  # files a second that one user may open, in all sessions; more wait their turn
-OPENS_BURST = 400.0  # that many at once do not wait: two months of files and more
-MOST_OPENS_WAITING = 600.0  # sessions that ended go on waiting: more are refused
-OWN_DESCRIPTORS = 14  # kept free for a round and the ledger: nobody's connection or file may cost them
-LEAST_TO_LOG_IN = 3.0  # seconds that a lone connection of its address has, however many others want its place
-FREE_FAILURES = 2  # typing errors that cost no delay
+OPENS_BURST = 400.0  # this many at once need not wait: two months of files and more
+MAX_OPENS_WAITING = 600.0  # more are refused: an opening goes on waiting after its session has ended
+OWN_DESCRIPTORS = 14  # kept free for a round and the ledger: no connection and no served file may take them
+MIN_LOGIN_TIME = 3.0  # seconds granted to the only connection of its address, however many others want its slot
+FREE_FAILURES = 2  # mistyped passwords that cost no delay
 FIRST_DELAY = 0.25  # seconds; doubled with every further failure
-LONGEST_DELAY = 8.0
-LINES_EACH = 5  # log lines of one reason from one address in LINE_WINDOW; then a summary
-LINES_IN_ALL = 60
+MAX_DELAY = 8.0
+LINES_PER_REASON = 5  # log lines for one reason and address in LINE_WINDOW; the rest are summarized
+LINES_IN_TOTAL = 60
 LINE_WINDOW = 60.0
 
 
 class Reason(StrEnum):
-    """Why somebody was refused; the words stand in the log, and fail2ban reads them."""
+    """Why somebody was refused; the words stand in the service log, and fail2ban reads them."""
 
     BANNED = "banned"
     CONNECTIONS = "too-many-connections"
@@ -59,13 +59,13 @@ class Reason(StrEnum):
 
 
 def parse_address(text: str) -> Address:
-    """The address a socket names: without a zone, and an IPv4-mapped one as its IPv4."""
+    """Parse the address that a socket names, without its zone; return an IPv4-mapped one as IPv4."""
     address = ip_address(text.partition("%")[0])
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def address_group(address: Address) -> Address | IPv6Network:
-    """What an address counts as."""
+    """Return what an address counts as: itself, or the /64 that it is in."""
     return IPv6Network((address, 64), strict=False) if isinstance(address, IPv6Address) else address
 
 
@@ -84,7 +84,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: SftpSettings) -> Limits:
-        """The limits that a configuration gives."""
+        """Return the limits that a configuration sets."""
         return cls(
             connections=settings.max_connections,
             connections_per_address=settings.max_connections_per_address,
@@ -99,7 +99,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Ban:
-    """An address (or /64) that is kept out until ``until`` (seconds, the guard's clock)."""
+    """An address (or /64) that is kept out until ``until`` (seconds on the guard's clock)."""
 
     address: str
     until: float
@@ -108,7 +108,7 @@ class Ban:
 
 @dataclass(frozen=True, slots=True)
 class Penalty:
-    """What a failure costs: seconds to wait before the answer, and whether it was one too many."""
+    """What a failed login costs: seconds to wait before the answer, and whether it was one too many."""
 
     delay: float
     banned: bool
@@ -118,8 +118,8 @@ class Penalty:
 class _Record:
     failures: deque[float] = field(default_factory=deque)
     banned_until: float = 0.0
-    counted: int = 0  # failures that led to the ban
-    next_turn: float = 0.0  # when the pace is used up to
+    counted: int = 0  # the failures that led to the ban
+    next_turn: float = 0.0  # the time up to which the pace is used
 
 
 class Guard:
@@ -133,23 +133,23 @@ class Guard:
 
     @property
     def connected(self) -> int:
-        """Connections now."""
+        """The number of connections now."""
         return self._connected.total()
 
     def may_take(self, address: Address, descriptors: int) -> bool:
-        """Whether an address may cost us one of so many free descriptors, with a connection or with a file.
+        """Return whether an address may take one of ``descriptors`` free ones, for a connection or for a file.
 
-        The last of them are the process's own; those before them are kept for ``connections_per_address`` connections,
-        each with a file, of addresses in an ``allow_from``.
+        The last of them are the process's own; those before them are reserved for addresses in an ``allow_from``:
+        ``connections_per_address`` connections, each with a file.
         """
-        kept = 0 if self.exempt(address) else 2 * self.limits.connections_per_address
-        return descriptors > OWN_DESCRIPTORS + kept
+        reserved = 0 if self.exempt(address) else 2 * self.limits.connections_per_address
+        return descriptors > OWN_DESCRIPTORS + reserved
 
     def admit(self, address: Address, now: float, descriptors: int = sys.maxsize) -> Reason | float:
-        """Count a new connection in; the seconds it must wait for its turn, or the reason why it is not counted.
+        """Count a new connection in; return the seconds until its turn, or the reason why it is refused.
 
-        Addresses in an ``allow_from`` find room for ``connections_per_address`` more when all that is taken.
-        ``descriptors`` are those that are still free.
+        An address in an ``allow_from`` may take ``connections_per_address`` more when all others are taken.
+        ``descriptors`` is how many are still free.
         """
         key = address_group(address)
         record = self._records.get(key)
@@ -159,7 +159,8 @@ class Guard:
             return Reason.CONNECTIONS_PER_ADDRESS
         room = self.limits.connections
         if self.exempt(address):
-            room += self.limits.connections_per_address  # or strangers who idle before login keep the partner out
+            # Or strangers who idle before login would keep the partner out.
+            room += self.limits.connections_per_address
         if self.connected >= room or not self.may_take(address, descriptors):
             return Reason.CONNECTIONS
         self._connected[key] += 1
@@ -168,14 +169,14 @@ class Guard:
         return max(0.0, record.next_turn - now - BURST / PACE)
 
     def leave(self, address: Address) -> None:
-        """Count a connection out that was admitted."""
+        """Count out a connection that was admitted."""
         key = address_group(address)
         self._connected[key] -= 1
         if self._connected[key] <= 0:
             del self._connected[key]
 
     def failed(self, address: Address, now: float) -> Penalty:
-        """Count a failed login."""
+        """Count a failed login, and return what it costs."""
         if self.exempt(address):
             return Penalty(0.0, banned=False)
         record = self._touch(address_group(address))
@@ -186,13 +187,14 @@ class Guard:
         if len(failures) >= self.limits.ban_after:
             record.banned_until = now + self.limits.ban_time
             record.counted = len(failures)
+            # A new count begins when the ban ends, or one more failure would ban again.
             failures.clear()
             return Penalty(0.0, banned=True)
         over = len(failures) - FREE_FAILURES
-        return Penalty(min(FIRST_DELAY * 2.0 ** min(over - 1, 16), LONGEST_DELAY) if over > 0 else 0.0, banned=False)
+        return Penalty(min(FIRST_DELAY * 2.0 ** min(over - 1, 16), MAX_DELAY) if over > 0 else 0.0, banned=False)
 
     def bans(self, now: float) -> list[Ban]:
-        """Who is kept out now."""
+        """Return who is kept out now."""
         return [
             Ban(str(key), record.banned_until, record.counted)
             for key, record in self._records.items()
@@ -203,33 +205,34 @@ class Guard:
         record = self._records.get(key)
         if record is None:
             record = self._records[key] = _Record()
-            if len(self._records) > MOST_ADDRESSES:
+            # The front of the table was quiet for longest: a flood of addresses forgets old ones, not itself.
+            if len(self._records) > MAX_ADDRESSES:
                 self._records.popitem(last=False)
         self._records.move_to_end(key)
         return record
 
 
 class OpenPace:
-    """How fast each user opens files: every opening is a log line and two records, whose room is everybody's."""
+    """How fast each user opens files: every opening costs a log line and two records in the ledger."""
 
     def __init__(self) -> None:
         self._next_turn: dict[str, float] = {}  # users are few: those of the configuration
 
     def turn(self, user: str, now: float) -> float:
-        """Count one more opening; the seconds it must wait."""
+        """Count one more opening; return the seconds that it must wait."""
         turn = self._next_turn[user] = max(self._next_turn.get(user, 0.0), now) + 1 / OPENS
         return max(0.0, turn - now - OPENS_BURST / OPENS)
 
     def is_crowded(self, user: str, now: float) -> bool:
-        """Whether so many wait that one more may not."""
-        return self._next_turn.get(user, 0.0) - now > (OPENS_BURST + MOST_OPENS_WAITING) / OPENS
+        """Return whether so many openings wait that one more is refused."""
+        return self._next_turn.get(user, 0.0) - now > (OPENS_BURST + MAX_OPENS_WAITING) / OPENS
 
 
 def connection_to_drop(waiting: Iterable[tuple[Address, float]], newcomer: Address, now: float) -> int | None:
-    """Which of the connections that are not logged in (address, time of arrival) must go when all places are taken.
+    """Return the index of the connection (address, time of arrival), not logged in, to drop when all slots are taken.
 
-    The oldest of the address that holds most of them; None when that is the newcomer's own, or when each address holds
-    one and none had its time. So who fills the places with idle connections fills them for himself only.
+    It is the oldest of the address that holds most; None when that is the newcomer's own, or when each address holds
+    one and none has had ``MIN_LOGIN_TIME``. So a flood of idle connections from one address crowds out only itself.
     """
     arrivals: dict[Address | IPv6Network, list[tuple[float, int]]] = {}
     for index, (address, arrived) in enumerate(waiting):
@@ -238,33 +241,33 @@ def connection_to_drop(waiting: Iterable[tuple[Address, float]], newcomer: Addre
     if len(arrivals.get(address_group(newcomer), ())) >= most:
         return None
     arrived, index = min(min(held) for held in arrivals.values() if len(held) == most)
-    return index if most > 1 or now - arrived > LEAST_TO_LOG_IN else None
+    return index if most > 1 or now - arrived > MIN_LOGIN_TIME else None
 
 
 class LogBudget:
-    """Which refusals get a line of their own; the others are counted and told in one line a minute."""
+    """Which refusals get a line of their own; the others are counted, and logged in one line a minute."""
 
     def __init__(self) -> None:
         self._window_start = 0.0
         self._lines: Counter[tuple[str, str]] = Counter()
         self._total = 0
-        self._kept_back: Counter[str] = Counter()
+        self._suppressed: Counter[str] = Counter()
 
     def take(self, reason: str, address: str) -> bool:
-        """Whether this refusal may be logged in full. Call `summaries` first."""
+        """Return whether this refusal may be logged in full; else count it. Call `summaries` first."""
         key = (reason, address)
-        if self._total < LINES_IN_ALL and self._lines[key] < LINES_EACH:
+        if self._total < LINES_IN_TOTAL and self._lines[key] < LINES_PER_REASON:
             self._lines[key] += 1
             self._total += 1
             return True
-        self._kept_back[reason] += 1
+        self._suppressed[reason] += 1
         return False
 
     def summaries(self, now: float) -> Iterator[tuple[str, int]]:
-        """Reasons and counts of what was kept back, once a window; empties the books."""
+        """Yield reason and count of the refusals without a line, once a window, and start counting anew."""
         if now - self._window_start >= LINE_WINDOW:
-            yield from sorted(self._kept_back.items())
+            yield from sorted(self._suppressed.items())
             self._window_start = now
             self._lines.clear()
-            self._kept_back.clear()
+            self._suppressed.clear()
             self._total = 0

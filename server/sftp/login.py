@@ -1,7 +1,8 @@
-"""Who may log in on a connection: tries, waits, and what asyncssh asks.
+"""Who may log in on a connection: tries, delays, and the questions that asyncssh asks.
 
-Touches no world of its own: asyncssh calls it, and it asks the listener. Promise: every try counts, made in turn or all
-at once; every login and every refusal is told to the listener, and the count of connections is right however one ends.
+Touches nothing outside: asyncssh calls it, and it asks the registry. Promise: every try counts, whether made in turn or
+all at once; every login and refusal is reported to the registry, and the count of connections is right however one
+ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import asyncssh
 import structlog
 
-from .algorithms import agreed, disagreement
+from .algorithms import find_disagreement, negotiate
 from .limits import Reason
 from .session import SftpSession
 from .users import Verdict
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MOST_KEY_OFFERS = 30  # on one connection: agents hold many keys
-# What a scanner, a browser or a broken client ends in; a client that hangs up by itself is none of them.
-NO_SSH = (
+MAX_KEY_OFFERS = 30  # on one connection: agents hold many keys
+# The errors that a scanner, a browser or a broken client ends in; one that just hangs up causes none of them.
+NOT_SSH = (
     asyncssh.IllegalUserName,
     asyncssh.MACError,
     asyncssh.ProtocolError,
     asyncssh.ProtocolNotSupported,
     asyncssh.ServiceNotAvailable,
-    ValueError,  # asyncssh's parsers, and the mathematics under them, say so of bytes that make no sense
+    ValueError,  # raised by asyncssh's parsers, and the cryptography under them, for bytes that make no sense
 )
 
 
 class TooManyRequests(asyncssh.ProtocolError):
-    """A client asks more on one connection than any needs."""
+    """A client asks for more on one connection than any client needs."""
 
     def __init__(self) -> None:
         super().__init__("Too many requests")
@@ -58,13 +59,13 @@ class Login:
 
 
 def plain(text: str, longest: int = 64) -> str:
-    """A client's words, fit for one field of a log line: nothing in them can look like another field or line."""
+    """Return a client's words fit for one field of a log line, so that they cannot pass for another field or line."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+/") else "_" for c in text[:longest])
     return kept or "-"
 
 
 class LoginHandler(asyncssh.SSHServer):
-    """What asyncssh asks about a connection: who may log in, and what they get."""
+    """Answers what asyncssh asks about a connection: who may log in, and what they get."""
 
     _connection: SshConnection
 
@@ -75,33 +76,34 @@ class LoginHandler(asyncssh.SSHServer):
         self._method = "publickey"
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        """The socket is open, nothing was said yet."""
+        """Remember the connection: its socket is open, and nothing has been said yet."""
         self._connection = cast("SshConnection", conn)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is over."""
+        """Count the connection out, and log why it ended if that is worth a line."""
         connection = self._connection
-        connection.registry.left(connection)  # first: asyncssh swallows what is raised here
+        # First: asyncssh swallows what is raised here, and the count must be right whatever follows.
+        connection.registry.left(connection)
         if isinstance(exc, asyncssh.KeyExchangeFailed):
             self._diagnose()
         elif not connection.user and "Login timeout" in str(exc):
             connection.registry.refused(connection.address, Reason.LOGIN_TIMEOUT)
         elif isinstance(exc, TooManyRequests):
             connection.registry.refused(connection.address, Reason.FLOOD, connection.user)
-        elif isinstance(exc, NO_SSH) and not connection.user:
+        elif isinstance(exc, NOT_SSH) and not connection.user:
             connection.registry.refused(connection.address, Reason.PROTOCOL, client=connection.client)
         elif isinstance(exc, asyncssh.DisconnectError | ValueError) and not isinstance(exc, asyncssh.ConnectionLost):
             connection.registry.ended(connection, type(exc).__name__)
         elif exc is None or isinstance(exc, asyncssh.Error | OSError):
             pass  # the client hung up, or we did
-        elif connection.registry.may_log("broke-off", connection.address):  # a traceback is long
+        elif connection.registry.may_log("broke-off", connection.address):  # within the budget: a traceback is long
             log.error(f"{connection.label} broke off", error=type(exc).__name__, exc_info=exc)
 
     def _diagnose(self) -> None:
         connection = self._connection
         offers = connection.offers()
         legacy = connection.registry.legacy_algorithms
-        found = disagreement(*offers, legacy=legacy) if offers else None
+        found = find_disagreement(*offers, legacy=legacy) if offers else None
         details = {}
         if found is not None:
             theirs, ours = (",".join(plain(name) for name in names[:40]) for names in (found.client, found.server))
@@ -109,24 +111,24 @@ class LoginHandler(asyncssh.SSHServer):
         connection.registry.refused(connection.address, Reason.KEY_EXCHANGE, client=connection.client, **details)
 
     def begin_auth(self, username: str) -> bool:
-        """Everybody must log in, and every name is asked for the same proof."""
+        """Return that a login is needed, whoever asks: every user name is asked for the same proof."""
         return True
 
     def password_auth_supported(self) -> bool:
-        """Passwords are what Triton's activation sheet asks for."""
+        """Allow passwords: Triton's activation sheet asks for one."""
         return True
 
     def public_key_auth_supported(self) -> bool:
-        """Keys are better."""
+        """Allow keys, which are better."""
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Whether the user may log in with this key; asked before and again with the signature."""
+        """Return whether the user may log in with this key; called before the signature, and again with it."""
         connection = self._connection
         return connection.registry.knows_key(username, connection.address, key.public_data)
 
     async def validate_password(self, username: str, password: str) -> bool:
-        """Whether it is the user's password."""
+        """Return whether it is the user's password; a wrong one is answered late."""
         connection = self._connection
         await self.begin_try(username)
         verdict = await connection.registry.check_password(username, connection.address, password)
@@ -137,38 +139,52 @@ class LoginHandler(asyncssh.SSHServer):
         return False
 
     async def begin_try(self, username: str) -> None:
-        """Count a try before it is made: asyncssh cancels one, and the wait after it, when the next request comes."""
+        """Count a try, and wait until it may be made.
+
+        Raises:
+            asyncssh.DisconnectError: it is one too many.
+        """
+        # Before it is made: asyncssh cancels a try, and the wait after it, when the next request comes.
         self._tries += 1
         if self._tries > self._connection.registry.limits.auth_tries:
-            self._no_more(username)
+            self._refuse_more_tries(username)
         await self._wait_for_turn()
 
     async def _wait_for_turn(self) -> None:
         await asyncio.sleep(max(0.0, self._next_try - asyncio.get_running_loop().time()))
 
-    def _no_more(self, username: str) -> NoReturn:
+    def _refuse_more_tries(self, username: str) -> NoReturn:
         self._connection.registry.refused(self._connection.address, Reason.TRIES, username)
         raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
 
     async def failed(self, username: str, reason: Reason) -> None:
-        """Count a failure, wait as long as the address has earned, and end the connection when it was one too many."""
+        """Count a failure and wait out its delay.
+
+        Raises:
+            asyncssh.DisconnectError: it was one too many, for the connection or for the address.
+        """
         connection = self._connection
         penalty = connection.registry.login_failed(connection.address, reason, username)
         if penalty.banned:
             raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
+        # Kept on the connection, since asyncssh cancels this wait when the client tries again at once.
         self._next_try = asyncio.get_running_loop().time() + penalty.delay
         await self._wait_for_turn()
         if self._tries >= connection.registry.limits.auth_tries:
-            self._no_more(username)
+            self._refuse_more_tries(username)
 
     def key_refused(self) -> None:
-        """An offered key that is not known: no failure, but not without end either."""
+        """Count an offered key that is unknown: it is no failure, but there is a limit.
+
+        Raises:
+            asyncssh.DisconnectError: the client has offered too many.
+        """
         self._key_offers += 1
-        if self._key_offers > MOST_KEY_OFFERS:
+        if self._key_offers > MAX_KEY_OFFERS:
             raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many keys")
 
     def auth_completed(self) -> None:
-        """The user is in."""
+        """Record the login, with the algorithms that were negotiated."""
         connection = self._connection
         connection.user = str(connection.get_extra_info("username"))
         connection.touch()
@@ -180,15 +196,15 @@ class LoginHandler(asyncssh.SSHServer):
             address=str(connection.address),
             client=connection.client,
             method=self._method,
-            kex=(offers and agreed(offers[0].kex, offers[1].kex)) or "-",
-            host_key=(offers and agreed(offers[0].host_keys, offers[1].host_keys)) or "-",
+            kex=(offers and negotiate(offers[0].kex, offers[1].kex)) or "-",
+            host_key=(offers and negotiate(offers[0].host_keys, offers[1].host_keys)) or "-",
             cipher=cipher,
             mac=cipher if "gcm" in cipher or "poly1305" in cipher else str(connection.get_extra_info("send_mac")),
         )
         connection.registry.logged_in(connection, login)
 
     def session_requested(self) -> Any:
-        """A session, unless the user has too many."""
+        """Open a session, or return False when the user has too many."""
         connection = self._connection
         if not connection.registry.has_room_for_session(connection):
             return False

@@ -1,7 +1,7 @@
 """The SFTP protocol, version 3, as bytes: what a request says, what a reply looks like.
 
 From draft-ietf-secsh-filexfer-02, and OpenSSH's PROTOCOL for ``limits@openssh.com``. Pure: no outside world. Promise:
-no reply holds a text that came from an exception, an owner of this machine, its time zone, or a version of anything.
+no reply gives away the text of an exception, a user of this machine, its time zone, or a version number.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     from ..triton import LogFile
 
 VERSION = 3
-LONGEST_PACKET = 256 * 1024  # what OpenSSH accepts; a longer one ends the session
-LONGEST_READ = 255 * 1024  # what OpenSSH answers at most
+MAX_PACKET = 256 * 1024  # what OpenSSH accepts; a longer one ends the session
+MAX_READ = 255 * 1024  # what OpenSSH answers at most
 OWNER = "pickup"
 FILE_MODE = 0o100440
 FOLDER_MODE = 0o040550
 LIMITS = b"limits@openssh.com"
 
 _U32 = struct.Struct(">I")
-_U64 = struct.Struct(">Q")
 _DATA_HEADER = struct.Struct(">IBII")
 DATA_HEADER_SIZE = _DATA_HEADER.size
 _SIZE_PERMISSIONS_TIMES = 0x1 | 0x4 | 0x8
@@ -89,15 +88,18 @@ _TEXTS = {
     Status.OP_UNSUPPORTED: "Operation unsupported",
 }
 
-OPEN_READ = 0x1  # SSH_FXF_READ; these flags are not os.O_RDONLY and its like
+OPEN_READ = 0x1  # SSH_FXF_READ; these flags are not those of os.open
 
 
 class Malformed(Exception):
-    """A request whose fields do not fill it exactly."""
+    """The fields of a request do not fill it exactly."""
 
 
 class Fields:
-    """The fields of one request, taken from the front."""
+    """The fields of one request, taken from the front.
+
+    Every method raises `Malformed` when the request is too short, and `end` when it is too long.
+    """
 
     __slots__ = ("_data", "_position")
 
@@ -114,19 +116,19 @@ class Fields:
         return taken
 
     def u32(self) -> int:
-        """A 32-bit number."""
+        """Take a 32-bit number."""
         return int.from_bytes(self._take(4), "big")
 
     def u64(self) -> int:
-        """A 64-bit number."""
+        """Take a 64-bit number."""
         return int.from_bytes(self._take(8), "big")
 
     def string(self) -> bytes:
-        """A byte string with its length before it."""
+        """Take a byte string, which has its length in front."""
         return self._take(self.u32())
 
     def skip_attrs(self) -> None:
-        """File attributes, of which no request here needs any."""
+        """Skip file attributes: no request here needs them."""
         flags = self.u32()
         self._take(8 * bool(flags & 0x1) + 8 * bool(flags & 0x2) + 4 * bool(flags & 0x4) + 8 * bool(flags & 0x8))
         if flags & 0x80000000:
@@ -135,74 +137,74 @@ class Fields:
                 self.string()
 
     def end(self) -> None:
-        """Nothing may be left."""
+        """Make sure that nothing is left."""
         if self._position != len(self._data):
             raise Malformed
 
 
 def string(data: bytes) -> bytes:
-    """A byte string with its length before it."""
+    """Encode a byte string, with its length in front."""
     return _U32.pack(len(data)) + data
 
 
 def packet(kind: Kind, *parts: bytes) -> bytes:
-    """A whole packet: length, code, and the parts."""
+    """Build a whole packet: length, message code, and the parts."""
     body = b"".join(parts)
     return struct.pack(">IB", len(body) + 1, kind) + body
 
 
 def version_reply() -> bytes:
-    """The answer to INIT: version 3, and the one extension there is."""
+    """Build the reply to INIT: version 3, and the one extension that there is."""
     return packet(Kind.VERSION, _U32.pack(VERSION), string(LIMITS), string(b"1"))
 
 
 def status_reply(request: int, code: Status, text: str | None = None) -> bytes:
-    """A status with a fixed English text."""
+    """Build a STATUS reply, with a fixed English text."""
     message = _TEXTS[code] if text is None else text
     return packet(Kind.STATUS, struct.pack(">II", request, code), string(message.encode()), string(b"en"))
 
 
 def handle_reply(request: int, handle: bytes) -> bytes:
-    """A new handle."""
+    """Build a HANDLE reply."""
     return packet(Kind.HANDLE, _U32.pack(request), string(handle))
 
 
 def data_buffer(request: int, count: int) -> bytearray:
-    """A DATA reply for ``count`` bytes that are still to be filled in, from DATA_HEADER_SIZE on."""
+    """Build a DATA reply whose ``count`` bytes are still to be filled in, from DATA_HEADER_SIZE on."""
     buffer = bytearray(DATA_HEADER_SIZE + count)
     set_data_header(buffer, request, count)
     return buffer
 
 
 def set_data_header(buffer: bytearray, request: int, count: int) -> None:
-    """Write the header for ``count`` bytes of data into the front of the buffer."""
+    """Write the header for ``count`` bytes of data at the front of the buffer."""
     _DATA_HEADER.pack_into(buffer, 0, count + 9, Kind.DATA, request, count)
 
 
 def file_attrs(file: LogFile) -> bytes:
-    """Size, mode and times of a log file; the owner's numbers are nobody's business."""
+    """Encode size, mode and times of a log file; the owner's numeric ids are left out on purpose."""
     times = _clamp(file.mtime)
     return struct.pack(">IQIII", _SIZE_PERMISSIONS_TIMES, file.size, FILE_MODE, times, times)
 
 
 def open_attrs(status: os.stat_result) -> bytes:
-    """The same of an open file that is no longer listed."""
+    """Encode size, mode and times of an open file that is no longer listed."""
     times = _clamp(int(status.st_mtime))
     return struct.pack(">IQIII", _SIZE_PERMISSIONS_TIMES, status.st_size, FILE_MODE, times, times)
 
 
 def folder_attrs(mtime: int) -> bytes:
-    """Mode and times of the one directory."""
+    """Encode mode and times of the one directory."""
     return struct.pack(">IQIII", _SIZE_PERMISSIONS_TIMES, 0, FOLDER_MODE, _clamp(mtime), _clamp(mtime))
 
 
 def attrs_reply(request: int, attrs: bytes) -> bytes:
-    """Attributes."""
+    """Build an ATTRS reply."""
     return packet(Kind.ATTRS, _U32.pack(request), attrs)
 
 
 def names_reply(request: int, entries: Sequence[tuple[bytes, bytes, bytes]]) -> bytes:
-    """File names, each with its long name and attributes."""
+    """Build a NAME reply of entries, each a name, its long name and its attributes."""
     parts = [struct.pack(">II", request, len(entries))]
     for name, longname, attrs in entries:
         parts += (string(name), string(longname), attrs)
@@ -210,17 +212,16 @@ def names_reply(request: int, entries: Sequence[tuple[bytes, bytes, bytes]]) -> 
 
 
 def limits_reply(request: int, handles: int) -> bytes:
-    """OpenSSH's limits: packet, read, write (nothing can be written; OpenSSH wants a number), open handles."""
-    return packet(
-        Kind.EXTENDED_REPLY, struct.pack(">IQQQQ", request, LONGEST_PACKET, LONGEST_READ, LONGEST_READ, handles)
-    )
+    """Build the reply to ``limits@openssh.com``: longest packet, read and write, and open handles."""
+    # Nothing can be written, but OpenSSH wants a number for that too.
+    return packet(Kind.EXTENDED_REPLY, struct.pack(">IQQQQ", request, MAX_PACKET, MAX_READ, MAX_READ, handles))
 
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def longname(file: LogFile, now: datetime) -> bytes:
-    """The line of ``ls -l``, in UTC and in English, with the year instead of the time when it is half a year off."""
+    """Return the line of ``ls -l``, in UTC and in English, with the year for the time when half a year off."""
     when = datetime.fromtimestamp(_clamp(file.mtime), UTC)
     near = abs(now - when) < timedelta(days=182)
     clock = f"{when:%H:%M}" if near else f" {when.year}"

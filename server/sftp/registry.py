@@ -1,8 +1,8 @@
 """The registry: counts the connections of one listener, refuses what is too much, and logs both.
 
-Touches nothing but the log; the clock is asked here. Connections, login handlers and sessions ask and tell it; it knows
-no socket. Promises: every refusal is counted, and logged within a budget; a partner in an ``allow_from`` always finds
-room.
+Touches the service log, the clock and this process's table of descriptors; it knows no socket. Connections, login
+handlers and sessions ask it and report to it. Promises: every refusal is counted, and logged within a budget; a partner
+in an ``allow_from`` always finds room.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DISK_THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class CurrentBan:
-    """A ban as status shows it."""
+    """A ban, as status shows it."""
 
     address: str
     until: datetime
@@ -52,7 +52,7 @@ class CurrentBan:
 
 @dataclass(slots=True)
 class Counters:
-    """What happened since the start, for metrics."""
+    """What has happened since the start, for the metrics."""
 
     connections: int = 0
     logins: int = 0
@@ -64,7 +64,7 @@ class Counters:
 
 
 class Registry:
-    """Who is connected to one listener, what they may have, and what they did."""
+    """Who is connected to one listener, what they may have, and what they have done."""
 
     def __init__(
         self,
@@ -90,42 +90,42 @@ class Registry:
         self._connections: set[SshConnection] = set()
 
     def replace(self, settings: SftpSettings, credentials: Credentials) -> None:
-        """Use other users and limits from now on; what is connected stays."""
+        """Use other users and limits from now on; connections that exist stay."""
         limits = Limits.of(settings)
         self.access, self._guard.limits = credentials.access, limits
         self.legacy_algorithms = settings.legacy_algorithms
 
     def close(self) -> None:
-        """End the threads; running work is waited for."""
+        """End the threads; wait for disk reads that are running."""
         self._passwords.close()
         self.disk_threads.shutdown(wait=True)
 
     @property
     def limits(self) -> Limits:
-        """The limits that hold now."""
+        """The limits in force now."""
         return self._guard.limits
 
     # -- what status shows --
 
     def bans(self) -> list[CurrentBan]:
-        """Who is kept out now, and until when."""
+        """Return who is kept out now, and until when."""
         now, wall = time.monotonic(), datetime.now(UTC)
         bans = self._guard.bans(now)
         return [CurrentBan(ban.address, wall + timedelta(seconds=ban.until - now), ban.failures) for ban in bans]
 
     @property
     def connected(self) -> int:
-        """Connections now."""
+        """The number of connections now."""
         return self._guard.connected
 
     @property
     def sessions(self) -> int:
-        """SFTP sessions now."""
+        """The number of SFTP sessions now."""
         return sum(len(connection.sessions) for connection in self._connections)
 
     @property
     def transfers(self) -> int:
-        """Connections with a file open now."""
+        """The number of connections with a transfer under way now."""
         return sum(any(session.busy for session in connection.sessions) for connection in self._connections)
 
     # -- letting in --
@@ -139,6 +139,7 @@ class Registry:
             self.refused(address, Reason.ADDRESS)
             return None
         verdict = self._guard.admit(address, time.monotonic(), free := _free_descriptors())
+        # The dropped connection gives its descriptor back only later; it counts as free already.
         if verdict is Reason.CONNECTIONS and self._make_room(address, now):
             verdict = self._guard.admit(address, time.monotonic(), free + 1)
         if isinstance(verdict, Reason):
@@ -148,25 +149,26 @@ class Registry:
 
     def _make_room(self, newcomer: Address, now: float) -> bool:
         waiting = [connection for connection in self._connections if not connection.user]
-        index = connection_to_drop([(it.address, it.born) for it in waiting], newcomer, now)
+        index = connection_to_drop([(connection.address, connection.born) for connection in waiting], newcomer, now)
         if index is None:
             return False
         self.refused(waiting[index].address, Reason.CONNECTIONS)
         waiting[index].abort()
+        # Counted out now: asyncssh reports the end later, and the newcomer needs the slot at once.
         self.left(waiting[index])
         return True
 
     def joined(self, connection: SshConnection) -> None:
-        """Count a connection that was admitted and now begins."""
+        """Count an admitted connection, which now begins."""
         self._connections.add(connection)
         self.counters.connections += 1
 
     def never_began(self, address: Address) -> None:
-        """Count out a connection that was admitted and did not begin."""
+        """Count out an admitted connection that did not begin."""
         self._guard.leave(address)
 
     def login_failed(self, address: Address, reason: Reason, user: str) -> Penalty:
-        """Count a failed login, log it, and say what it costs."""
+        """Count and log a failed login, and return what it costs."""
         penalty = self._guard.failed(address, time.monotonic())
         self.refused(address, reason, user)
         if penalty.banned:
@@ -175,7 +177,7 @@ class Registry:
         return penalty
 
     def refused(self, address: Address, reason: Reason, user: str = "", **details: Any) -> None:
-        """Log one refusal; fail2ban reads this line."""
+        """Count one refusal, and log it within the budget; fail2ban reads this line."""
         self.counters.refusals[reason.value] += 1
         if self.may_log(reason.value, address):
             if user:
@@ -188,7 +190,7 @@ class Registry:
         return self._budget.take(reason, str(address))
 
     def logged_in(self, connection: SshConnection, login: Login) -> None:
-        """A user is in."""
+        """Log and record a login."""
         log.info(
             f"{connection.label} logged in",
             method=login.method,
@@ -199,11 +201,12 @@ class Registry:
             mac=login.mac,
         )
         self.counters.logins += 1
-        if login.client != DOCTOR_CLIENT:  # else the doctor's visit would pass for the partner's
+        # Or the doctor's login would pass for the partner's.
+        if login.client != DOCTOR_CLIENT:
             self._on_login(login)
 
     def has_room_for_session(self, connection: SshConnection) -> bool:
-        """Whether the connection's user may have one more session."""
+        """Return whether the connection's user may open one more session; count it, or the refusal."""
         count = sum(len(other.sessions) for other in self._connections if other.user == connection.user)
         if count >= self._guard.limits.sessions_per_user:
             self.refused(connection.address, Reason.SESSIONS, connection.user)
@@ -212,7 +215,7 @@ class Registry:
         return True
 
     def may_open_file(self, connection: SshConnection) -> bool:
-        """Return whether the connection's user may open one more file now; a flood is refused."""
+        """Return whether the connection's user may open one more file now; log the refusal of a flood."""
         if self._opens.is_crowded(connection.user, time.monotonic()):
             self.refused(connection.address, Reason.FLOOD, connection.user)
             return False
@@ -239,7 +242,7 @@ class Registry:
         return await self._passwords.check(self.access, user, address, password)
 
     def picked_up(self, connection: SshConnection, pickup: Pickup) -> None:
-        """Record that a handle was opened, or that its life ended."""
+        """Record a pickup when its handle is opened, and again when it has ended."""
         if pickup.ended is not None:
             event, details = pickup_log_entry(connection.label, pickup)
             log.info(event, **details)
@@ -247,12 +250,13 @@ class Registry:
         self._on_pickup(pickup)
 
     def ended(self, connection: SshConnection, error: str) -> None:
-        """The connection ended with a complaint of one of the sides."""
+        """Log that a user's connection ended because one side complained."""
         if connection.user:
             log.info(f"{connection.label} ended", error=error)
 
     def left(self, connection: SshConnection) -> None:
-        """The connection is over."""
+        """Count out a connection that is over; a second call changes nothing."""
+        # A dropped connection comes here twice: when it is dropped, and when asyncssh reports its end.
         if connection in self._connections:
             self._connections.discard(connection)
             self._guard.leave(connection.address)
@@ -260,26 +264,27 @@ class Registry:
     # -- housekeeping --
 
     def summarize(self) -> None:
-        """Log the counts of refusals that had no line of their own, once a minute."""
+        """Log, once a minute, how many refusals had no line of their own."""
         for reason, count in self._budget.summaries(time.monotonic()):
             log.warning(f"sftp refused {count} more", reason=reason)
 
     def connections(self) -> Iterator[SshConnection]:
-        """Iterate over the connections of this moment, whatever happens to them meanwhile."""
+        """Iterate over the connections of this moment, even while they come and go."""
         return iter(list(self._connections))
 
 
 def _free_descriptors() -> int:
-    """How many more descriptors this process may open."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # never endless: fs.nr_open bounds it
+    """Return how many more descriptors this process may open."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # never infinite: fs.nr_open bounds it
     try:
         return most - len(list(Path("/proc/self/fd").iterdir()))
     except OSError as error:
-        return 0 if error.errno == errno.EMFILE else most  # without /proc nothing is known
+        # The listing needs a descriptor itself: EMFILE means that none is left. Without /proc nothing is known.
+        return 0 if error.errno == errno.EMFILE else most
 
 
 def pickup_log_entry(label: str, pickup: Pickup) -> tuple[str, dict[str, Any]]:
-    """Return event and details of the log line of a finished pickup."""
+    """Return the event and the details of a finished pickup's line in the service log."""
     seconds = (pickup.ended - pickup.started).total_seconds() if pickup.ended else 0.0
     details: dict[str, Any] = {"bytes": pickup.covered, "seconds": round(seconds, 1)}
     if pickup.grade is Grade.COMPLETE:

@@ -1,7 +1,7 @@
 """The listener: accepts SSH connections and ends them.
 
-Touches the listening socket. Promises: who is not let in costs no cryptography; a reload is checked whole before it
-counts, and running transfers go on; when it stops, transfers may finish first.
+Touches the listening socket. Promises: a client that is not admitted costs no cryptography; a reload is checked as a
+whole before it takes effect, and running transfers go on; when it stops, transfers may finish first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BACKLOG = 512
-NO_ACCEPT_HINT = "raise LimitNOFILE= of the unit (ulimit -n), or lower max_connections"
+NO_ACCEPT_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
 HOUSEKEEPING = 1.0  # seconds
 
 
@@ -61,16 +61,16 @@ class SftpServer:
         self._next_number = 1
         self._socket: socket.socket | None = None
         self._port = 0
-        self._accepting: asyncio.Task[None] | None = None
-        self._tending: asyncio.Task[None] | None = None
+        self._accept_task: asyncio.Task[None] | None = None
+        self._housekeeping_task: asyncio.Task[None] | None = None
 
     # -- the life of the listener --
 
     async def start(self, sock: socket.socket | None = None) -> None:
-        """Listen, on a socket of our own or on one inherited from systemd.
+        """Listen on a socket of our own, or on one inherited from systemd.
 
         Raises:
-            OSError: the address cannot be listened on.
+            OSError: the address cannot be used.
         """
         if sock is None:
             sock = await _listening_socket(self.settings.host, self.settings.port)
@@ -78,8 +78,8 @@ class SftpServer:
         sock.listen(BACKLOG)
         self._socket = sock
         self._port = int(sock.getsockname()[1])
-        self._accepting = asyncio.create_task(self._accept(sock), name="sftp accepting")
-        self._tending = asyncio.create_task(self._tend(), name="sftp housekeeping")
+        self._accept_task = asyncio.create_task(self._accept(sock), name="sftp accepting")
+        self._housekeeping_task = asyncio.create_task(self._keep_house(), name="sftp housekeeping")
 
     @property
     def port(self) -> int:
@@ -87,55 +87,62 @@ class SftpServer:
         return self._port
 
     async def wait(self) -> None:
-        """Wait until `stop_listening`; raises what ended the listener, if something did."""
-        tasks = [task for task in (self._accepting, self._tending) if task is not None]
+        """Wait until `stop_listening`; raise what ended the listener, if anything did."""
+        tasks = [task for task in (self._accept_task, self._housekeeping_task) if task is not None]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if not task.cancelled():
                 task.result()
 
     def replace(self, settings: SftpSettings, credentials: Credentials) -> None:
-        """Use other users, keys, limits and algorithms for connections to come. Host and port stay.
+        """Use other users, keys, limits and algorithms for new connections; host and port stay.
 
         Raises:
             ValueError: the options cannot be used; everything stays as it was.
         """
-        options = connection_options(settings, credentials)  # first: it may raise, and then nothing has changed
+        # First: where it raises, nothing has changed yet.
+        options = connection_options(settings, credentials)
         self.registry.replace(settings, credentials)
         self.settings, self._credentials, self._options = settings, credentials, options
 
     def stop_listening(self) -> None:
-        """Let nobody in any more; a transfer that runs may go on, a new one may not begin."""
+        """Accept no new connection and no new transfer; transfers that run may go on."""
+        # Before the socket closes: `_accept` takes the error of a closed socket for an accident unless this is set.
         self.registry.draining = True
-        for task in (self._accepting, *self._arriving):
+        for task in (self._accept_task, *self._arriving):
             if task is not None:
                 task.cancel()
         if self._socket is not None:
             self._socket.close()
 
     async def drain(self, seconds: float) -> None:
-        """Wait for running transfers, at most so long, then end every connection."""
+        """Wait for running transfers, for at most so many seconds, then end every connection."""
+        # First: nothing new may begin while the transfers that run are waited for.
         self.stop_listening()
         deadline = time.monotonic() + seconds
-        while self.registry.transfers and time.monotonic() < deadline:  # noqa: ASYNC110  # sessions know nothing of waiters
+        while self.registry.transfers and time.monotonic() < deadline:  # noqa: ASYNC110  # sessions signal nobody
             await asyncio.sleep(0.05)
+        # Tell every client first, then wait: the connections close side by side.
         for connection in self.registry.connections():
             connection.disconnect(asyncssh.DISC_BY_APPLICATION, "The service is stopping")
         for connection in self.registry.connections():
             await connection.wait_closed()
-        tasks = [task for task in (self._accepting, self._tending, *self._arriving) if task is not None]
+        # A task that `stop_listening` cancelled may not have ended yet: nothing may accept after this.
+        tasks = [task for task in (self._accept_task, self._housekeeping_task, *self._arriving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # sessions that waited for a disk write their last record
+        # One turn of the loop, in which sessions that waited for a disk report their last pickup.
+        await asyncio.sleep(0)
+        # Last: until here a session may still need the threads.
         self.registry.close()
 
     @property
     def waiting(self) -> int:
-        """Connections that the kernel holds and nobody has accepted yet."""
+        """The number of connections that the kernel holds and nobody has accepted yet."""
         if self._socket is None or self._socket.fileno() < 0:
             return 0
-        # tcp(7): of a socket that listens, tcpi_unacked is the length of the queue; 24 is its offset in tcp_info.
+        # On a listening socket, tcpi_unacked is the length of the queue (Linux, net/ipv4/tcp.c); 24 is its offset.
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
         return int.from_bytes(info[24:28], sys.byteorder)
 
@@ -143,17 +150,17 @@ class SftpServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        complain = 0.0
+        next_warning = 0.0
         while True:
             try:
                 sock, peer = await loop.sock_accept(listener)
             except OSError as error:
                 if self.registry.draining:
                     return
-                # Out of descriptors, or a peer that was gone before it was accepted: others may still come.
-                if time.monotonic() >= complain:
+                # Out of descriptors, or a peer that left before it was accepted: go on, others may still come.
+                if time.monotonic() >= next_warning:
                     log.warning("sftp could not accept a connection", error=error.strerror, hint=NO_ACCEPT_HINT)
-                    complain = time.monotonic() + LINE_WINDOW
+                    next_warning = time.monotonic() + LINE_WINDOW
                 await asyncio.sleep(0.2)
                 continue
             self.arrived += 1
@@ -177,6 +184,7 @@ class SftpServer:
                 await asyncio.sleep(wait)
             connection = SshConnection(self._options, self.registry, self._next_number, address)
             self._next_number += 1
+            # Before the socket is handed over: from then on asyncssh may report the end of the connection.
             self.registry.joined(connection)
             began = True
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
@@ -184,13 +192,14 @@ class SftpServer:
             if began:
                 self.registry.left(connection)
         finally:
+            # Also when `stop_listening` cancelled the wait: the admitted connection must be counted out.
             if not began:
                 sock.close()
                 self.registry.never_began(address)
 
     # -- housekeeping --
 
-    async def _tend(self) -> None:
+    async def _keep_house(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(HOUSEKEEPING)
@@ -210,6 +219,7 @@ async def _listening_socket(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
+            # "::" takes IPv4 clients too, whatever the system's default.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
     except OSError:

@@ -1,8 +1,8 @@
-"""One SFTP session: an SSH channel's bytes become requests, the view's replies become bytes.
+"""One SFTP session: an SSH channel's bytes become requests, the handler's replies become bytes.
 
-Touches one channel of a connection. Promise: requests are answered one after the other, none is taken up while the
-client does not take replies, a reply that waits for a disk holds up nobody else, and what was open when the channel
-ends is told as interrupted.
+Touches one channel of a connection. Promise: requests are answered one after the other, none is begun while the client
+does not take replies, a reply that waits for a disk holds up nobody else, and what was open when the channel ends is
+reported as interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .delivery import Delivery
 from .fast_send import FastSender
 from .handler import Client, Events, RequestHandler
 from .limits import Reason
-from .protocol import LONGEST_PACKET
+from .protocol import MAX_PACKET
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ONLY_SFTP = b"This service allows SFTP only.\n"
-UNSENT_HIGH = 256 * 1024  # bytes of one channel, and of the socket
+UNSENT_HIGH = 256 * 1024  # bytes, of one channel and of the socket
 UNSENT_LOW = 64 * 1024
 TURN = 1 << 20  # bytes answered before other connections get their turn
-REQUEST_COST = 16 * 1024  # bytes that a request counts for beside its reply: small ones take time too
-MOST_WAITING = 32 * 1024  # bytes of requests that wait for an earlier one
+REQUEST_COST = 16 * 1024  # bytes that a request counts for besides its reply: small ones take time too
+MAX_WAITING = 32 * 1024  # bytes of requests that may wait for an earlier one
 CONFIRM_POLL = 0.05  # seconds
 _WHAT_TO_SWITCH_OFF = {
     "remove": 'the partner\'s client deletes after fetching; switch that off: NiFi "Delete Original: false" or '
@@ -54,11 +54,11 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def __init__(self, connection: SshConnection) -> None:
         self._connection = connection
         self._handler: RequestHandler | None = None
-        self._rest: memoryview | None = None  # of a reply of file data, when the client's window was too small
+        self._rest: memoryview | None = None  # of a reply of file data that the client's window was too small for
         self._inbox = bytearray()
         self._waiting = False  # for a disk
         self._unsent = False  # the channel holds too much
-        self._ended = False  # the client said that it sends nothing more
+        self._ended = False  # the client has said that it will send nothing more
         self._lost = False
         self._pump_planned = False
         self._reading_paused = False
@@ -72,7 +72,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         return self._waiting or (self._handler is not None and self._handler.busy)
 
     @property
-    def _stuck(self) -> bool:
+    def _blocked(self) -> bool:
         """Whether the next request must wait: for a disk, for new keys, or for the client to take the last reply."""
         connection = self._connection
         return self._waiting or self._unsent or self._rest is not None or connection.choked or connection.exchanging
@@ -80,21 +80,21 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     # -- what asyncssh calls --
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
-        """The channel is open."""
+        """Take over the channel, which is open."""
         self._channel = chan
         chan.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
         self._fast_sender = FastSender(chan)
 
     def shell_requested(self) -> bool:
-        """Answered with a sentence."""
+        """Accept a shell, to answer it with a sentence."""
         return True
 
     def exec_requested(self, command: str) -> bool:
-        """Answered with a sentence."""
+        """Accept a command, to answer it with a sentence."""
         return True
 
     def subsystem_requested(self, subsystem: str) -> bool:
-        """SFTP, and nothing else."""
+        """Accept SFTP, and nothing else."""
         if subsystem != "sftp":
             return False
         connection = self._connection
@@ -105,7 +105,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             files=registry.files,
             client=Client(connection.user, str(connection.address), connection.client),
             events=Events(pickup=self._pickup, refused=self._refused, failed=self._failed),
-            most_handles=registry.limits.handles,
+            max_handles=registry.limits.handles,
             threads=registry.disk_threads,
             may_open=lambda: registry.may_open_file(connection),
             turn=lambda: registry.turn_to_open(connection.user),
@@ -113,60 +113,63 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         return True
 
     def session_started(self) -> None:
-        """A shell or a command ends here."""
+        """End a shell or a command with a sentence."""
         if self._handler is None:
             self._channel.write(ONLY_SFTP)
             self._channel.exit(1)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
-        """Bytes of requests."""
+        """Take in bytes of requests, and answer those that are whole."""
         if self._handler is not None and not self._lost:
             self._inbox += data
+            # A planned pump answers later: who sends a lot at once must not take the others' turn.
             if self._pump_planned:
                 self._balance()
             else:
                 self.pump()
 
     def eof_received(self) -> bool:
-        """The client sends nothing more; what it asked is still answered."""
+        """Note that the client sends nothing more, and answer what it has asked."""
         self._ended = True
         self.pump()
         return True
 
     def pause_writing(self) -> None:
-        """The client's window is full."""
+        """Answer nothing more: the channel holds enough that the client does not take."""
         self._unsent = True
 
     def resume_writing(self) -> None:
-        """The client took something."""
+        """Go on soon: the client has taken something."""
         self._unsent = False
         self._connection.touch()
         self.plan_pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The channel is closed."""
+        """End with the channel; what was open is reported as interrupted."""
         self._lost = True
         self._rest = None
         self._inbox.clear()
         self._connection.sessions.discard(self)
+        # A thread may still read into an open file: then `_answer_later` ends the session when it is back.
         if not self._waiting:
             self._abandon()
 
     # -- requests and replies --
 
     def pump(self) -> None:
-        """Answer what can be answered now."""
+        """Answer what can be answered now, in turn with the other sessions."""
         turn = TURN
         position = 0
         inbox = self._inbox
         handler = self._handler
+        # The rest of the last reply comes first: replies may not overtake each other.
         if self._rest is not None and not (self._lost or self._connection.choked):
             self._send_rest()
-        while handler is not None and not (self._lost or self._stuck):
+        while handler is not None and not (self._lost or self._blocked):
             if len(inbox) - position < 4:
                 break
             length = int.from_bytes(inbox[position : position + 4], "big")
-            if not 0 < length <= LONGEST_PACKET:
+            if not 0 < length <= MAX_PACKET:
                 self._end(Reason.PROTOCOL)
                 return
             if len(inbox) - position < 4 + length:
@@ -179,29 +182,33 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 self._end(Reason.PROTOCOL)
                 return
             if not isinstance(reply, bytes | bytearray):
+                # Nothing else is answered until this one is; the loop goes on with other sessions.
                 self._waiting = True
                 self._task = asyncio.get_running_loop().create_task(self._answer_later(reply))
                 break
             self._send(reply)
+            # One session must not keep the loop: after its turn it goes to the end of the queue.
             turn -= len(reply) + REQUEST_COST
             if turn <= 0:
                 self.plan_pump()
                 break
+        # Once, not per request: each cut moves everything behind it.
         del inbox[:position]
         self._balance()
 
     def _balance(self) -> None:
-        """Stop taking requests in while earlier ones wait, and end the session when all is done."""
+        """Pause reading while earlier requests wait, resume it after them, and end the session when all is done."""
         if self._lost or self._handler is None:
             return
-        stuck = self._stuck or self._pump_planned
-        if stuck and len(self._inbox) > MOST_WAITING and not self._reading_paused:
+        blocked = self._blocked or self._pump_planned
+        if blocked and len(self._inbox) > MAX_WAITING and not self._reading_paused:
             self._reading_paused = True
             self._channel.pause_reading()
-        elif self._reading_paused and not stuck and len(self._inbox) <= MOST_WAITING:
+        elif self._reading_paused and not blocked and len(self._inbox) <= MAX_WAITING:
             self._reading_paused = False
+            # Soon, not now: asyncssh delivers what it holds within this call, and so `pump` would call itself.
             asyncio.get_running_loop().call_soon(self._resume_reading)
-        elif self._ended and not (stuck or self._reading_paused):
+        elif self._ended and not (blocked or self._reading_paused):
             self._channel.exit(0)
 
     def _resume_reading(self) -> None:
@@ -209,7 +216,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._channel.resume_reading()
 
     def plan_pump(self) -> None:
-        """Go on soon."""
+        """Pump soon, once, however often this is called."""
         if not self._pump_planned:
             self._pump_planned = True
             asyncio.get_running_loop().call_soon(self._planned_pump)
@@ -223,6 +230,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         try:
             answer = await reply
         finally:
+            # In `finally`: also when opening or reading failed, the files of a lost session must be closed.
             self._waiting = False
             if self._lost:
                 self._abandon()
@@ -232,23 +240,26 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def _send(self, reply: Reply) -> None:
         if isinstance(reply, bytearray):
+            # Before the data leaves: a mark made from here on must lie behind it.
             if self._delivery is not None:
                 self._delivery.data_sent()
             self._rest = memoryview(reply)
             self._send_rest()
         else:
             if self._delivery is not None and self._delivery.waits:
-                self._delivery.mark()  # before this reply is written: the mark stands behind the data, not behind it
+                # Before this reply is written: the mark belongs behind the data, not behind the reply.
+                self._delivery.mark()
                 self._confirm_later()
             self._write(reply)
         self._connection.registry.counters.bytes_sent += len(reply)
 
     def _send_rest(self) -> None:
-        """Go on with a reply of file data, as far as the client's window reaches."""
+        """Send on a reply of file data, as far as the client's window allows."""
         transport = self._connection.transport
         if self._rest is None or transport is None or self._connection.exchanging:
             return
         sent = self._fast_sender.send(transport, self._rest)
+        # The slow path takes all of it: asyncssh keeps what the window has no room for.
         if sent is None:
             self._write(bytes(self._rest))
             self._rest = None
@@ -263,13 +274,13 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 self._delivery.reply_lost()
 
     def window_opened(self) -> None:
-        """The client is about to take more."""
+        """Go on soon: the client is about to open its window."""
         if self._rest is not None:
             self._connection.touch()
             self.plan_pump()
 
     def channel_closed(self) -> None:
-        """The client closes the channel: asyncssh throws away what it holds, and the buffer looks as if it had left."""
+        """Note that the client closes the channel, before asyncssh throws away what it still holds."""
         if self._delivery is not None:
             self._delivery.channel_closed()
 
@@ -286,7 +297,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         return self._channel.get_write_buffer_size() == 0
 
     def _confirm_later(self) -> None:
-        """Confirm now, or look again until it is done: an acknowledgement calls nobody."""
+        """Confirm now, or look again until it is done: the kernel reports no acknowledgement by itself."""
         if self._lost or self._delivery is None or not self._delivery.pending:
             return
         self._delivery.confirm()
@@ -294,7 +305,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             asyncio.get_running_loop().call_later(CONFIRM_POLL, self._confirm_later)
 
     def _end(self, reason: Reason) -> None:
-        """End the session: what came is no SFTP."""
+        """End the session: what came is not SFTP."""
         self._connection.registry.refused(self._connection.address, reason, self._connection.user)
         self._inbox.clear()
         self._channel.exit(1)
@@ -303,7 +314,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         if self._handler is not None:
             self._handler.abandon()
 
-    # -- what the view tells --
+    # -- what the handler reports --
 
     def _pickup(self, pickup: Pickup) -> None:
         self._connection.registry.picked_up(self._connection, pickup)
@@ -316,7 +327,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         details = {"verb": verb}
         if name:
             details["name"] = name
-        details["hint"] = _WHAT_TO_SWITCH_OFF.get(verb, "the files here can be read and nothing else")
+        details["hint"] = _WHAT_TO_SWITCH_OFF.get(verb, "this service is read-only; have the partner switch that off")
         connection.registry.refused_verb(connection, **details)
 
     def _failed(self, name: str, error: OSError) -> None:

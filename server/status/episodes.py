@@ -20,7 +20,7 @@ from ..episodes.rss import safe_url
 from ..episodes.source import CatalogueSource
 from ..errors import PickupPointError
 from ..storage.folder import DataFolder
-from ..storage.ledger import Ledger
+from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
 from ..triton import DerivedValue
 
@@ -146,7 +146,7 @@ def handover_lines(config: Config) -> list[str]:
         ConfigError: a file must be changed.
         LedgerError: the ledger cannot be read.
     """
-    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+    with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         urls = CatalogueSource(config, ledger.rss).urls()
         publications = ledger.publications()
     lines = [f"- {safe_url(url)}" for url in urls] or ["(none is configured: set `feeds.urls`)"]

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from ..config import IP_HASH_KEY
 from ..convert.apart import kernel_lack
 from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
-from ..storage.ledger import Ledger
+from ..sftp.algorithms import HOST_KEY_FILES
+from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
 from .alarms import Alarm, Level, Measured, Partner, alarms
 from .days import DayOverview, overview
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from ..triton import LogName
     from .reconcile import PodcastLine
 
-_PRIVATE = ("ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key")
+_PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Snapshot:
         rss_feeds: tuple[RssFeed, ...] = ()
         damage = ""
         away: LedgerError | None = None
-        path = config.data_dir / "ledger.sqlite3"
+        path = config.data_dir / LEDGER_FILE
         if path.exists():
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
@@ -206,7 +208,7 @@ def trace_of(config: Config, name: LogName) -> Trace:
     Raises:
         PickupPointError: it never knew the name.
     """
-    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+    with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         for publication in ledger.publications(name.day):
             for entry in publication.logs:
                 if entry.name == name:
@@ -220,7 +222,7 @@ def books_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None
     Raises:
         PickupPointError: nothing was published for the day, or it was before books by podcast were kept.
     """
-    with contextlib.closing(Ledger.read(config.data_dir / "ledger.sqlite3")) as ledger:
+    with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         publications = ledger.publications(day)
         lines = reconcile(publications, ledger.books.get([publication.id for publication in publications]))
     if not lines:

@@ -1,9 +1,9 @@
-"""The pickup point's folders: staging, publication, and the files that are served.
+"""The folders under ``data_dir``: staging, publication, and the files that are served.
 
 Touches one folder, ``data_dir`` (mode 0700), with ``pickup/``, ``staging/`` and ``rejects/`` in it, on one file system.
-Promise: a name in ``pickup/`` is a whole file from the moment it is there, its bytes, size and mtime never change, and
-nothing that is there is ever replaced. The order of a publication is: write, fsync, (the caller records the intention),
-link to the final name, fsync of the folder, unlink the staged name, (the caller records the publication).
+Promise: a name in ``pickup/`` is a whole file from the moment it appears, its bytes, size and mtime never change, and
+nothing there is ever replaced. The order of a publication is: write, fsync, (the caller records the intention), link to
+the final name, fsync of the folder, unlink the staged name, (the caller records the publication).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from isal.isal_zlib import IsalError
 from ..disk import data_folder_error, file_lock, fsync_folder, translate_os_errors
 from ..errors import DataFolderBusy, DataFolderError
 from ..triton import LogFile, LogName
+from .ledger import LEDGER_FILE
 from .staging import Staging
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a FIFO must not wait
 _CHUNK = 1 << 20
-LOOKED_AT_FOR = 0.5  # seconds
-WAITING_IS_TOLD_AFTER = 0.5  # seconds: the service's own short passes are no news
+LOCK_GRACE = 0.5  # seconds: `status` and `check` may hold the service's lock for an instant
+REPORT_WAIT_AFTER = 0.5  # seconds: a wait for one of the service's own short passes is not worth a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,46 +50,46 @@ class FoundFile:
 
 
 class DataFolder:
-    """The folders under ``data_dir``. ``prepare`` comes first; every method may be called from any thread."""
+    """The folders under ``data_dir``; call `prepare` first. Every method may be called from any thread."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.pickup_dir = data_dir / "pickup"
         self.staging_dir = data_dir / "staging"
         self.rejects_dir = data_dir / "rejects"
-        self.ledger_path = data_dir / "ledger.sqlite3"
+        self.ledger_path = data_dir / LEDGER_FILE
         self._served: dict[str, LogFile] = {}
         self._change = threading.Lock()
 
     def prepare(self) -> None:
-        """Make the folders that are missing, private to the owner; a power cut does not take them away again.
+        """Make the folders that are missing, private to their owner and safe from a power cut.
 
         Raises:
-            DataFolderError: they cannot be made or written, or are not on one file system.
+            DataFolderError: they cannot be made or written, or are on different file systems.
         """
         with translate_os_errors(self.data_dir):
-            # Synced also where they were there: who made them may have been killed before it came to that.
+            # Those that exist are synced too: whoever made them may have been killed before the sync.
             above = [folder.parent for folder in self.data_dir.absolute().parents if not folder.exists()]
             for folder in (self.data_dir, self.pickup_dir, self.staging_dir, self.rejects_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.data_dir, self.data_dir.absolute().parent, *above):
-                with contextlib.suppress(PermissionError):  # /var/lib/private is root's: what systemd made there
+                with contextlib.suppress(PermissionError):  # /var/lib/private is root's; systemd made it
                     fsync_folder(folder)
             if stat.S_IMODE(self.data_dir.stat().st_mode) & 0o077:
                 self.data_dir.chmod(0o700)
             for folder in (self.pickup_dir, self.rejects_dir):
                 if folder.stat().st_dev != self.staging_dir.stat().st_dev:
                     raise DataFolderError(
-                        f"{self.staging_dir} and {folder} are on different file systems, so a file could not "
+                        f"{self.staging_dir} and {folder} are on different file systems, so a file cannot "
                         "appear whole in one step",
                         hint=f"df {self.staging_dir} {folder}",
                     )
             for folder in (self.pickup_dir, self.staging_dir, self.rejects_dir):
                 if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-                    raise DataFolderError(f"{folder} cannot be written by this user", hint=f"ls -ld {folder}")
+                    raise DataFolderError(f"this user cannot write to {folder}", hint=f"ls -ld {folder}")
 
     def clear_staging(self) -> list[str]:
-        """Remove what an earlier run left in staging; the names of what was removed. Call it under the round lock."""
+        """Remove what an earlier run left in staging, and return its names. Call it under the round lock."""
         removed = []
         with translate_os_errors(self.staging_dir):
             for entry in sorted(self.staging_dir.iterdir()):
@@ -107,15 +108,16 @@ class DataFolder:
         return self._served
 
     def serve(self, files: Mapping[str, LogFile]) -> None:
-        """From now on serve exactly these."""
+        """Serve exactly these files from now on."""
+        # A new mapping, never a changed one: listings hold the old one as their snapshot.
         with self._change:
             self._served = dict(files)
 
     def open(self, file: LogFile) -> int:
-        """A descriptor to read a served file.
+        """Open a served file, and return the descriptor.
 
         Raises:
-            FileNotFoundError: it is not there any more, or is not the file that was published.
+            FileNotFoundError: it is no longer there, or is not the file that was published.
         """
         folder = os.open(self.pickup_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -126,6 +128,7 @@ class DataFolder:
             raise
         finally:
             os.close(folder)
+        # Of the opened file: what the name stands for may change between two looks.
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size != file.size:
             os.close(descriptor)
@@ -135,7 +138,7 @@ class DataFolder:
     # What is in the folder
 
     def found(self) -> list[FoundFile]:
-        """The regular files in the pickup folder, by name."""
+        """Return the regular files in the pickup folder, sorted by name."""
         files = []
         with translate_os_errors(self.pickup_dir), os.scandir(self.pickup_dir) as entries:
             for entry in entries:
@@ -146,12 +149,12 @@ class DataFolder:
         return sorted(files, key=lambda file: file.file)
 
     def names(self) -> list[LogName]:
-        """Every log name that something in the pickup folder has, whatever it is: none of them can be used."""
+        """Return every log name in the pickup folder, whatever bears it: none of them can be used again."""
         with translate_os_errors(self.pickup_dir):
             return [name for path in self.pickup_dir.iterdir() if (name := LogName.parse(path.name))]
 
     def sha256(self, name: LogName) -> str:
-        """The digest of a file in the pickup folder, in hex."""
+        """Return the SHA-256 of a file in the pickup folder, in hex."""
         digest = hashlib.sha256()
         with translate_os_errors(self.pickup_dir / str(name)), (self.pickup_dir / str(name)).open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -159,17 +162,17 @@ class DataFolder:
         return digest.hexdigest()
 
     def newlines(self, name: LogName) -> int | None:
-        """How many lines a file in the pickup folder has, or None when it is not one correct gzip file to its end.
+        """Return how many lines a file in the pickup folder has, or None when it is not a correct gzip file to its end.
 
         Raises:
-            DataFolderError: it cannot be read, which says nothing about what is in it.
+            DataFolderError: it cannot be read, which says nothing about its content.
         """
         count = 0
         try:
             with igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
                 while chunk := file.read(_CHUNK):
                     count += chunk.count(b"\n")
-            if (self.pickup_dir / str(name)).stat().st_size == 0:  # igzip takes nothing at all for a whole file
+            if (self.pickup_dir / str(name)).stat().st_size == 0:  # igzip takes an empty file for a whole one
                 return None
         except OSError as error:
             if error.errno is None:  # gzip.BadGzipFile
@@ -180,7 +183,7 @@ class DataFolder:
         return count
 
     def head(self, name: LogName) -> str:
-        """The first text of a whole file, as much as its header lines can be."""
+        """Return the first 64 KiB of text of a whole file, more than its header lines can take."""
         with (
             translate_os_errors(self.pickup_dir / str(name)),
             igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file,  # type: ignore[no-untyped-call]  # no types in isal
@@ -188,11 +191,12 @@ class DataFolder:
             return bytes(file.read(1 << 16)).decode(errors="replace")
 
     def open_log(self, name: LogName) -> BinaryIO:
-        """A published file, opened to be read by the conversion of late rows."""
+        """Open a published file, for the conversion of late rows to read."""
         return (self.pickup_dir / str(name)).open("rb")
 
     def remove(self, name: LogName) -> bool:
-        """Prune one file; False when it was gone already. Open handles stay readable."""
+        """Prune one file; return False when it was gone already. Open handles stay readable."""
+        # Unlisted first: no client is shown a name that cannot be opened.
         with self._change:
             self._served = {file: log for file, log in self._served.items() if file != str(name)}
         try:
@@ -210,7 +214,7 @@ class DataFolder:
             fsync_folder(self.pickup_dir)
 
     def rejects(self) -> list[tuple[str, int]]:
-        """The rejects files and when they were written, in seconds since 1970."""
+        """Return the names of the rejects files, and when each was written (seconds since 1970)."""
         with translate_os_errors(self.rejects_dir), os.scandir(self.rejects_dir) as entries:
             return sorted(
                 (entry.name, int(entry.stat(follow_symlinks=False).st_mtime))
@@ -227,7 +231,7 @@ class DataFolder:
 
     @contextlib.contextmanager
     def stage(self, first: LogName) -> Iterator[Staging]:
-        """Stage the logs of one publication; what was not published by the end leaves nothing behind."""
+        """Stage the logs of one publication; leave nothing of it in staging, published or not."""
         staging = Staging(self.staging_dir, self.pickup_dir, self.rejects_dir, first)
         try:
             yield staging
@@ -235,7 +239,7 @@ class DataFolder:
             staging.discard()
 
     def add_served(self, files: list[LogFile]) -> None:
-        """Serve these too."""
+        """Serve these files too."""
         with self._change:
             self._served = self._served | {str(file.name): file for file in files}
 
@@ -243,37 +247,38 @@ class DataFolder:
 
     @contextlib.contextmanager
     def service_lock(self) -> Iterator[None]:
-        """Held by ``serve`` for as long as it lives.
+        """Hold the lock that says that a service uses the data folder.
 
         Raises:
-            DataFolderBusy: another service has it.
+            DataFolderBusy: another service holds it.
         """
-        with file_lock(self.data_dir / "lock") as taken:
+        with file_lock(self.data_dir / "lock") as try_lock:
             asked = time.monotonic()
-            while not taken():  # `status` and `check` hold it for an instant, to see whether it can be had
-                if time.monotonic() - asked > LOOKED_AT_FOR:
+            # `status` and `check` take it for an instant, to see whether a service runs: that is no reason to give up.
+            while not try_lock():
+                if time.monotonic() - asked > LOCK_GRACE:
                     raise DataFolderBusy(
                         f"another pickup-point already serves {self.data_dir}",
-                        hint="pickup-point status shows it; systemctl status pickup-point",
+                        hint="pickup-point status; systemctl status pickup-point",
                     )
                 time.sleep(0.02)
             yield
 
     @contextlib.contextmanager
     def round_lock(self, on_wait: Callable[[], None], stopped: Callable[[], bool]) -> Iterator[None]:
-        """Held by every round, prune and clean-up; waits for another's end, and calls ``on_wait`` when that is long.
+        """Hold the lock of every round, prune and clean-up; wait for it, and call ``on_wait`` if that takes long.
 
         Raises:
             DataFolderBusy: ``stopped()`` became true while waiting.
         """
-        with file_lock(self.data_dir / "round.lock") as taken:
+        with file_lock(self.data_dir / "round.lock") as try_lock:
             asked = time.monotonic()
-            said = False
-            while not taken():
+            reported = False
+            while not try_lock():
                 if stopped():
                     raise DataFolderBusy("stopped while waiting for another round to end")
-                if not said and time.monotonic() - asked > WAITING_IS_TOLD_AFTER:
+                if not reported and time.monotonic() - asked > REPORT_WAIT_AFTER:
                     on_wait()
-                    said = True
+                    reported = True
                 time.sleep(0.05)
             yield

@@ -1,8 +1,8 @@
-"""The ledger: the service's diary, one SQLite file.
+"""The ledger: what the service did and saw, in one SQLite file.
 
-Touches ``ledger.sqlite3`` and is the only module that knows SQLite. Promise: what a method has returned from is on disk
-(WAL, synchronous=FULL) and is there after a crash; a log name that was ever written here is spent. A ledger may be used
-from any thread; it speaks to SQLite one call at a time.
+Touches ``ledger.sqlite3``, and is the only module that knows SQLite. Promise: when a method has returned, what it wrote
+is on disk (WAL, synchronous=FULL) and survives a crash; a log name that was ever linked is spent. A ledger may be
+used from any thread; it calls SQLite from one at a time.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ if TYPE_CHECKING:
     from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
     from .staging import StagedLog
 
+LEDGER_FILE = "ledger.sqlite3"
 _BUSY_SECONDS = 30
 
 
 class Ledger:
-    """An open ledger; `open` makes one, `close` comes last. ``created`` is True when there was none before.
-    ``rss`` is its shelf of RSS feeds, ``books`` that of the books by podcast.
+    """An open ledger, made by `open` or `read`; ``created`` is True when there was none before.
 
-    Every method raises `LedgerError` when SQLite cannot do what is asked.
+    ``rss`` stores the RSS feeds, ``books`` the tallies by podcast. Every method raises `LedgerError` when SQLite cannot
+    do what is asked.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, *, created: bool) -> None:
@@ -63,7 +64,7 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
-        """Open the ledger, make it when it is missing, bring it to today's schema."""
+        """Open the ledger; make it when it is missing, and bring it to the current schema."""
         with translate_sqlite_errors(path):
             created = not path.exists() or path.stat().st_size == 0
             connection = _connect(path)
@@ -80,10 +81,10 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Open a ledger for `status`, `check` and `trace`: nothing is changed, also while a service writes it."""
+        """Open a ledger for `status`, `check` and `trace`: change nothing, even while a service writes it."""
         if not path.exists():
             raise LedgerError(
-                f"there is no ledger at {path}", hint="pickup-point serve, or pickup-point feed, makes it"
+                f"there is no ledger at {path}", hint="pickup-point serve (or pickup-point feed) makes it"
             )
         with translate_sqlite_errors(path):
             connection = _connect(path)
@@ -95,34 +96,35 @@ class Ledger:
                 raise
         if version != len(MIGRATIONS):
             connection.close()
-            hint = "pickup-point serve, or pickup-point feed, brings it up to date"
-            raise LedgerError(f"{path} has schema version {version}, this program's is {len(MIGRATIONS)}", hint=hint)
+            hint = "pickup-point serve (or pickup-point feed) brings it up to date"
+            raise LedgerError(f"{path} has schema version {version}, this program needs {len(MIGRATIONS)}", hint=hint)
         return cls(path, connection, created=False)
 
     @classmethod
     def copy(cls, path: Path) -> bytes:
-        """A ledger as it stands now, a whole database file, also while a service writes it."""
+        """Return a ledger as it stands now, as a whole database file, even while a service writes it."""
         with contextlib.closing(cls.read(path)) as ledger:
             if damage := ledger.damage():
-                raise LedgerError(f"the ledger {path} is damaged: {damage}", hint="keep the backups that there are")
+                raise LedgerError(f"the ledger {path} is damaged: {damage}", hint="keep the backups you have")
             with translate_sqlite_errors(path), contextlib.closing(sqlite3.connect(":memory:")) as memory:
                 ledger._connection.backup(memory)  # noqa: SLF001  # a ledger of our own
                 return memory.serialize()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             self._connection.close()
 
     def damage(self) -> str:
-        """What SQLite's own check finds wrong, or an empty text."""
+        """Return what SQLite's own check finds wrong, or ''."""
         found = self._rows("PRAGMA quick_check(1)")[0][0]
         return "" if found == "ok" else str(found)
 
     # Publications
 
     def intend(self, publication: Publication, logs: Sequence[StagedLog | LedgerLog], lines: Sequence[int]) -> int:
-        """Record that these logs are about to be linked; the publication's number (its ``id`` is not read)."""
+        """Record that these logs are about to be linked; return the publication's number (its ``id`` is not read)."""
+        # On disk before the first link: after a crash, `finish_interrupted` knows which names to look for.
         export = publication.export
         with self._transaction() as run:
             number = run(
@@ -149,11 +151,12 @@ class Ledger:
     def published(self, number: int, at: datetime, *, checked_etag: str, withheld: int = 0) -> None:
         """Record that all logs of a publication are in the folder; a resend supersedes what was sent before it.
 
-        The day's hold and failure are over; ``checked_etag`` and ``withheld`` become the day's.
+        This ends the day's hold and failure; ``checked_etag`` and ``withheld`` become the day's.
         """
         with self._transaction() as run:
             run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
             run("UPDATE log SET state = 'published' WHERE publication = ? AND state = 'intended'", (number,))
+            # In the same transaction: at no moment do a resend and what it replaces both count.
             run(
                 "UPDATE log SET superseded_by = ?1 WHERE superseded_by IS NULL AND publication IN ("
                 "  SELECT old.id FROM publication new JOIN publication old"
@@ -170,12 +173,13 @@ class Ledger:
             )
 
     def finish_interrupted(self, number: int, present: Sequence[LogName], at: datetime, *, withheld: int = 0) -> None:
-        """End an intention that a crash interrupted: the logs that are there were published, other names are free.
+        """End an intention that a crash interrupted: the logs ``present`` were published, the other names are free.
 
-        With none there the publication is forgotten. With only some, no version counts as checked and the lines of the
-        others count as withheld, so that they come as late rows, also where the day never becomes final.
+        With none present the publication is forgotten. With only some, no version counts as checked, and the lines of
+        the others count as withheld, so that they are sent as late rows even if the day never becomes final.
         """
         with self._transaction() as run:
+            # A name that was never linked was never seen by a client, so it is not spent.
             if not present:
                 run("DELETE FROM publication WHERE id = ?", (number,))  # and its logs
                 return
@@ -184,17 +188,18 @@ class Ledger:
             query = "SELECT count(*), coalesce(sum(lines), 0) FROM log WHERE publication = ? AND state = 'intended'"
             missing, lines = run(query, (number,)).fetchone()
             run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,))
+            # An empty version matches none: the next round compares the export with what was published.
             etag = run("SELECT export_etag FROM publication WHERE id = ?", (number,)).fetchone()[0]
             self.published(number, at, checked_etag="" if missing else etag, withheld=withheld + lines)
 
     def adopt(self, publication: Publication, logs: Sequence[LedgerLog]) -> None:
-        """Take whole files that a new ledger found in the folder as one day's publication."""
+        """Record whole files that a new ledger found in the folder as one day's publication."""
         with self._transaction():
             number = self.intend(publication, logs, [log.lines for log in logs])
             self.published(number, publication.published_at or publication.intended_at, checked_etag="")
 
     def publications(self, day: date | None = None, delivery: str = DELIVERY) -> list[Publication]:
-        """The publications of a day (or of all days), in order, intended ones among them, with their logs."""
+        """Return the publications of a day (or of all days) with their logs, in order, including intended ones."""
         where, values = "WHERE p.delivery = ?", [delivery]
         if day is not None:
             where, values = f"{where} AND p.day = ?", [*values, day.isoformat()]
@@ -208,7 +213,7 @@ class Ledger:
         return [publication_of(row, tuple(logs.get(row["id"], ()))) for row in rows]
 
     def logs(self) -> list[LedgerLog]:
-        """Every log that was ever named, in the order of publication."""
+        """Return every log that was ever recorded, in the order of publication."""
         return [log_of(row) for row in self._rows("SELECT * FROM log ORDER BY mtime, name")]
 
     def pruned(self, name: LogName, at: datetime) -> None:
@@ -219,7 +224,7 @@ class Ledger:
     # Days
 
     def see(self, record: DayRecord) -> None:
-        """Note what the listing says of a day; hold, failure and checked version stay as they are."""
+        """Record what the listing says about a day; hold, failure and checked version stay as they are."""
         export = record.export
         values = (record.delivery, record.day.isoformat(), record.seen, text(record.seen_at),
                   export and export.key, export and export.etag, export and export.size,
@@ -234,12 +239,12 @@ class Ledger:
             )
 
     def days(self, delivery: str = DELIVERY) -> dict[date, DayRecord]:
-        """Every day that a round ever looked at."""
+        """Return every day that a round ever looked at."""
         records = (record_of(row) for row in self._rows("SELECT * FROM day WHERE delivery = ?", [delivery]))
         return {record.day: record for record in records}
 
     def hold(self, day: date, hold: Hold, delivery: str = DELIVERY) -> None:
-        """Hold a day; a failure of it is over."""
+        """Hold a day; this ends its failure."""
         with self._transaction() as run:
             run(
                 "UPDATE day SET held_why = ?, held_reason = ?, held_etag = ?, held_tally = ?, failure = NULL, tries = 0"
@@ -248,7 +253,7 @@ class Ledger:
             )
 
     def fail(self, day: date, failure: Failure, delivery: str = DELIVERY) -> None:
-        """Note why a day could not be done, and when it is tried again."""
+        """Record why a day could not be converted or published, and when it will be tried again."""
         with self._transaction() as run:
             run(
                 "UPDATE day SET failure = ?, failure_hint = ?, failure_etag = ?, failed_at = ?, next_try = ?, tries = ?"
@@ -258,7 +263,7 @@ class Ledger:
             )  # fmt: skip
 
     def late_checked(self, check: LateCheck) -> None:
-        """Note that a changed export was compared with what was published, and that nothing was sent for it."""
+        """Record that a changed export was compared with what was published, and that nothing was sent for it."""
         with self._transaction() as run:
             run(
                 "INSERT INTO late_check (delivery, day, at, export_etag, export_modified, unsent, changed, removed,"
@@ -273,14 +278,14 @@ class Ledger:
             )
 
     def late_checks(self, day: date, delivery: str = DELIVERY) -> list[LateCheck]:
-        """The late checks of a day, in order."""
+        """Return the late checks of a day, in order."""
         query = "SELECT * FROM late_check WHERE delivery = ? AND day = ? ORDER BY id"
         return [late_check_of(row) for row in self._rows(query, [delivery, day.isoformat()])]
 
     # Pickups and logins
 
     def record_pickup(self, pickup: Pickup) -> None:
-        """Write a pickup when its handle is opened, and again when it has ended."""
+        """Record a pickup when its handle is opened, and again when it has ended."""
         values = (pickup.id, str(pickup.name), pickup.user, pickup.address, pickup.client, text(pickup.started),
                   text(pickup.ended), pickup.size, pickup.bytes_answered, pickup.covered, str(pickup.grade),
                   str(pickup.ending or ""))  # fmt: skip
@@ -288,27 +293,27 @@ class Ledger:
             run("INSERT OR REPLACE INTO pickup VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", values)
 
     def interrupt_open_pickups(self) -> int:
-        """At start: what an earlier process left open was interrupted; how many there were."""
+        """Mark what an earlier process left open as interrupted, and return how many there were; call it at start."""
         with self._transaction() as run:
             return run("UPDATE pickup SET ending = 'interrupted' WHERE ending = ''").rowcount
 
     def first_pickups(self) -> list[Pickup]:
-        """Of each log and user the first complete pickup, else the first: few, however often somebody opens files."""
+        """Return each log and user's first complete pickup, else the first: few, however often files are opened."""
         return [pickup_of(row) for row in self._rows(FIRST_PICKUPS)]
 
     def pickups(self, names: Sequence[LogName]) -> list[Pickup]:
-        """The pickups of these logs, in the order in which they began."""
+        """Return the pickups of these logs, in the order in which they began."""
         return [pickup_of(row) for row in self._rows(PICKUPS_OF, [_json([str(name) for name in names])])]
 
     def record_login(self, user: str, at: datetime, address: str, client: str) -> None:
-        """Note a login; the longest silence between two of a user's logins is kept, in seconds."""
+        """Record a login, and the longest silence between two of the user's logins (seconds)."""
         with self._transaction() as run:
             before = run("SELECT at, longest_silence FROM login WHERE user = ?", (user,)).fetchone()
             silence = 0 if before is None else max(before[1], int((at - moment(before[0])).total_seconds()))
             run("INSERT OR REPLACE INTO login VALUES (?,?,?,?,?)", (user, text(at), address, client, silence))
 
     def logins(self) -> dict[str, tuple[datetime, str, str, int]]:
-        """By user: the last login's instant, address and client, and the longest silence so far in seconds."""
+        """Return, by user, the last login's instant, address and client, and the longest silence so far (seconds)."""
         rows = self._rows("SELECT user, at, address, client, longest_silence FROM login ORDER BY user")
         return {row[0]: (moment(row[1]), row[2], row[3], row[4]) for row in rows}
 
@@ -321,11 +326,11 @@ class Ledger:
                 run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, _json(value)))
 
     def changed_elsewhere(self) -> int:
-        """A number that changes when another process writes the ledger."""
+        """Return a number that changes when another process writes the ledger."""
         return int(self._rows("PRAGMA data_version")[0][0])
 
     def facts(self) -> dict[str, Any]:
-        """All facts, by name."""
+        """Return all facts, by name."""
         return {row[0]: orjson.loads(row[1]) for row in self._rows("SELECT name, value FROM fact")}
 
     # SQLite
@@ -333,15 +338,18 @@ class Ledger:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         with self._lock, translate_sqlite_errors(self.path):
-            if self._connection.in_transaction:  # a step of a larger one
+            # A method that calls another: the inner one is a step of the outer transaction, which commits or not.
+            if self._connection.in_transaction:
                 yield self._connection.execute
                 return
+            # IMMEDIATE takes the write lock first: one that reads and then writes could fail in between.
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
                 self._connection.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:  # after some errors, a full disk among them, SQLite has ended it
+                # After some errors, such as a full disk, SQLite has rolled back already.
+                if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
 
@@ -357,9 +365,10 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(path: Path, connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")  # a second process that opens a new ledger waits, then finds it made
+    # A second process that opens a new ledger waits here, then finds it made.
+    connection.execute("BEGIN IMMEDIATE")
     try:
-        _bring_up(path, connection)
+        _run_migrations(path, connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -367,10 +376,10 @@ def _migrate(path: Path, connection: sqlite3.Connection) -> None:
         raise
 
 
-def _bring_up(path: Path, connection: sqlite3.Connection) -> None:
+def _run_migrations(path: Path, connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
-        hint = "install the newer version again; a ledger is not taken back"
+        hint = "install the newer version again; a ledger cannot be downgraded"
         raise LedgerError(f"{path} was written by a newer pickup-point (schema version {version})", hint=hint)
     for number in range(version, len(MIGRATIONS)):
         for statement in _statements(MIGRATIONS[number]):
@@ -379,7 +388,7 @@ def _bring_up(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """A script's statements; ``executescript`` would commit before it begins."""
+    """Yield a script's statements one by one: ``executescript`` would commit before it begins."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -394,17 +403,18 @@ def _json(value: object) -> str:
 
 @contextlib.contextmanager
 def translate_sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite, and of the file system, into a `LedgerError`."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         hint = f"ls -l {path.parent}; df -h {path.parent}"
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
-            hint = f"restore a backup, or start a new one, which keeps old names out: mv {path} {path}.damaged"
+            hint = f"mv {path} {path}.damaged  # then restore a backup, or let a new ledger adopt the files"
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
 
 
 class PodcastBookStore:
-    """What each publication came to, podcast by podcast."""
+    """The tallies of each publication, podcast by podcast."""
 
     def __init__(
         self, transaction: Callable[[], AbstractContextManager[Any]], rows: Callable[..., Sequence[Row]]
@@ -413,12 +423,12 @@ class PodcastBookStore:
         self._rows = rows
 
     def put(self, publication: int, books: PodcastBooks) -> None:
-        """Keep the books of a publication."""
+        """Store the books of a publication."""
         with self._transaction() as run:
             run("INSERT INTO podcast_books VALUES (?, ?)", (publication, orjson.dumps(books.as_json()).decode()))
 
     def get(self, publications: Sequence[int]) -> dict[int, PodcastBooks]:
-        """The books of these publications, by number; those that have none are left out."""
+        """Return the books of these publications, by number; leave out those that have none."""
         marks = ",".join("?" * len(publications))
         query = f"SELECT publication, books FROM podcast_books WHERE publication IN ({marks})"  # noqa: S608  # marks only
         rows = self._rows(query, list(publications))

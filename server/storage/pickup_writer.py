@@ -1,7 +1,7 @@
-"""The bookkeeper: notes pickups and logins in the ledger, in order and off the event loop.
+"""The pickup writer: records pickups and logins in the ledger, in order and off the event loop.
 
-Touches the ledger. Promise: what the listener told is written in the order in which it was told, waits while the ledger
-cannot be written (so many entries and no more), and is all written before `close` returns, where that is possible.
+Touches the ledger. Promise: what the SFTP server reports is written in the order of the reports; it waits while the
+ledger cannot be written (up to ``MAX_QUEUED`` entries), and all of it is written before `close` returns, if possible.
 """
 
 from __future__ import annotations
@@ -26,57 +26,59 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-LONGEST_DIARY = 10_000  # entries kept in memory while the ledger cannot be written
-PATIENCE = 5.0  # seconds until the next try
-LAST_WORDS = 10.0  # seconds that `close` waits
+MAX_QUEUED = 10_000  # entries kept in memory while the ledger cannot be written
+RETRY_AFTER = 5.0  # seconds
+CLOSE_TIMEOUT = 10.0  # seconds that `close` waits
 
 
 class PickupWriter:
-    """Told by the listener, on the event loop; `write_forever` is its task."""
+    """Queues what the SFTP server reports on the event loop; `write_forever`, as a task, writes it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._entries: deque[Callable[[], None]] = deque()
-        self._told = asyncio.Event()
+        self._wake = asyncio.Event()
         self._closing = False
 
     def on_pickup(self, pickup: Pickup) -> None:
-        """A handle was opened, or has ended."""
+        """Queue the record of a pickup whose handle was opened, or that has ended."""
         self._enqueue(lambda: self._ledger.record_pickup(pickup))
 
     def on_login(self, login: Login) -> None:
-        """A user is in."""
+        """Queue the record of a login."""
         at = datetime.now(UTC)
         self._enqueue(lambda: self._ledger.record_login(login.user, at, login.address, login.client))
 
     def _enqueue(self, entry: Callable[[], None]) -> None:
-        if len(self._entries) >= LONGEST_DIARY:
-            log.error("service dropped a pickup record", why="the ledger cannot be written")
+        if len(self._entries) >= MAX_QUEUED:
+            log.error("service dropped a pickup record", why="the ledger cannot be written, and the queue is full")
             return
         self._entries.append(entry)
-        self._told.set()
+        self._wake.set()
 
     async def write_forever(self) -> None:
-        """Write what there is, wait for more; ends after `close`."""
+        """Write what is queued and wait for more, until `close`."""
         while True:
             while self._entries:
+                # Taken off the queue only once written: a failed entry is tried again, before those behind it.
                 try:
                     await in_thread(self._entries[0])
                 except LedgerError as error:
                     log.error("service could not record a pickup", why=str(error), hint=error.hint)
                     if self._closing:
                         return
-                    await asyncio.sleep(PATIENCE)
+                    await asyncio.sleep(RETRY_AFTER)
                 else:
                     self._entries.popleft()
             if self._closing:
                 return
-            self._told.clear()
-            await self._told.wait()
+            # No await since the queue was seen empty, so no report is missed between the two lines.
+            self._wake.clear()
+            await self._wake.wait()
 
     async def close(self, task: asyncio.Task[None]) -> None:
         """Let ``task``, which runs `write_forever`, write the rest and end."""
         self._closing = True
-        self._told.set()
-        with contextlib.suppress(Exception):  # a task that died was told when it died
-            await asyncio.wait_for(task, timeout=LAST_WORDS)
+        self._wake.set()
+        with contextlib.suppress(Exception):  # a task that died was reported then
+            await asyncio.wait_for(task, timeout=CLOSE_TIMEOUT)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..megaphone.exports import DayExport
     from ..triton import LogName, LogRules
 
-DELIVERY = "default"  # the one delivery there is today; a day is known by (delivery, day)
+DELIVERY = "default"  # the only delivery there is today; a day is identified by (delivery, day)
 
 Kind = Literal["first", "unfinal", "late", "resend", "adopted"]
 LogState = Literal["intended", "published", "pruned"]
@@ -25,7 +25,7 @@ LogState = Literal["intended", "published", "pruned"]
 
 @dataclass(frozen=True, slots=True)
 class LedgerLog:
-    """One log file: its name is spent for ever. ``superseded_by`` is the publication that was sent in its place."""
+    """One log file, whose name is spent for ever. ``superseded_by`` is the publication that was sent instead."""
 
     name: LogName
     publication: int
@@ -42,10 +42,10 @@ class LedgerLog:
 class Publication:
     """What was published together, from one version of a day's export.
 
-    ``kind``: the day's ``first``; ``unfinal``, its freshest rows withheld; ``late`` rows; ``resend``, the operator's
-    word; ``adopted``, found in the folder by a new ledger. ``tally`` is None for an adopted one. ``changed`` rows
+    ``kind``: the day's ``first``; ``unfinal``, its freshest rows withheld; ``late`` rows; ``resend``, ordered by the
+    operator; ``adopted``, found in the folder by a new ledger. ``tally`` is None for an adopted one. ``changed`` rows
     differ from the line that was sent, ``removed`` ones are no longer in the export. ``catalogue`` is None where no
-    episode catalogue was in use. ``podcasts`` is handed to the ledger, which gives it back by `Ledger.books` only.
+    episode catalogue was in use. ``podcasts`` is written with it, and read back by `Ledger.books` only.
     """
 
     id: int
@@ -66,7 +66,7 @@ class Publication:
 
 
 def matched_share(publications: Iterable[Publication]) -> float | None:
-    """The share of the lines, 0 to 1, whose episode the catalogue knew, of what stands of these publications.
+    """Return the share of lines, 0 to 1, whose episode the catalogue knew, in the logs that are not superseded.
 
     None where no episode catalogue was in use, or no line was written.
     """
@@ -78,7 +78,7 @@ def matched_share(publications: Iterable[Publication]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a day is held: ``why`` is a sentence, ``reason`` one of rejected, empty, tokens; ``etag`` the version."""
+    """Why a day is held: ``why`` is a sentence, ``reason`` is rejected, empty or tokens, ``etag`` is the version."""
 
     why: str
     reason: str
@@ -100,10 +100,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DayRecord:
-    """What the last round saw and decided of a day.
+    """What the last round saw of a day, and decided about it.
 
-    ``seen`` is the word of `FinalityRule.state`; ``checked_etag`` the version that was last compared with what was
-    published; ``withheld`` the rows of an unfinal publication that are yet to be sent.
+    ``seen`` is the word of `FinalityRule.state`; ``checked_etag`` is the version that was last compared with what was
+    published; ``withheld`` is the number of rows of an unfinal publication that are yet to be sent.
     """
 
     day: date
@@ -119,7 +119,7 @@ class DayRecord:
 
 @dataclass(frozen=True, slots=True)
 class LateCheck:
-    """What became of a changed export for which nothing was sent: ``unsent`` rows are new and came too late."""
+    """A changed export for which nothing was sent, and why: ``unsent`` rows are new and came too late."""
 
     day: date
     at: datetime

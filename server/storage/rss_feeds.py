@@ -1,7 +1,7 @@
-"""The ledger's shelf of RSS feeds: what each held when it was last read, and why the last try failed.
+"""The RSS feeds in the ledger: what each held when it was last read, and why the last try failed.
 
-Speaks SQL through the two functions that the ledger hands it, and touches nothing else. Promise: a feed's items are
-replaced whole or not at all.
+Touches the ledger's tables, through the two functions that it is given. Promise: an RSS feed's items are replaced all
+together or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RssFeedStore:
-    """The RSS feeds in the ledger, by their URL as configured. Raises what the ledger raises."""
+    """The RSS feeds in the ledger, by their URL as configured. Every method raises what the ledger raises."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class RssFeedStore:
         self._rows = rows
 
     def feeds(self, *, items: bool = False) -> dict[str, RssFeed]:
-        """Every feed that was ever tried and is still wanted; with their items if asked."""
+        """Return every RSS feed that was ever tried and is still configured, with its items if asked for."""
         held: dict[str, list[RssItem]] = {}
         if items:
             for row in self._rows("SELECT * FROM rss_item ORDER BY feed, place"):
@@ -40,16 +40,16 @@ class RssFeedStore:
         return {row["url"]: rss_feed_of(row, tuple(held.get(row["url"], ()))) for row in rows}
 
     def versions(self) -> dict[str, tuple[int, datetime]]:
-        """Of every feed that was ever read: the number of its content, and when it was last read. Looks at no item."""
+        """Return, for every RSS feed that was ever read, the version of its content and when it was last read."""
         rows = self._rows("SELECT url, change, read_at FROM rss_feed WHERE read_at IS NOT NULL")
         return {row["url"]: (row["change"], moment(row["read_at"])) for row in rows}
 
     def published(self, url: str) -> Sequence[Sequence[str]]:
-        """Of every item of a feed, in its order: guid, an empty text (no operator's URL), token, enclosure URL."""
+        """Return the items of an RSS feed, in its order: guid, '' (no URL of the operator's), token, enclosure URL."""
         return self._rows("SELECT guid, '', token, enclosure_url FROM rss_item WHERE feed = ? ORDER BY place", (url,))
 
     def keep(self, feed: RssFeed) -> None:
-        """Put a feed that was read in the place of what it held before."""
+        """Store an RSS feed that was read, instead of what it held before."""
         values = (feed.url, feed.title, feed.etag, feed.last_modified, text(feed.read_at), text(feed.tried_at))
         with self._transaction() as run:
             run(
@@ -59,23 +59,24 @@ class RssFeedStore:
                 " error = '', hint = '', change = change + 1",
                 values,
             )
+            # In one transaction: nobody ever sees the feed without its items.
             run("DELETE FROM rss_item WHERE feed = ?", (feed.url,))
-            for place, item in enumerate(feed.items):
+            for index, item in enumerate(feed.items):
                 run(
                     "INSERT INTO rss_item VALUES (?,?,?,?,?,?,?,?,?,?)",
-                    (feed.url, place, item.guid, item.enclosure_url, item.bare_url, item.token, item.title,
+                    (feed.url, index, item.guid, item.enclosure_url, item.bare_url, item.token, item.title,
                      text(item.published), item.duration, item.length),
                 )  # fmt: skip
 
     def unchanged(self, url: str, at: datetime) -> None:
-        """The feed says that it holds what it held."""
+        """Record that the RSS feed answered that it has not changed."""
         with self._transaction() as run:
             run(
                 "UPDATE rss_feed SET read_at = ?1, tried_at = ?1, error = '', hint = '' WHERE url = ?2", (text(at), url)
             )
 
     def failed(self, url: str, at: datetime, error: str, hint: str) -> None:
-        """The feed could not be read; what it held stays."""
+        """Record that the RSS feed could not be read; what it held stays."""
         with self._transaction() as run:
             run(
                 "INSERT INTO rss_feed (url, tried_at, error, hint) VALUES (?,?,?,?) ON CONFLICT DO UPDATE"
@@ -84,7 +85,7 @@ class RssFeedStore:
             )
 
     def forget_all_but(self, urls: Iterable[str]) -> list[str]:
-        """Take away the feeds that are configured no more; which they were."""
+        """Delete the RSS feeds that are no longer configured, and return their URLs."""
         wanted = set(urls)
         with self._transaction() as run:
             gone = [row[0] for row in run("SELECT url FROM rss_feed").fetchall() if row[0] not in wanted]

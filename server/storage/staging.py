@@ -1,8 +1,8 @@
-"""Staging: the logs of one publication, checked and brought to disk before anybody can see them.
+"""Staging: the logs of one publication, checked and synced to disk before anybody can see them.
 
-Touches ``staging/``, and links from there into ``pickup/``. The conversion's process has written the files, and is not
-believed: each is opened again by its descriptor, and must be what it is said to be. Promise: leave it without
-`Staging.publish` and nothing remains; a link refuses a name that exists.
+Touches ``staging/``, and links from there into ``pickup/``. The conversion's process has written the files and is not
+trusted: each is opened again by descriptor and must be what the process said. Promise: without `Staging.publish` nothing
+of the logs remains at the end; a name that exists is never replaced.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StagedLog:
 
 
 class Staging:
-    """The logs of one publication on their way: written by a conversion, sealed, linked."""
+    """The logs of one publication on their way: written by a conversion, checked, linked."""
 
     def __init__(self, staging_dir: Path, pickup_dir: Path, rejects_dir: Path, first: LogName) -> None:
         self.folder = staging_dir
@@ -56,24 +56,24 @@ class Staging:
 
     @property
     def file_names(self) -> FileNames:
-        """How the logs are called in staging: as they will be published."""
+        """The names of the logs in staging, which are those that they will be published under."""
         head, _, rest = str(self._first).rpartition("-")
         return FileNames(f"{head}-", self._first.number, f".{rest.partition('.')[2]}")
 
     @property
     def rejects_name(self) -> str:
-        """How the file of rejected rows is called."""
+        """The name of the file of rejected rows."""
         return self._first.rejects
 
     def name(self, index: int) -> LogName:
-        """The name that the log at ``index`` will have."""
+        """Return the name that the log at ``index`` will have."""
         first = self._first
         return LogName(first.prefix, first.day, first.number + index, first.format)
 
     def keep_rejects(self, *, written: bool) -> None:
-        """Move the rejected rows to ``rejects/``, on disk, if there are any.
+        """Move the rejected rows, if any were ``written``, to ``rejects/`` and sync them.
 
-        What an earlier version of the day left there under this name, while it was held, goes.
+        This replaces or removes what an earlier, held version of the day left there under the same name.
 
         Raises:
             ConversionDied: there is no such file.
@@ -85,6 +85,7 @@ class Staging:
                 kept.unlink(missing_ok=True)
             return
         path = self.folder / self._first.rejects
+        # Content, then name, then folder: after a power cut the name stands for whole content or does not exist.
         with translate_os_errors(path):
             descriptor = _opened(path)
             try:
@@ -98,7 +99,7 @@ class Staging:
     def seal(
         self, logs: Sequence[WrittenLog], header: str, earliest_mtime: int, stop: StopToken | None = None
     ) -> list[StagedLog]:
-        """Bring the logs to disk, each with an mtime one second after the one before it, if they are as it is said.
+        """Check the logs and sync them to disk, each with an mtime one second after the one before it.
 
         Raises:
             ConversionDied: a log is not a regular file with one name, or not one gzip member with so many lines behind
@@ -113,6 +114,7 @@ class Staging:
             with translate_os_errors(self.folder / str(name)):
                 descriptor = _opened(self.folder / str(name))
                 try:
+                    # By one descriptor: what was checked is what is synced and linked.
                     _check(descriptor, log, header.encode(), stop)
                     os.fchmod(descriptor, 0o440)
                     os.utime(descriptor, (mtime, mtime))
@@ -123,15 +125,16 @@ class Staging:
         return self._sealed
 
     def publish(self) -> list[LogFile]:
-        """Link the sealed logs to their final names, in order; from here on clients see them.
+        """Link the sealed logs to their final names, in order; from here on the names are taken.
 
         Raises:
-            NameSpent: a file of that name is in the folder; nothing of it was touched.
+            NameSpent: a file of that name is in the folder; it was not touched.
             DataFolderError: the disk refused.
         """
         pickup = self._pickup_dir
         files = []
         for log in self._sealed:
+            # A link, not a rename: it fails where the name exists. The content is on disk since `seal`.
             try:
                 os.link(self.folder / str(log.name), pickup / str(log.name), follow_symlinks=False)
             except FileExistsError:
@@ -139,12 +142,13 @@ class Staging:
             except OSError as error:
                 raise data_folder_error(error, pickup / str(log.name)) from error
             files.append(LogFile(log.name, log.size, log.mtime))
+        # Before the caller records the publication and serves it: no client may see a name that a power cut takes back.
         with translate_os_errors(pickup):
             fsync_folder(pickup)
         return files
 
     def discard(self) -> None:
-        """Remove the staged names; a published file keeps its other name."""
+        """Remove the staged names; a published file keeps its final name."""
         index = 0
         while os.path.lexists(path := self.folder / str(self.name(index))):
             discard(path)
@@ -154,7 +158,7 @@ class Staging:
 
 
 def _opened(path: Path) -> int:
-    """A descriptor of a regular file that has this one name."""
+    """Open a regular file that has no second name, and return its descriptor."""
     try:
         descriptor = os.open(path, _OPEN)
     except OSError as error:
@@ -169,7 +173,7 @@ def _opened(path: Path) -> int:
 
 
 def _check(descriptor: int, log: WrittenLog, header: bytes, stop: StopToken | None) -> None:
-    """Read a log whole, and hold it against what is said of it. In memory there is never more than a piece of it."""
+    """Read a log whole and compare it with what the process said of it; hold only a piece of it in memory."""
     digest, member = hashlib.sha256(), isal_zlib.decompressobj(31)
     size = newlines = 0
     beginning, last = bytearray(), b"\n"

@@ -1,6 +1,6 @@
 """The ledger's tables, version by version.
 
-No outside world. A ledger of version N becomes one of version N+1 by ``MIGRATIONS[N]``; a migration that has landed is
+No outside world. A ledger of version N becomes one of version N+1 by ``MIGRATIONS[N]``; a released migration is
 never changed. Days are ``YYYY-MM-DD``, instants ISO 8601 in UTC, structures JSON.
 """
 
@@ -164,8 +164,8 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 
-# SQLite takes the other columns from the row that has the minimum; instants sort as text, and before any letter.
-# What the doctor reads under a partner's name ("test") is no beginning of a pickup either.
+# SQLite takes the other columns from the row that has the minimum (lang_select.html, "bare columns"); instants sort as
+# text, and before any letter. What the doctor reads under a partner's name ("test") does not count.
 FIRST_PICKUPS = (
     "SELECT *, MIN(CASE grade WHEN 'complete' THEN ended ELSE 'none ' || started END) FROM pickup"
     " WHERE grade <> 'test' GROUP BY log, user"
@@ -177,22 +177,22 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def text(at: datetime | None) -> str | None:
-    """An instant as the ledger writes it."""
+    """Return an instant as the ledger writes it."""
     return None if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def instant(value: str | None) -> datetime | None:
-    """The instant that `text` wrote, or None."""
+    """Return the instant that `text` wrote, or None."""
     return None if value is None else datetime.fromisoformat(value)
 
 
 def moment(value: str | None) -> datetime:
-    """The instant that `text` wrote, where there is always one."""
+    """Return the instant that `text` wrote, or the beginning of 1970 where there is none."""
     return instant(value) or _EPOCH
 
 
 def log_of(row: Row) -> LedgerLog:
-    """A row of ``log``."""
+    """Build a log from a row of ``log``."""
     name = LogName.parse(row["name"])
     assert name is not None  # noqa: S101  # only str(LogName) is ever written
     return LedgerLog(
@@ -209,7 +209,7 @@ def log_of(row: Row) -> LedgerLog:
 
 
 def publication_of(row: Row, logs: tuple[LedgerLog, ...]) -> Publication:
-    """A row of ``publication`` with its logs."""
+    """Build a publication from a row of ``publication`` and its logs."""
     day = date.fromisoformat(row["day"])
     return Publication(
         id=row["id"],
@@ -232,7 +232,7 @@ def publication_of(row: Row, logs: tuple[LedgerLog, ...]) -> Publication:
 
 
 def record_of(row: Row) -> DayRecord:
-    """A row of ``day``."""
+    """Build a day's record from a row of ``day``."""
     day = date.fromisoformat(row["day"])
     export = None
     if row["export_key"] is not None:
@@ -266,7 +266,7 @@ def record_of(row: Row) -> DayRecord:
 
 
 def late_check_of(row: Row) -> LateCheck:
-    """A row of ``late_check``."""
+    """Build a late check from a row of ``late_check``."""
     return LateCheck(
         day=date.fromisoformat(row["day"]),
         delivery=row["delivery"],
@@ -281,7 +281,7 @@ def late_check_of(row: Row) -> LateCheck:
 
 
 def pickup_of(row: Row) -> Pickup:
-    """A row of ``pickup``."""
+    """Build a pickup from a row of ``pickup``."""
     name = LogName.parse(row["log"])
     assert name is not None  # noqa: S101  # only str(LogName) is ever written
     return Pickup(
@@ -301,7 +301,7 @@ def pickup_of(row: Row) -> Pickup:
 
 
 def rss_feed_of(row: Row, items: tuple[RssItem, ...]) -> RssFeed:
-    """A row of ``rss_feed`` with its items."""
+    """Build an RSS feed from a row of ``rss_feed`` and its items."""
     return RssFeed(
         url=row["url"],
         tried_at=moment(row["tried_at"]),
@@ -318,7 +318,7 @@ def rss_feed_of(row: Row, items: tuple[RssItem, ...]) -> RssFeed:
 
 
 def rss_item_of(row: Row) -> RssItem:
-    """A row of ``rss_item``."""
+    """Build an RSS feed's item from a row of ``rss_item``."""
     return RssItem(
         guid=row["guid"],
         enclosure_url=row["enclosure_url"],

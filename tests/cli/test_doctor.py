@@ -340,7 +340,7 @@ def no_service(_: ServiceSite) -> None:
     [
         (broken_export, "exports", "does not exist"),
         (broken_key, "keys", "can be read by others"),
-        (missing_key, "keys", "there is no such file"),
+        (missing_key, "keys", "no such file"),
         (no_service, "service", "does not run"),
     ],
 )

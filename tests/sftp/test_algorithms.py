@@ -1,4 +1,4 @@
-"""What is really offered, what ssh-audit thinks of it, and what the log says when nothing fits."""
+"""What is really offered, what ssh-audit thinks of it, and what the service log says when nothing fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.sftp.algorithms import DEFAULT, LEGACY, Offer, agreed, disagreement
+from server.sftp.algorithms import DEFAULT, LEGACY, Offer, find_disagreement, negotiate
 
 from ..support.sftp import PASSWORD, Running, running
 
@@ -23,7 +23,7 @@ SSH_AUDIT = Path(sys.executable).with_name("ssh-audit")
 
 
 async def offered(port: int) -> tuple[Offer, list[str], list[str]]:
-    """The server's KEXINIT as it comes over the wire: offer, and the two compression lists."""
+    """Read the server's KEXINIT from the wire; return the offer, and the two compression lists."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     assert await reader.readline() == b"SSH-2.0-pickup-point\r\n"
     writer.write(b"SSH-2.0-test\r\n")
@@ -44,7 +44,7 @@ async def offered(port: int) -> tuple[Offer, list[str], list[str]]:
 
 
 async def test_the_default_profile_is_offered_literally(listener: Running) -> None:
-    """Key exchanges, host keys, ciphers, MACs and compressions, in order, and none beside them."""
+    """Key exchanges, host keys, ciphers, MACs and compressions, in order, and no others."""
     offer, *compressions = await offered(listener.port)
     assert [name for name in offer.kex if not name.startswith(("ext-info", "kex-strict"))] == [
         "mlkem768x25519-sha256",
@@ -177,10 +177,11 @@ async def test_a_failed_key_exchange_is_diagnosed(listener: Running) -> None:
 def test_disagreements_are_found_in_order() -> None:
     """The first list without a common name is named; agreement gives none; markers are no algorithms."""
     ours = Offer(LEGACY.kex, LEGACY.host_keys, LEGACY.ciphers, LEGACY.macs)
-    assert disagreement(ours, ours, legacy=True) is None
-    assert agreed(("ext-info-c", "a"), ("ext-info-c", "a")) == "a"
+    assert find_disagreement(ours, ours, legacy=True) is None
+    assert negotiate(("ext-info-c", "a"), ("ext-info-c", "a")) == "a"
     bad_mac = Offer(ours.kex, ours.host_keys, ("aes128-ctr",), ("hmac-md5",))
-    found = disagreement(bad_mac, ours, legacy=False)
+    found = find_disagreement(bad_mac, ours, legacy=False)
     assert found is not None
     assert found.what == "MAC"
-    assert disagreement(Offer(ours.kex, ours.host_keys, ("aes128-gcm@openssh.com",), ()), ours, legacy=False) is None
+    gcm_only = Offer(ours.kex, ours.host_keys, ("aes128-gcm@openssh.com",), ())
+    assert find_disagreement(gcm_only, ours, legacy=False) is None

@@ -56,7 +56,7 @@ class Partner:
         return str(self.listener.port)
 
     async def run(self, *command: str, stdin: str = "", **environment: str) -> tuple[int, str]:
-        """Run a client in its home; exit status, and both outputs in one."""
+        """Run a client in its home; return the exit status, and both outputs as one text."""
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=subprocess.PIPE,
@@ -72,12 +72,12 @@ class Partner:
         return process.returncode, output.decode("utf-8", "replace")
 
     def got(self, *names: str) -> None:
-        """The fetched files are whole."""
+        """Check that the fetched files are whole."""
         for name in names:
             assert (self.home / name).read_bytes() == self.content, name
 
     async def unharmed(self, pickups: int) -> None:
-        """So many complete pickups were told, and nothing was changed."""
+        """Check that so many complete pickups were reported, and that nothing was changed."""
         async with asyncio.timeout(10):
             while len(self.complete) < pickups:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -283,7 +283,7 @@ async def test_node_ssh2_sftp_client(partner: Partner) -> None:
 @needs("java", package="default-jdk-headless libjsch-java")
 @pytest.mark.skipif(not JSCH.exists(), reason="JSch is missing: apt-get install libjsch-java")
 async def test_jsch_with_legacy_algorithms(legacy_partner: Partner) -> None:
-    """JSch 0.1.5x, what an old JVM puller is likely to be, fetches, is refused, and fetches again in its session."""
+    """JSch 0.1.5x, which an old JVM client is likely to use, fetches, is refused, and fetches again in its session."""
     command = ["java", "-XX:+UseSerialGC", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]
     status, output = await legacy_partner.run(*command, legacy_partner.port, PASSWORD, NAME, "one")
     assert status == 0, output
@@ -296,7 +296,7 @@ async def test_jsch_with_legacy_algorithms(legacy_partner: Partner) -> None:
 @needs("java", package="default-jdk-headless libjsch-java")
 @pytest.mark.skipif(not JSCH.exists(), reason="JSch is missing: apt-get install libjsch-java")
 async def test_jsch_without_them_is_diagnosed(partner: Partner) -> None:
-    """The default profile refuses it, and the log names the setting that would help."""
+    """The default profile refuses it, and the service log names the setting that would help."""
     from structlog.testing import capture_logs
 
     command = ["java", "-XX:+UseSerialGC", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]

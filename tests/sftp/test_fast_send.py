@@ -1,4 +1,4 @@
-"""The short way for file data gives what asyncssh's own way gives, and knows when it must not be used."""
+"""The fast path for file data sends what asyncssh would send, and knows when it must not be used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.sftp import fast_send as express
+from server.sftp import fast_send
 
 from ..support.sftp import NAME, RawSftp, Running
 
@@ -22,28 +22,28 @@ SIZE = 6_000_017
 
 def test_the_code_that_it_repeats_is_the_code_that_runs() -> None:
     """A new asyncssh may count, encrypt or flush differently: read its send_packet, _flush_send_buf and GCMCipher, see
-    that `express` still does the same, and add the new fingerprint. Until then transfers go the slower, public way."""
-    assert express.code_in_use() in express.KNOWN_CODE
-    assert express.KNOWN
+    that `fast_send` still does the same, and add the new fingerprint. Until then transfers go the slow path."""
+    assert fast_send.code_in_use() in fast_send.KNOWN_CODE
+    assert fast_send.KNOWN
 
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What became of each reply: True when it went the short way."""
+    """Record for each reply whether it took the fast path."""
     seen: list[bool] = []
-    send = express.FastSender.send
+    send = fast_send.FastSender.send
 
-    def watching(self: express.FastSender, transport: Any, reply: memoryview) -> int | None:
+    def watching(self: fast_send.FastSender, transport: Any, reply: memoryview) -> int | None:
         count = send(self, transport, reply)
         seen.append(count is not None)
         return count
 
-    monkeypatch.setattr(express.FastSender, "send", watching)
+    monkeypatch.setattr(fast_send.FastSender, "send", watching)
     return seen
 
 
 async def pull(listener: Running, **options: Any) -> bool:
-    """Fetch a new file; whether it came whole."""
+    """Fetch a new file; return whether it arrived whole."""
     content = listener.served.add(NAME, os.urandom(SIZE))
     async with (
         listener.connect(**options) as connection,
@@ -54,7 +54,7 @@ async def pull(listener: Running, **options: Any) -> bool:
 
 
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"])
-async def test_gcm_takes_the_short_way(listener: Running, sent: list[bool], cipher: str) -> None:
+async def test_gcm_takes_the_fast_path(listener: Running, sent: list[bool], cipher: str) -> None:
     """File and small replies interleave in one stream of packets, and all of them decrypt."""
     assert await pull(listener, encryption_algs=[cipher])
     assert sent
@@ -62,24 +62,24 @@ async def test_gcm_takes_the_short_way(listener: Running, sent: list[bool], ciph
 
 
 @pytest.mark.parametrize("cipher", ["aes128-ctr", "chacha20-poly1305@openssh.com"])
-async def test_other_ciphers_take_the_public_way(listener: Running, sent: list[bool], cipher: str) -> None:
+async def test_other_ciphers_take_the_slow_path(listener: Running, sent: list[bool], cipher: str) -> None:
     """And the file is whole as well."""
     assert await pull(listener, encryption_algs=[cipher])
     assert sent
     assert not any(sent)
 
 
-async def test_unknown_code_takes_the_public_way(
+async def test_unknown_code_takes_the_slow_path(
     listener: Running, sent: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an asyncssh that was not read, nothing is guessed."""
-    monkeypatch.setattr(express, "KNOWN", False)
+    """With an asyncssh whose code was never checked, nothing is assumed."""
+    monkeypatch.setattr(fast_send, "KNOWN", False)
     assert await pull(listener, encryption_algs=GCM)
     assert not any(sent)
 
 
 async def test_new_keys_in_the_middle_of_a_file(listener: Running, sent: list[bool]) -> None:
-    """A client that exchanges keys every 200 kB gets its file whole, with both ways mixed."""
+    """A client that exchanges keys every 200 kB gets its file whole, over both paths in turn."""
     assert await pull(listener, encryption_algs=GCM, rekey_bytes=200_000)
     assert any(sent)
 

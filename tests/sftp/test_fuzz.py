@@ -1,4 +1,4 @@
-"""Every message code, with whatever flags, lengths, handles and paths: nothing changes, nobody falls."""
+"""Every message code, with whatever flags, lengths, handles and paths: nothing changes, nothing crashes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def _fuzz(port: int, seed: int, count: int) -> dict[int, int]:
 
 
 @pytest.mark.timeout(600)
-async def test_no_packet_changes_the_tree_or_fells_the_process(tmp_path: Path, keys_dir: Path) -> None:
+async def test_no_packet_changes_the_tree_or_crashes_the_process(tmp_path: Path, keys_dir: Path) -> None:
     """Many thousand seeded packets on four sessions: each is answered, the tree is as before, the memory is flat."""
     served = ServedFolder(tmp_path / "pickup")
     served.add(NAME, os.urandom(500_000))
@@ -71,7 +71,7 @@ async def test_no_packet_changes_the_tree_or_fells_the_process(tmp_path: Path, k
 
 
 class _Nobody:
-    """A view's surroundings, in memory."""
+    """What a request handler works with, in memory."""
 
     def __init__(self) -> None:
         self.refusals: list[str] = []
@@ -85,7 +85,7 @@ class _Nobody:
             Client("triton", "203.0.113.9", "test"),
             Events(lambda _: None, lambda verb, _: self.refusals.append(verb), lambda *_: None),
             delivery=acknowledged(lambda _: None),
-            most_handles=8,
+            max_handles=8,
             threads=threads,
         )
 
@@ -117,7 +117,7 @@ def test_fields_never_reach_past_their_request(data: bytes) -> None:
         return
 
 
-async def test_what_is_no_packet_ends_only_its_session(tmp_path: Path, keys_dir: Path) -> None:
+async def test_what_is_not_a_packet_ends_only_its_session(tmp_path: Path, keys_dir: Path) -> None:
     """A length of zero, of gigabytes, a packet without a number, no INIT first: that channel ends, others go on."""
     ServedFolder(tmp_path / "pickup").add(NAME, b"x" * 1000)
     login = {"username": "triton", "password": PASSWORD, "known_hosts": None, "client_keys": None, "config": None}

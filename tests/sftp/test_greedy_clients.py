@@ -1,4 +1,4 @@
-"""Clients that want too much: memory stays, good clients are served."""
+"""Clients that want too much: memory stays flat, and good clients are served."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def login(port: int, **options: Any) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a moment that nobody announces."""
+    """Wait for a condition that nothing signals."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
 async def pull(port: int, name: str = NAME) -> bytes:
-    """What a good client does: log in, list, read a file whole."""
+    """Do what a good client does: log in, list, read a whole file."""
     async with login(port) as connection, connection.start_sftp_client() as sftp:
         assert name in await sftp.listdir("/")
         async with sftp.open(name, "rb") as file:
@@ -92,7 +92,7 @@ async def test_a_prefetch_that_stops_reading_does_not_fill_the_memory(tmp_path: 
         await asyncio.sleep(0)
 
 
-async def test_questions_whose_answers_nobody_takes_are_not_read(tmp_path: Path, keys_dir: Path) -> None:
+async def test_requests_whose_replies_nobody_takes_are_not_read(tmp_path: Path, keys_dir: Path) -> None:
     """A flood of SSH requests with replies, from a client that reads nothing: its requests stay in its own memory."""
     async with running(tmp_path, keys_dir) as it:
         it.served.add_sparse(NAME, 1 << 30)
@@ -231,7 +231,7 @@ async def test_handles_of_a_session_are_limited(tmp_path: Path, keys_dir: Path) 
             await raw.open_file(NAME)
 
 
-async def test_who_does_not_log_in_in_time_is_let_go(tmp_path: Path, keys_dir: Path) -> None:
+async def test_a_client_that_does_not_log_in_in_time_is_disconnected(tmp_path: Path, keys_dir: Path) -> None:
     """A silent connection ends with the login timeout and one line."""
     async with running(tmp_path, keys_dir, login_timeout=timedelta(seconds=0.5)) as it:
         with capture_logs() as entries:
@@ -243,7 +243,7 @@ async def test_who_does_not_log_in_in_time_is_let_go(tmp_path: Path, keys_dir: P
 
 
 async def test_an_idle_session_ends_and_a_busy_one_does_not(tmp_path: Path, keys_dir: Path) -> None:
-    """Who asks for something stays; who asks for nothing for idle_timeout goes."""
+    """A client that asks for something stays; one that asks for nothing for idle_timeout is disconnected."""
     async with running(tmp_path, keys_dir, idle_timeout=timedelta(seconds=1.5)) as it:
         it.served.add(NAME, b"x")
         async with it.connect() as busy, it.connect() as idle:
@@ -269,7 +269,7 @@ async def test_a_peer_that_vanished_is_noticed(tmp_path: Path, keys_dir: Path) -
 
 
 async def test_a_flood_of_channel_requests_ends_the_connection(tmp_path: Path, keys_dir: Path) -> None:
-    """Environment variables are kept in memory, so there is an end to them."""
+    """Environment variables are kept in memory, so their number is limited."""
     async with running(tmp_path, keys_dir) as it, it.connect() as connection:
         with capture_logs() as entries, pytest.raises((asyncssh.Error, OSError)):
             await connection.run("x", env={f"V{number}": "x" * 1000 for number in range(100)}, check=True)
@@ -277,7 +277,7 @@ async def test_a_flood_of_channel_requests_ends_the_connection(tmp_path: Path, k
 
 
 async def test_a_flood_of_refusals_is_a_few_lines(tmp_path: Path, keys_dir: Path) -> None:
-    """A hundred refused connections are five lines; the rest is counted."""
+    """A hundred refused connections are five lines; the rest are counted."""
     async with running(tmp_path, keys_dir, max_connections_per_address=1) as it:
         with capture_logs() as entries:
             async with it.connect():
@@ -290,10 +290,10 @@ async def test_a_flood_of_refusals_is_a_few_lines(tmp_path: Path, keys_dir: Path
         assert it.server.registry.counters.refusals["too-many-connections-from-address"] == 100
 
 
-async def test_without_descriptors_it_complains_once(
+async def test_without_descriptors_it_warns_once(
     tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody can be let in until one is free; a line every fifth of a second would fill the disk beside."""
+    """Nobody can be accepted until one is free; a line every fifth of a second would fill the disk as well."""
     async with running(tmp_path, keys_dir) as it:
         it.served.add(NAME, b"content")
         loop = asyncio.get_running_loop()
@@ -315,8 +315,8 @@ async def test_without_descriptors_it_complains_once(
         assert "LimitNOFILE" in lines[0]["hint"]
 
 
-async def test_a_listener_that_falls_says_so(tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends the accepting or the housekeeping reaches who waits for the listener."""
+async def test_a_listener_that_dies_says_so(tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends accepting or housekeeping is raised to whoever waits for the listener."""
     async with running(tmp_path, keys_dir) as it:
 
         def broken() -> None:

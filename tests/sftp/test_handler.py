@@ -1,4 +1,4 @@
-"""The read-only view, asked by real clients and byte by byte."""
+"""The request handler, asked by real clients and byte by byte."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ REFUSED_REQUESTS: dict[str, list[tuple[int, bytes, int]]] = {
 }
 
 
-def test_every_method_of_asyncssh_s_sftp_server_is_sorted() -> None:
-    """A verb that a new asyncssh brings must be sorted here before this passes again."""
+def test_every_method_of_asyncssh_s_sftp_server_is_classified() -> None:
+    """A verb that a new asyncssh brings must be classified here before this passes again."""
     methods = {name for name in dir(asyncssh.SFTPServer) if not name.startswith("_")}
     assert methods == set(ASYNCSSH_METHODS)
     assert {name for name, sort in ASYNCSSH_METHODS.items() if sort == "refused"} == set(REFUSED_REQUESTS)
@@ -170,7 +170,7 @@ async def test_a_file_has_three_spellings(listener: Running, path: str) -> None:
         "\u00e9",
     ],
 )
-async def test_every_other_path_does_not_exist(listener: Running, path: str, tmp_path: Path) -> None:
+async def test_no_other_path_exists(listener: Running, path: str, tmp_path: Path) -> None:
     """A path with another directory in it, an unpublished file, a control character: no such file."""
     (tmp_path / "pickup" / "hidden").write_text("not in the catalogue")
     async with listener.connect() as connection:
@@ -181,7 +181,7 @@ async def test_every_other_path_does_not_exist(listener: Running, path: str, tmp
 
 
 async def test_links_fifos_and_replaced_files_are_not_served(listener: Running, tmp_path: Path) -> None:
-    """What is not a regular file of the published size is no such file, and a FIFO freezes nobody."""
+    """What is not a regular file of the published size does not exist, and a FIFO blocks nobody."""
     target = tmp_path / "pickup" / NAME
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)
@@ -203,12 +203,12 @@ async def test_links_fifos_and_replaced_files_are_not_served(listener: Running, 
 
 
 async def test_reads_are_cut_at_255_kib_and_at_the_end(listener: Running) -> None:
-    """A request for 4 GiB gets 255 KiB; past the end is the end; offsets up to 2^64-1 are just past the end."""
+    """A request for 4 GiB gets 255 KiB; a read past the end gets EOF, up to an offset of 2^64-1."""
     content = bytes(range(256)) * 4096
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)
         handle = await raw.open_file(NAME)
-        assert await raw.read(handle, 0, 0xFFFFFFFF) == content[: packets.LONGEST_READ]
+        assert await raw.read(handle, 0, 0xFFFFFFFF) == content[: packets.MAX_READ]
         assert await raw.read(handle, len(content) - 5, 100) == content[-5:]
         for offset in (len(content), len(content) + 1, 2**63, 2**64 - 1):
             assert await raw.read(handle, offset, 100) is None
@@ -249,8 +249,8 @@ async def test_an_open_file_outlives_its_pruning(listener: Running) -> None:
         assert await raw.status(Kind.OPEN, PATH + b"\0\0\0\1" + bytes(4)) == NO_SUCH_FILE
 
 
-async def test_nothing_of_this_machine_shows(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The long name has a fixed owner and UTC; banner and VERSION name no version of anything."""
+async def test_nothing_about_this_machine_leaks(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The long name has a fixed owner and UTC; banner and VERSION give away no version number."""
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     yesterday = datetime.now(UTC) - timedelta(days=1)  # of an older file the year is shown
     listener.served.add(NAME, bytes(1 << 20), int(yesterday.timestamp()))
@@ -270,7 +270,7 @@ async def test_nothing_of_this_machine_shows(listener: Running, monkeypatch: pyt
 
 
 async def test_an_open_that_fails_tells_the_client_nothing(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error's text stays in our log; the client hears "Failure" and may go on."""
+    """The error's text stays in the service log; the client gets "Failure" and may go on."""
 
     def broken(_: object) -> int:
         raise PermissionError(13, "secret path /var/lib")
@@ -292,7 +292,7 @@ async def test_a_shell_or_a_command_gets_one_sentence(listener: Running, command
         assert (result.stdout, result.exit_status) == ("This service allows SFTP only.\n", 1)
 
 
-async def test_everything_beside_sftp_is_switched_off(listener: Running) -> None:
+async def test_everything_but_sftp_is_switched_off(listener: Running) -> None:
     """No port forwarding in either direction, no UNIX sockets, no agent, no X11, no terminal, no other subsystem."""
     async with listener.connect() as connection:
         with pytest.raises(asyncssh.ChannelOpenError):
@@ -308,7 +308,7 @@ async def test_everything_beside_sftp_is_switched_off(listener: Running) -> None
 
 
 async def test_reads_that_wait_for_the_disk_are_answered_in_order(tmp_path: Path, keys_dir: Path) -> None:
-    """Without the page cache's help every read goes through a thread, and the file is still whole."""
+    """Without the page cache every read goes through a thread, and the file is still whole."""
     async with running(tmp_path, keys_dir) as it:
         content = it.served.add(NAME, os.urandom(3_000_000))
         descriptor = os.open(it.served.folder / NAME, os.O_RDONLY)
@@ -342,7 +342,7 @@ async def test_the_session_ends_when_the_client_says_so(listener: Running) -> No
 
 
 async def test_a_loop_of_openings_is_slowed_down(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each leaves a line and two records; those of other users must not be crowded out by them."""
+    """Each costs a line and two records, which must not crowd out those of other users."""
     monkeypatch.setattr("server.sftp.limits.OPENS_BURST", 5.0)
     waits: list[float] = []
     turn, instant = listener.server.registry._opens.turn, time.monotonic()
@@ -360,7 +360,7 @@ async def test_a_loop_of_openings_is_slowed_down(listener: Running, monkeypatch:
 
 
 async def test_refused_verbs_of_many_sessions_are_a_few_lines(listener: Running) -> None:
-    """A session tells each verb once; a client that opens sessions in a loop gets no more lines than other floods."""
+    """A session reports each verb once; a client that opens sessions in a loop gets no more lines than other floods."""
     with capture_logs() as entries:
         async with listener.connect() as connection:
             for _ in range(12):

@@ -1,4 +1,4 @@
-"""What a client may do to us with a key exchange that it does not finish, or with packets as small as it likes."""
+"""What a client can do with a key exchange that it never finishes, or with packets as small as it likes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.pickups import Ending, Grade
-from server.sftp.connection import LEAST_PACKET, MOST_DEFERRED
+from server.sftp.connection import MAX_DEFERRED, MIN_PACKET
 
 from ..support.sftp import NAME, RawSftp, Running, running, string
 
@@ -25,7 +25,7 @@ EACH = 250_000
 
 
 async def exchange_without_end(connection: Any) -> None:
-    """Ask for new keys, take no answer any more, and go on asking for other things as if nothing were."""
+    """Ask for new keys, read no reply any more, and go on sending other requests as if nothing had happened."""
     connection._transport.pause_reading()
     connection._send_kexinit()
     connection._kex_complete = True
@@ -70,12 +70,12 @@ async def test_what_waits_for_new_keys_is_neither_kept_nor_proven(listener: Runn
     assert (pickup.grade, pickup.ending) == (Grade.OPENED, Ending.INTERRUPTED)
 
 
-async def test_questions_during_a_key_exchange_have_an_end(listener: Running) -> None:
+async def test_requests_during_a_key_exchange_are_limited(listener: Running) -> None:
     """Replies to them wait in memory, which RFC 4253 (section 7.1) leaves no client a reason to fill."""
     connection = await listener.connect()
     await exchange_without_end(connection)
     with capture_logs() as entries:
-        for _ in range(MOST_DEFERRED + 100):
+        for _ in range(MAX_DEFERRED + 100):
             connection.send_packet(80, string(b"keepalive@openssh.com"), b"\x01")
         async with asyncio.timeout(10):
             while listener.server.registry.connected:  # noqa: ASYNC110  # nobody announces it
@@ -89,9 +89,9 @@ async def test_packets_too_small_to_be_worth_a_cipher_are_refused(tmp_path: Path
     """With packets of one byte a single read would keep the whole service busy for seconds; the connection goes on."""
     async with running(tmp_path, keys_dir, max_sessions_per_user=1) as it, it.connect() as connection:
         it.served.add(NAME, b"content")
-        for size in (1, 17, LEAST_PACKET - 1):
+        for size in (1, 17, MIN_PACKET - 1):
             with pytest.raises(asyncssh.ChannelOpenError, match="packet size"):
                 await session(connection, max_pktsize=size)
-        raw = await session(connection, max_pktsize=LEAST_PACKET)
+        raw = await session(connection, max_pktsize=MIN_PACKET)
         handle = await raw.open_file(NAME)
         assert await raw.read(handle, 0, 100) == b"content"

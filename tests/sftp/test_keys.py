@@ -32,7 +32,7 @@ def problems(error: pytest.ExceptionInfo[ConfigError]) -> str:
 
 
 def test_keygen_makes_what_is_missing_and_nothing_else(folder: Path) -> None:
-    """A second go changes no byte; a removed key comes anew, private and whole."""
+    """A second run changes no byte; a removed key is made anew, private and whole."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert [key.made for key in make_keys(folder)] == [False] * 4
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -76,7 +76,7 @@ def test_known_hosts_lines_name_the_port_when_it_is_not_22(folder: Path) -> None
 @pytest.mark.parametrize("name", ["ssh_host_ed25519_key", "ssh_host_rsa_key", "ip_hash.key"])
 @pytest.mark.parametrize("mode", [0o640, 0o604])
 def test_a_private_file_that_others_can_read_is_refused(folder: Path, name: str, mode: int) -> None:
-    """The sentence names the file, the cure is the command."""
+    """The sentence names the file, and the cure is a command."""
     (folder / name).chmod(mode)
     with pytest.raises(ConfigError) as error:
         load_ip_hash_key(folder) if name == "ip_hash.key" else load_credentials(sftp_settings(), folder)
@@ -109,10 +109,10 @@ def test_all_problems_of_all_files_are_reported_at_once(folder: Path, tmp_path: 
     with pytest.raises(ConfigError) as error:
         load_credentials(sftp_settings(users=users), folder)
     told = problems(error)
-    assert "there is no such file -> make what is missing: pickup-point keygen" in told
+    assert "no such file -> make the missing keys: pickup-point keygen" in told
     assert "is a key of type ssh-ed25519, not ssh-rsa" in told
     assert f"no public key in line 2 of {public}" in told
-    assert "costs too much" in told
+    assert "too expensive" in told
     assert error.value.exit_code == 2
 
 

@@ -1,4 +1,4 @@
-"""Counting of connections, failures, bans and log lines, with a clock in hand."""
+"""Counting connections, failures, bans and log lines, by a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from server.sftp.limits import (
     BURST,
     FAILURE_WINDOW,
     LINE_WINDOW,
-    LINES_EACH,
-    MOST_ADDRESSES,
+    LINES_PER_REASON,
+    MAX_ADDRESSES,
     OPENS,
     OPENS_BURST,
     OWN_DESCRIPTORS,
@@ -32,8 +32,8 @@ def guard(**limits: float) -> Guard:
     return Guard(Limits(**limits), lambda address: address in ip_network("198.51.100.0/24"))  # type: ignore[arg-type]
 
 
-def test_connections_are_limited_in_all_and_for_each_address() -> None:
-    """One address has its share, all together have theirs, and who leaves makes room."""
+def test_connections_are_limited_in_total_and_for_each_address() -> None:
+    """One address has a limit, all together have another, and a connection that ends makes room."""
     it = guard(connections=3, connections_per_address=2)
     assert [it.admit(BAD, 0), it.admit(BAD, 0)] == [0, 0]
     assert it.admit(BAD, 0) is Reason.CONNECTIONS_PER_ADDRESS
@@ -56,7 +56,7 @@ def test_strangers_never_take_the_room_of_listed_addresses() -> None:
 
 
 def test_the_last_descriptors_are_for_listed_addresses_and_the_process() -> None:
-    """Strangers stop where a listed address still finds its connections and a file for each; it stops where we end."""
+    """Strangers stop where a listed address still finds its connections and a file each; it stops before our own."""
     it = guard(connections_per_address=2)
     assert it.admit(BAD, 0, OWN_DESCRIPTORS + 5) == 0
     assert it.admit(BAD, 0, OWN_DESCRIPTORS + 4) is Reason.CONNECTIONS
@@ -85,7 +85,7 @@ def test_openings_are_paced_for_each_user() -> None:
 
 
 def test_delays_grow_and_end_in_a_ban_that_ends_by_itself() -> None:
-    """Typing errors cost nothing, then each failure costs twice the last, then the address is kept out for a time."""
+    """Mistyped passwords cost nothing, then each failure costs twice the last, then the address is banned."""
     it = guard(ban_after=8, ban_time=1800)
     delays = [it.failed(BAD, float(second)) for second in range(7)]
     assert [penalty.delay for penalty in delays] == [0, 0, 0.25, 0.5, 1, 2, 4]
@@ -124,16 +124,17 @@ def test_an_ipv6_client_counts_by_its_64() -> None:
 def test_the_table_of_addresses_is_bounded() -> None:
     """A flood from everywhere does not fill the memory."""
     it = guard(ban_after=5)
-    for number in range(3 * MOST_ADDRESSES):
+    for number in range(3 * MAX_ADDRESSES):
         it.failed(ip_address(number + (10 << 24)), 0.0)
-    assert len(it._records) == MOST_ADDRESSES
+    assert len(it._records) == MAX_ADDRESSES
 
 
 def test_a_flood_of_refusals_becomes_a_summary() -> None:
-    """Each address has a few lines a minute, then one line counts the rest."""
+    """Each address gets a few lines a minute, then one line counts the rest."""
     budget = LogBudget()
     assert list(budget.summaries(1000.0)) == []
-    assert [budget.take("banned", "203.0.113.9") for _ in range(LINES_EACH + 3)] == [True] * LINES_EACH + [False] * 3
+    logged = [budget.take("banned", "203.0.113.9") for _ in range(LINES_PER_REASON + 3)]
+    assert logged == [True] * LINES_PER_REASON + [False] * 3
     assert budget.take("banned", "203.0.113.10")
     assert list(budget.summaries(1000.0 + LINE_WINDOW / 2)) == []
     assert list(budget.summaries(1000.0 + LINE_WINDOW)) == [("banned", 3)]

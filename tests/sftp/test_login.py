@@ -1,4 +1,4 @@
-"""Logging in, failing to, and what the listener says about it."""
+"""Logging in, failing to, and what the service log says about it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def with_key(tmp_path: Path, keys_dir: Path, kind: str = "ssh-ed25519", **
 
 @pytest.mark.parametrize("kind", ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp521", "ssh-rsa"])
 async def test_a_user_logs_in_with_password_or_key(tmp_path: Path, keys_dir: Path, kind: str) -> None:
-    """Either opens the door, and the login line names client, kex, host key, cipher and MAC."""
+    """Either lets the user in, and the login line names client, kex, host key, cipher and MAC."""
     async with with_key(tmp_path, keys_dir, kind) as (it, key):
         with capture_logs() as entries:
             async with it.connect(password=None, client_keys=[key]):
@@ -106,7 +106,7 @@ async def test_sha1_signatures_of_users_are_refused(tmp_path: Path, keys_dir: Pa
 
 
 async def test_a_failure_is_one_line_that_names_address_and_reason(listener: Running) -> None:
-    """A wrong password and an unknown user are told apart in the log and not to the client; nothing can be forged."""
+    """A wrong password and an unknown user differ in the service log, not for the client; nothing can be forged."""
     errors = []
     with capture_logs() as entries:
         for user in ("triton", "root", "x sftp refused 1.2.3.4 reason=wrong-password"):
@@ -175,10 +175,10 @@ def try_password(password: str) -> bytes:
 
 
 @pytest.mark.parametrize("allow_from", [[], [LOOPBACK]])
-async def test_tries_sent_without_waiting_count_and_wait_as_others(
+async def test_tries_sent_without_waiting_count_and_wait_like_others(
     tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, allow_from: list[Any]
 ) -> None:
-    """asyncssh cancels a check when the next request comes; the try was one all the same, and so is its delay."""
+    """asyncssh cancels a check when the next request comes; the try counts all the same, and so does its delay."""
     users = [UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=allow_from)]
     async with running(tmp_path, keys_dir, users=users, max_auth_tries=4) as it:
         requests = [try_password(f"guess {number}") for number in range(30)]
@@ -191,7 +191,7 @@ async def test_tries_sent_without_waiting_count_and_wait_as_others(
         assert reasons[-1] == "too-many-tries"
 
 
-async def test_requests_that_are_no_tries_have_an_end_too(
+async def test_requests_that_are_no_tries_are_limited_too(
     tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To change a password, or to be asked for nothing: no such request is ever granted, and nobody needs a hundred."""
@@ -214,8 +214,8 @@ async def test_requests_that_are_no_tries_have_an_end_too(
     ],
     ids=["browser", "endless", "version 1", "no packets"],
 )
-async def test_what_is_no_ssh_is_a_refusal_like_any_other(listener: Running, words: bytes) -> None:
-    """A scanner or a broken client leaves one line with its address, and nothing of what it said beside a version."""
+async def test_what_is_not_ssh_is_a_refusal_like_any_other(listener: Running, words: bytes) -> None:
+    """A scanner or a broken client leaves one line with its address, and nothing of what it said but a version."""
     with capture_logs() as entries:
         reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
         writer.write(words)
@@ -231,8 +231,8 @@ async def test_what_is_no_ssh_is_a_refusal_like_any_other(listener: Running, wor
     assert not any("HTTP" in str(entry) for entry in entries)
 
 
-async def test_a_user_name_that_is_none_is_a_refusal_too(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """asyncssh ends the connection over it before anybody is asked."""
+async def test_an_illegal_user_name_is_a_refusal_too(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncssh ends the connection over it before it asks us."""
     with capture_logs() as entries:
         monkeypatch.setattr("asyncssh.connection.saslprep", str)
         with pytest.raises(asyncssh.DisconnectError):
@@ -241,7 +241,7 @@ async def test_a_user_name_that_is_none_is_a_refusal_too(listener: Running, monk
 
 
 async def test_failures_end_in_a_ban_that_status_shows_and_time_lifts(tmp_path: Path, keys_dir: Path) -> None:
-    """After ban_after failures the address is closed out before key exchange, with the right password too."""
+    """After ban_after failures the address is refused before key exchange, even with the right password."""
     async with running(tmp_path, keys_dir, ban_after=3, ban_time=timedelta(seconds=2)) as it:
         for _ in range(3):
             with pytest.raises((asyncssh.DisconnectError, OSError)):
@@ -292,7 +292,7 @@ async def test_keys_that_are_offered_and_unknown_are_no_failures(tmp_path: Path,
 async def test_allow_lists_are_checked_before_key_exchange_when_every_user_has_one(
     tmp_path: Path, keys_dir: Path
 ) -> None:
-    """From a wrong address there is no banner, not even for a moment."""
+    """A wrong address does not even get a banner."""
     users = [UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=[ELSEWHERE])]
     async with running(tmp_path, keys_dir, users=users) as it:
         with capture_logs() as entries:
@@ -303,7 +303,7 @@ async def test_allow_lists_are_checked_before_key_exchange_when_every_user_has_o
 
 
 async def test_allow_lists_are_checked_at_login_when_some_user_has_none(tmp_path: Path, keys_dir: Path) -> None:
-    """The listed user is refused from elsewhere with the right password, the other one comes in."""
+    """The listed user is refused from elsewhere with the right password, the other one gets in."""
     users = [
         UserSettings(name="triton", password_hash=CHEAP_HASH, allow_from=[ELSEWHERE]),
         UserSettings(name="ops", password_hash=CHEAP_HASH),
@@ -317,7 +317,7 @@ async def test_allow_lists_are_checked_at_login_when_some_user_has_none(tmp_path
 
 
 async def test_a_reload_holds_for_new_connections_and_running_ones_go_on(tmp_path: Path, keys_dir: Path) -> None:
-    """A new password replaces the old one; who is inside stays and goes on reading."""
+    """A new password replaces the old one; a user who is logged in stays and goes on reading."""
     async with running(tmp_path, keys_dir) as it:
         content = it.served.add(NAME, b"c" * 100_000)
         async with it.connect() as connection:

@@ -25,7 +25,7 @@ CLOSE, READ = 4, 5
 
 @pytest.fixture
 async def raw(listener: Running) -> AsyncIterator[RawSftp]:
-    """A session beside a file of SIZE random bytes."""
+    """Open a session on a server with a file of SIZE random bytes."""
     listener.served.prune(NAME)
     listener.served.add(NAME, os.urandom(SIZE))
     async with listener.connect() as connection:
@@ -70,7 +70,7 @@ async def test_reads_in_any_order_are_complete(listener: Running, raw: RawSftp) 
 
 
 async def test_tails_read_again_count_once(listener: Running, raw: RawSftp) -> None:
-    """OpenSSH reads past the end and reads tails again: more bytes, the same cover."""
+    """OpenSSH reads past the end and reads tails again: more bytes, the same coverage."""
     handle = await raw.open_file(NAME)
     for offset in range(0, SIZE, 200_000):
         await raw.read(handle, offset, 200_000)
@@ -118,7 +118,7 @@ async def test_a_cut_connection_is_interrupted(listener: Running) -> None:
 
 
 async def test_a_close_sent_ahead_of_the_bytes_proves_nothing(listener: Running) -> None:
-    """Reads and CLOSE in one breath, nothing taken, connection cut: partial, interrupted."""
+    """Reads and CLOSE sent at once, nothing taken, connection cut: partial, interrupted."""
     listener.served.add("MEGA20261121-00.tsv.gz", bytes(8_000_000))
     connection = await listener.connect()
     raw = await RawSftp.open(connection)
@@ -164,7 +164,7 @@ async def test_two_sessions_at_once_have_two_records(listener: Running) -> None:
     assert sorted(pickup.grade for pickup in pickups) == [Grade.COMPLETE, Grade.COMPLETE, Grade.PARTIAL]
 
 
-async def test_a_file_pruned_meanwhile_is_still_picked_up(listener: Running, raw: RawSftp) -> None:
+async def test_a_file_pruned_during_a_transfer_is_still_picked_up(listener: Running, raw: RawSftp) -> None:
     """The open handle reads on, and the record is complete."""
     handle = await raw.open_file(NAME)
     await raw.read(handle, 0, 100_000)
@@ -177,7 +177,7 @@ async def test_a_file_pruned_meanwhile_is_still_picked_up(listener: Running, raw
 
 
 async def test_an_opened_file_that_was_not_read_is_opened(listener: Running, raw: RawSftp) -> None:
-    """Looking is no pickup."""
+    """Opening a file is not a pickup."""
     await raw.status(CLOSE, await raw.open_file(NAME))
     (pickup,) = await listener.finished_pickups()
     assert verdict(pickup) == (Grade.OPENED, Ending.CLOSED, 0, 0)
@@ -201,7 +201,7 @@ async def test_a_transfer_may_finish_while_the_service_stops(listener: Running, 
 
 
 async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(listener: Running, raw: RawSftp) -> None:
-    """drain waits no longer than it was told, and the record says interrupted."""
+    """drain waits no longer than its limit, and the record says interrupted."""
     handle = await raw.open_file(NAME)
     await raw.read(handle, 0, 100_000)
     await asyncio.wait_for(listener.server.drain(0.2), 10)
@@ -210,7 +210,7 @@ async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(list
 
 
 def test_an_acknowledgement_in_the_middle_of_counting_is_counted_once() -> None:
-    """The place that all bytes reach is right also when the peer acknowledges while it is worked out.
+    """The position at which all bytes end is right even when the peer acknowledges while it is computed.
 
     A place too far would never be reached by a client that closes and leaves: its pickup would be "interrupted".
     """

@@ -34,7 +34,9 @@ def user(name: str, password: str | None = "secret", keys: tuple[bytes, ...] = (
         ("triton", HERE, "\udcff", Verdict.WRONG_PASSWORD),
     ],
 )
-async def test_a_password_opens_only_its_own_door(name: str, address: object, password: str, verdict: Verdict) -> None:
+async def test_a_password_lets_in_only_its_own_user(
+    name: str, address: object, password: str, verdict: Verdict
+) -> None:
     """The right password of the right user from an allowed address, and nothing else."""
     it = Access([user("triton", listed=True), user("keyed", password=None, keys=(b"k",))])
     checks = PasswordChecks()
@@ -107,10 +109,10 @@ def test_a_key_belongs_to_one_user_and_an_address() -> None:
     assert not it.knows_key("nobody", HERE, b"one")
 
 
-def test_hashes_are_argon2id_of_bearable_cost() -> None:
-    """Our own hash is good; other kinds, broken ones and ones that would eat the memory are reported."""
+def test_hashes_are_argon2id_of_reasonable_cost() -> None:
+    """Our own hash is good; other kinds, broken ones and ones that would use up the memory are reported."""
     assert password_hash_problem(hash_password("x")) == ""
     assert "$argon2id$v=19$m=19456,t=2,p=1$" in hash_password("x")
     assert "Argon2id" in password_hash_problem("$2b$12$abc")
     assert "cannot be checked" in password_hash_problem("$argon2id$v=19$m=8,t=1,p=1$broken")
-    assert "costs too much" in password_hash_problem(hash_password("x").replace("m=19456", "m=9999999"))
+    assert "too expensive" in password_hash_problem(hash_password("x").replace("m=19456", "m=9999999"))

@@ -1,4 +1,4 @@
-"""The data folder: what is published is never replaced, what is strange is never served, modes and locks are right."""
+"""The data folder: what is published is never replaced, nothing else is served, modes and locks are right."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def begin_and_leave(point: DataFolder, fault: type[BaseException]) -> None:
 
 
 def open_files() -> int:
-    """How many descriptors this process has."""
+    """Return how many descriptors this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def mode(path: Path) -> int:
-    """A file's permissions."""
+    """Return a file's permissions."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_folders_are_private_and_files_read_only(tmp_path: Path) -> None:
-    """``data_dir`` is 0700 also where it was open before, its folders are made 0700, published files are 0440."""
+    """``data_dir`` is made 0700 even if it was open before, its folders are made 0700, published files are 0440."""
     (tmp_path / "data").mkdir(mode=0o755)
     (tmp_path / "data").chmod(0o755)
     point = DataFolder(tmp_path / "data")
@@ -128,7 +128,7 @@ def test_a_second_pass_begins_again(point: DataFolder) -> None:
 
 
 def test_a_link_in_staging_is_not_followed(point: DataFolder, tmp_path: Path) -> None:
-    """Whoever lays a link under a staged name does not make the service write elsewhere."""
+    """A link planted under a staged name does not make the service write elsewhere."""
     (tmp_path / "victim").write_bytes(b"mine")
     (point.staging_dir / name()).symlink_to(tmp_path / "victim")
     with pytest.raises(DataFolderError):
@@ -166,8 +166,8 @@ def test_only_the_file_that_was_published_is_opened(point: DataFolder, make: Cal
     assert open_files() == before
 
 
-def test_what_is_no_regular_file_is_not_found(point: DataFolder) -> None:
-    """FIFOs, folders and links are no files of the folder, but the names they have are taken."""
+def test_what_is_not_a_regular_file_is_not_found(point: DataFolder) -> None:
+    """FIFOs, folders and links do not count as files, but the names they bear are taken."""
     os.mkfifo(point.pickup_dir / name(0))
     (point.pickup_dir / name(1)).mkdir()
     (point.pickup_dir / name(2)).symlink_to("/etc/hostname")
@@ -177,7 +177,7 @@ def test_what_is_no_regular_file_is_not_found(point: DataFolder) -> None:
     assert sorted(point.names()) == [log_name(n) for n in range(4)]
 
 
-def test_the_catalogue_is_a_snapshot(point: DataFolder) -> None:
+def test_the_served_files_are_a_snapshot(point: DataFolder) -> None:
     """A listing in progress does not change when files are published or pruned."""
     first, second = publish(point, b"x", b"y")
     point.serve({str(first.name): first})
@@ -189,7 +189,7 @@ def test_the_catalogue_is_a_snapshot(point: DataFolder) -> None:
 
 
 def test_an_open_file_stays_readable_after_it_is_pruned(point: DataFolder) -> None:
-    """A transfer that has begun ends well though its file goes."""
+    """A transfer that has begun ends well although its file is removed."""
     (file,) = publish(point, b"content")
     descriptor = point.open(file)
     point.remove(file.name)
@@ -203,7 +203,7 @@ def test_an_open_file_stays_readable_after_it_is_pruned(point: DataFolder) -> No
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 @pytest.mark.parametrize("folder", ["staging", "rejects"])
 def test_another_file_system_is_refused(tmp_path: Path, folder: str) -> None:
-    """Staging or rejects on another file system is refused: nothing could appear whole in one step."""
+    """Staging or rejects on another file system is refused: no file could appear whole in one step."""
     target = tmp_path / "data" / folder
     target.mkdir(parents=True)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(target)], check=False).returncode:
@@ -216,7 +216,7 @@ def test_another_file_system_is_refused(tmp_path: Path, folder: str) -> None:
         subprocess.run(["umount", str(target)], check=True)
 
 
-def test_a_file_in_the_folders_place_is_told(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     """A data folder that is a file is one sentence with a hint."""
     (tmp_path / "data").write_bytes(b"")
     with pytest.raises(DataFolderError) as caught:
@@ -248,7 +248,7 @@ def test_a_second_service_is_refused(point: DataFolder) -> None:
         pass
 
 
-def test_a_glance_at_the_lock_does_not_refuse_a_start(point: DataFolder) -> None:
+def test_a_look_at_the_lock_does_not_prevent_a_start(point: DataFolder) -> None:
     """What `status` and `check` do to see whether a service runs does not keep one from starting at that instant."""
     descriptor = os.open(point.data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -262,15 +262,15 @@ def test_a_glance_at_the_lock_does_not_refuse_a_start(point: DataFolder) -> None
 HOLDER = """
 import sys, time
 from pathlib import Path
-from server.storage.folder import PickupPoint
-with PickupPoint(Path(sys.argv[1])).round_lock(lambda: None, lambda: False):
+from server.storage.folder import DataFolder
+with DataFolder(Path(sys.argv[1])).round_lock(lambda: None, lambda: False):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 def test_a_round_waits_for_another_process(point: DataFolder) -> None:
-    """The round lock waits for a round in another process, says so, goes on at its end, and can be told to stop."""
+    """The round lock waits for a round in another process, says so, goes on at its end, and can be stopped."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(point.data_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:

@@ -1,4 +1,4 @@
-"""The ledger: what is written is there, by whomever and whatever happens in between."""
+"""The ledger: what was written is there, whoever wrote it and whatever happens in between."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def publish(ledger: Ledger, *numbers: int, **changes: object) -> int:
 
 
 def query(path: Path, question: str) -> list[tuple[object, ...]]:
-    """What the file says to somebody else."""
+    """Return what another process reads in the file."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(question).fetchall()
 
 
 def names(opening: Callable[[Path], Ledger], path: Path) -> list[str]:
-    """Open and look: damage may show at either."""
+    """Open and read: damage may show at either."""
     with closing(opening(path)) as ledger:
         return [str(entry.name) for entry in ledger.logs()]
 
@@ -95,7 +95,7 @@ def test_wal_and_full_synchronous_are_really_set(ledger: Ledger) -> None:
 
 
 def test_a_ledger_grows_version_by_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of version 0, one of the first version, and one of a version to come all become today's, rows kept."""
+    """An empty file gets the current schema, a later migration is added to it, and the rows are kept."""
     path = tmp_path / "ledger.sqlite3"
     path.touch()
     with closing(Ledger.open(path)) as ledger:
@@ -111,7 +111,7 @@ def test_a_ledger_grows_version_by_version(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a migration is none: the file stays at its version and works with the program that wrote it."""
+    """A migration is whole or not at all: the file stays at its version and works with the program that wrote it."""
     path = tmp_path / "ledger.sqlite3"
     Ledger.open(path).close()
     with monkeypatch.context() as patch:
@@ -137,7 +137,7 @@ def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["head", "pages"])
 def test_a_damaged_ledger_says_how_to_go_on(tmp_path: Path, damage: str) -> None:
-    """A file that is no database, or one with overwritten pages, is a LedgerError with a cure, never a traceback."""
+    """A file that is no database, or one with overwritten pages, is a LedgerError with a hint, never a traceback."""
     path = tmp_path / "ledger.sqlite3"
     with closing(Ledger.open(path)) as ledger:
         publish(ledger, *range(200))
@@ -164,7 +164,7 @@ def test_a_look_at_a_ledger_changes_nothing(tmp_path: Path) -> None:
         ledger.note(a=1)
 
 
-def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     """No folder, no ledger: one sentence and something to type."""
     with pytest.raises(LedgerError) as caught:
         Ledger.open(tmp_path / "nowhere" / "ledger.sqlite3")
@@ -205,7 +205,7 @@ def test_a_ledger_that_somebody_else_is_making_is_waited_for(tmp_path: Path) -> 
     with closing(sqlite3.connect(path, isolation_level=None)) as first:
         first.execute("PRAGMA journal_mode=WAL")
         first.execute("BEGIN IMMEDIATE")
-        ledger_module._bring_up(path, first)
+        ledger_module._run_migrations(path, first)
         second = threading.Thread(target=lambda: opened.append(Ledger.open(path)))
         second.start()
         time.sleep(0.2)  # the second one has asked by now; were it later, it would have an easier time
@@ -227,7 +227,7 @@ def test_a_change_by_somebody_else_is_seen(ledger: Ledger) -> None:
 
 
 def test_threads_do_not_mix_their_transactions(ledger: Ledger) -> None:
-    """Eight threads that write at once write everything, one call after the other."""
+    """Eight threads that write at once lose nothing: one call follows the other."""
 
     def write(word: str) -> None:
         for n in range(20):
@@ -297,7 +297,7 @@ def test_a_publication_comes_back_as_it_went_in(ledger: Ledger) -> None:
 
 
 def test_a_day_keeps_what_a_listing_does_not_say(ledger: Ledger) -> None:
-    """Seeing a day again changes what was seen; hold, failure and checked version stay until they are settled."""
+    """Seeing a day again changes what was seen; hold, failure and checked version stay until they are over."""
     ledger.see(DayRecord(DAY, "due", at(1), EXPORT))
     failure = Failure("torn", "gzip -t", "etag", at(1), at(1, "00:10"), 2)
     ledger.fail(DAY, failure)
@@ -342,10 +342,10 @@ def test_a_resend_supersedes_what_stood_before_it_and_nothing_else(ledger: Ledge
     ([0], ["published"], "", 14),
     ([], [], None, 0),
 ])  # fmt: skip
-def test_an_intention_is_settled_by_what_is_there(
+def test_an_interrupted_intention_is_finished_by_what_is_there(
     ledger: Ledger, present: list[int], states: list[str], checked: str | None, withheld: int
 ) -> None:
-    """All there: published. Some: the rest counts as withheld. None: forgotten, the names free."""
+    """All there: published. Some: the rest counts as withheld. None: forgotten, and the names are free."""
     ledger.see(DayRecord(DAY, "due", at(1), EXPORT))
     ledger.fail(DAY, Failure("torn", "", "etag", at(1), at(1), 1))
     number = ledger.intend(publication(), [log(0), log(1), log(2)], [5, 5, 5])
@@ -357,7 +357,7 @@ def test_an_intention_is_settled_by_what_is_there(
     assert len(ledger.publications()) == bool(present)
 
 
-def test_a_settled_resend_supersedes_too(ledger: Ledger) -> None:
+def test_an_interrupted_resend_supersedes_too(ledger: Ledger) -> None:
     """A resend that a crash interrupted after its links replaces the day's files like any other."""
     publish(ledger, 0)
     number = ledger.intend(publication(kind="resend"), [log(1)], [5])

@@ -23,7 +23,7 @@ from server.errors import ConfigError
 from server.megaphone.exports import METRICS
 from server.settings import Config
 from server.sftp.handler import MUTATING, Client, Events, RequestHandler, ServedFiles
-from server.sftp.protocol import DATA_HEADER_SIZE, LONGEST_READ, Kind, Status
+from server.sftp.protocol import DATA_HEADER_SIZE, MAX_READ, Kind, Status
 from server.triton import LogFile, LogFormat, LogName, UrlTemplate, layouts_by_header, prefix_problem
 
 from .odd_rows import RULES
@@ -198,7 +198,7 @@ def sftp(data: bytes) -> None:
         Client("triton", "203.0.113.9", "fuzz"),
         Events(pickups.append, lambda *_: None, lambda *_: None),
         delivery=delivery,
-        most_handles=4,
+        max_handles=4,
         threads=_AtOnce(),
     )
     at = 0
@@ -229,7 +229,7 @@ def _answers(request: bytes, reply: bytes) -> None:
     assert int.from_bytes(reply[:4], "big") == len(reply) - 4
     assert reply[5:9] == request[1:5]
     assert reply[4] in (Kind.STATUS, Kind.HANDLE, Kind.DATA, Kind.NAME, Kind.ATTRS, Kind.EXTENDED_REPLY)
-    assert len(reply) <= DATA_HEADER_SIZE + LONGEST_READ
+    assert len(reply) <= DATA_HEADER_SIZE + MAX_READ
     if request[0] in MUTATING:
         assert reply[4] == Kind.STATUS
         assert int.from_bytes(reply[9:13], "big") in (Status.PERMISSION_DENIED, Status.BAD_MESSAGE)

@@ -1,4 +1,4 @@
-"""Attempts of the network in between, of which each changes one thing and is found out."""
+"""Attempts of the network in between, each of which changes one thing and is noticed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Target:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The address that it listens on."""
         return self.listener.port
 
     @property
@@ -45,11 +45,11 @@ class Target:
         return self.listener.folder / "keys" / "ssh_host_ed25519_key"
 
     def logged_in(self, source: str) -> bool:
-        """Whether it tells of a login from this address."""
+        """Return whether it reports a login from this address."""
         return any(login.address == source for login in self.listener.logins)
 
     def connect(self, _user: str, _dice: random.Random, _network: int, **options: Any) -> Any:
-        """A client that goes where it is told."""
+        """Connect a client to an address."""
         settings = {"username": "triton", "password": PASSWORD, "client_keys": None, "agent_path": None, "config": None}
         return asyncssh.connect("127.0.0.1", **(settings | options))
 
@@ -127,8 +127,8 @@ async def test_a_downgraded_offer_is_noticed(target: Target) -> None:
     assert target.listener.logins == []
 
 
-async def test_what_was_recorded_opens_no_door(target: Target) -> None:
-    """A login and a fetch, said again at once and in pieces: the keys are others, and nobody comes in."""
+async def test_a_recorded_login_lets_nobody_in(target: Target) -> None:
+    """A login and a fetch, replayed at once and in pieces: the keys differ, and nobody gets in."""
     dice = random.Random(1)
     lost: list[str] = []
     whole, between = await fetch(target, dice, lost, Change())

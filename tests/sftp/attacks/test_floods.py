@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 
 from server.sftp.connection import (
     FREE_EXCHANGES,
-    MOST_EXCHANGES_BEFORE_LOGIN,
-    MOST_PACKETS_BEFORE_LOGIN,
+    MAX_EXCHANGES_BEFORE_LOGIN,
+    MAX_PACKETS_BEFORE_LOGIN,
     RECEIVE_WINDOW,
 )
 from server.sftp.handler import RequestHandler
-from server.sftp.session import MOST_WAITING, REQUEST_COST, TURN, SftpSession
+from server.sftp.session import MAX_WAITING, REQUEST_COST, TURN, SftpSession
 
 from ...support.sftp import NAME, RawSftp, Running, string
 
@@ -39,7 +39,7 @@ async def until_alone(listener: Running) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_stranger_s_idle_talk_has_an_end(listener: Running) -> None:
+async def test_a_stranger_s_ignored_packets_are_limited(listener: Running) -> None:
     """A hundred thousand IGNORE packets before login: the connection ends after a few hundred, in one line."""
     with capture_logs() as entries:
         _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
@@ -49,14 +49,14 @@ async def test_a_stranger_s_idle_talk_has_an_end(listener: Running) -> None:
         await until_alone(listener)
         writer.close()
     assert reasons(entries) == ["too-many-requests"]
-    assert MOST_PACKETS_BEFORE_LOGIN < 1000
+    assert MAX_PACKETS_BEFORE_LOGIN < 1000
 
 
 class Rekeying(asyncssh.SSHClient):
     """Asks for new keys again and again, without or with having logged in."""
 
     async def exchange(self, connection: Any, most: int) -> int:
-        """How many exchanges it gets, at most so many."""
+        """Return how many exchanges it gets, out of at most so many."""
         for done in range(most):
             connection._send_kexinit()
             connection._kexinit_sent = True
@@ -69,8 +69,8 @@ class Rekeying(asyncssh.SSHClient):
         return most
 
 
-async def test_a_user_s_key_exchanges_without_data_have_an_end(listener: Running) -> None:
-    """Each costs our loop more than the client: who takes no data between them gets a score of them."""
+async def test_a_user_s_key_exchanges_without_data_are_limited(listener: Running) -> None:
+    """Each costs our loop more than the client: one that takes no data between them gets twenty."""
     with capture_logs() as entries:
         async with listener.connect() as connection:
             done = await Rekeying().exchange(connection, 10 * FREE_EXCHANGES)
@@ -79,7 +79,7 @@ async def test_a_user_s_key_exchanges_without_data_have_an_end(listener: Running
     assert reasons(entries) == ["too-many-requests"]
 
 
-async def test_key_exchanges_that_data_earned_are_no_flood(listener: Running) -> None:
+async def test_key_exchanges_between_data_are_no_flood(listener: Running) -> None:
     """New keys after every 100 kB, sixty times over: the file is whole."""
     content = listener.served.add(NAME, os.urandom(6_000_000))
     async with listener.connect() as connection:
@@ -92,8 +92,8 @@ async def test_key_exchanges_that_data_earned_are_no_flood(listener: Running) ->
     assert got == content
 
 
-async def test_a_stranger_s_key_exchanges_have_an_end(listener: Running) -> None:
-    """Before login nobody needs a second one; the rest is work for our loop alone."""
+async def test_a_stranger_s_key_exchanges_are_limited(listener: Running) -> None:
+    """Before login nobody needs a second one; more would only be work for our loop."""
 
     class Stranger(Rekeying):
         def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
@@ -106,11 +106,11 @@ async def test_a_stranger_s_key_exchanges_have_an_end(listener: Running) -> None
     with capture_logs() as entries, pytest.raises(asyncssh.Error):
         await listener.connect(client_factory=lambda: client, password=None, client_keys=[], username="nobody")
     await until_alone(listener)
-    assert client.done < MOST_EXCHANGES_BEFORE_LOGIN + 2
+    assert client.done < MAX_EXCHANGES_BEFORE_LOGIN + 2
     assert "too-many-requests" in reasons(entries)
 
 
-async def test_a_flood_of_small_questions_takes_turns(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flood_of_small_requests_takes_turns(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of them: all are answered, in many turns between which others get theirs, and those that wait
     stay in the client's memory."""
     pump, answer = SftpSession.pump, RequestHandler.answer
@@ -136,4 +136,4 @@ async def test_a_flood_of_small_questions_takes_turns(listener: Running, monkeyp
             assert (await raw.receive())[0] == 105
     assert sum(turns) == 5_001
     assert max(turns) <= TURN // REQUEST_COST + 1
-    assert most_waiting <= MOST_WAITING + RECEIVE_WINDOW
+    assert most_waiting <= MAX_WAITING + RECEIVE_WINDOW

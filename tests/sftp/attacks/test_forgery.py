@@ -1,4 +1,4 @@
-"""Attempts to have a pickup recorded that was none: all that was asked, nothing that was taken."""
+"""Attempts to have a pickup recorded that never was: everything requested, nothing taken."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def of(pickups: list[Pickup], name: str) -> list[tuple[Grade, Ending | None]]:
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-async def test_a_reset_right_after_the_questions_proves_nothing(listener: Running, cipher: str) -> None:
+async def test_a_reset_right_after_the_requests_proves_nothing(listener: Running, cipher: str) -> None:
     """READ and CLOSE, then a TCP reset: replies go to a dead socket, whose buffers are empty as if all were taken."""
     listener.served.add(NAME, os.urandom(SIZE))
     for attempt in range(1, 6):
@@ -59,7 +59,7 @@ async def test_a_reset_right_after_the_questions_proves_nothing(listener: Runnin
 
 @pytest.mark.parametrize("cipher", CIPHERS)
 async def test_a_channel_closed_over_unsent_bytes_proves_nothing(listener: Running, cipher: str) -> None:
-    """A small window keeps the file in the channel, a heap of questions keeps the channel from being read, and its
+    """A small window keeps the file in the channel, a heap of requests keeps the channel from being read, and its
     close empties the buffer: the record waits for bytes that are not on their way, and never becomes complete."""
     listener.served.add(NAME, os.urandom(SIZE))
     listener.served.add(OTHER, os.urandom(SIZE))
@@ -78,8 +78,8 @@ async def test_a_channel_closed_over_unsent_bytes_proves_nothing(listener: Runni
     assert of(pickups, NAME) == [(Grade.PARTIAL, Ending.INTERRUPTED)]
 
 
-async def test_questions_after_noise_prove_nothing(listener: Running) -> None:
-    """What ends the session leaves its later questions without an answer: to have asked them is no pickup."""
+async def test_requests_after_noise_prove_nothing(listener: Running) -> None:
+    """What ends the session leaves later requests unanswered: to have sent them is not a pickup."""
     listener.served.add(NAME, os.urandom(SIZE))
     async with listener.connect(encryption_algs=[CIPHERS[1]]) as connection:
         raw = await session(connection, 2000)

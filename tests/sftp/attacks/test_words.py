@@ -1,4 +1,4 @@
-"""Attempts with hostile words before login: what comes back says nothing of us, what is logged is one honest line."""
+"""Attempts with hostile words before login: the reply says nothing about us, the service log gets one honest line."""
 
 from __future__ import annotations
 
