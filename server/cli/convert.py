@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..config import load_ip_hash_key
 from ..convert.apart import Outputs, convert_apart
 from ..errors import ConfigError, LedgerError, PickupPointError
-from .options import progress_bars
+from .progress import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ from ..service import assembled
 from ..storage.folder import DataFolder
 from ..storage.ledger import Ledger
 from ..threads import in_thread
-from .options import progress_bars
+from .progress import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,8 +1,8 @@
 """Staging: the logs of one publication, checked and synced to disk before anybody can see them.
 
 Touches ``staging/``, and links from there into ``pickup/``. The conversion's process has written the files and is not
-trusted: each is opened again by descriptor and must be what the process said. Promise: without `Staging.publish` nothing
-of the logs remains at the end; a name that exists is never replaced.
+trusted: each is opened again by descriptor and must be what the process said. Promise: without `Staging.publish`
+nothing of the logs remains at the end; a name that exists is never replaced.
 """
 
 from __future__ import annotations
