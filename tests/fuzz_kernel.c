@@ -173,6 +173,7 @@ UNSEEN static size_t mutate(uint8_t *data, size_t size) {
     for (int times = 1 + (int)dice(4); times--;) {
         size_t at = dice((uint32_t)size + 1), length = 1 + dice(dice(8) ? 12 : 400);
         const uint8_t *from = NULL;
+        uint8_t many[LONGEST];
         switch (dice(8)) {
         case 0: if (at < size) data[at] ^= (uint8_t)(1 << dice(8)); continue;
         case 1: if (at < size) data[at] = (uint8_t)dice(256); continue;
@@ -181,7 +182,13 @@ UNSEEN static size_t mutate(uint8_t *data, size_t size) {
             memmove(data + at, data + at + length, size - at - length);
             size -= length;
             continue;
-        case 3: case 4: { const char *word = WORDS[dice(sizeof WORDS / sizeof *WORDS)]; from = (const uint8_t *)word; length = strlen(word); break; }
+        case 3: case 4: { /* a word, now and then very often */
+            const char *word = WORDS[dice(sizeof WORDS / sizeof *WORDS)];
+            size_t one = strlen(word), often = dice(12) ? 1 : 1 + dice(2000);
+            for (length = 0; often-- && length + one <= LONGEST / 2; length += one) memcpy(many + length, word, one);
+            from = many;
+            break;
+        }
         case 5: { /* a piece of another input */
             int other = (int)dice((uint32_t)kept_count);
             size_t begin = dice((uint32_t)kept[other].size);

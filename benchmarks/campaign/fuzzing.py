@@ -1,9 +1,10 @@
 """The part `fuzzing`: coverage-guided fuzzing of everything that reads what others wrote; the corpus replayed first.
 
-Runs `fuzz_process` for each target, one or two at a time at the lowest priority, for its share of the time; and first
-the kernel alone, by a fuzzer of its own (`tests.fuzz_kernel`, wants gcc). The inputs that reached something new lie, as few and as small as libFuzzer can make them, in the campaign's folder afterwards
-(`corpus/TARGET`, kept with `--folder`), and those that broke a promise beside them (`findings`). Wants the extra
-`fuzz`; without it the corpus is replayed, and the rows say so.
+Runs a fuzzer of its own on the kernel alone (`tests.fuzz_kernel`, wants gcc), then `fuzz_process` for each target, one
+or two at a time at the lowest priority, for its share of the time; the inputs that reached something new lie, as few
+and as small as libFuzzer can make them, in the campaign's folder afterwards (`corpus/TARGET`, kept with `--folder`),
+and those that broke a promise beside them (`findings`). Wants the extra `fuzz`; without it the corpus is replayed, and
+the rows say so.
 """
 
 from __future__ import annotations
