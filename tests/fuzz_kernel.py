@@ -10,6 +10,7 @@ the input lies in the folder as `input` then, its length in the first four bytes
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
 
 from server.convert.kernel import CompiledRules, Names, _pack_catalogue
 from server.convert.row import Conversion
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 SOURCE = Path(__file__).with_name("fuzz_kernel.c")
+_SMALL_ROOM = 16  # a flag of fuzz_kernel.c
+_WITHOUT_TEXTS = {name: value for name, value in GOOD.items() if name not in ("city", "user_agent")}
 CORPUS = Path(__file__).parent / "corpus" / "rows"
 FLAGS = (
     "-std=gnu11", "-g", "-O1", "-DALONE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
@@ -67,6 +72,16 @@ def fuzz(program: Path, seconds: float, seed: int, folder: Path) -> Fuzzed:
     inputs.mkdir(exist_ok=True)
     for number, row in enumerate(ROWS[::5]):
         (inputs / f"row-{number}").write_bytes(bytes((number % 256, number % 3)) + row)
+    for number, letter in itertools.product(
+        range(len(MORE_RULES)), ('\\"', "%", "\u0085", "\u3000")
+    ):  # texts that grow most
+        text = letter * (3000 // len(letter.encode()))
+        row = b'{"city":"HERE","user_agent":"HERE",%b' % orjson.dumps(_WITHOUT_TEXTS)[1:]
+        for name in (b"city", b"user_agent"):
+            one = row.replace(b'"%b":"HERE"' % name, b'"%b":"%b"' % (name, text.encode())).replace(b"HERE", b"x")
+            (inputs / f"grows-{number}-{ord(letter[-1])}-{name.decode()}").write_bytes(
+                bytes((number, _SMALL_ROOM)) + one
+            )
     seeds = [*sorted(CORPUS.iterdir()), *sorted(inputs.iterdir())]
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(
