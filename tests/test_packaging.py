@@ -69,7 +69,7 @@ def test_the_pins_are_within_the_ranges_of_the_project() -> None:
 
 @pytest.mark.timeout(180)
 def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
-    """The package with its typing marker, its monitoring files and the kernel, no tests, no keys; the sdist builds it."""
+    """The package with its typing marker, monitoring files and kernel, no tests, no keys; the sdist builds it."""
     leave = {"__pycache__", "build", "pickup_point.egg-info"}
     source = tmp_path / "source"
     for path in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "server", "build_kernel"):
