@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -68,22 +69,19 @@ def test_the_pins_are_within_the_ranges_of_the_project() -> None:
 
 @pytest.mark.timeout(180)
 def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
-    """The package with its typing marker and its monitoring files, no tests and no keys; the sdist builds the wheel."""
+    """The package with its typing marker, monitoring files and kernel, no tests, no keys; the sdist builds it."""
     leave = {"__pycache__", "build", "pickup_point.egg-info"}
     source = tmp_path / "source"
-    for path in ("pyproject.toml", "README.md", "LICENSE", "server"):
+    for path in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "server", "build_kernel"):
         for file in [ROOT / path] if (ROOT / path).is_file() else (ROOT / path).rglob("*"):
             if file.is_file() and not leave & set(file.parts):
                 target = source / file.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
-    made = repr(str(tmp_path))
-    build = f"from setuptools import build_meta as b; b.build_sdist({made}); b.build_wheel({made})"
-    done = subprocess.run(
-        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=150, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    _build("sdist", source, tmp_path)
+    _build("wheel", source, tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
+    assert re.fullmatch(r"pickup_point-[\d.]+-py3-none-(many)?linux_.+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {
@@ -91,6 +89,7 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "server/py.typed",
         "server/monitoring/alerts.yml",
         "server/monitoring/dashboard.json",
+        "server/convert/libkernel.so",
     } <= names
     assert not [name for name in names if name.startswith(("tests", "keys", "benchmarks"))]
     assert {f"server/{path.name}" for path in (ROOT / "server").glob("*.py")} <= names
@@ -102,4 +101,52 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "README.md",
         "LICENSE",
         "server/cli/app.py",
+        "server/convert/kernel.c",
+        "build_kernel/kernel_backend.py",
     } <= inside
+    assert "server/convert/libkernel.so" not in inside
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (again,) = unpacked.iterdir()
+    _build("wheel", again, tmp_path / "without", PICKUP_POINT_KERNEL="none")
+    (wheel,) = (tmp_path / "without").glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "server/convert/libkernel.so" not in archive.namelist()
+
+
+def _build(what: str, source: Path, target: Path, **environment: str) -> None:
+    """Build as pip does: by the backend that pyproject.toml names, in a folder with the sources."""
+    target.mkdir(exist_ok=True)
+    code = f"import sys; sys.path[:0] = ['build_kernel']; import kernel_backend as b; b.build_{what}({str(target)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=150, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("machine", "path", "wanted"),
+    [
+        ("x86_64", "", ["ziglang"]), ("aarch64", "", ["ziglang"]), ("riscv64", "", []), ("x86_64", "none", []),
+        ("x86_64", "cc", []),
+    ],
+)  # fmt: skip
+def test_zig_is_asked_for_where_there_is_no_compiler_and_it_has_a_wheel(
+    machine: str, path: str, wanted: list[str], tmp_path: Path
+) -> None:
+    """And never else: not beside a compiler, not for a platform without a wheel, not where no kernel is wanted."""
+    if path == "cc":
+        (tmp_path / "cc").write_text("#!/bin/sh\n")
+        (tmp_path / "cc").chmod(0o755)
+    code = (
+        "import sys, platform; sys.path[:0] = ['build_kernel']; import kernel_backend as b;"
+        f"platform.machine = lambda: {machine!r}; print(*b.get_requires_for_build_wheel(), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+        env={"PATH": str(tmp_path), "PICKUP_POINT_KERNEL": path if path == "none" else ""},
+    )  # fmt: skip
+    assert [line.partition(">")[0] for line in done.stdout.splitlines() if "zig" in line] == wanted

@@ -1,15 +1,17 @@
 """The part `fuzz`: coverage-guided fuzzing of everything that reads what others wrote; the corpus replayed first.
 
-Runs `fuzz_process` for each target, one or two at a time at the lowest priority, for its share of the time; the inputs
-that reached something new lie, as few and as small as libFuzzer can make them, in the campaign's folder afterwards
-(`corpus/TARGET`, kept with `--folder`), and those that broke a promise beside them (`findings`). Wants the extra
-`fuzz`; without it the corpus is replayed, and the rows say so.
+Runs a fuzzer of its own on the kernel alone (`tests.support.fuzz_kernel`, wants gcc), then `fuzz_process` for each
+target, one or two at a time at the lowest priority, for its share of the time; the inputs that reached something new
+lie, as few and as small as libFuzzer can make them, in the campaign's folder afterwards (`corpus/TARGET`, kept with
+`--folder`), and those that broke a promise beside them (`findings`). Wants the extra `fuzz`; without it the corpus is
+replayed, and the rows say so.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from tests.support import fuzz_kernel
 from tests.support.fuzz_targets import CORPUS, TARGETS
 
 from .result import Fault
@@ -46,6 +49,26 @@ _TITLES = {
 
 
 def run(campaign: Campaign) -> list[Fault]:
+    """A row for the kernel, and one for each target."""
+    kernel = Fault("fuzzed: the kernel alone, under AddressSanitizer and UndefinedBehaviorSanitizer")
+    _fuzz_kernel(campaign, max(1.0, campaign.left * (0.1 if campaign.short else 0.25)), kernel)
+    return [kernel, *_run(campaign)]
+
+
+def _fuzz_kernel(campaign: Campaign, seconds: float, row: Fault) -> None:
+    """The compiled kernel on any bytes, for so long."""
+    if shutil.which("gcc") is None:
+        row.figures["not fuzzed"] = "apt-get install gcc"
+        return
+    folder = campaign.folder / "kernel"
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = campaign.rng("fuzzing", "kernel", 0).randrange(1, 1 << 31)
+    done = fuzz_kernel.fuzz(fuzz_kernel.build(folder), seconds, seed, folder)
+    row.tried, row.figures["branches reached"] = done.tried, done.branches
+    row.expect(done.code == 0, f"the kernel (seed {seed}): {done.said[-2000:]}; the input lies in {folder}")
+
+
+def _run(campaign: Campaign) -> list[Fault]:
     """A row for each target."""
     rows = {name: Fault(_TITLES[name]) for name in TARGETS}
     for name, row in rows.items():

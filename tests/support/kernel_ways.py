@@ -13,11 +13,19 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from server.convert import kernel as binding
 from server.convert.block import BlockConverter
 from server.convert.job import Job, Task
 from server.convert.kernel import Kernel
 from server.convert.log_writer import inflate
+from server.convert.row import Conversion
+from server.episodes.catalogue import Catalogue, Episode
+from server.triton import ColumnSpec, DerivedValue, Layout, LogFormat, LogRules
+
+from .odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
+from .reference_conversion import DAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +42,277 @@ def kernel() -> Kernel:
     found = Kernel.open(Path(os.environ.get(LIBRARY, binding.LIBRARY)))
     assert found is not None, "no kernel was built: pip install -e ."
     return found
+
+
+FRESH_AFTER = f"{DAY} 12:00:00"
+
+EVERY_VALUE = tuple(ColumnSpec(f"c{n}", value=str(value)) for n, value in enumerate(reversed(DerivedValue)))
+
+EVERY_FIELD = tuple(ColumnSpec(name, field=name) for name in sorted({*GOOD, "region", "dma_name", "source"}))
+
+MORE_RULES = RULES | {
+    "token": LogRules(url="https://h.example/{token}.mp3"),
+    "enclosure": LogRules(url="{enclosure_url}"),
+    "in enclosure": LogRules(Layout(LogFormat.W3C), url="/{podcast_id}?u={enclosure_url}&t={token}&g={guid}"),
+    "every value": LogRules(Layout(columns=EVERY_VALUE), ip="truncated"),
+    "every field": LogRules(Layout(columns=(*EVERY_FIELD, *EVERY_VALUE)), url="/{id}/{ip}/{created_at}/{source}"),
+    "every field, percent": LogRules(Layout(columns=(*EVERY_FIELD, *EVERY_VALUE), text="percent"), rows="all"),
+    "comment": LogRules(Layout(columns=(ColumnSpec("a", field="city"), *EVERY_VALUE)), rows="all"),
+    "constant comment": LogRules(Layout(columns=(ColumnSpec("a", constant="#x"), *EVERY_VALUE))),
+    "long": LogRules(Layout(columns=(ColumnSpec("a", constant="ä" * 3000), *EVERY_VALUE)), url="/" + "u" * 1990),
+    "odd url": LogRules(url="/ü x/{city}?{user_agent}#"),
+    "question": LogRules(Layout(LogFormat.W3C), url="{city}?"),
+}
+
+EPISODES = Catalogue(
+    {
+        **CATALOGUE.episodes,
+        "plain": Episode("plain-guid", "", "ABC1234567", "https://h.example/ABC1234567.mp3?x=1 2"),
+        "token": Episode("", "", "ABC7", ""),
+        "long": Episode("g" * 3000, "", "T" * 2100, "https://h.example/" + "x" * 2100),
+        "blank": Episode(" \t", "", " ", "\u00a0"),
+        "e" * 200: Episode("two hundred", ""),
+        "e" * 201: Episode("one more", ""),
+        "not plain/ü": Episode("never looked for", ""),
+        **{f"number-{n}": Episode(f"guid {n}", "") for n in range(500)},
+    }
+)
+
+
+def more_rows() -> list[bytes]:
+    """Rows for what the kernel does by itself, beside those of `nasty_rows`."""
+
+    def good(**fields: Any) -> bytes:
+        return orjson.dumps({**GOOD, **fields})
+
+    def raw(name: str, value: bytes) -> bytes:
+        return orjson.dumps({**GOOD, name: "HERE"}).replace(b'"HERE"', value)
+
+    rows = [good(episode_id=key) for key in (*EPISODES.episodes, "PLAIN", "Number-17", "E" * 200, "number-500")]
+    texts = [
+        "\x00",
+        "\x01\x02",
+        "\x1c",
+        "\x85",
+        "\u2028",
+        "\u200b",
+        " \x00 ",
+        "\u00a0",
+        "#",
+        "#x",
+        "?",
+        "a?b?",
+        "%",
+        '"',
+    ]
+    texts += [
+        "é" * 3,
+        "€",
+        "🎧",
+        "\U0010ffff",
+        "\ud7ff\ue000",
+        "a" * 15 + "é",
+        "a" * 16 + "\x7f",
+        "x" * 5000,
+        "ü" * 5000,
+    ]
+    texts += [
+        "\n" * 700,
+        '"' * 700,
+        "\x80\x9f\xa0",
+        "\u1680\u2000\u200a\u2029\u202f\u205f\u3000",
+        "\ufeff",
+        "\u07ff\u0800\uffff",
+    ]
+    rows += [good(**{name: text}) for name in ("user_agent", "city", "country", "region") for text in texts]
+    rows += [orjson.dumps({**GOOD, "city": text}).decode().encode("ascii", "backslashreplace") for text in texts]
+    escapes = [
+        rb'"\u%04x"' % unit for unit in (0, 0x1F, 0x20, 0x22, 0x5C, 0x7F, 0x80, 0x85, 0x9F, 0xA0, 0x7FF, 0x800, 0x2028)
+    ]
+    escapes += [
+        rb'"\b\f\n\r\t\/\\\""',
+        rb'"\ud83d\ude00"',
+        rb'"\uD83D\uDE00"',
+        rb'"\ud83d"',
+        rb'"\ude00"',
+        rb'"\ud83d\ud83d"',
+    ]
+    escapes += [rb'"\ud83dx"', rb'"\u12"', rb'"\u12g4"', rb'"\u"', rb'"\x"', rb'"\ "', b'"\\', rb'"a\\"', rb'"\\\"']
+    escapes += [rb'"\uFFFF\uE000"']
+    utf8 = [
+        b"\xc2\x80",
+        b"\xdf\xbf",
+        b"\xe0\xa0\x80",
+        b"\xed\x9f\xbf",
+        b"\xee\x80\x80",
+        b"\xf0\x90\x80\x80",
+        b"\xf4\x8f\xbf\xbf",
+    ]
+    utf8 += [
+        b"\x80",
+        b"\xbf",
+        b"\xc0\x80",
+        b"\xc1\xbf",
+        b"\xe0\x9f\xbf",
+        b"\xed\xa0\x80",
+        b"\xf0\x8f\xbf\xbf",
+        b"\xf4\x90\x80\x80",
+    ]
+    utf8 += [
+        b"\xf5\x80\x80\x80",
+        b"\xff",
+        b"\xc2",
+        b"\xe2\x80",
+        b"\xf0\x9f\x8e",
+        b"\xc2\xc2\x80",
+        b"\xe2\x28\xa1",
+        b"\xfe",
+    ]
+    escapes += [b'"%b"' % bytes_ for bytes_ in utf8] + [
+        b'"' + b"a" * n + bytes_ + b'"' for n in (13, 14, 15, 16) for bytes_ in utf8
+    ]
+    rows += [raw(name, value) for name in ("user_agent", "city", "other", "id", "episode_id") for value in escapes]
+    numbers = [
+        b"0",
+        b"-0",
+        b"-1",
+        b"00",
+        b"-01",
+        b"1.",
+        b"1.0",
+        b"1.10",
+        b"-0.0",
+        b"0.001",
+        b"0.0001",
+        b"0.00012",
+        b"1e5",
+        b"1E5",
+        b"1.5e3",
+    ]
+    numbers += (
+        [b"9" * n for n in (15, 16, 17, 18, 19, 20, 40)]
+        + [b"1" + b"0" * n for n in (14, 15, 16, 17)]
+        + [b"1" * 14 + b".5"]
+    )
+    numbers += (
+        [b"0." + b"1" * n for n in (14, 15, 16, 17, 30, 400)]
+        + [b"59." + b"9" * n for n in range(1, 20)]
+        + [b"1.2.3", b"--1", b"-", b"1-"]
+    )
+    numbers += [
+        b"59.0",
+        b"60.0",
+        b"59.5",
+        b"-60",
+        b"-59.99999999999999999",
+        b"60",
+        b"123456.78901234",
+        b"12345678.90123456",
+        b"0.1234567890123456",
+    ]
+    rows += [
+        raw(name, value)
+        for name in ("filesize", "bytes_sent", "seconds_downloaded", "duration", "city", "other")
+        for value in numbers
+    ]
+    times = [
+        f"2026-11-20T{clock}Z"
+        for clock in ("00:00:00", "23:59:59", "24:00:00", "19:60:00", "12:00:60", "1:00:00", "::::::::", "12-00-00")
+    ]
+    times += [
+        f"{day}T00:00:00Z"
+        for day in ("2000-02-29", "1900-02-29", "2100-02-29", "2024-02-30", "2026-04-31", "2026-12-31", "2026-00-01")
+    ]
+    times += [
+        f"{day}T00:00:00Z"
+        for day in ("2026-13-01", "2026-01-00", "0001-01-01", "0000-01-01", "9999-12-31", "2026/11/20", "20261120  ")
+    ]
+    times += [
+        f"2026-11-20T12:00:00{end}"
+        for end in ("", ".", ".1", ".1Z", "Z", "ZZ", "z", " UTC", "+00:00", "+0000", "-00:00", "+01:00", ".1+00:00")
+    ]
+    rows += [
+        good(created_at=time)
+        for time in (*times, "2026-11-20T11:59:59.9Z", "2026-11-20 12:00:00", "2026-11-20t12:00:00Z")
+    ]
+    ips = [
+        "203.0.113.9:5678",
+        "[2001:db8::1]:443",
+        "1.2.3.4, 5.6.7.8",
+        "a, b",
+        "a,b",
+        "[",
+        "::ffff:0:1",
+        "::fffe:1.2.3.4",
+        "0:0:0:0:0:ffff:0:0",
+    ]
+    ips += [
+        "1:2:3:4:5:6:7:8",
+        "1:2:3:4:5:6:7",
+        ":1:2:3:4:5:6:7",
+        "1::2:3:4:5:6:7:8",
+        "::1:2:3:4:5:6:7",
+        "1:2:3:4:5:6:7::",
+        "::1:2:3:4:5:6:7:8",
+    ]
+    ips += [
+        "0:0:1:0:0:1:0:0",
+        "1:0:0:1:0:0:1:0",
+        "1:0:0:0:1:0:0:0",
+        "0:1:1:1:1:1:1:1",
+        "1:1:1:1:1:1:1:0",
+        "ABCD:EF01::",
+        "00001::",
+        "1:::2",
+        "1:",
+    ]
+    ips += ["t" * n for n in (1, 31, 32, 54, 55, 56, 63, 64, 65, 119, 120, 128, 199, 200, 201, 300)] + [
+        "t\x7f",
+        "é",
+        "0.0.0.0",
+        "00.0.0.0",
+        "1..2.3",
+    ]
+    ips += [
+        "1.2.3.256",
+        "1.2.3.1000",
+        "1.2.3.-4",
+        "1.2.3.4.",
+        ".1.2.3.4",
+        "1.2.3.0x0",
+        "c19af70f3fb71c0f7adfb4d89dacccd3",
+        "999.0.0.0",
+    ]
+    rows += [good(ip=ip) for ip in ips]
+    own = ["11111111-2222-4333-8444-555555555555"[:n] for n in range(36)] + [
+        "x" * n for n in (15, 16, 17, 127, 128, 129, 199, 200, 201)
+    ]
+    own += [
+        "11111111-2222-4333-8444-55555555555:",
+        "11111111-2222-4333-8444-55555555555`",
+        "1111111@-2222-4333-8444-555555555555",
+    ]
+    own += [
+        "11111111-2222-4333-8444-5555555555g5",
+        "11111111-2222-4333-8444-55555555555O",
+        "11111111-2222-4333-8444_555555555555",
+        "a" * 36,
+        "a:" * 8,
+    ]
+    rows += [good(id=row_id) for row_id in own] + [
+        good(podcast_id=name) for name in ("a:b", "p" * 200, "p" * 201, "p" * 16, "~._-")
+    ]
+    rows += [good(), good()[:-1] + b',"other":1,"another":"x","third":null}', good()[:-1] + b',"other":1,"other":2}']
+    rows += [
+        orjson.dumps(dict(reversed(GOOD.items()))),
+        good().replace(b",", b" , "),
+        good().replace(b'":', b'" :'),
+        good().replace(b",", b",\t"),
+    ]
+    return rows
+
+
+ROWS = with_ids([*nasty_rows(), *more_rows()])
 
 
 class Ways:
