@@ -106,6 +106,32 @@ def test_the_unit_is_sound_and_tight(machine: Machine) -> None:
     assert "warning" not in machine.journal().lower()
 
 
+def test_a_day_is_converted_in_a_tighter_sandbox_than_the_units(machine: Machine) -> None:
+    """Stopped in the midst: the process has a filter of its own over the unit's, no socket, and may dump no core."""
+    machine.run(
+        f"cp /srv/exports/{export_name(LARGE)} /srv/exports/{export_name(day_before(1))};"
+        f" touch -d '{day_before(1)} +1 day 03:00Z' /srv/exports/{export_name(day_before(1))};"
+        " systemctl restart pickup-point"
+    )
+    pid = machine.show("MainPID")
+    child = machine.until(
+        f"child=$(pgrep -P {pid} -f server.convert) && kill -STOP $child && echo $child", "a conversion"
+    ).strip()
+    try:
+        status = {
+            name: machine.run(f"cat /proc/{one}/status").stdout for name, one in (("service", pid), ("child", child))
+        }
+        filters = {name: int(re.findall(r"Seccomp_filters:\s+(\d+)", text)[0]) for name, text in status.items()}
+        assert filters["child"] == filters["service"] + 1
+        assert re.search(r"NoNewPrivs:\s+1\n", status["child"]) and re.search(r"CapEff:\s+0{16}\n", status["child"])
+        assert "socket:" not in machine.run(f"ls -l /proc/{child}/fd").stdout
+        limits = machine.run(f"cat /proc/{child}/limits").stdout
+        assert re.search(r"Max core file size\s+0\s+0\s", limits)
+        assert not re.search(r"Max address space\s+unlimited", limits)
+    finally:
+        machine.run(f"kill -CONT {child}")
+
+
 def test_a_file_is_pulled_and_root_sees_it_in_status(machine: Machine) -> None:
     """OpenSSH logs in with the password, gets the bytes that were published; root reads what only the service owns."""
     assert fetch(machine, SMALL) == published(machine, SMALL)
