@@ -18,6 +18,7 @@ from .fixtures_service import day_before, export_name, export_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from .booted import Machine
 
@@ -106,17 +107,18 @@ def test_the_unit_is_sound_and_tight(machine: Machine) -> None:
     assert "warning" not in machine.journal().lower()
 
 
-def test_a_day_is_converted_in_a_tighter_sandbox_than_the_units(machine: Machine) -> None:
+def test_a_day_is_converted_in_a_tighter_sandbox_than_the_units(machine: Machine, tmp_path: Path) -> None:
     """Stopped in the midst: the process has a filter of its own over the unit's, no socket, and may dump no core."""
-    machine.run(
-        f"cp /srv/exports/{export_name(LARGE)} /srv/exports/{export_name(day_before(1))};"
-        f" touch -d '{day_before(1)} +1 day 03:00Z' /srv/exports/{export_name(day_before(1))};"
-        " systemctl restart pickup-point"
-    )
+    export = f"/srv/exports/{export_name(LARGE)}"
+    write_day(tmp_path / "more", LARGE, 60_500)  # a new version of a published day: its late rows
+    machine.put(f"{export}.part", (tmp_path / "more").read_bytes())
+    machine.run(f"touch -d '{LARGE} +1 day 03:10Z' {export}.part; mv {export}.part {export}")
+    child = machine.run(
+        "systemctl restart pickup-point & until child=$(pgrep -f 'server[.]convert'); do sleep 0.005; done;"
+        " until grep -q 'address space  *[0-9]' /proc/$child/limits; do sleep 0.005; done; kill -STOP $child; wait;"
+        " echo $child"
+    ).stdout.strip()
     pid = machine.show("MainPID")
-    child = machine.until(
-        f"child=$(pgrep -P {pid} -f server.convert) && kill -STOP $child && echo $child", "a conversion"
-    ).strip()
     try:
         status = {
             name: machine.run(f"cat /proc/{one}/status").stdout for name, one in (("service", pid), ("child", child))
