@@ -20,6 +20,7 @@ from .support.program import day_before, export_name, export_of, not_just_before
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import date
+    from pathlib import Path
 
     from .support.container import Machine
 
@@ -120,6 +121,33 @@ def test_the_unit_is_sound_and_tight(machine: Machine) -> None:
     assert re.search(r"CapEff:\s+0{16}\n", status) and re.search(r"CapBnd:\s+0{16}\n", status)
     assert not re.search(r"Uid:\s+0\s", status)
     assert "warning" not in machine.journal().lower()
+
+
+def test_a_day_is_converted_in_a_tighter_sandbox_than_the_units(machine: Machine, tmp_path: Path) -> None:
+    """Stopped in the midst: the process has a filter of its own over the unit's, no socket, and may dump no core."""
+    export = f"/srv/exports/{export_name(large())}"
+    write_day(tmp_path / "more", large(), 60_500)  # a new version of a published day: its late rows
+    machine.put(f"{export}.part", (tmp_path / "more").read_bytes())
+    machine.run(f"touch -d '{large()} +1 day 03:10Z' {export}.part; mv {export}.part {export}")
+    child = machine.run(
+        "systemctl restart pickup-point & until child=$(pgrep -f 'server[.]convert'); do sleep 0.005; done;"
+        " until grep -q 'address space  *[0-9]' /proc/$child/limits; do sleep 0.005; done; kill -STOP $child; wait;"
+        " echo $child"
+    ).stdout.strip()
+    pid = machine.show("MainPID")
+    try:
+        status = {
+            name: machine.run(f"cat /proc/{one}/status").stdout for name, one in (("service", pid), ("child", child))
+        }
+        filters = {name: int(re.findall(r"Seccomp_filters:\s+(\d+)", text)[0]) for name, text in status.items()}
+        assert filters["child"] == filters["service"] + 1
+        assert re.search(r"NoNewPrivs:\s+1\n", status["child"]) and re.search(r"CapEff:\s+0{16}\n", status["child"])
+        assert "socket:" not in machine.run(f"ls -l /proc/{child}/fd").stdout
+        limits = machine.run(f"cat /proc/{child}/limits").stdout
+        assert re.search(r"Max core file size\s+0\s+0\s", limits)
+        assert not re.search(r"Max address space\s+unlimited", limits)
+    finally:
+        machine.run(f"kill -CONT {child}")
 
 
 def test_a_file_is_pulled_and_root_sees_it_in_status(machine: Machine) -> None:

@@ -64,7 +64,7 @@ def become_owner(config: Config) -> None:
 
 
 def _keep_looking(libc: ctypes.CDLL) -> None:
-    """Give up every right of root but that of reading and searching, for this process and the workers it starts.
+    """Give up every right of root but that of reading and searching, for this process and those it starts.
 
     Where the kernel does not grant it, the folder must be reachable for its owner.
     """

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 from argon2 import PasswordHasher
 
+from server.cli.start import plain_convert
+
 from ..support.program import GARBAGE, ROOT, ServiceSite, day_before, export_of, log_of
 
 if TYPE_CHECKING:
@@ -97,13 +99,43 @@ def test_convert_loads_neither_ssh_nor_s3(program: Program) -> None:
     (program.folder / "x.gz").write_bytes(export_of(day_before(1), 2))
     code = """
 import sys
-from server.cli.app import run
+from server.cli.start import run
 assert run(["convert", "x.gz", "-o", "out.gz"]) == 0
-print(*sorted({"asyncssh", "aiobotocore", "botocore", "aiohttp", "sqlite3", "prometheus_client"} & set(sys.modules)))
+needless = {"asyncssh", "aiobotocore", "botocore", "aiohttp", "sqlite3", "prometheus_client", "typer", "pydantic"}
+print(*sorted(needless & set(sys.modules)))
 """
     done = program.run(argv=[sys.executable, "-P", "-c", code])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == [""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plain"),
+    [
+        ("convert x -o y", {"export": "x", "output": "y"}),
+        ("convert --output=y --json x", {"export": "x", "output": "y", "json": ""}),
+        ("convert --output y --rejects z -- -x", {"export": "-x", "output": "y", "rejects": "z"}),
+        ("convert x", None),
+        ("convert -o y", None),
+        ("convert x z -o y", None),
+        ("convert x -o", None),
+        ("convert x -o -y", None),
+        ("convert x -oy", None),
+        ("convert x -o y -v", None),
+        ("convert x -o y --help", None),
+        ("convert x -o y --config c", None),
+        ("feed", None),
+        ("", None),
+    ],
+)
+def test_only_a_plain_convert_begins_at_once(
+    arguments: str, plain: dict[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything else, mistakes and a configuration in the working folder among it, is read as ever."""
+    monkeypatch.chdir(tmp_path)
+    assert plain_convert(arguments.split()) == plain
+    (tmp_path / "config.toml").touch()
+    assert plain_convert(arguments.split()) is None
 
 
 # Keys and passwords
