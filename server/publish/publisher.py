@@ -235,7 +235,7 @@ class Publisher:
                 file = found.get(str(entry.name))
                 if file is None or file.size != entry.size:
                     if entry.name not in self._reported_missing:
-                        state = "missing" if file is None else "of the wrong size"
+                        state = "missing" if file is None else "with the wrong size"
                         log.error(f"publisher found {entry.name} {state}", folder=str(self._folder.pickup_dir))
                         self._reported_missing.add(entry.name)
                     continue
