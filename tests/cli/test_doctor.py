@@ -297,7 +297,7 @@ async def test_a_user_who_may_not_connect_from_this_machine_is_not_tried(service
         (("--password-file", "password"), 2, "missing --user: one of triton, second", "--user triton"),
         (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "exclude each other",
          "--user second --password-file password"),
-        (("--user", "second", "--password-file", "nowhere"), 1, "nowhere cannot be read", "ls -l nowhere"),
+        (("--user", "second", "--password-file", "nowhere"), 1, "cannot read nowhere", "ls -l nowhere"),
         (("--user", "second", "--password-file", "empty"), 1, "no password in its first line", "empty"),
         (("--user", "second", "--identity", "nowhere"), 1, "nowhere cannot be read: No such file", "ls -l nowhere"),
         (("--user", "second", "--identity", "password"), 1, "password is not a private key", "ssh-keygen -y"),
