@@ -1,7 +1,7 @@
-"""The service's own log, on standard error: one line an event, as text or as JSON.
+"""The service log, on standard error (the journal, under systemd): one line an event, as text or as JSON.
 
-The grammar is held by tests: actor, past-tense verb, the name, then ``key=value``. Under systemd the lines carry
-journald's priority and no time of their own. Promise: whatever a value holds, an event stays one line.
+Tests hold its grammar: actor, past-tense verb, the name, then ``key=value``. Under systemd the lines carry
+journald's priority and no time of their own. Promise: an event is one line, whatever a value holds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
 def configure(log_format: str = "text", *, verbose: bool = False, stream: TextIO | None = None) -> None:
-    """Send structlog's and the libraries' log lines to ``stream`` (standard error)."""
+    """Send the events of structlog and of the libraries to ``stream``, by default standard error."""
     stream = stream or sys.stderr
     under_systemd = "JOURNAL_STREAM" in os.environ and stream is sys.stderr
     processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info]
@@ -45,6 +45,7 @@ def configure(log_format: str = "text", *, verbose: bool = False, stream: TextIO
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+    # A second call replaces the first: every command configures the log once it knows the format.
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -53,7 +54,7 @@ def configure(log_format: str = "text", *, verbose: bool = False, stream: TextIO
 
 
 class _Libraries(logging.Handler):
-    """What libraries log goes the same way; their tracebacks stay away from the log unless it is verbose."""
+    """Sends what libraries log the same way, without their tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = record.levelname.lower()
@@ -85,7 +86,7 @@ def _value(value: object) -> str:
 
 
 def _json(value: object) -> str:
-    """JSON on one line whatever is in it: line ends and control characters that JSON allows are escaped too."""
+    """Return a value as JSON on one line; line ends and control characters that JSON allows are escaped too."""
     # Not orjson: it refuses lone surrogates (names of files are such texts) and numbers over 64 bits.
     text = json.dumps(value, ensure_ascii=False, default=str)
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

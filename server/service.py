@@ -1,7 +1,7 @@
 """The service: the listener and its background tasks, from start to stop.
 
 The composition's outermost part; it owns the tasks, the signals and systemd's readiness. Promise: one dead task ends
-the service, by name; SIGTERM stops listening, lets transfers finish, stops the feed, and closes the ledger last.
+the service, by name; SIGTERM stops the listener, lets transfers finish, stops the feed, and closes the ledger last.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FIRST_RETRY = timedelta(seconds=15)  # after a round that could not reach the source; doubled up to poll_every
-FIRST_CATALOGUE = 30.0  # seconds
+FIRST_CATALOGUE = 30.0  # seconds that RSS feeds which were never read may take before the first round
 PRUNE_EVERY = timedelta(hours=1)
 REFRESH_EVERY = timedelta(seconds=2)
 FACTS_EVERY = timedelta(seconds=10)
@@ -63,18 +63,18 @@ class TaskDied(PickupPointError):
 
 
 class CannotListen(PickupPointError):
-    """The configured address and port are not to be had."""
+    """The configured address and port cannot be bound."""
 
 
 class Service:
-    """A running pickup point. `run` is its whole life."""
+    """A running pickup point, from `run` to its end."""
 
     def __init__(
         self,
         config: Config,
         installation: Installation,
         server: SftpServer,
-        books: PickupWriter,
+        pickup_writer: PickupWriter,
         supervisor: Supervisor,
     ) -> None:
         self._config = config
@@ -83,7 +83,7 @@ class Service:
         self._supervisor = supervisor
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._books = books
+        self._pickup_writer = pickup_writer
         self._round_due = asyncio.Event()
         self._catalogue_read = asyncio.Event()
         self._source_state = ""
@@ -97,7 +97,7 @@ class Service:
         self._alarms = AlarmWatch(config, installation.ledger, self._pushes)
 
     async def run(self, on_listening: Callable[[int], None]) -> None:
-        """Listen and feed until `stop`, then end in order.
+        """Serve logs and run rounds until `stop`, then shut down in order.
 
         Raises:
             TaskDied: a task ended by itself.
@@ -111,7 +111,7 @@ class Service:
             raise CannotListen(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
         if self._config.metrics is not None:
             metrics = self._metrics.start(*self._config.metrics.host_and_port)
-            log.info("service offered metrics", port=metrics)
+            log.info("service exposed metrics", port=metrics)
         listener = Listener(lambda: self._server.arrived, lambda: self._server.waiting)
         tasks = {
             name: asyncio.create_task(job, name=name)
@@ -119,7 +119,7 @@ class Service:
                 "sftp": self._server.wait(),
                 "feed": self._feed_forever(),
                 "retention": self._prune_forever(),
-                "pickups": self._books.write_forever(),
+                "pickups": self._pickup_writer.write_forever(),
                 "served files": self._refresh_forever(),
                 "facts": self._note_facts_forever(),
                 "watchdog": keep_watchdog_fed(self._supervisor, listener),
@@ -128,56 +128,69 @@ class Service:
             }.items()
         }
         log.info(
-            "service listened", host=self._config.sftp.host, port=self._server.port, export=self._config.export.url
+            "service started listening",
+            host=self._config.sftp.host,
+            port=self._server.port,
+            export=self._config.export.url,
         )
+        # Only now: systemd starts what depends on the service, and the port answers.
         self._supervisor.ready(f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}")
         on_listening(self._server.port)
         stopping = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
             done, _ = await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
+            # A task that ends by itself is a fault, unless the service was asked to stop in the same instant.
             dead = [task for task in done if task is not stopping]
             if dead and not self._stopping.is_set():
                 fault = dead[0].exception() if not dead[0].cancelled() else None
-                why = f"{type(fault).__name__}: {fault}" if fault is not None else "it came to its end"
+                why = f"{type(fault).__name__}: {fault}" if fault is not None else "it returned"
                 log.critical(f"service lost its task {dead[0].get_name()}", why=why)
                 raise TaskDied(
                     f"the task {dead[0].get_name()} died ({why})",
-                    hint="systemd starts the service again; journalctl -u pickup-point",
+                    hint="systemd restarts the service; journalctl -u pickup-point",
                 ) from fault
         finally:
             stopping.cancel()
             await self._end(tasks)
 
     def stop(self) -> None:
-        """End in order; what SIGTERM and Ctrl-C do. A second call ends transfers at once."""
+        """Shut down in order, as SIGTERM and Ctrl-C ask; a second call cuts off transfers at once."""
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
 
     async def _end(self, tasks: dict[str, asyncio.Task[None]]) -> None:
+        """Shut down in order: listener, transfers, rounds, pickups, pushes, metrics."""
+        # Tell systemd first: an end that it does not expect would count as a failure and start the service again.
         self._supervisor.stopping()
+        # Accept nobody new, and let running transfers finish. Pickups are still being recorded meanwhile.
         self._server.stop_listening()
         log.info("service stopped listening", transfers=self._server.registry.transfers)
         draining = asyncio.create_task(self._server.drain(self._config.sftp.drain_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
+        # A second signal: close what is left now. The first drain then sees no transfer, and returns.
         if not draining.done():
             await self._server.drain(0)
         hurry.cancel()
         await draining
+        # A conversion runs in a thread, which no cancellation reaches: it looks at this event between two blocks.
         self._installation.stop.set()
+        # The task that writes pickups outlives the others: transfers that ended just now still have to be recorded.
         for name, task in tasks.items():
             if name != "pickups":
                 task.cancel()
         await asyncio.gather(*(task for name, task in tasks.items() if name != "pickups"), return_exceptions=True)
-        await self._books.close(tasks["pickups"])
+        await self._pickup_writer.close(tasks["pickups"])
+        # The watch on alarms and the rounds, which push, have ended.
         await self._pushes.close()
-        await in_thread(self._metrics.stop)
+        await in_thread(self._metrics.stop)  # joins a thread, and a scrape may be under way in it
         log.info("service ended")
 
     # The feed
 
     async def _feed_forever(self) -> None:
+        """Run rounds, ``poll_every`` apart or sooner after a failure; record and log how each one ended."""
         pause = timedelta()
         failures = 0
         facts: dict[str, Any]
@@ -189,23 +202,24 @@ class Service:
                 outcome = await self._installation.feed.run_round(now)
             except SourceError as error:
                 failures += 1
-                pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
-                self._tell_source(f"{error}", error.hint)
+                pause = self._retry_pause(failures)
+                self._log_source_state(f"{error}", error.hint)
                 facts = {"source_error": str(error), "source_hint": error.hint}
             except (DataFolderError, LedgerError) as error:
                 failures += 1
-                pause = min(FIRST_RETRY * 2 ** min(failures - 1, 12), self._config.export.poll_every)
-                log.error("feed gave up a round", why=str(error), hint=error.hint)
+                pause = self._retry_pause(failures)
+                log.error("feed gave up on a round", why=str(error), hint=error.hint)
                 facts = {"round_error": str(error)}
             else:
                 failures = 0
                 waited = outcome.at - now  # until the source was asked
                 self._clock.compared(now, outcome.source_now - waited, counted)
+                # Retention waits for this: until the clocks are compared, a wrong one could make every file old.
                 self._clock_compared.set()
                 if not any(result.word == "failed" for result in outcome.results):
                     await self._pushes.heartbeat()
                 pause = self._config.export.poll_every
-                self._tell_source("", "")
+                self._log_source_state("", "")
                 facts = {
                     "source_error": "",
                     "source_hint": "",
@@ -217,7 +231,8 @@ class Service:
                     facts.pop("last_published")
             pause *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter: two services do not ask the bucket in step
             facts |= {"last_round": now.isoformat(), "next_round": (datetime.now(UTC) + pause).isoformat()}
-            await self._note(facts)
+            await self._record_facts(facts)
+            # The alarms are looked at after the facts of this round are in the ledger, from which they are read.
             self._rounds["failed" if failures else "good"] += 1
             self._alarms.round_ended()
             self._supervisor.status(
@@ -226,25 +241,31 @@ class Service:
             )
 
     async def _first_catalogue(self) -> None:
-        """With an RSS feed that was never asked, let it answer first, for a moment: no round ever waits again."""
+        """Wait up to `FIRST_CATALOGUE` seconds for RSS feeds that were never read; no later round waits for any."""
         with contextlib.suppress(TimeoutError, LedgerError):
             if await in_thread(self._installation.catalogue.untried):
                 await asyncio.wait_for(self._catalogue_read.wait(), timeout=FIRST_CATALOGUE)
+
+    def _retry_pause(self, failures: int) -> timedelta:
+        """Return how long to wait after so many failed rounds in a row."""
+        # The exponent is bounded: in a long outage the product would overflow a timedelta.
+        return min(FIRST_RETRY * (1 << min(failures - 1, 12)), self._config.export.poll_every)
 
     async def _pause(self, pause: timedelta) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._round_due.wait(), timeout=pause.total_seconds())
         self._round_due.clear()
 
-    def _tell_source(self, state: str, hint: str) -> None:
-        """Say a change of the source's state once."""
+    def _log_source_state(self, state: str, hint: str) -> None:
+        """Log a change of the source's state once; ``state`` says what is wrong, '' that nothing is."""
         if state and state != self._source_state:
             log.error("feed lost the source", why=state, hint=hint)
         elif not state and self._source_state:
             log.info("feed reached the source again", source=self._config.export.url)
         self._source_state = state
 
-    async def _note(self, facts: dict[str, Any]) -> None:
+    async def _record_facts(self, facts: dict[str, Any]) -> None:
+        """Write facts to the ledger; log an error instead of raising it."""
         try:
             await in_thread(lambda: self._installation.ledger.note(**facts))
         except LedgerError as error:
@@ -253,12 +274,13 @@ class Service:
     # Retention, served files, facts
 
     async def _prune_forever(self) -> None:
+        """Run a retention pass every hour, once a round has compared the clocks."""
         await self._clock_compared.wait()
         while True:
             try:
                 await in_thread(self._prune)
             except (DataFolderError, LedgerError) as error:
-                log.error("retention gave up a pass", why=str(error), hint=error.hint)
+                log.error("retention gave up on a pass", why=str(error), hint=error.hint)
             await asyncio.sleep(PRUNE_EVERY.total_seconds())
 
     def _prune(self) -> None:
@@ -268,7 +290,7 @@ class Service:
                 prune(installation.ledger, installation.folder, self._config.retention.keep_days, now, steady=True)
 
     async def _refresh_forever(self) -> None:
-        """Serve what a command run by hand has published or pruned."""
+        """Serve what another process (a command typed by an operator) has published or pruned."""
         seen = None
         while True:
             try:
@@ -278,11 +300,11 @@ class Service:
                 seen = now
             except (LedgerError, DataFolderError) as error:
                 log.error("service could not read the ledger", why=str(error), hint=error.hint)
-                seen = -1
+                seen = -1  # no version: whatever the ledger says next is new
             await asyncio.sleep(REFRESH_EVERY.total_seconds())
 
     async def _note_facts_forever(self) -> None:
-        """What `status` shows of the running service: written when it changes."""
+        """Record what `status` shows of the running service, whenever it changes."""
         written: dict[str, Any] = {}
         while True:
             facts = {
@@ -295,21 +317,22 @@ class Service:
                 ],
             }
             if facts != written:
-                await self._note(facts)
+                await self._record_facts(facts)
                 written = facts
             await asyncio.sleep(FACTS_EVERY.total_seconds())
 
     # Reload
 
     async def reload(self, path: Path) -> bool:
-        """Read users, keys, limits again and swap them when all is right; False keeps the old ones.
+        """Read users, keys and limits again and put them in force; return False, and keep the old ones, on any error.
 
-        ``[sftp]`` except host and port counts from the next connection on; the rest of the file at the next start.
+        ``[sftp]`` except host and port applies from the next connection on; the rest of the file at the next start.
         """
         self._supervisor.reloading()
         try:
             config = await in_thread(load_config, path)
             credentials = await in_thread(load_credentials, config.sftp, config.keys_dir)
+            # Everything was read and found good before anything is replaced.
             self._server.replace(config.sftp, credentials)
         except (ConfigError, ValueError) as error:
             problems = error.problems if isinstance(error, ConfigError) else [error]
@@ -321,6 +344,7 @@ class Service:
             log.info("service reloaded users, keys and limits", users=len(config.sftp.users))
             return True
         finally:
+            # Also after a failure: until READY systemd takes the service for reloading, and at last for hung.
             self._supervisor.ready(
                 f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}"
             )
@@ -335,7 +359,7 @@ async def serve(
     """Run the service until SIGTERM or SIGINT; SIGHUP reloads. ``keys`` are those of `load_keys`.
 
     Raises:
-        ConfigError: the catalogue must be changed.
+        ConfigError: the episode catalogue has to be corrected.
         DataFolderBusy: another service has the data folder.
         TaskDied: a background task ended by itself.
     """
@@ -343,32 +367,32 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         folder = DataFolder(config.data_dir)
         folder.prepare()
-        stack.enter_context(
-            folder.service_lock()
-        )  # before anything in the folder is opened, until everything is closed
+        # Before anything in the folder is opened, and until everything is closed.
+        stack.enter_context(folder.service_lock())
         installation = await stack.enter_async_context(assembled(config, hash_key))
+        # Before the listener exists: no client may see a folder that a crash left between two steps.
         await in_thread(_recover, installation)
         if lack := await in_thread(kernel_lack):
             log.warning(f"service converts the {lack[0]}", hint=lack[1])
-        books = PickupWriter(installation.ledger)
+        pickup_writer = PickupWriter(installation.ledger)
         server = SftpServer(
             config.sftp,
             credentials,
             list_files=lambda: installation.folder.served,
             open_file=installation.folder.open,
-            on_pickup=books.on_pickup,
-            on_login=books.on_login,
+            on_pickup=pickup_writer.on_pickup,
+            on_login=pickup_writer.on_login,
         )
-        service = Service(config, installation, server, books, supervisor)
+        service = Service(config, installation, server, pickup_writer, supervisor)
         with _signals(service, config.path):
             await service.run(on_listening)
 
 
 def _recover(installation: Installation) -> None:
-    """Before anybody can log in: end what a crash interrupted, and serve what is published."""
+    """Finish what a crash interrupted, adopt the folder of a lost ledger, and serve what is published."""
     now = datetime.now(UTC)
     if interrupted := installation.ledger.interrupt_open_pickups():
-        log.warning(f"service marked {interrupted} pickups interrupted")
+        log.warning(f"service marked {interrupted} pickups as interrupted")
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)
         installation.publisher.adopt(installation.feed.rules, now)
@@ -377,7 +401,9 @@ def _recover(installation: Installation) -> None:
 
 @contextlib.contextmanager
 def _signals(service: Service, path: Path) -> Iterator[None]:
+    """Handle SIGTERM, SIGINT and SIGHUP while the service runs."""
     loop = asyncio.get_running_loop()
+    # The loop keeps only weak references to tasks: without this set a reload could be collected half-way.
     reloads: set[asyncio.Task[bool]] = set()
 
     def reload() -> None:
@@ -396,7 +422,7 @@ def _signals(service: Service, path: Path) -> Iterator[None]:
 
 
 def load_keys(config: Config) -> tuple[Credentials, bytes]:
-    """The credentials of the listener, and the secret for hashed addresses.
+    """Load the credentials of the listener, and the secret for hashed addresses.
 
     Raises:
         ConfigError: with every problem of every key file.
@@ -411,6 +437,7 @@ def load_keys(config: Config) -> tuple[Credentials, bytes]:
         hash_key = load_ip_hash_key(config.keys_dir)
     except ConfigError as error:
         problems += error.problems
+    # Both files are read before anything is raised, so that one attempt names every problem.
     if credentials is None or problems:
         raise ConfigError(str(config.keys_dir), problems)
     return credentials, hash_key
@@ -418,7 +445,7 @@ def load_keys(config: Config) -> tuple[Credentials, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What a round needs, opened. Setting ``stop`` ends a conversion at once."""
+    """The opened parts that a round needs; setting ``stop`` ends a conversion at once."""
 
     config: Config
     folder: DataFolder
@@ -433,10 +460,10 @@ class Installation:
 async def assembled(
     config: Config, hash_key: bytes, *, progress: Callable[[date, int, int], None] | None = None
 ) -> AsyncIterator[Installation]:
-    """The parts, opened in order and closed in the opposite one; the ledger last.
+    """Open the parts in order, and close them in reverse, the ledger last.
 
     Raises:
-        ConfigError: the catalogue must be changed.
+        ConfigError: the episode catalogue has to be corrected.
         DataFolderError, LedgerError: the data folder cannot be used.
     """
     stop = threading.Event()

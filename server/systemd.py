@@ -1,8 +1,8 @@
 """systemd: the notification protocol, inherited sockets, and the watchdog.
 
 Touches the socket in ``NOTIFY_SOCKET`` and the descriptors in ``LISTEN_FDS``. Promise: a notification never raises;
-the variables are taken out of the environment, so that no child process speaks to systemd in our name; the watchdog is
-fed only while the event loop turns, a thread is free and the listener accepts.
+the variables are removed from the environment, so that no child process speaks to systemd in our name; the watchdog is
+fed only while the event loop turns, a thread is free and the listener accepts connections.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "L
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """What systemd handed over at start; with nothing of it every call does nothing.
+    """What systemd handed over at start; without it every call does nothing.
 
     ``watchdog_seconds`` is the time within which systemd expects a ping, 0 for never.
     """
@@ -39,7 +39,7 @@ class Supervisor:
 
     @classmethod
     def from_environment(cls) -> Supervisor:
-        """Read and remove systemd's variables."""
+        """Read systemd's variables, and remove them from the environment."""
         found = {name: os.environ.pop(name, "") for name in _VARIABLES}
         own = str(os.getpid())
         watchdog = 0.0
@@ -47,33 +47,36 @@ class Supervisor:
             watchdog = int(found["WATCHDOG_USEC"]) / 1e6
         listening = None
         if found["LISTEN_PID"] == own and found["LISTEN_FDS"].isdigit() and int(found["LISTEN_FDS"]) > 0:
+            # systemd hands the descriptor over inheritable; the workers of a conversion must not get it.
             os.set_inheritable(_FIRST_LISTEN_FD, False)
             listening = socket.socket(fileno=_FIRST_LISTEN_FD)
         return cls(found["NOTIFY_SOCKET"], watchdog, listening)
 
     def ready(self, status: str) -> None:
-        """The service can be used."""
-        self._say("READY=1", f"STATUS={status}")
+        """Report that the service is ready, or that a reload has ended."""
+        self._notify("READY=1", f"STATUS={status}")
 
     def status(self, status: str) -> None:
-        """One line for ``systemctl status``."""
-        self._say(f"STATUS={status}")
+        """Set the line that ``systemctl status`` shows."""
+        self._notify(f"STATUS={status}")
 
     def alive(self) -> None:
         """Ping the watchdog."""
-        self._say("WATCHDOG=1")
+        self._notify("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """A reload begins; `ready` ends it."""
-        self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """Report that a reload begins; `ready` reports its end."""
+        self._notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The service ends by itself from here on."""
-        self._say("STOPPING=1")
+        """Report that the service is shutting down."""
+        self._notify("STOPPING=1")
 
-    def _say(self, *lines: str) -> None:
+    def _notify(self, *lines: str) -> None:
+        """Send one datagram, sd_notify(3); an error is nothing that the service could do anything about."""
         if not self.notify_socket:
             return
+        # A leading @ stands for the NUL of the abstract namespace, sd_notify(3).
         address = f"\0{self.notify_socket[1:]}" if self.notify_socket.startswith("@") else self.notify_socket
         with (
             contextlib.suppress(OSError),
@@ -83,13 +86,13 @@ class Supervisor:
             sock.send("\n".join(lines).encode())
 
 
-PINGS = 3  # in the time within which systemd wants one
-QUEUE_CHECKS, QUEUE_PAUSE = 10, 0.1  # how often a queue of connections is looked at before it counts as stuck
+PINGS = 3  # in the time within which systemd expects one
+QUEUE_CHECKS, QUEUE_PAUSE = 10, 0.1  # looks, seconds between them, before a queue of connections counts as stuck
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What shows whether a listener accepts: how many connections ``arrived`` so far, how many are ``waiting`` now."""
+    """Shows whether a listener accepts: how many connections ``arrived`` so far, and how many are ``waiting`` now."""
 
     arrived: Callable[[], int]
     waiting: Callable[[], int]
@@ -104,7 +107,9 @@ async def keep_watchdog_fed(supervisor: Supervisor, listener: Listener) -> None:
     while True:
         why = await unhealthy_reason(listener, every)
         if why:
-            log.error("service skipped a watchdog ping", why=why, hint="nothing to do: systemd restarts the service")
+            log.error(
+                "service skipped a watchdog ping", why=why, hint="nothing to do: systemd will restart the service"
+            )
         else:
             supervisor.alive()
         await asyncio.sleep(every)
@@ -122,4 +127,4 @@ async def unhealthy_reason(listener: Listener, seconds: float) -> str:
         if not listener.waiting() or listener.arrived() != arrived:
             return ""
         await asyncio.sleep(QUEUE_PAUSE)
-    return f"{listener.waiting()} connections are waiting and none is accepted"
+    return f"{listener.waiting()} connections are waiting and none was accepted"

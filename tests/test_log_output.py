@@ -171,7 +171,11 @@ async def test_every_line_of_a_running_service_keeps_the_grammar(log_format: str
     service_site.put(day_before(1), export_of(day_before(1)))
     service_site.put(day_before(2), export_of(day_before(2), 3, b"{", b"{", b"{"))
     running = service_site.program.start("serve", "--config", service_site.config)
-    listened = r"service listened host=.* port=(\d+)" if log_format == "text" else r'"service listened".*"port": ?(\d+)'
+    listened = (
+        r"service started listening host=.* port=(\d+)"
+        if log_format == "text"
+        else r'"service started listening".*"port": ?(\d+)'
+    )
     from .support.program import Serving
 
     service = Serving(running, int((await running.says(listened))[0][1]))

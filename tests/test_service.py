@@ -80,7 +80,7 @@ async def test_a_day_that_becomes_final_in_the_bucket_is_served_without_a_restar
 async def test_two_services_on_one_bucket_give_the_same_bytes(
     service_site: ServiceSite, s3: S3Server, tmp_path: Path, keys_dir: Path
 ) -> None:
-    """Each with a data folder of its own, at the same time: nothing of one depends on the other."""
+    """Each has a data folder of its own, at the same time; neither depends on the other."""
     (tmp_path / "other").mkdir()
     sites = service_site, ServiceSite(tmp_path / "other", keys_dir, service_site.program)
     for days in (2, 1):
@@ -97,7 +97,7 @@ async def test_two_services_on_one_bucket_give_the_same_bytes(
 
 
 class Door:
-    """A way to a server on loopback that can be shut."""
+    """A proxy to a server on loopback that can be closed."""
 
     def __init__(self, url: str) -> None:
         self._to = int(url.rpartition(":")[2])
@@ -127,10 +127,10 @@ class Door:
         await asyncio.gather(copy(reader, out), copy(there, writer))
 
 
-async def test_a_bucket_that_is_down_is_told_once_and_the_service_lives_on(
+async def test_a_bucket_that_is_down_is_logged_once_and_the_service_lives_on(
     service_site: ServiceSite, s3: S3Server
 ) -> None:
-    """Down at the start and again later: clients log in all the time, and the days come when it is back."""
+    """Down at the start and again later: clients can always log in, and the days come when it is back."""
     door = Door(s3.url)
     await door.open()
     await door.shut()
@@ -227,7 +227,7 @@ async def test_a_file_that_the_ledger_does_not_know_is_neither_served_nor_delete
 
 
 async def test_a_second_service_on_the_folder_refuses_with_a_sentence(service_site: ServiceSite) -> None:
-    """Exit code 1, what holds it, what to type; the first one is not disturbed."""
+    """It says what has the folder and what to type, exit code 1; the first one is not disturbed."""
     service = await service_site.serve()
     second = await asyncio.to_thread(service_site.run, "serve")
     assert second.returncode == 1
@@ -240,7 +240,7 @@ async def test_a_second_service_on_the_folder_refuses_with_a_sentence(service_si
 
 
 async def test_status_and_check_in_a_loop_keep_no_service_from_starting(service_site: ServiceSite) -> None:
-    """Looking whether the service runs takes its lock for a moment only; it waits that moment."""
+    """They take the service's lock for a moment; a service that starts then waits for that moment."""
     service_site.run("feed")
     looking = service_site.program.start(
         argv=[sys.executable, "-P", "-c", f"""
@@ -258,7 +258,7 @@ while time.monotonic() < end:
 
 
 async def test_a_port_in_use_is_one_sentence(service_site: ServiceSite) -> None:
-    """Exit code 1, the address, and what shows who has it."""
+    """It names the address and the command that shows who has it; exit code 1."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -273,7 +273,7 @@ async def test_a_port_in_use_is_one_sentence(service_site: ServiceSite) -> None:
 
 
 def test_a_missing_key_stops_the_start_with_the_cure_and_exit_code_2(service_site: ServiceSite) -> None:
-    """``serve`` makes no key itself: every missing one is named at once, with what makes it."""
+    """``serve`` creates no key itself: it names every missing one at once, with the command that creates it."""
     for name in ("ssh_host_ed25519_key", "ip_hash.key"):
         (service_site.folder / "keys" / name).unlink()
     done = service_site.run("serve")
@@ -297,7 +297,7 @@ async def test_the_service_runs_without_home_and_listens_on_loopback_only(servic
 
 
 async def test_strangers_leave_listed_addresses_their_descriptors(service_site: ServiceSite) -> None:
-    """With 64 descriptors and strangers on every place: an address in an allow_from logs in and fetches, each time."""
+    """With 64 descriptors, all taken by strangers, an address in an allow_from still logs in and fetches, each time."""
     user = f'[[sftp.users]]\nname = "other"\npassword_hash = "{CHEAP_HASH}"\nallow_from = ["127.0.0.1/32"]'
     service_site.configure(more=user)
     service_site.put(day_before(1), export_of(day_before(1)))
@@ -319,7 +319,7 @@ async def test_strangers_leave_listed_addresses_their_descriptors(service_site: 
 
 
 async def test_nothing_of_a_listener_and_no_secret_is_in_the_log(service_site: ServiceSite) -> None:
-    """A run with good, bad, held and torn days, at the most talkative: no address, no user agent, no password."""
+    """In a verbose run with good, bad, held and torn days there is no address, no user agent, no password."""
     from server.cli.samples import write_day
 
     for days, rows in ((3, 2000), (2, 400)):

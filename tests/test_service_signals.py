@@ -70,7 +70,7 @@ async def test_sigterm_lets_a_transfer_finish_lets_nobody_in_and_exits_0(service
 
 
 async def test_a_second_sigterm_does_not_wait_for_a_transfer(service_site: ServiceSite) -> None:
-    """A client that never reads on keeps nobody from stopping the service twice; its pickup is partial."""
+    """A client that stops reading delays the first signal, not the second; its pickup is partial."""
     service_site.configure(drain=3600)
     service_site.put(day_before(1), export_of(day_before(1), 5000))
     service = await service_site.serve()
@@ -86,7 +86,7 @@ async def test_a_second_sigterm_does_not_wait_for_a_transfer(service_site: Servi
 
 
 async def test_sighup_swaps_users_whole_and_a_bad_file_keeps_the_old_ones(service_site: ServiceSite) -> None:
-    """The new password works, the old one does not; a broken file changes nothing, and the log says why."""
+    """The new password works, the old one does not; a broken file changes nothing, and the journal says why."""
     service = await service_site.serve()
     async with service.client():
         pass
@@ -126,7 +126,7 @@ DYING = {
 
 @pytest.mark.parametrize("name", DYING)
 async def test_a_dead_task_ends_the_service_by_name(name: str, service_site: ServiceSite, program: Program) -> None:
-    """systemd sees exit code 1, and the log and the last sentence name the task and what killed it."""
+    """systemd sees exit code 1, and the journal and the last sentence name the task and what killed it."""
     module, owner, method = DYING[name]
     wrapper = f"""
 import asyncio, importlib, sys

@@ -86,27 +86,27 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
 
 @pytest.fixture
 def machine(installed: tuple[Machine, str]) -> Machine:
-    """The machine, with the service running as it was installed."""
+    """Return the machine, with the service running as it was installed."""
     it = installed[0]
     it.run("systemctl reset-failed pickup-point || true; systemctl start pickup-point")
     return it
 
 
 def fetch(machine: Machine, day: object, port: int = 2222) -> str:
-    """Fetch a file with OpenSSH and the password; its SHA-256."""
+    """Fetch a file with OpenSSH and the password; return its SHA-256."""
     machine.run(f"{SFTP} -P {port} triton@127.0.0.1:/{name_of(day)} /tmp/fetched")
     return machine.run("sha256sum < /tmp/fetched").stdout.split()[0]
 
 
 def published(machine: Machine, day: object) -> str:
-    """The SHA-256 that the ledger keeps."""
+    """Return the SHA-256 in the ledger."""
     found = re.search(r"sha256=(\w+)", machine.run(f"pickup-point trace {name_of(day)}").stdout)
     assert found is not None
     return found[1]
 
 
 def test_the_lines_of_the_readme_lead_to_a_service_that_a_doctor_finds_well(installed: tuple[Machine, str]) -> None:
-    """Typed as they stand, every one of them succeeds, and the last says that the partner gets in."""
+    """Typed as they are, every one of them succeeds, and the last says that the partner can log in."""
     machine, printed = installed
     assert "OK        login: triton gets in at 127.0.0.1:2222" in printed and "CRITICAL" not in printed
     assert machine.show("ActiveState") == "active"
@@ -114,7 +114,7 @@ def test_the_lines_of_the_readme_lead_to_a_service_that_a_doctor_finds_well(inst
 
 
 def test_the_unit_is_sound_and_tight(machine: Machine) -> None:
-    """systemd has nothing to remark on it, scores its exposure at most 1.2, and the service has no right at all."""
+    """systemd does not criticise it, scores its exposure at most 1.2, and the service has no capability at all."""
     assert machine.run("systemd-analyze verify /etc/systemd/system/pickup-point.service 2>&1").stdout == ""
     machine.run("systemd-analyze security --threshold=12 pickup-point")
     status = machine.run(f"cat /proc/{machine.show('MainPID')}/status").stdout
@@ -192,7 +192,7 @@ def test_a_killed_service_comes_back(machine: Machine) -> None:
 
 
 def test_a_service_that_hangs_is_ended_by_the_watchdog_and_comes_back(machine: Machine) -> None:
-    """A stopped process gives no sign of life; the time within which systemd wants one is made short for the test."""
+    """A stopped process sends no ping; the time within which systemd expects one is short for the test."""
     folder = "/etc/systemd/system/pickup-point.service.d"
     machine.run(
         f"mkdir -p {folder}; printf '[Service]\\nWatchdogSec=3\\n' > {folder}/test.conf; systemctl daemon-reload"
@@ -211,7 +211,7 @@ def test_a_service_that_hangs_is_ended_by_the_watchdog_and_comes_back(machine: M
 
 
 def test_a_stop_lets_a_running_transfer_finish(machine: Machine) -> None:
-    """A client that takes five seconds gets its whole file, though the service was told to stop in between."""
+    """A client that takes five seconds gets its whole file, although the service is stopped in between."""
     before = published(machine, large())
     size = int(machine.run("stat -Lc %s /var/lib/pickup-point/pickup/" + name_of(large())).stdout)
     speed = size * 8 // 1000 // 5
@@ -239,7 +239,7 @@ def test_a_missing_credential_stops_the_start(machine: Machine) -> None:
 
 
 def test_port_22_comes_by_a_socket_and_needs_no_right(machine: Machine) -> None:
-    """The README's lines for it, typed as they stand; a connection starts the service where it does not run."""
+    """The README's lines for it, typed as they are; a connection starts the service if it is not running."""
     machine.run(blocks("Install for real")[2])
     machine.run("sed 's/^.127.0.0.1.:2222/127.0.0.1/' /root/known_hosts >> /root/known_hosts.22;"
                 " cat /root/known_hosts.22 >> /root/known_hosts")  # fmt: skip

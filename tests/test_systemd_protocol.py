@@ -35,7 +35,7 @@ class Systemd:
         self.heard: list[str] = []
 
     def hears(self, word: str) -> bool:
-        """Whether a datagram with this assignment has come."""
+        """Return whether a datagram with this assignment has come."""
         while True:
             try:
                 self.heard.append(self._socket.recv(4096).decode())
@@ -43,7 +43,7 @@ class Systemd:
                 return any(word in datagram.split("\n") for datagram in self.heard)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
 
 
@@ -54,8 +54,8 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
         yield it
 
 
-async def test_ready_watchdog_reload_and_stop_are_told_in_order(service_site: ServiceSite, systemd: Systemd) -> None:
-    """READY only when the port answers; signs of life; RELOADING with its clock, READY again; STOPPING."""
+async def test_ready_watchdog_reload_and_stop_are_sent_in_order(service_site: ServiceSite, systemd: Systemd) -> None:
+    """READY only once the port answers; watchdog pings; RELOADING with its clock, READY again; STOPPING."""
     service = service_site.program.start(
         "serve", "--config", service_site.config, env={"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "900000"}
     )
@@ -86,7 +86,7 @@ async def test_ready_watchdog_reload_and_stop_are_told_in_order(service_site: Se
     assert systemd.hears("STOPPING=1")
 
 
-async def test_a_reload_that_fails_is_ended_too(service_site: ServiceSite, systemd: Systemd) -> None:
+async def test_a_failed_reload_ends_too(service_site: ServiceSite, systemd: Systemd) -> None:
     """systemd waits for READY after RELOADING; a bad file must not leave it waiting."""
     service = service_site.program.start(
         "serve", "--config", service_site.config, env={"NOTIFY_SOCKET": systemd.address}
@@ -132,7 +132,7 @@ def test_an_abstract_socket_is_reached_and_a_missing_one_is_no_error() -> None:
 def test_the_watchdog_counts_when_it_is_meant_for_this_process(
     variables: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And whatever was there is gone from the environment afterwards."""
+    """Either way the variables are gone from the environment afterwards."""
     for name, value in variables.items():
         monkeypatch.setenv(name, str(os.getpid()) if value == "own" else value)
     assert Supervisor.from_environment().watchdog_seconds == seconds
@@ -140,7 +140,7 @@ def test_the_watchdog_counts_when_it_is_meant_for_this_process(
 
 
 def test_sockets_meant_for_another_process_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LISTEN_PID is somebody else's: descriptor 3 is not touched."""
+    """If LISTEN_PID is somebody else's, descriptor 3 is not touched."""
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", "1")
     assert Supervisor.from_environment().listening is None
@@ -163,7 +163,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 async def test_an_inherited_socket_is_served_instead_of_the_configured_port(
     service_site: ServiceSite, program: Program
 ) -> None:
-    """Port 22 without any right: the service listens on what systemd hands over, also for who came before it ran."""
+    """Port 22 without privileges: the service listens on systemd's socket, and serves who connected before it ran."""
     with socket.socket() as configured, socket.socket() as listening:
         configured.bind(("127.0.0.1", 0))  # taken: if the service tried to listen on it, it would fail
         service_site.configure(port=configured.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The units that `systemd-unit` prints, judged by systemd's own tools; and the look at oneself before a sign of life.
+"""The units that `systemd-unit` prints, judged by systemd's own tools; and the health check before a watchdog ping.
 
 What the unit does in a running systemd is in test_booted_systemd.
 """
@@ -41,9 +41,7 @@ def unit(site: ServiceSite, folder: Path, *options: str) -> Path:
 
 @analyze
 @pytest.mark.parametrize("options", [(), ("--socket",)])
-def test_systemd_has_nothing_to_remark_on_a_unit(
-    service_site: ServiceSite, tmp_path: Path, options: tuple[str, ...]
-) -> None:
+def test_systemd_does_not_criticise_a_unit(service_site: ServiceSite, tmp_path: Path, options: tuple[str, ...]) -> None:
     """`systemd-analyze verify` is silent; a socket unit is verified beside its service."""
     paths = [unit(service_site, tmp_path, *options), unit(service_site, tmp_path)]
     done = subprocess.run(
@@ -65,7 +63,7 @@ def test_the_exposure_is_at_most_1_2(service_site: ServiceSite, tmp_path: Path) 
 
 
 def test_a_static_aws_key_beside_the_others_is_handed_over(service_site: ServiceSite, tmp_path: Path) -> None:
-    """With keys/aws the unit loads it and says where it is; without, it names no such thing."""
+    """With keys/aws the unit loads it and sets its path; without it the unit does not mention it."""
     assert "LoadCredential=aws" not in unit(service_site, tmp_path).read_text()
     key = service_site.folder / "keys" / "aws"
     key.write_text("[default]\n")
@@ -82,12 +80,12 @@ def watched(listener: Running) -> Listener:
 
 
 async def test_a_healthy_service_gives_no_reason(listener: Running) -> None:
-    """The loop turns, a thread answers, nobody waits to be accepted."""
+    """The loop turns, a thread answers, no connection is waiting."""
     assert await systemd.unhealthy_reason(watched(listener), 5) == ""
 
 
 async def test_a_thread_pool_that_does_not_answer_is_unhealthy(listener: Running) -> None:
-    """All its threads hang."""
+    """All its threads are blocked."""
     free = threading.Event()
     loop = asyncio.get_running_loop()
     hanging = [loop.run_in_executor(None, free.wait) for _ in range(64)]
@@ -100,7 +98,7 @@ async def test_a_thread_pool_that_does_not_answer_is_unhealthy(listener: Running
 
 
 async def test_connections_that_nobody_accepts_are_unhealthy(listener: Running) -> None:
-    """The listener's task is gone, the kernel goes on queueing."""
+    """The listener's task is gone, and the kernel goes on queueing."""
     accepting = listener.server._accept_task
     assert accepting is not None
     accepting.cancel()
@@ -112,7 +110,7 @@ async def test_connections_that_nobody_accepts_are_unhealthy(listener: Running) 
 
 
 async def test_the_watchdog_is_fed_only_while_all_is_well(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No ping while the service is unhealthy; when that is over, the pings go on."""
+    """It gets no ping while the service is unhealthy, and gets pings again afterwards."""
     signs: list[str] = []
     ill = asyncio.Event()
 

@@ -147,7 +147,7 @@ class Watch:
 
     def count(self, figures: Counter[str]) -> None:
         """Add what the log tells."""
-        figures["rounds failed"] += self.serving.running.count("feed lost the source|feed gave up a round")
+        figures["rounds failed"] += self.serving.running.count("feed lost the source|feed gave up on a round")
         figures["days failed"] += self.serving.running.count(r"feed failed \d")
 
 

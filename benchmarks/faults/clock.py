@@ -243,7 +243,7 @@ def _race(site: ServiceSite, runners: int, row: Fault) -> Running:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         alive = [one for one in racing if one.process.poll() is None]
-        if len(alive) <= 1 and any(one.count("service listened") for one in alive or racing):
+        if len(alive) <= 1 and any(one.count("service started listening") for one in alive or racing):
             break
         time.sleep(0.05)
     winners = [one for one in racing if one.process.poll() is None]
@@ -258,7 +258,7 @@ def _refused(second: Running, row: Fault) -> None:
     code = second.wait()
     told = f"ended with {code}: {second.text[-300:]}"
     row.expect(code == DataFolderBusy.exit_code and "another pickup-point already serves" in second.text
-               and "Traceback" not in second.text and not second.count("service listened"),
+               and "Traceback" not in second.text and not second.count("service started listening"),
                f"a second service {told}")  # fmt: skip
 
 

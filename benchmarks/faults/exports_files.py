@@ -111,7 +111,7 @@ def full_header(path: Path, day: date) -> Outcome:
 def newlines(path: Path, _: date) -> Outcome:
     """An empty day, after days that had rows."""
     bomb(path, [(b"\n" * MB, 1)])
-    return Outcome("held", why="the export is empty, though one of the last seven days had rows")
+    return Outcome("held", why="the export is empty, although one of the last 7 days had rows")
 
 
 @hostile("cut in mid-row, but whole as gzip", _TORN)

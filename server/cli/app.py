@@ -1,8 +1,8 @@
-"""The commands. The only module that prints and exits.
+"""The commands, and the one place that exits.
 
-Promise: one sentence, a hint and an exit code for every failure (2: change a file, 1: the rest, 3 from ``check``);
-results on standard output, logs on standard error; a traceback only with ``-v``. What a command does not need, it does
-not import.
+Prints. Promise: one sentence, a hint and an exit code for every failure (2: change a file or the command line, 1: the
+rest, 3 from ``check``); results on standard output, the service log on standard error; a traceback only with ``-v``.
+A command imports only what it needs.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .options import (
     Out,
     Usage,
     VerboseOption,
-    day_of,
+    load_settings,
+    load_settings_as_owner,
+    parse_day,
     print_json,
     program,
-    reading_as_owner,
     run_loop,
-    settings_of,
 )
-from .privileges import become_owner, find_config, keys_place
+from .privileges import become_owner, find_config, find_keys_dir
 from .setup import setup
 
 app = typer.Typer(
@@ -45,12 +45,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The command ``pickup-point``: the one place that exits."""
+    """Run the command line of ``pickup-point``, and exit."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command; the exit code."""
+    """Run a command; return the exit code."""
     verbose = "-v" in arguments or "--verbose" in arguments
     checking = arguments[:1] == ["check"]
     for stream in (sys.stdout, sys.stderr):
@@ -64,8 +64,8 @@ def run(arguments: list[str]) -> int:
 
 
 def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = False) -> int:
-    """Tell what ended a command; its exit code."""
-    if isinstance(error, SystemExit):  # typer has said what was wrong with the command line, or printed its help
+    """Print what ended a command; return its exit code."""
+    if isinstance(error, SystemExit):  # typer has printed its help, or what is wrong with the command line
         code = error.code if isinstance(error.code, int) else 1
         return 3 if checking and code else code
     if isinstance(error, Out):
@@ -76,12 +76,13 @@ def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = F
         raise error
     if verbose:
         traceback.print_exception(error)
-    told = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
-    return _say(error if isinstance(error, PickupPointError) else told, checking=checking)
+    if not isinstance(error, PickupPointError):
+        error = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
+    return _report(error, checking=checking)
 
 
-def _say(error: PickupPointError, *, checking: bool) -> int:
-    """Tell an error; the exit code."""
+def _report(error: PickupPointError, *, checking: bool) -> int:
+    """Print an error and its hints; return the exit code."""
     if checking:
         why = "; ".join(str(problem) for problem in error.problems) if isinstance(error, ConfigError) else str(error)
         print(f"PICKUP-POINT UNKNOWN - {why}".replace("\n", " "))
@@ -103,7 +104,7 @@ def serve(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     from ..systemd import Supervisor
 
     supervisor = Supervisor.from_environment()
-    settings = settings_of(config, verbose=verbose)
+    settings = load_settings(config, verbose=verbose)
     keys = load_keys(settings)
     become_owner(settings)
     run_loop(run_service(settings, keys, supervisor))
@@ -115,26 +116,24 @@ def feed(
     day: Annotated[
         list[str] | None, typer.Option("--day", help="Only this day (YYYY-MM-DD), if it is final; repeatable.")
     ] = None,
-    accept_rejects: Annotated[
-        bool, typer.Option("--accept-rejects", help="Publish the --day though it is held.")
-    ] = False,
+    accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Publish it although it is held.")] = False,
     resend: Annotated[
         str,
-        typer.Option("--resend", metavar="REASON", help="Send the whole --day again: the partner voided the first."),
+        typer.Option("--resend", metavar="REASON", help="Send the whole day again: the partner voided it."),
     ] = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Run one round now: publish what is newly final. Prints a line a day; exit 1 if a due day failed or is held."""
+    """Run one round now: publish what is newly final. Prints a line per day; exit 1 if a due day failed or is held."""
     from ..config import load_ip_hash_key
     from ..publish.decisions import FeedRequest
     from .feed import one_round
 
     if (accept_rejects or resend) and not day:
-        raise Usage("--accept-rejects and --resend need the --day they are meant for", hint="pickup-point feed --help")
+        raise Usage("--accept-rejects and --resend need --day", hint="pickup-point feed --help")
     request = FeedRequest(
-        tuple({day_of(text, "feed"): None for text in day or ()}), accept_rejects, resend, by_hand=True
+        tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend, by_hand=True
     )
-    settings = settings_of(config, verbose=verbose)
+    settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
     become_owner(settings)
 
@@ -148,38 +147,38 @@ def feed(
 @app.command()
 def prune(
     config: ConfigOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Remove log files and rejects older than keep_days."""
-    from . import tables as report
+    """Remove log files and rejects that are older than keep_days."""
+    from . import tables
     from .feed import one_prune
 
-    settings = settings_of(config, verbose=verbose)
+    settings = load_settings(config, verbose=verbose)
     become_owner(settings)
     waiting = "waiting for another round to end"
     pruned = one_prune(settings, dry_run=dry_run, on_wait=lambda: print(waiting, file=sys.stderr))
-    for line in report.prune_lines(pruned, dry_run=dry_run):
+    for line in tables.prune_lines(pruned, dry_run=dry_run):
         print(line)
 
 
 @app.command()
 def status(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Show the last days at a glance. Triton's activation sheet stands on top; also while no service runs."""
+    """Show the state of the last days. Triton's activation sheet comes first; works also while no service runs."""
     from ..status.snapshot import Snapshot
-    from . import tables as report
+    from . import tables
 
-    settings = reading_as_owner(config, verbose=verbose)
+    settings = load_settings_as_owner(config, verbose=verbose)
     now = datetime.now(UTC)
     snapshot = Snapshot.take(settings, now)
-    sheet = report.activation_sheet(settings)
+    sheet = tables.activation_sheet(settings)
     if json:
         print_json(snapshot.as_json() | {"activation_sheet": dict(sheet)})
         return
     from rich.console import Console
 
     console = Console(highlight=False)
-    for part, long in report.status_page(snapshot, sheet, now, console.width):
+    for part, long in tables.status_page(snapshot, sheet, now, console.width):
         console.print(part, soft_wrap=long)
 
 
@@ -187,11 +186,11 @@ def status(config: ConfigOption = None, json: JsonOption = False, verbose: Verbo
 def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     """Print one line for monitoring. Exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN: the Nagios plug-in convention."""
     from ..status.snapshot import Snapshot
-    from . import tables as report
+    from . import tables
 
-    settings = reading_as_owner(config, verbose=verbose)
+    settings = load_settings_as_owner(config, verbose=verbose)
     snapshot = Snapshot.take(settings, datetime.now(UTC))
-    level, line = report.check_line(snapshot.alarms, snapshot.days)
+    level, line = tables.check_line(snapshot.alarms, snapshot.days)
     print(line)
     if level:
         raise Out(int(level))
@@ -204,22 +203,24 @@ def trace(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Tell the whole story of one file. Export, tally, publication, every pickup, pruning, in order."""
+    """Show the history of one file. Export, tally, publication, every pickup and pruning, in order."""
     from ..status.snapshot import trace_of
     from ..triton import LogName
-    from . import tables as report
+    from . import tables
 
-    settings = reading_as_owner(config, verbose=verbose)
+    settings = load_settings_as_owner(config, verbose=verbose)
     log_name = LogName.parse(Path(name).name)
     if log_name is None:
-        hint = f"the names are like {settings.log.prefix}20261120-00.{settings.log.format}.gz; pickup-point status"
-        raise PickupPointError(f"{name} is no log file's name", hint=hint)
+        hint = (
+            f"log files are named like {settings.log.prefix}20261120-00.{settings.log.format}.gz; pickup-point status"
+        )
+        raise PickupPointError(f"{name} is not the name of a log file", hint=hint)
     found = trace_of(settings, log_name)
     if json:
         print_json(found.as_json())
         return
     print(name)
-    for at, what in report.story(found.log, found.publication, found.pickups, found.checks):
+    for at, what in tables.history(found.log, found.publication, found.pickups, found.checks):
         print(f"  {at:20}  {what}")
 
 
@@ -231,40 +232,40 @@ def reconcile(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV on standard output.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Lay a day beside Megaphone's dashboard. For each podcast: rows, reporting count, lines, filtered, rejected."""
-    from ..status.snapshot import books_of
-    from . import tables as report
+    """Compare a day with Megaphone's dashboard. For each podcast: rows, reporting count, lines, filtered, rejected."""
+    from ..status.snapshot import reconciliation_of
+    from . import tables
 
-    wanted = day_of(day, "reconcile")
-    lines, matched = books_of(reading_as_owner(config, verbose=verbose), wanted)
+    wanted = parse_day(day, "reconcile")
+    lines, matched = reconciliation_of(load_settings_as_owner(config, verbose=verbose), wanted)
     if json:
         print_json({"day": day, "matched_share": matched, "podcasts": [line.as_json() for line in lines]})
     else:
-        print(report.reconciliation_csv(lines) if csv else report.reconciliation_text(lines, matched), end="")
+        print(tables.reconciliation_csv(lines) if csv else tables.reconciliation_text(lines, matched), end="")
 
 
 @app.command()
 def convert(
-    export: Annotated[Path, typer.Argument(help="An export file of Megaphone, metrics-day-YYYY-MM-DD.json.gz.")],
+    export: Annotated[Path, typer.Argument(help="Megaphone's export file, metrics-day-YYYY-MM-DD.json.gz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The log file to write.")],
     rejects: Annotated[
-        Path | None, typer.Option("--rejects", help="Write the rejected rows there, with reasons.")
+        Path | None, typer.Option("--rejects", help="Write the rejected rows to this file, with reasons.")
     ] = None,
     config: ConfigOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Convert one export on disk by hand. By the configuration's [log] rules, or the defaults; publishes nothing."""
+    """Convert one export file by hand. Follows the configuration's [log] rules, or the defaults; publishes nothing."""
     from .convert import convert_command
 
     found = find_config(config)
-    settings = settings_of(found, verbose=verbose) if found is not None else None
+    settings = load_settings(found, verbose=verbose) if found is not None else None
     convert_command(export, output, rejects, settings, json=json)
 
 
 @app.command()
 def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
-    """Make the keys that are missing. Host keys and ip_hash.key; prints fingerprints and known_hosts lines."""
+    """Create the missing keys. Host keys and ip_hash.key; prints fingerprints and known_hosts lines."""
     from .. import log_output
     from ..sftp.keys import known_hosts_lines, make_keys
 
@@ -272,11 +273,11 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     log_output.configure(verbose=verbose)
     address, keys_dir = "", Path("keys")
     if found is not None:
-        keys_dir, address = keys_place(found)
+        keys_dir, address = find_keys_dir(found)
     try:
         made = make_keys(keys_dir)
     except OSError as error:
-        sentence = f"the keys cannot be made in {keys_dir}: {error.strerror or error}"
+        sentence = f"cannot create the keys in {keys_dir}: {error.strerror or error}"
         raise PickupPointError(sentence, hint=f"ls -ld {keys_dir.absolute()}") from error
     for key in made:
         print(f"{'made' if key.made else 'kept'}  {key.path}  {key.fingerprint}".rstrip())
@@ -299,7 +300,7 @@ def hash_password() -> None:
     if not password:
         raise PickupPointError("the password is empty", hint=hint)
     if len(password) > MAX_PASSWORD or any("\ud800" <= letter <= "\udfff" for letter in password):
-        raise PickupPointError(f"the password is no text of at most {MAX_PASSWORD} characters", hint=hint)
+        raise PickupPointError(f"the password is not a text of at most {MAX_PASSWORD} characters", hint=hint)
     print(hashed(password))
 
 
@@ -307,11 +308,11 @@ def hash_password() -> None:
 def demo(
     directory: Annotated[Path, typer.Option("--directory", help="Where the demo lives.")] = Path("demo"),
     port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 2222 at first.")
+        int | None, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; at first 2222.")
     ] = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Show everything at once, to a newcomer. Sample exports, keys, a user, a configuration, the service on it."""
+    """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
     from ..service import assembled, load_keys
     from ..service import serve as run_service
     from ..systemd import Supervisor
@@ -323,8 +324,8 @@ def demo(
         made = prepare(directory, 2222 if port is None else port, now)
     except OSError as error:
         hint = "pickup-point demo --directory /tmp/pickup-point-demo"
-        raise PickupPointError(f"the demo cannot be made in {directory}: {error}", hint=hint) from error
-    settings = settings_of(made.config, verbose=verbose)
+        raise PickupPointError(f"cannot create the demo in {directory}: {error}", hint=hint) from error
+    settings = load_settings(made.config, verbose=verbose)
     if port is not None and port != settings.sftp.port:
         settings = settings.model_copy(update={"sftp": settings.sftp.model_copy(update={"port": port})})
 
@@ -335,17 +336,20 @@ def demo(
             await installation.feed.run_round(now)
             return sorted(installation.folder.served)
 
-    def tell(listening: int) -> None:
+    def introduce(listening: int) -> None:
         print("\n".join(introduction(made, files, listening, program())), flush=True)
 
+    # Published before the service starts: whoever connects first finds the files.
     files = run_loop(publish())
-    run_loop(run_service(settings, keys, supervisor, tell))
+    run_loop(run_service(settings, keys, supervisor, introduce))
 
 
 @app.command(name="systemd-unit")
 def systemd_unit(
     config: ConfigOption = None,
-    socket: Annotated[bool, typer.Option("--socket", help="The socket unit (port 22 without any right).")] = False,
+    socket: Annotated[
+        bool, typer.Option("--socket", help="Print the socket unit (port 22 without privileges).")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Print the systemd unit for this installation."""
@@ -363,8 +367,8 @@ def systemd_unit(
     keys_dir = settings.keys_dir if settings is not None else path.parent / "keys"
     print(service_unit(path, keys_dir, settings.sftp.drain_seconds if settings is not None else 30), end="")
     if settings is not None and not settings.data_dir.is_relative_to(STATE_FOLDER):
-        told = f"data_dir is {settings.data_dir}, but this unit may write below {STATE_FOLDER} only"
-        print(f'pickup-point: {told}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
+        warning = f"data_dir is {settings.data_dir}, but this unit may only write below {STATE_FOLDER}"
+        print(f'pickup-point: {warning}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
 
 
 app.add_typer(setup)

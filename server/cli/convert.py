@@ -1,4 +1,4 @@
-"""One export converted by hand, outside of any data folder: what ``pickup-point convert`` does.
+"""One export converted by hand, outside any data folder: what ``pickup-point convert`` does.
 
 Touches the export (read), the output file and, where asked for, a rejects file; both appear whole or not at all. It is
 loaded, and the process that converts has been started, before what else it needs is loaded: that is half of its time.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class ConvertedByHand(NamedTuple):
-    """The books, and what is worth a word."""
+    """The tally of a conversion, and the warnings about it."""
 
     tally: Tally
     warnings: list[str]
@@ -56,7 +56,7 @@ def convert_by_hand(
             raise PickupPointError(f"{wanted} is the export itself", hint="give --output another name")
         if not wanted.absolute().parent.is_dir():
             folder = wanted.absolute().parent
-            raise PickupPointError(f"there is no folder {folder} to write {wanted.name} in", hint=f"mkdir -p {folder}")
+            raise PickupPointError(f"there is no folder {folder} to write {wanted.name} to", hint=f"mkdir -p {folder}")
         if wanted.is_dir():
             raise PickupPointError(f"{wanted} is a folder", hint=f"give a file in it: {wanted / 'export.tsv.gz'}")
     token = os.urandom(4).hex()
@@ -101,10 +101,10 @@ def convert_by_hand(
 
     tally = converted.tally
     policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
-    told = made[0].warnings + warnings(tally, policy)
+    notes = made[0].warnings + warnings(tally, policy)
     if not made[0].key_known and (tally.not_an_address or made[0].conversion.rules.ip == "truncated"):
-        told.append("there is no ip_hash.key, so the hashes of this file were made with a key that is thrown away")
-    return ConvertedByHand(tally, told)
+        notes.append("there is no ip_hash.key, so the hashes in this file were made with a key that is not kept")
+    return ConvertedByHand(tally, notes)
 
 
 def convert_command(
@@ -152,15 +152,15 @@ def _file_names(part: str) -> FileNames:
 
 
 def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
-    """The catalogue that the service would use now, with a warning where its ledger cannot be read.
+    """Return the catalogue that the service would use now, and a warning if its ledger cannot be read.
 
     Raises:
-        ConfigError: a file must be changed.
+        ConfigError: a file has to be corrected.
     """
     if config is None:
         return None, []
     if config.feeds.configured:
-        # Only here: without feeds a conversion needs neither SQLite nor HTTP.
+        # Imported only here: without RSS feeds a conversion needs neither SQLite nor HTTP.
         from ..episodes.source import CatalogueSource
         from ..storage.ledger import LEDGER_FILE, Ledger
 
@@ -168,18 +168,18 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
             with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
                 return CatalogueSource(config, ledger.rss).snapshot(), []
         except LedgerError as error:
-            told = [f"the RSS feeds are not used: {error}"]
+            notes = [f"the RSS feeds are not used: {error}"]
     else:
-        told = []
+        notes = []
     if config.log.episodes is None:
-        return None, told
-    from ..episodes.catalogue import load_catalogue  # only here: without one, a conversion starts the sooner
+        return None, notes
+    from ..episodes.catalogue import load_catalogue  # only here: without one, a conversion starts sooner
 
-    return load_catalogue(config.log.episodes), told
+    return load_catalogue(config.log.episodes), notes
 
 
 def _hash_key(config: Config | None) -> tuple[bytes, bool]:
-    """The site's key and True, or a random one and False where there is none."""
+    """Return the site's key and True, or a random one and False if there is none."""
     keys_dir = config.keys_dir if config is not None else Path("keys")
     if not (keys_dir / "ip_hash.key").exists() and "CREDENTIALS_DIRECTORY" not in os.environ:
         return os.urandom(32), False
@@ -190,7 +190,7 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
 
 
 def _day_in(name: str) -> date | None:
-    """The day in an export's name, whatever else the name is."""
+    """Return the first day that an export's name contains, or None."""
     from datetime import date
 
     for match in re.finditer(r"\d{4}-\d{2}-\d{2}", name, re.ASCII):
@@ -201,8 +201,9 @@ def _day_in(name: str) -> date | None:
 
 @contextlib.contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the conversion at once, then the command."""
+    """Let SIGTERM and Ctrl-C end the conversion at once, and then the command."""
     before = {}
+    # Only the main thread may set handlers (signal.signal).
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             before[number] = signal.signal(number, lambda *_: stop.set())

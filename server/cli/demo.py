@@ -1,7 +1,7 @@
-"""The demo: a folder with everything a newcomer needs to see the service work.
+"""The demo: a folder with everything that a newcomer needs to see the service work.
 
-Makes sample exports, keys, a user and a configuration in one folder; what runs on it afterwards is exactly ``serve``.
-A later start keeps what is there and adds the days that are missing.
+Touches that folder only: creates sample exports, keys, a user and a configuration in it; what then runs on it is
+exactly ``serve``. Promise: a later start keeps what is there, and adds the days that are missing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Demo:
 
 
 def prepare(folder: Path, port: int, now: datetime) -> Demo:
-    """Make what is missing in ``folder``.
+    """Create what is missing in ``folder``.
 
     Raises:
         OSError: the folder cannot be written.
@@ -69,12 +69,12 @@ def prepare(folder: Path, port: int, now: datetime) -> Demo:
 
 
 def introduction(demo: Demo, files: Sequence[str], port: int, program: str) -> list[str]:
-    """What a newcomer is told, line by line, once ``files`` are served on ``port``."""
+    """Return the introduction for a newcomer, line by line, once ``files`` are served on ``port``."""
     return [
         "",
         f"The demo is in {demo.folder.absolute()}, and serves:",
         *(f"  {name}" for name in files),
-        f"{demo.open_day}, today, is not there: Megaphone still writes it.",
+        f"{demo.open_day}, today, is not served: Megaphone is still writing it.",
         "A day is published once it is final, at 04:30Z of the next day.",
         "",
         "In another terminal:",
@@ -84,12 +84,12 @@ def introduction(demo: Demo, files: Sequence[str], port: int, program: str) -> l
         "",
         f"Then: ls -l, get {files[-1] if files else 'NAME'}, bye; and afterwards:",
         f"{program} status --config {demo.config}",
-        "Ctrl-C ends it.",
+        "Ctrl-C stops it.",
     ]
 
 
 def _days(exports: Path, final_days: tuple[date, ...]) -> list[date]:
-    """The three newest final days, and those between them and an earlier start."""
+    """Return the newest final days, and those between them and an earlier start."""
     written = [day for path in exports.glob("metrics-day-*.json.gz") if (day := METRICS.day_of(path.name)) is not None]
     first = min([day for day in written if (final_days[-1] - day).days <= FINAL_DAYS + 1], default=final_days[0])
     first = min(first, final_days[0])
@@ -97,6 +97,7 @@ def _days(exports: Path, final_days: tuple[date, ...]) -> list[date]:
 
 
 def _write_final(exports: Path, day: date) -> None:
+    """Write a final day, unless it is there already: a published day must not change."""
     path = exports / f"metrics-day-{day}.json.gz"
     over = start_of(day + timedelta(days=1)).timestamp()
     if path.exists() and path.stat().st_mtime >= over:
@@ -107,14 +108,17 @@ def _write_final(exports: Path, day: date) -> None:
 
 
 def _write_unfinished(exports: Path, day: date, now: datetime) -> None:
+    """Write an unfinished day as far as it has come by now."""
     path = exports / f"metrics-day-{day}.json.gz"
     write_day(path, day, ROWS, broken=True, tokens_share=0.1, until=now)
     os.utime(path, (now.timestamp(), now.timestamp()))
 
 
 def _password(path: Path) -> str:
+    """Return the demo's password; make one at the first start."""
     if not path.exists():
         word = "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(3))
+        # Private from the first moment, not only after a chmod.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(f"{word}\n")
@@ -130,7 +134,7 @@ keys_dir = "keys"            # host keys, and the secret for hashed addresses
 
 [export]
 url = "exports"              # a folder; for a real bucket: "s3://bucket"
-poll_every = "10s"           # a real bucket is looked at every 10 minutes
+poll_every = "10s"           # a real bucket is listed every 10 minutes
 look_back_days = 4           # before 04:30Z yesterday is not final yet, so the three newest final days reach back four
 
 [log]

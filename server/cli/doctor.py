@@ -1,8 +1,8 @@
-"""The doctor: every part of an installation looked at from outside, each finding with its cure.
+"""The doctor: examines every part of an installation from outside; each finding has its cure.
 
-Touches what it looks at: the keys, the place of the exports (read), the data folder (one small file, removed again),
-and the port and the public address of the service. Promise: it changes nothing, and goes on after whatever it finds;
-a password goes only to a server with our host key, and a file that it fetches counts as nobody's pickup.
+Touches what it examines: the keys, the exports (read), the data folder (one small file, removed again), and the port
+and the public address of the service. Promise: it changes nothing, and goes on whatever it finds; it sends a password
+only to a server with our host key, and a file that it fetches does not count as a pickup.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
 from ..errors import ConfigError, ExportChanged, SourceError
 from ..megaphone.source import open_source
+from ..publish.decisions import CLOCK_TOLERANCE
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
 from ..sftp.keys import load_credentials
 from ..sftp.limits import parse_address
@@ -39,32 +40,32 @@ if TYPE_CHECKING:
     from ..sftp.client import LoginAttempt
     from ..storage.records import LedgerLog
 
-CLOCK_TOLERANCE = 60.0  # seconds
-ENOUGH = 1 << 16  # bytes of an export: that it can be read is all that is asked
+ENOUGH = 1 << 16  # bytes of an export that show that it can be read
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: how it is, and what to type where it is not well."""
+    """What was found about one thing, and what to type if it is not well."""
 
     level: Level
     sentence: str
     cure: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """As ``doctor --json`` prints it."""
+        """Return the finding as ``doctor --json`` prints it."""
         return {"level": self.level.name, "finding": self.sentence, "cure": self.cure}
 
 
 async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[Finding]:
-    """Look at everything; log in with ``attempt`` and fetch a file, where one is given.
+    """Examine everything; with an ``attempt``, also log in and fetch a file.
 
-    As root, the keys and the bucket are looked at as root, the rest as the folder's owner.
+    Root examines the keys and the bucket as root, the rest as the owner of the data folder.
     """
-    findings = [Finding(Level.OK, f"configuration: {config.path} can be used")]
+    findings = [Finding(Level.OK, f"configuration: {config.path} is valid")]
     host_keys, found = _keys(config)
     findings += found
     findings += [finding async for finding in _exports(config)]
+    # No way back from here: what needs root comes before this, what must not leave root's files behind comes after.
     become_owner(config)
     findings += _data_folder(config)
     findings.append(_kernel())
@@ -73,14 +74,14 @@ async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[F
     port = [finding async for finding in _port(config, host_keys)] if snapshot.running else []
     findings += port
     if attempt is not None:
-        # A password is not sent to a server that is not known to be ours.
+        # Do not send a password to a server that is not known to be ours.
         ours = bool(port) and port[0].level is Level.OK
         findings.append(await _login(config, host_keys, attempt) if ours else _not_tried(attempt))
     return findings
 
 
 def _keys(config: Config) -> tuple[set[bytes], list[Finding]]:
-    """The host keys in SSH wire form, and what is wrong with a key."""
+    """Return the host keys in SSH wire form, and the findings about every key."""
     host_keys: set[bytes] = set()
     findings = []
     try:
@@ -92,7 +93,7 @@ def _keys(config: Config) -> tuple[set[bytes], list[Finding]]:
     except ConfigError as error:
         findings += [Finding(Level.CRITICAL, f"keys: {problem}", problem.cure) for problem in error.problems]
     if not findings:
-        findings.append(Finding(Level.OK, f"keys: all there in {config.keys_dir}, and private"))
+        findings.append(Finding(Level.OK, f"keys: all present in {config.keys_dir}, and private"))
     return host_keys, findings
 
 
@@ -100,11 +101,11 @@ def _keys(config: Config) -> tuple[set[bytes], list[Finding]]:
 
 
 class _Enough(OSError):
-    """The disk of one who wants no more: ends a read that has shown what it had to."""
+    """Ends a read that has shown what it had to; an OSError, as a full disk raises it."""
 
 
-class _Taster:
-    """A file that takes the first bytes and then no more."""
+class _Sampler:
+    """A file that accepts the first bytes and then raises `_Enough`."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -132,15 +133,15 @@ class _Taster:
 
 
 async def _exports(config: Config) -> AsyncIterator[Finding]:
-    """List, read, and whether If-Match is heeded."""
+    """List the exports, read one, and see whether If-Match is honoured."""
     source = await open_source(config.export.place)
     try:
         began = datetime.now(UTC)
         listing = await source.day_exports()
-        yield Finding(Level.OK, f"exports: {source.name} can be listed, {len(listing.exports)} days are there")
+        yield Finding(Level.OK, f"exports: {source.name} can be listed, {len(listing.exports)} days found")
         yield _clock(listing, began)
         if not listing.exports:
-            cure = f"is it the right place? {_look(config)}"
+            cure = f"check export.url: {_listing_command(config)}"
             yield Finding(Level.WARNING, f"exports: there is no metrics-day-*.json.gz in {source.name}", cure)
             return
         newest = listing.exports[max(listing.exports)]
@@ -154,33 +155,38 @@ async def _exports(config: Config) -> AsyncIterator[Finding]:
 
 
 async def _read(source: ExportSource, export: DayExport) -> None:
-    taster: BinaryIO = _Taster()  # type: ignore[assignment]  # as much of a file as a reader needs
-    with contextlib.suppress(_Enough, ExportChanged):  # rewritten since: Megaphone is at work, it can be read
-        await source.fetch(export, taster)
+    """Read the first bytes of an export.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    sampler: BinaryIO = _Sampler()  # type: ignore[assignment]  # as much of a file as a reader needs
+    with contextlib.suppress(_Enough, ExportChanged):  # rewritten since it was listed, so it can be read
+        await source.fetch(export, sampler)
 
 
 async def _if_match(source: ExportSource, export: DayExport) -> Finding:
-    """Ask for a version that never was: whoever sends it all the same could send half of two versions."""
-    taster: BinaryIO = _Taster()  # type: ignore[assignment]  # as above
+    """Ask for a version that never existed: a store that sends something could send half of two versions."""
+    sampler: BinaryIO = _Sampler()  # type: ignore[assignment]  # as above
     try:
-        await source.fetch(replace(export, etag="0" * 32), taster)
+        await source.fetch(replace(export, etag="0" * 32), sampler)
     except ExportChanged:
-        return Finding(Level.OK, "exports: a version that is not there is refused (If-Match)")
+        return Finding(Level.OK, "exports: the store refuses a version that it does not have (If-Match)")
     except _Enough:
         pass
-    cure = "ask whoever runs the store to heed If-Match; until then only the size tells a rewrite in mid-read"
-    return Finding(Level.WARNING, "exports: the store heeds no If-Match", cure)
+    cure = "ask whoever runs the store to honour If-Match; until then only the size reveals a rewrite in mid-read"
+    return Finding(Level.WARNING, "exports: the store ignores If-Match", cure)
 
 
 def _clock(listing: Listing, began: datetime) -> Finding:
     skew = (began - listing.now).total_seconds()
-    if abs(skew) > CLOCK_TOLERANCE:
-        sentence = f"clock: this machine's is {skew:+.0f} s off that of the exports"
+    if abs(skew) > CLOCK_TOLERANCE.total_seconds():
+        sentence = f"clock: this machine is {skew:+.0f} s off the clock of the exports"
         return Finding(Level.CRITICAL, sentence, "timedatectl set-ntp true")
-    return Finding(Level.OK, "clock: agrees with that of the exports")
+    return Finding(Level.OK, "clock: this machine agrees with the clock of the exports")
 
 
-def _look(config: Config) -> str:
+def _listing_command(config: Config) -> str:
     return f"aws s3 ls {config.export.url}/" if config.export.bucket else f"ls -l {config.export.place}"
 
 
@@ -188,13 +194,14 @@ def _look(config: Config) -> str:
 
 
 def _data_folder(config: Config) -> Iterator[Finding]:
-    """Whether the owner can write it, and link in it."""
+    """See whether the owner can write to the data folder, and link in it."""
     folder = config.data_dir
     if not folder.exists():
         cure = "systemctl start pickup-point; or pickup-point serve"
-        yield Finding(Level.WARNING, f"data folder: {folder} is not there yet, the first start makes it", cure)
+        yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet, the first start creates it", cure)
         return
     try:
+        # The steps of a publication: write, fsync, link.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as trial:
             descriptor, path = tempfile.mkstemp(dir=trial)
             os.write(descriptor, b"doctor\n")
@@ -202,10 +209,10 @@ def _data_folder(config: Config) -> Iterator[Finding]:
             os.close(descriptor)
             os.link(path, f"{path}.link")
     except OSError as error:
-        cure = f"ls -ld {folder}; df -h {folder}; the file system must know hard links"
-        yield Finding(Level.CRITICAL, f"data folder: {folder} cannot be written: {error.strerror}", cure)
+        cure = f"ls -ld {folder}; df -h {folder}; the file system must support hard links"
+        yield Finding(Level.CRITICAL, f"data folder: cannot write to {folder}: {error.strerror}", cure)
     else:
-        yield Finding(Level.OK, f"data folder: {folder} can be written")
+        yield Finding(Level.OK, f"data folder: {folder} is writable")
 
 
 def _kernel() -> Finding:
@@ -218,19 +225,19 @@ def _kernel() -> Finding:
 
 
 def _service(snapshot: Snapshot) -> Iterator[Finding]:
-    """Disk, service, and what `check` says."""
+    """Report the disk, the service, and what `check` says."""
     disk = snapshot.measured
     if not any(alarm.name == "disk" for alarm in snapshot.alarms):
-        yield Finding(Level.OK, f"disk: {size_text(disk.disk_free_bytes)} are free ({disk.disk_free:.0%})")
+        yield Finding(Level.OK, f"disk: {size_text(disk.disk_free_bytes)} free ({disk.disk_free:.0%})")
     if snapshot.running:
-        yield Finding(Level.OK, "service: it runs")
+        yield Finding(Level.OK, "service: running")
     else:
-        yield Finding(Level.CRITICAL, "service: it does not run", "systemctl start pickup-point; or pickup-point serve")
+        yield Finding(Level.CRITICAL, "service: not running", "systemctl start pickup-point; or pickup-point serve")
     for alarm in snapshot.alarms:
         if alarm.name == "feed_not_running" and snapshot.running and "last_round" not in snapshot.facts:
             yield Finding(Level.WARNING, "feed: the first round has not ended yet", "pickup-point status, in a while")
-        elif alarm.name not in ("source", "key_readable"):  # looked at above, just now
-            # What is wrong with a day is no fault of the installation.
+        elif alarm.name not in ("source", "key_readable"):  # examined above, just now
+            # What is wrong with a day is not the installation's fault.
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)
     if not snapshot.alarms:
@@ -241,28 +248,30 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 async def _port(config: Config, host_keys: set[bytes]) -> AsyncIterator[Finding]:
-    """Exchange keys where the service listens (the first finding), then under the address that the partner is told."""
+    """Exchange keys where the service listens (the first finding), then at the address that the partner uses."""
     own = await _exchange("port", _own(config), host_keys, config)
     yield own
     if config.sftp.address is None:
-        sentence = "address: sftp.address is not set, so nobody knows what to tell the partner"
+        sentence = "address: sftp.address is not set, so the partner's address was not tried"
         yield Finding(Level.WARNING, sentence, 'set sftp.address = "host:port"')
         return
     public = await _exchange("address", _split(config.sftp.address), host_keys, config)
     if own.level is Level.OK and public.level is Level.CRITICAL:
-        way = "the service itself answers, so look at DNS, firewall and port forwarding, or try from another network: "
-        way += "some do not lead their own public address back inside"
-        public = replace(public, sentence=f"{public.sentence}; {way}")
+        advice = "the service itself answers, so check DNS, firewall and port forwarding, or try from another network: "
+        advice += "some routers do not route their own public address back inside"
+        public = replace(public, sentence=f"{public.sentence}; {advice}")
     yield public
 
 
 async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], config: Config) -> Finding:
+    """Exchange keys with a server, and compare its host key with ours."""
     host, port = where
     shown = _shown(where)
     cure = f"ssh-keyscan -p {port} {host}"
     try:
         found = await host_key(host, port)
     except HungUp as error:
+        # The service closes a connection at once if no user may come from its address.
         if all(user.allow_from for user in config.sftp.users):
             sentence = f"{word}: {shown} closes connections from this machine, which is in no user's allow_from"
             cure = f"{cure}, typed on a machine that is in one"
@@ -272,23 +281,23 @@ async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], co
     except NoAnswer as error:
         return Finding(Level.CRITICAL, f"{word}: no key exchange at {shown}: {error}", cure)
     if not host_keys:
-        sentence = f"{word}: {shown} shows a host key, and there is none of ours to compare it with"
+        sentence = f"{word}: {shown} presents a host key, but there is none of ours to compare it with"
         return Finding(Level.WARNING, sentence, "pickup-point keygen says what is wrong with ours")
     if found not in host_keys:
-        sentence = f"{word}: {shown} shows a host key that is not one of ours"
+        sentence = f"{word}: {shown} presents a host key that is not one of ours"
         cure = f"{cure}; pickup-point keygen shows the keys that belong here; after a change of keys: "
         return Finding(Level.CRITICAL, sentence, f"{cure}systemctl restart pickup-point")
-    return Finding(Level.OK, f"{word}: {shown} exchanges keys and shows our host key")
+    return Finding(Level.OK, f"{word}: {shown} exchanges keys and presents our host key")
 
 
 async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -> Finding:
-    """Log in where the service listens, fetch the newest log, and compare it with what the ledger says of it."""
+    """Log in where the service listens, fetch the newest log, and compare its SHA-256 with the ledger's."""
     where = _own(config)
     shown, newest = _shown(where), _newest_log(config)
     name = None if newest is None else str(newest.name)
     user = next(user for user in config.sftp.users if user.name == attempt.user)
     if not _may_come_from(where[0], user):
-        sentence = f"login: {user.name} was not tried, because its allow_from does not hold {where[0]}"
+        sentence = f"login: {user.name} was not tried, because its allow_from does not include {where[0]}"
         cure = f"sftp -P {where[1]} {user.name}@HOST, typed on a machine that is in its allow_from"
         return Finding(Level.WARNING, sentence, cure)
     try:
@@ -298,7 +307,7 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         return Finding(Level.CRITICAL, sentence, _cure_of_refusal(user, attempt))
     except NoAnswer as error:
         cure = "journalctl -u pickup-point | tail -n 20"
-        return Finding(Level.CRITICAL, f"login: {attempt.user} at {shown} was broken off: {error}", cure)
+        return Finding(Level.CRITICAL, f"login: {attempt.user} at {shown} was cut off: {error}", cure)
     except FileNotFoundError:
         sentence = f"login: {attempt.user} gets in at {shown}, but {name} is not served"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
@@ -312,10 +321,10 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
 
 
 def _not_tried(attempt: LoginAttempt) -> Finding:
-    sentence = f"login: {attempt.user} was not tried, because the service has not shown our host key"
+    sentence = f"login: {attempt.user} was not tried, because the service has not presented our host key"
     option = "--password-file" if attempt.key is None else "--identity"
     again = f"pickup-point doctor --user {attempt.user} {option} {attempt.file}"
-    return Finding(Level.WARNING, sentence, f"{again}, once the findings above are mended")
+    return Finding(Level.WARNING, sentence, f"{again}, once the findings above are fixed")
 
 
 def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
@@ -327,14 +336,14 @@ def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
 
 
 def _may_come_from(host: str, user: UserSettings) -> bool:
-    """Return whether a connection to an address of this machine, which comes from that address, is allowed."""
-    with contextlib.suppress(ValueError):  # a name: only the service can tell
+    """Return whether a user may connect to one of this machine's addresses, since the connection comes from it."""
+    with contextlib.suppress(ValueError):  # a name: only the service knows its address
         return not user.allow_from or any(parse_address(host) in network for network in user.allow_from)
     return True
 
 
 def _newest_log(config: Config) -> LedgerLog | None:
-    """The log that was published last, and was not pruned."""
+    """Return the log that was published last and is still there, or None."""
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         return next((entry for entry in reversed(ledger.logs()) if entry.state == "published"), None)
 
@@ -355,6 +364,6 @@ def _own(config: Config) -> tuple[str, int]:
 
 
 def _listening(config: Config) -> int:
-    """The port that the running service listens on: another than the configuration's where systemd listens."""
+    """Return the port that the running service listens on: not the configuration's if systemd listens."""
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         return int(ledger.facts().get("service_port", config.sftp.port))

@@ -1,6 +1,6 @@
-"""The command ``episodes``: what Triton can match a line to.
+"""The command ``episodes``: which episodes Triton can match a line to.
 
-Prints. It looks at what is stored, and writes only with ``--refresh`` (the ledger) and ``--export`` (that file).
+Prints. Reads what is stored, and writes only with ``--refresh`` (the ledger) and ``--export`` (that file).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .options import (
     Out,
     Usage,
     VerboseOption,
+    load_settings,
     print_json,
     run_loop,
-    settings_of,
 )
 from .privileges import become_owner
 
@@ -44,26 +44,26 @@ def episodes(
     ] = None,
     check: Annotated[
         Path | None,
-        typer.Option("--check", metavar="FILE", help="Say what is wrong in one; exit 2 if anything."),
+        typer.Option("--check", metavar="FILE", help="Print what is wrong in such a CSV; exit 2 if anything is."),
     ] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Read every RSS feed now, first.")] = False,
-    days: Annotated[int, typer.Option("--days", min=1, help="How many published days are looked at.")] = 7,
+    refresh: Annotated[bool, typer.Option("--refresh", help="First read every RSS feed now.")] = False,
+    days: Annotated[int, typer.Option("--days", min=1, help="How many published days to read.")] = 7,
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Show the episode catalogue: what the RSS feeds and the CSV know, and which episodes of the logs match nothing."""
     if check is not None:
         if export is not None or unmatched or refresh:
-            raise Usage("--check goes alone", hint="pickup-point episodes --check FILE")
+            raise Usage("--check excludes the other options", hint="pickup-point episodes --check FILE")
         _check(check)
         return
     from ..episodes.source import episodes_snapshot
     from ..status.episodes import matching, new_csv, write_export
     from ..storage.ledger import LEDGER_FILE, Ledger
 
-    settings = settings_of(config, verbose=verbose, quiet=not refresh)
+    settings = load_settings(config, verbose=verbose, quiet=not refresh)
     with contextlib.ExitStack() as stack:
-        # What is read belongs to the service, what is written to whoever typed this: so the file is opened first.
+        # Opened first: the file belongs to whoever typed the command, and what is read to the service.
         file = stack.enter_context(new_csv(export)) if export is not None else None
         become_owner(settings)
         if refresh:
@@ -73,14 +73,14 @@ def episodes(
             found = matching(settings, ledger, snapshot.catalogue, days)
         count = write_export(file, snapshot.written, found.unmatched) if file is not None else 0
     if export is not None:
-        print(f"{export}: {count} episodes to fill in, beside {len(snapshot.written)} that are")
+        print(f"{export}: {count} episodes to fill in, and {len(snapshot.written)} that are filled in")
         print(f"  then: pickup-point episodes --check {export}, and set log.episodes to it")
     elif unmatched:
         _print_unmatched(found, json=json)
     elif json:
         print_json(snapshot.as_json() | {"matching": found.as_json()})
     else:
-        _print_glance(snapshot, found, settings)
+        _print_summary(snapshot, found, settings)
 
 
 def _check(path: Path) -> None:
@@ -110,13 +110,13 @@ def _refresh(settings: Config, *, quiet: bool) -> None:
         print(f"{outcome.word:10}{outcome.name}  {outcome.sentence}{hint}")
 
 
-def _print_glance(snapshot: EpisodesSnapshot, found: Matching, settings: Config) -> None:
+def _print_summary(snapshot: EpisodesSnapshot, found: Matching, settings: Config) -> None:
     now = datetime.now(UTC)
     stamp = snapshot.catalogue.stamp if snapshot.catalogue is not None else None
     if stamp is None:
         print("no episode catalogue is in use: every line is sent with Megaphone's episode_id as episode-guid")
         if not settings.feeds.configured and settings.log.episodes is None:
-            print("  → set feeds.urls to your RSS feeds, so that you know what Triton can match")
+            print("  → set feeds.urls to your RSS feeds, to see what Triton can match")
     else:
         print(f"version {stamp.version}: {stamp.episodes} episodes")
     if settings.log.episodes is not None:
@@ -136,7 +136,7 @@ def _feed_text(url: str, feed: RssFeed | None, now: datetime) -> str:
     from ..status.days import span
 
     if feed is None:
-        return f"{safe_url(url)}  not asked yet: pickup-point episodes --refresh"
+        return f"{safe_url(url)}  not read yet: pickup-point episodes --refresh"
     age = f"read {span(now - feed.read_at)} ago" if feed.read_at is not None else "never read"
     return f"{safe_url(url)}  {age}" + (f"  {feed.title}" if feed.title else "")
 
@@ -146,7 +146,7 @@ def _print_unmatched(found: Matching, *, json: bool) -> None:
         print_json(found.as_json())
         return
     if not found.days:
-        print("no log file is there to be looked at: pickup-point status")
+        print("there is no log file to read: pickup-point status")
         return
     if not found.unmatched:
         print(f"every one of the {found.lines} lines of the last {len(found.days)} published days matches")
@@ -157,4 +157,4 @@ def _print_unmatched(found: Matching, *, json: bool) -> None:
     share = f"{1 - (found.share or 0):.1%}"
     lines = sum(episode.lines for episode in found.unmatched)
     print(f"\n{lines} of {found.lines} lines ({share}) in {len(found.unmatched)} episodes match nothing")
-    print("  → pickup-point episodes --export episodes.csv, write the RSS feeds' guids into it, set log.episodes to it")
+    print("  → pickup-point episodes --export episodes.csv, fill in the guids of the RSS feeds, set log.episodes to it")

@@ -1,7 +1,7 @@
 """One round of the feed, and one retention pass, by hand: what ``feed`` and ``prune`` do.
 
 Touches what the feed touches, and this process's signals. Promise: Ctrl-C and SIGTERM end a conversion or a download at
-once, and leave nothing that the next round does not clean up.
+once, and leave nothing behind that the next round does not clean up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..publish.retention import prune
-from ..service import assembled
+from ..service import FIRST_CATALOGUE, assembled
 from ..storage.folder import DataFolder
 from ..storage.ledger import Ledger
 from ..threads import in_thread
@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from ..settings import Config
 
 
-FIRST_CATALOGUE = 30.0  # seconds that an RSS feed which was never asked may take
-
-
 async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> list[DayResult]:
-    """Run one round now; what became of each day."""
+    """Run one round now; return what became of each day."""
     with progress_bars() as show:
         progress = None if show is None else lambda day, done, total: show(str(day), done, total)
         async with assembled(config, hash_key, progress=progress) as installation:
@@ -44,7 +41,7 @@ async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> li
 
 
 def one_prune(config: Config, *, dry_run: bool, on_wait: Callable[[], None]) -> Pruned:
-    """Run one retention pass now; what was removed, or would be."""
+    """Run one retention pass now; return what was removed, or would be."""
     folder = DataFolder(config.data_dir)
     folder.prepare()
     with (
@@ -56,10 +53,12 @@ def one_prune(config: Config, *, dry_run: bool, on_wait: Callable[[], None]) -> 
 
 @contextlib.contextmanager
 def _stopping(stop: Callable[[], None]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM call ``stop`` and cancel this task."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101  # a coroutine runs in a task
 
     def end() -> None:
+        # Both are needed: a conversion in a thread sees the event, a download on the loop the cancellation.
         stop()
         task.cancel()
 

@@ -1,7 +1,7 @@
-"""The handover: everything that is to be sent to Triton, from the live configuration.
+"""The handover: everything to send to Triton, from the configuration in force.
 
-Touches the folder that it is told to write, the keys (read), and the newest export (read, for the sample). Promise: no
-secret is written, neither the password nor its hash nor ``ip_hash.key``; what cannot be had is said, the rest is there.
+Touches the folder that it writes, the keys (read), and the newest export (read, for the sample). Promise: it writes no
+secret, neither the password nor its hash nor ``ip_hash.key``; it warns of what is missing, and writes the rest.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from ..settings import Config, LogSettings
     from ..triton import ColumnSpec
 
-SAMPLE_ROWS = 1000  # of the newest export: enough to see every kind of row, and no day's worth of listeners
+SAMPLE_ROWS = 1000  # of the newest export: enough to see every kind of row, without a whole day's listeners
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """The files written, and what could not be had."""
+    """The files that were written, and warnings about what is missing."""
 
     written: list[Path]
     warnings: list[str]
 
 
 async def write_handover(config: Config, folder: Path) -> Handover:
-    """Write the folder.
+    """Write the handover to a folder, which is created if it is missing.
 
     Raises:
         PickupPointError: it cannot be written.
@@ -58,11 +58,12 @@ async def write_handover(config: Config, folder: Path) -> Handover:
         written.append(folder / "handover.md")
     except OSError as error:
         hint = f"ls -ld {folder}; df -h {folder.absolute().parent}"
-        raise PickupPointError(f"{folder} cannot be written: {error.strerror or error}", hint=hint) from error
+        raise PickupPointError(f"cannot write {folder}: {error.strerror or error}", hint=hint) from error
     return Handover(written, warnings)
 
 
 def _known_hosts(config: Config, warnings: list[str]) -> list[str]:
+    """Return the lines of a known_hosts file; without host keys, none and a warning."""
     try:
         return known_hosts_lines(public_host_keys(config.sftp, config.keys_dir), config.sftp.address or "127.0.0.1")
     except ConfigError as error:
@@ -71,7 +72,7 @@ def _known_hosts(config: Config, warnings: list[str]) -> list[str]:
 
 
 async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | None:
-    """The first rows of the newest export as a log file, or None where there is no export to be had."""
+    """Convert the first rows of the newest export; return the log file, or None and a warning without an export."""
     with tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch:
         try:
             source = await open_source(config.export.place)
@@ -97,6 +98,7 @@ async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | N
 
 
 def _first_rows(whole: IO[bytes], part: Path) -> None:
+    """Copy the first `SAMPLE_ROWS` rows of an export into another one."""
     with gzip.open(whole) as rows, gzip.open(part, "wb") as kept:
         for _, row in zip(range(SAMPLE_ROWS), rows, strict=False):
             kept.write(row if row.endswith(b"\n") else row + b"\n")
@@ -125,7 +127,7 @@ def _document(config: Config, warnings: list[str], sample: Path | None) -> str:
 
 
 def _rss_lines(config: Config) -> list[str]:
-    """The RSS feeds, and what of the newest day they match; without a ledger nothing was matched yet."""
+    """Return the RSS feeds and how much of the newest day they match; without a ledger only the feeds."""
     with suppress(LedgerError):
         return handover_lines(config)
     return [f"- {safe_url(url)}" for url in config.feeds.urls] or ["(none is configured: set `feeds.urls`)"]
@@ -138,8 +140,8 @@ def _cell(text: str) -> str:
 _TEXT = """\
 # Podcast logs by SFTP: what Triton Digital needs
 
-Made by `pickup-point handover` from the configuration that is in force. It holds no secret; the password is handed over
-separately, never by the same mail.
+Made by `pickup-point handover` from the configuration in force. It contains no secret; the password is handed over
+separately, never in the same mail.
 
 ## Activation sheet
 
@@ -147,11 +149,11 @@ separately, never by the same mail.
 |---|---|
 {sheet}
 
-One file a UTC day, for example `{example}`. Rows that Megaphone adds later come once, as a further file of the
-same day: `{late}`. A name is never used twice, a file never changes, and it is there only when it is complete.
+There is one file for each UTC day, for example `{example}`. Rows that Megaphone adds later come once, in another file
+of the same day: `{late}`. A name is never used twice, a file never changes, and it appears only once it is complete.
 Files stay for {keep_days} days.
 
-Times are UTC, in names and in lines. A day is final at Megaphone at {final_at} UTC of the next day at the earliest, and
+Times are UTC, in names and in lines. A day is final at Megaphone at {final_at} UTC on the next day at the earliest, and
 is published soon after. Please pull at least once a day, leave the files where they are (deleting and renaming is
 refused), and tell us the hour.
 
@@ -159,18 +161,18 @@ refused), and tell us the hour.
 
 {keys}
 
-`known_hosts` beside this file holds them in OpenSSH's form.
+The file `known_hosts` beside this one has them in OpenSSH's format.
 
 ## Columns
 
 {columns}
 
-A missing value is `-`. One row of Megaphone's export is one download summed up, not one HTTP request: what is marked as
-derived is not in it. {rules}
+A missing value is `-`. One row of Megaphone's export sums up one download, it is not one HTTP request: what is marked
+as derived is not in the export. {rules}
 
 ## Sample
 
-{sample}. It holds listeners' data: it is for setting up the import, and for nothing else.
+{sample}. It contains listeners' data: use it to set up the import, and for nothing else.
 
 ## RSS feeds
 
@@ -180,15 +182,15 @@ derived is not in it. {rules}
 
 {questions}
 
-The data is for measurement only. Megaphone requires of a measurement partner that it uses the data for nothing else;
-nobody may try to reverse a hash.
+The data is for measurement only. Megaphone requires a measurement partner to use the data for nothing else; nobody may
+try to reverse a hash.
 """
 
 
 QUESTIONS = (
-    "The columns and the header line as above, or others? (`columns`, `header`, `format`)",
+    "Are the columns and the header line as above what you need, or others? (`columns`, `header`, `format`)",
     "`rows`: are rows that Megaphone marked as bots or as blacklisted addresses left out, or sent?",
-    "`tokens`: do lines count whose address came to us as a hash-like token, so that IP is `-` beside a keyed hash?",
+    "`tokens`: do lines count if their address reached us as a hash-like token, so that IP is `-` beside a keyed hash?",
     "`partial_status`: is a partial download 206 with a derived byte range, or always 200?",
     "`episode-guid`: is Megaphone's episode id the guid in the RSS feed, or is a catalogue of episodes needed?",
     "The list of RSS feeds.",
@@ -198,14 +200,14 @@ QUESTIONS = (
 
 
 def explained(log: LogSettings) -> dict[str, tuple[str, str]]:
-    """By derived value: the fields of the export that it comes from, and how, with what is derived marked so."""
+    """Return, by derived value, the fields of the export that it comes from, and how; marked if it is derived."""
     truncated = log.ip == "truncated"
     partial = log.partial_status == 206
     url = log.url + (" or the URL of the episode catalogue" if log.url == DEFAULT_URL else "")
     hashed = "HMAC-SHA-256 under our secret: of the IPv4 address, of the IPv6 /64, or of the token"
     return {
         "date": ("created_at", "UTC day"),
-        "start-time": ("created_at", "UTC, fraction cut off; the one instant there is"),
+        "start-time": ("created_at", "UTC, without the fraction; the only instant in a row"),
         "IP": ("ip", "IPv4 with a last octet of 0, IPv6 cut to /48" if truncated else "the whole address, or `-`"),
         "Hashed-IP": ("ip", hashed if truncated else f"`-` beside an address; else {hashed}"),
         "method": ("", "derived: always `GET`, audio was delivered"),
@@ -216,7 +218,7 @@ def explained(log: LogSettings) -> dict[str, tuple[str, str]]:
         "byte-range": ("bytes_sent, filesize", "derived: `0-{bytes-1}` or `-`" if partial else "always `-`"),
         "episode-guid": ("episode_id", "the guid of the episode catalogue, else the episode_id"),
         "podcast-id": ("podcast_id", "as it came"),
-        "x-metric-id": ("id", "as it came; the same row has it for ever"),
+        "x-metric-id": ("id", "as it came; a row always keeps it"),
         "user-agent": ("user_agent", "control characters become blanks, `\"` is `%22`, `\\` is `%5C`"
                        if log.text == "safe" and log.format == "tsv" else "percent-encoded"),
         "cs-uri-query": ("podcast_id, episode_id", "derived: what follows `?` in the URL, else `-`"),
@@ -224,7 +226,7 @@ def explained(log: LogSettings) -> dict[str, tuple[str, str]]:
 
 
 def column_table(log: LogSettings) -> str:
-    """The columns in order, as a table in Markdown."""
+    """Return the columns in order, as a Markdown table."""
     known = explained(log)
     lines = ["| # | column | from Megaphone's | how |", "|---|---|---|---|"]
     lines += [
@@ -244,19 +246,19 @@ def _of(spec: ColumnSpec, known: dict[str, tuple[str, str]]) -> tuple[str, str]:
 
 
 def rules_text(log: LogSettings) -> str:
-    """Which rows become lines, and how the file is written, in sentences."""
+    """Return which rows become lines and how the file is written, in sentences."""
     rows = {
         "not-blacklisted": "Rows that Megaphone marked as bots or as blacklisted addresses are left out",
-        "all": "All rows are sent, those that Megaphone marked as bots among them",
+        "all": "All rows are sent, including those that Megaphone marked as bots",
         "reporting": "Only rows that Megaphone itself reports are sent: not blacklisted, and of at least 60 seconds",
     }[log.rows]
     header = {
-        "plain": "the first line holds the names of the columns",
-        "comment": "the first line holds the names of the columns, behind a `#`",
+        "plain": "the first line has the names of the columns",
+        "comment": "the first line has the names of the columns, after a `#`",
         "none": "there is no header line",
     }[log.header]
     if log.format == "w3c":
-        header = "the directives of the W3C format stand before the first entry"
+        header = "the directives of the W3C format come before the first entry"
     return (
         f'{rows} (`rows = "{log.rows}"`); rows that transferred nothing are never sent. Each file is one gzip member, '
         f"UTF-8, tab-separated, lines end with `\\n`; {header}."

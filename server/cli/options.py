@@ -1,6 +1,6 @@
-"""What every command shares: its options, the configuration with the log set up, a result as JSON, a loop to run on.
+"""What the commands share: options, loading the configuration, the service log, JSON, an event loop, progress bars.
 
-Prints for `app` and the modules of commands beside it.
+Prints for `app` and the other modules of commands.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Else config.toml here, then /etc/pickup-point/config.toml."),
+    typer.Option("--config", "-c", help="Default: ./config.toml, then /etc/pickup-point/config.toml."),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Debug log lines, and tracebacks.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 class Out(PickupPointError):
-    """A result with an exit code of its own; nothing more is said."""
+    """Ends a command with an exit code of its own, and without a sentence."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
@@ -44,8 +44,8 @@ class Usage(PickupPointError):
     exit_code = 2
 
 
-def settings_of(path: Path | None, *, verbose: bool, quiet: bool = False) -> Config:
-    """The configuration, with the log set up; ``quiet`` commands log nothing unless verbose."""
+def load_settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> Config:
+    """Load the configuration and set up the service log; ``quiet`` commands log nothing unless verbose."""
     from .. import log_output
     from ..config import load_config
 
@@ -56,9 +56,9 @@ def settings_of(path: Path | None, *, verbose: bool, quiet: bool = False) -> Con
     return settings
 
 
-def reading_as_owner(path: Path | None, *, verbose: bool) -> Config:
-    """For a command that only looks: the configuration, and root become the data folder's owner."""
-    settings = settings_of(path, verbose=verbose, quiet=True)
+def load_settings_as_owner(path: Path | None, *, verbose: bool) -> Config:
+    """Load the configuration for a command that only reads, and become the data folder's owner."""
+    settings = load_settings(path, verbose=verbose, quiet=True)
     become_owner(settings)
     return settings
 
@@ -67,7 +67,7 @@ def run_loop(job: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine on uvloop's event loop.
 
     Raises:
-        KeyboardInterrupt: it was cancelled by a signal.
+        KeyboardInterrupt: a signal cancelled it.
     """
     import asyncio
 
@@ -76,27 +76,28 @@ def run_loop(job: Coroutine[Any, Any, Any]) -> Any:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(job)
+    # `feed` cancels its own task on Ctrl-C and SIGTERM: to the shell both are an interrupted command.
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 
 
-def day_of(text: str, command: str) -> date:
-    """A day as typed.
+def parse_day(text: str, command: str) -> date:
+    """Parse a day that was typed as YYYY-MM-DD.
 
     Raises:
-        Usage: it is none.
+        Usage: it is not one.
     """
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise Usage(f"{text} is not a day; write 2026-11-20", hint=f"pickup-point {command} --help") from None
+        raise Usage(f"{text} is not a day; write it like 2026-11-20", hint=f"pickup-point {command} --help") from None
 
 
 def program() -> str:
-    """How this program was called, for a line that is to be typed again."""
+    """Return how this program was called, for a command that can be typed again."""
     return sys.argv[0] if sys.argv[0].endswith("pickup-point") else f"{sys.executable} -m server"
 
 
 def print_json(value: Any) -> None:
-    """The whole result, on standard output."""
+    """Print a whole result on standard output."""
     print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

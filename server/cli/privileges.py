@@ -1,6 +1,6 @@
-"""The installation that a command finds: whose the data folder is, and where keys belong that are yet to be made.
+"""The installation that a command finds: its configuration file, the owner of its data folder, its folder of keys.
 
-Touches the data folder's owner, the identity of this process, and the configuration file. Promise: a command that root
+Touches the configuration file, the data folder's owner and the identity of this process. Promise: a command that root
 types leaves nothing behind that the service cannot open.
 """
 
@@ -25,7 +25,7 @@ _DAC_READ_SEARCH = 2  # capabilities(7)
 
 
 def config_path(given: Path | None) -> Path:
-    """The configuration file that a command reads.
+    """Return the configuration file that a command reads.
 
     Raises:
         ConfigError: there is none.
@@ -39,13 +39,13 @@ def config_path(given: Path | None) -> Path:
 
 
 def become_owner(config: Config) -> None:
-    """As root: become the owner of data_dir, or of the folder that it will be made in. There is no way back.
+    """Become, as root, the owner of data_dir or of the folder that it will be created in. There is no way back.
 
-    What stays of root is the right to look: systemd keeps a DynamicUser's folder below /var/lib/private, which only
-    root may enter, and the keys may be root's alone. What is written is the owner's.
+    The privilege to read stays: systemd keeps a DynamicUser's folder below /var/lib/private, which only root may
+    enter, and the keys may be root's alone. Everything written belongs to the owner.
 
     Raises:
-        DataFolderError: the disk does not say whose it is.
+        DataFolderError: the disk does not say who the owner is.
     """
     if os.geteuid() != 0:
         return
@@ -56,17 +56,18 @@ def become_owner(config: Config) -> None:
         owner = folder.stat()
     if owner.st_uid != 0:
         libc = ctypes.CDLL(None)
+        # Else setuid would take every capability away (prctl(2)). The groups go first: only root may change them.
         libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
-        _keep_looking(libc)
+        _keep_read_capability(libc)
 
 
-def _keep_looking(libc: ctypes.CDLL) -> None:
-    """Give up every right of root but that of reading and searching, for this process and those it starts.
+def _keep_read_capability(libc: ctypes.CDLL) -> None:
+    """Drop every capability but that of reading and searching, for this process and those it starts.
 
-    Where the kernel does not grant it, the folder must be reachable for its owner.
+    If the kernel does not grant it, the folder must be reachable for its owner.
     """
     right = 1 << _DAC_READ_SEARCH
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
@@ -75,14 +76,14 @@ def _keep_looking(libc: ctypes.CDLL) -> None:
 
 
 def find_aws_key(config: Config) -> None:
-    """Let the AWS chain find ``keys/aws``, a static key beside the others, as the unit does for the service."""
+    """Let AWS's chain of credentials find ``keys/aws``, a static key, as the systemd unit does for the service."""
     path = config.keys_dir / "aws"
     if "AWS_SHARED_CREDENTIALS_FILE" not in os.environ and os.access(path, os.R_OK):
         os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(path.absolute())
 
 
-def keys_place(path: Path) -> tuple[Path, str]:
-    """keys_dir and the public address, also of a configuration that cannot be loaded before its keys are made."""
+def find_keys_dir(path: Path) -> tuple[Path, str]:
+    """Return keys_dir and the public address, also of a configuration that cannot be loaded before its keys exist."""
     try:
         raw = tomllib.loads(path.read_bytes().decode())
     except (OSError, ValueError):
@@ -98,5 +99,5 @@ SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))
 
 
 def find_config(given: Path | None) -> Path | None:
-    """The configuration file to read: the one given, else the first of the usual places that exists."""
+    """Return the configuration file to read: the given one, else the first of ``SEARCHED`` that exists, else None."""
     return given if given is not None else next((path for path in SEARCHED if path.is_file()), None)

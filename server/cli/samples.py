@@ -1,7 +1,7 @@
 """Made-up exports: a realistic day of Megaphone's metrics rows, the same on every machine for the same seed.
 
-For the demo, the benchmarks and the tests. Touches nothing but the file that `write_day` is told to write. The promise:
-the same arguments give the same rows, and an unfinished day (``until``) is a part of the finished one, row for row.
+For the demo, the benchmarks and the tests. Touches nothing but the file that `write_day` writes. Promise: the same
+arguments give the same rows, and an unfinished day (``until``) is the beginning of the finished one, row for row.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def day_rows(
     tokens_share: float = 0.01,
     until: datetime | None = None,
 ) -> Iterator[bytes]:
-    """The rows of a day, each a line of JSON with its newline, in nearly increasing order of ``created_at``.
+    """Yield the rows of a day, each a line of JSON with its newline, in nearly increasing order of ``created_at``.
 
     ``rows`` counts the rows of the whole day; ``until`` leaves out those created at or after it. ``tokens_share`` is
     the share of listeners whose ``ip`` is 32 hex digits instead of an address. ``broken`` adds a few rows of every kind
@@ -225,7 +225,7 @@ def write_day(
     until: datetime | None = None,
     keep: Callable[[bytes], bool] | None = None,
 ) -> int:
-    """Write a day's export, gzip of one row a line, as `day_rows` gives it; the number of rows written.
+    """Write a day's export, gzip of one row a line, as `day_rows` yields it; return the number of rows.
 
     The file appears whole. ``keep`` may leave out rows, to make an earlier version of the same day.
     """
@@ -261,7 +261,7 @@ def _episodes(random: Random) -> list[_Episode]:
 
 
 def _listeners(random: Random, tokens_share: float) -> Callable[[], _Listener]:
-    """What makes one new listener after the other."""
+    """Return a function that makes up a new listener at every call."""
     agents: list[tuple[str, str]] = []
     weights: list[float] = []
     for product, share, user_agents in _PLAYERS:
@@ -301,7 +301,7 @@ def _listeners(random: Random, tokens_share: float) -> Callable[[], _Listener]:
 
 
 def _broken_rows(day: date) -> Iterator[bytes]:
-    """Rows of every kind that is rejected."""
+    """Yield a row of every kind that is rejected."""
     good = {
         "id": "11111111-2222-4333-8444-555555555555", "podcast_id": "c9f1e6f2-6f0d-11ec-8f0c-0f1f2f3f4f5f",
         "episode_id": "d2b1c0a4-6f0d-11ec-8f0c-0f1f2f3f4f5f", "created_at": f"{day}T12:00:00.000Z",

@@ -1,4 +1,4 @@
-"""The commands of the first day and of the bad one: init, doctor, handover, backup.
+"""The commands for setting up and for trouble: init, doctor, handover, backup.
 
 Prints, as `app` does, and keeps its promises.
 """
@@ -19,7 +19,16 @@ import typer
 
 from ..config import load_config
 from ..errors import ConfigError, PickupPointError, Problem
-from .options import ConfigOption, JsonOption, Out, Usage, VerboseOption, print_json, reading_as_owner, settings_of
+from .options import (
+    ConfigOption,
+    JsonOption,
+    Out,
+    Usage,
+    VerboseOption,
+    load_settings,
+    load_settings_as_owner,
+    print_json,
+)
 from .privileges import config_path
 
 if TYPE_CHECKING:
@@ -42,18 +51,18 @@ def init(
         Path | None, typer.Option("--config", "-c", help="The file to write.", show_default="config.toml")
     ] = None,
     export: Annotated[str, _option("--export", "Where Megaphone delivers: s3://bucket/prefix, or a folder.")] = "",
-    address: Annotated[str, _option("--address", "How the partner reaches this machine: host:port.")] = "",
+    address: Annotated[str, _option("--address", "Where the partner reaches this machine: host:port.")] = "",
     user: Annotated[str, _option("--user", "The partner's user name.")] = "",
-    prefix: Annotated[str, _option("--prefix", "What every log file's name begins with.")] = "",
+    prefix: Annotated[str, _option("--prefix", "What the name of every log file begins with.")] = "",
     data_dir: Annotated[str, _option("--data-dir", "The service's own folder.")] = "",
     password_file: Annotated[
         Path | None, typer.Option("--password-file", help="A file with the partner's password in its first line.")
     ] = None,
     authorized_keys: Annotated[
-        str, _option("--authorized-keys", "A file with the partner's public keys, in place of a password.")
+        str, _option("--authorized-keys", "A file with the partner's public keys, instead of a password.")
     ] = "",
     region: Annotated[str, _option("--region", "The bucket's region.")] = "",
-    endpoint_url: Annotated[str, _option("--endpoint-url", "An S3 service that is not Amazon's.")] = "",
+    endpoint_url: Annotated[str, _option("--endpoint-url", "The URL of an S3 service other than Amazon's.")] = "",
     first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD.")] = "",
     verbose: VerboseOption = False,
 ) -> None:
@@ -65,22 +74,20 @@ def init(
     path = (config or Path("config.toml")).absolute()
     if path.exists():
         raise PickupPointError(
-            f"{path} is there, and is not overwritten", hint=f"give another --config, or edit {path}"
+            f"{path} already exists, and is not overwritten", hint=f"give another --config, or edit {path}"
         )
     own_folder = "/var/lib/pickup-point" if path.parent == _ETC else "data"
     export = export or _ask("--export", "Where does Megaphone deliver (s3://bucket/prefix, or a folder)?")
-    address = address or _ask("--address", "How does the partner reach this machine (host:port)?")
+    address = address or _ask("--address", "At which address does the partner reach this machine (host:port)?")
     user = user or _ask("--user", "The partner's user name?", "triton")
-    prefix = prefix or _ask("--prefix", "What shall every log file's name begin with?", "MEGA")
-    data_dir = data_dir or _ask("--data-dir", "In which folder shall the service keep its files?", own_folder)
+    prefix = prefix or _ask("--prefix", "What should the name of every log file begin with?", "MEGA")
+    data_dir = data_dir or _ask("--data-dir", "In which folder should the service keep its files?", own_folder)
     made, password = "", ""
     if password_file is not None:
         password = _first_line(password_file)
     elif not authorized_keys:
         if sys.stdin.isatty():
-            password = typer.prompt(
-                "The partner's password (empty: one is made)", "", hide_input=True, show_default=False
-            )
+            password = typer.prompt("The partner's password (empty: make one)", "", hide_input=True, show_default=False)
         made = "" if password else _new_password()
     hashed = hash_password(password or made) if password or made else ""
     answers = Answers(
@@ -89,21 +96,21 @@ def init(
     write_config(path, answers)
     print(f"wrote {path}")
     if made:
-        print(f"password: {made}\n(it is kept nowhere else: hand it over separately)")
+        print(f"password: {made}\n(it is stored nowhere else: hand it over separately)")
     print(f"next: pickup-point keygen --config {path}")
 
 
 def _ask(option: str, question: str, default: str | None = None) -> str:
-    """An answer from the terminal; without one, the default.
+    """Ask on the terminal; return the default without one.
 
     Raises:
-        Usage: there is neither.
+        Usage: there is neither a terminal nor a default.
     """
     if sys.stdin.isatty():
         answer: str = typer.prompt(question, default)
         return answer
     if default is None:
-        raise Usage(f"{option} is missing, and nobody can be asked", hint="pickup-point init --help")
+        raise Usage(f"missing {option} (no terminal to prompt on)", hint="pickup-point init --help")
     return default
 
 
@@ -112,7 +119,7 @@ def _first_line(path: Path) -> str:
         with path.open() as file:
             password = file.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise PickupPointError(f"{path} cannot be read: {error}", hint=f"ls -l {path}") from error
+        raise PickupPointError(f"cannot read {path}: {error}", hint=f"ls -l {path}") from error
     if not password:
         raise PickupPointError(f"{path} has no password in its first line", hint=f"openssl rand -base64 24 > {path}")
     return password
@@ -127,7 +134,7 @@ def _new_password() -> str:
 @setup.command()
 def doctor(
     config: ConfigOption = None,
-    user: Annotated[str, _option("--user", "The configured user to log in as, where there are several.")] = "",
+    user: Annotated[str, _option("--user", "The configured user to log in as, if there are several.")] = "",
     password_file: Annotated[
         Path | None, typer.Option("--password-file", help="Log in with the password in this file's first line.")
     ] = None,
@@ -137,14 +144,14 @@ def doctor(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Look at the whole installation from outside. Config, keys, bucket, clock, disk, port and host key.
+    """Examine the whole installation from outside. Configuration, keys, bucket, clock, disk, port and host key.
 
-    With a password or a private key also a login, which fetches the newest log whole and never counts as a pickup.
+    With a password or a private key it also logs in and fetches the newest log, which never counts as a pickup.
     """
     from .doctor import examine
     from .options import run_loop
 
-    settings = settings_of(config, verbose=verbose, quiet=True)
+    settings = load_settings(config, verbose=verbose, quiet=True)
     attempt = _login_attempt(settings, user, password_file, identity)
     findings = run_loop(examine(settings, attempt))
     if json:
@@ -162,10 +169,10 @@ def doctor(
 def _login_attempt(
     settings: Config, user: str, password_file: Path | None, identity: Path | None
 ) -> LoginAttempt | None:
-    """Return whom to log in as and with what, or None where no login is wanted.
+    """Return as whom to log in and with what, or None if no login is wanted.
 
     Raises:
-        Usage: the options do not say one user and one proof.
+        Usage: the options do not name one user and one credential.
         PickupPointError: the file cannot be used.
     """
     from ..sftp.client import LoginAttempt, read_identity
@@ -181,7 +188,7 @@ def _login_attempt(
             )
         return None
     if not user and len(names) > 1:
-        raise Usage(f"--user is missing: one of {', '.join(names)}", hint=f"pickup-point doctor --user {names[0]} …")
+        raise Usage(f"missing --user: one of {', '.join(names)}", hint=f"pickup-point doctor --user {names[0]} …")
     name = user or names[0]
     if password_file is not None and identity is not None:
         raise Usage(
@@ -196,15 +203,15 @@ def _login_attempt(
 
 @setup.command()
 def handover(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; made when it is missing.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; created if it is missing.")],
     config: ConfigOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write what is to be sent to Triton. Activation sheet, host keys, columns, rules, a sample log, open questions."""
+    """Write what to send to Triton. Activation sheet, host keys, columns, rules, a sample log, open questions."""
     from .handover import write_handover
     from .options import run_loop
 
-    settings = settings_of(config, verbose=verbose, quiet=not verbose)
+    settings = load_settings(config, verbose=verbose, quiet=not verbose)
     done = run_loop(write_handover(settings, output))
     for path in done.written:
         print(path)
@@ -214,7 +221,7 @@ def handover(
 
 @setup.command()
 def backup(
-    file: Annotated[str, typer.Argument(help="The file to write (it must not exist yet), or - for standard output.")],
+    file: Annotated[str, typer.Argument(help="The file to write (it must not exist), or - for standard output.")],
     config: ConfigOption = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -223,20 +230,23 @@ def backup(
     from ..storage.ledger import LEDGER_FILE, Ledger
 
     if file == "-":
-        settings = reading_as_owner(config, verbose=verbose)
+        settings = load_settings_as_owner(config, verbose=verbose)
         path = settings.data_dir / LEDGER_FILE
         if sys.stdout.isatty():
-            raise Usage("a ledger is nothing for a terminal", hint="pickup-point backup ledger-backup.sqlite3")
+            raise Usage(
+                "the ledger is binary, and is not written to a terminal",
+                hint="pickup-point backup ledger-backup.sqlite3",
+            )
         sys.stdout.buffer.write(Ledger.copy(path))
         return
     found = config_path(config).absolute()
     target = Path(file)
-    taken = f"{target} is there, and is not overwritten"
+    taken = f"{target} already exists, and is not overwritten"
     if target.exists():
         raise PickupPointError(taken, hint=f"pickup-point backup {target}.new")
-    # The ledger is read as its owner, the file is written as whoever typed this: so there are two processes.
+    # Two processes: the ledger is read as its owner, the file is written as whoever typed the command.
     reading = [sys.executable, "-P", "-m", "server", "backup", "-", "--config", str(found)]
-    done = subprocess.run(reading, stdout=subprocess.PIPE, check=False)  # noqa: S603  # our own words
+    done = subprocess.run(reading, stdout=subprocess.PIPE, check=False)  # noqa: S603  # our own arguments
     if done.returncode:
         raise Out(done.returncode)
     try:
@@ -244,16 +254,16 @@ def backup(
             raise PickupPointError(taken, hint=f"pickup-point backup {target}.new")
     except OSError as error:
         hint = f"ls -ld {target.absolute().parent}; df -h {target.absolute().parent}"
-        raise PickupPointError(f"{target} cannot be written: {error.strerror}", hint=hint) from error
+        raise PickupPointError(f"cannot write {target}: {error.strerror}", hint=hint) from error
     print(f"{target}: {len(done.stdout)} bytes")
 
 
-_MODE = 0o640  # the service's group reads it again at a reload
+_MODE = 0o640  # the service's group reads the file again at a reload
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What `init` asks; the last four are asked of nobody, there are options for them.
+    """The answers to `init`; the last four come from options only.
 
     ``address`` is ``host`` or ``host:port``; one of ``password_hash`` and ``authorized_keys`` is not empty.
     """
@@ -271,39 +281,42 @@ class Answers:
 
 
 def write_config(path: Path, answers: Answers) -> None:
-    """Write the configuration.
+    """Write the configuration, if it can be loaded.
 
     Raises:
-        PickupPointError: the file is there, or its folder cannot be written.
+        PickupPointError: the file already exists, or its folder cannot be written.
         ConfigError: an answer cannot be used; nothing is written.
     """
     if path.exists() or path.is_symlink():
         raise PickupPointError(
-            f"{path} is there, and is not overwritten", hint=f"give another --config, or edit {path}"
+            f"{path} already exists, and is not overwritten", hint=f"give another --config, or edit {path}"
         )
+    # Written and loaded under another name first: an answer that cannot be used leaves no file behind.
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(text_of(answers))
+            file.write(config_text(answers))
             file.flush()
             os.fsync(file.fileno())
         _check(part, path)
+        # In /etc/pickup-point the folder's group is the one that the service runs in: it reads the file at a reload.
         if os.geteuid() == 0:
             os.chown(part, -1, path.absolute().parent.stat().st_gid)
         part.chmod(_MODE)
+        # A link, unlike a rename, never replaces a file that came into being meanwhile.
         path.hardlink_to(part)
     except FileExistsError as error:
-        raise PickupPointError(f"{path} is there, and is not overwritten", hint=f"edit {path}") from error
+        raise PickupPointError(f"{path} already exists, and is not overwritten", hint=f"edit {path}") from error
     except OSError as error:
         where = path.absolute().parent
-        raise PickupPointError(f"{path} cannot be written: {error.strerror}", hint=f"ls -ld {where}") from error
+        raise PickupPointError(f"cannot write {path}: {error.strerror}", hint=f"ls -ld {where}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
 
 
 def _check(part: Path, path: Path) -> None:
-    """Load it as the service does; what is wrong is told with the name that it would have had."""
+    """Load the file as the service does; report what is wrong under the name that it will have."""
     try:
         load_config(part)
     except ConfigError as error:
@@ -311,19 +324,19 @@ def _check(part: Path, path: Path) -> None:
 
 
 def port_of(address: str) -> int:
-    """The port of an address as the partner is told it; 2222 where it names none."""
+    """Return the port of the partner's address; 2222 if it has none."""
     _, separator, port = address.rpartition(":")
     return int(port) if separator and port.isdigit() and len(port) < 6 else 2222
 
 
-def text_of(answers: Answers) -> str:
-    """The file."""
+def config_text(answers: Answers) -> str:
+    """Return the text of the configuration."""
     address = answers.address if answers.address.rpartition(":")[2].isdigit() else f"{answers.address}:2222"
     optional = {"region": answers.region, "endpoint_url": answers.endpoint_url, "first_day": answers.first_day}
     user = {"password_hash": answers.password_hash, "authorized_keys": answers.authorized_keys}
     return "\n".join(
         [
-            "# Made by `pickup-point init`. Every key that may stand here is explained in config.example.toml.",
+            "# Made by `pickup-point init`. config.example.toml explains every key that may stand here.",
             f"data_dir = {_quoted(answers.data_dir)}",
             'keys_dir = "keys"',
             "",

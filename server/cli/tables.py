@@ -1,6 +1,6 @@
-"""What the commands show: the status table, the activation sheet, the story of one file, a check's line.
+"""What the commands show: the status page, the activation sheet, the history of one file, the line of a check.
 
-Makes texts and tables; prints nothing. No outside world.
+Returns texts and tables; prints nothing. No outside world.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _URGENCY_STYLE = {
 }  # fmt: skip
 DAYS_SHOWN = 14
 STRIP_DAYS = 60
-# One cell a day: told apart by its shape, too, since not everybody sees the colour and not every terminal has one.
+# One cell a day. Shapes differ as well as colours: not everybody sees colours, and not every terminal has them.
 _CELLS = {
     "picked up": "█", "published": "▄", "open": "·", "settling": "·", "due": "·", "pruned": "░",
     "missing": "!", "stale": "!", "held": "!", "failed": "!",
 }  # fmt: skip
 _WIDE = 116
-# (header, how it stands, whether it is shown where there is little room)
+# (header, alignment, whether it is shown on a narrow terminal)
 _COLUMNS: tuple[tuple[str, Literal["left", "right"], bool], ...] = (
     ("day", "left", True), ("state", "left", True), ("export", "right", False), ("rows", "right", True),
     ("rej.", "right", True), ("lines", "right", False), ("files", "right", False), ("published", "left", True),
@@ -55,7 +55,7 @@ _COLUMNS: tuple[tuple[str, Literal["left", "right"], bool], ...] = (
 
 
 def activation_sheet(config: Config) -> list[tuple[str, str]]:
-    """What Triton's activation sheet asks for, label and answer."""
+    """Return what Triton's activation sheet asks for: pairs of label and answer."""
     user = config.sftp.users[0]
     password = "set, handed over separately" if user.password_hash else "none, this user logs in with a key"
     return [
@@ -69,7 +69,7 @@ def activation_sheet(config: Config) -> list[tuple[str, str]]:
 
 
 def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> list[tuple[str, str]]:
-    """The service's own state, label and text."""
+    """Return the state of the service: pairs of label and text."""
     lines = [("Service", "not running")]
     if running and "service_started" in facts:
         since = datetime.fromisoformat(facts["service_started"])
@@ -89,18 +89,18 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
 
 
 def disk_line(snapshot: Snapshot) -> tuple[str, str]:
-    """How much of the data folder's disk is free."""
+    """Return how much of the data folder's disk is free: label and text."""
     return "Disk", f"{size_text(snapshot.measured.disk_free_bytes)} free ({snapshot.measured.disk_free:.0%})"
 
 
 def label_lines(lines: Sequence[tuple[str, str]]) -> list[Text]:
-    """Labels and answers, one a line."""
+    """Return pairs of label and text as aligned lines."""
     width = max(len(label) for label, _ in lines)
     return [Text.assemble((label.ljust(width), "bold"), f"  {answer}") for label, answer in lines]
 
 
 def day_table(days: Sequence[DayOverview], width: int) -> Table:
-    """A line a day, the newest first; what does not fit into ``width`` columns is left out, from the least wanted."""
+    """Return a table with a row for each day, the newest first; in a narrow ``width`` it has fewer columns."""
     wide = width >= _WIDE
     table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), header_style="bold", pad_edge=False)
     for header, justify, always in _COLUMNS:
@@ -135,7 +135,7 @@ def _picked_up(day: DayOverview) -> list[str]:
 
 
 def _deadline(day: DayOverview) -> Text:
-    """The next deadline: to be published by, then to be picked up by."""
+    """Return how the next deadline stands: that of the publication, then that of the pickup."""
     if day.state in ("open", "pruned"):
         return Text("-", style="dim")
     deadline = day.deadlines.picked_up if day.published_at is not None else day.deadlines.published
@@ -148,7 +148,7 @@ def _deadline(day: DayOverview) -> Text:
 
 
 def calendar_strip(days: Sequence[DayOverview], today: date) -> list[Text]:
-    """The last 60 days, one cell a day, today on the right, and what the cells mean; a day never seen is blank."""
+    """Return the last `STRIP_DAYS` days, a cell for each, today on the right, and a key; a day never seen is blank."""
     states = {day.day: _strip_state(day) for day in days}
     strip = Text.assemble((f"Last {STRIP_DAYS} days".ljust(14), "bold"), "  ")
     for back in range(STRIP_DAYS - 1, -1, -1):
@@ -166,7 +166,7 @@ def calendar_strip(days: Sequence[DayOverview], today: date) -> list[Text]:
 
 
 def _strip_state(day: DayOverview) -> str:
-    """A day that was published and is overdue is as wrong as one that failed."""
+    """Return the state to show: a published day whose pickup is overdue is as bad as a failed one."""
     overdue = day.deadlines.picked_up.alarming and day.deadlines.picked_up.urgency is Urgency.LATE
     return "failed" if day.state == "published" and overdue else day.state
 
@@ -174,7 +174,7 @@ def _strip_state(day: DayOverview) -> str:
 def status_page(
     snapshot: Snapshot, sheet: Sequence[tuple[str, str]], now: datetime, width: int
 ) -> list[tuple[Table | Text, bool]]:
-    """What ``status`` shows, part by part, each with whether a long line of it may be left to the terminal."""
+    """Return what ``status`` shows, part by part, each with whether the terminal may wrap its long lines."""
     days = snapshot.days[:DAYS_SHOWN]
     page: list[tuple[Table | Text, bool]] = [(line, True) for line in label_lines(sheet)]
     page.append((Text(), True))
@@ -195,24 +195,27 @@ def status_page(
 
 
 def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
-    """What a retention pass did, a line a file."""
+    """Return what a retention pass did, a line for each file."""
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb} {name}" for name in (*pruned.logs, *pruned.rejects)]
-    lines += [f"picked up by nobody, goes {file.goes_at:%Y-%m-%d %H:%MZ}: {file.log.name}" for file in pruned.unclaimed]
+    lines += [
+        f"never picked up, will be removed {file.remove_after:%Y-%m-%d %H:%MZ}: {file.log.name}"
+        for file in pruned.unclaimed
+    ]
     if not pruned.logs and not pruned.rejects:
         lines.append("nothing is older than keep_days")
     return lines
 
 
 def advice_lines(days: Sequence[DayOverview]) -> list[str]:
-    """What is wrong, day by day, and what to type."""
+    """Return what is wrong, day by day, and what to type."""
     lines = [f"{day.day} {day.state}: {day.advice}" for day in days if day.advice]
     lines += [f"{day.day}: {remark}" for day in days for remark in day.remarks]
     return lines
 
 
 def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview]) -> tuple[Level, str]:
-    """The one line of a Nagios plug-in, with its level."""
+    """Return the level and the one line of a Nagios plug-in."""
     level = max((alarm.level for alarm in alarms), default=Level.OK)
     waiting = sum(1 for day in days if day.state == "published")
     perfdata = f"alarms={len(alarms)} waiting={waiting}"
@@ -220,15 +223,15 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview]) -> tuple[Le
         newest = next((day for day in days if day.published_at is not None), None)
         what = f"{newest.day} is {newest.state}" if newest is not None else "nothing is due"
         return level, f"PICKUP-POINT OK - {what} | {perfdata}"
-    # A bar would begin the performance data, so a sentence has none.
-    told = "; ".join(alarm.sentence + (f" [{alarm.hint}]" if alarm.hint else "") for alarm in alarms).replace("|", "/")
-    return level, f"PICKUP-POINT {level.name} - {told} | {perfdata}".replace("\n", " ")
+    # A bar would begin the performance data, so no sentence may have one.
+    text = "; ".join(alarm.sentence + (f" [{alarm.hint}]" if alarm.hint else "") for alarm in alarms).replace("|", "/")
+    return level, f"PICKUP-POINT {level.name} - {text} | {perfdata}".replace("\n", " ")
 
 
-def story(
+def history(
     entry: LedgerLog, publication: Publication, pickups: Sequence[Pickup], checks: Sequence[LateCheck]
 ) -> list[tuple[str, str]]:
-    """The life of one file, in order: when, and what happened."""
+    """Return the history of one file in order: pairs of when ('' if unknown) and what happened."""
     export = publication.export
     lines = []
     if export.key:
@@ -243,16 +246,16 @@ def story(
     if publication.remark:
         lines.append((_at(publication.published_at), f"remark: {publication.remark}"))
     if publication.kind == "late":
-        told = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
-        lines.append((_at(publication.published_at), told))
+        counts = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
+        lines.append((_at(publication.published_at), counts))
     lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in pickups]
     for check in checks:
-        became = f"{check.unsent} new rows came too late, {check.changed} changed, {check.removed} gone"
-        lines.append((_at(check.at), f"the export had changed (etag {check.etag}): {became}"))
+        counts = f"{check.unsent} new rows came too late, {check.changed} changed, {check.removed} gone"
+        lines.append((_at(check.at), f"the export had changed (etag {check.etag}): {counts}"))
     if entry.superseded_by is not None:
         lines.append(("", f"superseded by publication {entry.superseded_by}"))
     if entry.pruned_at is not None:
-        lines.append((_at(entry.pruned_at), "pruned; the name stays spent"))
+        lines.append((_at(entry.pruned_at), "pruned; its name is never used again"))
     return sorted(lines, key=lambda line: line[0] or "9")
 
 
@@ -267,14 +270,14 @@ def _pickup_text(pickup: Pickup) -> str:
 
 def _catalogue_text(publication: Publication) -> str:
     stamp, share = publication.catalogue, matched_share([publication])
-    assert stamp is not None  # noqa: S101  # only asked of what was made with one
+    assert stamp is not None  # noqa: S101  # only publications that were made with one come here
     matched = f", which match {share:.1%} of the lines" if share is not None else ""
     read = f", RSS read {stamp.read_at[:16].replace('T', ' ')}Z" if stamp.read_at else ""
     return f"episode catalogue {stamp.version}: {stamp.episodes} episodes{matched}{read}"
 
 
 def episode_lines(snapshot: Snapshot, now: datetime) -> list[tuple[str, str]]:
-    """What the episode catalogue knows and how old that is, label and text; nothing where none is in use."""
+    """Return what the episode catalogue knows and how old that is: label and text, or nothing without a catalogue."""
     newest = next((day for day in snapshot.days if day.matched_share is not None), None)
     parts = []
     if newest is not None and newest.matched_share is not None:
@@ -284,9 +287,9 @@ def episode_lines(snapshot: Snapshot, now: datetime) -> list[tuple[str, str]]:
         items = sum(feed.item_count for feed in snapshot.rss_feeds)
         age = f"read {span(now - min(read))} ago" if read else "not read yet"
         failed = sum(1 for feed in snapshot.rss_feeds if feed.error)
-        told = f", {failed} of them cannot be read now: pickup-point episodes" if failed else ""
+        failing = f", {failed} of them cannot be read now: pickup-point episodes" if failed else ""
         count = "1 RSS feed" if len(snapshot.rss_feeds) == 1 else f"{len(snapshot.rss_feeds)} RSS feeds"
-        parts.append(f"{items} items in {count}, {age}{told}")
+        parts.append(f"{items} items in {count}, {age}{failing}")
     return [("Episodes", "; ".join(parts))] if parts else []
 
 
@@ -304,7 +307,7 @@ def _at(at: datetime | None) -> str:
 
 
 def reconciliation_csv(lines: Sequence[PodcastLine]) -> str:
-    """A day by podcast as CSV, with a header line."""
+    """Return a day by podcast as CSV with a header line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -313,19 +316,19 @@ def reconciliation_csv(lines: Sequence[PodcastLine]) -> str:
 
 
 def reconciliation_text(lines: Sequence[PodcastLine], matched: float | None) -> str:
-    """A day by podcast for people: a line each, the reasons behind it; last what the episode catalogue matched."""
+    """Return a day by podcast as text: a line for each, with reasons; last, what the episode catalogue matched."""
     shown = [f"{'podcast':36}  {'rows':>9}  {'reporting':>9}  {'lines':>9}  filtered and rejected"]
     for line in lines:
         reasons = [f"{reason} {count}" for counts in (line.filtered, line.rejected) for reason, count in counts.items()]
-        told = f"{line.podcast:36}  {line.rows:9}  {line.reporting:9}  {line.lines:9}  {', '.join(reasons)}"
-        shown.append(told.rstrip())
+        text = f"{line.podcast:36}  {line.rows:9}  {line.reporting:9}  {line.lines:9}  {', '.join(reasons)}"
+        shown.append(text.rstrip())
     if matched is not None:
-        shown.append(f"{matched:.1%} of the lines are of an episode that the catalogue knows")
+        shown.append(f"{matched:.1%} of the lines belong to an episode in the catalogue")
     return "".join(f"{line}\n" for line in shown)
 
 
 def size_text(size: int) -> str:
-    """Bytes as people say them: ``48.1 MB``."""
+    """Return a number of bytes in a readable unit: ``48.1 MB``."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000 or unit == "GB":

@@ -1,6 +1,6 @@
-"""The systemd units for this installation: a service that owns nothing but its state folder, and its socket.
+"""The systemd units of this installation: a service that owns nothing but its state folder, and its socket.
 
-No outside world but the path of this program.
+Touches nothing but the path of this program, and looks whether there is an AWS key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CREDENTIALS = (*HOST_KEY_FILES, IP_HASH_KEY)
 
 
 def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
-    """The service unit for the installation that this program runs from; the keys are read by systemd."""
+    """Return the service unit of the installation that this program runs from; systemd reads the keys."""
     program = Path(sys.argv[0])
     command = _word(program.absolute()) if program.name == "pickup-point" else f"{_word(sys.executable)} -m server"
     return _SERVICE.format(
@@ -33,19 +33,19 @@ def _escaped(path: Path | str) -> str:
 
 
 def _word(path: Path | str) -> str:
-    """A path as one word of a command line, systemd.service(5)."""
+    """Return a path as one word of a command line, systemd.service(5)."""
     text = _escaped(path).replace("$", "$$")
     return f'"{text}"' if " " in text else text
 
 
 def socket_unit(port: int) -> str:
-    """The socket unit: systemd listens (port 22 needs no right of the service then)."""
+    """Return the socket unit: systemd listens, so the service needs no privilege for port 22."""
     return _SOCKET.format(port=port)
 
 
 _SERVICE = """\
 # pickup-point: Megaphone's exports as Triton's podcast logs, over SFTP.
-# Made by `pickup-point systemd-unit`; put it into /etc/systemd/system/pickup-point.service
+# Made by `pickup-point systemd-unit`; save it as /etc/systemd/system/pickup-point.service
 [Unit]
 Description=Pickup point for podcast logs (SFTP)
 Wants=network-online.target
@@ -69,7 +69,7 @@ MemoryHigh=1G
 MemoryMax=2G
 
 DynamicUser=yes
-# Not the name of the group below: systemd refuses a dynamic user where there is a group of that name.
+# Not the name of the group below: systemd refuses a dynamic user if there is a group of that name.
 User=pickup-point-serve
 SupplementaryGroups=pickup-point
 StateDirectory=pickup-point
@@ -121,7 +121,7 @@ LoadCredential=aws:{aws}
 Environment=AWS_SHARED_CREDENTIALS_FILE=%d/aws
 """
 _SOCKET = """\
-# Made by `pickup-point systemd-unit --socket`; put it into /etc/systemd/system/pickup-point.socket
+# Made by `pickup-point systemd-unit --socket`; save it as /etc/systemd/system/pickup-point.socket
 [Unit]
 Description=Pickup point for podcast logs (SFTP), the port
 

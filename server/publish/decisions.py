@@ -1,7 +1,7 @@
-"""What to do about a day: one pure function of what is known of it, the settings and the two clocks.
+"""What to do about a day: one pure function of what is known of it, the settings and two clocks.
 
-`decide` is the whole policy of the feed; `feed` gathers what it asks for and carries out what it says. No outside
-world, no clock of its own: ``now`` is the local clock, ``source_now`` the source's.
+`decide` is the whole policy of the feed; `feed` collects its arguments and carries out its decision. No outside world,
+no clock of its own: ``now`` is the local clock, ``source_now`` the source's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from .holds import HoldPolicy
 
 
+CLOCK_TOLERANCE = timedelta(minutes=1)  # by which the local clock may differ from the source's
+
+
 @dataclass(frozen=True, slots=True)
 class FeedRequest:
-    """An operator's word, from the command line: these days only, rejects accepted, sent again.
+    """What an operator asks for on the command line: only these ``days``, published although held, or sent again.
 
-    A round ``by_hand`` does not wait for the next try of a day that failed.
+    ``resend`` is the reason to send a day again, '' for none. A round ``by_hand`` does not wait for the next try of a
+    day that failed.
     """
 
     days: tuple[date, ...] = ()
@@ -38,7 +42,7 @@ class FeedRequest:
 
 @dataclass(frozen=True, slots=True)
 class DayResult:
-    """What a round did with one day: a state's word, a sentence, the names of what was published."""
+    """What a round did with one day: the word of a state, a sentence, and the names of the published files."""
 
     day: date
     word: str
@@ -47,13 +51,13 @@ class DayResult:
 
     @property
     def bad(self) -> bool:
-        """Whether a person must look: a due day failed or is held, or what was asked for is refused."""
+        """Whether a person must act: a due day failed or is held, or a request was refused."""
         return self.word in ("failed", "held", "refused")
 
 
 @dataclass(slots=True)
 class Round:
-    """One round: when, by which clock of the source, and the results by day."""
+    """One round: when it ran, what the source's clock said then, and the results by day."""
 
     at: datetime
     source_now: datetime
@@ -61,7 +65,7 @@ class Round:
 
     @property
     def published(self) -> list[LogName]:
-        """Everything that this round published."""
+        """The names of the files that this round published."""
         return [name for result in self.results for name in result.files]
 
 
@@ -77,11 +81,11 @@ class FeedPolicy:
 
     @property
     def finality(self) -> FinalityRule:
-        """When a day is final."""
+        """The rule by which a day is final."""
         return FinalityRule(self.export.final_at, self.export.settle)
 
     def out_of_reach(self, day: date, now: datetime) -> str:
-        """Why a day is none of the service's, or none any more; or an empty text."""
+        """Return why the service does not publish a day, or does so no more, or ''."""
         if self.export.first_day is not None and day < self.export.first_day:
             return f"it is before export.first_day ({self.export.first_day})"
         if now - start_of(day) > timedelta(days=self.keep_days):
@@ -89,7 +93,7 @@ class FeedPolicy:
         return ""
 
     def began(self, first_start: str | None, today: date) -> date | None:
-        """The oldest day that the service should have seen to and still can; None if it has not begun."""
+        """Return the oldest day that the service should have published and still can; None before the first round."""
         began = self.export.first_day
         if began is None:
             if first_start is None:
@@ -99,7 +103,7 @@ class FeedPolicy:
 
 
 def catching_up(days: Iterable[date], now: datetime) -> list[date]:
-    """The order of the days: the oldest that still counts first, then the newer ones, then those too late."""
+    """Return the days in order of publication: first those that Triton still counts, each time the oldest first."""
     return sorted(days, key=lambda day: (now >= expires(day), day))
 
 
@@ -108,9 +112,9 @@ UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be published: a version of a day's export, by which rules, under names with which prefix.
+    """What to publish: one version of a day's export, by which rules, under names with which prefix.
 
-    ``sent`` are the publications whose rows are not sent again; rows created at or after ``fresh_after``
+    ``sent`` are the publications whose rows are left out; rows created at or after ``fresh_after``
     (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted;
     ``exact`` converts without the kernel.
     """
@@ -127,18 +131,18 @@ class Order:
     exact: bool = False
 
 
-TOO_FRESH = timedelta(hours=2)  # rows this new may still grow: withheld from a day that is published unfinal
-RELEASE_AFTER = timedelta(days=2, hours=12)  # at D+2 12:00Z the withheld rows go out in any case
-_RULE_GIVERS = ("first", "unfinal", "resend", "adopted")
+TOO_FRESH = timedelta(hours=2)  # rows so new may still grow: withheld from a day that is published unfinal
+RELEASE_AFTER = timedelta(days=2, hours=12)  # at D+2 12:00Z withheld rows are sent in any case
+_SETS_THE_RULES = ("first", "unfinal", "resend", "adopted")
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do about a day: carry out ``order`` if there is one.
+    """What to do about a day: carry out ``order``, if there is one.
 
     ``result`` is what the round reports without an order, or when the order published nothing and held nothing.
     ``given_up`` says that waiting for the day to become final is over. ``left_alone`` says why the late rows of a
-    changed export are not looked for, for the log.
+    changed export are ignored, for the service log.
     """
 
     result: DayResult
@@ -158,15 +162,14 @@ def decide(
 ) -> Decision:
     """Decide what a round does about one day.
 
-    ``record`` is what the round has just seen of it; ``publications`` are those of the day that were finished, the
-    oldest first.
+    ``record`` is what the round has just seen of the day; ``publications`` are its finished ones, the oldest first.
     """
     day, export, failure = record.day, record.export, record.failure
     if reason := policy.out_of_reach(day, source_now):
         return Decision(DayResult(day, "refused", reason))
     if reason := _refusal_of_resend(record, publications, request):
         return Decision(DayResult(day, "refused", reason))
-    # A failure that is dated in the future was written by a clock that has been corrected since: do not wait for it.
+    # A failure dated in the future was recorded by a clock that has been corrected since: do not wait for it.
     waiting = failure is not None and failure.at <= now < failure.next_try
     asked_for = bool(request.days) or request.by_hand
     if failure is not None and waiting and not asked_for and export is not None and failure.etag == export.etag:
@@ -187,6 +190,7 @@ def decide(
 
 
 def _refusal_of_resend(record: DayRecord, publications: Sequence[Publication], request: FeedRequest) -> str:
+    """Return why a day cannot be sent again as asked for, or ''."""
     if request.resend and not publications:
         return f"it was never published, so there is nothing to send again: pickup-point feed --day {record.day}"
     if request.resend and record.seen != "due":
@@ -195,13 +199,13 @@ def _refusal_of_resend(record: DayRecord, publications: Sequence[Publication], r
 
 
 def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, source_now: datetime) -> Decision:
-    """Decide about a day of which nothing was published yet."""
+    """Decide about a day that has not been published yet."""
     day, export = record.day, record.export
     given_up = source_now >= start_of(day) + policy.export.give_up_waiting
     waiting = Decision(DayResult(day, record.seen, _SENTENCES.get(record.seen, "")))
     if export is None or not (record.seen == "due" or given_up):
         return waiting
-    # A hold is about one version of the export: the next version is converted and judged anew.
+    # A hold concerns one version of the export: the next one is converted and judged anew.
     hold = record.hold if record.hold is not None and record.hold.etag == export.etag else None
     order = Order("first", export, policy.rules, policy.prefix, may_hold=not request.accept_rejects)
     if record.seen != "due":
@@ -218,7 +222,7 @@ def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, s
 
 
 def despite_hold(order: Order, hold: Hold) -> Order:
-    """Return the order that publishes a held day when waiting is over."""
+    """Return the order that publishes a held day once waiting is over."""
     remark = f"published at give_up_waiting though held: {hold.why}"
     return replace(order, remark=f"{order.remark}; {remark}" if order.remark else remark, may_hold=False)
 
@@ -226,7 +230,7 @@ def despite_hold(order: Order, hold: Hold) -> Order:
 def _decide_late(
     record: DayRecord, publications: Sequence[Publication], policy: FeedPolicy, source_now: datetime
 ) -> Decision:
-    """Decide about a published day: has its export changed since, or are rows withheld?"""
+    """Decide about a published day, whose export may have changed, or some of whose rows may be withheld."""
     day, export = record.day, record.export
     result = _published(day, publications)
     changed = export is not None and export.etag != record.checked_etag
@@ -238,14 +242,14 @@ def _decide_late(
     if any(publication.remark == UNKNOWN_LAYOUT for publication in publications):
         return Decision(result, left_alone=UNKNOWN_LAYOUT)
     standing = tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
-    # Rows are told apart by what was sent; of a pruned file that is no longer known.
+    # Late rows are those that no published file has, so every file must still be there to be read.
     if any(entry.state == "pruned" and entry.superseded_by is None for p in standing for entry in p.logs):
-        return Decision(result, left_alone="a file of the day was pruned already")
+        return Decision(result, left_alone="a file of the day has already been pruned")
     order = Order(
         "late",
         export,
         # Late rows are judged by the rules of the day's first file, whatever is configured now.
-        next(p.rules for p in reversed(publications) if p.kind in _RULE_GIVERS),
+        next(p.rules for p in reversed(publications) if p.kind in _SETS_THE_RULES),
         _prefix(publications, policy),
         remark="withheld rows" if record.withheld else "late rows",
         sent=standing,
@@ -256,7 +260,7 @@ def _decide_late(
 
 
 def _prefix(publications: Sequence[Publication], policy: FeedPolicy) -> str:
-    """Return the prefix of a day's names: that of its first file."""
+    """Return the prefix of a day's names: that of its first file, or the configured one."""
     return publications[0].logs[0].name.prefix if publications else policy.prefix
 
 
@@ -271,7 +275,7 @@ def accept_command(day: date) -> str:
 
 _SENTENCES = {
     "open": "it is not final yet",
-    "missing": "no export is there: Megaphone delivers no day twice, ask support-megaphone@spotify.com",
+    "missing": "there is no export: Megaphone does not deliver a day twice, ask support-megaphone@spotify.com",
     "stale": "its export is older than the end of the day",
     "settling": "its export changed too recently to be final",
 }

@@ -1,7 +1,7 @@
-"""The feed: what happens to each day. One go of it is a round.
+"""The feed: what happens to each day. One pass over the days is a round.
 
-Decides, day by day, what is to be published from what the source lists, the ledger remembers and the clock says; the
-doing is `Publisher`'s. Promises: only final days; a day is published once, its late rows once; one bad day never stops
+Decides, day by day, what to publish, by what the source lists, the ledger remembers and the clocks say; `Publisher`
+carries it out. Promises: only final days; a day is published once, its late rows once; one bad day never stops
 the others.
 """
 
@@ -23,6 +23,7 @@ from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
 from .decisions import (
+    CLOCK_TOLERANCE,
     DayResult,
     FeedPolicy,
     FeedRequest,
@@ -50,13 +51,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-CLOCK_TOLERANCE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
 DEATHS = "conversion_deaths"  # a fact of the ledger: by day, a version of its export and how often its process died
 
 
 class Feed:
-    """Runs rounds; ``catalogue`` gives the newest snapshot of the episode catalogue, or None."""
+    """Runs rounds; ``catalogue`` returns the newest snapshot of the episode catalogue, or None."""
 
     def __init__(
         self,
@@ -82,13 +82,13 @@ class Feed:
 
     @property
     def rules(self) -> LogRules:
-        """How rows become lines, as configured."""
+        """The configured rules by which rows become lines."""
         return self._policy.rules
 
     async def run_round(self, now: datetime, request: FeedRequest | None = None) -> Round:
-        """One pass over the days.
+        """Run one pass over the days, and return what became of each.
 
-        ``now`` is the local clock: what is written down is dated by it. Whether a day is final is decided by the
+        ``now`` is the local clock, by which everything recorded is dated. Whether a day is final is decided by the
         source's own clock.
 
         Raises:
@@ -98,17 +98,20 @@ class Feed:
         request = request or FeedRequest()
         began = monotonic()
         async with self._round_lock():
+            # First finish what a killed process left, here or in a command typed by hand: under this lock nobody else
+            # publishes, so whatever is in staging is left over.
             await in_thread(self._publisher.recover, now)
             await in_thread(self._publisher.adopt, self._policy.rules, now)
             await in_thread(self._publisher.serve_published)
             listing = await self._source.day_exports()
-            # Another round or a slow bucket may have taken minutes: the two clocks are compared at one instant.
+            # Waiting for another round or a slow bucket may have taken minutes: compare the clocks at one instant.
             now += timedelta(seconds=int(monotonic() - began))
             await in_thread(self._check_clock, now, listing)
             outcome = Round(now, listing.now)
             days = await in_thread(self._look, listing, request)
             await in_thread(self._announce_first_start, days, listing)
             for day in catching_up(days, listing.now):
+                # Between two days a stop needs no cancellation, and leaves nothing half done.
                 if self._stop.is_set():
                     break
                 outcome.results.append(await self._one_day(day, listing, now, request))
@@ -117,9 +120,12 @@ class Feed:
 
     @contextlib.asynccontextmanager
     async def _round_lock(self) -> AsyncIterator[None]:
+        """Hold the round lock, which a round of another process may have for minutes."""
+
         def waiting() -> None:
             log.info("feed waited for another round to end", lock=str(self._folder.data_dir / "round.lock"))
 
+        # Entered by hand: `with` would wait for the lock on the event loop, which serves clients meanwhile.
         lock = self._folder.round_lock(waiting, self._stop.is_set)
         await in_thread(lock.__enter__)
         try:
@@ -128,16 +134,17 @@ class Feed:
             lock.__exit__(None, None, None)
 
     def _check_clock(self, now: datetime, listing: Listing) -> None:
+        """Record by how much the local clock is ahead of the source's, and warn above `CLOCK_TOLERANCE`."""
         skew = now - listing.now
         self._ledger.note(clock_skew=skew.total_seconds())
         if abs(skew) > CLOCK_TOLERANCE:
-            hint = "timedatectl; is time synchronisation running?"
+            hint = "timedatectl shows whether time synchronisation is running"
             log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)
 
     # Which days there are
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
-        """Note what the listing says of every day of the window; the days that this round is about."""
+        """Record what the listing says of each day of the window; return the days that this round is about."""
         today = listing.now.date()
         window = [today - timedelta(days=back) for back in range(self._policy.export.look_back_days, -1, -1)]
         if self._policy.export.first_day is not None:
@@ -145,7 +152,7 @@ class Feed:
         else:
             delivered = [day for day, record in self._ledger.days().items() if record.export is not None]
             known = [*listing.exports, *delivered, *(p.day for p in self._ledger.publications())]
-            # Before the first day that was ever seen nothing is missing: Megaphone delivers no backfill.
+            # No day before the first one ever seen is missing: Megaphone does not backfill.
             window = [day for day in window if known and day >= min(known)]
         for day in sorted({*window, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
@@ -153,11 +160,11 @@ class Feed:
                 seen = self._policy.finality.state(day, export, listing.now)
                 self._ledger.see(DayRecord(day, seen, listing.now, export))
         if window:
-            self._tell_passed_over(window[0], listing)
+            self._note_passed_over(window[0], listing)
         return sorted(request.days) if request.days else sorted(window)
 
-    def _tell_passed_over(self, oldest: date, listing: Listing) -> None:
-        """Days that left the window unpublished (an outage was longer than it): told, and seen as they are now."""
+    def _note_passed_over(self, oldest: date, listing: Listing) -> None:
+        """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""
         records, first_start = self._ledger.days(), self._ledger.facts().get("first_start")
         known = {*listing.exports, *records} - {p.day for p in self._ledger.publications() if p.published_at}
         began, lost = self._policy.began(first_start, listing.now.date()) or oldest, []
@@ -169,10 +176,11 @@ class Feed:
             lost += [day] if export else []
         if lost and (lost[-1], "passed over") not in self._warned:
             self._warned.add((lost[-1], "passed over"))
-            hint = f"where Triton still takes it: pickup-point feed --day {lost[0]}"
+            hint = f"if Triton still accepts it: pickup-point feed --day {lost[0]}"
             log.warning(f"feed passed over {lost[0]}", to=str(lost[-1]), days=len(lost), why="look_back", hint=hint)
 
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
+        """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
             state = self._policy.finality.state
             done = {publication.day for publication in self._ledger.publications()}
@@ -187,23 +195,28 @@ class Feed:
     # One day
 
     async def _one_day(self, day: date, listing: Listing, now: datetime, request: FeedRequest) -> DayResult:
+        """Publish a day if it is time; turn any error into its result, so that the other days go on."""
         export = listing.exports.get(day)
         try:
-            return await self._see_to(day, export, listing.now, now, request)
+            return await self._decide_and_publish(day, export, listing.now, now, request)
         except PickupPointError as error:
             return await in_thread(self._failed, day, export, now, error)
+        # A fault of our own fails this day only; its words are not logged, since they may hold an address.
         except Exception as error:
             return await in_thread(self._failed, day, export, now, unexpected(error))
 
     def _failed(self, day: date, export: DayExport | None, now: datetime, error: PickupPointError) -> DayResult:
-        if self._stop.is_set():  # the error is ours: the conversion was told to stop
-            return DayResult(day, "stopped", "stopped before its end; the next round does it")
+        """Record and log a failure, and when the day is tried again."""
+        if self._stop.is_set():  # no fault of the day: the conversion was stopped
+            return DayResult(day, "stopped", "stopped before it was done; the next round publishes it")
         before = self._ledger.days()[day].failure
+        # Tries are counted for one version of the export: the next one starts anew.
         etag = export.etag if export is not None else ""
         if isinstance(error, ConversionDied):
             self._count_death(day, etag)
         tries = before.tries + 1 if before is not None and before.etag == etag else 1
         pause = min(self._policy.export.poll_every * 2 ** min(tries - 1, 10), LONGEST_PAUSE)
+        # The export was rewritten while it was read: its new version is another one, and need not wait.
         if isinstance(error, ExportChanged):
             pause = timedelta()
         self._ledger.fail(day, Failure(str(error), error.hint, etag, now, now + pause, tries))
@@ -224,11 +237,11 @@ class Feed:
         if deaths.pop(str(day), None) is not None:
             self._ledger.note(**{DEATHS: deaths})
 
-    async def _see_to(
+    async def _decide_and_publish(
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, request: FeedRequest
     ) -> DayResult:
-        """Decide about a day, and carry that out."""
-        if refused := self._policy.out_of_reach(day, source_now):  # such a day has no record
+        """Decide about a day, and carry out the decision."""
+        if refused := self._policy.out_of_reach(day, source_now):  # such a day has no record to decide by
             return DayResult(day, "refused", refused)
         known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
         finished = [publication for publication in known if publication.published_at is not None]
@@ -242,13 +255,13 @@ class Feed:
         return decision.result if nothing_new else result
 
     def _warn_once(self, day: date, export: DayExport, why: str) -> None:
-        """Log once for each version of an export that nothing is sent for it."""
+        """Log once for each version of an export that its late rows are ignored."""
         if (day, export.etag) not in self._warned:
             self._warned.add((day, export.etag))
-            log.warning(f"feed left late rows of {day} alone", why=why)
+            log.warning(f"feed ignored late rows of {day}", why=why)
 
     async def _carry_out(self, order: Order, now: datetime, *, given_up: bool = False) -> DayResult:
-        """Fetch the export into staging, then publish it."""
+        """Fetch the export into staging and publish it; return what became of it."""
         export, day = order.export, order.export.day
         spool = self._folder.staging_dir / f"export-{day}.json.gz"
         catalogue = await in_thread(self._catalogue)
@@ -267,8 +280,8 @@ class Feed:
             with translate_os_errors(spool), spool.open("wb") as file:
                 await self._source.fetch(export, file)
             done = await in_thread(self._publisher.publish, order, spool, catalogue, now, read)
-        except ExportTorn as error:  # it spoke of our copy
-            hint = f"the next version of it is tried at once; to try this one again: pickup-point feed --day {day}"
+        except ExportTorn as error:  # its sentence names our copy, which is gone in a moment
+            hint = f"the next version is tried at once; to try this one again: pickup-point feed --day {day}"
             raise ExportTorn(str(error).replace(str(spool), export.key), hint=hint) from error
         finally:
             discard(spool)
@@ -282,7 +295,7 @@ class Feed:
         return result
 
     def _record_outcome(self, order: Order, done: Done, now: datetime) -> DayResult:
-        """Write down and log what became of an order."""
+        """Record and log what became of an order."""
         day, tally = order.export.day, done.tally
         if done.held is not None:
             reason, why = done.held
@@ -300,13 +313,13 @@ class Feed:
                 day, now, export.etag, export.last_modified, done.unsent, done.changed, done.removed, tally
             )
             self._ledger.late_checked(check)
-            verb = "came too late to be sent" if done.unsent else "brought no new rows"
+            news = "its new rows came too late to be sent" if done.unsent else "no row is new"
             logger = log.warning if done.unsent else log.info
             logger(
-                f"feed compared {day}: its export changed and {verb}",
+                f"feed compared {day}: its export changed, {news}",
                 unsent=done.unsent, changed=done.changed, removed=done.removed,
             )  # fmt: skip
-            return DayResult(day, "published", f"its export changed and {verb}")
+            return DayResult(day, "published", f"its export changed, {news}")
         names = tuple(file.name for file in done.files)
         late = " (late: Triton counts nothing this old unless it agreed to)" if now >= expires(day) else ""
         log.info(
@@ -320,7 +333,9 @@ class Feed:
             **({"remark": order.remark} if order.remark else {}),
         )
         if late:
-            log.warning(f"feed published {names[0]} past the three days", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}")
+            log.warning(
+                f"feed published {names[0]} after the three-day limit", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}"
+            )
         judge = late_warnings if order.kind == "late" else warnings
         for warning in judge(tally, self._policy.holds):
             log.warning(f"feed noticed {names[0]}", why=warning)

@@ -1,7 +1,7 @@
-"""When a converted day is held instead of published, until an operator decides.
+"""When a converted day is held for an operator to decide, instead of being published.
 
-Pure. Promise 4 of the design: a day with too many rejected rows, an empty day after days with rows, and (where the
-operator said so) a day of hash-like addresses is not published in silence.
+Pure. Promise: a day with too many rejected rows, an empty day after days with rows, and (if so configured) a day of
+hash-like addresses is never published silently.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ if TYPE_CHECKING:
     from ..storage.records import Hold
 
 TOKENS_SHARE = 0.01  # above this share of hash-like addresses, tokens = "hold" holds the day
-ENDS_IN_ZERO_SHARE = 0.05  # above it, the addresses were probably truncated before they came
+ENDS_IN_ZERO_SHARE = 0.05  # above this share, the addresses were probably truncated upstream
+LOOK_BACK_DAYS = 7  # an empty day is suspicious if one of so many days before it had rows
 
 
 @dataclass(frozen=True, slots=True)
 class HoldPolicy:
-    """The settings that decide: ``max_rejected`` is a share, ``tokens`` hash, hold or None."""
+    """The settings that decide: ``max_rejected`` is a share, 0 to 1; ``tokens`` is hash, hold or None."""
 
     max_rejected: float = 0.01
     tokens: str | None = None
 
 
 def hold_reason(tally: Tally, rows_before: Sequence[int], policy: HoldPolicy) -> tuple[str, str] | None:
-    """(reason, sentence) why this day is held, or None; ``rows_before`` are the rows of the last seven days."""
+    """Return (reason, sentence) why a day is held, or None.
+
+    ``rows_before`` are the numbers of rows of the published days among the last `LOOK_BACK_DAYS`.
+    """
     if tally.rows == 0 and any(rows_before):
-        return "empty", "the export is empty, though one of the last seven days had rows"
+        return "empty", f"the export is empty, although one of the last {LOOK_BACK_DAYS} days had rows"
     sentences = []
     reason = ""
     if tally.rows and tally.rejected_share > policy.max_rejected:
@@ -42,37 +46,37 @@ def hold_reason(tally: Tally, rows_before: Sequence[int], policy: HoldPolicy) ->
         )
     if policy.tokens == "hold" and tally.share_of_lines(tally.not_an_address) > TOKENS_SHARE:
         share = tally.share_of_lines(tally.not_an_address)
-        reason = "tokens"  # stronger than rejected: such a day is not published though nobody decided
+        reason = "tokens"  # stronger than rejected: such a day is never published without an operator
         sentences.append(f'{share:.1%} of the addresses are hash-like tokens, and log.tokens is "hold"')
     return (reason, "; and ".join(sentences)) if reason else None
 
 
 def published_when_given_up(hold: Hold) -> bool:
-    """Whether a held day goes out at ``give_up_waiting`` though nobody decided: the good rows must not be lost."""
+    """Return whether a held day is published at ``give_up_waiting`` undecided: its good rows must not be lost."""
     return hold.reason == "rejected" and hold.tally.rejected_share < 0.5
 
 
 def late_warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
-    """What is worth a word about late rows: a bad new version is not held, since its good rows must not be lost."""
+    """Return the warnings about late rows: a bad new version is not held, since its good rows must not be lost."""
     if tally.rejected_share <= policy.max_rejected:
         return []
-    return [f"of its new version {tally.rejected.total()} of {tally.rows} rows were rejected; look at rejects/"]
+    return [f"{tally.rejected.total()} of {tally.rows} rows of its new version were rejected; look at rejects/"]
 
 
 def warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
-    """What is worth a word about a day that is published all the same."""
-    told = []
+    """Return the warnings about a day that is published all the same."""
+    found = []
     tokens = tally.share_of_lines(tally.not_an_address)
     if tally.not_an_address and policy.tokens is None:
-        told.append(
+        found.append(
             f"{tokens:.1%} of the addresses are hash-like tokens, sent as Hashed-IP without an IP: agree with Triton "
             'whether that counts, then set log.tokens to "hash" or "hold"'
         )
     if tally.share_of_lines(tally.ends_in_zero) > ENDS_IN_ZERO_SHARE:
         share = tally.share_of_lines(tally.ends_in_zero)
-        told.append(f"{share:.1%} of the IPv4 addresses end in 0: they were probably truncated before they came")
+        found.append(f"{share:.1%} of the IPv4 addresses end in 0: they were probably truncated upstream")
     if tally.rows == 0:
-        told.append("the export is empty: the log has its header line only")
+        found.append("the export is empty: the log has its header line only")
     elif tally.lines == 0:
-        told.append("no row became a line: the log has its header line only")
-    return told
+        found.append("no row became a line: the log has its header line only")
+    return found

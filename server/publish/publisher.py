@@ -1,9 +1,8 @@
 """Publishing: one version of a day's export becomes log files, whole or not at all.
 
-The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync of the folder,
-unlink the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two
-of them. Brings `folder`, `ledger` and `day` together; everything here is synchronous and runs in a thread, under
-the round lock.
+The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync the folder, unlink
+the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two of them.
+Brings `folder`, `ledger` and `day` together; everything here is synchronous and runs in a thread, under the round lock.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ..megaphone.exports import DayExport
 from ..storage.records import LedgerLog, Publication
 from ..triton import LogFile, LogName, layouts_by_header
 from .decisions import UNKNOWN_LAYOUT, Order
-from .holds import HoldPolicy, hold_reason
+from .holds import LOOK_BACK_DAYS, HoldPolicy, hold_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,9 +42,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What became of an order: files, or a reason (word, sentence) to hold the day, or nothing to send.
+    """What became of an order: files, or a reason (word, sentence) to hold the day, or neither.
 
-    ``unsent`` are the lines that were not published because the order did not allow it.
+    ``unsent`` is the number of lines that were not published because the order did not allow it.
     """
 
     tally: Tally
@@ -78,11 +77,11 @@ class Publisher:
         self._workers = workers
         self._max_rows_per_file = max_rows_per_file
         self._stop = stop
-        self._missed: set[LogName] = set()
-        self._serving = threading.Lock()  # what is served is never set from a ledger and a folder of two instants
+        self._reported_missing: set[LogName] = set()
+        self._serving = threading.Lock()  # what is served is never set from a ledger and a folder read at two instants
 
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
-        """The next name of a day that neither the ledger nor the folder has ever seen."""
+        """Return the next name of a day that neither the ledger nor the folder has ever seen."""
         spent = [*(entry.name for entry in self._ledger.logs()), *self._folder.names()]
         numbers = [name.number for name in spent if name.day == day]
         return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
@@ -95,7 +94,7 @@ class Publisher:
         now: datetime,
         progress: Callable[[int], None] | None = None,
     ) -> Done:
-        """Convert the export that lies in ``spool`` and publish it, or say why not.
+        """Convert the export in ``spool`` and publish it, or return why it is not published.
 
         Raises:
             ExportTorn, ConversionFailed, DataFolderError, LedgerError, NameSpent: nothing was published, or the next
@@ -160,35 +159,48 @@ class Publisher:
     def _link(
         self, staging: Staging, publication: Publication, written: Sequence[WrittenLog], now: datetime
     ) -> list[LogFile]:
-        """The critical sequence, from files in staging to files that are served."""
+        """Turn files in staging into files that are served: the critical sequence.
+
+        Each step leaves enough on disk for `recover` to finish the sequence, or to undo it, after a crash.
+        """
         header = publication.rules.layout.header_lines(publication.day)
+        # Whole and on disk, with size, digest and mtime final: only such a file may be promised.
         logs = staging.seal(written, header, self._next_mtime(now), self._stop)
+        # The intention comes before the first link: a file in the folder whose name the ledger does not know would be a
+        # stranger's after a crash, and its rows would be sent again under another name.
         number = self._ledger.intend(publication, logs, [log.lines for log in written])
+        # The links, and the fsync of their folder. From here on the names are spent, whatever happens.
         files = staging.publish()
         assert publication.tally is not None  # noqa: S101  # only an adopted publication has none
         withheld = publication.tally.filtered["too_fresh"]
+        # Both under the lock: `serve_published`, in another thread, must not read the ledger before and set what is
+        # served after. Recorded first: what a client has seen is published for good.
         with self._serving:
             self._ledger.published(number, now, checked_etag=publication.export.etag, withheld=withheld)
             self._folder.add_served(files)
         return files
 
     def _next_mtime(self, now: datetime) -> int:
-        """Later than every file before, whatever the clock says: pullers skip a file older than the newest they saw."""
+        """Return an mtime later than every earlier file's, whatever the clock says.
+
+        Pullers skip a file that is older than the newest one they have seen.
+        """
         last = [entry.mtime for entry in self._ledger.logs()] + [file.mtime for file in self._folder.found()]
         return max(int(now.timestamp()), *(mtime + 1 for mtime in last)) if last else int(now.timestamp())
 
     def _rows_before(self, day: date) -> list[int]:
-        """The rows of the days among the last seven that were published."""
+        """Return the number of rows of each published day among the last `LOOK_BACK_DAYS`."""
         return [
             publication.tally.rows if publication.tally is not None else sum(entry.lines for entry in publication.logs)
             for publication in self._ledger.publications()
-            if 0 < (day - publication.day).days <= 7 and publication.published_at is not None
+            if 0 < (day - publication.day).days <= LOOK_BACK_DAYS and publication.published_at is not None
         ]
 
     # After a crash, and at the first start
 
     def recover(self, now: datetime) -> None:
-        """After a crash: clear staging, settle intentions, serve what the ledger and the folder agree on."""
+        """Clear staging, finish interrupted publications, and serve what the ledger and the folder agree on."""
+        # Whatever is staged either has its final name too, or was never served.
         for name in self._folder.clear_staging():
             log.info(f"feed removed {name} from staging")
         for publication in self._ledger.publications():
@@ -197,13 +209,16 @@ class Publisher:
         self.serve_published()
 
     def _finish_interrupted(self, publication: Publication, now: datetime) -> None:
+        """Record a publication that was intended and not finished: published with what was linked, or freed."""
         found = {file.file: file for file in self._folder.found()}
         present = []
         for entry in publication.logs:
             file = found.get(str(entry.name))
+            # The name is not enough: somebody else's file may stand under it.
             if file is not None and file.size == entry.size and self._folder.sha256(entry.name) == entry.sha256:
                 present.append(entry.name)
-        self._folder.sync()  # a link that no fsync has reached yet is nothing that the ledger may promise
+        # A link may still be in memory only: the ledger must not promise it before an fsync.
+        self._folder.sync()
         withheld = publication.tally.filtered["too_fresh"] if publication.tally is not None else 0
         self._ledger.finish_interrupted(publication.id, present, now, withheld=withheld)
         for entry in publication.logs:
@@ -211,41 +226,41 @@ class Publisher:
             log.warning(f"feed {outcome} {entry.name} after an interruption", day=str(publication.day))
 
     def serve_published(self) -> None:
-        """Serve the files that the ledger says are published and that are there in the recorded size."""
+        """Serve the files that the ledger says are published and that are in the folder with the recorded size."""
         with self._serving:
             served = {}
             published = [entry for entry in self._ledger.logs() if entry.state == "published"]
-            found = {
-                file.file: file for file in self._folder.found()
-            }  # after the ledger: what it has was linked before
+            # The folder is read after the ledger: whatever that has as published was linked before.
+            found = {file.file: file for file in self._folder.found()}
             for entry in published:
                 file = found.get(str(entry.name))
                 if file is None or file.size != entry.size:
-                    if entry.name not in self._missed:
-                        state = "missing" if file is None else "of another size"
-                        log.error(f"pickup missed {entry.name}", folder=str(self._folder.pickup_dir), state=state)
-                        self._missed.add(entry.name)
+                    if entry.name not in self._reported_missing:
+                        state = "missing" if file is None else "with the wrong size"
+                        log.error(f"publisher found {entry.name} {state}", folder=str(self._folder.pickup_dir))
+                        self._reported_missing.add(entry.name)
                     continue
                 served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
             self._folder.serve(served)
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
-        """With a new ledger: take the whole files whose names parse as published, once; how many there were."""
+        """Record the whole files that an empty ledger finds in the folder as published, once; return how many."""
         if "folder_adopted" in self._ledger.facts():
             return 0
         days: dict[date, list[FoundFile]] = {}
-        known = {entry.name for entry in self._ledger.logs()}  # by an adoption that a crash interrupted
+        known = {entry.name for entry in self._ledger.logs()}  # adopted before a crash interrupted the adoption
         for file in self._folder.found():
             if file.name is not None and file.name not in known:
                 days.setdefault(file.name.day, []).append(file)
         adopted = 0
         for day, files in sorted(days.items()):
             adopted += self._adopt_day(day, files, rules, now)
+        # Last: an adoption that is interrupted goes on at the next start.
         self._ledger.note(folder_adopted=now.isoformat())
         return adopted
 
     def _adopt_day(self, day: date, files: list[FoundFile], rules: LogRules, now: datetime) -> int:
-        """Files of one layout become one publication."""
+        """Record the files of a day as one publication for each layout; return how many they are."""
         by_layout: dict[Layout | None, list[LedgerLog]] = {}
         for file in files:
             assert file.name is not None  # noqa: S101  # only parsed names come here

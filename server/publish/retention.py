@@ -1,4 +1,4 @@
-"""Retention: which files are old, and one pass that removes them.
+"""Retention: which files are too old, and one pass that removes them.
 
 Triton: "Create a clean-up task to remove log files that were created more than 60 days ago". Age counts from the
 publication in the ledger; a file that the ledger does not know is never removed. `expired` is pure.
@@ -26,21 +26,24 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DAY = timedelta(days=1)
-WARN_DAYS = 7  # a file that nobody picked up is told of this long before it goes
+WARN_DAYS = 7  # so long before its removal a file that was never picked up is warned of
 
 
 @dataclass(frozen=True, slots=True)
 class Expiring:
-    """One file and when it goes."""
+    """A published file, and the time after which it is removed."""
 
     log: LedgerLog
     published_at: datetime
-    goes_at: datetime
+    remove_after: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What one pass removed: log names and rejects files; ``unclaimed`` go within seven days and nobody has them."""
+    """What one pass removed: log names and rejects files.
+
+    ``unclaimed`` are the files to be removed within `WARN_DAYS` that were never picked up whole.
+    """
 
     logs: tuple[LogName, ...]
     rejects: tuple[str, ...]
@@ -48,27 +51,27 @@ class Pruned:
 
 
 class SteadyClock:
-    """The earlier of the local clock and the source's at the last round, counted on by a clock that never jumps.
+    """The earlier of the local and the source's time at the last round, counted on by a clock that never jumps.
 
-    The ledger knows the skew of a round: a local clock that jumps between two rounds would make files old.
+    The skew that the ledger has is that of a round: a local clock that jumps after it would make files old.
     """
 
     def __init__(self) -> None:
         self._seen: tuple[datetime, float] | None = None
 
     def compared(self, now: datetime, source_now: datetime, counted: float) -> None:
-        """A round has compared the two clocks; ``counted`` is the monotonic clock in seconds at that instant."""
+        """Take over the two clocks as a round compared them; ``counted`` is the monotonic clock then, in seconds."""
         self._seen = min(now, source_now), counted
 
     def now(self, counted: float) -> datetime | None:
-        """What it is now; None before the first round."""
+        """Return the time at ``counted``, or None before the first round."""
         return None if self._seen is None else self._seen[0] + timedelta(seconds=counted - self._seen[1])
 
 
 def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
-    """Every file that is still published, and when it goes, the oldest first.
+    """Return every file that is still published, with the time after which it is removed, the oldest first.
 
-    No day was published before its end, whatever a clock or a restored file's mtime said of it then.
+    No day was published before its end, whatever a clock or a restored file's mtime said then.
     """
     keep = timedelta(days=keep_days)
     files = [
@@ -77,33 +80,34 @@ def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
         for entry in publication.logs
         if entry.state == "published" and publication.published_at is not None
     ]
-    return sorted(files, key=lambda file: (file.goes_at, file.log.name))
+    return sorted(files, key=lambda file: (file.remove_after, file.log.name))
 
 
 def expired(files: Iterable[Expiring], now: datetime) -> list[Expiring]:
-    """The files that are more than ``keep_days`` days (of 24 h) old."""
-    return [file for file in files if now > file.goes_at]
+    """Return the files that are more than ``keep_days`` days (of 24 h) old."""
+    return [file for file in files if now > file.remove_after]
 
 
 def unclaimed(files: Iterable[Expiring], pickups: Iterable[Pickup], now: datetime) -> list[Expiring]:
-    """The files that go within seven days and that nobody has picked up whole."""
+    """Return the files to be removed within `WARN_DAYS` that were never picked up whole."""
     taken = {pickup.name for pickup in pickups if pickup.grade == "complete"}
     soon = now + timedelta(days=WARN_DAYS)
-    waiting = [file for file in files if now <= file.goes_at <= soon and file.log.superseded_by is None]
+    waiting = [file for file in files if now <= file.remove_after <= soon and file.log.superseded_by is None]
     return [file for file in waiting if file.log.name not in taken]
 
 
 def prune(
     ledger: Ledger, folder: DataFolder, keep_days: int, now: datetime, *, dry_run: bool = False, steady: bool = False
 ) -> Pruned:
-    """One retention pass, under the round lock; with ``dry_run`` it only says what it would remove.
+    """Run one retention pass, under the round lock; with ``dry_run`` only return what it would remove.
 
-    ``now`` is the local clock, or, where ``steady``, one that no local clock can lead astray: a `SteadyClock`'s.
+    ``now`` is the local clock, or, if ``steady``, a `SteadyClock`'s, which a wrong local clock does not mislead.
 
     Raises:
-        DataFolderError, LedgerError: as the disk says; what was removed by then stays removed and recorded.
+        DataFolderError, LedgerError: the disk failed; what was removed before stays removed and recorded.
     """
-    if not steady:  # a local clock that runs ahead of the source's must not remove what the partner has yet to fetch
+    # A local clock ahead of the source's must not remove what the partner has yet to fetch.
+    if not steady:
         now -= timedelta(seconds=max(0.0, float(ledger.facts().get("clock_skew", 0))))
     files = ages(ledger.publications(), keep_days)
     gone = expired(files, now)
@@ -112,6 +116,8 @@ def prune(
     waiting = unclaimed(files, ledger.first_pickups(), now)
     if not dry_run:
         for file in gone:
+            # The file first: a crash in between leaves a file that is gone and recorded as published, which the next
+            # pass records; the other way round it would stay for ever, since only published entries grow old.
             folder.remove(file.log.name)
             ledger.pruned(file.log.name, now)
             log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")
@@ -119,5 +125,6 @@ def prune(
             folder.remove_rejects(name)
             log.info(f"retention pruned {name}")
         for file in waiting:
-            log.warning(f"retention found {file.log.name} picked up by nobody", goes=f"{file.goes_at:%Y-%m-%dT%H:%MZ}")
+            removal = f"{file.remove_after:%Y-%m-%dT%H:%MZ}"
+            log.warning(f"retention found {file.log.name} never picked up", will_be_removed=removal)
     return Pruned(tuple(file.log.name for file in gone), tuple(old_rejects), tuple(waiting))

@@ -1,1 +1,1 @@
-"""What an operator is told."""
+"""What an operator sees: days, deadlines, alarms, metrics."""

@@ -1,6 +1,6 @@
 """Alarms: what is wrong now, how badly, and what to type. `check` prints them.
 
-Pure: it is handed the overview, the ledger's facts, and what was measured. Levels are those of Nagios plug-ins.
+Pure: its arguments are the overview, the ledger's facts and what was measured. Levels are those of Nagios plug-ins.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..episodes.rss import safe_url
+from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.holds import HoldPolicy, late_warnings, warnings
 from ..triton import expires
 from .days import span
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
+OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
@@ -41,7 +43,7 @@ class Level(IntEnum):
 class Alarm:
     """One thing that is wrong: ``sentence`` says what, ``hint`` is something to type.
 
-    ``name`` and ``subject`` (a day, a file, or nothing) stay the same for as long as it stands.
+    ``name`` and ``subject`` (a day, a file, or '') stay the same for as long as the alarm stands.
     """
 
     level: Level
@@ -53,19 +55,21 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What `check` measured itself: the share of the disk that is free, readable private keys, the ledger's state."""
+    """What `check` measures itself: the free share of the disk (0 to 1), readable private keys, the ledger's state."""
 
     disk_free: float
     disk_free_bytes: int
     readable_keys: tuple[str, ...] = ()
     ledger_damage: str = ""
-    ledger_away: str = ""  # it cannot be read, which is not damage: rights, a read-only or full disk, another version
+    ledger_away: str = (
+        ""  # why it cannot be read without being damaged: rights, a read-only or full disk, another version
+    )
     ledger_hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Partner:
-    """A user whose logins are expected: the last one, and the longest time between two of them so far."""
+    """A user whose logins are expected: the last one, and the longest time between two so far."""
 
     user: str
     last_login: datetime
@@ -85,7 +89,7 @@ def alarms(
     rss_feeds: Sequence[RssFeed] = (),
     refresh_every: timedelta = timedelta(hours=6),
 ) -> list[Alarm]:
-    """Everything that is wrong, the worst first."""
+    """Return everything that is wrong, the worst first."""
     found = [replace(alarm, subject=str(day.day)) for day in days for alarm in _of_day(day, holds, now)]
     found += _of_volume(days, now)
     found += _of_matching(days)
@@ -97,12 +101,14 @@ def alarms(
 
 
 def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
+    """Return what is wrong with a day: its state, its deadlines, its late rows, its publications."""
     found = []
-    over = now >= expires(day.day) + timedelta(days=4)  # what nobody can mend any more is not told for ever
+    over = now >= expires(day.day) + OVER_AFTER
     if over or day.state == "pruned":
         return []
     if day.state in ("held", "failed", "missing", "stale"):
         level = Level.CRITICAL
+        # While there is time, Megaphone may still deliver or rewrite the day.
         if day.state in ("missing", "stale") and day.deadlines.published.urgency is Urgency.AHEAD:
             level = Level.WARNING
         found.append(Alarm(level, f"day_{day.state}", f"{day.day} is {day.state}", day.advice))
@@ -118,7 +124,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
             hint = "ask the partner whether its puller runs; pickup-point status shows its last login"
         name = f"day_not_{verb.replace(' ', '_')}"
         found.append(
-            Alarm(level, name, f"{day.day} is not {verb}, its deadline {'was' if late else 'is'} {when}", hint)
+            Alarm(level, name, f"{day.day} is not {verb} yet; its deadline {'was' if late else 'is'} {when}", hint)
         )
     if day.late_failure:
         sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
@@ -136,42 +142,44 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
 
 
 def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
-    """A day whose rows are far off those of the same weekday in the four weeks before it."""
-    # A publication that a new ledger adopted from the folder has no books.
+    """Return the days whose rows are far off those of the same weekday in the four weeks before."""
+    # A publication that a new ledger adopted from the folder has no tally.
     rows = {day.day: day.rows for day in days if any(publication.tally for publication in day.publications)}
     found = []
     for day in days:
         if day.day not in rows or now >= expires(day.day) + timedelta(days=1):
             continue
         before = [rows[then] for weeks in range(1, 5) if (then := day.day - timedelta(weeks=weeks)) in rows]
+        # Of fewer than three weeks no weekday is usual; a median, so that one holiday does not count.
         usual = median(before) if len(before) >= 3 else 0
         if usual and not usual * LEAST_SHARE <= rows[day.day] <= usual * MOST_SHARE:
-            sentence = f"{day.day} has {rows[day.day]} rows, the same weekdays before it had about {usual:.0f}"
+            sentence = f"{day.day} has {rows[day.day]} rows; the same weekday usually has about {usual:.0f}"
             hint = "compare with Megaphone's dashboard; pickup-point status"
             found.append(Alarm(Level.WARNING, "day_volume", sentence, hint, str(day.day)))
     return found
 
 
 def _of_matching(days: Sequence[DayOverview]) -> list[Alarm]:
-    """The newest day whose lines were looked up in the catalogue: what was sent before it can be mended no more."""
+    """Return whether too few lines matched, for the newest day with a catalogue: older days can no longer be mended."""
     day = next((day for day in days if day.matched_share is not None), None)
     if day is None or day.matched_share is None or day.matched_share >= MATCHED_SHARE:
         return []
-    sentence = f"only {day.matched_share:.1%} of the lines of {day.day} match an episode that the catalogue knows"
+    sentence = f"only {day.matched_share:.1%} of the lines of {day.day} match an episode in the catalogue"
     return [Alarm(Level.WARNING, "episodes_unmatched", sentence, "pickup-point episodes --unmatched")]
 
 
 def _of_rss_feed(feed: RssFeed, refresh_every: timedelta, now: datetime) -> list[Alarm]:
-    """An RSS feed that was never read, or not for long; one failure is no alarm, the last catalogue serves."""
+    """Return whether an RSS feed was not read for too long; one failure is no alarm, its last items stay in use."""
     if not feed.error or (feed.read_at is not None and now - feed.read_at <= max(timedelta(days=1), refresh_every * 2)):
         return []
-    since = f"what it held {span(now - feed.read_at)} ago serves" if feed.read_at is not None else "it was never read"
+    since = f"last read {span(now - feed.read_at)} ago" if feed.read_at is not None else "it was never read"
     return [Alarm(Level.WARNING, "rss_feed", f"{feed.error}; {since}", feed.hint, safe_url(feed.url))]
 
 
 def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[Alarm]:
-    """A partner that has not logged in for longer than usual."""
+    """Return whether a partner has not logged in for longer than usual."""
     silence = now - partner.last_login
+    # By its own rhythm: a partner that comes hourly is silent after hours, one that comes daily is not.
     if silence <= max(partner.longest_silence * 1.5, pull_every * 1.25):
         return []
     sentence = f"{partner.user} has not logged in for {span(silence)}"
@@ -180,11 +188,12 @@ def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[
 
 
 def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) -> list[Alarm]:
+    """Return what the rounds say is wrong: none at all, the source, the data folder, the clock."""
     found = []
     last = facts.get("last_round")
     allowed = poll_every * 3 + timedelta(minutes=5)
     if last is None:
-        found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round was ever run", "systemctl start pickup-point"))
+        found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round has run yet", "systemctl start pickup-point"))
     elif now - datetime.fromisoformat(last) > allowed:
         ago = span(now - datetime.fromisoformat(last))
         hint = "systemctl status pickup-point; journalctl -u pickup-point"
@@ -197,12 +206,13 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) 
             Alarm(Level.CRITICAL, "data_folder", str(facts["round_error"]), "df -h; journalctl -u pickup-point")
         )
     skew = float(facts.get("clock_skew", 0))
-    if abs(skew) > 60:
+    if abs(skew) > CLOCK_TOLERANCE.total_seconds():
         found.append(Alarm(Level.WARNING, "clock", f"the local clock is {skew:+.0f} s off the bucket's", "timedatectl"))
     return found
 
 
 def _of_machine(measured: Measured) -> list[Alarm]:
+    """Return what is wrong with the disk, the key files and the ledger."""
     found = []
     if measured.disk_free < 0.1 or measured.disk_free_bytes < 1 << 30:
         level = Level.CRITICAL if measured.disk_free < 0.03 or measured.disk_free_bytes < 200 << 20 else Level.WARNING
@@ -211,7 +221,7 @@ def _of_machine(measured: Measured) -> list[Alarm]:
             Alarm(level, "disk", f"only {free} of the data folder's disk is free", "df -h; pickup-point prune")
         )
     found += [
-        Alarm(Level.CRITICAL, "key_readable", f"{path} can be read by others", f"chmod 600 {path}")
+        Alarm(Level.CRITICAL, "key_readable", f"{path} is readable by others", f"chmod 600 {path}")
         for path in measured.readable_keys
     ]
     if measured.ledger_away:

@@ -1,6 +1,6 @@
-"""The days at a glance: what `status`, `check` and the metrics all show.
+"""An overview of the days: what `status`, `check` and the metrics all show.
 
-Pure: it is handed the ledger's records and the clock.
+Pure: its arguments are the ledger's records and the clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UserPickups:
-    """How far one user is with a day: files whole, of how many, and when the last of them was whole."""
+    """How far a user is with a day: how many of its files were picked up whole, and when the last of them was."""
 
     user: str
     whole: int
@@ -34,7 +34,7 @@ class UserPickups:
 
     @property
     def done(self) -> bool:
-        """Whether the user has every file."""
+        """Whether the user has picked up every file."""
         return self.files > 0 and self.whole == self.files
 
 
@@ -42,7 +42,7 @@ class UserPickups:
 class DayOverview:
     """One day. ``state`` is one word: open, settling, due, missing, stale, held, failed, published, picked up, pruned.
 
-    ``advice`` is what is wrong and what to type, empty where nothing is; ``remarks`` are worth knowing.
+    ``advice`` says what is wrong and what to type, '' if nothing is; ``remarks`` are worth knowing.
     """
 
     day: date
@@ -63,16 +63,16 @@ class DayOverview:
 
     @property
     def logs(self) -> list[LedgerLog]:
-        """The day's files."""
+        """The files of the day."""
         return [entry for publication in self.publications for entry in publication.logs]
 
     @property
     def matched_share(self) -> float | None:
-        """The share of the day's lines, 0 to 1, whose episode the catalogue knew; None where none was in use."""
+        """The share of the day's lines, 0 to 1, whose episode the catalogue knew; None without a catalogue."""
         return matched_share(self.publications)
 
     def as_json(self) -> dict[str, Any]:
-        """As ``status --json`` shows it."""
+        """Return the day as ``status --json`` prints it."""
         return {
             "day": self.day.isoformat(),
             "state": self.state,
@@ -134,7 +134,7 @@ def overview(
     policy: DeadlinePolicy,
     now: datetime,
 ) -> list[DayOverview]:
-    """Every day that was ever seen, the newest first; ``users`` are names with whether their pickups are required."""
+    """Return every day ever seen, the newest first; ``users`` are names with whether their pickups are required."""
     by_day: dict[date, list[Publication]] = {}
     for publication in publications:
         if publication.published_at is not None:
@@ -155,9 +155,11 @@ def _one(
     policy: DeadlinePolicy,
     now: datetime,
 ) -> DayOverview:
+    """Return one day; ``by_log`` are the pickups by the name of the file."""
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
     taken = tuple(_user(name, standing, by_log) for name, _ in users)
     required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
+    # The last required user to have the last file decides; without a required user nobody is waited for.
     all_done = bool(required) and all(user.done for user in required)
     picked_up_at = max((user.last for user in required if user.last), default=None) if all_done else None
     published_at = publications[0].published_at if publications else None
@@ -186,6 +188,7 @@ def _one(
 
 
 def _user(name: str, logs: Sequence[LedgerLog], by_log: Mapping[str, list[Pickup]]) -> UserPickups:
+    """Return how far a user is with some files; the first complete pickup of each counts."""
     whole, ends, begun = 0, [], False
     for entry in logs:
         own = [pickup for pickup in by_log.get(str(entry.name), []) if pickup.user == name]
@@ -193,11 +196,12 @@ def _user(name: str, logs: Sequence[LedgerLog], by_log: Mapping[str, list[Pickup
         complete = [pickup.ended for pickup in own if pickup.grade is Grade.COMPLETE and pickup.ended is not None]
         if complete:
             whole += 1
-            ends.append(min(complete))
+            ends.append(min(complete))  # a second pickup makes nothing later
     return UserPickups(name, whole, len(logs), max(ends, default=None), begun)
 
 
 def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool) -> str:
+    """Return the word for a day's state."""
     logs = [entry for publication in publications for entry in publication.logs]
     if logs and all(entry.state == "pruned" for entry in logs):
         return "pruned"
@@ -205,6 +209,7 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
         return "picked up" if all_done else "published"
     if record is None:
         return "open"
+    # A hold and a failure concern one version of the export: a newer one has not been tried yet.
     etag = record.export.etag if record.export is not None else None
     if record.hold is not None and record.hold.etag == etag:
         return "held"
@@ -214,6 +219,7 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
 
 
 def _late_failure(record: DayRecord | None, publications: Sequence[Publication]) -> str:
+    """Return why the late rows of a published day could not be published, or ''."""
     if not publications or record is None or record.failure is None or record.export is None:
         return ""
     unsent = record.export.etag != record.checked_etag or record.withheld
@@ -221,6 +227,7 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
 
 
 def _advice(day: date, record: DayRecord | None, state: str) -> str:
+    """Return what is wrong with a day and what to type, or ''."""
     if record is None:
         return ""
     if state == "held" and record.hold is not None:
@@ -230,7 +237,7 @@ def _advice(day: date, record: DayRecord | None, state: str) -> str:
         hint = f"; {record.failure.hint}" if record.failure.hint else ""
         return f"{record.failure.sentence}{hint} (next try {record.failure.next_try:%Y-%m-%d %H:%MZ})"
     if state == "missing":
-        return f"no export for {day}: ask support-megaphone@spotify.com, there is no backfill by itself"
+        return f"no export for {day}: ask support-megaphone@spotify.com, Megaphone does not backfill on its own"
     if state == "stale":
         return "the export was last written before the day's end: ask support-megaphone@spotify.com"
     return ""
@@ -250,7 +257,7 @@ def _iso(at: datetime | None) -> str | None:
 
 
 def span(left: timedelta) -> str:
-    """A time span as people say it: ``43 h``, ``2 d 3 h``, ``12 min``."""
+    """Return a time span in words, without its sign: ``43 h``, ``2 d 3 h``, ``12 min``."""
     minutes = int(abs(left.total_seconds()) // 60)
     if minutes < 60:
         return f"{minutes} min"

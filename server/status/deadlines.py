@@ -1,8 +1,8 @@
-"""How late a day is: by when it must be published and picked up, and how that stands now.
+"""Deadlines: by when a day must be published and picked up, and how urgent that is now.
 
 Triton: "session information within three days of the beginning of the session. If the session log is received after
 this delay, it will not be counted". A session at 00:00Z of day D expires at D+3 00:00Z; the partner comes once in
-``pull_every``. Pure: the clock is handed in.
+``pull_every``. Pure: the clock is an argument.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Urgency(StrEnum):
-    """How a deadline stands; ``late`` is for what was done, but too late, and for what is overdue."""
+    """How urgent a deadline is; ``late`` is what was done too late, and what is overdue."""
 
     MET = "met"
     AHEAD = "ahead"
@@ -30,7 +30,7 @@ class Urgency(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePolicy:
-    """``[alerts]``: how often the partner pulls, and when a deadline is worth a word."""
+    """The settings of ``[alerts]``: how often the partner pulls, and how long before a deadline to warn."""
 
     pull_every: timedelta = timedelta(hours=24)
     warn_before: timedelta = timedelta(hours=12)
@@ -38,13 +38,13 @@ class DeadlinePolicy:
 
     @classmethod
     def of(cls, settings: AlertSettings) -> DeadlinePolicy:
-        """The policy that the configuration states."""
+        """Return the policy of a configuration."""
         return cls(settings.pull_every, settings.warn_before, settings.critical_before)
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """One of a day's two deadlines: ``by`` when, ``done`` when (or None), and how it stands at ``now``."""
+    """One of a day's two deadlines: ``by`` when, ``done`` when (or None), how urgent, and how much time is ``left``."""
 
     by: datetime
     done: datetime | None
@@ -53,13 +53,13 @@ class Deadline:
 
     @property
     def alarming(self) -> bool:
-        """Whether somebody should be told."""
+        """Whether an alarm is due."""
         return self.done is None and self.urgency in (Urgency.WARNING, Urgency.CRITICAL, Urgency.LATE)
 
 
 @dataclass(frozen=True, slots=True)
 class DayDeadlines:
-    """``published``: by D+3 00:00Z minus ``pull_every``; ``picked_up``: by D+3 00:00Z."""
+    """The two deadlines of a day: published by D+3 00:00Z minus ``pull_every``, picked up by D+3 00:00Z."""
 
     day: date
     published: Deadline
@@ -69,7 +69,7 @@ class DayDeadlines:
 def day_deadlines(
     day: date, policy: DeadlinePolicy, now: datetime, *, published: datetime | None, picked_up: datetime | None
 ) -> DayDeadlines:
-    """Both deadlines of a day; ``published`` and ``picked_up`` are when that was done, or None."""
+    """Return both deadlines of a day; ``published`` and ``picked_up`` say when that was done, or None."""
     last = expires(day)
     return DayDeadlines(
         day,

@@ -1,7 +1,7 @@
-"""What the episode catalogue of today makes of the last published days, and what is left to match by hand.
+"""How well today's episode catalogue matches the last published days, and what is left to match by hand.
 
-Reads published files through the pickup point, and writes the CSV that an operator asked for. Promise: what is counted
-is what was sent; nothing of a listener is looked at.
+Reads published files through `DataFolder`, and writes the CSV that an operator asked for. Promise: it counts what was
+sent, and reads nothing about a listener.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from ..settings import Config
     from ..storage.records import LedgerLog, Publication
 
-DAYS = 7
+DAYS = 7  # published days to read, unless the operator says otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:
-    """An episode that neither the operator's file nor an RSS feed knows, with its lines in the days looked at."""
+    """An episode that neither the operator's file nor an RSS feed knows, with its lines in the days that were read."""
 
     episode_id: str
     podcast_id: str
@@ -47,7 +47,7 @@ class Unmatched:
     last: date
 
     def as_json(self) -> dict[str, Any]:
-        """An entry of what ``episodes --unmatched --json`` prints."""
+        """Return the episode as ``episodes --unmatched --json`` prints it."""
         return {
             "episode_id": self.episode_id,
             "podcast_id": self.podcast_id,
@@ -58,7 +58,7 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """What the catalogue of today makes of the last published days; ``unmatched`` has the most lines first."""
+    """How well today's catalogue matches the last published days; ``unmatched`` has the most lines first."""
 
     days: tuple[date, ...]
     lines: int
@@ -70,7 +70,7 @@ class Matching:
         return 1 - sum(episode.lines for episode in self.unmatched) / self.lines if self.lines else None
 
     def as_json(self) -> dict[str, Any]:
-        """As ``episodes --unmatched --json`` prints it."""
+        """Return the result as ``episodes --unmatched --json`` prints it."""
         return {
             "days": [day.isoformat() for day in self.days],
             "lines": self.lines,
@@ -80,10 +80,10 @@ class Matching:
 
 
 def matching(config: Config, ledger: Ledger, catalogue: Catalogue | None, days: int = DAYS) -> Matching:
-    """Read the published files of the last days, and see what today's catalogue knows of them.
+    """Read the published files of the last ``days`` days, and match them with today's catalogue.
 
     Raises:
-        PickupPointError: the log files have no column that tells the episode.
+        PickupPointError: the log files have no column with the episode.
     """
     folder = DataFolder(config.data_dir)
     by_day: dict[date, list[tuple[Publication, LedgerLog]]] = {}
@@ -113,7 +113,7 @@ def matching(config: Config, ledger: Ledger, catalogue: Catalogue | None, days: 
 
 
 def _is_known(episode: str, guids: set[str], catalogue: Catalogue | None) -> bool:
-    """Whether a line's episode is matched: as it was written, or by what the catalogue has learnt since."""
+    """Return whether a line's episode is matched: by the guid it was sent with, or by what the catalogue knows now."""
     if episode.lower() in guids:
         return True
     found = catalogue.find(episode) if catalogue is not None else None
@@ -121,29 +121,35 @@ def _is_known(episode: str, guids: set[str], catalogue: Catalogue | None) -> boo
 
 
 def _episodes(file: Iterable[bytes], publication: Publication, day: date) -> Iterator[tuple[str, str]]:
-    """The cells of episode and podcast, line by line."""
+    """Yield the cells of episode and podcast, line by line.
+
+    Raises:
+        PickupPointError: the log files have no column with the episode.
+    """
     layout = publication.rules.layout
     specs = layout.specs
-    at = next((i for i, s in enumerate(specs) if s.field == "episode_id"), None)
-    if at is None:
-        at = next((i for i, s in enumerate(specs) if s.value == DerivedValue.EPISODE_GUID), None)
-    if at is None:
+    # Megaphone's own id is the surer key; the guid column holds it too, where the catalogue had nothing better.
+    episode = next((i for i, s in enumerate(specs) if s.field == "episode_id"), None)
+    if episode is None:
+        episode = next((i for i, s in enumerate(specs) if s.value == DerivedValue.EPISODE_GUID), None)
+    if episode is None:
         hint = "pickup-point check and pickup-point status show the share that does not match"
-        raise PickupPointError("the log files have no column that tells the episode", hint=hint)
+        raise PickupPointError("the log files have no column with the episode", hint=hint)
     podcast = next(
         (i for i, s in enumerate(specs) if s.field == "podcast_id" or s.value == DerivedValue.PODCAST_ID), -1
     )
-    cut = max(at, podcast) + 1
+    # Nothing behind the two columns is split off, and nothing before them is kept.
+    cut = max(episode, podcast) + 1
     for line in islice(file, layout.header_lines(day).count("\n"), None):
         cells = line.rstrip(b"\n").split(b"\t", cut)
-        yield cells[at].decode(), cells[podcast].decode() if podcast >= 0 else "-"
+        yield cells[episode].decode(), cells[podcast].decode() if podcast >= 0 else "-"
 
 
 def handover_lines(config: Config) -> list[str]:
-    """For Triton, in Markdown: the RSS feeds, and the share of the newest day's lines that they match.
+    """Return, for Triton and in Markdown, the RSS feeds and the share of the newest day's lines that they match.
 
     Raises:
-        ConfigError: a file must be changed.
+        ConfigError: a file has to be corrected.
         LedgerError: the ledger cannot be read.
     """
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
@@ -156,17 +162,17 @@ def handover_lines(config: Config) -> list[str]:
             return [
                 *lines,
                 "",
-                f"{share:.1%} of the lines of {day} are of an episode whose guid stands there.",
+                f"{share:.1%} of the lines of {day} belong to an episode whose guid is in them.",
             ]
     return lines
 
 
 @contextlib.contextmanager
 def new_csv(path: Path) -> Iterator[TextIO]:
-    """A file that was not there before, for `write_export`; without success nothing of it stays.
+    """Open a new file for `write_export`, and remove it again on failure.
 
     Raises:
-        PickupPointError: the file is there already, or cannot be written.
+        PickupPointError: the file already exists, or cannot be written.
     """
     try:
         with path.open("x", encoding="utf-8", newline="") as file:
@@ -177,14 +183,17 @@ def new_csv(path: Path) -> Iterator[TextIO]:
                     path.unlink()
                 raise
     except FileExistsError as error:
-        raise PickupPointError(f"{path} is there already", hint="give --export another name") from error
+        raise PickupPointError(f"{path} already exists", hint="give --export another name") from error
     except OSError as error:
-        sentence = f"{path} cannot be written: {error.strerror}"
+        sentence = f"cannot write {path}: {error.strerror}"
         raise PickupPointError(sentence, hint=f"ls -ld {path.absolute().parent}") from error
 
 
 def write_export(file: TextIO, written: Mapping[str, Episode], unmatched: Sequence[Unmatched]) -> int:
-    """Write a CSV to fill in by hand: what the operator's file has, then what matches nothing; how many of these."""
+    """Write a CSV to fill in by hand: what the operator's file has, then what matches nothing.
+
+    Returns how many episodes match nothing.
+    """
     rows: list[tuple[object, ...]] = [(*COLUMNS, *NOTES)]
     rows += [(key, episode.guid, episode.url, "", "") for key, episode in written.items()]
     missing = [e for e in unmatched if e.episode_id != "-" and e.episode_id.lower() not in written]

@@ -1,7 +1,7 @@
 """Metrics for Prometheus: the days' deadlines, rounds, rows, and what the listener does.
 
-Listens on ``metrics.listen`` for HTTP and nothing else. Promise: no label holds anything of a listener of podcasts, or
-an address; what is scraped is read anew at every scrape.
+Listens on ``metrics.listen`` for HTTP and nothing else. Promise: no label holds an address, or anything about a
+listener of podcasts; every scrape reads everything anew.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DAYS = 8  # the newest days that have gauges of their own: labels must not grow 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything that one scrape shows; the mappings are from a label's value to a number.
+    """Everything that one scrape shows; the mappings are from the value of a label to a number.
 
     ``rows`` are by outcome (``line``, a filter or reject reason), ``last_success`` instants by what succeeded.
     """
@@ -83,6 +83,7 @@ def take_reading(config: Config, registry: Registry, rounds: Mapping[str, int], 
 
 
 def _last_success(snapshot: Snapshot) -> dict[str, datetime]:
+    """Return when something last succeeded, by what."""
     found = {}
     if "last_good_round" in snapshot.facts:
         found["round"] = datetime.fromisoformat(snapshot.facts["last_good_round"])
@@ -93,28 +94,27 @@ def _last_success(snapshot: Snapshot) -> dict[str, datetime]:
     if taken:
         found["pickup"] = max(taken)
     if snapshot.rss_feeds and all(feed.read_at is not None for feed in snapshot.rss_feeds):
-        found["rss"] = min(
-            feed.read_at for feed in snapshot.rss_feeds if feed.read_at is not None
-        )  # the oldest of them
+        # The oldest: one feed that is no longer read must not hide behind the others.
+        found["rss"] = min(feed.read_at for feed in snapshot.rss_feeds if feed.read_at is not None)
     if snapshot.logins:
         found["login"] = max(login[0] for login in snapshot.logins.values())
     return found
 
 
 class MetricsServer:
-    """The HTTP endpoint; ``read`` is called in a thread of its own at every scrape."""
+    """The HTTP endpoint; ``read`` is called at every scrape, in a thread of its own."""
 
     def __init__(self, read: Callable[[], Reading]) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Days(read))
+        self._registry.register(_ReadingCollector(read))
         self._server: WSGIServer | None = None
         self._thread: Thread | None = None
 
     def start(self, host: str, port: int) -> int:
-        """Listen; the port.
+        """Start listening, and return the port.
 
         Raises:
-            PickupPointError: the address cannot be listened on.
+            PickupPointError: the address cannot be bound.
         """
         try:
             self._server, self._thread = start_http_server(port, host, self._registry)
@@ -128,13 +128,16 @@ class MetricsServer:
     def stop(self) -> None:
         """Stop listening."""
         if self._server is not None and self._thread is not None:
+            # The thread that serves closes nothing: first end its loop, then close the socket, then join it.
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
             self._server = None
 
 
-class _Days(Collector):
+class _ReadingCollector(Collector):
+    """Turns a `Reading` into metrics, at every scrape."""
+
     def __init__(self, read: Callable[[], Reading]) -> None:
         self._read = read
 
@@ -164,6 +167,7 @@ class _Days(Collector):
 
 
 def _day_gauges(days: tuple[DayOverview, ...]) -> Iterator[Metric]:
+    """Yield the gauges of the newest `DAYS` days."""
     deadline = GaugeMetricFamily(
         "pickup_point_day_deadline_timestamp_seconds", "By when a day must be done.", labels=["day", "deadline"]
     )

@@ -1,7 +1,7 @@
-"""A day beside Megaphone's dashboard and Triton's report: for each podcast, what its rows came to.
+"""A day to compare with Megaphone's dashboard and Triton's report: what became of the rows of each podcast.
 
 Pure. Rows, reporting count, filtered and rejected are those of the newest version of the export that was read; lines
-are all that were sent and stand.
+are all that were sent and not superseded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PodcastLine:
     rejected: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> dict[str, Any]:
-        """As ``reconcile --json`` prints it."""
+        """Return the podcast as ``reconcile --json`` prints it."""
         return {
             "podcast_id": self.podcast,
             "rows": self.rows,
@@ -48,24 +48,28 @@ class PodcastLine:
         }
 
     def cells(self) -> list[str]:
-        """One value for each of ``COLUMNS``."""
+        """Return one value for each of ``COLUMNS``."""
         counts = [self.filtered[reason] for reason in FilterReason] + [self.rejected[reason] for reason in RejectReason]
         return [self.podcast, *map(str, (self.rows, self.reporting, self.lines, *counts))]
 
 
-def reconcile(publications: Sequence[Publication], books: Mapping[int, PodcastBooks]) -> list[PodcastLine]:
-    """The day as a whole, then each podcast, the most lines first; empty when no books were kept."""
+def reconcile(publications: Sequence[Publication], tallies: Mapping[int, PodcastBooks]) -> list[PodcastLine]:
+    """Return the whole day, then each podcast, the most lines first; empty without tallies by podcast.
+
+    ``tallies`` are those by podcast, by the number of a publication.
+    """
     standing = [p for p in publications if p.published_at and any(log.superseded_by is None for log in p.logs)]
-    kept = [publication for publication in standing if publication.id in books]
+    kept = [publication for publication in standing if publication.id in tallies]
     if not kept:
         return []
     found: dict[str, PodcastLine] = {}
-    for podcast, tally in books[kept[-1].id].tallies.items():
+    # What a podcast came to: of the newest version that was read, which holds the rows of those before it.
+    for podcast, tally in tallies[kept[-1].id].tallies.items():
         found[podcast] = PodcastLine(
             podcast, tally.rows, tally.reporting, 0, Counter(tally.filtered), Counter(tally.rejected)
         )
     for publication in kept:
-        for podcast, tally in books[publication.id].tallies.items():
+        for podcast, tally in tallies[publication.id].tallies.items():
             found.setdefault(podcast, PodcastLine(podcast)).lines += tally.lines
     total = PodcastLine(ALL)
     for line in found.values():

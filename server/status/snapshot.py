@@ -1,7 +1,7 @@
-"""A glance at an installation from outside: what `status`, `check` and `trace` read.
+"""A snapshot of an installation from outside: what `status`, `check`, `trace` and `reconcile` read.
 
-Touches the ledger (read-only), the data folder's disk and the modes of the key files. Works while the service runs and
-while it does not.
+Touches the ledger (read-only), the data folder's disk and the modes of the key files. Works whether the service runs
+or not.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ _PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Days (the newest first), the service's facts, and what is wrong."""
+    """Days (the newest first), the service's facts, and alarms (the worst first).
+
+    ``logins`` are by user: the last one, its address and client, and the longest silence so far in seconds.
+    """
 
     at: datetime
     days: list[DayOverview]
@@ -58,7 +61,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, config: Config, now: datetime) -> Snapshot:
-        """Look at everything once."""
+        """Read everything once."""
         days: list[DayOverview] = []
         facts: dict[str, Any] = {}
         logins: dict[str, tuple[datetime, str, str, int]] = {}
@@ -66,6 +69,7 @@ class Snapshot:
         damage = ""
         away: LedgerError | None = None
         path = config.data_dir / LEDGER_FILE
+        # Before the first start there is none, and looking must not create it.
         if path.exists():
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
@@ -83,9 +87,11 @@ class Snapshot:
                         rss_feeds = tuple(ledger.rss.feeds().values())
             except LedgerError as error:
                 sentence = str(error)
-                if "malformed" in sentence or "not a database" in sentence:  # SQLite's words for a damaged file
+                # SQLite's words for a damaged file. Rights, a full or read-only disk, or another schema are no damage:
+                # restoring a backup would mend nothing.
+                if "malformed" in sentence or "not a database" in sentence:
                     damage = sentence
-                else:  # rights, a disk that is full or read-only, another schema: a backup would mend nothing
+                else:
                     away = error
         measured = replace(
             _measured(config, damage), ledger_away=str(away or ""), ledger_hint=away.hint if away else ""
@@ -110,7 +116,7 @@ class Snapshot:
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds)
 
     def as_json(self) -> dict[str, Any]:
-        """As ``status --json`` prints it."""
+        """Return the snapshot as ``status --json`` prints it."""
         level = max((alarm.level for alarm in self.alarms), default=Level.OK)
         return {
             "at": self.at.isoformat(timespec="seconds"),
@@ -142,7 +148,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Everything that is known of one file."""
+    """Everything that the ledger knows of one file."""
 
     log: LedgerLog
     publication: Publication
@@ -150,7 +156,7 @@ class Trace:
     checks: list[LateCheck]
 
     def as_json(self) -> dict[str, Any]:
-        """As ``trace --json`` prints it."""
+        """Return the trace as ``trace --json`` prints it."""
         export, publication = self.publication.export, self.publication
         return {
             "name": str(self.log.name),
@@ -203,30 +209,32 @@ class Trace:
 
 
 def trace_of(config: Config, name: LogName) -> Trace:
-    """What the ledger knows of a file.
+    """Return what the ledger knows of a file.
 
     Raises:
-        PickupPointError: it never knew the name.
+        PickupPointError: it has never seen the name.
     """
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         for publication in ledger.publications(name.day):
             for entry in publication.logs:
                 if entry.name == name:
                     return Trace(entry, publication, ledger.pickups([name]), ledger.late_checks(name.day))
-    raise PickupPointError(f"the ledger never knew a file {name}", hint="pickup-point status lists what there is")
+    raise PickupPointError(f"the ledger has never seen a file {name}", hint="pickup-point status lists the days")
 
 
-def books_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None]:
-    """A published day, podcast by podcast, also after its files were pruned; and the share that a catalogue matched.
+def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None]:
+    """Return a published day, podcast by podcast, and the share of its lines that a catalogue matched.
+
+    Works also after the day's files were pruned.
 
     Raises:
-        PickupPointError: nothing was published for the day, or it was before books by podcast were kept.
+        PickupPointError: nothing was published for the day, or it was before tallies by podcast were kept.
     """
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         publications = ledger.publications(day)
         lines = reconcile(publications, ledger.books.get([publication.id for publication in publications]))
     if not lines:
-        raise PickupPointError(f"there are no books by podcast of {day}", hint="pickup-point status lists the days")
+        raise PickupPointError(f"there is no tally by podcast of {day}", hint="pickup-point status lists the days")
     return lines, matched_share(publications)
 
 
@@ -237,12 +245,13 @@ def _kernel() -> dict[str, Any]:
 
 
 def _is_running(data_dir: Path) -> bool:
-    """Whether a service holds the data folder's lock."""
+    """Return whether a service holds the data folder's lock."""
     try:
         descriptor = os.open(data_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
+        # Takes the lock for an instant if it is free; a service that starts just then tries again.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True
@@ -252,14 +261,16 @@ def _is_running(data_dir: Path) -> bool:
 
 
 def _measured(config: Config, damage: str) -> Measured:
+    """Measure the data folder's disk, or that of the folder it will be created in, and look at the keys."""
     folder = config.data_dir
-    while not folder.exists() and folder != folder.parent:
+    while not folder.exists() and folder != folder.parent:  # before the first start
         folder = folder.parent
     usage = shutil.disk_usage(folder)
     return Measured(usage.free / usage.total, usage.free, tuple(_readable_keys(config.keys_dir)), damage)
 
 
 def _readable_keys(keys_dir: Path) -> Iterator[str]:
+    """Yield the paths of the private keys that others than their owner can read."""
     for name in _PRIVATE:
         with contextlib.suppress(OSError):
             if stat.S_IMODE((keys_dir / name).stat().st_mode) & 0o077:

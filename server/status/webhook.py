@@ -1,8 +1,8 @@
 """Pushes: every change of an alarm to a webhook, and a heartbeat after every good round.
 
-Touches the two web addresses of ``[alerts]``. Promises: a push never raises and never holds anything up; its address,
-which may be a secret, never appears in the log; an alarm that is raised, changes its level or is cleared is pushed
-until the webhook accepts it, and then no more, also across restarts.
+Touches the two web addresses of ``[alerts]``. Promises: a push never raises and never delays anything; its address,
+which may be a secret, never appears in the service log; an alarm that is raised, changes its level or is cleared is
+pushed until the webhook accepts it, and then never again, also across restarts.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _TIMEOUT = aiohttp.ClientTimeout(total=15)
 
 
 class Pushes:
-    """The two addresses, either of which may be None; `close` comes last."""
+    """Sends pushes to two addresses, either of which may be None; `close` comes last."""
 
     def __init__(self, webhook_url: str | None, heartbeat_url: str | None) -> None:
         self._webhook_url = webhook_url
         self._heartbeat_url = heartbeat_url
         self._session: aiohttp.ClientSession | None = None
-        self._beating = True
+        self._heartbeat_ok = True
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -45,30 +45,30 @@ class Pushes:
         return self._session
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
     @property
-    def hears_alarms(self) -> bool:
+    def has_webhook(self) -> bool:
         """Whether a webhook is configured."""
         return self._webhook_url is not None
 
     async def alarm(self, message: dict[str, Any]) -> bool:
-        """POST a change of the alarms as JSON; whether it was taken (an answer of 2xx)."""
-        assert self._webhook_url is not None  # noqa: S101  # see hears_alarms
+        """POST a change of the alarms as JSON; return whether the webhook accepted it (an answer of 2xx)."""
+        assert self._webhook_url is not None  # noqa: S101  # see has_webhook
         try:
             async with self._client().post(self._webhook_url, json=message, allow_redirects=False) as answer:
                 if answer.status < 300:  # a redirect is not followed: it would become a GET
                     return True
                 why = f"it answered {answer.status}"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            why = type(error).__name__
+            why = type(error).__name__  # not its text, which may hold the address
         log.warning("webhook did not accept alarms", why=why, hint="look at alerts.webhook_url")
         return False
 
     async def heartbeat(self) -> None:
-        """GET the heartbeat's address; a failure is told once, until it works again."""
+        """GET the heartbeat's address; log a failure once, until it works again."""
         if self._heartbeat_url is None:
             return
         why = ""
@@ -78,15 +78,15 @@ class Pushes:
                     why = f"it answered {answer.status}"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = type(error).__name__
-        if why and self._beating:
+        if why and self._heartbeat_ok:
             log.warning("heartbeat failed", why=why, hint="look at alerts.heartbeat_url")
-        self._beating = not why
+        self._heartbeat_ok = not why
 
 
-LOOK_EVERY = timedelta(seconds=30)
-FIRST_LOOK = timedelta(minutes=5)  # a first round that takes longer does not hide what else is wrong
+CHECK_EVERY = timedelta(seconds=30)
+FIRST_CHECK = timedelta(minutes=5)  # a first round that takes longer must not hide what else is wrong
 LONGEST_RETRY = timedelta(minutes=15)
-_PUSHED = "alarms_told"  # the ledger's name for it
+_PUSHED = "alarms_told"  # the ledger's name for the levels that the webhook has accepted
 
 
 class AlarmWatch:
@@ -99,26 +99,28 @@ class AlarmWatch:
         self._round_ended = asyncio.Event()
 
     def round_ended(self) -> None:
-        """Look at once at what a round has changed."""
+        """Check the alarms at once: a round may have changed them."""
         self._round_ended.set()
 
     async def watch(self) -> None:
-        """Push every change, for ever; not before a round has ended, since a start is no alarm."""
-        pause = FIRST_LOOK
+        """Push every change, for ever; not before the first round has ended, since a start is no alarm."""
+        pause = FIRST_CHECK
         while True:
+            # A round wakes the watch; the pause finds what changes without one: a deadline, the disk, a silent partner.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._round_ended.wait(), timeout=pause.total_seconds())
             self._round_ended.clear()
             try:
                 accepted = await self.push_changes(datetime.now(UTC))
             except PickupPointError as error:
-                log.error("alarms could not be looked at", why=str(error), hint=error.hint)
+                log.error("alarms could not be checked", why=str(error), hint=error.hint)
                 accepted = False
-            pause = LOOK_EVERY if accepted else min(max(pause, LOOK_EVERY) * 2, LONGEST_RETRY)
+            # A webhook that is down is tried less and less often, always with what stands at that moment.
+            pause = CHECK_EVERY if accepted else min(max(pause, CHECK_EVERY) * 2, LONGEST_RETRY)
 
     async def push_changes(self, now: datetime) -> bool:
-        """Push what came, changed its level or went since the last push that was taken; False to try again."""
-        if not self._pushes.hears_alarms:
+        """Push what was raised, cleared or changed its level since the last accepted push; False: try again."""
+        if not self._pushes.has_webhook:
             return True
         snapshot = await in_thread(Snapshot.take, self._config, now)
         pushed: dict[str, str] = snapshot.facts.get(_PUSHED, {})
@@ -130,15 +132,16 @@ class AlarmWatch:
         cleared = sorted(key for key in pushed if key not in standing)
         if not await self._pushes.alarm(_message(now, snapshot.alarms, raised, cleared)):
             return False
+        # Only what was accepted is remembered: a crash in between pushes twice, and never loses a change.
         await in_thread(lambda: self._ledger.note(**{_PUSHED: levels}))
         log.info("webhook accepted alarms", raised=len(raised), cleared=len(cleared))
         return True
 
 
 def _message(now: datetime, standing: list[Alarm], raised: list[Alarm], cleared: list[str]) -> dict[str, Any]:
-    """The JSON that a webhook gets; ``text`` is for people, and for chat programs that show it."""
+    """Return the JSON for the webhook; ``text`` is for people, and for chat programs that show it."""
     level = max((alarm.level for alarm in standing), default=Level.OK)
-    text = "; ".join(alarm.sentence for alarm in raised) or "all alarms that stood are over"
+    text = "; ".join(alarm.sentence for alarm in raised) or "all alarms have cleared"
     return {
         "text": f"pickup-point {level.name}: {text}",
         "at": now.isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""The commands, as an operator types them: help, the error door, exit codes, what monitoring sees."""
+"""The commands, as an operator types them: help, errors, exit codes, what monitoring sees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]  # ty
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_that_fits_a_terminal(name: str, program: Program) -> None:
-    """A sentence of what it does and its options, at 80 columns."""
+    """It has a sentence about what it does, and its options, at 80 columns."""
     done = program.run(name, "--help", env={"COLUMNS": "80"})
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: ")
@@ -41,7 +41,7 @@ def test_the_list_of_commands_names_all_of_them(program: Program) -> None:
 
 
 def test_the_installed_command_is_the_same_as_python_m_server() -> None:
-    """The entry point of the package answers."""
+    """The package's entry point prints the same help."""
     script = Path(sys.executable).parent / "pickup-point"
     if not script.exists():
         pytest.skip("pickup-point is not installed beside this Python: pip install -e .")
@@ -61,7 +61,7 @@ def test_without_a_configuration_a_command_says_where_it_looked(name: str, progr
 
 
 @pytest.mark.parametrize("name", ["serve", "feed", "prune", "status", "systemd-unit"])
-def test_every_mistake_of_a_configuration_is_told_with_key_and_cure(name: str, service_site: ServiceSite) -> None:
+def test_every_mistake_in_a_configuration_is_reported_with_key_and_cure(name: str, service_site: ServiceSite) -> None:
     """Two mistakes, two keys, two cures, exit code 2, and the file's name."""
     service_site.configure(log='formta = "tsv"\nmax_rejected = 7')
     done = service_site.run(name)
@@ -95,14 +95,14 @@ def test_with_v_there_is_a_traceback_and_the_same_exit_code(
     assert quiet.stderr in loud.stderr
 
 
-def test_a_fault_that_nobody_expected_is_one_sentence_too(service_site: ServiceSite, program: Program) -> None:
-    """Its type, its message, and how to see more; exit code 1."""
+def test_an_unexpected_fault_is_one_sentence_too(service_site: ServiceSite, program: Program) -> None:
+    """The sentence has its type, its message, and how to see more; exit code 1."""
     code = f"""
 import sys
 import server.status.snapshot
 def take(*_):
     raise ZeroDivisionError("by the test")
-server.status.snapshot.Glance.take = take
+server.status.snapshot.Snapshot.take = take
 from server.cli.app import run
 sys.exit(run(["status", "--config", {str(service_site.config)!r}]))
 """
@@ -149,10 +149,10 @@ def test_check_is_one_line_also_for_a_bad_configuration(service_site: ServiceSit
 
 
 def test_check_says_ok_warning_and_critical(service_site: ServiceSite) -> None:
-    """Nothing ever run: critical; published and running: no complaint about it; a held day: critical, with the cure."""
+    """Critical before the first round, silent about a published day, critical with the cure for a held one."""
     never = service_site.run("check")
     assert never.returncode == 2
-    assert "no round was ever run" in never.stdout
+    assert "no round has run yet" in never.stdout
     service_site.put(day_before(1), export_of(day_before(1)))
     service_site.run("feed")
     with_round = Ledger.open(service_site.folder / "data" / "ledger.sqlite3")

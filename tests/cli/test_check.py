@@ -1,4 +1,4 @@
-"""`check`: everything that can be wrong is broken, and one line says what, how badly, and what to type."""
+"""`check`: whatever can go wrong is broken, and one line says what, how badly, and what to type."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OK, WARNING, CRITICAL, UNKNOWN = range(4)
 def fed(
     site: ServiceSite, *days: date, rows: int = 20, log: str = "", more: str = "", first: date | None = None
 ) -> None:
-    """Put exports there and run a round; earlier days do not count."""
+    """Deliver exports and run a round; earlier days do not count."""
     for day in days:
         site.put(day, export_of(day, rows))
     site.configure(export=f'url = "exports"\nfirst_day = "{first or min(days)}"', log=log, more=more)
@@ -40,7 +40,7 @@ def fed(
 
 
 def pulled(site: ServiceSite, *days: date) -> None:
-    """The partner has fetched them: noted in the ledger as the service notes it."""
+    """Record in the ledger, as the service does, that the partner has fetched them."""
     from server.pickups import Ending, Grade, Pickup
     from server.triton import LogFormat, LogName
 
@@ -60,7 +60,7 @@ def ledger(site: ServiceSite) -> Ledger:
 
 
 def checked(site: ServiceSite) -> tuple[int, str]:
-    """The exit code and the line, which is one and keeps the convention."""
+    """Return the exit code and the line, which must be one and keep the convention."""
     done = site.run("check")
     assert done.stderr == ""
     (line,) = done.stdout.splitlines()
@@ -70,7 +70,7 @@ def checked(site: ServiceSite) -> tuple[int, str]:
 
 
 def raised(site: ServiceSite, level: int, *words: str) -> None:
-    """`check` has at least this level, and its line holds the words."""
+    """Assert that `check` has at least this level, and that its line contains the words."""
     code, line = checked(site)
     assert level <= code < UNKNOWN, line
     for word in words:
@@ -78,7 +78,7 @@ def raised(site: ServiceSite, level: int, *words: str) -> None:
 
 
 def test_all_is_well(service_site: ServiceSite) -> None:
-    """Published and picked up: OK, exit 0. (A disk that is nearly full is the machine's own affair.)"""
+    """Published and picked up: OK, exit 0. (A disk that is nearly full is the machine's own business.)"""
     yesterday = day_before(1)
     fed(service_site, yesterday)
     pulled(service_site, yesterday)
@@ -93,12 +93,16 @@ def test_a_day_that_is_late(service_site: ServiceSite) -> None:
     service_site.configure(export=f'url = "exports"\nfirst_day = "{late}"')
     service_site.run("feed")
     raised(
-        service_site, CRITICAL, f"{late} is failed", f"{late} is not published, its deadline was", f"feed --day {late}"
+        service_site,
+        CRITICAL,
+        f"{late} is failed",
+        f"{late} is not published yet; its deadline was",
+        f"feed --day {late}",
     )
 
 
 def test_a_day_that_is_held(service_site: ServiceSite) -> None:
-    """Too many rows are rejected: an operator decides, with what stands there."""
+    """Too many rows were rejected: the line says what an operator can type to decide."""
     held = day_before(1)
     service_site.put(held, export_of(held, 2, b"no JSON"))
     service_site.configure(export=f'url = "exports"\nfirst_day = "{held}"')
@@ -107,7 +111,7 @@ def test_a_day_that_is_held(service_site: ServiceSite) -> None:
 
 
 def test_a_day_that_is_missing(service_site: ServiceSite) -> None:
-    """Whom to ask stands there."""
+    """The line says whom to ask."""
     fed(service_site, day_before(1), first=day_before(2))
     raised(service_site, WARNING, f"{day_before(2)} is missing", "support-megaphone@spotify.com")
 
@@ -115,13 +119,13 @@ def test_a_day_that_is_missing(service_site: ServiceSite) -> None:
 @pytest.mark.parametrize(
     ("days", "alerts", "level", "words"),
     [
-        (3, "", CRITICAL, "is not picked up, its deadline was"),
-        (2, 'warn_before = "48h"\ncritical_before = "1s"\n', WARNING, "is not picked up, its deadline is in"),
-        (2, 'warn_before = "48h"\ncritical_before = "48h"\n', CRITICAL, "is not picked up, its deadline is in"),
+        (3, "", CRITICAL, "is not picked up yet; its deadline was"),
+        (2, 'warn_before = "48h"\ncritical_before = "1s"\n', WARNING, "is not picked up yet; its deadline is in"),
+        (2, 'warn_before = "48h"\ncritical_before = "48h"\n', CRITICAL, "is not picked up yet; its deadline is in"),
     ],
 )
 def test_a_day_that_nobody_picks_up(service_site: ServiceSite, days: int, alerts: str, level: int, words: str) -> None:
-    """Told before the thresholds of the configuration, and after the deadline; then whom to ask."""
+    """It warns at the thresholds of the configuration and after the deadline, and says whom to ask."""
     day = day_before(days)
     service_site.put(day, export_of(day))
     text = f'url = "exports"\nfirst_day = "{day}"'
@@ -146,8 +150,8 @@ def test_a_partner_that_fell_silent(service_site: ServiceSite) -> None:
 
 
 def test_a_feed_that_does_not_run(service_site: ServiceSite) -> None:
-    """Never, or no longer."""
-    raised(service_site, CRITICAL, "no round was ever run", "systemctl start pickup-point")
+    """It never ran, or has stopped."""
+    raised(service_site, CRITICAL, "no round has run yet", "systemctl start pickup-point")
     fed(service_site, day_before(1))
     assert "round" not in checked(service_site)[1]
     with closing(ledger(service_site)) as diary:
@@ -156,7 +160,7 @@ def test_a_feed_that_does_not_run(service_site: ServiceSite) -> None:
 
 
 def test_a_source_that_cannot_be_reached(service_site: ServiceSite) -> None:
-    """With its own hint."""
+    """The line has the source's own hint."""
     fed(service_site, day_before(1))
     with closing(ledger(service_site)) as diary:
         diary.note(source_error="the bucket is unreachable", source_hint="curl -sI URL")
@@ -164,7 +168,7 @@ def test_a_source_that_cannot_be_reached(service_site: ServiceSite) -> None:
 
 
 def test_a_clock_that_is_wrong(service_site: ServiceSite) -> None:
-    """Two minutes off the bucket's."""
+    """The local clock is two minutes off the bucket's."""
     fed(service_site, day_before(1))
     with closing(ledger(service_site)) as diary:
         diary.note(clock_skew=-120.0)
@@ -172,15 +176,15 @@ def test_a_clock_that_is_wrong(service_site: ServiceSite) -> None:
 
 
 def test_a_private_key_that_others_can_read(service_site: ServiceSite) -> None:
-    """Which, and the chmod that mends it."""
+    """The line names it, and the chmod that fixes it."""
     fed(service_site, day_before(1))
     key = service_site.folder / "keys" / "ssh_host_ed25519_key"
     key.chmod(0o640)
-    raised(service_site, CRITICAL, f"{key} can be read by others", f"chmod 600 {key}")
+    raised(service_site, CRITICAL, f"{key} is readable by others", f"chmod 600 {key}")
 
 
 def test_a_ledger_that_is_damaged(service_site: ServiceSite) -> None:
-    """In the middle of its pages, or altogether: what to do stands in the README."""
+    """Damaged in the middle or as a whole: the line points at the README."""
     fed(service_site, day_before(1))
     path = service_site.folder / "data" / "ledger.sqlite3"
     size = path.stat().st_size
@@ -193,7 +197,7 @@ def test_a_ledger_that_is_damaged(service_site: ServiceSite) -> None:
 
 
 def test_tokens_that_nobody_has_decided(service_site: ServiceSite) -> None:
-    """Hash-like addresses are sent, and said, until [log] tokens says that Triton agreed."""
+    """Hash-like addresses are sent with a warning until [log] tokens says that Triton agreed."""
     day = day_before(1)
     rows = [row(id=f"t{n}", ip="c19af70f3fb71c0f7adfb4d89dacccd3", created_at=f"{day}T10:00:00Z") for n in range(20)]
     service_site.put(day, gzip.compress(b"\n".join(rows)))
@@ -205,18 +209,18 @@ def test_tokens_that_nobody_has_decided(service_site: ServiceSite) -> None:
 
 
 def test_a_volume_that_is_far_off(service_site: ServiceSite) -> None:
-    """A tenth of what the same weekdays of four weeks had."""
+    """A tenth of the rows of the same weekday in four weeks."""
     weeks = [day_before(1 + 7 * back) for back in range(1, 5)]
     for day in weeks:
         service_site.put(day, export_of(day, 100))
     service_site.put(day_before(1), export_of(day_before(1), 10))
     service_site.configure(export='url = "exports"\nlook_back_days = 30')
     service_site.run("feed")
-    raised(service_site, WARNING, f"{day_before(1)} has 10 rows, the same weekdays before it had about 100")
+    raised(service_site, WARNING, f"{day_before(1)} has 10 rows; the same weekday usually has about 100")
 
 
 def has_tmpfs() -> bool:
-    """Whether a small disk can be made for a moment, in a mount namespace of one's own."""
+    """Return whether a small disk can be mounted for a moment, in a mount namespace of its own."""
     arguments = ["unshare", "--mount", "--map-root-user", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"]
     try:
         return subprocess.run(arguments, capture_output=True, check=False, timeout=20).returncode == 0
@@ -226,7 +230,7 @@ def has_tmpfs() -> bool:
 
 @pytest.mark.skipif(not has_tmpfs(), reason="needs a mount namespace: unshare --mount --map-root-user")
 async def test_a_disk_that_is_nearly_full(service_site: ServiceSite) -> None:
-    """A real small one: a few MiB free are critical, and df is what to type."""
+    """With a few MiB free on a real small disk it is critical, and df is what to type."""
     fed(service_site, day_before(1))
     data = service_site.folder / "data"
     check = " ".join(command("check", "--config", service_site.config))
@@ -257,14 +261,14 @@ def unknown_key(site: ServiceSite) -> None:
 def test_what_check_cannot_look_at_is_unknown(
     service_site: ServiceSite, break_it: Callable[[ServiceSite], None]
 ) -> None:
-    """Its own failures are exit 3, in one line as well."""
+    """Its own failures exit with 3, also in one line."""
     break_it(service_site)
     code, line = checked(service_site)
     assert code == UNKNOWN and len(line) > len("PICKUP-POINT UNKNOWN - ")
 
 
 def test_a_ledger_that_cannot_be_opened_is_not_called_damaged(service_site: ServiceSite) -> None:
-    """Another schema, rights or a read-only disk are no damage: nobody is told to restore a backup for them."""
+    """Another schema, wrong permissions or a read-only disk are no damage: the line suggests no backup."""
     import sqlite3
 
     fed(service_site, day_before(1))

@@ -36,7 +36,7 @@ def test_feed_prints_a_line_a_day_and_fails_when_a_day_is_held(service_site: Ser
 
 
 def test_feed_day_does_what_the_day_allows(fed: ServiceSite) -> None:
-    """An unfinal day stays away, a published one stays as it is, a held one waits for the word, and the word works."""
+    """An unfinal day stays away, a published one stays as it is, and a held one is published on request only."""
     before = fed.published()
     unfinal = fed.run("feed", "--day", str(day_before(0)))
     assert (unfinal.returncode, unfinal.stdout) == (0, f"{day_before(0)}  open        it is not final yet\n")
@@ -53,7 +53,7 @@ def test_feed_day_does_what_the_day_allows(fed: ServiceSite) -> None:
 
 
 def test_feed_resend_sends_a_day_once_under_the_next_number(fed: ServiceSite) -> None:
-    """Also when the day was typed twice; never published days cannot be sent again."""
+    """Once even if the day was typed twice; a day that was never published cannot be sent again."""
     day = str(day_before(1))
     done = fed.run("feed", "--day", day, "--day", day, "--resend", "the partner voided it")
     assert done.returncode == 0
@@ -65,13 +65,15 @@ def test_feed_resend_sends_a_day_once_under_the_next_number(fed: ServiceSite) ->
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--day", "yesterday"), "yesterday is not a day; write 2026-11-20"),
-        (("--accept-rejects",), "--accept-rejects and --resend need the --day they are meant for"),
-        (("--resend", "why"), "--accept-rejects and --resend need the --day they are meant for"),
+        (("--day", "yesterday"), "yesterday is not a day; write it like 2026-11-20"),
+        (("--accept-rejects",), "--accept-rejects and --resend need --day"),
+        (("--resend", "why"), "--accept-rejects and --resend need --day"),
     ],
 )
-def test_feed_refuses_what_it_cannot_mean(arguments: tuple[str, ...], sentence: str, service_site: ServiceSite) -> None:
-    """One sentence, where to read on, exit code 2."""
+def test_feed_refuses_options_that_make_no_sense(
+    arguments: tuple[str, ...], sentence: str, service_site: ServiceSite
+) -> None:
+    """It prints one sentence and where to read on; exit code 2."""
     done = service_site.run("feed", *arguments)
     assert done.returncode == 2
     assert done.stderr == f"pickup-point: {sentence}\n  → pickup-point feed --help\n"
@@ -79,7 +81,7 @@ def test_feed_refuses_what_it_cannot_mean(arguments: tuple[str, ...], sentence: 
 
 
 def test_feed_without_its_source_says_what_to_do(service_site: ServiceSite) -> None:
-    """The export folder is not there: exit code 1, a sentence, a hint."""
+    """Without the export folder it prints a sentence and a hint; exit code 1."""
     service_site.exports.rmdir()
     done = service_site.run("feed")
     assert done.returncode == 1
@@ -88,7 +90,7 @@ def test_feed_without_its_source_says_what_to_do(service_site: ServiceSite) -> N
 
 
 def test_sigterm_ends_a_feed_by_hand_and_leaves_nothing_behind(service_site: ServiceSite) -> None:
-    """No half file, no worker; the next round publishes the day."""
+    """No partial file and no worker is left; the next round publishes the day."""
     from server.cli.samples import write_day
 
     write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
@@ -104,7 +106,7 @@ def test_sigterm_ends_a_feed_by_hand_and_leaves_nothing_behind(service_site: Ser
 
 
 def test_prune_says_first_what_it_would_remove_and_then_removes_it(service_site: ServiceSite) -> None:
-    """``--dry-run`` changes nothing; the name stays spent after the file is gone."""
+    """``--dry-run`` changes nothing; the name of a removed file is never used again."""
     service_site.put(day_before(5), export_of(day_before(5)))
     assert service_site.run("feed", "--day", str(day_before(5))).returncode == 0
     assert service_site.run("prune").stdout == "nothing is older than keep_days\n"
@@ -116,7 +118,7 @@ def test_prune_says_first_what_it_would_remove_and_then_removes_it(service_site:
     assert list(service_site.published()) == [log_of(5)]
     assert service_site.run("prune").stdout == f"removed {log_of(5)}\n"
     assert service_site.published() == {}
-    assert "pruned; the name stays spent" in service_site.run("trace", log_of(5)).stdout
+    assert "pruned; its name is never used again" in service_site.run("trace", log_of(5)).stdout
     service_site.configure()
     service_site.run("feed", "--day", str(day_before(5)))
     assert service_site.published() == {}
@@ -126,7 +128,7 @@ def test_prune_says_first_what_it_would_remove_and_then_removes_it(service_site:
 
 
 def test_status_shows_a_day_a_line_at_80_columns(fed: ServiceSite) -> None:
-    """The sheet's six lines on top, then the service, then the days; no line of the table wraps."""
+    """The sheet's six lines come first, then the service, then the days; no line of the table wraps."""
     done = fed.run("status", env={"COLUMNS": "80"})
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     assert lines[:6] == [
@@ -147,8 +149,8 @@ def test_status_shows_a_day_a_line_at_80_columns(fed: ServiceSite) -> None:
     assert f"{day_before(2)} held: 3 of 6 rows were rejected" in " ".join(lines)
 
 
-def test_status_shows_more_where_there_is_room(fed: ServiceSite) -> None:
-    """At 120 columns the size of the export, lines and files come too."""
+def test_status_shows_more_on_a_wide_terminal(fed: ServiceSite) -> None:
+    """At 120 columns there are also the size of the export, lines and files."""
     lines = fed.run("status", env={"COLUMNS": "120"}).stdout.splitlines()
     head = next(line for line in lines if line.startswith("day "))
     assert head.split() == ["day", "state", "export", "rows", "rej.", "lines", "files", "published", "picked", "up",
@@ -157,16 +159,16 @@ def test_status_shows_more_where_there_is_room(fed: ServiceSite) -> None:
 
 
 def test_status_works_before_anything_ever_ran(service_site: ServiceSite) -> None:
-    """A new installation: the sheet is there to be copied, and nothing is made by looking."""
+    """A new installation has the sheet to copy, and looking at it creates nothing."""
     done = service_site.run("status")
     assert done.returncode == 0
     assert done.stdout.startswith("Server address")
-    assert "no round was ever run" in done.stdout
+    assert "no round has run yet" in done.stdout
     assert not (service_site.folder / "data").exists()
 
 
 def test_status_json_keeps_its_structure(fed: ServiceSite) -> None:
-    """Programs read it: these keys are a contract, later ones may be added."""
+    """Programs read it: these keys are a contract, and others may be added."""
     done = fed.run("status", "--json")
     found = json.loads(done.stdout)
     assert set(found) >= {"at", "running", "level", "alarms", "service", "logins", "disk", "days", "activation_sheet"}
@@ -198,8 +200,8 @@ def test_status_json_keeps_its_structure(fed: ServiceSite) -> None:
     assert days[str(day_before(0))]["state"] == "open"
 
 
-def test_trace_tells_the_story_in_order(fed: ServiceSite) -> None:
-    """Export with ETag, books, publication with its digest; also as JSON, and by a path."""
+def test_trace_prints_the_history_in_order(fed: ServiceSite) -> None:
+    """Export with ETag, tally, publication with its digest; also as JSON, and for a path."""
     done = fed.run("trace", log_of(1))
     content = fed.published()[log_of(1)][0]
     lines = done.stdout.splitlines()
@@ -214,18 +216,18 @@ def test_trace_tells_the_story_in_order(fed: ServiceSite) -> None:
 
 
 def test_trace_of_a_name_that_never_was_says_so(fed: ServiceSite) -> None:
-    """A name of the right form, and one that is none: two sentences, exit code 1, where to look."""
+    """An unknown name, and one that cannot be a log's, get a sentence and where to look; exit code 1."""
     unknown = fed.run("trace", "TEST20200101-00.tsv.gz")
     assert unknown.returncode == 1
-    assert "the ledger never knew a file TEST20200101-00.tsv.gz" in unknown.stderr
+    assert "the ledger has never seen a file TEST20200101-00.tsv.gz" in unknown.stderr
     bad = fed.run("trace", "whatever.txt")
     assert bad.returncode == 1
-    assert "whatever.txt is no log file's name" in bad.stderr
+    assert "whatever.txt is not the name of a log file" in bad.stderr
     assert "TEST20261120-00.tsv.gz" in bad.stderr
 
 
 def test_trace_without_a_ledger_says_what_makes_one(service_site: ServiceSite) -> None:
-    """Before the first round there is no story."""
+    """Before the first round there is no history."""
     done = service_site.run("trace", "TEST20200101-00.tsv.gz")
     assert done.returncode == 1
     assert "there is no ledger" in done.stderr

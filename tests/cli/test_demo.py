@@ -34,7 +34,7 @@ pytestmark = pytest.mark.xdist_group("demo")  # one demo for all of them
 
 
 class RunningDemo:
-    """The demo, once for all tests of this file."""
+    """One demo for all tests of this file."""
 
     def __init__(self, folder: Path) -> None:
         for turn in ("00:00", f"{FinalityRule().final_at:%H:%M}"):
@@ -43,7 +43,7 @@ class RunningDemo:
         self.folder = folder / "demo"
         # ROWS is the real one; HOME is nowhere, so that no client's configuration or agent plays a part.
         self.running: Running = self.program.start("demo", "--port", "0", env={"HOME": str(folder)})
-        self.running.said("^Ctrl-C ends it", stream="out")
+        self.running.said("^Ctrl-C stops it", stream="out")
         self.port = int(self.running.said(r"^sftp -P (\d+) demo@127\.0\.0\.1$", stream="out")[0][1])
         self.password = self.running.said(r"^password: (\S+)$", stream="out")[0][1]
 
@@ -77,20 +77,20 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
 
 
 def test_the_demo_says_how_to_fetch_on_lines_of_their_own(demo: RunningDemo) -> None:
-    """The command and the password stand alone, once, and can be copied; the three files are named."""
+    """The command and the password have a line each, to be copied; the three files are named."""
     out = demo.running.out
     assert out.count(f"sftp -P {demo.port} demo@127.0.0.1") == 1
     assert out.count(f"password: {demo.password}") == 1
     assert [line.strip() for line in out if line.startswith("  ")] == demo.files
-    assert any(line.startswith(f"{datetime.now(UTC):%Y-%m-%d}, today, is not there") for line in out)
+    assert any(line.startswith(f"{datetime.now(UTC):%Y-%m-%d}, today, is not served") for line in out)
 
 
 def test_the_three_newest_final_days_are_published_before_the_demo_listens(demo: RunningDemo) -> None:
     """Whoever connects first finds everything."""
-    demo.running.said("service listened")  # the log comes by another pipe than what the demo prints
+    demo.running.said("service started listening")  # the log comes by another pipe than what the demo prints
     log = demo.running.err
     published = [n for n, line in enumerate(log) if "feed published DEMO" in line and "rows=" in line]
-    listened = next(n for n, line in enumerate(log) if "service listened" in line)
+    listened = next(n for n, line in enumerate(log) if "service started listening" in line)
     assert len(published) == FINAL_DAYS
     assert max(published) < listened
 
@@ -155,7 +155,7 @@ def test_openssh_fetches_the_three_days_with_the_printed_command(demo: RunningDe
 
 
 def test_the_books_of_the_sample_days_balance_and_few_rows_are_rejected(demo: RunningDemo) -> None:
-    """Every kind of broken row is in the sample, and still no day is held: under the default max_rejected."""
+    """Every kind of broken row is in the sample, but too few of each to hold a day under the default max_rejected."""
     limit = load_config(demo.folder / "config.toml").log.max_rejected
     days = json.loads(demo.run("status", "--json").stdout)["days"]
     final = [day for day in days if day["publications"]]
@@ -183,7 +183,7 @@ def test_the_other_commands_work_on_the_demos_configuration(demo: RunningDemo) -
 
 
 def test_the_demo_listens_on_loopback_only_and_its_folder_is_private(demo: RunningDemo) -> None:
-    """One listening address, 127.0.0.1; nobody else on the machine reads keys, password or data."""
+    """It listens on 127.0.0.1 only; nobody else on the machine can read keys, password or data."""
     assert listening_addresses(demo.running.process.pid) == {"0100007F"}
     assert stat.S_IMODE(demo.folder.stat().st_mode) == 0o700
     for path in (demo.folder / "password.txt", demo.folder / "config.toml", *(demo.folder / "keys").iterdir()):
@@ -191,7 +191,7 @@ def test_the_demo_listens_on_loopback_only_and_its_folder_is_private(demo: Runni
 
 
 def test_the_demo_is_not_started_twice_on_one_folder(demo: RunningDemo) -> None:
-    """The second one says so in a sentence, and the first goes on."""
+    """The second one fails with a sentence, and the first goes on."""
     second = demo.program.run("demo", "--port", "0")
     assert second.returncode == 1
     assert "another pickup-point already serves" in second.stderr
@@ -200,7 +200,7 @@ def test_the_demo_is_not_started_twice_on_one_folder(demo: RunningDemo) -> None:
 
 
 def test_no_password_and_nothing_of_a_listener_is_in_the_demos_log(demo: RunningDemo) -> None:
-    """No address and no user agent of any sample row, and not the password: not in the log, not in status."""
+    """Neither service log nor status has an address or a user agent of a sample row, or the password."""
     said = "\n".join([*demo.running.err, demo.run("status").stdout, demo.run("status", "--json").stdout])
     assert demo.password not in said
     secrets = set().union(*(secrets_of(path.read_bytes()) for path in (demo.folder / "exports").iterdir()))
@@ -213,7 +213,7 @@ def test_no_password_and_nothing_of_a_listener_is_in_the_demos_log(demo: Running
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Days of as few rows as the share of broken ones allows."""
+    """Make days with as few rows as the share of broken ones allows."""
     monkeypatch.setattr(demo_module, "ROWS", 1500)
 
 
@@ -289,7 +289,7 @@ def _kept(folder: Path) -> Mapping[str, tuple[bytes, int]]:
 async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_days(
     days: int, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was fetched once stays as it is; the days since then come, of a long absence the newest three."""
+    """What was fetched once stays as it is; the days since then are added, after a long absence the newest three."""
     now = datetime.now(UTC)
     folder = tmp_path / "demo"
     earlier = now - timedelta(days=days)
@@ -332,17 +332,17 @@ def test_a_start_of_the_same_day_writes_no_final_day_again(tmp_path: Path) -> No
 
 
 def test_a_demo_that_cannot_be_made_says_where_to_make_it(program: Program, tmp_path: Path) -> None:
-    """A file where the folder would be: one sentence, a command to type, exit code 1."""
+    """With a file in place of the folder it prints a sentence and a command to type; exit code 1."""
     (tmp_path / "taken").write_text("")
     done = program.run("demo", "--directory", "taken")
     assert done.returncode == 1
-    assert done.stderr.startswith("pickup-point: the demo cannot be made in taken: ")
+    assert done.stderr.startswith("pickup-point: cannot create the demo in taken: ")
     assert "pickup-point demo --directory " in done.stderr.splitlines()[1]
 
 
 @pytest.mark.usefixtures("small")
 def test_the_introduction_names_the_command_that_was_typed(tmp_path: Path) -> None:
-    """The status command can be copied as it stands, and lines that are to be typed carry nothing else."""
+    """The status command can be copied as it is, and lines to type contain nothing else."""
     made = prepare(tmp_path, 0, datetime(2026, 3, 10, 6, 0, tzinfo=UTC))
     told = introduction(made, ["DEMO20260309-00.tsv.gz"], 2222, sys.executable)
     assert "sftp -P 2222 demo@127.0.0.1" in told

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 
 def configure(site: ServiceSite, port: int, address: str = "", more: str = "") -> None:
-    """The site's configuration, with the address that the partner is told leading to where the service listens."""
+    """Write the site's configuration, with a public address that leads to where the service listens."""
     site.configure(port=port, more=more)
     text = site.config.read_text().replace("sftp.example.com:2222", address or f"127.0.0.1:{port}")
     site.config.write_text(text)
 
 
 async def served(site: ServiceSite, more: str = "") -> Serving:
-    """A service with yesterday published, told under the address where it is; ``more`` are further users."""
+    """Run a service with yesterday published, at its public address; ``more`` are further users."""
     yesterday = day_before(1)
     site.put(yesterday, export_of(yesterday))
     site.configure(more=more)
@@ -54,7 +54,7 @@ async def served(site: ServiceSite, more: str = "") -> Serving:
 
 
 async def examined(site: ServiceSite, *options: str | Path) -> dict[str, tuple[str, str, str]]:
-    """What the doctor finds: by the first word level, sentence and cure; the last of a word counts."""
+    """Return level, sentence and cure of what the doctor finds, by the first word; the last of a word counts."""
     done = await asyncio.to_thread(site.run, "doctor", "--json", *options)
     findings = json.loads(done.stdout)
     assert all(finding["cure"] for finding in findings if finding["level"] != "OK")
@@ -63,14 +63,14 @@ async def examined(site: ServiceSite, *options: str | Path) -> dict[str, tuple[s
 
 
 def password_file(site: ServiceSite, password: str = PASSWORD) -> Path:
-    """A file with the partner's password, or another, in its first line."""
+    """Write a file with the partner's password, or another, in its first line."""
     path = site.folder / "password"
     path.write_text(f"{password}\n")
     return path
 
 
 def identity_file(site: ServiceSite, name: str) -> tuple[Path, str]:
-    """A new private key in a file, and its public line."""
+    """Write a new private key to a file, and return it with its public line."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     path = site.folder / name
     key.write_private_key(path)
@@ -78,20 +78,20 @@ def identity_file(site: ServiceSite, name: str) -> tuple[Path, str]:
 
 
 async def test_a_well_installation_is_found_well_without_a_login(service_site: ServiceSite) -> None:
-    """Config, keys, exports, clock, disk, service, and our host key at the port and under the public address."""
+    """Config, keys, exports, clock, disk, service, and our host key at the port and at the public address."""
     serving = await served(service_site)
     found = await examined(service_site)
     for what in ("configuration", "keys", "exports", "clock", "data folder", "service", "port", "address"):
         assert found[what][0] == "OK", found
     for what in ("port", "address"):
-        assert found[what][1] == f"{what}: 127.0.0.1:{serving.port} exchanges keys and shows our host key"
+        assert found[what][1] == f"{what}: 127.0.0.1:{serving.port} exchanges keys and presents our host key"
     assert "login" not in found
     assert await serving.running.stops() == 0
     assert not serving.running.count("logged in|sftp refused|left TEST|picked up")
 
 
 async def test_a_login_fetches_the_newest_log_whole(service_site: ServiceSite) -> None:
-    """Not an older one; its SHA-256 is compared with the ledger's."""
+    """It fetches no older one, and compares the SHA-256 with the ledger's."""
     service_site.put(day_before(2), export_of(day_before(2), 5))
     serving = await served(service_site)
     await serving.running.says(f"published {log_of(2)}")
@@ -107,7 +107,7 @@ async def test_a_login_fetches_the_newest_log_whole(service_site: ServiceSite) -
 
 
 async def test_what_the_doctor_fetches_counts_as_nobodys_pickup(service_site: ServiceSite) -> None:
-    """It stands in `trace` as a test, and neither as the partner's pickup nor as his visit; his own counts as ever."""
+    """`trace` shows it as a test, not as a pickup or a visit of the partner, whose own pickups count as ever."""
     serving = await served(service_site)
     found = await examined(service_site, "--password-file", password_file(service_site))
     assert found["login"][0] == "OK"
@@ -140,7 +140,7 @@ async def test_what_the_doctor_fetches_counts_as_nobodys_pickup(service_site: Se
 
 
 async def test_a_private_key_logs_in_as_the_user_who_is_named(service_site: ServiceSite) -> None:
-    """With --identity and --user; another key is refused, with the file in which it would have to stand."""
+    """With --identity and --user; another key is refused, and the cure names the file that should have it."""
     path, public = identity_file(service_site, "partner_key")
     other, _ = identity_file(service_site, "other_key")
     (service_site.folder / "keys" / "partner.pub").write_text(public)
@@ -158,7 +158,7 @@ async def test_a_private_key_logs_in_as_the_user_who_is_named(service_site: Serv
 
 
 async def test_a_wrong_password_is_found_and_never_shown(service_site: ServiceSite) -> None:
-    """The service says in its log why; the doctor says where to look."""
+    """The journal says why; the doctor says where to look."""
     serving = await served(service_site)
     path = password_file(service_site, "battery staple")
     found = await examined(service_site, "--password-file", path)
@@ -171,7 +171,7 @@ async def test_a_wrong_password_is_found_and_never_shown(service_site: ServiceSi
 
 
 async def test_a_file_that_is_not_what_was_published_is_found(service_site: ServiceSite) -> None:
-    """One byte of it was changed on the disk, behind the service's back."""
+    """One byte of it was changed on the disk, unnoticed by the service."""
     serving = await served(service_site)
     path = service_site.pickup / log_of(1)
     content = path.read_bytes()
@@ -188,7 +188,7 @@ async def test_a_file_that_is_not_what_was_published_is_found(service_site: Serv
 
 
 async def test_a_login_is_proven_before_the_first_log_is_there(service_site: ServiceSite) -> None:
-    """On the first day there is nothing to fetch, and that is said."""
+    """On the first day there is nothing to fetch, and the finding says so."""
     serving = await service_site.serve()
     configure(service_site, serving.port)
     found = await examined(service_site, "--password-file", password_file(service_site))
@@ -197,7 +197,7 @@ async def test_a_login_is_proven_before_the_first_log_is_there(service_site: Ser
 
 
 async def test_the_doctor_tells_the_way_from_the_service(service_site: ServiceSite) -> None:
-    """Nobody under the public address, but the service answers under its own: it is the way there."""
+    """Nothing answers at the public address, but the service does at its own: the fault is in between."""
     serving = await served(service_site)
     configure(service_site, serving.port, "127.0.0.1:1")
     done = await asyncio.to_thread(service_site.run, "doctor")
@@ -209,7 +209,7 @@ async def test_the_doctor_tells_the_way_from_the_service(service_site: ServiceSi
 
 
 class Stranger(asyncssh.SSHServer):
-    """Another SSH server, which would take any password, and keeps it."""
+    """Another SSH server, which accepts any password and keeps it."""
 
     def __init__(self, heard: list[str]) -> None:
         self._heard = heard
@@ -226,8 +226,8 @@ class Stranger(asyncssh.SSHServer):
         return True
 
 
-async def test_the_doctor_knows_a_stranger_by_its_host_key_and_tells_it_no_password(service_site: ServiceSite) -> None:
-    """Where the service should listen, and under the public address."""
+async def test_the_doctor_knows_a_stranger_by_its_host_key_and_sends_it_no_password(service_site: ServiceSite) -> None:
+    """A stranger where the service should listen, and at the public address."""
     serving = await served(service_site)
     heard: list[str] = []
     key = asyncssh.generate_private_key("ssh-ed25519")
@@ -250,7 +250,7 @@ async def test_the_doctor_knows_a_stranger_by_its_host_key_and_tells_it_no_passw
 async def test_a_password_goes_only_to_a_server_with_an_expected_host_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the stranger came between the look at the host key and the login."""
+    """Even if the stranger comes between the check of the host key and the login."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USER", "somebody")
     heard: list[str] = []
@@ -266,8 +266,8 @@ async def test_a_password_goes_only_to_a_server_with_an_expected_host_key(
         assert heard == ["triton", PASSWORD]
 
 
-async def test_who_may_not_come_from_this_machine_is_not_tried_from_it(service_site: ServiceSite) -> None:
-    """A partner's allow_from is no fault of the installation; where nobody may come from here, no key is shown."""
+async def test_a_user_who_may_not_connect_from_this_machine_is_not_tried(service_site: ServiceSite) -> None:
+    """A partner's allow_from is no fault of the installation; if nobody may connect from here, no key is presented."""
     serving = await served(service_site, f'[[sftp.users]]\nname = "second"\npassword_hash = "{CHEAP_HASH}"\n')
     text = service_site.config.read_text()
     partner = text.replace('name = "triton"', 'name = "triton"\nallow_from = ["203.0.113.0/24"]')
@@ -277,7 +277,7 @@ async def test_who_may_not_come_from_this_machine_is_not_tried_from_it(service_s
     path = password_file(service_site)
     found = await examined(service_site, "--password-file", path, "--user", "triton")
     assert found["port"][0] == "OK"
-    assert found["login"][0] == "WARNING" and "its allow_from does not hold 127.0.0.1" in found["login"][1]
+    assert found["login"][0] == "WARNING" and "its allow_from does not include 127.0.0.1" in found["login"][1]
     assert (await examined(service_site, "--password-file", path, "--user", "second"))["login"][0] == "OK"
 
     service_site.config.write_text(partner.replace('"second"', '"second"\nallow_from = ["203.0.113.0/24"]'))
@@ -294,10 +294,10 @@ async def test_who_may_not_come_from_this_machine_is_not_tried_from_it(service_s
     [
         (("--user", "tritone"), 2, "tritone is not a configured user", "--user triton"),
         (("--user", "triton"), 2, "--user needs --password-file or --identity", "--user triton --password-file FILE"),
-        (("--password-file", "password"), 2, "--user is missing: one of triton, second", "--user triton"),
+        (("--password-file", "password"), 2, "missing --user: one of triton, second", "--user triton"),
         (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "exclude each other",
          "--user second --password-file password"),
-        (("--user", "second", "--password-file", "nowhere"), 1, "nowhere cannot be read", "ls -l nowhere"),
+        (("--user", "second", "--password-file", "nowhere"), 1, "cannot read nowhere", "ls -l nowhere"),
         (("--user", "second", "--password-file", "empty"), 1, "no password in its first line", "empty"),
         (("--user", "second", "--identity", "nowhere"), 1, "nowhere cannot be read: No such file", "ls -l nowhere"),
         (("--user", "second", "--identity", "password"), 1, "password is not a private key", "ssh-keygen -y"),
@@ -308,7 +308,7 @@ async def test_who_may_not_come_from_this_machine_is_not_tried_from_it(service_s
 def test_options_that_say_no_login_are_refused(
     service_site: ServiceSite, options: tuple[str, ...], code: int, sentence: str, hint: str
 ) -> None:
-    """One sentence and something to type, before anything is looked at."""
+    """They get one sentence and something to type, before anything is examined."""
     service_site.configure(more=f'[[sftp.users]]\nname = "second"\npassword_hash = "{CHEAP_HASH}"\n')
     password_file(service_site)
     (service_site.folder / "empty").touch()
@@ -332,7 +332,7 @@ def missing_key(site: ServiceSite) -> None:
 
 
 def no_service(_: ServiceSite) -> None:
-    """It was never started."""
+    """An installation that was never started."""
 
 
 @pytest.mark.parametrize(
@@ -341,13 +341,13 @@ def no_service(_: ServiceSite) -> None:
         (broken_export, "exports", "does not exist"),
         (broken_key, "keys", "can be read by others"),
         (missing_key, "keys", "no such file"),
-        (no_service, "service", "does not run"),
+        (no_service, "service", "not running"),
     ],
 )
 async def test_what_is_broken_is_found_with_its_cure(
     service_site: ServiceSite, break_it: Any, word: str, sentence: str
 ) -> None:
-    """One thing at a time; whatever it is, the rest is looked at all the same."""
+    """One thing at a time is broken; the rest is examined all the same."""
     service_site.put(day_before(1), export_of(day_before(1)))
     break_it(service_site)
     found = await examined(service_site)
@@ -365,7 +365,7 @@ def answers(**changes: str) -> list[str]:
 
 
 def test_init_writes_what_it_was_told_and_never_overwrites(program: Program, tmp_path: Path) -> None:
-    """From options: a configuration that loads; a second go changes no byte."""
+    """Its options make a configuration that loads; a second run changes no byte."""
     (tmp_path / "password").write_text("correct horse\n")
     done = program.run("init", *answers(region="eu-west-1"), "--password-file", "password")
     assert done.returncode == 0, done.stderr
@@ -385,7 +385,7 @@ def test_init_writes_what_it_was_told_and_never_overwrites(program: Program, tmp
 
 
 def test_init_asks_six_questions_on_a_terminal(tmp_path: Path) -> None:
-    """Four have an answer already; the password that it makes is printed once, and logs in."""
+    """Four have a default; the password that it makes is printed once, and logs in."""
     leader, follower = pty.openpty()
     asked = subprocess.Popen(
         command("init"), cwd=tmp_path, env=environment(), stdin=follower, stdout=follower, stderr=follower,
@@ -402,7 +402,7 @@ def test_init_asks_six_questions_on_a_terminal(tmp_path: Path) -> None:
     assert asked.wait(60) == 0, said
     os.close(leader)
     text = said.decode()
-    assert len(re.findall(r"\?.*:|\(empty: one is made\)", text)) == 6
+    assert len(re.findall(r"\?.*:|\(empty: make one\)", text)) == 6
     made = re.search(r"password: (\S+)", text)
     assert made is not None and len(made[1]) >= 20
     raw = tomllib.loads((tmp_path / "config.toml").read_text())
@@ -410,7 +410,7 @@ def test_init_asks_six_questions_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_init_says_what_is_missing_and_what_is_wrong(program: Program, tmp_path: Path) -> None:
-    """Nobody to ask: the option; a bad answer: every problem, and nothing is written."""
+    """Without a terminal it names the option; for bad answers every problem, and it writes nothing."""
     done = program.run("init", "--address", "sftp.example.com")
     assert done.returncode == 2 and "--export is missing" in done.stderr
     done = program.run("init", *answers(prefix="a b", export="ftp://x"))
@@ -423,7 +423,7 @@ def test_init_says_what_is_missing_and_what_is_wrong(program: Program, tmp_path:
 
 
 def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceSite) -> None:
-    """Six labels, fingerprints, every column, the questions, and a sample of the newest export."""
+    """It has the six labels, fingerprints, every column, the questions, and a sample of the newest export."""
     for back in (1, 2):
         service_site.put(day_before(back), export_of(day_before(back), 1200, b"no JSON"))
     done = service_site.run("handover", "--output", service_site.folder / "for-triton")
@@ -440,7 +440,7 @@ def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceS
         "`episode-guid`",
         "RSS feeds",
         "UTC",
-        "00:00 UTC of the next",
+        "00:00 UTC on the next",
     ):
         assert word in text
     public = (folder / "known_hosts").read_text()
@@ -462,7 +462,7 @@ def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceS
 
 
 def test_a_handover_without_exports_says_so_and_holds_the_rest(service_site: ServiceSite) -> None:
-    """No sample; exit 0."""
+    """It has no sample; exit 0."""
     done = service_site.run("handover", "--output", service_site.folder / "for-triton")
     assert done.returncode == 0 and "there is no sample" in done.stderr
     assert "not made" in (service_site.folder / "for-triton" / "handover.md").read_text()
@@ -472,7 +472,7 @@ def test_a_handover_without_exports_says_so_and_holds_the_rest(service_site: Ser
     "changes", [{}, {"format": "w3c"}, {"ip": "truncated", "partial_status": 200, "text": "percent"}]
 )
 def test_every_column_that_there_can_be_is_explained(changes: dict[str, Any]) -> None:
-    """In both formats, and however it is configured."""
+    """In both formats, and in every configuration."""
     log = LogSettings(**changes)
     assert {str(value) for value in DerivedValue} <= set(explained(log))
     table = column_table(log)
@@ -485,7 +485,7 @@ def test_every_column_that_there_can_be_is_explained(changes: dict[str, Any]) ->
 
 
 async def test_a_backup_is_whole_while_the_service_writes(service_site: ServiceSite, tmp_path: Path) -> None:
-    """Private, complete, never over another; through the standard output as well."""
+    """It is private and complete and replaces nothing; also on standard output."""
     serving = await served(service_site)
     target = tmp_path / "backup.sqlite3"
     done = await asyncio.to_thread(service_site.run, "backup", target)
@@ -501,7 +501,7 @@ async def test_a_backup_is_whole_while_the_service_writes(service_site: ServiceS
 
 
 def test_a_damaged_ledger_is_no_backup(service_site: ServiceSite, tmp_path: Path) -> None:
-    """Said, and nothing is written."""
+    """The command says so, and writes nothing."""
     service_site.put(day_before(1), export_of(day_before(1)))
     assert service_site.run("feed").returncode in (0, 1)
     path = service_site.folder / "data" / "ledger.sqlite3"

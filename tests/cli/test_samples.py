@@ -30,7 +30,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_or_day_others() -> N
 
 
 def test_an_unfinished_day_is_a_part_of_the_finished_one() -> None:
-    """What is there at noon is there in the evening, and everything in it was created before noon."""
+    """The rows at noon are the first of those in the evening, and were all created before noon."""
     noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
     whole, half = list(day_rows(DAY, 5000)), list(day_rows(DAY, 5000, until=noon))
     assert half == [row for row in whole if orjson.loads(row)["created_at"] < "2026-11-20T12"]
@@ -38,7 +38,7 @@ def test_an_unfinished_day_is_a_part_of_the_finished_one() -> None:
 
 
 def test_every_row_has_all_fields_of_the_export_and_lies_in_its_day() -> None:
-    """Names of fields are Megaphone's, and created_at stays inside the day."""
+    """The field names are Megaphone's, and created_at stays within the day."""
     for row in map(orjson.loads, day_rows(DAY, 500)):
         assert set(row) == set(METRICS.fields)
         assert row["created_at"].startswith("2026-11-20T")

@@ -38,7 +38,7 @@ def strip_of(text: str) -> dict[date, str]:
 
 
 def test_the_strip_has_one_cell_a_day(site: ServiceSite) -> None:
-    """Today on the right; what is wrong or overdue stands out without any colour; days never seen are blank."""
+    """Today on the right; what is wrong or overdue stands out even without colours; days never seen are blank."""
     done = site.run("status", env={"COLUMNS": "80"})
     assert done.returncode == 0, done.stderr
     cells = strip_of(done.stdout)
@@ -48,7 +48,7 @@ def test_the_strip_has_one_cell_a_day(site: ServiceSite) -> None:
 
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_nothing_is_wider_than_the_terminal(site: ServiceSite, columns: str) -> None:
-    """Strip, table and sentences fit; the table has a line a day, the newest first."""
+    """Strip, table and sentences fit; the table has a line for each day, the newest first."""
     done = site.run("status", env={"COLUMNS": columns})
     lines = done.stdout.splitlines()
     assert max(len(line) for line in lines) <= int(columns)

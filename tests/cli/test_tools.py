@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("name", ["metrics-day-2026-11-20.json.gz", "whatever it is.bin", "ümläut", "-dash.gz"])
 def test_convert_needs_no_configuration_and_takes_any_name(name: str, program: Program) -> None:
-    """In an empty folder: the log is written, nothing else is made."""
+    """In an empty folder it writes the log and nothing else."""
     (program.folder / name).write_bytes(export_of(day_before(1), 5, *GARBAGE))
     done = program.run("convert", "--output", "out.tsv.gz", "--", name)
     assert done.returncode == 0, done.stderr
@@ -40,7 +40,7 @@ def test_convert_needs_no_configuration_and_takes_any_name(name: str, program: P
 
 
 def test_convert_json_prints_the_tally_and_nothing_else(program: Program) -> None:
-    """Everything rejected still is exit code 0; the rejected rows are written where asked for."""
+    """Also when every row is rejected the exit code is 0; the rejected rows are written to the given file."""
     (program.folder / "x.gz").write_bytes(export_of(day_before(1), 0, *GARBAGE))
     done = program.run("convert", "x.gz", "-o", "out.gz", "--json", "--rejects", "rejects.gz")
     assert done.returncode == 0
@@ -62,7 +62,7 @@ def test_convert_follows_the_rules_of_a_configuration(service_site: ServiceSite)
     lines = gzip.decompress((service_site.folder / "out.gz").read_bytes()).decode().splitlines()
     assert lines[0] == "#Version: 1.0"
     assert "203.0.113.0" in lines[-1]
-    assert "thrown away" not in done.stderr
+    assert "not kept" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_convert_follows_the_rules_of_a_configuration(service_site: ServiceSite)
 def test_convert_refuses_in_a_sentence_and_leaves_no_file(
     arguments: tuple[str, ...], sentence: str, program: Program
 ) -> None:
-    """Exit code 1, one sentence, one hint; the export is as it was, and no half file is there."""
+    """It prints one sentence and one hint, exit code 1; the export is untouched, and there is no partial file."""
     whole = export_of(day_before(1), 3000)
     (program.folder / "good.gz").write_bytes(whole)
     (program.folder / "torn.gz").write_bytes(whole[: len(whole) // 2])
@@ -95,7 +95,7 @@ def test_convert_refuses_in_a_sentence_and_leaves_no_file(
 
 
 def test_convert_loads_neither_ssh_nor_s3(program: Program) -> None:
-    """What a command does not need it does not import."""
+    """A command imports only what it needs."""
     (program.folder / "x.gz").write_bytes(export_of(day_before(1), 2))
     code = """
 import sys
@@ -160,7 +160,7 @@ def test_keygen_makes_what_is_missing_once_and_private(program: Program) -> None
 
 
 def test_keygen_works_before_the_configuration_can_be_loaded(service_site: ServiceSite) -> None:
-    """The partner's key file is still missing, the host keys are too: keygen makes them where they belong."""
+    """Before the partner's key file exists, keygen creates the host keys in the configured folder."""
     shutil.rmtree(service_site.folder / "keys")
     service_site.configure(more='authorized_keys = "keys/triton.pub"\n')
     done = service_site.run("keygen")
@@ -170,7 +170,7 @@ def test_keygen_works_before_the_configuration_can_be_loaded(service_site: Servi
 
 
 def test_keygen_replaces_no_key_that_it_cannot_read(service_site: ServiceSite) -> None:
-    """A damaged host key is told with its cure, and left as it is."""
+    """A damaged host key is reported with its cure, and left as it is."""
     key = service_site.folder / "keys" / "ssh_host_ed25519_key"
     key.write_text("damaged\n")
     done = service_site.run("keygen")
@@ -180,11 +180,11 @@ def test_keygen_replaces_no_key_that_it_cannot_read(service_site: ServiceSite) -
 
 
 def test_keygen_where_nothing_can_be_made_says_where(program: Program) -> None:
-    """A file stands in the way: one sentence, exit code 1."""
+    """With a file in the way it prints one sentence; exit code 1."""
     (program.folder / "keys").write_text("")
     done = program.run("keygen")
     assert done.returncode == 1
-    assert done.stderr.startswith("pickup-point: the keys cannot be made in keys: ")
+    assert done.stderr.startswith("pickup-point: cannot create the keys in keys: ")
 
 
 def test_hash_password_reads_standard_input_and_its_hash_verifies(program: Program) -> None:
@@ -197,7 +197,7 @@ def test_hash_password_reads_standard_input_and_its_hash_verifies(program: Progr
 
 @pytest.mark.parametrize("typed", [b"", b"\n", b"x" * 1025, b"\xff\xfe\n"])
 def test_hash_password_refuses_what_could_never_log_in(typed: bytes, program: Program) -> None:
-    """Empty, longer than the service reads, or no text: a sentence, and the password is not shown."""
+    """An empty, overlong or undecodable password gets a sentence that does not show it."""
     done = program.run("hash-password", stdin=typed, env={"PYTHONUTF8": "1"})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("pickup-point: the password is ")
@@ -230,7 +230,7 @@ def test_the_systemd_unit_is_sound_and_tight(program: Program) -> None:
 
 
 def test_the_systemd_unit_is_for_this_installation(service_site: ServiceSite) -> None:
-    """Its configuration, its keys, its time to drain; and a word when the data folder is not one it may write to."""
+    """It names its configuration, keys and drain time, and warns if it may not write to the data folder."""
     folder = service_site.folder.rename(service_site.folder.with_name("100 %"))
     service_site.config = folder / "config.toml"
     service_site.configure(drain=90)
@@ -241,14 +241,14 @@ def test_the_systemd_unit_is_for_this_installation(service_site: ServiceSite) ->
     assert f"LoadCredential=ip_hash.key:{escaped}/keys/ip_hash.key\n" in done.stdout
     stop = re.search(r"^TimeoutStopSec=(\d+)$", done.stdout, re.MULTILINE)
     assert stop is not None and int(stop[1]) > 90
-    assert f"data_dir is {folder / 'data'}, but this unit may write below /var/lib/pickup-point only" in done.stderr
+    assert f"data_dir is {folder / 'data'}, but this unit may only write below /var/lib/pickup-point" in done.stderr
 
 
 # Root
 
 
 def _python_for_everybody() -> list[str] | None:
-    """A Python that another user can run with this one's libraries, or None."""
+    """Return a Python that another user can run with this one's libraries, or None."""
     for candidate in (sys.executable, "/usr/bin/python3"):
         env = {"PYTHONPATH": os.pathsep.join([str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))])}
         argv = [candidate, "-P", "-c", "import sys, server.cli.app, asyncssh, uvloop; print(sys.version_info[:2])"]
@@ -264,7 +264,7 @@ def _python_for_everybody() -> list[str] | None:
 
 
 def test_as_root_a_command_becomes_the_owner_of_the_data_folder(keys_dir: Path, program: Program) -> None:
-    """Keys that only root reads are read first; all that is made belongs to the service's user."""
+    """Keys that only root can read are read first; everything created belongs to the service's user."""
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
     python = _python_for_everybody()
@@ -302,7 +302,7 @@ def _as_root(service_site: ServiceSite, python: list[str]) -> None:
         assert path.lstat().st_uid == 65534, path
 
     served = service_site.program.start(argv=[*python, "serve", "--config", str(service_site.config)], env=env)
-    served.said("service listened host=")
+    served.said("service started listening host=")
     uids = re.search(
         r"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)", Path(f"/proc/{served.process.pid}/status").read_text(), re.MULTILINE
     )

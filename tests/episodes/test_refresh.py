@@ -109,7 +109,7 @@ def test_an_rss_feed_that_stays_away_becomes_an_alarm() -> None:
     assert alarms_of(NOW - timedelta(days=9), error="") == []
     (old,) = alarms_of(NOW - timedelta(hours=25))
     assert (old.level.name, old.subject) == ("WARNING", "https://x.example/show")
-    assert "what it held 25 h ago serves" in old.sentence
+    assert "last read 25 h ago" in old.sentence
     assert "it was never read" in alarms_of(None)[0].sentence
 
 

@@ -22,7 +22,7 @@ RULES, OLD_RULES = LogRules(), LogRules(rows="all")
 
 
 def at(days: int, clock: str) -> datetime:
-    """So many days after the day's own, at a time in UTC."""
+    """Return the instant so many days after the day's own, at a time in UTC."""
     return datetime.fromisoformat(f"{DAY + timedelta(days=days)}T{clock}:00+00:00")
 
 
@@ -129,7 +129,7 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
     ("changed, its layout unknown", CHANGED, [published("adopted", remark=UNKNOWN_LAYOUT)], USUAL, at(1, "08:00"),
      "published", {"left_alone": UNKNOWN_LAYOUT}),
     ("changed, a file pruned", CHANGED, [published(state="pruned")], USUAL, at(1, "08:00"), "published",
-     {"left_alone": "a file of the day was pruned already"}),
+     {"left_alone": "a file of the day has already been pruned"}),
     ("changed, superseded and pruned", CHANGED, [SUPERSEDED, published("resend", 1, rules=RULES)], USUAL,
      at(1, "08:00"),
      "late", {"rules": RULES, "prefix": "OLD"}),
@@ -143,7 +143,7 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
      {"sentence": "never published"}),
     ("resend of what is not there", seen("missing", None), [published()], FeedRequest((DAY,), resend="voided"), at(1,
      "09:00"),
-     "refused", {"sentence": "cannot be read whole: no export is there"}),
+     "refused", {"sentence": "cannot be read whole: there is no export"}),
     # Out of reach
     ("too old", seen("due"), [], USUAL, at(61, "00:00"), "refused", {"sentence": "retention.keep_days"}),
 ]  # fmt: skip
@@ -174,7 +174,7 @@ def test_what_is_done_about_a_day(
 
 
 def test_a_day_before_the_first_is_refused() -> None:
-    """`first_day` is where the service's work begins."""
+    """The service's work begins with `first_day`."""
     day = DAY - timedelta(days=6)
     decision = decide(
         DayRecord(day, "due", at(1, "05:00"), None), [], POLICY, FeedRequest((day,)), now=GIVEN_UP, source_now=GIVEN_UP

@@ -49,7 +49,7 @@ async def test_a_day_without_an_export_is_missing_and_comes_when_it_comes(site: 
 
 
 async def test_an_export_older_than_its_day_is_stale(site: Site) -> None:
-    """An export that was last written before its day had ended is not taken for the whole day."""
+    """An export that was last written before the end of its day is not taken for the whole day."""
     site.put(rows_of(DAY, 3), at(0, "23:59:59"))
     assert await site.word(at(1, "12:00")) == "stale"
     assert site.state(at(1, "12:00")) == "stale"
@@ -105,8 +105,8 @@ async def test_the_oldest_day_that_still_counts_goes_first(make_site: Callable[.
         outcome = await site.round(at(5, "06:00"))
     assert site.source.fetched == [days[3], days[4], days[0], days[1], days[2]]
     assert [result.day for result in outcome.results] == [*days, DAY + timedelta(days=5)]
-    late = [entry["event"] for entry in entries if "past the three days" in entry["event"]]
-    assert late == [f"feed published {name(day=day)} past the three days" for day in days[:3]]
+    late = [entry["event"] for entry in entries if "after the three-day limit" in entry["event"]]
+    assert late == [f"feed published {name(day=day)} after the three-day limit" for day in days[:3]]
     site.check_folder()
 
 
@@ -121,9 +121,9 @@ async def test_days_before_first_day_are_neither_published_nor_missing(make_site
     assert site.files() == []
 
 
-async def test_days_that_an_outage_carried_out_of_the_window_are_told(make_site: Callable[..., Site]) -> None:
-    """After an outage longer than ``look_back_days`` the days between are told, alarmed while it is fresh, and can
-    still be published by a word."""
+async def test_days_that_an_outage_carried_out_of_the_window_are_logged(make_site: Callable[..., Site]) -> None:
+    """After an outage longer than ``look_back_days`` the days between are logged, alarm while they are fresh, and can
+    still be published on request."""
     site = make_site(first=None)
     site.put(rows_of(DAY, 2), at(1, "04:10"))
     await site.round(at(1, "06:00"))
@@ -145,7 +145,7 @@ async def test_days_that_an_outage_carried_out_of_the_window_are_told(make_site:
 
 
 async def test_a_first_start_passes_no_day_over(make_site: Callable[..., Site]) -> None:
-    """What lies in the bucket from before the first start's window is none of the service's days."""
+    """What the bucket has from before the window of the first start is not the service's business."""
     site = make_site(first=None)
     for n in range(9):
         site.put(rows_of(DAY + timedelta(days=n), 2), at(n + 1, "04:10"), DAY + timedelta(days=n))
@@ -157,7 +157,7 @@ async def test_a_first_start_passes_no_day_over(make_site: Callable[..., Site]) 
 
 
 async def test_a_day_that_is_refused_is_not_missing(site: Site) -> None:
-    """A word about a day long gone is refused, and leaves no day in the ledger that ``status`` would call missing."""
+    """A request for a day long gone is refused, and leaves no day in the ledger that ``status`` would call missing."""
     site.put(rows_of(DAY, 2), at(1, "04:10"))
     site.restart(first_day=None)
     long_ago = DAY - timedelta(days=300)
@@ -165,7 +165,7 @@ async def test_a_day_that_is_refused_is_not_missing(site: Site) -> None:
     assert long_ago not in site.days(at(1, "06:00"))
 
 
-async def test_a_first_start_says_what_it_is_about_to_publish(make_site: Callable[..., Site]) -> None:
+async def test_a_first_start_logs_what_it_is_about_to_publish(make_site: Callable[..., Site]) -> None:
     """A first start without ``first_day`` names the final days of the window before it publishes them, once."""
     site = make_site(first=None)
     for n in range(3):
@@ -180,7 +180,7 @@ async def test_a_first_start_says_what_it_is_about_to_publish(make_site: Callabl
 
 
 async def test_nothing_is_missing_before_the_first_day_that_was_ever_there(make_site: Callable[..., Site]) -> None:
-    """Without ``first_day`` the window begins with the first export: Megaphone delivers no backfill."""
+    """Without ``first_day`` the window begins with the first export: Megaphone does not backfill."""
     site = make_site(first=None)
     site.put(rows_of(NEXT, 2), at(2, "04:10"), NEXT)
     outcome = await site.round(at(2, "06:00"))
@@ -209,7 +209,7 @@ async def test_a_day_named_by_hand_is_published_only_when_it_is_final(site: Site
 
 @pytest.mark.parametrize("hours", [-30, 30])
 async def test_a_wrong_local_clock_decides_nothing(site: Site, hours: int) -> None:
-    """A local clock 30 hours off neither publishes an open day nor holds back a final one, and is warned of."""
+    """A local clock 30 hours off neither publishes an open day nor delays a final one, and is warned of."""
     site.skew = timedelta(hours=hours)
     site.put(rows_of(DAY, 3), at(1, "03:10"))
     with capture_logs() as entries:
@@ -233,7 +233,7 @@ async def test_a_minute_off_is_no_alarm(site: Site) -> None:
 async def test_a_round_that_had_to_wait_does_not_take_its_clock_for_wrong(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Minutes between the begin of a round and the listing are no error of the local clock, and are added to it."""
+    """Minutes between the start of a round and the listing are added to the local clock, and are no error of it."""
     clock = iter((1000.0, 1305.5))
     monkeypatch.setattr("server.publish.feed.monotonic", lambda: next(clock))
     site.skew = -timedelta(seconds=305)
@@ -247,7 +247,7 @@ async def test_a_round_that_had_to_wait_does_not_take_its_clock_for_wrong(
 
 
 async def test_a_torn_export_fails_the_day_and_is_never_published(site: Site) -> None:
-    """A truncated gzip fails with a sentence and the next try; its next, whole version is published."""
+    """A truncated gzip fails with a sentence and the time of the next try; its next, whole version is published."""
     site.put(rows_of(DAY, 300), at(1, "04:10"), cut=9)
     with capture_logs() as entries:
         assert await site.word(at(1, "05:35")) == "failed"
@@ -262,7 +262,7 @@ async def test_a_torn_export_fails_the_day_and_is_never_published(site: Site) ->
 
 
 async def test_a_failed_day_is_tried_again_less_and_less_often(site: Site) -> None:
-    """The same version is tried after 10, 20, 40, then 60 minutes; a new version and a word by hand at once."""
+    """The same version is tried after 10, 20, 40, then 60 minutes; a new version, or on request, at once."""
     site.put(rows_of(DAY, 30), at(1, "04:10"), cut=9)
     tries = []
     for minute in range(0, 300, 5):
@@ -280,7 +280,7 @@ async def test_a_failed_day_is_tried_again_less_and_less_often(site: Site) -> No
 
 
 async def test_a_corrected_clock_does_not_put_off_a_failed_day(site: Site) -> None:
-    """A failure that was written down by a clock in the future is not waited for once the clock is right."""
+    """A failure recorded by a clock in the future delays nothing once the clock is right."""
     site.skew = timedelta(days=400)
     site.put(rows_of(DAY, 30), at(1, "04:10"))
     site.source.fault = lambda: (_ for _ in ()).throw(SourceUnreachable("away"))
@@ -290,7 +290,7 @@ async def test_a_corrected_clock_does_not_put_off_a_failed_day(site: Site) -> No
 
 
 async def test_one_bad_day_does_not_stop_the_others(site: Site) -> None:
-    """A torn day and one that raises what nobody expected are failed; the third is published in the same round."""
+    """A torn day and one that raises an unexpected error fail; the third is published in the same round."""
     third = at(2).date()
     site.put(rows_of(DAY, 30), at(1, "04:10"), cut=9)
     site.put(rows_of(NEXT, 30), at(2, "04:10"), NEXT)
@@ -308,7 +308,7 @@ async def test_one_bad_day_does_not_stop_the_others(site: Site) -> None:
 
 
 async def test_a_rewrite_while_it_is_read_begins_the_day_again(site: Site) -> None:
-    """An export that is rewritten between listing and reading is nothing's half: the next round takes the new one."""
+    """Nothing of an export that is rewritten between listing and reading is published before the next round."""
     site.put(rows_of(DAY, 30), at(1, "04:10"))
 
     def rewrite() -> None:
@@ -325,7 +325,7 @@ async def test_a_rewrite_while_it_is_read_begins_the_day_again(site: Site) -> No
 
 
 async def test_an_export_that_vanishes_is_no_failure_of_the_round(site: Site) -> None:
-    """An export that is gone when it is read is told, and found missing by the next round."""
+    """An export that is gone when it is read is reported, and found missing by the next round."""
     path = site.put(rows_of(DAY, 30), at(1, "04:10"))
     site.source.fault = path.unlink
     assert await site.word(at(1, "05:35")) == "failed"
@@ -345,7 +345,7 @@ async def test_a_source_that_is_down_ends_only_the_round(site: Site) -> None:
 
 
 async def test_a_stop_in_the_midst_of_a_day_is_no_failure(site: Site) -> None:
-    """A service that is told to stop leaves the day as if it had not begun; the next start does it, and the others."""
+    """A service that stops leaves the day as if it had not begun; the next start publishes it and the others."""
     site.put(rows_of(DAY, 300), at(1, "04:10"))
     site.put(rows_of(NEXT, 300), at(2, "04:10"), NEXT)
     site.source.fault = site.stop_event.set
@@ -359,7 +359,7 @@ async def test_a_stop_in_the_midst_of_a_day_is_no_failure(site: Site) -> None:
 
 
 async def test_a_day_asked_for_by_mistake_moves_no_window(make_site: Callable[..., Site]) -> None:
-    """A word by hand about a day that never had an export does not make the days after it missing."""
+    """A request for a day that never had an export does not make the days after it missing."""
     site = make_site(first=None, look_back_days=10)
     site.put(rows_of(NEXT, 2), at(2, "04:10"), NEXT)
     await site.round(at(2, "04:00"), DAY)
@@ -367,7 +367,7 @@ async def test_a_day_asked_for_by_mistake_moves_no_window(make_site: Callable[..
     assert [result.day for result in outcome.results] == [NEXT, at(2).date()]
 
 
-async def test_a_row_is_filtered_rejected_or_sent_and_the_ledger_keeps_the_books(site: Site) -> None:
+async def test_a_row_is_filtered_rejected_or_sent_and_the_ledger_keeps_the_tally(site: Site) -> None:
     """The tally of a publication balances and stands in the ledger."""
     rows = [*rows_of(DAY, 200), row(id="bot", blacklisted_ua=True), row(id="zero", bytes_sent=0), b"[]"]
     site.put(rows, at(1, "04:10"))

@@ -1,4 +1,4 @@
-"""Held days: what holds them, who lets them go, and which of them go out though nobody decided."""
+"""Held days: what holds them, what releases them, and which are published although nobody decided."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKEN = "c19af70f3fb71c0f7adfb4d89dacccd3"
 
 
 async def test_a_day_with_too_many_rejects_is_held_until_an_operator_decides(site: Site) -> None:
-    """Above 1 % rejected nothing is published; status and check say so and how to go on; the word publishes it."""
+    """Above 1 % rejected nothing is published; status and check say so and what to type, which publishes it."""
     site.put(rows_of(DAY, 98) + broken_rows(2), at(1, "04:10"))
     with capture_logs() as entries:
         assert await site.word(at(1, "05:35")) == "held"
@@ -44,7 +44,7 @@ async def test_exactly_the_allowed_share_of_rejects_is_published(site: Site) -> 
 
 
 async def test_a_held_day_is_tried_again_when_its_export_changes(site: Site) -> None:
-    """A new version of a held day is a new question; a mended one is published, without the old rejects file."""
+    """A new version of a held day is judged anew; a corrected one is published, without the old rejects file."""
     site.put(rows_of(DAY, 9) + broken_rows(1), at(1, "04:10"))
     assert await site.word(at(1, "05:35")) == "held"
     site.put(rows_of(DAY, 10), at(1, "06:00"))
@@ -56,7 +56,7 @@ async def test_a_held_day_is_tried_again_when_its_export_changes(site: Site) -> 
 
 
 async def test_a_day_held_for_rejects_is_published_when_waiting_is_given_up(site: Site) -> None:
-    """Nobody deciding does not lose the good rows: at 47 hours a day less than half rejected goes out, marked."""
+    """The good rows are not lost if nobody decides: at 47 hours a day less than half rejected is published, marked."""
     site.put(rows_of(DAY, 51) + broken_rows(49), at(1, "04:10"))
     assert await site.word(at(1, "22:59")) == "held"
     assert await site.word(at(1, "23:00")) == "published"
@@ -74,14 +74,14 @@ async def test_a_day_first_seen_after_the_waiting_is_over_is_given_up_in_the_sam
 
 
 async def test_a_day_half_rejected_is_never_given_up(site: Site) -> None:
-    """From half of its rows on only an operator publishes it."""
+    """If half of its rows or more are rejected, only an operator publishes it."""
     site.put(rows_of(DAY, 50) + broken_rows(50), at(1, "04:10"))
     assert [await site.word(at(1, "05:35")), await site.word(at(2, "23:00"))] == ["held", "held"]
     assert site.files() == []
 
 
 async def test_an_empty_day_after_days_with_rows_is_held(site: Site) -> None:
-    """An empty export, where one of the last seven days had rows, is held and never given up by itself."""
+    """An empty export, when one of the last seven days had rows, is held and never given up by itself."""
     site.put(rows_of(DAY, 3), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     site.put([], at(2, "04:10"), NEXT)
@@ -92,7 +92,7 @@ async def test_an_empty_day_after_days_with_rows_is_held(site: Site) -> None:
 
 
 async def test_an_empty_day_after_seven_empty_ones_is_a_file_with_a_header_only(site: Site) -> None:
-    """Seven held empty days on, the eighth empty one is published with its header line, and warned of."""
+    """After seven held empty days the eighth empty one is published with its header line, and warned of."""
     site.put(rows_of(DAY, 3), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     words = []
@@ -107,7 +107,7 @@ async def test_an_empty_day_after_seven_empty_ones_is_a_file_with_a_header_only(
     assert "day_noticed" in site.alarm_names(at(9, "05:36"))
 
 
-async def test_tokens_hold_a_day_where_the_operator_said_so(make_site: Callable[..., Site]) -> None:
+async def test_tokens_hold_a_day_if_so_configured(make_site: Callable[..., Site]) -> None:
     """With ``tokens = "hold"`` a day with more than 1 % of hash-like addresses waits, also past 47 hours."""
     site = make_site(tokens="hold")
     site.put([*rows_of(DAY, 98), *rows_of(DAY, 2, 98, ip=TOKEN)], at(1, "04:10"))
@@ -127,7 +127,7 @@ async def test_a_day_held_for_two_reasons_is_not_given_up(make_site: Callable[..
     assert await site.word(at(2, "07:00"), DAY, accept=True) == "published"
 
 
-async def test_tokens_without_a_setting_are_sent_and_told(site: Site) -> None:
+async def test_tokens_without_a_setting_are_sent_and_warned_of(site: Site) -> None:
     """While ``tokens`` is not given, hash-like addresses are sent, and check warns with their share."""
     site.put([*rows_of(DAY, 9), *rows_of(DAY, 1, 9, ip=TOKEN)], at(1, "04:10"))
     with capture_logs() as entries:

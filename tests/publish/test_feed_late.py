@@ -1,4 +1,4 @@
-"""What happens to a day after its publication, and to one that never becomes final: late rows, given up, sent again."""
+"""A day after its publication, and one that never becomes final: late rows, given up, sent again."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_late_rows_come_once_as_the_next_number(site: Site) -> None:
 
 
 async def test_changed_and_removed_rows_are_counted_and_not_sent(site: Site) -> None:
-    """A row whose line would be another one now, and one that is gone, are counted in the ledger and sent no more."""
+    """A row whose line would differ now, and one that is gone, are counted in the ledger and not sent."""
     await published(site)
     rows = rows_of(DAY, 10)
     rows[3] = rows_of(DAY, 1, 3, bytes_sent=5)[0]
@@ -66,7 +66,7 @@ async def test_changed_and_removed_rows_are_counted_and_not_sent(site: Site) -> 
     assert site.files() == [name()]
     (check,) = site.ledger.late_checks(DAY)
     assert (check.unsent, check.changed, check.removed) == (0, 1, 1)
-    told = [entry for entry in entries if "brought no new rows" in entry["event"]]
+    told = [entry for entry in entries if "no row is new" in entry["event"]]
     assert [(entry["changed"], entry["removed"]) for entry in told] == [(1, 1)]
     site.put([*rows, *rows_of(DAY, 1, 10)], at(1, "12:00"))
     await site.round(at(1, "13:05"))
@@ -75,8 +75,8 @@ async def test_changed_and_removed_rows_are_counted_and_not_sent(site: Site) -> 
     assert (publication.changed, publication.removed) == (1, 1)
 
 
-async def test_late_rows_are_told_and_not_sent_after_three_days(site: Site) -> None:
-    """From D+3 00:00Z new rows are counted as unsent, told once, and no file is made of them."""
+async def test_late_rows_are_logged_and_not_sent_after_three_days(site: Site) -> None:
+    """From D+3 00:00Z new rows are counted as unsent and logged once, and become no file."""
     await published(site)
     site.put(rows_of(DAY, 12), at(2, "22:55"))
     with capture_logs() as entries:
@@ -106,7 +106,7 @@ async def test_an_identical_rewrite_sends_nothing(site: Site) -> None:
 
 
 async def test_an_identical_rewrite_in_a_folder_is_compared_once_and_sends_nothing(site: Site) -> None:
-    """Where only the time of modification tells versions apart, a rewrite is read, compared, and that was it."""
+    """If only the time of modification distinguishes versions, a rewrite is read and compared once."""
     site.source.by_content = False
     await published(site)
     site.put(rows_of(DAY, 10), at(1, "09:00"))
@@ -139,7 +139,7 @@ async def test_a_day_is_published_once_whatever_prefix_and_format_become(site: S
 
 
 async def test_a_torn_rewrite_of_a_published_day_changes_nothing(site: Site) -> None:
-    """A truncated rewrite fails with a sentence, the published file stays, and the mended one brings its rows."""
+    """A truncated rewrite fails with a sentence, the published file stays, and the next whole one brings its rows."""
     await published(site)
     site.put(rows_of(DAY, 400), at(1, "09:00"), cut=9)
     assert await site.word(at(1, "10:05")) == "failed"
@@ -152,7 +152,7 @@ async def test_a_torn_rewrite_of_a_published_day_changes_nothing(site: Site) -> 
 
 
 async def test_nothing_is_sent_again_when_a_published_file_is_gone(site: Site) -> None:
-    """Without the file that says what was sent, late rows are not guessed at: the day fails with a sentence."""
+    """Without the file that shows what was sent, late rows are not guessed: the day fails with a sentence."""
     await published(site)
     (site.point.pickup_dir / name()).unlink()
     site.put(rows_of(DAY, 12), at(1, "09:00"))
@@ -161,7 +161,7 @@ async def test_nothing_is_sent_again_when_a_published_file_is_gone(site: Site) -
 
 
 async def test_late_rows_that_are_all_filtered_make_no_file(site: Site) -> None:
-    """New rows that the settings leave out, or that are rejected, are counted and make no empty file."""
+    """New rows that are filtered or rejected are counted, and make no empty file."""
     await published(site)
     site.put([*rows_of(DAY, 10), *rows_of(DAY, 2, 10, blacklisted_ip=True), *broken_rows(3)], at(1, "09:00"))
     await site.round(at(1, "10:05"))
@@ -224,7 +224,7 @@ async def test_withheld_rows_go_out_at_noon_of_the_second_day_in_any_case(site: 
 
 
 async def test_a_settling_day_is_given_up_too(site: Site) -> None:
-    """A day that is rewritten without rest is published at 47 hours, and complete when it has come to rest."""
+    """A day that keeps being rewritten is published at 47 hours, and is complete once it has settled."""
     for hour in range(4, 23):
         site.put(rows_of(DAY, 10 + hour), at(1, f"{hour:02d}:50"))
         assert await site.word(at(1, f"{hour:02d}:55")) == "settling"
@@ -245,7 +245,7 @@ async def test_an_unfinal_day_with_too_many_rejects_goes_out_when_given_up(site:
 
 
 async def test_an_unfinal_day_that_stays_held_is_converted_once(make_site: Callable[..., Site]) -> None:
-    """A day that nobody may give up is not read again every ten minutes; the operator's word still publishes it."""
+    """A day that cannot be given up is not read again every ten minutes; an operator can still publish it."""
     site = make_site(tokens="hold")
     site.put(rows_of(DAY, 6, ip="c19af70f3fb71c0f7adfb4d89dacccd3"), at(0, "23:59"))
     for minute in ("23:00", "23:10", "23:20"):
@@ -259,7 +259,7 @@ async def test_an_unfinal_day_that_stays_held_is_converted_once(make_site: Calla
 
 
 async def test_after_a_resend_only_the_resend_counts_as_sent(site: Site) -> None:
-    """A row that only the voided file had is not missed while it is gone, and is sent when it comes back."""
+    """A row that only the voided file had does not count as removed, and is sent when it comes back."""
     await published(site)
     site.put(rows_of(DAY, 9), at(1, "09:00"))
     await site.round(at(1, "10:05"))
@@ -313,7 +313,7 @@ async def test_resend_has_the_layout_that_is_configured_now(site: Site) -> None:
     (None, None, "never published"),
     (10, at(1, "04:10"), "cannot be read whole"),
 ])  # fmt: skip
-async def test_resend_is_refused_where_there_is_nothing_whole(site: Site, rows: Any, modified: Any, why: str) -> None:
+async def test_resend_is_refused_without_a_whole_export(site: Site, rows: Any, modified: Any, why: str) -> None:
     """``--resend`` of a day that was never published, or whose export is not final now, is refused with a reason."""
     if rows:
         await published(site, rows)
@@ -323,7 +323,7 @@ async def test_resend_is_refused_where_there_is_nothing_whole(site: Site, rows: 
 
 
 async def test_a_held_resend_says_how_to_go_on(site: Site) -> None:
-    """A resend above ``max_rejected`` waits for both words together, and the day stays published."""
+    """A resend above ``max_rejected`` needs both options together, and the day stays published."""
     await published(site)
     site.put(rows_of(DAY, 10) + broken_rows(2), at(1, "09:00"))
     await site.round(at(1, "10:05"))

@@ -1,4 +1,4 @@
-"""When a converted day is held, when it is given up, and what is worth a word."""
+"""When a converted day is held, when it is given up, and what is warned of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.storage.records import Hold
 
 
 def tally(rows: int = 100, rejected: int = 0, **counts: Any) -> Tally:
-    """A tally of so many rows, all lines but the rejected ones."""
+    """Return a tally of so many rows, all of them lines but the rejected ones."""
     return Tally(rows=rows, lines=rows - rejected, rejected=Counter({"no_ip": rejected}), **counts)
 
 
@@ -34,13 +34,13 @@ def tally(rows: int = 100, rejected: int = 0, **counts: Any) -> Tally:
     (tally(rejected=9, not_an_address=90), [50], HoldPolicy(tokens="hold"), "tokens"),
 ])  # fmt: skip
 def test_why_a_day_is_held(found: Tally, before: list[int], policy: HoldPolicy, reason: str | None) -> None:
-    """Too many rejects, no rows where there were some, tokens where they are not agreed; each at its exact limit."""
+    """Too many rejects, no rows after days with some, tokens that were not agreed; each at its exact limit."""
     held = hold_reason(found, before, policy)
     assert (held and held[0]) == reason
 
 
 def test_a_hold_says_every_number_and_every_reason() -> None:
-    """The sentence has the counts, the share, the limit and the commonest reason; two reasons are both told."""
+    """The sentence has the counts, the share, the limit and the commonest reason; of two reasons it has both."""
     assert hold_reason(tally(rejected=3), [], HoldPolicy()) == (
         "rejected", "3 of 100 rows were rejected (3.0%, allowed 1.0%), most of them no_ip",
     )  # fmt: skip
@@ -51,7 +51,7 @@ def test_a_hold_says_every_number_and_every_reason() -> None:
 @pytest.mark.parametrize(("reason", "rejected", "goes"), [
     ("rejected", 49, True), ("rejected", 50, False), ("empty", 0, False), ("tokens", 2, False),
 ])  # fmt: skip
-def test_what_is_published_though_nobody_decided(reason: str, rejected: int, goes: bool) -> None:
+def test_what_is_published_although_nobody_decided(reason: str, rejected: int, goes: bool) -> None:
     """Only a day held for its rejects, less than half of its rows."""
     assert published_when_given_up(Hold("why", reason, "etag", tally(rejected=rejected))) is goes
 
@@ -65,15 +65,15 @@ def test_what_is_published_though_nobody_decided(reason: str, rejected: int, goe
     (tally(0), HoldPolicy(), ["the export is empty"]),
     (tally(5, rejected=5), HoldPolicy(), ["no row became a line"]),
 ])  # fmt: skip
-def test_what_is_worth_a_word(found: Tally, policy: HoldPolicy, words: list[str]) -> None:
+def test_what_is_warned_of(found: Tally, policy: HoldPolicy, words: list[str]) -> None:
     """Tokens while nothing is agreed, addresses truncated before they came, and days without a line."""
     told = warnings(found, policy)
     assert len(told) == len(words) and all(word in sentence for word, sentence in zip(words, told, strict=True))
 
 
-def test_a_bad_new_version_of_a_published_day_is_told() -> None:
-    """Late rows are not held, so above the limit there is a word; at the limit there is none."""
+def test_a_bad_new_version_of_a_published_day_is_warned_of() -> None:
+    """Late rows are not held, so above the limit there is a warning; at the limit there is none."""
     assert late_warnings(tally(rejected=1), HoldPolicy()) == []
     assert late_warnings(tally(rejected=2), HoldPolicy()) == [
-        "of its new version 2 of 100 rows were rejected; look at rejects/"
+        "2 of 100 rows of its new version were rejected; look at rejects/"
     ]

@@ -195,7 +195,7 @@ async def test_each_step_is_on_disk_before_the_next(
 # Interrupted intentions, by their record
 
 
-async def test_an_intention_whose_file_is_another_one_frees_nothing_but_its_number(site: Site) -> None:
+async def test_an_intention_whose_file_is_another_one_is_freed_without_touching_the_file(site: Site) -> None:
     """A file that has an intended name and other bytes is left alone, never served, and its name is not used."""
     site.put(rows_of(DAY, 3), at(1, "04:10"))
     export = (await site.source.day_exports()).exports[DAY]
@@ -208,8 +208,10 @@ async def test_an_intention_whose_file_is_another_one_frees_nothing_but_its_numb
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/etc/hostname")])
-async def test_a_name_taken_by_no_file_is_passed_over(site: Site, make: Callable[[Path], None]) -> None:
-    """A FIFO, a folder or a link under the next name does not stop the day: it gets the number after it."""
+async def test_a_name_taken_by_something_else_than_a_file_is_passed_over(
+    site: Site, make: Callable[[Path], None]
+) -> None:
+    """A FIFO, a folder or a link under the next name does not stop the day, which gets the number after it."""
     make(site.point.pickup_dir / name())
     site.put(rows_of(DAY, 3), at(1, "04:10"))
     assert await site.word(at(1, "05:35")) == "published"
@@ -229,7 +231,7 @@ def lose_ledger(site: Site, **settings: object) -> None:
 
 
 async def test_a_new_ledger_adopts_whole_files_and_publishes_nothing_twice(make_site: Callable[..., Site]) -> None:
-    """After the loss of the ledger the whole files are served again, and no name and no row goes out again."""
+    """After the loss of the ledger the whole files are served again, and no name and no row is sent again."""
     site = make_site(max_rows_per_file=4)
     site.put(rows_of(DAY, 10), at(1, "04:10"))
     site.put(rows_of(NEXT, 10), at(2, "04:10"), NEXT)
@@ -249,7 +251,7 @@ async def test_a_new_ledger_adopts_whole_files_and_publishes_nothing_twice(make_
 
 
 async def test_a_new_ledger_leaves_torn_and_foreign_files_alone(site: Site) -> None:
-    """Torn files and files whose names do not parse are neither served nor deleted, and torn names stay spent."""
+    """Torn files and files whose names do not parse are neither served nor deleted; torn names are not used again."""
     whole = gzip.compress(Layout().header_lines(DAY).encode())
     foreign = {
         name(): whole[:-3],
@@ -305,7 +307,7 @@ async def test_a_lost_ledger_and_a_new_layout_still_know_what_was_sent(site: Sit
 
 
 async def test_a_lost_ledger_and_an_unknown_layout_send_nothing_and_say_so_once(make_site: Callable[..., Site]) -> None:
-    """Where it cannot be told what was sent, nothing more of the day goes out, and the log says why, once."""
+    """If it is unknown what was sent, nothing more of the day is sent, and the journal says why, once."""
     site = make_site(rules=rules(Layout(columns=(ColumnSpec("n", value="x-metric-id"), ColumnSpec("d", constant="x")))))
     site.put(rows_of(DAY, 5), at(1, "04:10"))
     await site.round(at(1, "05:35"))
@@ -315,7 +317,7 @@ async def test_a_lost_ledger_and_an_unknown_layout_send_nothing_and_say_so_once(
         await site.round(at(1, "07:05"))
         await site.round(at(1, "07:15"))
     assert site.files() == site.served() == [name()]
-    left = [entry["why"] for entry in entries if entry["event"] == f"feed left late rows of {DAY} alone"]
+    left = [entry["why"] for entry in entries if entry["event"] == f"feed ignored late rows of {DAY}"]
     assert len(left) == 1 and "layout is not known" in left[0]
 
 
@@ -334,7 +336,7 @@ async def test_a_file_restored_without_its_mtime_is_kept_for_its_time(site: Site
 
 
 async def test_what_was_sent_and_pruned_is_not_sent_again(site: Site) -> None:
-    """Where the file that says what was sent is pruned, by whatever clock, a changed export brings nothing."""
+    """Once the file that shows what was sent is pruned, by whatever clock, a changed export brings nothing."""
     site.put(rows_of(DAY, 5), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     site.point.remove(log_name())
@@ -345,7 +347,7 @@ async def test_what_was_sent_and_pruned_is_not_sent_again(site: Site) -> None:
 
 
 async def test_a_file_that_vanishes_or_grows_is_not_served(site: Site) -> None:
-    """What is not there in the recorded size is told once and not served; when it is back, it is."""
+    """A file that is missing or of another size is logged once and not served until it is back."""
     site.put(rows_of(DAY, 5), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     path = site.point.pickup_dir / name()
@@ -357,7 +359,9 @@ async def test_a_file_that_vanishes_or_grows_is_not_served(site: Site) -> None:
         path.write_bytes(data + b"x")
         await site.round(at(1, "05:55"))
     assert site.served() == []
-    assert [entry["event"] for entry in entries if "missed" in entry["event"]] == [f"pickup missed {name()}"]
+    assert [entry["event"] for entry in entries if "publisher found" in entry["event"]] == [
+        f"publisher found {name()} missing"
+    ]
     path.write_bytes(data)
     await site.round(at(1, "06:05"))
     assert site.served() == [name()]

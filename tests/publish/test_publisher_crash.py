@@ -1,4 +1,4 @@
-"""Killed at every step of a publication, the feed carries on by itself: nothing torn, lost, doubled or left over."""
+"""Killed at every step of a publication, the feed carries on: nothing is torn, lost, doubled or left over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def whole_files(folder: Path) -> dict[str, bytes]:
-    """Every file that a client could see now, each one whole gzip member; a torn one raises."""
+    """Return every file that a client could see now, each one whole gzip member; a torn one raises."""
     files = {path.name: path.read_bytes() for path in (folder / "data" / "pickup").glob("*")}
     for data in files.values():
         assert gzip.decompress(data).endswith(b"\n")
@@ -28,7 +28,7 @@ def whole_files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.timeout(600)  # some hundred conversions, each in a process of its own
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_feed_killed_at_any_step_carries_on_by_itself(tmp_path: Path, scenario: str) -> None:
-    """Whatever the instant of the kill: no file is torn, no name and no row goes out twice, no row is lost."""
+    """Whatever the instant of the kill, no file is torn, no name and no row is sent twice, and no row is lost."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.crash_feed", str(tmp_path), scenario],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Retention: what is old goes and never comes back, what is unknown stays, and who has not come is warned of."""
+"""Retention: old files go and never come back, unknown ones stay, and those never picked up are warned of."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ async def test_a_file_goes_when_it_is_more_than_60_days_old(site: Site) -> None:
     assert site.prune(OLD + 2 * SECOND).logs == ()
 
 
-async def test_61_days_later_the_name_stays_spent(site: Site) -> None:
-    """A pruned day is never published again, by no round, no word by hand, and not when its export changes."""
+async def test_61_days_later_the_name_is_not_used_again(site: Site) -> None:
+    """A pruned day is never published again: by no round, no request, and no change of its export."""
     await published(site)
     site.prune(OLD + SECOND)
     site.put(rows_of(DAY, 300), at(61))
@@ -95,20 +95,20 @@ async def test_only_rejects_files_are_pruned_from_rejects(site: Site) -> None:
 
 
 async def test_a_file_that_nobody_picked_up_is_warned_of_seven_days_before(site: Site) -> None:
-    """From seven days before it goes until it goes, a file without a whole pickup is named; a partial one is none."""
+    """A file that was never picked up whole is named for seven days before it goes; a partial pickup does not count."""
     await published(site)
     site.pick_up(at(2), whole=False)
     soon = OLD - timedelta(days=7)
     assert site.prune(soon - SECOND).unclaimed == ()
     with capture_logs() as entries:
         (waiting,) = site.prune(soon).unclaimed
-    assert (waiting.log.name, waiting.goes_at) == (log_name(), OLD)
-    assert [entry["event"] for entry in entries] == [f"retention found {name()} picked up by nobody"]
+    assert (waiting.log.name, waiting.remove_after) == (log_name(), OLD)
+    assert [entry["event"] for entry in entries] == [f"retention found {name()} never picked up"]
     site.pick_up(at(54))
     assert site.prune(soon).unclaimed == ()
 
 
-async def test_a_superseded_file_is_waited_for_by_nobody(site: Site) -> None:
+async def test_nobody_waits_for_a_superseded_file(site: Site) -> None:
     """A file that was sent again is not warned of, and is pruned like every other."""
     await published(site)
     await site.round(at(1, "07:00"), DAY, resend="void", accept=True)
@@ -118,15 +118,15 @@ async def test_a_superseded_file_is_waited_for_by_nobody(site: Site) -> None:
 
 
 async def test_a_pass_that_was_interrupted_is_ended_by_the_next(site: Site) -> None:
-    """A file that is gone, but not yet written down as pruned, is written down."""
+    """A file that is gone, but not yet recorded as pruned, is recorded."""
     await published(site)
     (site.point.pickup_dir / name()).unlink()
     assert site.prune(OLD + SECOND).logs == (log_name(),)
     assert site.ledger.logs()[0].state == "pruned"
 
 
-async def test_an_error_of_the_disk_is_told(site: Site) -> None:
-    """A file that cannot be removed is an error with a hint, and is not written down as gone."""
+async def test_an_error_of_the_disk_is_raised_with_a_hint(site: Site) -> None:
+    """A file that cannot be removed is an error with a hint, and is not recorded as pruned."""
     await published(site)
     (site.point.pickup_dir / name()).unlink()
     (site.point.pickup_dir / name()).mkdir()
@@ -160,7 +160,7 @@ async def test_a_clock_that_was_wrong_at_publication_removes_nothing_early(site:
 
 
 async def test_a_clock_that_runs_ahead_removes_nothing_early(site: Site) -> None:
-    """A local clock a year ahead of the source's is taken for what it is: no file goes before its time."""
+    """A local clock a year ahead of the source's is corrected: no file goes before its time."""
     await published(site)
     site.skew = timedelta(days=365)
     await site.round(at(1, "06:35"))
@@ -176,7 +176,7 @@ def test_expired_is_a_matter_of_the_clock_that_is_handed_in() -> None:
 
 
 def test_a_clock_that_jumps_between_two_rounds_makes_nothing_older() -> None:
-    """A pass goes by the clock that a round has compared with the source's, counted on by seconds that never jump."""
+    """A pass goes by the clock that a round compared with the source's, counted on by seconds that never jump."""
     clock = SteadyClock()
     assert clock.now(5.0) is None, "before the first round nothing is known of the clock"
     clock.compared(PUBLISHED, PUBLISHED + SECOND, 100.0)
@@ -187,7 +187,7 @@ def test_a_clock_that_jumps_between_two_rounds_makes_nothing_older() -> None:
 
 
 async def test_a_pass_by_a_steady_clock_needs_no_correction(site: Site) -> None:
-    """The skew that the ledger remembers was of the local clock, which such a pass does not ask."""
+    """The skew in the ledger is that of the local clock, which such a pass does not use."""
     await published(site)
     site.ledger.note(clock_skew=86400.0 * 400)
     assert site.prune(OLD + SECOND, dry_run=True).logs == ()

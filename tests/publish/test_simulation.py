@@ -167,7 +167,7 @@ class Simulation:
                 self._shown[day] = version
 
     def _observe(self, now: datetime) -> None:
-        """What the model says of this hour."""
+        """Update the model for this hour."""
         for day, plan in self.plans.items():
             version = plan.current(now)
             if version is None or now.date() > day + timedelta(days=3):

@@ -17,17 +17,17 @@ RUNNING = {"last_round": NOW.isoformat()}
 
 
 def of_service(facts: dict[str, Any], measured: Measured = HEALTHY, now: datetime = NOW) -> list[tuple[str, str]]:
-    """(level, name) of every alarm of an installation without days."""
+    """Return (level, name) of every alarm of an installation without days."""
     return [(alarm.level.name, alarm.name) for alarm in alarms([], facts, measured, HoldPolicy(), TEN, now)]
 
 
 def of_day(site: Site, now: datetime) -> dict[str, Alarm]:
-    """The alarms about the first day, by name."""
+    """Return the alarms about the first day, by name."""
     return {alarm.name: alarm for alarm in site.alarms(now) if alarm.subject == str(DAY)}
 
 
 def levels(site: Site, now: datetime) -> dict[str, str]:
-    """The same, with the levels only."""
+    """Return the same, with the levels only."""
     return {name: alarm.level.name for name, alarm in of_day(site, now).items()}
 
 
@@ -53,15 +53,15 @@ async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(sit
     assert levels(site, at(6, "23:59")) and not levels(site, at(7))
 
 
-async def test_a_stale_day_is_told(site: Site) -> None:
-    """Stale is told like missing."""
+async def test_a_stale_day_alarms_like_a_missing_one(site: Site) -> None:
+    """A stale day alarms like a missing one."""
     site.put(rows_of(DAY, 3), at(0, "20:00"))
     await site.round(at(1, "04:35"))
     assert levels(site, at(1, "04:35")) == {"day_stale": "WARNING"}
 
 
 async def test_a_held_and_a_failed_day_are_critical_with_something_to_type(site: Site) -> None:
-    """A person must look: critical from the first minute, with the sentence's cure as hint."""
+    """A person must act: critical from the first minute, with what to type as hint."""
     site.put(rows_of(DAY, 3) + broken_rows(3), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     assert levels(site, at(1, "05:35")) == {"day_held": "CRITICAL"}
@@ -72,8 +72,8 @@ async def test_a_held_and_a_failed_day_are_critical_with_something_to_type(site:
     assert "truncated" in of_day(site, at(1, "06:35"))["day_failed"].hint
 
 
-async def test_a_published_day_that_nobody_picks_up_is_told(site: Site) -> None:
-    """Warned of 12 hours before D+3 00:00Z, critical 6 hours before and after it, over when it is picked up."""
+async def test_a_published_day_that_nobody_picks_up_alarms(site: Site) -> None:
+    """A warning 12 hours before D+3 00:00Z, critical 6 hours before it and after it, over once it is picked up."""
     site.put(rows_of(DAY, 3), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     assert levels(site, at(2, "11:59")) == {}
@@ -96,7 +96,7 @@ async def test_where_nobody_is_required_nobody_is_waited_for(site: Site) -> None
 
 
 async def test_a_day_published_unfinal_is_a_warning(site: Site) -> None:
-    """A day that was given up is told with its remark until it is over."""
+    """A day that was given up has an alarm with its remark until it is over."""
     site.put(rows_of(DAY, 3), at(0, "20:00"))
     await site.round(at(1, "23:00"))
     found = of_day(site, at(1, "23:00"))
@@ -105,7 +105,7 @@ async def test_a_day_published_unfinal_is_a_warning(site: Site) -> None:
 
 
 async def test_what_is_odd_about_a_published_day_is_noticed(site: Site) -> None:
-    """Addresses that end in 0 or are tokens are told for the day that has them, its late files not counted again."""
+    """Addresses that end in 0 or are tokens alarm for the day that has them, once for all its files."""
     site.put(rows_of(DAY, 8) + rows_of(DAY, 2, 8, ip="203.0.113.0"), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     site.put(rows_of(DAY, 8) + rows_of(DAY, 4, 8, ip="203.0.113.0"), at(1, "08:00"))
@@ -114,7 +114,7 @@ async def test_what_is_odd_about_a_published_day_is_noticed(site: Site) -> None:
     assert len(noticed) == 1 and "20.0% of the IPv4 addresses end in 0" in noticed[0]
 
 
-async def test_a_pruned_day_is_told_of_no_more(site: Site) -> None:
+async def test_a_pruned_day_alarms_no_more(site: Site) -> None:
     """What was pruned is over, picked up or not."""
     site.settings["keep_days"] = 4
     site.restart()
@@ -126,7 +126,7 @@ async def test_a_pruned_day_is_told_of_no_more(site: Site) -> None:
 
 
 async def test_a_day_of_another_volume_is_noticed(site: Site) -> None:
-    """Far fewer rows than on the same weekdays before is a warning; a day adopted without its books is no measure."""
+    """Far fewer rows than on the same weekdays before is a warning; an adopted day without a tally does not count."""
     site.restart(look_back_days=28, first_day=None)
     for week, count in enumerate((400, 400, 400, 400, 5)):
         day = DAY + timedelta(weeks=week)
@@ -144,18 +144,18 @@ async def test_a_day_of_another_volume_is_noticed(site: Site) -> None:
     assert {day.rows for day in site.days(now).values() if day.publications} == {0}
 
 
-@pytest.mark.parametrize(("silent", "longest", "told"), [
+@pytest.mark.parametrize(("silent", "longest", "alarmed"), [
     (timedelta(hours=30), timedelta(), False),
     (timedelta(hours=31), timedelta(), True),
     (timedelta(hours=31), timedelta(hours=20), True),
     (timedelta(hours=60), timedelta(hours=40), False),
     (timedelta(hours=61), timedelta(hours=40), True),
 ])  # fmt: skip
-def test_a_partner_that_fell_silent_is_told(silent: timedelta, longest: timedelta, told: bool) -> None:
-    """Longer than half as much again as ever, and than a quarter more than its rhythm, is a warning."""
+def test_a_partner_that_fell_silent_alarms(silent: timedelta, longest: timedelta, alarmed: bool) -> None:
+    """It warns after 1.5 times the longest silence so far and 1.25 times ``pull_every``."""
     partner = Partner("triton", NOW - silent, longest)
     found = alarms([], RUNNING, HEALTHY, HoldPolicy(), TEN, NOW, partners=[partner])
-    assert [alarm.name for alarm in found] == (["partner_silent"] if told else [])
+    assert [alarm.name for alarm in found] == (["partner_silent"] if alarmed else [])
 
 
 @pytest.mark.parametrize(("facts", "expected"), [
@@ -196,8 +196,8 @@ def test_the_worst_comes_first_and_each_has_something_to_type() -> None:
     assert len(found) == 5 and all(alarm.hint for alarm in found)
 
 
-async def test_late_rows_that_cannot_be_published_are_told(site: Site) -> None:
-    """The day itself is published, and stays so; found by the fault campaign, on a disk that went on saying no."""
+async def test_late_rows_that_cannot_be_published_alarm(site: Site) -> None:
+    """The day itself is published, and stays so; found by the fault campaign, on a disk that kept failing."""
     site.put(rows_of(DAY, 20), at(1, "04:10"))
     await site.round(at(1, "05:35"))
     site.put(rows_of(DAY, 30), at(1, "09:00"), cut=9)

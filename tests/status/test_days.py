@@ -1,4 +1,4 @@
-"""The days at a glance: every word, every number, and what is advised."""
+"""The overview of the days: every word, every number, and the advice."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_each_day_has_one_word(day: DayOverview, word: str) -> None:
     (one(record("settling", hold=replace(HELD, etag="older"))), ""),
 ])  # fmt: skip
 def test_what_is_wrong_comes_with_something_to_type(day: DayOverview, advice: str) -> None:
-    """Held, failed, missing and stale days say what to do; the others say nothing."""
+    """Held, failed, missing and stale days have advice; the others have none."""
     assert advice in day.advice and bool(advice) == bool(day.advice)
 
 
@@ -160,12 +160,12 @@ async def test_the_newest_day_is_first(site: Site) -> None:
     (timedelta(seconds=59), "0 min"), (timedelta(minutes=59), "59 min"), (timedelta(hours=1), "1 h"),
     (timedelta(hours=47, minutes=59), "47 h"), (timedelta(hours=51), "2 d 3 h"), (-timedelta(hours=2), "2 h"),
 ])  # fmt: skip
-def test_spans_are_said_as_people_say_them(left: timedelta, text: str) -> None:
+def test_spans_read_as_people_say_them(left: timedelta, text: str) -> None:
     """Minutes, then hours up to two days, then days and hours."""
     assert span(left) == text
 
 
-def test_a_glance_reads_one_pickup_of_each_log_and_user(site: Site) -> None:
+def test_an_overview_reads_one_pickup_of_each_log_and_user(site: Site) -> None:
     """However often files were opened: the first whole one, else the first at all; an hour of it is 90 MB otherwise."""
 
     def pick_up(minute: int, *, user: str = "triton", number: int = 0, whole: bool = False) -> Pickup:

@@ -34,7 +34,7 @@ def test_a_day_expires_three_days_after_its_first_session() -> None:
     (at(3, "00:00:01"), "late", "late"),
 ])  # fmt: skip
 def test_what_is_not_done_becomes_urgent_and_then_late(now: datetime, published: str, picked_up: str) -> None:
-    """Warned of 12 hours before either deadline, critical 6 hours before, late after it."""
+    """Either deadline warns 12 hours before it, is critical 6 hours before it, and late after it."""
     found = day_deadlines(DAY, POLICY, now, published=None, picked_up=None)
     assert (found.published.urgency, found.picked_up.urgency) == (published, picked_up)
     assert (found.published.by, found.picked_up.by) == (at(2), at(3))

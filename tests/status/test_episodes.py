@@ -157,7 +157,7 @@ def test_a_publisher_gets_every_native_line_matched_and_the_rest_listed(
 
 
 async def test_a_service_publishes_whatever_its_rss_feeds_do(service_site: ServiceSite, rss_host: RssHost) -> None:
-    """No day waits for them, no task dies of them, and check and status say which of them are bad."""
+    """No day waits for them, no task dies of them, and check and status say which ones are bad."""
     day = day_before(2)
     native = items(3, 1)
     urls = [rss_host.put("/good", rss(native)), *(url for url in hostile(rss_host) if not url.endswith("/slow"))]
@@ -175,7 +175,7 @@ async def test_a_service_publishes_whatever_its_rss_feeds_do(service_site: Servi
     assert "100.0% of the lines of" in service_site.run("status").stdout
     check = service_site.run("check")
     assert "declares entities" in check.stdout
-    port = (await serving.running.says(r"service offered metrics port=(\d+)"))[0][1]
+    port = (await serving.running.says(r"service exposed metrics port=(\d+)"))[0][1]
     scraped = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/metrics")
     with scraped:
         assert f'pickup_point_day_matched_share{{day="{day}"}} 1.0' in scraped.read().decode()
@@ -221,7 +221,7 @@ async def test_the_snapshot_is_the_newest_that_is_good(service_site: ServiceSite
 
 
 def test_a_conversion_by_hand_uses_what_the_service_knows(service_site: ServiceSite, rss_host: RssHost) -> None:
-    """The RSS feeds in the ledger; without a ledger it says that they are not used."""
+    """It uses the RSS feeds in the ledger; without a ledger it says that they are not used."""
     service_site.configure(more=feeds_table([rss_host.put("/show", rss(items(2, 1)))]), log='url = "{enclosure_url}"')
     item = items(2, 1)[1]
     export = service_site.folder / "any.json.gz"
@@ -236,7 +236,7 @@ def test_a_conversion_by_hand_uses_what_the_service_knows(service_site: ServiceS
 
 
 def test_a_list_of_rss_feeds_is_checked_line_by_line(tmp_path: Path) -> None:
-    """Comments and blank lines are none; everything else is a web address."""
+    """Comments and blank lines are ignored; everything else must be a web address."""
     file = tmp_path / "feeds.txt"
     file.write_text("\ufeff# mine\n\nhttps://x.example/a b\nfile:///etc/passwd\n https://x.example/ \nhttp://[\n")
     with pytest.raises(ConfigError) as caught:
@@ -258,8 +258,8 @@ nonsense,g,
 """
 
 
-def test_a_check_tells_everything_that_is_wrong(tmp_path: Path, service_site: ServiceSite) -> None:
-    """Unknown columns, double ids, long URLs, ids that are no ids; each with its line and a cure; exit 2."""
+def test_a_check_reports_everything_that_is_wrong(tmp_path: Path, service_site: ServiceSite) -> None:
+    """Unknown columns, repeated ids, long URLs, ids that are none: each with its line and a cure; exit 2."""
     file = tmp_path / "episodes.csv"
     file.write_text(CSV)
     told = [str(problem).removeprefix(f"{file} ") for problem in check_episodes(file)]
@@ -279,7 +279,7 @@ def test_a_check_tells_everything_that_is_wrong(tmp_path: Path, service_site: Se
 
 
 def test_without_a_catalogue_the_command_says_what_to_set(service_site: ServiceSite) -> None:
-    """And lists nothing as if it were known."""
+    """It counts no episode as known."""
     day = day_before(2)
     service_site.put(day, gzip.compress(row(created_at=f"{day}T10:00:00Z") + b"\n"))
     assert service_site.run("feed").returncode == 0
@@ -292,7 +292,7 @@ def test_without_a_catalogue_the_command_says_what_to_set(service_site: ServiceS
 
 
 def test_a_refresh_by_hand_reads_everything_now(service_site: ServiceSite, rss_host: RssHost) -> None:
-    """And says what became of each RSS feed."""
+    """It prints what became of each RSS feed."""
     urls = [rss_host.put("/good", rss(items(3, 1))), rss_host.url("/gone")]
     service_site.configure(more=feeds_table(urls))
     done = service_site.run("episodes", "--refresh")

@@ -36,13 +36,13 @@ promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs pr
 
 @asynccontextmanager
 async def measured(site: ServiceSite) -> AsyncIterator[tuple[Serving, str]]:
-    """A service with a day published, another one missing, and metrics on a free port."""
+    """Run a service with a day published, another one missing, and metrics on a free port."""
     yesterday = day_before(1)
     site.put(yesterday, export_of(yesterday, 20, b"no JSON"))
     first = f'url = "exports"\nfirst_day = "{day_before(2)}"'
     site.configure(export=first, log="max_rejected = 0.5", more='[metrics]\nlisten = "127.0.0.1:0"\n')
     serving = await site.serve()
-    (said,) = await serving.running.says(r"service offered metrics port=(\d+)")
+    (said,) = await serving.running.says(r"service exposed metrics port=(\d+)")
     await serving.sees(f"TEST{yesterday:%Y%m%d}-00.tsv.gz")
     yield serving, f"http://127.0.0.1:{said[1]}/metrics"
     assert await serving.running.stops() == 0
@@ -64,7 +64,7 @@ def value(text: str, sample: str) -> float:
 
 
 async def test_a_scrape_counts_what_happened(service_site: ServiceSite) -> None:
-    """A pickup, a wrong password, a published day and a missing one: each stands in its metric."""
+    """A pickup, a wrong password, a published day and a missing one: each is in its metric."""
     yesterday, missing = day_before(1), day_before(2)
     async with measured(service_site) as (serving, url):
         before = scrape(url)
@@ -100,7 +100,7 @@ async def test_a_scrape_counts_what_happened(service_site: ServiceSite) -> None:
 
 
 async def test_no_label_holds_anything_of_a_listener_or_an_address(service_site: ServiceSite) -> None:
-    """Neither addresses, nor user agents, nor who logged in from where, nor with what."""
+    """There are no addresses, no user agents, and nothing about who logged in from where and with what."""
     async with measured(service_site) as (serving, url):
         await serving.fetch(f"TEST{day_before(1):%Y%m%d}-00.tsv.gz")
         text = scrape(url)
@@ -114,7 +114,7 @@ async def test_no_label_holds_anything_of_a_listener_or_an_address(service_site:
 
 @promtool
 async def test_the_names_follow_prometheus_practice(service_site: ServiceSite) -> None:
-    """promtool has nothing to remark."""
+    """promtool has nothing to criticise."""
     async with measured(service_site) as (serving, url):
         await serving.names()
         text = scrape(url)
@@ -126,7 +126,7 @@ async def test_the_names_follow_prometheus_practice(service_site: ServiceSite) -
 
 @promtool
 def test_the_alert_rules_are_rules(tmp_path: Path) -> None:
-    """promtool reads them, and each has a summary and something to type."""
+    """promtool accepts them, and each has a summary and something to type."""
     done = subprocess.run(
         ["promtool", "check", "rules", MONITORING / "alerts.yml"],
         capture_output=True,

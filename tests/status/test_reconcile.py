@@ -1,4 +1,4 @@
-"""The books by podcast: counted beside the tally, kept with the publication, there after pruning."""
+"""Tallies by podcast: counted beside the day's tally, stored with the publication, and kept after pruning."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def slow_books(rows: list[bytes]) -> PodcastBooks:
-    """The books, row by row and by the exact rules."""
+    """Return the tallies by podcast, row by row and by the exact rules."""
     converter, seen, books = RowConverter(conversion()), set[str](), PodcastBooks()
     for raw in rows:
         if not raw.decode(errors="surrogateescape").strip():
@@ -62,7 +62,7 @@ def slow_books(rows: list[bytes]) -> PodcastBooks:
 
 
 def readable_podcast(raw: bytes) -> str:
-    """A rejected row's podcast id, empty where there is none to be read."""
+    """Return a rejected row's podcast id, '' if none can be read."""
     try:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -154,5 +154,5 @@ def test_the_share_that_a_catalogue_matches_ends_the_table() -> None:
     """People see it in a line of its own; without a catalogue there is none."""
     lines = [PodcastLine(ALL, rows=4, reporting=4, lines=4)]
     assert reconciliation_text(lines, None).count("\n") == 2
-    assert reconciliation_text(lines, 0.75).endswith("75.0% of the lines are of an episode that the catalogue knows\n")
+    assert reconciliation_text(lines, 0.75).endswith("75.0% of the lines belong to an episode in the catalogue\n")
     assert reconciliation_csv(lines).splitlines()[0].startswith("podcast_id,rows,reporting,lines,filtered.sent_before")

@@ -1,4 +1,4 @@
-"""The webhook and the heartbeat: the real service tells a real HTTP server."""
+"""The webhook and the heartbeat: the real service pushes to a real HTTP server."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BROKEN = b"this is no JSON"
 
 
 def held_site(site: ServiceSite, ear: Ear) -> None:
-    """Yesterday is held, because a third of its rows cannot be lines."""
+    """Deliver a day that is held, because a third of its rows cannot become lines."""
     yesterday = day_before(1)
     site.put(yesterday, export_of(yesterday, 2, BROKEN))
     site.configure(export=f'url = "exports"\nfirst_day = "{yesterday}"', more=ear.alerts)
 
 
-async def test_an_alarm_is_told_once_also_over_a_restart_and_so_is_its_end(service_site: ServiceSite, ear: Ear) -> None:
-    """A day that is held is raised once; nothing more is said of it until an operator has decided."""
+async def test_an_alarm_and_its_end_are_pushed_once_also_across_a_restart(service_site: ServiceSite, ear: Ear) -> None:
+    """A held day is raised once; nothing more is pushed about it until an operator has decided."""
     held_site(service_site, ear)
     first = await service_site.serve()
     await ear.until(lambda: bool(ear.hooks), "the day that is held")
@@ -48,8 +48,10 @@ async def test_an_alarm_is_told_once_also_over_a_restart_and_so_is_its_end(servi
     assert await second.running.stops() == 0
 
 
-async def test_a_webhook_that_does_not_take_it_is_told_again_until_it_does(service_site: ServiceSite, ear: Ear) -> None:
-    """Two answers of 503, one redirect, then 200: the same is told four times, and no more."""
+async def test_a_webhook_that_does_not_accept_an_alarm_gets_it_again_until_it_does(
+    service_site: ServiceSite, ear: Ear
+) -> None:
+    """After two answers of 503, one redirect and a 200 the same was pushed four times, and no more."""
     held_site(service_site, ear)
     ear.answers = [503, 503, 302]
     serving = await service_site.serve()
@@ -63,7 +65,7 @@ async def test_a_webhook_that_does_not_take_it_is_told_again_until_it_does(servi
 
 
 async def test_a_webhook_that_is_down_holds_nothing_up(service_site: ServiceSite, ear: Ear) -> None:
-    """Nobody listens there: the day is published and served all the same, and the address stays out of the log."""
+    """With nobody listening the day is published and served all the same, and the address stays out of the journal."""
     yesterday = day_before(1)
     service_site.put(yesterday, export_of(yesterday))
     nobody = 'webhook_url = "http://127.0.0.1:1/hook/s3cret"\nheartbeat_url = "http://127.0.0.1:1/s3cret"\n'
@@ -74,12 +76,12 @@ async def test_a_webhook_that_is_down_holds_nothing_up(service_site: ServiceSite
     await serving.running.says("webhook did not accept alarms", 2)
     await serving.running.says("heartbeat failed")
     assert await serving.running.stops() == 0
-    assert serving.running.count("heartbeat failed") == 1  # a state, told once
+    assert serving.running.count("heartbeat failed") == 1  # a state, logged once
     assert "s3cret" not in serving.running.text
 
 
 async def test_the_heart_beats_after_good_rounds_only(service_site: ServiceSite, ear: Ear) -> None:
-    """While the exports cannot be reached nothing is fetched; afterwards it is again."""
+    """While the exports cannot be reached there is no heartbeat; afterwards there is again."""
     service_site.configure(export=f'url = "exports"\nfirst_day = "{day_before(1)}"', more=ear.alerts)
     away: Path = service_site.folder / "away"
     serving = await service_site.serve()

@@ -20,7 +20,6 @@ from server.convert.block import BlockConverter
 from server.convert.job import Job, Task
 from server.convert.kernel import Kernel
 from server.convert.log_writer import inflate
-from server.convert.row import Conversion
 from server.episodes.catalogue import Catalogue, Episode
 from server.triton import ColumnSpec, DerivedValue, Layout, LogFormat, LogRules
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from server.convert.job import Result
+    from server.convert.row import Conversion
 
 LIBRARY = "PICKUP_POINT_TEST_KERNEL"  # the path of a kernel that was built with sanitizers, or by another compiler
 

@@ -370,7 +370,7 @@ class ServiceSite:
 
 async def port_of(running: Running) -> int:
     """Where a service listens, once it does."""
-    return int((await running.says(r"service listened host=.* port=(\d+)"))[0][1])
+    return int((await running.says(r"service started listening host=.* port=(\d+)"))[0][1])
 
 
 @dataclass
