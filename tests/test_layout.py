@@ -6,6 +6,7 @@ Reads the sources of server/, nothing else. A room may import the rooms of the f
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from functools import cache
@@ -135,6 +136,15 @@ def test_every_module_lies_in_a_room(module: str) -> None:
 def test_no_arrow_goes_against_the_order() -> None:
     """Neither up, nor to another room of the same floor."""
     assert arrows() == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Not even for types, and not inside a room: whoever reads a module can read what it stands on first."""
+    graph = {module: own_imports(module) & set(MODULES) for module in MODULES}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -26,8 +26,8 @@ from ..sftp.limits import parse_address
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
 from ..storage.ledger import LEDGER_FILE, Ledger
+from .options import port_of
 from .privileges import become_owner
-from .setup import port_of
 from .tables import check_line, size_text
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from ..config import load_config
 from ..errors import PickupPointError
 from .privileges import become_owner, config_path, find_aws_key
 
@@ -47,7 +48,6 @@ class Usage(PickupPointError):
 def load_settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> Config:
     """Load the configuration and set up the service log; ``quiet`` commands log nothing unless verbose."""
     from .. import log_output
-    from ..config import load_config
 
     settings = load_config(config_path(path))
     stream = None if verbose or not quiet else io.StringIO()
@@ -101,3 +101,9 @@ def program() -> str:
 def print_json(value: Any) -> None:
     """Print a whole result on standard output."""
     print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def port_of(address: str) -> int:
+    """Return the port of the partner's address; 2222 if it has none."""
+    _, separator, port = address.rpartition(":")
+    return int(port) if separator and port.isdigit() and len(port) < 6 else 2222

@@ -27,6 +27,7 @@ from .options import (
     VerboseOption,
     load_settings,
     load_settings_as_owner,
+    port_of,
     print_json,
 )
 from .privileges import config_path
@@ -321,12 +322,6 @@ def _check(part: Path, path: Path) -> None:
         load_config(part)
     except ConfigError as error:
         raise ConfigError(str(path), [Problem(p.key, p.wrong, p.cure) for p in error.problems]) from error
-
-
-def port_of(address: str) -> int:
-    """Return the port of the partner's address; 2222 if it has none."""
-    _, separator, port = address.rpartition(":")
-    return int(port) if separator and port.isdigit() and len(port) < 6 else 2222
 
 
 def config_text(answers: Answers) -> str:

@@ -11,17 +11,18 @@ import asyncio
 import os
 import warnings
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import asyncssh
 
 from .algorithms import DEFAULT, LEGACY, SIGNATURES, Offer
 from .delivery import ByteStream
 from .limits import Reason
-from .login import LoginHandler, TooManyRequests, plain
-from .session import UNSENT_HIGH, UNSENT_LOW, SftpSession
+from .registry import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..settings import SftpSettings
     from .keys import Credentials
     from .limits import Address
@@ -33,6 +34,8 @@ REKEY_BYTES = 1 << 38
 REKEY_SECONDS = 24 * 3600
 KEEPALIVES_MISSED = 3
 
+UNSENT_HIGH = 256 * 1024  # bytes, of one channel and of the socket
+UNSENT_LOW = 64 * 1024
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
 MSG_SERVICE_REQUEST, MSG_KEXINIT = 5, 20  # RFC 4253, section 12
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
@@ -47,6 +50,52 @@ MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST = 93, 97, 98  
 MAX_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
 
 
+class TooManyRequests(asyncssh.ProtocolError):
+    """A client asks for more on one connection than any client needs."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many requests")
+
+
+class Session(Protocol):
+    """What a connection needs of a session on it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transfer is under way."""
+
+    def pump(self) -> None:
+        """Answer what can be answered now."""
+
+    def plan_pump(self) -> None:
+        """Pump soon."""
+
+    def confirm_delivery(self) -> None:
+        """Finish the closed pickups if the client's system has acknowledged their last byte."""
+
+    def window_opened(self) -> None:
+        """Go on soon: the client is about to open its window."""
+
+    def channel_closed(self) -> None:
+        """Note that the client closes the channel."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End with the channel."""
+
+
+class LoginTries(Protocol):
+    """What a connection needs of the handler of its login."""
+
+    async def begin_try(self, username: str) -> None:
+        """Count a try before it is made."""
+
+    async def failed(self, username: str, reason: Reason) -> None:
+        """Count a failure."""
+
+    def key_refused(self) -> None:
+        """Count an offered key that is not known."""
+
+
 class SshConnection(asyncssh.SSHServerConnection):
     """asyncssh's connection with back-pressure, without configuration files, and with our own checks."""
 
@@ -58,7 +107,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.number = number
         self.address = address
         self.choked = False
-        self.sessions: set[SftpSession] = set()
+        self.sessions: set[Session] = set()
         self.transport: asyncio.Transport | None = None
         self.last_active = asyncio.get_running_loop().time()
         self.user = ""
@@ -148,7 +197,7 @@ class SshConnection(asyncssh.SSHServerConnection):
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
         """Enforce the signature algorithms that we advertise: asyncssh would still accept SHA-1 from RSA keys."""
-        owner = cast("LoginHandler", self.get_owner())
+        owner = cast("LoginTries", self.get_owner())
         if msg:
             await owner.begin_try(username)
             length = int.from_bytes(signature[:4], "big")
@@ -195,7 +244,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         seconds = asyncio.get_running_loop().time() - self.born
         return FREE_EXCHANGES + bytes_taken // EXCHANGE_BYTES + int(seconds / EXCHANGE_SECONDS)
 
-    def new_channel(self, session: SftpSession) -> asyncssh.SSHServerChannel[bytes]:
+    def new_channel(self, session: Session) -> asyncssh.SSHServerChannel[bytes]:
         """Make the channel of a session: a small window, a least packet size, few requests before the session starts.
 
         The hooks look at each packet before asyncssh acts on it, which is why a closing channel can still be marked.
@@ -217,7 +266,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         channel.log_sent_packet = lambda *_, **__: None  # type: ignore[method-assign]  # costs more than the packet
         process_open = channel.process_open
 
-        async def refuse() -> SftpSession:
+        async def refuse() -> Any:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "The maximum packet size is too small")
 
         def check_size(number: int, window: int, packet_size: int, opened: Any) -> None:
@@ -243,7 +292,9 @@ class SshConnection(asyncssh.SSHServerConnection):
         return (client, server) if client and server else None
 
 
-def connection_options(settings: SftpSettings, credentials: Credentials) -> asyncssh.SSHServerConnectionOptions:
+def connection_options(
+    settings: SftpSettings, credentials: Credentials, login_handler: Callable[[], asyncssh.SSHServer]
+) -> asyncssh.SSHServerConnectionOptions:
     """Return asyncssh's options: the algorithms, the ways to log in, and everything else switched off."""
     # asyncssh looks for a configuration folder in the home even with config=None, and a service that systemd
     # runs with DynamicUser has no home.
@@ -253,7 +304,7 @@ def connection_options(settings: SftpSettings, credentials: Credentials) -> asyn
     profile = LEGACY if settings.legacy_algorithms else DEFAULT
     return asyncssh.SSHServerConnectionOptions(
         config=None,
-        server_factory=LoginHandler,
+        server_factory=login_handler,
         server_version=SERVER_VERSION,
         server_host_keys=list(credentials.host_keys),
         kex_algs=list(profile.kex),

@@ -8,14 +8,15 @@ ends.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import asyncssh
 import structlog
 
 from .algorithms import find_disagreement, negotiate
+from .connection import TooManyRequests
 from .limits import Reason
+from .registry import Login, plain
 from .session import SftpSession
 from .users import Verdict
 
@@ -34,34 +35,6 @@ NOT_SSH = (
     asyncssh.ServiceNotAvailable,
     ValueError,  # raised by asyncssh's parsers, and the cryptography under them, for bytes that make no sense
 )
-
-
-class TooManyRequests(asyncssh.ProtocolError):
-    """A client asks for more on one connection than any client needs."""
-
-    def __init__(self) -> None:
-        super().__init__("Too many requests")
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """A successful login, for the records."""
-
-    number: int
-    user: str
-    address: str
-    client: str
-    method: str
-    kex: str
-    host_key: str
-    cipher: str
-    mac: str
-
-
-def plain(text: str, longest: int = 64) -> str:
-    """Return a client's words fit for one field of a log line, so that they cannot pass for another field or line."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+/") else "_" for c in text[:longest])
-    return kept or "-"
 
 
 class LoginHandler(asyncssh.SSHServer):

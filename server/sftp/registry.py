@@ -15,26 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
 from ..pickups import DOCTOR_CLIENT, Ending, Grade
 from .limits import Guard, Limits, LogBudget, OpenPace, Penalty, Reason, connection_to_drop
-from .login import plain
-from .users import PasswordChecks
+from .users import PasswordChecks, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from ..pickups import Pickup
     from ..settings import SftpSettings
-    from .connection import SshConnection
     from .handler import ServedFiles
     from .keys import Credentials
     from .limits import Address
-    from .login import Login
-    from .users import Access, Verdict
+    from .users import Access
 
 log = structlog.get_logger()
 
@@ -48,6 +45,61 @@ class CurrentBan:
     address: str
     until: datetime
     failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A successful login, for the records."""
+
+    number: int
+    user: str
+    address: str
+    client: str
+    method: str
+    kex: str
+    host_key: str
+    cipher: str
+    mac: str
+
+
+def plain(text: str, longest: int = 64) -> str:
+    """Return a client's words fit for one field of a log line, so that they cannot pass for another field or line."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+/") else "_" for c in text[:longest])
+    return kept or "-"
+
+
+class Connection(Protocol):
+    """What the registry needs of a connection: when it was ``born`` and ``last_active`` is the event loop's time."""
+
+    address: Address
+    user: str
+    born: float
+    last_active: float
+
+    @property
+    def label(self) -> str:
+        """The words that every log line of the connection begins with."""
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        """The sessions on it."""
+
+    def abort(self) -> None:
+        """End it at once."""
+
+    def disconnect(self, code: int, reason: str) -> None:
+        """End it, and say why."""
+
+    async def wait_closed(self) -> None:
+        """Wait for its end."""
+
+
+class Session(Protocol):
+    """What the registry needs of a session."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transfer is under way."""
 
 
 @dataclass(slots=True)
@@ -87,7 +139,7 @@ class Registry:
         self._on_pickup = on_pickup
         self._on_login = on_login
         self._budget = LogBudget()
-        self._connections: set[SshConnection] = set()
+        self._connections: set[Connection] = set()
 
     def replace(self, settings: SftpSettings, credentials: Credentials) -> None:
         """Use other users and limits from now on; connections that exist stay."""
@@ -158,7 +210,7 @@ class Registry:
         self.left(waiting[index])
         return True
 
-    def joined(self, connection: SshConnection) -> None:
+    def joined(self, connection: Connection) -> None:
         """Count an admitted connection, which now begins."""
         self._connections.add(connection)
         self.counters.connections += 1
@@ -189,7 +241,7 @@ class Registry:
         self.summarize()
         return self._budget.take(reason, str(address))
 
-    def logged_in(self, connection: SshConnection, login: Login) -> None:
+    def logged_in(self, connection: Connection, login: Login) -> None:
         """Log and record a login."""
         log.info(
             f"{connection.label} logged in",
@@ -205,7 +257,7 @@ class Registry:
         if login.client != DOCTOR_CLIENT:
             self._on_login(login)
 
-    def has_room_for_session(self, connection: SshConnection) -> bool:
+    def has_room_for_session(self, connection: Connection) -> bool:
         """Return whether the connection's user may open one more session; count it, or the refusal."""
         count = sum(len(other.sessions) for other in self._connections if other.user == connection.user)
         if count >= self._guard.limits.sessions_per_user:
@@ -214,7 +266,7 @@ class Registry:
         self.counters.sessions += 1
         return True
 
-    def may_open_file(self, connection: SshConnection) -> bool:
+    def may_open_file(self, connection: Connection) -> bool:
         """Return whether the connection's user may open one more file now; log the refusal of a flood."""
         if self._opens.is_crowded(connection.user, time.monotonic()):
             self.refused(connection.address, Reason.FLOOD, connection.user)
@@ -225,7 +277,7 @@ class Registry:
         """Count one more opened file; return the seconds that it must wait for its turn."""
         return self._opens.turn(user, time.monotonic())
 
-    def refused_verb(self, connection: SshConnection, verb: str, **details: Any) -> None:
+    def refused_verb(self, connection: Connection, verb: str, **details: Any) -> None:
         """Count and log one refused request."""
         self.counters.refused_verbs[verb] += 1
         if self.may_log(verb, connection.address):  # a client that opens sessions in a loop
@@ -241,7 +293,7 @@ class Registry:
         """Return whether the user may log in from this address with this password, or why not."""
         return await self._passwords.check(self.access, user, address, password)
 
-    def picked_up(self, connection: SshConnection, pickup: Pickup) -> None:
+    def picked_up(self, connection: Connection, pickup: Pickup) -> None:
         """Record a pickup when its handle is opened, and again when it has ended."""
         if pickup.ended is not None:
             event, details = pickup_log_entry(connection.label, pickup)
@@ -249,12 +301,12 @@ class Registry:
             self.counters.pickups[pickup.grade.value] += 1
         self._on_pickup(pickup)
 
-    def ended(self, connection: SshConnection, error: str) -> None:
+    def ended(self, connection: Connection, error: str) -> None:
         """Log that a user's connection ended because one side complained."""
         if connection.user:
             log.info(f"{connection.label} ended", error=error)
 
-    def left(self, connection: SshConnection) -> None:
+    def left(self, connection: Connection) -> None:
         """Count out a connection that is over; a second call changes nothing."""
         # A dropped connection comes here twice: when it is dropped, and when asyncssh reports its end.
         if connection in self._connections:
@@ -268,7 +320,7 @@ class Registry:
         for reason, count in self._budget.summaries(time.monotonic()):
             log.warning(f"sftp refused {count} more", reason=reason)
 
-    def connections(self) -> Iterator[SshConnection]:
+    def connections(self) -> Iterator[Connection]:
         """Iterate over the connections of this moment, even while they come and go."""
         return iter(list(self._connections))
 

@@ -18,6 +18,7 @@ import structlog
 from .connection import SshConnection, connection_options
 from .handler import ServedFiles
 from .limits import LINE_WINDOW, Reason, parse_address
+from .login import LoginHandler
 from .registry import Registry
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ..triton import LogFile
     from .keys import Credentials
     from .limits import Address
-    from .login import Login
+    from .registry import Login
 
 log = structlog.get_logger()
 
@@ -56,7 +57,7 @@ class SftpServer:
         )
         self.arrived = 0
         self._credentials = credentials
-        self._options = connection_options(settings, credentials)
+        self._options = connection_options(settings, credentials, LoginHandler)
         self._arriving: set[asyncio.Task[None]] = set()
         self._next_number = 1
         self._socket: socket.socket | None = None
@@ -101,7 +102,7 @@ class SftpServer:
             ValueError: the options cannot be used; everything stays as it was.
         """
         # First: where it raises, nothing has changed yet.
-        options = connection_options(settings, credentials)
+        options = connection_options(settings, credentials, LoginHandler)
         self.registry.replace(settings, credentials)
         self.settings, self._credentials, self._options = settings, credentials, options
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import asyncssh
 import structlog
 
+from .connection import UNSENT_HIGH, UNSENT_LOW
 from .delivery import Delivery
 from .fast_send import FastSender
 from .handler import Client, Events, RequestHandler
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ONLY_SFTP = b"This service allows SFTP only.\n"
-UNSENT_HIGH = 256 * 1024  # bytes, of one channel and of the socket
-UNSENT_LOW = 64 * 1024
 TURN = 1 << 20  # bytes answered before other connections get their turn
 REQUEST_COST = 16 * 1024  # bytes that a request counts for besides its reply: small ones take time too
 MAX_WAITING = 32 * 1024  # bytes of requests that may wait for an earlier one

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..pickups import Pickup
-    from ..sftp.login import Login
+    from ..sftp.registry import Login
     from .ledger import Ledger
 
 log = structlog.get_logger()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from server.pickups import Pickup
-    from server.sftp.login import Login
+    from server.sftp.registry import Login
 
 PASSWORD = "correct horse"
 NAME = "MEGA20261120-00.tsv.gz"
