@@ -32,7 +32,7 @@ STEPS: tuple[tuple[Any, str], ...] = (
     (publisher, "convert_apart"),
     (Staging, "keep_rejects"),
     (staging, "_check"),
-    (staging, "discarded"),
+    (staging, "discard"),
     (Staging, "discard"),
     (os, "link"),
     (os, "fsync"),
@@ -40,7 +40,7 @@ STEPS: tuple[tuple[Any, str], ...] = (
     (DataFolder, "add_served"),
     (Ledger, "intend"),
     (Ledger, "published"),
-    (Ledger, "settle"),
+    (Ledger, "finish_interrupted"),
     (Ledger, "adopt"),
     (Ledger, "late_checked"),
 )

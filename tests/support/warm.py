@@ -1,7 +1,7 @@
 """Commands of pickup-point without the second that an interpreter takes to start: forked from a process that has all.
 
 Each is a process of its own, with its own files, environment, locks and end; only the imports are shared. One such
-process serves a whole run of tests: ``python -P -m tests.support.warm`` with a socket as its standard input.
+process serves a whole run of tests: ``python -P tests/support/warm.py`` with a socket as its standard input.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Warm:
         self._at_start = _what_counts_at_start(env)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.support.warm"], cwd=ROOT, env=dict(env),
+            [sys.executable, "-P", __file__], cwd=ROOT, env=dict(env),
             stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as its children have: none can seek
         )  # fmt: skip
         theirs.close()
@@ -185,7 +185,7 @@ if __name__ == "__main__":
     import server
 
     for module in pkgutil.walk_packages(server.__path__, "server."):
-        if module.name.rpartition(".")[2] != "__main__":
+        if module.name.rpartition(".")[2] not in ("__main__", "libkernel"):  # a program; a library, which is no module
             import_module(module.name)
     gc.freeze()
     _serve(requests_here)
