@@ -175,7 +175,7 @@ def test_keygen_replaces_no_key_that_it_cannot_read(service_site: ServiceSite) -
     key.write_text("damaged\n")
     done = service_site.run("keygen")
     assert done.returncode == 2
-    assert "restore it from the backup" in done.stderr
+    assert "restore it from a backup" in done.stderr
     assert key.read_text() == "damaged\n"
 
 

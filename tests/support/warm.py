@@ -185,7 +185,7 @@ if __name__ == "__main__":
     import server
 
     for module in pkgutil.walk_packages(server.__path__, "server."):
-        if module.name.rpartition(".")[2] != "__main__":
+        if module.name.rpartition(".")[2] not in ("__main__", "libkernel"):  # the kernel is no module, only named like one
             import_module(module.name)
     gc.freeze()
     _serve(requests_here)
