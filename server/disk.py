@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from typing import TYPE_CHECKING
 
@@ -125,7 +124,7 @@ def read_private(name: str, keys_dir: Path, problems: list[Problem]) -> bytes | 
 
 def write_new(path: Path, data: bytes) -> bool:
     """Write a private file whole or not at all; return False when another process made it first."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -15,7 +15,6 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..config import load_ip_hash_key
 from ..convert.apart import Outputs, convert_apart
 from ..errors import ConfigError, LedgerError, PickupPointError
 from .progress import progress_bars
@@ -183,6 +182,7 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
     keys_dir = config.keys_dir if config is not None else Path("keys")
     if not (keys_dir / "ip_hash.key").exists() and "CREDENTIALS_DIRECTORY" not in os.environ:
         return os.urandom(32), False
+    from ..config import load_ip_hash_key  # only here: it loads what checks a whole configuration
 
     with contextlib.suppress(ConfigError):
         return load_ip_hash_key(keys_dir), True

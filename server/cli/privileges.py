@@ -6,10 +6,7 @@ types leaves nothing behind that the service cannot open.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +14,8 @@ from ..disk import translate_os_errors
 from ..errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    import ctypes
+
     from ..settings import Config
 
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2  # prctl(2)
@@ -55,6 +54,8 @@ def become_owner(config: Config) -> None:
             folder = folder.parent
         owner = folder.stat()
     if owner.st_uid != 0:
+        import ctypes  # only here: a plain convert needs none of it
+
         libc = ctypes.CDLL(None)
         # Else setuid would take every capability away (prctl(2)). The groups go first: only root may change them.
         libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
@@ -69,6 +70,8 @@ def _keep_read_capability(libc: ctypes.CDLL) -> None:
 
     If the kernel does not grant it, the folder must be reachable for its owner.
     """
+    import struct
+
     right = 1 << _DAC_READ_SEARCH
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
     if libc.capset(header, struct.pack("<6I", right, right, right, 0, 0, 0)) == 0:
@@ -84,6 +87,8 @@ def find_aws_key(config: Config) -> None:
 
 def find_keys_dir(path: Path) -> tuple[Path, str]:
     """Return keys_dir and the public address, also of a configuration that cannot be loaded before its keys exist."""
+    import tomllib  # only here, like ctypes above
+
     try:
         raw = tomllib.loads(path.read_bytes().decode())
     except (OSError, ValueError):

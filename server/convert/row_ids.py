@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import struct
-import tempfile
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -112,6 +111,8 @@ class Spill:
         if self._held <= self._held_limit:
             return
         if self._file is None:
+            import tempfile  # only here: a small export spills nothing
+
             self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)  # noqa: SIM115  # closed by __exit__
         offset = self._file.seek(0, 2)
         for part, buffer in enumerate(self._buffers):

@@ -25,7 +25,7 @@ import orjson
 import pytest
 
 from server.convert import apart, process
-from server.convert.apart import Outputs, SentFile, convert_apart
+from server.convert.apart import SentFile
 from server.convert.day import Tuning
 from server.convert.messages import FileNames, WrittenLog
 from server.convert.row import Conversion
@@ -35,12 +35,12 @@ from server.errors import ConversionDied, ConversionFailed, DataFolderError, Exp
 from server.storage.staging import Staging
 from server.triton import Layout, LogRules
 
+from ..support.apart import apart_from
 from ..support.planted import planted
 from ..support.reference_conversion import (
     DAY,
     KERNEL,
     KEY,
-    conversion,
     convert,
     convert_slowly,
     export_file,
@@ -53,11 +53,8 @@ from ..support.site import log_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from server.convert.answer import Answer
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SECRET = "203.0.113.99"
-LOG_NAMES = FileNames("log-", 0, ".gz")
 
 
 @pytest.fixture
@@ -65,15 +62,6 @@ def folder(tmp_path: Path) -> Path:
     """A staging folder."""
     (tmp_path / "staging").mkdir()
     return tmp_path / "staging"
-
-
-def apart_from(
-    export: Path, folder: Path, made: Conversion | None = None, names: FileNames = LOG_NAMES, **more: Any
-) -> Answer:
-    """Convert in a process of its own."""
-    made = made or conversion()
-    outputs = Outputs(folder, lambda: names, (folder, "rejects"))
-    return convert_apart(export, lambda: made, outputs, scratch=folder, **more)
 
 
 @contextmanager
@@ -211,7 +199,7 @@ def test_a_stop_ends_it_at_once(tmp_path: Path, folder: Path) -> None:
 _PARENT = """
 import sys, time
 from pathlib import Path
-from tests.convert.test_process import apart_from
+from tests.support.apart import apart_from
 def wait(_):
     import os
     children = [c for task in Path("/proc/self/task").iterdir() for c in (task / "children").read_text().split()]

@@ -185,7 +185,7 @@ async def test_credentials_rotated_between_two_tries_are_taken_up(
         waited.append(seconds)
         s3_auth.chain.use(*new)
 
-    monkeypatch.setattr("server.megaphone.bucket.asyncio.sleep", rotate)
+    monkeypatch.setattr("server.s3.client.asyncio.sleep", rotate)
     assert DAY in (await bucket.day_exports()).exports
     assert waited == [0.0]
 

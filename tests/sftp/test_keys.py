@@ -111,7 +111,7 @@ def test_all_problems_of_all_files_are_reported_at_once(folder: Path, tmp_path: 
     told = problems(error)
     assert "no such file -> make the missing keys: pickup-point keygen" in told
     assert "is a key of type ssh-ed25519, not ssh-rsa" in told
-    assert f"no public key in line 2 of {public}" in told
+    assert f"line 2 of {public} is not a public key" in told
     assert "too expensive" in told
     assert error.value.exit_code == 2
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
+import hashlib
 import os
 import stat
 import subprocess
@@ -13,14 +15,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.errors import DataFolderBusy, DataFolderError, NameSpent
+from server.convert.log_writer import LogFiles, deflate
+from server.convert.messages import WrittenLog
+from server.errors import ConversionDied, DataFolderBusy, DataFolderError, NameSpent
 from server.storage.folder import DataFolder
+from tests.support.reference_conversion import MemorySink
 from tests.support.site import log_name, name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from server.storage.staging import Staging
     from server.triton import LogFile
+
+HEADER = "header\n"
 
 
 @pytest.fixture
@@ -31,21 +39,42 @@ def point(tmp_path: Path) -> DataFolder:
     return point
 
 
+def gzipped(text: bytes) -> bytes:
+    """A log with these lines, as a conversion writes it."""
+    sink = MemorySink()
+    files = LogFiles(sink, HEADER)
+    files.open()
+    files.write(deflate(text, text.count(b"\n")))
+    files.close()
+    (log,) = sink.logs
+    return log.content
+
+
+def write(staging: Staging, *texts: bytes) -> list[WrittenLog]:
+    """Write these lines, one text for each log, where a conversion would; what it would say of them."""
+    logs = []
+    for index, text in enumerate(texts):
+        content = gzipped(text)
+        with (staging.folder / staging.file_names.at(index)).open("xb") as file:
+            file.write(content)
+        logs.append(WrittenLog(text.count(b"\n"), len(content), hashlib.sha256(content).hexdigest()))
+    return logs
+
+
 def publish(point: DataFolder, *texts: bytes, number: int = 0, mtime: int = 1_800_000_000) -> list[LogFile]:
-    """Stage these as logs, seal them, and link them."""
+    """Stage these lines as logs, seal them, and link them."""
     with point.stage(log_name(number)) as staging:
-        for index, text in enumerate(texts):
-            with staging.open_log(index) as file:
-                file.write(text)
-        staging.seal(mtime)
+        staging.seal(write(staging, *texts), HEADER, mtime)
         return staging.publish()
 
 
-def begin_and_leave(point: DataFolder, fault: type[BaseException]) -> None:
-    """Write half of a log and half of the rejects, then go."""
+def begin_and_leave(point: DataFolder, fault: type[BaseException], *, sealed: bool) -> None:
+    """Write two logs and rejects, seal the logs or not, then go."""
     with point.stage(log_name()) as staging:
-        staging.open_log(0).write(b"half")
-        staging.open_rejects().write(b"half")
+        logs = write(staging, b"one\n", b"two\n")
+        (staging.folder / staging.rejects_name).write_bytes(b"half")
+        if sealed:
+            staging.seal(logs, HEADER, 1)
         raise fault
 
 
@@ -67,7 +96,7 @@ def test_folders_are_private_and_files_read_only(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         point.prepare()
-        publish(point, b"x")
+        publish(point, b"x\n")
     finally:
         os.umask(before)
     folders = (point.data_dir, point.pickup_dir, point.staging_dir, point.rejects_dir)
@@ -77,63 +106,73 @@ def test_folders_are_private_and_files_read_only(tmp_path: Path) -> None:
 
 def test_a_publication_appears_whole_with_size_digest_and_time(point: DataFolder) -> None:
     """Until `publish` nothing is in the folder; then every file is, with the mtimes and sums that were sealed."""
+    texts = (b"line\n", b"line\n" * 2)
     with point.stage(log_name()) as staging:
-        for index in range(2):
-            with staging.open_log(index) as file:
-                file.write(b"line\n" * (index + 1))
-        sealed = staging.seal(1_800_000_000)
+        logs = write(staging, *texts)
+        sealed = staging.seal(logs, HEADER, 1_800_000_000)
         assert point.found() == [] and len(list(point.staging_dir.iterdir())) == 2
         files = staging.publish()
     assert [(str(file.name), file.size, file.mtime) for file in files] == [
-        (name(0), 5, 1_800_000_000), (name(1), 10, 1_800_000_001),
+        (name(0), logs[0].size, 1_800_000_000), (name(1), logs[1].size, 1_800_000_001),
     ]  # fmt: skip
-    for served, log in zip(files, sealed, strict=True):
-        status = (point.pickup_dir / str(served.name)).stat()
+    for served, log, text in zip(files, sealed, texts, strict=True):
+        path = point.pickup_dir / str(served.name)
+        status = path.stat()
         assert (status.st_size, status.st_mtime, status.st_nlink) == (served.size, served.mtime, 1)
-        assert point.sha256(served.name) == log.sha256
+        assert gzip.decompress(path.read_bytes()) == HEADER.encode() + text
+        assert point.sha256(served.name) == log.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert list(point.staging_dir.iterdir()) == []
 
 
 def test_an_existing_name_is_never_replaced(point: DataFolder) -> None:
     """A file of the name that is to be published stays as it is, byte for byte; the error names it."""
-    publish(point, b"first")
+    publish(point, b"first\n")
     with pytest.raises(NameSpent, match=name()) as caught:
-        publish(point, b"second")
+        publish(point, b"second\n")
     assert "trace" in caught.value.hint
-    assert (point.pickup_dir / name()).read_bytes() == b"first"
+    assert (point.pickup_dir / name()).read_bytes() == gzipped(b"first\n")
     assert list(point.staging_dir.iterdir()) == []
 
 
+@pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError])
-def test_staging_that_is_left_early_leaves_nothing(point: DataFolder, fault: type[BaseException]) -> None:
+def test_staging_that_is_left_early_leaves_nothing(point: DataFolder, fault: type[BaseException], sealed: bool) -> None:
     """Whatever ends it before `publish`, neither logs nor rejects remain anywhere."""
     with pytest.raises(fault):
-        begin_and_leave(point, fault)
+        begin_and_leave(point, fault, sealed=sealed)
     assert [*point.staging_dir.iterdir(), *point.pickup_dir.iterdir(), *point.rejects_dir.iterdir()] == []
 
 
-def test_a_second_pass_begins_again(point: DataFolder) -> None:
-    """`restart` forgets what was written, files and rejects."""
+def test_rejects_are_those_of_the_last_conversion(point: DataFolder) -> None:
+    """They are moved to ``rejects/``, replace what a held version left there, and are removed where there are none."""
+    kept = point.rejects_dir / log_name().rejects
+    for content in (b"first", b"second"):
+        with point.stage(log_name()) as staging:
+            (staging.folder / staging.rejects_name).write_bytes(content)
+            staging.keep_rejects(written=True)
+            assert list(point.staging_dir.iterdir()) == []
+        assert (kept.read_bytes(), mode(kept)) == (content, 0o440)
     with point.stage(log_name()) as staging:
-        staging.open_log(0).write(b"first pass")
-        staging.open_rejects().write(b"first pass")
-        staging.restart()
-        with staging.open_log(0) as file:
-            file.write(b"second")
-        assert staging.keep_rejects() is False
-        staging.seal(1)
-        staging.publish()
-    assert (point.pickup_dir / name()).read_bytes() == b"second"
+        staging.keep_rejects(written=False)
     assert list(point.rejects_dir.iterdir()) == []
 
 
-def test_a_link_in_staging_is_not_followed(point: DataFolder, tmp_path: Path) -> None:
-    """A link planted under a staged name does not make the service write elsewhere."""
-    (tmp_path / "victim").write_bytes(b"mine")
-    (point.staging_dir / name()).symlink_to(tmp_path / "victim")
-    with pytest.raises(DataFolderError):
-        publish(point, b"x")
-    assert (tmp_path / "victim").read_bytes() == b"mine"
+@pytest.mark.parametrize("kind", ["log", "rejects"])
+def test_a_link_in_staging_is_not_followed(point: DataFolder, tmp_path: Path, kind: str) -> None:
+    """A link under a staged name, to a file that would be right, goes nowhere; what it points to is not touched."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(gzipped(b"x\n"))
+    victim.chmod(0o600)
+    with point.stage(log_name()) as staging:
+        logs = write(staging, b"x\n")
+        link = staging.folder / (staging.rejects_name if kind == "rejects" else staging.file_names.at(0))
+        link.unlink(missing_ok=True)
+        link.symlink_to(victim)
+        take = {"log": lambda: staging.seal(logs, HEADER, 1), "rejects": lambda: staging.keep_rejects(written=True)}
+        with pytest.raises(ConversionDied, match="there is no file"):
+            take[kind]()
+    assert (victim.read_bytes(), mode(victim)) == (gzipped(b"x\n"), 0o600)
+    assert [*point.staging_dir.iterdir(), *point.pickup_dir.iterdir(), *point.rejects_dir.iterdir()] == []
 
 
 # What is served
@@ -142,7 +181,8 @@ def test_a_link_in_staging_is_not_followed(point: DataFolder, tmp_path: Path) ->
 def _of_the_same_size(path: Path) -> Path:
     """Another file, outside the folder, as large as the one that was published."""
     other = path.parents[2] / "secret"
-    other.write_bytes(b"s")
+    other.write_bytes(gzipped(b"s\n"))
+    assert other.stat().st_size == len(gzipped(b"x\n"))
     return other
 
 
@@ -157,7 +197,7 @@ def _of_the_same_size(path: Path) -> Path:
 ])  # fmt: skip
 def test_only_the_file_that_was_published_is_opened(point: DataFolder, make: Callable[[Path], None]) -> None:
     """A FIFO, a folder, a link, a file of another size or nothing at all under a served name does not exist."""
-    (file,) = publish(point, b"x")
+    (file,) = publish(point, b"x\n")
     (point.pickup_dir / name()).unlink()
     make(point.pickup_dir / name())
     before = open_files()
@@ -172,14 +212,14 @@ def test_what_is_not_a_regular_file_is_not_found(point: DataFolder) -> None:
     (point.pickup_dir / name(1)).mkdir()
     (point.pickup_dir / name(2)).symlink_to("/etc/hostname")
     (point.pickup_dir / "notes").write_bytes(b"")
-    publish(point, b"x", number=3)
+    publish(point, b"x\n", number=3)
     assert [(file.file, file.name) for file in point.found()] == [(name(3), log_name(3)), ("notes", None)]
     assert sorted(point.names()) == [log_name(n) for n in range(4)]
 
 
 def test_the_served_files_are_a_snapshot(point: DataFolder) -> None:
     """A listing in progress does not change when files are published or pruned."""
-    first, second = publish(point, b"x", b"y")
+    first, second = publish(point, b"x\n", b"y\n")
     point.serve({str(first.name): first})
     before = point.served
     point.add_served([second])
@@ -190,10 +230,10 @@ def test_the_served_files_are_a_snapshot(point: DataFolder) -> None:
 
 def test_an_open_file_stays_readable_after_it_is_pruned(point: DataFolder) -> None:
     """A transfer that has begun ends well although its file is removed."""
-    (file,) = publish(point, b"content")
+    (file,) = publish(point, b"content\n")
     descriptor = point.open(file)
     point.remove(file.name)
-    assert os.read(descriptor, 100) == b"content"
+    assert os.read(descriptor, 1000) == gzipped(b"content\n")
     os.close(descriptor)
 
 

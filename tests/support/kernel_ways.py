@@ -324,8 +324,8 @@ class Ways:
     def agree(self, job: Job) -> Result:
         """Return the result, which must be the same by both."""
         result = self.by_kernel.do(job)
-        expected = _values(self.exactly.do(job))
-        for name, value in _values(result).items():
+        expected = result_values(self.exactly.do(job))
+        for name, value in result_values(result).items():
             if value != expected[name]:
                 raise AssertionError(f"{name}: {_difference(value, expected[name])}")
         return result
@@ -340,7 +340,8 @@ def _difference(one: Any, other: Any) -> str:
     return f"{one!r:.2000} instead of {other!r:.2000}"
 
 
-def _values(result: Result) -> dict[str, Any]:
+def result_values(result: Result) -> dict[str, Any]:
+    """Everything that a result holds, to be compared by value."""
     return {
         "number": result.number,
         "line_count": result.line_count,

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent.parent
 MOST = 1 << 20  # bytes of a request
 # What an interpreter reads when it starts: a command for which one of these is another needs a start of its own.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "SHIFTED_CLOCK", "MALLOC_")
+_NOT_IMPORTED = ("__main__", "libkernel")  # a program; a library that is no module, only called like one
 
 
 class Forked:
@@ -185,7 +186,7 @@ if __name__ == "__main__":
     import server
 
     for module in pkgutil.walk_packages(server.__path__, "server."):
-        if module.name.rpartition(".")[2] not in ("__main__", "libkernel"):  # a program; a library, which is no module
+        if module.name.rpartition(".")[2] not in _NOT_IMPORTED:
             import_module(module.name)
     gc.freeze()
     _serve(requests_here)
