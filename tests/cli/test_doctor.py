@@ -412,7 +412,7 @@ def test_init_asks_six_questions_on_a_terminal(tmp_path: Path) -> None:
 def test_init_says_what_is_missing_and_what_is_wrong(program: Program, tmp_path: Path) -> None:
     """Without a terminal it names the option; for bad answers every problem, and it writes nothing."""
     done = program.run("init", "--address", "sftp.example.com")
-    assert done.returncode == 2 and "--export is missing" in done.stderr
+    assert done.returncode == 2 and "missing --export (no terminal to prompt on)" in done.stderr
     done = program.run("init", *answers(prefix="a b", export="ftp://x"))
     assert done.returncode == 2 and "export.url" in done.stderr and "log.prefix" in done.stderr
     assert str(tmp_path / "config.toml") in done.stderr
