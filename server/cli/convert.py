@@ -1,7 +1,7 @@
 """One export converted by hand, outside any data folder: what ``pickup-point convert`` does.
 
-Touches the export (read), the output file and, where asked for, a rejects file; both appear whole or not at all. It is
-loaded, and the process that converts has been started, before what else it needs is loaded: that is half of its time.
+Touches the export (read), the output file and, if asked for, a rejects file; both appear whole or not at all. It starts
+the conversion process before it imports whatever else it needs: that halves its time.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def convert_by_hand(
     parts = {output: output.with_name(f".{output.name}.{token}.00.part")}
     if rejects is not None:
         parts[rejects] = rejects.with_name(f".{rejects.name}.{token}.rejects.part")
+    # Filled by `conversion`, which is called once the process has started: both prepare at the same time.
     made: list[_Made] = []
 
     def conversion() -> Conversion:
@@ -86,6 +87,7 @@ def convert_by_hand(
                 progress=progress,
                 stop=stop,
             )
+        # Renamed only after the whole conversion was checked: an old output file stays until the new one is complete.
         for wanted, part in parts.items():
             if wanted == output or converted.rejects:
                 part.replace(wanted)
@@ -109,7 +111,7 @@ def convert_by_hand(
 def convert_command(
     export: Path, output: Path, rejects: Path | None, config: Config | None, *, json: bool = False
 ) -> None:
-    """Do what ``pickup-point convert`` does, and print what came of it."""
+    """Do what ``pickup-point convert`` does, and print the result."""
     with progress_bars() as show:
         total = export.stat().st_size if show is not None and export.exists() else 0
         progress = None if show is None else lambda read: show(export.name, read, total)
@@ -127,7 +129,7 @@ def convert_command(
 
 
 class _Made(NamedTuple):
-    """What a conversion by hand is made of."""
+    """The rules of a conversion by hand, whether its hash key is the site's, and warnings about its catalogue."""
 
     conversion: Conversion
     key_known: bool
@@ -135,16 +137,18 @@ class _Made(NamedTuple):
 
 
 def _make(export: Path, config: Config | None) -> _Made:
+    """Return what a conversion of this export needs."""
     from ..convert.row import Conversion
     from ..triton import LogRules
 
     rules = config.log.log_rules if config is not None else LogRules()
     key, key_known = _hash_key(config)
-    catalogue, told = _catalogue(config)
-    return _Made(Conversion(rules, key, catalogue, _day_in(export.name)), key_known, told)
+    catalogue, notes = _catalogue(config)
+    return _Made(Conversion(rules, key, catalogue, _day_in(export.name)), key_known, notes)
 
 
 def _file_names(part: str) -> FileNames:
+    """Return the names that make this part the first file."""
     from ..convert.messages import FileNames
 
     return FileNames(part.removesuffix("00.part"), 0, ".part")
@@ -154,7 +158,7 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
     """Return the catalogue that the service would use now, and a warning if its ledger cannot be read.
 
     Raises:
-        ConfigError: a file has to be corrected.
+        ConfigError: a file must be corrected.
     """
     if config is None:
         return None, []
@@ -182,7 +186,7 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
     keys_dir = config.keys_dir if config is not None else Path("keys")
     if not (keys_dir / "ip_hash.key").exists() and "CREDENTIALS_DIRECTORY" not in os.environ:
         return os.urandom(32), False
-    from ..config import load_ip_hash_key  # only here: it loads what checks a whole configuration
+    from ..config import load_ip_hash_key  # only here: it loads the checks of a whole configuration
 
     with contextlib.suppress(ConfigError):
         return load_ip_hash_key(keys_dir), True
@@ -201,7 +205,7 @@ def _day_in(name: str) -> date | None:
 
 @contextlib.contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the conversion at once, and then the command."""
+    """Make SIGTERM and Ctrl-C end the conversion at once, and then the command."""
     before = {}
     # Only the main thread may set handlers (signal.signal).
     if threading.current_thread() is threading.main_thread():

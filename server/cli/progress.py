@@ -1,7 +1,7 @@
 """Progress on the terminal: a bar for each export that is being read.
 
-Touches standard error, and only where that is a terminal; elsewhere nothing is done. Apart from `options`, since a
-plain ``convert`` begins without typer.
+Touches standard error, and only if that is a terminal; else it does nothing. It is not part of `options`, since a plain
+``convert`` loads no typer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """What shows how far something is (its name, bytes read, bytes in all), or None where nobody looks."""
+    """Yield a function that shows progress (a name, bytes read, bytes in all), or None if this is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,7 +1,7 @@
-"""Where the program begins: the command ``convert`` without a configuration at once, every other one by `app`.
+"""The entry point: runs a ``convert`` without a configuration at once, every other command through `app`.
 
-Prints nothing itself. What reads the command lines of all commands takes longer to load than a small export to convert,
-so a plain ``convert`` does not wait for it.
+Prints nothing itself. The parser of all commands takes longer to load than a small export takes to convert, so a plain
+``convert`` does not wait for it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ _VALUES = {"-o": "output", "--output": "output", "--rejects": "rejects"}
 
 
 def main() -> None:
-    """The command ``pickup-point``."""
+    """Run the command ``pickup-point``."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command; the exit code."""
+    """Run a command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without an arrow is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show an arrow is no reason to fail
     plain = plain_convert(arguments)
     if plain is None:
         from . import app
@@ -43,7 +43,10 @@ def run(arguments: list[str]) -> int:
 
 
 def plain_convert(arguments: list[str]) -> dict[str, str] | None:
-    """What a plain ``convert`` is to do; None for all else, mistakes among it, and where a configuration lies."""
+    """Return the arguments of a plain ``convert``; None for anything else, a mistake, or if there is a configuration.
+
+    It must never take what `app` would refuse: in doubt it returns None, and `app` reports the mistake.
+    """
     from .privileges import SEARCHED
 
     if arguments[:1] != ["convert"] or any(os.path.isfile(place) for place in SEARCHED):  # noqa: PTH113

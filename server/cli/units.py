@@ -1,6 +1,6 @@
 """The systemd units of this installation: a service that owns nothing but its state folder, and its socket.
 
-Touches nothing but the path of this program, and looks whether there is an AWS key.
+Touches nothing but the path of this program, and checks whether there is an AWS key.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
 
 
 def _escaped(path: Path | str) -> str:
+    """Return a path as systemd reads it back."""
     return str(path).replace("%", "%%")  # systemd.unit(5): a specifier begins with %
 
 

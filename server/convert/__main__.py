@@ -1,18 +1,18 @@
-"""The conversion process: ``python -m server.convert`` converts one export, and touches nothing that it was not handed.
+"""The conversion process: ``python -m server.convert`` converts one export, and touches only what it was handed.
 
 Reads a request from standard input (`messages`), writes log files and rejected rows into the folders whose descriptors
-it was started with, and says on standard output, in lines of JSON, how far it is and what came of it. The promises: it
-ends when standard input does, and so with whoever started it; what it says of a failure is a word, a number, or a place
-in the program, never a listener's address.
+it was started with, and reports on standard output, in lines of JSON, its progress and its result. The promises: it
+ends when standard input does, and so with whoever started it; it describes a failure by a word, a number, or a line of
+the program, never by a listener's address.
 
-What it says of a failure, ``{"failed": {"kind": ...}}``:
+How it reports a failure, ``{"failed": {"kind": ...}}``:
 
     torn        the export is not a complete gzip file: "word", of `lines.TORN`
-    unreadable  the export is not read by the system: "errno"
-    sent        a published log is not a complete gzip file: "log", its place among ``sent``, and "word"
-    disk        the disk refused what was to be written: "errno"
-    memory      it would have taken more memory than it may
-    error       something that nobody thought of: "type", and "at", the last places in the program
+    unreadable  the system cannot read the export: "errno"
+    sent        a published log is not a complete gzip file: "log", its index in ``sent``, and "word"
+    disk        the disk refused a write: "errno"
+    memory      it needed more memory than it is allowed
+    error       an unforeseen error: "type", and "at", the last lines of the program in its traceback
 """
 
 from __future__ import annotations
@@ -39,35 +39,40 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-_EVERY = 0.1  # seconds between two words on how far it is
+_EVERY = 0.1  # seconds between two reports of progress
 _STACK = 1 << 20  # bytes, of a thread
-_PLACES = 3
+_PLACES = 3  # lines of a traceback that are reported
 
 
 def main() -> None:
-    """Do what is asked; exit 0 if an answer was given, whatever it is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this: it is ended from there
+    """Serve one request; exit with 0 if it was answered, even by a failure."""
+    # A terminal sends Ctrl-C to this process too; whoever started it decides, and ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Before any thread (the filter covers only the caller and its children) and before any byte from outside.
     sandbox.enter()
     asked = _read(LENGTH)
     asked = _read(int.from_bytes(asked, "little")) if len(asked) == LENGTH else b""
     if not asked:
-        os.write(2, b"python -m server.convert is started by pickup-point, which asks it by standard input\n")
+        os.write(2, b"python -m server.convert is started by pickup-point and reads its request from standard input\n")
         os._exit(2)
     threading.stack_size(_STACK)
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         request = Request.unpack(asked)
         del asked
+        # Only now: the limit depends on the number of threads, which the request states.
         sandbox.limit_memory(request.threads)
         gc.freeze()
         for said in _convert(request):
             _say(said)
     except BaseException as error:
         _say(line({"failed": _failure(error)}))
-    os._exit(0)  # at once: there is nothing to put away
+    # At once: files are written without a buffer, so nothing is left to be flushed.
+    os._exit(0)
 
 
 def _read(size: int) -> bytes:
+    """Read this many bytes of standard input; fewer if it ends before."""
     data = bytearray()
     while len(data) < size and (more := os.read(0, size - len(data))):
         data += more
@@ -75,24 +80,26 @@ def _read(size: int) -> bytes:
 
 
 def _end_with_input() -> None:
+    """End the process when standard input does: whoever started it is gone, or wants no answer."""
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
 def _say(message: bytes) -> None:
+    """Write a line of the answer, all of it."""
     rest = memoryview(message)
     while rest:
         rest = rest[os.write(1, rest) :]
 
 
 def _convert(request: Request) -> Any:
-    """Convert; the lines of the answer."""
+    """Convert, and return the lines of the answer."""
     os.fchdir(request.scratch)
     sink = _Files(request)
     said = [0.0]
 
-    def tell(read: int) -> None:
+    def report(read: int) -> None:
         if time.monotonic() - said[0] >= _EVERY:
             _say(line({"read": read}))
             said[0] = time.monotonic()
@@ -111,20 +118,20 @@ def _convert(request: Request) -> Any:
         ],
         fresh_after=request.fresh_after,
         by_podcast=request.by_podcast,
-        progress=tell,
+        progress=report,
     )
     logs = [WrittenLog(lines, *written) for lines, written in zip(converted.lines_per_log, sink.written(), strict=True)]
     return answer(converted, logs, rejects=sink.has_rejects)
 
 
 def _rewound(descriptor: int) -> BinaryIO:
-    """A file that stays open when its reader closes it, from its beginning."""
+    """Return a file at its beginning that leaves the descriptor open when it is closed: a second pass needs it."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     return io.FileIO(descriptor, closefd=False)
 
 
 class _Files:
-    """The sink: files in the folders that were handed over, under the names that were asked for."""
+    """The sink: files in the folders of the request, under its names."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -151,12 +158,12 @@ class _Files:
         return _File(*self._request.rejects, self._request.mode, digest=False)
 
     def written(self) -> list[tuple[int, str]]:
-        """Of each log its size and digest."""
+        """Return the size and the digest of each log."""
         return [(log.size, log.sha256) for log in self._logs]
 
 
 class _File(io.FileIO):
-    """A new file; what is written is hashed on its way."""
+    """A new file that hashes what is written to it."""
 
     def __init__(self, folder: int, name: str, mode: int, *, digest: bool) -> None:
         _remove(folder, name)
@@ -170,7 +177,7 @@ class _File(io.FileIO):
         return "" if self._digest is None else self._digest.hexdigest()
 
     def write(self, data: Buffer) -> int:
-        """Write all of it, also where the system writes less at once."""
+        """Write all of ``data``, even where the system takes it in parts."""
         rest = memoryview(data).cast("B")
         if self._digest is not None:
             self._digest.update(rest)
@@ -187,7 +194,7 @@ def _remove(folder: int, name: str) -> None:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    """What is said of an error; its words are left out."""
+    """Return how an error is reported; its own words are left out, since they may quote the export."""
     cause = error.__cause__
     if isinstance(error, ExportTorn):
         return {"kind": "torn", "word": error.word}

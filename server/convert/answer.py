@@ -1,8 +1,7 @@
-"""The answer of the conversion process, checked field by field: it has read what anybody may have written.
+"""The answer of the conversion process, checked field by field: the process has read what anybody may have written.
 
-No outside world. The promise: what comes out is of the types and within the ranges that a right answer has, its books
-balance, and no text in it but ids of podcasts came from the process. Whether the files are as it says is looked at
-where they are published.
+No outside world. The promise: every value has the type and the range of a right answer, the books balance, and no text
+except ids of podcasts comes from the process. Whether the files are as it says is checked where they are published.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _OF_ROWS = ("reporting",)  # what counts rows; the other numbers of a tally coun
 
 @dataclass(slots=True)
 class Answer:
-    """What came of a conversion, as far as it was said: see `messages`. ``rejects``: there is a file of them."""
+    """The result of a conversion, as far as it was reported (see `messages`); ``rejects``: there is a file of them."""
 
     tally: Tally = field(default_factory=Tally)
     logs: list[WrittenLog] = field(default_factory=list)
@@ -43,10 +42,10 @@ class Answer:
 
 
 class AnswerReader:
-    """Takes an answer message by message. Every method raises `ConversionDied` for what cannot be right.
+    """Read an answer message by message; raise `ConversionDied` for anything that cannot be right.
 
-    ``size`` is the export's, in bytes; ``name`` and ``sent`` are what the export and
-    the logs that were sent are called in words; ``folder`` is where the disk is, for a hint.
+    ``size`` is the export's, in bytes; ``name`` and ``sent`` are the names of the export and of the published logs in
+    error sentences; ``folder`` is the folder on the disk that hints are about.
     """
 
     def __init__(
@@ -57,9 +56,10 @@ class AnswerReader:
         self.answer = Answer()
 
     def take(self, message: Mapping[str, Any]) -> int | None:
-        """Take a message; how many bytes of the export were read, where it says that.
+        """Take a message; return how many bytes of the export were read, if it reports that.
 
         Raises:
+            ConversionDied: the message cannot be right, or the conversion failed for a reason of its own.
             ExportTorn, SourceError, DataFolderError: the conversion failed for this reason.
         """
         ((kind, value),) = message.items()
@@ -74,7 +74,7 @@ class AnswerReader:
         elif kind == "failed":
             raise self._failure(_fields(value, "failure", None))
         else:
-            _refuse("a message of no kind that there is")
+            _refuse("a message of an unknown kind")
         return None
 
     def _take_logs(self, value: Any) -> None:
@@ -122,20 +122,20 @@ class AnswerReader:
         if lines and min(lines) == 0 and (len(lines) > 1 or self._sent):
             _refuse("a log without lines")
         if any(count != self._most_rows for count in lines[:-1]) or not (lines or self._sent):
-            _refuse("how many logs there are")
+            _refuse("the number of logs")
         for name in ("rows", "lines", "reporting") if self._by_podcast else ():
             if sum(getattr(podcast, name) for podcast in answer.podcasts.tallies.values()) != getattr(tally, name):
                 _refuse(f"{name} of the podcasts")
 
     def _failure(self, fields: Mapping[str, Any]) -> PickupPointError:
-        """The error that a failure becomes, in our words."""
+        """Return the error that a reported failure becomes, in our own words."""
         kind = fields.get("kind")
         if kind == "torn":
             return torn(self._name, _one_of(fields.get("word"), TORN, "what is wrong with the export"))
         if kind == "unreadable":
             return unreadable(self._name, _number(fields.get("errno"), "number of an error", 4095))
         if kind == "sent" and self._sent:
-            log = self._sent[_number(fields.get("log"), "place of a log", len(self._sent) - 1)]
+            log = self._sent[_number(fields.get("log"), "index of a log", len(self._sent) - 1)]
             return damaged(log, _one_of(fields.get("word"), TORN, "what is wrong with a log"))
         if kind == "disk":
             why = os.strerror(_number(fields.get("errno"), "number of an error", 4095))
@@ -143,16 +143,17 @@ class AnswerReader:
             return DataFolderError(f"the conversion of {self._name} could not be written: {why}", hint=hint)
         if kind == "memory":
             hint = "please report it, with the size of the export and of its longest line"
-            return ConversionDied(f"the conversion of {self._name} would take more memory than it may", hint=hint)
+            return ConversionDied(f"the conversion of {self._name} needs more memory than it is allowed", hint=hint)
         if kind == "error":
             what, places = fields.get("type"), fields.get("at")
             if type(what) is str and _WORD.fullmatch(what) and type(places) is list and len(places) <= 9:
-                told = [place for place in places if type(place) is str and _PLACE.fullmatch(place)]
+                # Anything that does not look like file:line may be a listener's data, so it is left out.
+                shown = [place for place in places if type(place) is str and _PLACE.fullmatch(place)]
                 return ConversionDied(
-                    f"the conversion of {self._name} failed: {what} at {', '.join(told) or 'an unknown place'}",
+                    f"the conversion of {self._name} failed: {what} at {', '.join(shown) or 'an unknown place'}",
                     hint="please report it",
                 )
-        return refused("a failure of no kind that there is")
+        return refused("a failure of an unknown kind")
 
 
 def _refuse(what: str) -> NoReturn:

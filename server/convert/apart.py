@@ -1,8 +1,8 @@
-"""A conversion apart from whoever asks for it: in a process of its own that is handed open files, and is not believed.
+"""A conversion in a process of its own, which is handed open files and whose answer is not trusted.
 
-Opens the export, the folders, and the logs that were sent; starts `server.convert` as a process and reads its answer.
-The promises: nothing of an export is unpacked or parsed in this process; whatever becomes of the other one, this one
-gets a checked answer or an error; nothing of the other one is left when it does.
+Opens the export, the folders and the published logs; starts `server.convert` as a process and reads its answer. The
+promises: this process neither unpacks nor parses anything of an export; whatever happens to the other one, this one
+gets a checked answer or an error, and by then the other one is gone.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from .row import Conversion
 
 SWITCH = "PICKUP_POINT_KERNEL"
-SMALL_EXPORT = 4 << 20  # bytes, compressed; below it threads bring nothing
-DIED_OFTEN = 3  # deaths on one version of an export, after which it goes the exact way
+SMALL_EXPORT = 4 << 20  # bytes, compressed; below it threads gain nothing
+DIED_OFTEN = 3  # deaths on one version of an export, after which it is converted the exact way
 
 
 class Outputs(NamedTuple):
-    """Where the files go, and how they are called meanwhile: ``names()`` and the rejects' name are asked for late.
+    """Where the files go, and their names until they are published; ``names()`` is called once the process has started.
 
-    ``rejects`` is None where nobody wants to see rejected rows.
+    ``rejects`` is the folder and the name of the rejects file; None if nobody wants to see rejected rows.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Outputs(NamedTuple):
 
 
 class SentFile(NamedTuple):
-    """A published log of the day: its layout, what opens its gzip file, and its name."""
+    """A published log of the day: its layout, a function that opens its gzip file, and its name."""
 
     layout: Layout
     open: Callable[[], BinaryIO]
@@ -66,17 +66,17 @@ def convert_apart(
     progress: Callable[[int], None] | None = None,
     stop: StopToken | None = None,
 ) -> Answer:
-    """Convert an export as `day.convert_export` does, in a process of its own; what it says of it.
+    """Convert an export as `day.convert_export` does, in a process of its own; return its checked answer.
 
-    ``conversion`` is asked for when the process has been started, which takes a while in which this one can think.
-    ``workers`` 0 is a thread for each core. ``exact``: without the kernel, in one thread.
+    ``conversion`` is called once the process has been started: both prepare at the same time. ``workers`` 0 means a
+    thread for each core. ``exact``: without the kernel, in one thread.
 
     Raises:
         ExportTorn: the export is not one whole, correct gzip file.
         ConversionDied: the process died, or its answer cannot be right.
-        ConversionFailed: ``stop`` was set, or no process could be started.
+        ConversionFailed: ``stop`` was set, or no process can be started.
         SourceError: the export cannot be read.
-        DataFolderError: what was to be written could not be, or a log in ``sent`` is damaged.
+        DataFolderError: a file cannot be written, or a log in ``sent`` is damaged.
         OSError: a folder, or a log in ``sent``, cannot be opened.
     """
     with ExitStack() as stack:
@@ -88,7 +88,7 @@ def convert_apart(
         opened = [stack.enter_context(_Folder(folder)).descriptor for folder in folders]
         logs = [stack.enter_context(log.open()).fileno() for log in sent]
         process = stack.enter_context(ConversionProcess([file.fileno(), *opened, *logs]))
-        # Only now: while these are loaded, the process starts.
+        # Imported only now: the process starts while these are loaded.
         from .answer import AnswerReader
         from .messages import Request
 
@@ -128,7 +128,7 @@ def convert_apart(
 
 
 class _Folder:
-    """An open folder."""
+    """An open folder, closed at the end of a ``with``."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -141,7 +141,7 @@ class _Folder:
 
 
 def kernel_lack() -> tuple[str, str] | None:
-    """That the kernel is not in use here, and the cure; None where it is."""
+    """Return the sentence that the kernel is not in use, and the cure; None if it is in use."""
     from .kernel import load_kernel
 
     sentence = "exact way only: no kernel"
@@ -149,5 +149,5 @@ def kernel_lack() -> tuple[str, str] | None:
         return f"{sentence} ({SWITCH} is none)", f"unset {SWITCH}"
     if load_kernel() is not None:
         return None
-    cure = "install it again where there is a C compiler, or on a platform that ziglang has a wheel for: "
+    cure = "reinstall where there is a C compiler, or on a platform that ziglang has a wheel for: "
     return sentence, f"{cure}pip install --force-reinstall --no-deps --no-cache-dir pickup-point"

@@ -1,8 +1,8 @@
-"""The work on one block: its rows through the kernel, and those that it calls odd through the exact rules.
+"""The conversion of one block: its rows by the kernel, and those that the kernel calls odd by the exact rules.
 
 No outside world. The promise: the outcome of every row, and the tally, are those of `RowConverter`, one row at a time,
-with a kernel or without; a differential test holds it to that. A result depends on its job alone, so who does it, and
-when, changes nothing: threads may share a `BlockConverter`.
+with a kernel or without; a differential test holds it to that. A result depends on its job alone, not on which thread
+does it or when: threads may share a `BlockConverter`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectRe
 
 @dataclass(slots=True)
 class _Gathered:
-    """What came of the rows of a block so far.
+    """The outcome of the rows of a block so far.
 
     ``ids`` are packed, 16 bytes each, of every row that was not rejected; ``cells`` and ``digests`` stand beside them
     if rows are indexed. ``lines`` counts the lines of the export.
@@ -57,7 +57,7 @@ class _Gathered:
 
 
 class BlockConverter:
-    """Does jobs: blocks of rows to lines or to records, and published lines to records."""
+    """Do jobs: turn blocks of rows into lines or records, and published lines into records."""
 
     def __init__(
         self, kernel: Kernel | None, conversion: Conversion, fresh_after: str | None = None, *, by_podcast: bool = False
@@ -71,11 +71,11 @@ class BlockConverter:
         self._names = Names()
         if kernel is not None:
             self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
-            # What a line's digest is made of knows nothing of freshness.
+            # A line's digest does not depend on what is too fresh, so this one knows no ``fresh_after``.
             self._index_rules = CompiledRules(kernel, conversion, index_rows=True)
 
     def do(self, job: Job) -> Result:
-        """The result of a job."""
+        """Return the result of a job."""
         if job.too_long:
             return _too_long(job.number, b"".join(job.pieces))
         if job.task is Task.INDEX_LINES:
@@ -86,14 +86,16 @@ class BlockConverter:
             return self._result(job, block, _joined(block.ids))
         block = self._convert(self._kernel, job, text, job.duplicates)
         ids = _joined(block.ids)
-        if not self._kernel.ids_differ(ids):  # once more, and each row of an id that comes again by the exact rules
+        # The kernel does not see an id that stands twice in a block. Rare, so the block is simply converted once more,
+        # and the kernel leaves every row of these ids to the exact rules, which reject all but the first.
+        if not self._kernel.ids_differ(ids):
             twice = [row_id for row_id, rows in Counter(unpack(ids)).items() if rows > 1]
             block = self._convert(self._kernel, job, text, job.duplicates + b"".join(twice))
             ids = _joined(block.ids)
         return self._result(job, block, ids)
 
     def _convert(self, kernel: Kernel, job: Job, text: memoryview, repeated: bytes) -> _Gathered:
-        """By the kernel, and what it leaves by the exact rules, to which it leaves all rows of the repeated ids."""
+        """Convert by the kernel; it leaves odd rows, and all rows of the repeated ids, to the exact rules."""
         block, rooms, seen = _Gathered(), self._rooms, set(unpack(job.duplicates))
         fresh = None if job.fresh is None else IdTable(kernel, job.fresh)
         exact_fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
@@ -107,10 +109,12 @@ class BlockConverter:
             done = rooms.block(start, names, array=job.array, fresh=fresh, repeated=table)
             kernel.convert(rules, done)
             end = start + done.taken
-            # What is not the whole block's is copied: the next call writes over it.
+            # The views point into this thread's rooms. Unless this call did the whole block and they are used at once,
+            # they are copied: the next call overwrites them.
             out, ids, digests = rooms.out(done), rooms.ids(done), rooms.digests(done)
             if start or end < len(text) or done.odd_count:
                 out, ids, digests = (memoryview(bytes(view)) for view in (out, ids, digests))
+            # Between two odd rows the kernel wrote its lines without a gap: splice each odd row in where it stood.
             written = packed = 0
             first_line = block.lines
             for row_begin, row_end, row_written, row_ids, row_line in rooms.odd(done):
@@ -143,7 +147,7 @@ class BlockConverter:
         return block
 
     def _convert_exactly(self, job: Job, text: memoryview) -> _Gathered:
-        """By the exact rules alone, each row in its turn."""
+        """Convert by the exact rules alone, row by row."""
         block, lines, seen = _Gathered(), bytes(text).split(b"\n")[:-1], set(unpack(job.duplicates))
         fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         for number in range(_skipped(job), len(lines)):
@@ -153,6 +157,7 @@ class BlockConverter:
 
     @staticmethod
     def _add_ordinary(job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview) -> None:
+        """Add rows that the kernel converted."""
         if not ids:
             return
         block.kept_after = True
@@ -166,13 +171,13 @@ class BlockConverter:
     def _add_odd(
         self, job: Job, block: _Gathered, raw: bytes, line: int, fresh: frozenset[bytes] | None, seen: set[bytes]
     ) -> None:
-        """One row by the exact rules, rejected if its id was seen; a blank line is no row."""
+        """Convert one row by the exact rules; reject it if its id was seen before, ignore it if it is blank."""
         row, tally = _element(raw) if job.array else raw, block.tally
         try:
             outcome = self._exact.convert(row)
             packed = pack_id(outcome.id)
             if packed in seen:
-                raise RowRejected(RejectReason.DUPLICATE_ID)  # noqa: TRY301  # one more reason among those of the rules
+                raise RowRejected(RejectReason.DUPLICATE_ID)  # noqa: TRY301  # handled below with the rules' reasons
             seen.add(packed)
         except RowRejected as rejection:
             if not _is_blank(row):
@@ -182,8 +187,9 @@ class BlockConverter:
                 block.rejected.append((line, rejection.reason, raw, identifier(fields.get("podcast_id"))))
                 block.kept_after = False
                 row_id = identifier(fields.get("id"))
+                # A rejected row may have been sent while it was still right: then it counts as changed.
                 if job.task is not Task.RENDER and rejection.reason not in _UNREADABLE and row_id:
-                    block.changed.append(pack_id(self._id_cell(row_id)))  # if it was sent, it has changed since
+                    block.changed.append(pack_id(self._id_cell(row_id)))
             return
         tally.rows += 1
         tally.reporting += outcome.reporting
@@ -210,7 +216,7 @@ class BlockConverter:
         tally.unmapped_episodes += outcome.unmapped
 
     def _freshly(self, outcome: Outcome, fresh: frozenset[bytes] | None) -> Outcome:
-        """The outcome when it is known what was sent before, and what is too fresh."""
+        """Return the outcome, filtered if the row was sent before or is too fresh."""
         if fresh is not None and pack_id(outcome.metric_id) not in fresh:
             return replace(outcome, filtered=FilterReason.SENT_BEFORE)
         if outcome.filtered is None and self._fresh_after is not None and outcome.created_at >= self._fresh_after:
@@ -218,9 +224,11 @@ class BlockConverter:
         return outcome
 
     def _result(self, job: Job, block: _Gathered, ids: bytes) -> Result:
+        """Return what was gathered of a block as the result of its job."""
         result = Result(job.number, line_count=block.lines, tally=block.tally)
         rejects = [_entry(line, reason, raw) for line, reason, raw, _ in block.rejected]
-        # The bracket that closes a JSON array is no row unless something follows it.
+        # The bracket that closes a JSON array is not a row, unless something follows it. That may come in a later
+        # block, so the reject is set apart here, and whoever joins the results decides.
         if job.array and block.rejected and not block.kept_after and block.rejected[-1][2].strip() == b"]":
             result.closing = rejects.pop()
             block.rejected.pop()
@@ -235,7 +243,7 @@ class BlockConverter:
             if self._by_podcast:
                 for _, reason, _, podcast in block.rejected:
                     block.podcasts.reject(podcast, reason)
-                # In one order with a kernel and without, whose odd rows come after.
+                # The kernel's podcasts come in another order than those of odd rows; sorted, both ways agree.
                 result.podcasts = PodcastBooks(dict(sorted(block.podcasts.tallies.items())))
         else:
             cells, digests = _joined([*block.cells, *block.changed]), _joined(block.digests)
@@ -243,7 +251,7 @@ class BlockConverter:
         return result
 
     def _index_lines(self, job: Job, log: bytes) -> Result:
-        """The records of a published log's lines."""
+        """Return the records of a published log's lines."""
         if self._kernel is not None:
             whole = log if log.endswith(b"\n") else log + b"\n"
             cells, digests, count = self._kernel.index_lines(whole, job.id_column)
@@ -268,12 +276,12 @@ def _joined(pieces: Sequence[bytes | memoryview]) -> bytes:
 
 
 def _skipped(job: Job) -> int:
-    """How many lines at the beginning are no rows: the one with the opening bracket of an array."""
+    """Return how many lines at the beginning are not rows: the one with the opening bracket of an array."""
     return int(job.array and job.number == 0)
 
 
 def _first_names(text: memoryview, *, array: bool) -> tuple[str, ...]:
-    """The names of the first row of a block, as far as one of its first lines is an object."""
+    """Return the field names of the first object among the first lines of a block; none if there is no object."""
     for line in bytes(text[:_BEGINNING]).split(b"\n", _FIRST_LINES)[:_FIRST_LINES]:
         names = tuple(_fields(_element(line) if array else line))
         if names:
@@ -282,7 +290,7 @@ def _first_names(text: memoryview, *, array: bool) -> tuple[str, ...]:
 
 
 def _fields(row: bytes) -> dict[str, object]:
-    """What can be read of a row; nothing if it is no object."""
+    """Return the fields of a row; none if it is not a JSON object."""
     with suppress(orjson.JSONDecodeError):
         fields = orjson.loads(row)
         if isinstance(fields, dict):
@@ -295,10 +303,10 @@ def _digest(line: bytes) -> bytes:
 
 
 def _element(line: bytes) -> bytes:
-    """A line of a JSON array without the comma after its element."""
+    """Return a line of a JSON array without the comma after its element."""
     text = line.rstrip(b" \t\r\n")
     element = text.removesuffix(b",")
-    # One that is nothing but blanks would be taken for a blank line, which is no row: its comma stays.
+    # Without its comma, an element of blanks alone would pass for a blank line, which is not a row; it keeps the comma.
     return element + b"\n" if element.decode(errors="surrogateescape").strip() else line
 
 
@@ -310,6 +318,7 @@ def _is_blank(raw: bytes) -> bool:
 
 
 def _too_long(number: int, beginning: bytes) -> Result:
+    """Return the result of a block that is a single line over the limit: one rejected row."""
     result = Result(number, line_count=1, rejects=[_entry(0, RejectReason.MALFORMED_JSON, beginning)])
     result.tally = Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1}))
     result.podcasts = PodcastBooks()
@@ -318,9 +327,9 @@ def _too_long(number: int, beginning: bytes) -> Result:
 
 
 def _entry(place: int, reason: RejectReason, raw: bytes) -> Reject:
-    """The entry of a rejected row; its text is cut at 64 KiB, between two characters."""
+    """Return the entry of a rejected row; its text is cut at 64 KiB, between two characters."""
     raw = raw.removesuffix(b"\n").removesuffix(b"\r")
     text, _ = codecs.utf_8_decode(raw[:RAW_LIMIT], "backslashreplace", len(raw) <= RAW_LIMIT)
-    if len(text) * 4 > RAW_LIMIT:  # it may have grown by what is escaped
+    if len(text) * 4 > RAW_LIMIT:  # escapes may have made it longer
         text = text.encode()[:RAW_LIMIT].decode(errors="ignore")
     return Reject(place, orjson.dumps({"reason": reason, "raw": text})[1:])

@@ -1,11 +1,11 @@
-"""The streaming of a day: blocks of rows out to threads, pieces of log files back, in order, and the books of it.
+"""The streaming of a day: blocks of rows go out to threads, pieces of log files come back in order and are counted.
 
 Reads one export, writes into the files of a `LogSink` and into nameless temporary files in ``scratch``. The promises:
 the same bytes for the same export and rules, whatever the number of threads; every row in exactly one place of the
 tally; memory that does not grow with the day; nothing is reported as converted unless the whole export was right.
 
-The kernel works without the interpreter's lock, and so does gunzip: threads are as good as processes. By the exact way
-alone they take turns.
+The kernel and gunzip release the interpreter's lock, so threads are as good as processes. Without the kernel they take
+turns.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "Export", "LogSink", "SentLog", "Tuning", "convert_export"]
 
-AHEAD = 2  # blocks under way for each thread, and as many that wait for the one before them
+AHEAD = 2  # blocks at work for each thread, and as many finished ones that wait for the one before them
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An export: how it is called in words, and what opens its file for reading from the beginning."""
+    """An export: its name in error sentences, and a function that opens its file at the beginning."""
 
     name: str
     open: Callable[[], BinaryIO]
@@ -53,7 +53,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Sizes in bytes, by measurement; a result's lines depend on none of them, its bytes on ``block`` alone."""
+    """Sizes in bytes, found by measurement; the lines of a log depend on neither, its bytes on ``block`` alone."""
 
     block: int = 1 << 20  # of rows, for one job
     held: int = 8 << 20  # of ids in memory, before they go to disk
@@ -61,7 +61,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What came of an export.
+    """The result of an export.
 
     ``lines_per_log`` has an entry for each log that was opened. ``changed`` counts rows sent before whose line would be
     another one now (or none); ``removed`` counts lines sent before whose row is gone. ``podcasts`` is empty unless the
@@ -94,12 +94,12 @@ def convert_export(
 
     With ``sent``, rows that stand in these logs are filtered as ``sent_before``, and no log is opened when nothing is
     left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``) are filtered as ``too_fresh``. ``progress``
-    is told how many bytes of the export were read so far; it begins at 0 again with every pass.
+    is called with how many bytes of the export were read so far; it starts at 0 again with every pass.
 
     Raises:
         ExportTorn: the export is not one whole, correct gzip file.
         SourceError: the export cannot be read.
-        DataFolderError: what was to be written could not be, or a log in ``sent`` is damaged.
+        DataFolderError: a file cannot be written, or a log in ``sent`` is damaged.
     """
     tuning = tuning or Tuning()
     converter = BlockConverter(kernel, conversion, fresh_after, by_podcast=by_podcast)
@@ -117,7 +117,7 @@ def convert_export(
 
 
 class _Threads:
-    """Do jobs in so many threads; one alone is the calling one."""
+    """Threads that do jobs; with a count of 1, the calling thread does them itself."""
 
     def __init__(self, count: int, do: Callable[[Job], Result]) -> None:
         self._do = do
@@ -132,8 +132,10 @@ class _Threads:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # After an error jobs may still be queued. Take them out first, or the threads would do them all before they
+        # reach the None that ends each of them.
         try:
-            while True:  # what is not begun is not done
+            while True:
                 self._jobs.get_nowait()
         except Empty:
             pass
@@ -143,7 +145,7 @@ class _Threads:
             thread.join()
 
     def run(self, jobs: Iterator[Job]) -> Iterator[Result]:
-        """Yield the results of the jobs, in their order; few jobs are under way at a time."""
+        """Yield the results of the jobs, in their order; only a few jobs are at work at a time."""
         if not self._threads:
             yield from map(self._do, jobs)
             return
@@ -152,22 +154,26 @@ class _Threads:
             result: SimpleQueue[Result | BaseException] = SimpleQueue()
             self._jobs.put((job, result))
             waiting.append(result)
+            # The results must come in order: wait for the oldest job before taking more, or memory would grow.
             if len(waiting) >= 2 * AHEAD * len(self._threads):
                 yield _taken(waiting.popleft())
         while waiting:
             yield _taken(waiting.popleft())
 
     def _work(self) -> None:
+        """Do jobs until there is a None among them."""
         while (work := self._jobs.get()) is not None:
             job, result = work
             try:
                 result.put(self._do(job))
-            except BaseException as error:  # handed to who asked for the result
+            except BaseException as error:  # raised again by whoever takes the result
                 result.put(error)
-            del work, job, result  # a block's memory is not held while there is nothing to do
+            # Or an idle thread would keep a whole block in memory.
+            del work, job, result
 
 
 def _taken(result: SimpleQueue[Result | BaseException]) -> Result:
+    """Wait for a result and return it; raise the error that took its place."""
     found = result.get()
     if isinstance(found, BaseException):
         raise found
@@ -188,7 +194,7 @@ class _Conversion:
         self._books = books
 
     def whole(self, sink: LogSink) -> Converted:
-        """Render; and, should an id stand in two blocks (none ever did), once more, knowing which."""
+        """Render; if an id stands in two blocks (none ever did), start over, knowing which ids they are."""
         with BlockRecords(self._scratch, 16, self._held) as ids, ExitStack() as stack:
             with self._books() as books:
                 for result in self._threads.run(self._source.jobs(want_ids=True)):
@@ -196,6 +202,7 @@ class _Conversion:
                     ids.add(result.ids)
                 books.close()
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
+            # Only at the end is it known whether an id stands in two blocks; the files are not published before that.
             find_duplicates(ids, duplicates)
             if not duplicates.count:
                 return Converted(books.tally, books.logs.lines, podcasts=books.podcasts)
@@ -207,7 +214,7 @@ class _Conversion:
             return Converted(books.tally, books.logs.lines, podcasts=books.podcasts)
 
     def late(self, sent: Sequence[SentLog]) -> Converted:
-        """Index what was sent and what is there now; then render what was not sent."""
+        """Index the rows sent before and the rows of this version; then render those that were not sent."""
         with ExitStack() as stack:
             ids = stack.enter_context(BlockRecords(self._scratch, 16, self._held))
             rows = stack.enter_context(BlockRecords(self._scratch, 24, self._held))
@@ -231,7 +238,7 @@ class _Conversion:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """An export, and how it is cut into jobs: the same way in every pass."""
+    """An export, cut into jobs the same way in every pass."""
 
     export: Export
     block_size: int
@@ -245,10 +252,11 @@ class _Source:
         duplicates: BlockIds | None = None,
         fresh: BlockIds | None = None,
     ) -> Iterator[Job]:
-        """A job for every block."""
+        """Yield a job for every block."""
         array = False
         with self._text() as text:
             for block in cut_blocks(text.read, self.block_size):
+                # Whether the export is a JSON array shows in its first line alone, and holds for every later block.
                 if block.number == 0:
                     array = not block.too_long and _opens_array(block.pieces)
                 yield Job(
@@ -267,6 +275,7 @@ class _Source:
                 self.progress(text.position)
 
     def _text(self) -> GzipText:
+        """Open the export and return its text."""
         try:
             return GzipText(self.export.open(), self.export.name)
         except OSError as error:
@@ -274,13 +283,13 @@ class _Source:
 
 
 def _opens_array(pieces: Sequence[bytes | memoryview]) -> bool:
-    """Whether the first line of an export is nothing but ``[``."""
+    """Return whether the first line of an export is nothing but ``[``."""
     beginning = b"".join(bytes(piece[:3]) for piece in pieces[:3])[:3]
     return beginning in (b"[", b"[\r") or beginning.startswith(b"[\n") or beginning == b"[\r\n"
 
 
 class _Books:
-    """What one pass writes and counts, block after block, in order."""
+    """The files and the tally of one pass, filled block after block, in order."""
 
     def __init__(self, sink: LogSink, header: str, max_rows: int, late: bool) -> None:
         self.tally = Tally()
@@ -303,7 +312,9 @@ class _Books:
             self._rejects = None
 
     def add(self, result: Result) -> None:
-        """The next block's result."""
+        """Add the result of the next block."""
+        # The last row of an earlier block was a lone ``]``. Something follows it, so it did not close the array: it is
+        # a rejected row after all, and comes before those of this block.
         if self._closing is not None and (result.tally.rows or result.closing is not None):
             self._write_reject(self._closing)
             self.tally.add(Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1})))
@@ -321,12 +332,13 @@ class _Books:
         self.logs.write(result.piece)
 
     def _write_reject(self, entry: bytes) -> None:
+        """Write a rejected row; the first one opens the file."""
         if self._rejects is None:
             self._rejects = self._sink.open_rejects()
         self._rejects.write(self._packer.compress(entry))
 
     def close(self) -> None:
-        """The end of the export: every file gets its end. A day without lines still is a log, unless it is late."""
+        """Complete every file. A day without lines still gets a log, unless its rows are late ones."""
         if not self.logs.lines and not self._late:
             self.logs.open()
         self.logs.close()

@@ -1,4 +1,4 @@
-"""One block's work, and what came of it: what `day` and `block` hand each other.
+"""The work on one block and its result: what `day` and `block` hand each other.
 
 No outside world.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .row_ids import Partitioned
 
 
-FILTERED, REJECTED = bytes(8), b"\xff" * 8  # in the place of the digest of a line, in the records of rows
+FILTERED, REJECTED = bytes(8), b"\xff" * 8  # instead of the digest of a line, in the records of rows
 
 
 class Task(IntEnum):
@@ -33,9 +33,9 @@ class Task(IntEnum):
 class Job:
     """A block and what to do with it.
 
-    ``array``: the rows are elements of a JSON array, whose opening line is the first of block 0. ``want_ids``: give the
-    ids of the rows. ``duplicates`` are packed ids that stood in an earlier block, ``fresh`` packed cells that were not
-    sent before. ``id_column`` is the place of ``x-metric-id`` in a published log.
+    ``array``: the rows are elements of a JSON array, whose opening line is the first of block 0. ``want_ids``: the
+    result must have the ids of the rows. ``duplicates`` are packed ids that stood in an earlier block, ``fresh`` packed
+    cells that were not sent before. ``id_column`` is the index of the column ``x-metric-id`` in a published log.
     """
 
     number: int
@@ -51,22 +51,22 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A rejected row: its place in its block, from 0, and the rest of its entry in the rejects file."""
+    """A rejected row: the index of its line in the block, and its entry in the rejects file after the line number."""
 
     place: int
     entry: bytes
 
     def at(self, first_line: int) -> bytes:
-        """The whole entry, with its newline, for a block that begins at this line of the file."""
+        """Return the whole entry, with its newline, for a block that begins at this line of the file."""
         return b'{"line":%d,%b\n' % (first_line + self.place, self.entry)
 
 
 @dataclass(slots=True)
 class Result:
-    """What came of a block.
+    """The result of a block.
 
     ``line_count`` counts its lines in the export, blank ones too. ``closing`` is the last row of a block of a JSON
-    array that is nothing but ``]``: it is no row if nothing follows in the file, else one more rejected row.
+    array that is nothing but ``]``: it is not a row if nothing follows in the file, else it is one more rejected row.
     """
 
     number: int

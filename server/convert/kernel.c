@@ -1,35 +1,35 @@
-/* From a block of export rows to log lines: every row that is certainly ordinary. All others are left alone.
+/* Turns a block of export rows into log lines: every row that is certainly ordinary. All others are left alone.
  *
- * This is the fast way of `convert.py`, which is the reference: for each row of which a line is written here, the exact
- * rules write the same line and count it alike. A row of which that is not proven is *odd*: nothing is written or counted
- * for it; its place is noted, and the caller takes it through the exact rules and splices its line in. Being odd is always
- * allowed, so doubt costs time and never a wrong line.
+ * This is the fast way to do what `row.py`, the reference, does by the exact rules: for each row converted here, those
+ * rules write the same line and count it alike. A row for which that is not proven is *odd*: nothing is written or counted
+ * for it; its position is noted, and the caller converts it by the exact rules and splices its line in. Any row may be
+ * called odd, so doubt costs time but never gives a wrong line.
  *
  * A BLOCK is `size` bytes of whole lines at `text`: its last byte is a newline, and PADDING zero bytes follow it. Pointers
- * into it run from its beginning to that newline.
+ * into it lie between its beginning and that newline.
  *
  * READING stays in [text, text + size + PADDING). No scan passes a newline: strings end at a control character, numbers
- * and blanks at anything that is none, names and words compare at most LONGEST_NAME + 8 bytes. So a scan stands at the
- * block's last newline at most, and what is loaded ahead of it (16 bytes at a time; an escape and its pair, 12) is padding.
+ * and blanks at the first other byte, names and words compare at most LONGEST_NAME + 8 bytes. So a scan gets no further
+ * than the block's last newline, and what it loads ahead (16 bytes at a time; an escape and its pair, 12) is padding.
  *
- * WRITING stays in the caller's rooms. A cell of a line begins only where CELL_ROOM bytes are left in `out`; what is not
- * bounded by that (texts: at most 3 bytes for one byte of the row; literals) looks at the room for itself. Copies write 16
+ * WRITING stays in the caller's rooms (buffers). A cell of a line begins only if CELL_ROOM bytes are left in `out`; what
+ * may be longer (texts: at most 3 bytes for one byte of the row; literals) checks the room for itself. Copies write 16
  * bytes at a time, so up to 15 too many, which the bounds include. Ids, odd rows and podcasts are counted against their
- * rooms before they are noted. What does not fit ends the call: `taken` says how far it came, and the caller calls again.
+ * rooms before they are written. What does not fit ends the call: `taken` says how far it came, and the caller calls again.
  *
- * PROVEN of an ordinary row, each at the function named:
- *   - it is one JSON object of scalars; its names are among those told by the caller, none twice      read_row
+ * PROVEN of an ordinary row, each in the function named:
+ *   - it is one JSON object of scalars; its names are among those given by the caller, none twice     read_row
  *   - strings are strict UTF-8 with strict escapes and no lone surrogate                              read_string, is_utf8
  *   - numbers have at most 16 digits before the point, and no exponent                                read_number
  *   - created_at is a real instant in UTC                                                             is_instant
- *   - ip is an IPv4 or IPv6 address, written as `ipaddress` writes it, or certainly none of them      judge_address
+ *   - ip is an IPv4 or IPv6 address, written as `ipaddress` writes it, or certainly neither           judge_address
  *   - id, podcast_id and episode_id are of characters that no column or URL changes                   is_plain
  *   - the URL has at most 2048 bytes, the line does not begin with #                                  write_url, convert_row
  *
- * TRUSTED is what kernel.py builds: `struct rules` and all that it points to, the names, the rooms and their sizes.
+ * TRUSTED is what kernel.py builds: `struct rules` and everything it points to, the names, the rooms and their sizes.
  *
- * There is no allocation, no global that is written, no recursion, no callback; two threads share nothing but `rules`.
- * All is portable C11 (GNU dialect: __builtin_ctz and attributes); SSE2 and the SHA instructions have portable twins.
+ * There is no allocation, no writable global, no recursion, no callback; two threads share nothing but `rules`.
+ * It is portable C11 (GNU dialect: __builtin_ctz and attributes); SSE2 and the SHA instructions have portable twins.
  */
 #include <stdint.h>
 #include <string.h>
@@ -42,33 +42,33 @@
 #error "eight bytes are looked at as a number whose lowest byte comes first"
 #endif
 
-/* ---- What the caller and the kernel hand each other; kernel.py has the same, and compares `kernel_layout` ---------- */
+/* ---- What the caller and the kernel exchange; kernel.py declares the same, and compares `kernel_layout` ------------ */
 
 enum {
-    PADDING = 256, /* zero bytes behind a block */
+    PADDING = 256, /* zero bytes after a block */
     LONGEST_NAME = 200, /* bytes of a field's name with quotes and colon */
     MOST_NAMES = 120,
     LONGEST_ID = 200, /* bytes of an ordinary id, of a podcast, an episode, a row */
     LONGEST_TOKEN = 200, /* bytes of an `ip` that is no address */
     URL_LIMIT = 2048,
-    URL_ROOM = 4096, /* of a URL before it is known to be too long */
-    CELL_ROOM = URL_ROOM, /* more than any cell but a text or a literal */
+    URL_ROOM = 4096, /* bytes of a URL, before it is known to be too long */
+    CELL_ROOM = URL_ROOM, /* more bytes than any cell but a text or a literal has */
     MOST_PODCASTS = 1024, /* in one call */
-    NO_FIELD = 18, /* the place of a field that no rule knows */
+    NO_FIELD = 18, /* the index of a field that no rule knows */
 };
 
-enum field { /* in the order of megaphone.METRICS.fields */
+enum field { /* in the order of megaphone.exports.METRICS.fields */
     COUNTRY, DMA_NAME, NORMALIZED_USER_AGENT, CITY, IP, CREATED_AT, PODCAST_ID, SOURCE, FILESIZE, BYTES_SENT,
     SECONDS_DOWNLOADED, DURATION, BLACKLISTED_IP, EPISODE_ID, BLACKLISTED_UA, ID, REGION, USER_AGENT,
 };
 
-enum part { /* what a cell of a line, or a part of a URL, is made of */
+enum part { /* what a cell of a line, or a part of a URL, consists of */
     LITERAL, /* bytes of `literals` */
     FIELD_TEXT, /* a field as text, cleaned in a line, percent-encoded in a URL */
     DATE_CELL, TIME_CELL, IP_CELL, HASH_CELL, URL_CELL, STEM_CELL, QUERY_CELL, STATUS_CELL, BYTES_CELL, SIZE_CELL, RANGE_CELL,
-    PLAIN_ID, /* a field of which is_plain is proven */
-    GUID, /* the catalogue's guid, or the episode_id */
-    TOKEN, ENCLOSURE, /* the catalogue's, percent-encoded as far as the template wants it */
+    PLAIN_ID, /* a field that is_plain has accepted */
+    GUID, /* the catalogue's guid, else the episode_id */
+    TOKEN, ENCLOSURE, /* the catalogue's, already percent-encoded if the template wants that */
 };
 
 enum filter { SENT_BEFORE, NO_BYTES, BY_IP, BY_UA, SHORT, TOO_FRESH, FILTERS, KEPT = FILTERS };
@@ -77,32 +77,32 @@ enum feature { SHA_INSTRUCTIONS = 1 };
 
 struct part_of { int64_t part, field, offset, length; };
 
-struct rules { /* of a conversion: read only, shared by all threads */
+struct rules { /* of a conversion: read-only, shared by all threads */
     int64_t rows, truncated, partial, clamp, percent, hashes, has_day, has_fresh_after, by_podcast, index_rows, features;
     uint8_t day[16]; /* YYYY-MM-DD */
     uint8_t fresh_after[32]; /* YYYY-MM-DD HH:MM:SS */
     uint8_t hash_key[32];
-    const uint8_t *literals; /* 16 bytes more than the parts name */
-    const struct part_of *cells, *url, *other_url; /* `other_url` where the catalogue does not have what `url` wants */
+    const uint8_t *literals; /* with 16 bytes more than the parts use */
+    const struct part_of *cells, *url, *other_url; /* `other_url` if the catalogue lacks what `url` needs */
     int64_t cell_count, url_count, other_url_count, wants_token, wants_enclosure;
-    const uint8_t *catalogue; /* NULL: none; else entries as index_catalogue reads them, and 16 bytes more */
-    const uint32_t *catalogue_slots; /* a power of two of them: 1 + the place of an entry in 4 bytes, or 0 */
+    const uint8_t *catalogue; /* NULL: none; else entries as index_catalogue reads them, with 16 bytes more */
+    const uint32_t *catalogue_slots; /* a power of two of them: 1 + an entry's offset / 4, or 0 */
     int64_t catalogue_slot_count;
 };
 
-struct odd_row { int64_t begin, end, written, ids, line; }; /* what was written, how many ids and lines came before it */
+struct odd_row { int64_t begin, end, written, ids, line; }; /* `written`, `ids`, `line`: what came before it */
 
-struct podcast { int64_t begin, length, rows, reporting, lines, filtered[FILTERS]; }; /* its id's place in the block */
+struct podcast { int64_t begin, length, rows, reporting, lines, filtered[FILTERS]; }; /* begin, length: its id in the block */
 
 struct block {
-    /* given */
+    /* set by the caller */
     const uint8_t *text;
-    int64_t size, array; /* array: each row may be followed by one comma */
-    const uint8_t *names; /* a byte of field, a byte of length, the name in quotes with its colon, …; and 8 bytes more */
+    int64_t size, array; /* array: one comma may follow each row */
+    const uint8_t *names; /* a byte of field, a byte of length, the name in quotes with its colon, …; with 8 bytes more */
     int64_t name_count;
     uint8_t *out;
     int64_t out_room;
-    uint8_t *ids, *digests; /* 16 and, for index_rows, 8 bytes a row */
+    uint8_t *ids, *digests; /* 16 bytes a row and, for index_rows, 8 */
     int64_t most_ids;
     struct odd_row *odd;
     int64_t most_odd;
@@ -110,10 +110,10 @@ struct block {
     const uint8_t *fresh; /* NULL: every row is new; else the packed ids of those that are */
     const uint32_t *fresh_slots;
     int64_t fresh_slot_count;
-    const uint8_t *repeated; /* NULL: none; else packed ids whose rows are odd, because they come more than once */
+    const uint8_t *repeated; /* NULL: none; else packed ids that come more than once: their rows are odd */
     const uint32_t *repeated_slots;
     int64_t repeated_slot_count;
-    /* what came of it */
+    /* set by the kernel */
     int64_t taken, written, line_count, id_count, odd_count, podcast_count;
     int64_t lines, reporting, clamped, not_an_address, ends_in_zero, outside_day, unmapped, fallback_urls, filtered[FILTERS];
 };
@@ -123,18 +123,18 @@ typedef const uint8_t *text;
 /* ---- Reading bytes ------------------------------------------------------------------------------------------------- */
 
 #define EVERY(byte) (0x0101010101010101ull * (byte))
-/* Marks in the high bits of bytes; exact up to and with the lowest mark, and it is the lowest that is used. */
-#define BELOW(x, byte) (((x) - EVERY(byte)) & ~(x) & EVERY(0x80)) /* of those without a high bit */
+/* Marks in the high bits of bytes: correct up to and including the lowest mark, the only one that is used. */
+#define BELOW(x, byte) (((x) - EVERY(byte)) & ~(x) & EVERY(0x80)) /* of bytes without a high bit */
 #define EQUAL(x, byte) BELOW((x) ^ EVERY(byte), 1)
 
 static inline uint64_t load8(text at) { uint64_t x; memcpy(&x, at, 8); return x; }
 static inline int first_mark(uint64_t marks) { return __builtin_ctzll(marks) >> 3; }
-/* Marks of the bytes that are no decimal digits: a difference of ten and more, or a high bit. */
+/* Marks the bytes that are not decimal digits: they differ from '0' by ten or more, or have a high bit. */
 static inline uint64_t no_digits(uint64_t x) { x ^= EVERY('0'); return ((x + EVERY(0x76)) | x) & EVERY(0x80); }
 static inline int is_digit(uint8_t byte) { return (uint8_t)(byte - '0') < 10; }
 static inline text skip_blanks(text at) { while (*at == ' ') at++; return at; }
 
-/* Whether `length` bytes are the same; up to 7 more are loaded. */
+/* Returns whether `length` bytes are equal; loads up to 7 more. */
 static inline int same(text a, text b, int64_t length) {
     uint64_t differences = 0;
     int64_t i = 0;
@@ -163,7 +163,7 @@ static inline int hex_digit(uint8_t byte) {
     return letter < 6 ? letter + 10 : -1;
 }
 
-/* The number of four hex digits, or -1. */
+/* Returns the value of four hex digits, or -1. */
 static int four_hex_digits(text at) {
     int number = 0;
     for (int i = 0; i < 4; i++) {
@@ -174,7 +174,7 @@ static int four_hex_digits(text at) {
     return number;
 }
 
-/* Behind an escape that is right, or NULL. */
+/* Returns the end of an escape, or NULL if it is not valid. */
 static text read_escape(text at) {
     switch (at[1]) {
     case '"': case '\\': case '/': case 'b': case 'f': case 'n': case 'r': case 't': return at + 2;
@@ -193,16 +193,16 @@ static text read_escape(text at) {
 
 enum kind { NOTHING, NO, YES, STRING, WHOLE, FRACTION };
 
-struct value { /* a string without its quotes, as it came; a number without zeros behind its fraction */
+struct value { /* a string without its quotes, as it came; a number without zeros at the end of its fraction */
     text at;
     int64_t whole; /* the whole part of a number */
     uint32_t length;
     uint8_t kind;
-    uint8_t escapes, foreign; /* of a string: there are some; there is something beyond ASCII */
-    uint8_t exact; /* of a number: its JSON text as the exact rules would write it */
+    uint8_t escapes, foreign; /* of a string: whether it has any; whether it has anything beyond ASCII */
+    uint8_t exact; /* of a number: whether its JSON text is what the exact rules would write */
 };
 
-/* From behind the opening quote to behind the closing one, or NULL. */
+/* Reads from after the opening quote to after the closing one; returns that, or NULL. */
 static inline text read_string(text at, struct value *value) {
     text begin = at;
     int foreign = 0;
@@ -224,7 +224,7 @@ static inline text read_string(text at, struct value *value) {
 #endif
         at += before;
         if (*at == '"') break;
-        if (*at != '\\' || !(at = read_escape(at))) return NULL; /* a control character: the newline at the latest */
+        if (*at != '\\' || !(at = read_escape(at))) return NULL; /* a control character, at the latest the newline */
         value->escapes = 1;
     }
     value->at = begin;
@@ -234,7 +234,7 @@ static inline text read_string(text at, struct value *value) {
     return !foreign || is_utf8(begin, at) ? at + 1 : NULL;
 }
 
-/* The digits that stand here, at most `most` (a multiple of 8) of them, and their value. */
+/* Reads the digits that stand here, at most `most` (a multiple of 8) of them, and their value. */
 static inline text read_digits(text at, int most, int64_t *number) {
     int64_t value = 0;
     for (int i = 0; i < most; i += 8) {
@@ -254,7 +254,7 @@ static inline text read_digits(text at, int most, int64_t *number) {
     return at;
 }
 
-/* A number with at most 16 digits before the point, or NULL. */
+/* Reads a number with at most 16 digits before the point; returns its end, or NULL. */
 static inline text read_number(text at, struct value *value) {
     text begin = at;
     int negative = *at == '-';
@@ -268,12 +268,12 @@ static inline text read_number(text at, struct value *value) {
     if (*at == '.') {
         text fraction = ++at;
         while (is_digit(*at)) at++;
-        text last = at; /* digit that counts: zeros behind it do not, but one digit stays */
+        text last = at; /* the last digit that counts: zeros after it do not, but one digit stays */
         if (at == fraction) return NULL;
         while (last - fraction > 1 && last[-1] == '0') last--;
         value->kind = FRACTION;
-        /* A decimal of up to 15 digits comes back from a double as it was; far from where exponents begin it is also
-         * spelled as it was. */
+        /* A decimal of up to 15 digits survives the way through a double; far from where exponents begin, Python also
+         * spells it as it was. */
         int near_zero = !whole && fraction[0] == '0' && fraction[1] == '0' && fraction[2] == '0';
         value->exact = places + (last - fraction) <= 15 && (last - fraction == 1 || !near_zero);
         value->length = (uint32_t)(last - begin);
@@ -301,7 +301,7 @@ static inline int two_digits(text at, int most) {
     return is_digit(at[0]) && is_digit(at[1]) && number <= most ? number : -1;
 }
 
-/* YYYY-MM-DD, a day that there is. */
+/* Returns whether this is YYYY-MM-DD, a day that exists. */
 static int is_date(text at) {
     int century = two_digits(at, 99), year = two_digits(at + 2, 99), month = two_digits(at + 5, 12), day = two_digits(at + 8, 31);
     if (century < 0 || year < 0 || month < 1 || day < 1) return 0;
@@ -310,15 +310,15 @@ static int is_date(text at) {
     return year >= 1 && day <= (month == 2 ? 28 + leap : 30 + ((month + (month > 7)) & 1)) && at[4] == '-' && at[7] == '-';
 }
 
-/* HH:MM:SS: no byte is further from 00:00:00 than it may be, and the hour is at most 23. */
+/* Returns whether this is HH:MM:SS: no byte exceeds 00:00:00 by more than it may, and the hour is at most 23. */
 static inline int is_time(text at) {
     uint64_t far = load8(at) ^ load8((text)"00:00:00");
     uint64_t beyond = (far + EVERY(0x7F) - load8((text)"\2\11\0\5\11\0\5\11")) | far;
     return !(beyond & EVERY(0x80)) && !(at[0] == '2' && at[1] > '3');
 }
 
-/* A day, T or a blank, a time, perhaps a fraction, perhaps Z or +00:00: megaphone.parse_created_at. Nearly all rows have
- * the export's day, which there is. */
+/* A day, T or a blank, a time, perhaps a fraction, perhaps Z or +00:00: export_row.parse_created_at. Nearly all rows have
+ * the export's own day, which exists. */
 static int is_instant(const struct rules *rules, const struct value *value, int *outside_day) {
     if (value->kind != STRING || value->length < 19 || value->escapes || value->foreign) return 0;
     text at = value->at, end = at + value->length;
@@ -334,12 +334,12 @@ static int is_instant(const struct rules *rules, const struct value *value, int 
     return at == end || (end - at == 1 && *at == 'Z') || (end - at == 6 && !memcmp(at, "+00:00", 6));
 }
 
-/* What stays as it is in every text and every URL: letters, digits, and four more. */
+/* What no text and no URL changes: letters, digits, and four more. */
 static inline int stays(uint8_t byte) {
     return (uint8_t)((byte | 0x20) - 'a') < 26 || is_digit(byte) || byte == '-' || byte == '.' || byte == '_' || byte == '~';
 }
 
-/* Whether a string is of these and of `more` alone; sixteen bytes at a time, the last ones twice rather than too many. */
+/* Returns whether a string consists of these and of `more`; 16 bytes at a time, the last ones twice rather than too many. */
 static inline int is_plain(const struct value *value, uint8_t more) {
     typedef uint8_t sixteen __attribute__((vector_size(16)));
     if (value->kind != STRING || !value->length || value->length > LONGEST_ID) return 0;
@@ -370,7 +370,7 @@ struct address {
     uint16_t groups[8]; /* of IPv6 */
 };
 
-/* Four numbers up to 255 without leading zeros, as `ipaddress` wants them; `value` is ASCII. */
+/* Four numbers up to 255 without leading zeros, as `ipaddress` demands; `value` is ASCII. */
 static int read_ipv4(const struct value *value, int *ends_in_zero) {
     text at = value->at, end = at + value->length;
     for (int i = 0; i < 4; i++) {
@@ -421,8 +421,8 @@ static int read_ipv6(const struct value *value, uint16_t groups[8]) {
     return 1;
 }
 
-/* Whether it is known what `ip` is. Without a colon it is IPv4 or a token; with one it is IPv6 or odd (it may have a port
- * or an IPv4 tail); a comma may part a list. */
+/* Returns whether it is certain what `ip` is. Without a colon it is IPv4 or a token; with one it is IPv6, or odd (it may
+ * have a port or an IPv4 tail); a comma may separate a list. */
 static int judge_address(const struct value *value, struct address *address) {
     if (value->kind != STRING || !value->length || value->escapes || value->foreign) return 0;
     address->ends_in_zero = 0;
@@ -443,18 +443,18 @@ static int judge_address(const struct value *value, struct address *address) {
     return 1;
 }
 
-/* Four bytes of eight hex digits in lower case; what is none marks `wrong`. */
+/* Returns the four bytes of eight lower-case hex digits; anything else sets bits in `wrong`. */
 static inline uint32_t pack_digits(uint64_t digits, uint64_t *wrong) {
     uint64_t letters = digits >> 6 & EVERY(1);
     uint64_t nibbles = (digits & EVERY(0x0F)) + letters * 9;
-    *wrong |= (nibbles + EVERY('0') + letters * ('a' - '0' - 10)) ^ digits; /* as they are spelled */
-    *wrong |= (nibbles & EVERY(0xF0)) | (((nibbles + EVERY(6)) ^ letters << 4) & EVERY(0x10)); /* letters from 10 to 15 */
+    *wrong |= (nibbles + EVERY('0') + letters * ('a' - '0' - 10)) ^ digits; /* spelled back, they must be the same */
+    *wrong |= (nibbles & EVERY(0xF0)) | (((nibbles + EVERY(6)) ^ letters << 4) & EVERY(0x10)); /* a letter exactly from 10 on */
     uint64_t bytes = (nibbles << 4 | nibbles >> 8) & 0x00FF00FF00FF00FFull;
     bytes = (bytes | bytes >> 8) & 0x0000FFFF0000FFFFull;
     return (uint32_t)(bytes | bytes >> 16);
 }
 
-/* 16 bytes of an id as ids.pack_id has them, if it is a UUID in its canonical form. */
+/* Packs an id into 16 bytes as row_ids.pack_id does, if it is a UUID in its canonical form. */
 static inline int pack_uuid(const struct value *id, uint8_t packed[16]) {
     text at = id->at;
     if (id->length != 36 || at[8] != '-' || at[13] != '-' || at[18] != '-' || at[23] != '-') return 0;
@@ -538,7 +538,7 @@ static void sha256_block(uint32_t state[8], text data, int64_t features) {
     sha256_block_portable(state, data);
 }
 
-struct hmac { uint32_t inner[8], outer[8]; int64_t features; }; /* the states behind the key's two blocks */
+struct hmac { uint32_t inner[8], outer[8]; int64_t features; }; /* the states after the key's two blocks */
 
 static void begin_hmac(struct hmac *hmac, const uint8_t key[32], int64_t features) {
     uint8_t inner[64], outer[64];
@@ -550,7 +550,7 @@ static void begin_hmac(struct hmac *hmac, const uint8_t key[32], int64_t feature
     sha256_block(hmac->outer, outer, features);
 }
 
-/* The hash, behind one block that went before, of `length` bytes that are the last ones. */
+/* The hash after the last `length` bytes, if one block went before them. */
 static void end_sha256(uint32_t state[8], text data, int64_t length, int64_t features) {
     uint8_t last[128] = { 0 };
     int64_t whole = length & ~63ll, rest = length - whole, blocks = rest < 56 ? 1 : 2;
@@ -562,7 +562,7 @@ static void end_sha256(uint32_t state[8], text data, int64_t length, int64_t fea
     for (int64_t i = 0; i < blocks; i++) sha256_block(state, last + 64 * i, features);
 }
 
-/* 64 hex digits. */
+/* Writes 64 hex digits. */
 static void write_hmac(const struct hmac *hmac, text data, int64_t length, uint8_t hex[64]) {
     uint32_t state[8];
     uint8_t inner[32];
@@ -571,7 +571,7 @@ static void write_hmac(const struct hmac *hmac, text data, int64_t length, uint8
     for (int i = 0; i < 8; i++) { uint32_t word = __builtin_bswap32(state[i]); memcpy(inner + 4 * i, &word, 4); }
     memcpy(state, hmac->outer, 32);
     end_sha256(state, inner, 32, hmac->features);
-    for (int i = 0; i < 8; i++) { /* eight digits at a time: a nibble to each byte, then its letter */
+    for (int i = 0; i < 8; i++) { /* eight digits at a time: first a nibble in each byte, then its character */
         uint64_t digits = __builtin_bswap32(state[i]);
         digits = (digits | digits << 16) & 0x0000FFFF0000FFFFull;
         digits = (digits | digits << 8) & 0x00FF00FF00FF00FFull;
@@ -632,17 +632,17 @@ static void blake2b(uint8_t *digest, int size, const char person[16], text data,
     memcpy(digest, state, (size_t)size);
 }
 
-static const char ID_PERSON[16] = "pickup-point id"; /* and a zero: ids.pack_id */
+static const char ID_PERSON[16] = "pickup-point id"; /* and a zero: see row_ids.pack_id */
 
 static inline void pack_id(const struct value *id, uint8_t packed[16]) {
     if (!pack_uuid(id, packed)) blake2b(packed, 16, ID_PERSON, id->at, id->length);
 }
 
-/* ---- Tables: slots, a power of two of them and more than there are entries, hold 1 + the place of an entry, or 0 --- */
+/* ---- Hash tables: a power of two of slots, more than there are entries; a slot is 1 + where its entry is, or 0 ----- */
 
 static inline uint64_t hash_id(text id) { return (load8(id) ^ load8(id + 8) * 0x9E3779B97F4A7C15ull) * 0xD6E8FEB86659FD93ull >> 32; }
 
-/* Whether 16 bytes are among the ids; `*slot` is where they are, or belong. */
+/* Returns whether 16 bytes are among the ids; `*slot` is where they are, or belong. */
 static inline int find_id(text ids, const uint32_t *slots, int64_t slot_count, text id, int64_t *slot) {
     uint64_t mask = (uint64_t)slot_count - 1, at = hash_id(id) & mask;
     while (slots[at] && !same(ids + 16ull * (slots[at] - 1), id, 16)) at = (at + 1) & mask;
@@ -650,7 +650,7 @@ static inline int find_id(text ids, const uint32_t *slots, int64_t slot_count, t
     return slots[at] != 0;
 }
 
-/* Of `length` bytes and those behind them up to a multiple of 8: the same where the bytes are, so those must be cut. */
+/* Hashes `length` bytes. The loads reach up to 7 bytes further; those are masked, or equal texts might hash differently. */
 static uint64_t hash_text(text at, int64_t length) {
     uint64_t hash = (uint64_t)length;
     for (int64_t i = 0; i < length; i += 8) {
@@ -662,7 +662,7 @@ static uint64_t hash_text(text at, int64_t length) {
     return hash;
 }
 
-/* An entry of the catalogue: six lengths, 4 bytes each, and as many texts one behind the other. */
+/* An entry of the catalogue: six lengths, 4 bytes each, then as many texts one after the other. */
 enum { KEY, GUID_CELL, GUID_IN_URL, WHOLE_URL, TOKEN_IN_URL, ENCLOSURE_IN_URL, TEXTS };
 
 struct episode { text texts[TEXTS]; uint32_t lengths[TEXTS]; };
@@ -674,7 +674,7 @@ static text read_episode(text entry, struct episode *episode) {
     return at;
 }
 
-/* The catalogue's entry for an episode_id that is plain, whatever its case. */
+/* Finds the catalogue's entry for a plain episode_id, whatever its case. */
 static int find_episode(const struct rules *rules, const struct value *id, struct episode *episode) {
     uint8_t key[LONGEST_ID + 8];
     for (uint32_t i = 0; i < id->length; i++) { uint8_t byte = id->at[i]; key[i] = byte >= 'A' && byte <= 'Z' ? byte | 0x20 : byte; }
@@ -712,7 +712,7 @@ static uint8_t *put_number(uint8_t *out, int64_t number) {
     return out + (20 - at);
 }
 
-/* As ipaddress writes it (RFC 5952): lower case, the first of the longest runs of two zeros and more is `::`. */
+/* As ipaddress writes it (RFC 5952): lower case; the first of the longest runs of two or more zeros is `::`. */
 static uint8_t *put_ipv6(uint8_t *out, const uint16_t groups[8]) {
     int gap = -1, longest = 1;
     for (int i = 0; i < 8; i++) {
@@ -735,7 +735,7 @@ static uint8_t *put_ipv6(uint8_t *out, const uint16_t groups[8]) {
     return out;
 }
 
-/* The next character of a string that was proven right, escaped or not. */
+/* Returns the next character of a string that was proven valid, escaped or not. */
 static uint32_t next_character(text *at) {
     text p = *at;
     if (*p < 0x80 && *p != '\\') { *at = p + 1; return *p; }
@@ -763,7 +763,7 @@ static uint32_t next_character(text *at) {
     return character;
 }
 
-/* What Python's str.isspace says. */
+/* The same as Python's str.isspace. */
 static int is_space(uint32_t c) {
     return c == 0x20 || (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x1F) || c == 0x85 || c == 0xA0 || c == 0x1680
         || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
@@ -779,15 +779,15 @@ static int encode(uint32_t c, uint8_t utf8[4]) {
     return length;
 }
 
-/* Whether there is more in a string than white space (and, in a line, than control characters, which become blanks). */
+/* Returns whether a string has more than white space (and, in a line, control characters, which become blanks). */
 static int is_visible(const struct value *value, int in_line) {
     text at = value->at, end = at + value->length;
     while (at < end) { uint32_t c = next_character(&at); if (!is_space(c) && !(in_line && is_control(c))) return 1; }
     return 0;
 }
 
-/* A string cleaned as triton.safe_text does it, or (`percent`) as triton.percent_text does: at most 3 bytes for each of
- * its own, and 32 more. The worst are one byte, as %XX; an escape of six for U+0800 and up, nine; a pair of twelve, twelve. */
+/* Writes a string cleaned like triton.safe_text or (`percent`) triton.percent_text: at most 3 bytes for each of its own,
+ * and 32 more. The worst: one byte becomes %XX; an escape of 6 bytes from U+0800 up, 9; a pair of escapes of 12, 12. */
 static uint8_t *put_string(uint8_t *out, const struct value *value, int percent) {
     text at = value->at, end = at + value->length;
     if (at == end) return put_byte(out, '-');
@@ -812,7 +812,7 @@ static uint8_t *put_string(uint8_t *out, const struct value *value, int percent)
     }
 }
 
-/* A string in a URL, as urllib.parse.quote has it without anything safe: the same bound. */
+/* Writes a string in a URL like urllib.parse.quote with nothing safe; the same bound holds. */
 static uint8_t *put_quoted(uint8_t *out, const struct value *value) {
     text at = value->at, end = at + value->length;
     if (!is_visible(value, 0)) return put_byte(out, '-');
@@ -831,15 +831,15 @@ enum verdict { WRITTEN, ODD, FULL };
 struct name { text at; uint32_t length, field; };
 
 struct row {
-    struct value values[NO_FIELD + 1]; /* of the fields that are given; the last is for all that no rule knows */
+    struct value values[NO_FIELD + 1]; /* of the row's fields; the last is for every field that no rule knows */
     struct address address;
     struct episode episode;
     uint8_t packed_id[16];
     int outside_day;
-    int known, fallback; /* whether the episode is in the catalogue; whether its URL is the other one */
+    int known, fallback; /* whether the episode is in the catalogue; whether `other_url` is used */
     int64_t size, sent; /* filesize; bytes_sent as it is written */
     int partial;
-    const struct value *bytes; /* which of the two `sent` is */
+    const struct value *bytes; /* which of the two fields `sent` comes from */
     int64_t url_length;
     uint8_t ip[48], hash[64], url[URL_ROOM];
     int64_t ip_length, hash_length;
@@ -847,7 +847,7 @@ struct row {
 
 #define REQUIRED (1u << ID | 1u << CREATED_AT | 1u << IP | 1u << PODCAST_ID | 1u << EPISODE_ID | 1u << FILESIZE | 1u << BYTES_SENT)
 
-/* The values of one line: from behind the newline of the row, or NULL if it is odd. */
+/* Reads the values of one row; returns what follows its newline, or NULL if it is odd. */
 static text read_row(const struct block *block, const struct name *names, int64_t name_count, text at, struct row *row) {
     uint32_t given = 0;
     uint64_t seen[2] = { 0, 0 };
@@ -884,7 +884,7 @@ static text read_row(const struct block *block, const struct name *names, int64_
     return at + 1;
 }
 
-/* Whether the row is understood; its address, its episode and its numbers. */
+/* Works out the address, the episode and the numbers; returns whether the row is understood. */
 static int judge_row(const struct rules *rules, struct row *row) {
     struct value *values = row->values;
     const struct value *size = &values[FILESIZE], *sent = &values[BYTES_SENT];
@@ -895,7 +895,7 @@ static int judge_row(const struct rules *rules, struct row *row) {
     }
     if (!is_plain(&values[PODCAST_ID], '-') || !is_plain(&values[EPISODE_ID], '-')) return 0;
     if (size->kind != WHOLE || size->whole < 1 || sent->kind != WHOLE || sent->whole < 0 || !sent->exact) return 0;
-    /* 59.99999999999999999 is 60 as a double; with 15 digits no number under 60 is. */
+    /* As a double, 59.99999999999999999 is 60; with up to 15 digits no number under 60 is. */
     const struct value *seconds = &values[SECONDS_DOWNLOADED];
     if (seconds->kind == STRING || (seconds->kind == FRACTION && seconds->whole == 59 && seconds->length > 16)) return 0;
     if (!judge_address(&values[IP], &row->address)) return 0;
@@ -910,7 +910,7 @@ static int judge_row(const struct rules *rules, struct row *row) {
     return 1;
 }
 
-/* A field as triton.json_text has it, then cleaned or quoted; NULL if that is not certain. Room as put_string. */
+/* Writes a field like triton.json_text, then cleaned or quoted; NULL if that is not certain. Bounded as put_string. */
 static uint8_t *put_field(uint8_t *out, const struct value *value, int quoted, int percent) {
     switch (value->kind) {
     case NOTHING: return put_byte(out, '-');
@@ -920,7 +920,7 @@ static uint8_t *put_field(uint8_t *out, const struct value *value, int quoted, i
     return put(out, value->at, value->length);
 }
 
-/* The parts of a URL one behind the other, in `row->url`; 0 if it is too long, or not certain. */
+/* Writes the parts of a URL into `row->url`; returns 0 if it is too long, or not certain. */
 static int join_url(const struct rules *rules, struct row *row, const struct part_of *parts, int64_t count) {
     uint8_t *out = row->url, *end = out + URL_ROOM;
     const struct value *id = &row->values[EPISODE_ID];
@@ -961,7 +961,7 @@ static int write_url(const struct rules *rules, struct row *row) {
     return join_url(rules, row, rules->url, rules->url_count);
 }
 
-/* The two cells of the address: at most 45 and 64 bytes; a full IPv4 address is where it stood. */
+/* Makes the two cells of the address, of at most 45 and 64 bytes; a full IPv4 address is used where it stands. */
 static void write_address(const struct rules *rules, const struct hmac *hmac, struct row *row) {
     const struct value *value = &row->values[IP];
     struct address *address = &row->address;
@@ -992,7 +992,7 @@ static void write_address(const struct rules *rules, const struct hmac *hmac, st
     }
 }
 
-/* A cell that is bounded by CELL_ROOM. */
+/* Writes a cell that is bounded by CELL_ROOM. */
 static uint8_t *put_cell(uint8_t *out, const struct row *row, const struct part_of *cell) {
     const struct value *values = row->values;
     text query = NULL;
@@ -1016,7 +1016,7 @@ static uint8_t *put_cell(uint8_t *out, const struct row *row, const struct part_
     }
 }
 
-/* The line with its newline, or NULL if there is not certainly room for it (`*odd` is 0) or it is odd. */
+/* Writes the line with its newline; NULL if it may not fit into the room (`*odd` is 0), or if it is odd. */
 static uint8_t *write_line(const struct rules *rules, const struct row *row, uint8_t *out, uint8_t *end, int *odd) {
     text begin = out;
     *odd = 0;
@@ -1041,7 +1041,7 @@ static uint8_t *write_line(const struct rules *rules, const struct row *row, uin
         out = put_byte(out, '\t');
     }
     out[-1] = '\n';
-    *odd = *begin == '#'; /* that would be a comment */
+    *odd = *begin == '#'; /* Triton would take it for a comment */
     return *odd ? NULL : out;
 }
 
@@ -1068,7 +1068,7 @@ static enum filter filter_of(const struct rules *rules, const struct block *bloc
     return KEPT;
 }
 
-/* The books of a podcast, begun if it has none; NULL if there is no room for more. */
+/* Finds the books of a podcast, or begins them; NULL if there is no room for more. */
 static struct podcast *find_podcast(struct block *block, uint16_t slots[2 * MOST_PODCASTS], const struct value *id) {
     uint64_t mask = 2 * MOST_PODCASTS - 1, at = hash_text(id->at, id->length) & mask;
     for (; slots[at]; at = (at + 1) & mask) {
@@ -1091,7 +1091,7 @@ struct work { /* of one call */
     struct row row;
 };
 
-/* Converts the row at `*at` and goes behind it; changes nothing unless it is WRITTEN. */
+/* Converts the row at `*at` and moves past it; changes nothing unless it is WRITTEN. */
 static enum verdict convert_row(const struct rules *rules, struct block *block, struct work *work, text *at) {
     struct row *row = &work->row;
     if (block->id_count == block->most_ids) return FULL;
@@ -1113,8 +1113,8 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
     struct podcast *podcast = NULL;
     if (rules->by_podcast && !(podcast = find_podcast(block, work->podcast_slots, &row->values[PODCAST_ID]))) return FULL;
 
-    /* From here on it is written. */
-    if (rules->index_rows) { /* the digest of the line instead of it */
+    /* Everything that may fail is done: from here on the row counts as written. */
+    if (rules->index_rows) { /* the digest takes the place of the line, which is not kept */
         uint8_t *digest = block->digests + 8 * block->id_count;
         if (filter == KEPT) blake2b(digest, 8, NULL, line, end - line - 1); else memset(digest, 0, 8);
         end = line;
@@ -1148,7 +1148,7 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
 #define PUBLIC
 #endif
 
-/* The sizes of the structures, and what this processor can do: kernel.py compares the first. */
+/* The sizes of the structures, which kernel.py compares, and what this processor can do. */
 PUBLIC int64_t kernel_layout(void) {
     return (int64_t)(sizeof(struct rules) << 40 | sizeof(struct block) << 20 | sizeof(struct podcast));
 }
@@ -1180,7 +1180,7 @@ PUBLIC void convert_block(const struct rules *rules, struct block *block) {
         if (*blank == '\n') { block->line_count++; at = blank + 1; continue; }
         text begin = at;
         enum verdict verdict = convert_row(rules, block, &work, &at);
-        if (verdict == FULL && !block->line_count) verdict = ODD; /* all the room there is was too little */
+        if (verdict == FULL && !block->line_count) verdict = ODD; /* even an empty room is too small for it */
         if (verdict == FULL || (verdict == ODD && block->odd_count == block->most_odd)) break;
         if (verdict == ODD) {
             struct odd_row *odd = &block->odd[block->odd_count++];
@@ -1196,7 +1196,7 @@ PUBLIC void convert_block(const struct rules *rules, struct block *block) {
     block->taken = at - block->text;
 }
 
-/* Fills `slots` (zero before) with ids, 16 bytes each; whether they all differ. */
+/* Fills `slots` (all zero before) with ids, 16 bytes each; returns whether they all differ. */
 PUBLIC int64_t index_ids(const uint8_t *ids, int64_t count, uint32_t *slots, int64_t slot_count) {
     int64_t differ = 1, slot;
     for (int64_t i = 0; i < count; i++) {
@@ -1206,8 +1206,8 @@ PUBLIC int64_t index_ids(const uint8_t *ids, int64_t count, uint32_t *slots, int
     return differ;
 }
 
-/* Fills `slots` (zero before) with the entries of a catalogue, each at a multiple of 4 bytes; how many there are, or -1
- * where one is not whole. */
+/* Fills `slots` (all zero before) with the entries of a catalogue, each at a multiple of 4 bytes; returns their number,
+ * or -1 if one is incomplete. */
 PUBLIC int64_t index_catalogue(const uint8_t *entries, int64_t size, uint32_t *slots, int64_t slot_count) {
     uint64_t mask = (uint64_t)slot_count - 1;
     int64_t count = 0;
@@ -1224,8 +1224,8 @@ PUBLIC int64_t index_catalogue(const uint8_t *entries, int64_t size, uint32_t *s
     return count;
 }
 
-/* Sorts ids, 16 bytes each, and the 8 bytes beside each of them if there are `digests`, by partition, as ids.partition
- * does; `counts` says how many are in each of 64. */
+/* Sorts ids, 16 bytes each, by partition as row_ids.partition does, each followed by its 8 bytes of `digests`, if given;
+ * `counts` gets the number of ids in each of the 64 partitions. */
 PUBLIC void partition_ids(const uint8_t *ids, const uint8_t *digests, int64_t count, uint32_t counts[64], uint8_t *out) {
     uint64_t place[64], size = digests ? 24 : 16, begin = 0;
     memset(counts, 0, 64 * sizeof *counts);
@@ -1238,8 +1238,8 @@ PUBLIC void partition_ids(const uint8_t *ids, const uint8_t *digests, int64_t co
     }
 }
 
-/* The lines of a published log (`size` bytes, a newline at the end): of each that has a cell in this column the packed
- * cell and the digest of the line. How many; there is room for one of every two bytes. `*lines` counts those not empty. */
+/* Indexes the lines of a published log (`size` bytes, a newline at the end): writes the packed cell of this column and
+ * the digest of each line that has one, and returns their number. `*lines` counts the lines that are not empty. */
 PUBLIC int64_t index_lines(const uint8_t *log, int64_t size, int64_t column, uint8_t *ids, uint8_t *digests, int64_t *lines) {
     text at = log, end = log + size;
     int64_t count = 0;

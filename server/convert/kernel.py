@@ -1,11 +1,11 @@
-"""The kernel (`kernel.c`) as Python knows it: found, loaded, handed the rules of a conversion and blocks of rows.
+"""The binding to the kernel (`kernel.c`): finds and loads it, hands it the rules of a conversion and blocks of rows.
 
-Touches the shared library beside this file. The promise: what is handed to the kernel is as its first page wants it
-(the zeros behind a block, rooms of the sizes told), and lives as long as a call does; so nothing here takes pointers
-from outside. Calls give up the interpreter's lock; each thread has rooms of its own.
+Touches the shared library beside this file. The promise: what is handed to the kernel is as the comment at the top of
+`kernel.c` requires it (zeros after a block, rooms of the stated sizes), and outlives the call; so nothing here accepts
+pointers from outside. Calls release the interpreter's lock; each thread has rooms (buffers) of its own.
 
-Without the library, or with ``PICKUP_POINT_KERNEL=none`` in the environment, there is no kernel, and every row goes the
-exact way.
+Without the library, or with ``PICKUP_POINT_KERNEL=none`` in the environment, there is no kernel, and every row is
+converted the exact way.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from ..triton import ColumnSpec
     from .row import Conversion
 
-LIBRARY = Path(__file__).with_name("libkernel.so")  # "kernel.so" would be taken for this module
+LIBRARY = Path(__file__).with_name("libkernel.so")  # Python would import a kernel.so instead of this module
 SWITCH = "PICKUP_POINT_KERNEL"
-# As in kernel.c.
+# These must be the same numbers as in kernel.c.
 _PADDING, _LONGEST_NAME, _MOST_NAMES, _MOST_PODCASTS, _NO_FIELD, _FILTERS, _COPY = 256, 200, 120, 1024, 18, 6, 16
 _MOST_ODD = 4096  # rows that are noted in one call
 _SHORTEST_ROW = 64  # bytes; every field that an ordinary row must have takes more
@@ -113,28 +113,29 @@ class Kernel:
 
     @classmethod
     def open(cls, path: Path = LIBRARY) -> Kernel | None:
-        """The kernel at ``path``; None where there is none, or it is another version's, or not for this processor."""
+        """Load the kernel at ``path``; return None if it is missing, of another version, or for another processor."""
         try:
             library = ctypes.CDLL(str(path))
             library.kernel_layout.restype = c_int64
             layout = library.kernel_layout()
         except (OSError, AttributeError):
             return None
+        # A library of another version could be there after a half-done upgrade; the sizes of its structures tell.
         sizes = ctypes.sizeof(_Rules) << 40 | ctypes.sizeof(_Block) << 20 | ctypes.sizeof(_Podcast)
         return cls(library) if layout == sizes else None
 
     def convert(self, rules: CompiledRules, block: _Block) -> None:
-        """Convert rows until the block ends or a room is full."""
+        """Convert rows until the block ends or a room is full; ``block.taken`` says how far it came."""
         self._library.convert_block(byref(rules.rules), byref(block))
 
     def ids_differ(self, ids: bytes) -> bool:
-        """Whether of ids, 16 bytes each, none is there twice."""
+        """Return whether no id, of 16 bytes each, stands twice."""
         count = len(ids) // 16
         slots = _slots(count)
         return bool(self._library.index_ids(ids, count, slots, len(slots)))
 
     def partition(self, ids: bytes, digests: bytes | None = None) -> Partitioned:
-        """What `ids.partition` makes of ids, 16 bytes each, or of these and the 8 bytes beside each."""
+        """Do what `row_ids.partition` does to ids, 16 bytes each, with their digests of 8 bytes each if given."""
         count = len(ids) // 16
         counts = (c_uint32 * PARTITIONS)()
         out = ctypes.create_string_buffer(max(1, count * (16 if digests is None else 24)))
@@ -142,9 +143,10 @@ class Kernel:
         return Partitioned(array("I", counts), out.raw[: len(ids) + len(digests or b"")])
 
     def index_lines(self, log: bytes, column: int) -> tuple[bytes, bytes, int]:
-        """Of a log's lines, each with its newline: packed cells of this column, digests, and how many lines there are.
+        """Return the packed cells of a column of a log's lines, the lines' digests, and the number of lines.
 
-        A line has a packed cell (16 bytes) and a digest (8 bytes) where it has the column and is not empty.
+        Every line of ``log`` ends with a newline. A line has a packed cell (16 bytes) and a digest (8 bytes) if it has
+        the column; empty lines are not counted.
         """
         most = log.count(b"\n")
         ids, digests = ctypes.create_string_buffer(16 * most + 1), ctypes.create_string_buffer(8 * most + 1)
@@ -153,26 +155,27 @@ class Kernel:
         return ids.raw[: 16 * count], digests.raw[: 8 * count], lines.value
 
     def index(self, entries: bytes, count: int, *, catalogue: bool = False) -> ctypes.Array[c_uint32]:
-        """The slots by which the kernel finds one of ``count`` ids, or of as many entries of a catalogue."""
+        """Return the hash table by which the kernel finds one of ``count`` ids, or one of as many catalogue entries."""
         slots = _slots(count)
         if not catalogue:
             self._library.index_ids(entries, count, slots, len(slots))
         elif self._library.index_catalogue(entries, len(entries) - _COPY, slots, len(slots)) != count:
-            raise ValueError("an entry of the catalogue is not whole")
+            raise ValueError("an entry of the catalogue is incomplete")
         return slots
 
 
 def load_kernel() -> Kernel | None:
-    """The kernel that was installed; None where there is none, or it is switched off."""
+    """Return the installed kernel; None if there is none, or it is switched off."""
     return None if os.environ.get(SWITCH) == "none" else Kernel.open()
 
 
 def _slots(count: int) -> ctypes.Array[c_uint32]:
+    """Return an empty hash table for this many entries: a power of two of slots, at most half of them ever used."""
     return (c_uint32 * (1 << (2 * count + 1).bit_length()))()
 
 
 class CompiledRules:
-    """The rules of a conversion as the kernel reads them; ``rules`` points into what is held here."""
+    """The rules of a conversion as the kernel reads them; ``rules`` points into memory that this object keeps alive."""
 
     def __init__(
         self,
@@ -185,7 +188,7 @@ class CompiledRules:
     ) -> None:
         rules, layout = conversion.rules, conversion.rules.layout
         if fresh_after is not None and len(fresh_after) != _INSTANT:
-            raise ValueError(f"{fresh_after!r} is no YYYY-MM-DD HH:MM:SS")
+            raise ValueError(f"{fresh_after!r} is not YYYY-MM-DD HH:MM:SS")
         self._literals = bytearray()
         template = UrlTemplate(rules.url)
         cells = [self._cell(spec, layout.format is LogFormat.W3C, layout.clean) for spec in layout.specs]
@@ -194,6 +197,7 @@ class CompiledRules:
         url = self._template(template)
         other = self._template(UrlTemplate(DEFAULT_URL))
         self._literals += bytes(_COPY)
+        # Copied only when all literals are in: a bytearray that still grows may move, and the kernel keeps a pointer.
         self._kept: list[Any] = [bytes(self._literals)]
         day = conversion.day.isoformat() if conversion.day is not None else ""
         self.rules = _Rules(
@@ -230,12 +234,13 @@ class CompiledRules:
             self.rules.catalogue_slot_count = len(slots)
 
     def _literal(self, text: str) -> _Part:
+        """Add a text that is the same in every line, and return the part that writes it."""
         data = text.encode()
         self._literals += data
         return _Part(_PARTS.index("literal"), 0, len(self._literals) - len(data), len(data))
 
     def _cell(self, spec: ColumnSpec, w3c: bool, clean: Any) -> _Part:
-        """What one column is made of."""
+        """Return the part that writes the cells of a column."""
         if spec.constant is not None:
             return self._literal(clean(spec.constant))
         if spec.field is not None:
@@ -258,7 +263,7 @@ class CompiledRules:
         return _Part(_PARTS.index(value))
 
     def _template(self, template: UrlTemplate) -> list[_Part]:
-        """What a URL is made of."""
+        """Return the parts that write a URL."""
         parts: list[_Part] = []
         for literal, name in zip(template.literals, (*template.fields, ""), strict=True):
             if literal:
@@ -277,9 +282,9 @@ def _bytes(data: bytes, room: int) -> ctypes.Array[c_uint8]:
 
 
 def _pack_catalogue(catalogue: Catalogue, template: UrlTemplate, clean: Any) -> tuple[bytes, int]:
-    """The entries of a catalogue one behind the other, with the zeros behind them; and how many they are.
+    """Return the entries of a catalogue in one text, with zeros after the last one; and their number.
 
-    Those whose id is not plain are left out: the kernel looks for no other.
+    Entries whose id is not plain are left out: the kernel looks up plain ids only.
     """
     wanted, as_published = template.fields, template.as_published
     entries, count = [], 0
@@ -304,24 +309,25 @@ def _pack_catalogue(catalogue: Catalogue, template: UrlTemplate, clean: Any) -> 
 
 
 def _quoted(text: str) -> str:
-    """As `UrlTemplate` writes a value."""
+    """Quote a value as `UrlTemplate` does."""
     if PLAIN.fullmatch(text):
         return text
     return quote(text, safe="") if text.strip() else "-"
 
 
 class Names:
-    """The names that rows are expected to have: the first row's in its order, then the others that are known.
+    """The field names that rows are expected to have: the first row's in its order, then the others known so far.
 
-    What is known never changes what a row comes to, only how fast; so threads may share it without a lock.
+    They change only the speed of a row, never its outcome; so threads may share this object without a lock.
     """
 
     def __init__(self) -> None:
         self._known: tuple[str, ...] = METRICS.fields
-        self._packed: tuple[tuple[str, ...], tuple[bytes, int]] = (), (b"", 0)  # for which first row, and what
+        self._packed: tuple[tuple[str, ...], tuple[bytes, int]] = (), (b"", 0)  # a row's names, and their packed form
 
     def packed(self, first: tuple[str, ...]) -> tuple[bytes, int]:
-        """The names as the kernel reads them, in the order of this row; and how many."""
+        """Return the names as the kernel reads them, in the order of this row; and their number."""
+        # One read and one assignment of a tuple: another thread may replace it between the two, never tear it.
         order, packed = self._packed
         if order == first and packed[1]:
             return packed
@@ -338,20 +344,21 @@ class Names:
 
 
 def make_room(size: int) -> ctypes.Array[c_char]:
-    """So many bytes of memory, which are really taken when they are first written to."""
+    """Return this many bytes of memory, which the system provides page by page as they are first written to."""
     return (c_char * size).from_buffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Rooms(threading.local):
-    """A thread's rooms for blocks: `load` first; what the others give holds until the next `load` of the thread."""
+    """A thread's rooms (buffers) for blocks: call `load` first; views are valid until the thread's next `load`."""
 
     def __init__(self) -> None:
-        self._size = 0  # bytes of a block that the rooms are made for
+        self._size = 0  # bytes of the largest block that fits
         self._loaded = 0
 
     def load(self, pieces: Sequence[bytes | memoryview]) -> memoryview:
-        """The bytes of a block where the kernel reads them, a newline at their end; without the zeros behind."""
+        """Copy a block to where the kernel reads it; return a view of it, ending with a newline, without the zeros."""
         size = sum(map(len, pieces)) + 1
+        # Rooms are kept for the next block, except those that one huge line made far too large.
         if not size <= self._size <= max(4 * size, _LARGEST_KEPT):
             self._size = max(size, _SMALLEST)
             self._text = make_room(self._size + _PADDING)
@@ -368,6 +375,7 @@ class Rooms(threading.local):
         if end and view[end - 1] != ord("\n"):
             view[end] = ord("\n")
             end += 1
+        # The kernel loads up to this many bytes after the block; the last block may have left others there.
         view[end : end + _PADDING] = bytes(_PADDING)
         self._loaded = end
         return view[:end]
@@ -381,7 +389,7 @@ class Rooms(threading.local):
         fresh: IdTable | None = None,
         repeated: IdTable | None = None,
     ) -> _Block:
-        """What the kernel is handed for the loaded block from ``start`` on; it lives no longer than its arguments."""
+        """Return what the kernel is handed for the loaded block from ``start`` on; keep the arguments alive as long."""
         block = _Block(
             text=ctypes.addressof(self._text) + start,
             size=self._loaded - start,
@@ -405,23 +413,23 @@ class Rooms(threading.local):
         return block
 
     def out(self, block: _Block) -> memoryview:
-        """The lines that were written."""
+        """Return a view of the lines that were written."""
         return memoryview(self._out).cast("B")[: block.written]
 
     def ids(self, block: _Block) -> memoryview:
-        """The packed ids of the rows, 16 bytes each."""
+        """Return a view of the packed ids of the rows, 16 bytes each."""
         return memoryview(self._ids).cast("B")[: 16 * block.id_count]
 
     def digests(self, block: _Block) -> memoryview:
-        """The digests of their lines, 8 bytes each."""
+        """Return a view of the digests of their lines, 8 bytes each."""
         return memoryview(self._digests).cast("B")[: 8 * block.id_count]
 
     def odd(self, block: _Block) -> list[tuple[int, int, int, int, int]]:
-        """Of each odd row its begin and end in the block, and what was written, packed and counted before it."""
+        """Return for each odd row its begin and end, and the bytes written, ids packed and lines counted before it."""
         return [(row.begin, row.end, row.written, row.ids, row.line) for row in self._odd[: block.odd_count]]
 
     def podcasts(self, block: _Block, start: int) -> list[tuple[str, int, int, int, dict[FilterReason, int]]]:
-        """Of each podcast its id, rows, reporting rows, lines, and filtered rows by reason."""
+        """Return each podcast: its id, rows, reporting rows, lines, and filtered rows by reason."""
         view = memoryview(self._text).cast("B")[start:]
         return [
             (
@@ -436,7 +444,7 @@ class Rooms(threading.local):
 
 
 class IdTable:
-    """Packed ids as the kernel looks them up."""
+    """Packed ids, with the hash table by which the kernel looks them up."""
 
     def __init__(self, kernel: Kernel, ids: bytes) -> None:
         self.ids = ids
@@ -444,10 +452,10 @@ class IdTable:
 
     @property
     def address(self) -> c_void_p:
-        """Where the slots lie."""
+        """The address of the slots."""
         return ctypes.cast(self.slots, c_void_p)
 
 
 def filtered(counts: _Block | _Podcast) -> dict[FilterReason, int]:
-    """How many rows were filtered, by reason; those that did not occur are left out."""
+    """Return how many rows were filtered, by reason; reasons that did not occur are left out."""
     return {reason: count for reason, count in zip(_REASONS, counts.filtered, strict=True) if count}

@@ -1,4 +1,4 @@
-"""The export as blocks of whole lines, and gzip read with all of its checks.
+"""The export as blocks of whole lines, and gzip read with all its checks.
 
 Reads one gzip file. Two promises: a file that is not a complete, correct gzip file (members one after the other, zero
 padding at the end) raises `ExportTorn` before its end is reached; and the division of lines into blocks depends on the
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import BinaryIO, Self
 
-# Why a file is not a complete gzip file: a word, and the end of the sentence about it. Nothing of the file is in it.
+# Why a file is not a complete gzip file: a word, and the end of the sentence about it. It quotes nothing of the file.
 TORN = {
     "empty": "is empty, so it is not a gzip file",
     "not gzip": "is not a complete gzip file: it is not gzip",
@@ -84,11 +84,13 @@ class GzipText:
         return self._checked(lambda: self._text.readline())  # type: ignore[no-untyped-call]  # isal
 
     def _checked(self, read: Callable[[], bytes]) -> bytes:
+        """Read, and translate every way in which that can fail."""
         try:
             data = read()
         except EOFError as error:
             raise torn(self._name, "truncated") from error
         except gzip.BadGzipFile as error:
+            # The library has one class for all of these; its text alone tells bad magic bytes from a bad checksum.
             strange = str(error).startswith("Not a gzipped file")
             first = self._text.tell() == 0
             raise torn(self._name, ("not gzip" if first else "followed") if strange else "damaged") from error
@@ -102,12 +104,12 @@ class GzipText:
 
 
 def torn(name: str, word: str) -> ExportTorn:
-    """The error about a file that is not a complete gzip file, for one of the words of `TORN`."""
+    """Return the error about a file that is not a complete gzip file, for one of the words of `TORN`."""
     return ExportTorn(f"{name} {TORN[word]}", hint=f"gzip -t {name}; wait for its next version", word=word)
 
 
 def unreadable(name: str, number: int | None) -> SourceError:
-    """The error about a file that the system does not read."""
+    """Return the error about a file that the system cannot read."""
     return SourceError(f"{name} cannot be read: {os.strerror(number or errno.EIO)}", hint=f"ls -l {name}")
 
 

@@ -1,7 +1,7 @@
 """Log files as gzip: pieces deflated separately and joined into one member, split at an exact number of lines.
 
 Writes into the files that a `LogSink` opens. The promise: the bytes depend on the lines and on their division into
-pieces, never on which process deflated them; every file is a single gzip member without time or name, with its own
+pieces, never on which thread deflated them; every file is a single gzip member without time or name, with its own
 header lines.
 """
 
@@ -60,7 +60,7 @@ def inflate(piece: Piece) -> bytes:
 
 
 class LogFiles:
-    """The log files of one pass: at most ``max_rows`` lines each (0: one file for all) after the header lines."""
+    """The log files of one pass: at most ``max_rows`` lines each (0: no limit) after the header lines."""
 
     def __init__(self, sink: LogSink, header: str, max_rows: int = 0) -> None:
         self.lines: list[int] = []
@@ -91,6 +91,7 @@ class LogFiles:
             start += len(part)
 
     def _write(self, piece: Piece) -> None:
+        """Write a piece into the open file, or into the next one if none is open."""
         file = self._file or self.open()
         file.write(piece.data)
         # The member's checksum comes from those of its pieces: nothing is read twice.

@@ -1,7 +1,7 @@
 """What the service and its conversion process say to each other: one request, then lines of JSON as the answer.
 
-No outside world. A request names open descriptors, never a path; an answer names nothing at all: how the files are
-called, and which words describe a failure, is known on the service's side. A line of the answer, at most a mebibyte:
+No outside world. A request names open descriptors, never a path; an answer names nothing at all: the service knows the
+names of the files and the words for a failure. A line of the answer, at most a mebibyte:
 
     {"read": n}                                   bytes of the export so far, now and then
     {"logs": [[lines, size, sha256], ...]}        some of the logs that were written, in order
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from ..episodes.catalogue import Catalogue
     from .day import Converted
 
-LENGTH = 8  # bytes in which a request's length stands before it
+LENGTH = 8  # bytes of the length that precedes a request
 _LOGS_A_LINE, _PODCASTS_A_LINE = 5000, 250  # far below the longest line, whatever the names
 
 
 class FileNames(NamedTuple):
-    """How the files are called that a conversion writes, in order: ``head``, a number from ``first`` on, ``tail``.
+    """The names of the files that a conversion writes, in order: ``head``, a number from ``first`` on, ``tail``.
 
     >>> FileNames("MEGA20261120-", 3, ".tsv.gz").at(1)
     'MEGA20261120-04.tsv.gz'
@@ -44,12 +44,12 @@ class FileNames(NamedTuple):
     tail: str
 
     def at(self, index: int) -> str:
-        """The name of the file with this index."""
+        """Return the name of the file with this index."""
         return f"{self.head}{self.first + index:02d}{self.tail}"
 
 
 class WrittenLog(NamedTuple):
-    """A log as it was written: lines without the header's, bytes, and the digest in hex if it was asked for."""
+    """A log as it was written: lines without the header's, bytes, and the digest in hex, "" if not asked for."""
 
     lines: int
     size: int
@@ -60,9 +60,9 @@ class WrittenLog(NamedTuple):
 class Request:
     """One conversion. Integers named as files or folders are descriptors that the process was started with.
 
-    ``rejects`` is a folder and a name, or None where nobody wants to see rejected rows. ``sent`` are logs that were
+    ``rejects`` is a folder and a name, or None if nobody wants to see rejected rows. ``sent`` are logs that were
     published before, each with its layout. With ``digests`` each log is hashed as it is written. Without ``kernel``
-    every row goes the exact way.
+    every row is converted the exact way.
     """
 
     conversion: Conversion
@@ -80,7 +80,7 @@ class Request:
     by_podcast: bool = False
 
     def pack(self) -> bytes:
-        """As bytes: a length, then that many."""
+        """Return the request as bytes: a length, then that many."""
         conversion, catalogue = self.conversion, self.conversion.catalogue
         fields = {
             "rules": conversion.rules.as_json(),
@@ -95,7 +95,7 @@ class Request:
 
     @classmethod
     def unpack(cls, data: bytes) -> Request:
-        """What `pack` gave, without the length."""
+        """Return the request that `pack` gave these bytes for, without the length."""
         fields: dict[str, Any] = orjson.loads(data)
         catalogue: Catalogue | None = None
         if fields["catalogue"] is not None:
@@ -119,19 +119,19 @@ _PLAIN_FIELDS = ("export", "scratch", "rejects", "mode", "threads", "kernel", "d
 
 
 def _pack_catalogue(catalogue: Catalogue, template: str) -> dict[str, tuple[str, ...]]:
-    """The episodes, with the parts of their URLs only where the template asks for them."""
+    """Return the episodes, with tokens and enclosures only if the template uses them."""
     if {"token", "enclosure_url"}.isdisjoint(UrlTemplate(template).fields):
         return {key: (e.guid, e.url) for key, e in catalogue.episodes.items()}
     return {key: (e.guid, e.url, e.token, e.enclosure_url) for key, e in catalogue.episodes.items()}
 
 
 def line(message: dict[str, Any]) -> bytes:
-    """A message as a line."""
+    """Return a message as a line."""
     return orjson.dumps(message) + b"\n"
 
 
 def answer(converted: Converted, logs: Sequence[WrittenLog], *, rejects: bool) -> Iterator[bytes]:
-    """The lines that say what came of a conversion."""
+    """Yield the lines that report the result of a conversion."""
     for at in range(0, len(logs), _LOGS_A_LINE):
         yield line({"logs": [tuple(log) for log in logs[at : at + _LOGS_A_LINE]]})
     books = iter(converted.podcasts.as_json().items())

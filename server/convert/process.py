@@ -1,11 +1,11 @@
-"""The conversion process from outside: started, asked, listened to, ended.
+"""The conversion process from outside: how it is started, asked, read and ended.
 
 Starts one process with nothing but three standard descriptors, those it is handed, and a few words of the environment.
-The promises: no process outlives its `ConversionProcess`; a stop that is asked for ends it at once, wherever it is; one
-that dies, says nothing for `SILENCE`, or speaks out of turn is a `ConversionDied`.
+The promises: no process outlives its `ConversionProcess`; a stop ends it at once, whatever it is doing; one that dies,
+says nothing for `SILENCE`, or sends what is not an answer raises `ConversionDied`.
 
-This module is loaded before anything else of a conversion, so that the process starts while the rest is loaded: it
-imports little.
+This module is loaded before the rest of a conversion, so that the process starts while the rest is loaded: it imports
+little.
 """
 
 from __future__ import annotations
@@ -29,28 +29,32 @@ if TYPE_CHECKING:
         """Something thread-safe that says whether to stop, like `threading.Event`."""
 
         def is_set(self) -> bool:
-            """Whether to stop."""
+            """Return whether to stop."""
 
 
-# -P: a folder that happens to hold a server.py is no reason to run that. -S: where modules lie is known here already.
+# -P: or a server.py in the current folder would be run instead. -S: PYTHONPATH below already says where modules are.
 COMMAND = (sys.executable, "-P", "-S", "-m", str(__package__))
 LONGEST_LINE = 1 << 20  # bytes
-SILENCE = 900.0  # seconds; it says at least once for each block how far it is
-_POLL = 0.1  # seconds after which a stop that was asked for is seen
-_PATIENCE = 10.0  # seconds that an end may take which was announced
-# All that it is told by the environment: how Python and the C library find themselves.
+SILENCE = 900.0  # seconds; it reports its progress at least once for each block
+_POLL = 0.1  # seconds between two looks at the stop token
+_PATIENCE = 10.0  # seconds in which it must exit after its last message
+# All that it gets of the environment: what Python and the C library need to start.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LANG", "LC_ALL")
-_HINT = "it is repeated in the next round; journalctl -k tells whether memory ran out"
+_HINT = "the next round tries again; journalctl -k shows whether memory ran out"
 
 
 class ConversionProcess:
-    """The process; it has started when this is made. ``descriptors`` keep their numbers in it."""
+    """The process, started when this object is made. ``descriptors`` keep their numbers in it.
+
+    Raises:
+        ConversionFailed: no process can be started.
+    """
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         package = str(Path(__file__).absolute().parent.parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join((package, *filter(os.path.isabs, sys.path)))
-        # Memory that a block needed is kept for the next one, not given back in between; threads share it.
+        # glibc: keep the memory of a block for the next one instead of returning it, and let threads share it.
         environment |= {"MALLOC_TRIM_THRESHOLD_": "33554432", "MALLOC_MMAP_THRESHOLD_": "33554432"}
         environment["MALLOC_ARENA_MAX"] = "2"
         try:
@@ -59,11 +63,12 @@ class ConversionProcess:
                 bufsize=0, pass_fds=descriptors,
             )  # fmt: skip
         except OSError as error:
-            sentence = f"no process could be started to convert: {error.strerror}"
+            sentence = f"cannot start a process to convert: {error.strerror}"
             raise ConversionFailed(sentence, hint="ulimit -u; free -m") from error
         assert self._process.stdin is not None  # noqa: S101  # asked for
         assert self._process.stdout is not None  # noqa: S101  # asked for
         self._request, self._answer = self._process.stdin, self._process.stdout
+        # A process that does not read must not block this one: a stop is noticed only between two writes.
         os.set_blocking(self._request.fileno(), False)
 
     def __enter__(self) -> Self:
@@ -72,18 +77,19 @@ class ConversionProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Kill it, if it still runs: it holds nothing that must be saved."""
+        """Kill the process if it still runs: it holds nothing that must be saved."""
         if self._process.poll() is None:
             self._process.kill()
+        # Before the caller touches the files: nothing may write to them any more.
         self._process.wait()
         self._request.close()
         self._answer.close()
 
     def ask(self, request: bytes, stop: StopToken | None) -> Iterator[dict[str, Any]]:
-        """Send the request; yield what it says, message by message, until its last one.
+        """Send the request; yield the answer, message by message, until its last one.
 
         Raises:
-            ConversionDied: it ended before that, or what it says is no message.
+            ConversionDied: the process ended before that, or sent something that is not a message.
             ConversionFailed: ``stop`` was set.
         """
         inbox, last = bytearray(), False
@@ -97,26 +103,27 @@ class ConversionProcess:
                 last = not message.keys().isdisjoint(("done", "failed"))
                 yield message
                 if last and inbox:
-                    raise refused("something follows its end")
+                    raise refused("something follows its last message")
             if len(inbox) > LONGEST_LINE:
-                raise refused("a line of it is too long")
+                raise refused("a line is too long")
+        # It closed its output. A good last message counts only with a good exit status, so wait for that.
         try:
             code = self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
-            raise ConversionDied("the process that converts did not end in time", hint=_HINT) from None
+            raise ConversionDied("the conversion process did not end in time", hint=_HINT) from None
         if code or not last:
             raise self._death(code)
 
     def _exchange(self, request: bytes, stop: StopToken | None) -> Iterator[bytes]:
-        """Write what the pipe takes, yield what the other one holds, until that ends."""
+        """Write the request and yield what is read, each as far as its pipe allows, until the answer ends."""
         outbox, heard = memoryview(request), time.monotonic()
         poll = select.poll()
         poll.register(self._answer, select.POLLIN)
         poll.register(self._request, select.POLLOUT)
         while True:
             if stop is not None and stop.is_set():
-                sentence = "the conversion was stopped before its end"
-                raise ConversionFailed(sentence, hint="it is repeated in the next round")
+                sentence = "the conversion was stopped before it finished"
+                raise ConversionFailed(sentence, hint="the next round tries again")
             for descriptor, _ in poll.poll(_POLL * 1000):
                 if descriptor == self._answer.fileno():
                     piece = os.read(descriptor, 1 << 16)
@@ -129,33 +136,35 @@ class ConversionProcess:
                     outbox = outbox[os.write(descriptor, outbox) :]
                 except BlockingIOError:
                     continue
-                except OSError:  # it listens no more; what that means is seen where it answers
+                except OSError:  # it closed its input; its answer or its exit status will say why
                     outbox = outbox[:0]
                 if not outbox:
-                    poll.unregister(self._request)  # it stays open: its end would be the process's
+                    poll.unregister(self._request)  # but not closed: the process ends with its input
             if time.monotonic() - heard > SILENCE:
-                raise ConversionDied(f"the process that converts said nothing for {SILENCE:.0f} s", hint=_HINT)
+                raise ConversionDied(f"the conversion process said nothing for {SILENCE:.0f} s", hint=_HINT)
 
     def _death(self, code: int) -> ConversionDied:
+        """Return the error about a process that ended without an answer."""
         if code < 0:
-            return ConversionDied(f"the process that converts was killed by signal {-code} in mid-work", hint=_HINT)
-        hint = f"does it start? {sys.executable} -m {__package__} < /dev/null"
-        return ConversionDied(f"the process that converts ended with status {code} and no answer", hint=hint)
+            return ConversionDied(f"the conversion process was killed by signal {-code} before it finished", hint=_HINT)
+        hint = f"check that it starts: {sys.executable} -m {__package__} < /dev/null"
+        return ConversionDied(f"the conversion process ended with status {code} and no answer", hint=hint)
 
 
 def _message(data: bytearray) -> dict[str, Any]:
-    import orjson  # only here: when it is wanted, the process has started
+    """Return the message in a line of the answer; raise `ConversionDied` if it is none."""
+    import orjson  # only here: by now the process has started
 
     try:
         message = orjson.loads(data)
     except orjson.JSONDecodeError:
-        raise refused("a line of it is no JSON") from None
+        raise refused("a line is not JSON") from None
     if not isinstance(message, dict) or len(message) != 1:
-        raise refused("a line of it is no message")
+        raise refused("a line is not a message")
     return message
 
 
 def refused(why: str) -> ConversionDied:
-    """The error about an answer that cannot be right; ``why`` is in our own words."""
-    sentence = f"the answer of the process that converts cannot be right: {why}"
-    return ConversionDied(sentence, hint=f"nothing of it was published; {_HINT}")
+    """Return the error about an answer that cannot be right; ``why`` is in our own words."""
+    sentence = f"the conversion process gave an answer that cannot be right: {why}"
+    return ConversionDied(sentence, hint=f"nothing was published; {_HINT}")

@@ -1,6 +1,6 @@
-"""Ids of rows in 16 bytes each: packed, spread over partitions, spilled to disk, and looked through for repetitions.
+"""Ids of rows in 16 bytes each: packed, spread over partitions, spilled to disk, and searched for duplicates.
 
-Touches one nameless temporary file for each `Spill`, which is gone when the process is, however it ends. The promise:
+Touches one nameless temporary file for each `Spill`, which vanishes with the process, however that ends. The promise:
 exact for any number of rows, in memory that does not grow with it (`HELD` bytes and one partition at a time).
 """
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from typing import IO, Self
 
 PARTITIONS = 64
-HELD = 8 << 20  # bytes that are held in memory before they are spilled
-AT_ONCE = 200_000  # records of a partition that are looked at in one go
+HELD = 8 << 20  # bytes kept in memory before they are spilled
+AT_ONCE = 200_000  # records of a partition that are examined in one go
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 _TO_PARTITION = bytes(byte % PARTITIONS for byte in range(256))
 
 
 def pack_id(text: str) -> bytes:
-    """An id in 16 bytes: those of a UUID in its canonical lower-case form, else a keyed-apart hash of the text."""
+    """Return an id in 16 bytes: those of a canonical lower-case UUID, else a personalized BLAKE2b hash of the text."""
     if _UUID.fullmatch(text):
         return bytes.fromhex(text.replace("-", ""))
     return blake2b(text.encode(), digest_size=16, person=b"pickup-point id").digest()
 
 
 def pack_uuids(ids: Sequence[str]) -> bytes | None:
-    """Ids one after the other, 16 bytes each, if every one is a UUID in its canonical form; else None."""
+    """Return ids one after the other, 16 bytes each; None unless every one is a UUID in its canonical form."""
     count = len(ids)
     try:
         text = "\n".join(ids)
         digits = text.replace("-", "")
-        packed = bytes.fromhex(digits)  # it skips the newlines
+        packed = bytes.fromhex(digits)  # fromhex skips the newlines
     except (TypeError, ValueError):
         return None
     dashes = "-" * count
@@ -64,7 +64,7 @@ class Partitioned:
 
 
 def partition(records: Sequence[bytes], packed_ids: bytes) -> Partitioned:
-    """Sort records by partition; record n belongs to the n-th of the packed ids."""
+    """Return records sorted by partition; record n belongs to the n-th of the packed ids."""
     # The XOR of two bytes spreads UUIDs of version 1 (time), 4 (random) and 7 (time, then random) alike.
     count = len(records)
     mixed = int.from_bytes(packed_ids[3::16], "little") ^ int.from_bytes(packed_ids[15::16], "little")
@@ -75,12 +75,12 @@ def partition(records: Sequence[bytes], packed_ids: bytes) -> Partitioned:
 
 
 def unpack(packed: bytes) -> tuple[bytes, ...]:
-    """The 16-byte ids of a text of them."""
+    """Return the 16-byte ids that stand one after the other in ``packed``."""
     return struct.unpack("16s" * (len(packed) // 16), packed)
 
 
 class Spill:
-    """Records of equal size in partitions, in the order in which they were added; beyond `HELD` bytes on disk."""
+    """Records of equal size in partitions, each in the order of addition; beyond `HELD` bytes they are on disk."""
 
     def __init__(self, scratch: Path, record_size: int, partitions: int = PARTITIONS, held: int = HELD) -> None:
         self.record_size = record_size
@@ -107,18 +107,20 @@ class Spill:
         self._held += len(data)
 
     def flush_if_large(self) -> None:
-        """Write to disk what is held, if it is much."""
+        """Write what is in memory to disk, if it is more than the limit."""
         if self._held <= self._held_limit:
             return
         if self._file is None:
             import tempfile  # only here: a small export spills nothing
 
             self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)  # noqa: SIM115  # closed by __exit__
+        # `chunks` moves the position, so always append at the end.
         offset = self._file.seek(0, 2)
         for part, buffer in enumerate(self._buffers):
             if buffer:
                 self._extents[part].append((offset, len(buffer)))
                 offset += len(buffer)
+        # Without a buffer the system may take a write in parts.
         whole = memoryview(b"".join(self._buffers))
         while whole:
             whole = whole[self._file.write(whole) :]
@@ -126,7 +128,7 @@ class Spill:
         self._held = 0
 
     def chunks(self, part: int) -> Iterator[bytes]:
-        """A partition's records, in order, some at a time."""
+        """Yield a partition's records, in order, some at a time."""
         if self._file is not None:
             for offset, length in self._extents[part]:
                 self._file.seek(offset)
@@ -135,12 +137,12 @@ class Spill:
             yield bytes(self._buffers[part])
 
     def count(self, part: int) -> int:
-        """How many records a partition has."""
+        """Return how many records a partition has."""
         return (sum(length for _, length in self._extents[part]) + len(self._buffers[part])) // self.record_size
 
 
 class BlockRecords:
-    """The records of all blocks by partition, each known by its block."""
+    """The records of all blocks by partition; `RecordGroup.block_of` finds a record's block."""
 
     def __init__(self, scratch: Path, record_size: int, held: int = HELD) -> None:
         self._spill = Spill(scratch, record_size, held=held)
@@ -157,7 +159,7 @@ class BlockRecords:
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len(self._counts[0])
 
     def add(self, records: Partitioned | None) -> None:
@@ -176,7 +178,7 @@ class BlockRecords:
         self._spill.flush_if_large()
 
     def __iter__(self) -> Iterator[RecordGroup]:
-        """Groups of records such that equal ids are in one group, each group small enough to be looked at at once."""
+        """Yield groups of records: equal ids are in one group, and every group is small enough to examine in one go."""
         for part in range(PARTITIONS):
             count = self._spill.count(part)
             passes = -(-count // AT_ONCE)
@@ -184,9 +186,9 @@ class BlockRecords:
                 yield RecordGroup(self, part, turn, passes)
 
     def groups_with(self, other: BlockRecords) -> Iterator[tuple[RecordGroup, RecordGroup]]:
-        """The same groups of two collections, side by side."""
+        """Yield the groups of two collections side by side: equal ids are in the same pair."""
         for part in range(PARTITIONS):
-            count = max(self._spill.count(part), other._spill.count(part))  # of the same class
+            count = max(self._spill.count(part), other._spill.count(part))  # the other one is of the same class
             passes = -(-count // AT_ONCE)
             for turn in range(passes):
                 yield RecordGroup(self, part, turn, passes), RecordGroup(other, part, turn, passes)
@@ -194,7 +196,7 @@ class BlockRecords:
 
 @dataclass(frozen=True, slots=True)
 class RecordGroup:
-    """Some of the records of one partition: those whose ids fall to this turn of so many."""
+    """Some of the records of one partition: those whose ids belong to this turn of so many."""
 
     records: BlockRecords
     part: int
@@ -202,23 +204,24 @@ class RecordGroup:
     turns: int
 
     def ids(self) -> list[bytes]:
-        """The ids (the first 16 bytes of each record), in order."""
+        """Return the ids (the first 16 bytes of each record), in order."""
         return [record[:16] for _, record in self.positions()]
 
     def differ(self) -> bool:
-        """Whether no id is there twice."""
+        """Return whether no id stands twice."""
+        # The quick way: if the first 8 bytes of all ids differ, so do the ids. Only if not, compare whole ids.
         if self.turns == 1 and self.records._size == 16:  # noqa: SLF001  # a part of it
             firsts, count = set[int](), 0
             for chunk in self.records._spill.chunks(self.part):  # noqa: SLF001
                 firsts.update(memoryview(chunk).cast("Q")[::2])
                 count += len(chunk) // 16
-            if len(firsts) == count == self.records._spill.count(self.part):  # noqa: SLF001  # the first halves differ
+            if len(firsts) == count == self.records._spill.count(self.part):  # noqa: SLF001  # all halves differ
                 return True
         ids = self.ids()
         return len(set(ids)) == len(ids)
 
     def positions(self) -> Iterator[tuple[int, bytes]]:
-        """Each record and its position in the partition, in order."""
+        """Yield each record with its position in the partition, in order."""
         size, position = self.records._size, 0  # noqa: SLF001  # a part of it
         for chunk in self.records._spill.chunks(self.part):  # noqa: SLF001
             for (record,) in struct.iter_unpack(f"{size}s", chunk):
@@ -227,12 +230,12 @@ class RecordGroup:
                 position += 1
 
     def block_of(self) -> BlockFinder:
-        """What tells a position's block."""
+        """Return the function from a position to its block."""
         return BlockFinder(self.records._counts[self.part])  # noqa: SLF001
 
 
 class BlockFinder:
-    """Tells the block of a record by its position in its partition."""
+    """Find the block of a record by its position in its partition."""
 
     def __init__(self, counts: array[int]) -> None:
         self._starts = list(accumulate(counts, initial=0))
@@ -242,7 +245,7 @@ class BlockFinder:
 
 
 class BlockIds:
-    """For every block a set of ids, kept on disk where they are many; taken out block by block, in order."""
+    """A set of ids for every block, on disk if they are many; to be taken out block by block, in order."""
 
     GROUPS = 64
 
@@ -267,7 +270,7 @@ class BlockIds:
         self.count += 1
 
     def of(self, block: int) -> bytes:
-        """A block's ids, one after the other, 16 bytes each."""
+        """Return a block's ids, one after the other, 16 bytes each."""
         group = block // self._per_group
         if group != self._group:
             self._group, self._of_group = group, {}

@@ -1,11 +1,11 @@
-"""What the conversion process gives up before it reads a byte of an export: this process, for good.
+"""The rights that the conversion process gives up, for good, before it reads a byte of an export.
 
 Touches this process alone. The promise: afterwards it can open no socket, start no program and no further process, and
-send no signal to another one; it gains no right by any means, leaves no core dump, and ends with its parent. Where the
-system grants less (another processor, a kernel without seccomp) the rest is given up all the same.
+send no signal to another one; it cannot gain rights by any means, leaves no core dump, and ends with its parent. Where
+the system offers less (another processor, a kernel without seccomp) everything else is still given up.
 
-seccomp is set by prctl(2): the unit's filter lets that pass where it refuses seccomp(2) and Landlock. No callback is
-made with ctypes, which would want memory that can be written and executed.
+seccomp is set by prctl(2): the systemd unit's filter allows that, but refuses seccomp(2) and Landlock. No callback is
+made with ctypes: that would need memory that can be written and executed, which the unit forbids.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _THREAD_MEMORY = 256 << 20  # the costliest line of 16 MiB as Python objects
 
 
 class _Calls(NamedTuple):
-    """A processor's numbers: its name in seccomp, its clone and clone3, and what is refused."""
+    """A processor's numbers: its name in seccomp, the calls clone and clone3, and the calls that are refused."""
 
     arch: int
     clone: int
@@ -60,13 +60,14 @@ class _Program(ctypes.Structure):
 
 
 def enter() -> None:
-    """Give it all up. Call it before there is a second thread: the filter is the calling thread's and its heirs'."""
+    """Give everything up. Call it before there is a second thread: the filter binds this one and its children."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError):  # a sandbox may refuse it
+    with suppress(OSError):  # a container may refuse it
         os.nice(_NICE)
+    # Must come first: without it, the system lets only root set a filter (seccomp(2)).
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     calls = _CALLS.get(os.uname().machine)
     if calls is not None:
@@ -77,7 +78,7 @@ def enter() -> None:
 
 
 def limit_memory(threads: int) -> None:
-    """Let the address space grow so far and no further."""
+    """Limit the address space to what this many threads may need."""
     most = _MEMORY + threads * _THREAD_MEMORY
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or hard > most:
@@ -85,9 +86,9 @@ def limit_memory(threads: int) -> None:
 
 
 def _filter(calls: _Calls) -> bytes:
-    """The filter: what is not refused is allowed."""
+    """Return the filter as BPF instructions; what is not refused is allowed."""
     refuse, no_such_call = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
-    steps: list[tuple[int, int, int, int]] = [  # what, steps to skip if so, steps to skip if not, a number
+    steps: list[tuple[int, int, int, int]] = [  # instruction, steps to skip if true, steps to skip if false, operand
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, calls.arch),
         (_RETURN, 0, 0, _KILL),
@@ -97,7 +98,7 @@ def _filter(calls: _Calls) -> bytes:
     ]
     for call in calls.refused:
         steps += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, refuse)]
-    # The flags of clone3 lie in memory, where a filter cannot look: libc does without it.
+    # The flags of clone3 are in memory, where a filter cannot look; on ENOSYS the C library uses clone instead.
     steps += [(_EQUAL, 0, 1, calls.clone3), (_RETURN, 0, 0, no_such_call)]
     steps += [
         (_EQUAL, 1, 0, calls.clone),

@@ -1,6 +1,7 @@
-"""Which rows of a new version of an export were sent before: known by what was published, joined part by part.
+"""Which rows of a new version of an export were sent before: a join with the published logs, partition by partition.
 
-Reads published logs through the functions it is handed. The promise: exact, in memory for one partition at a time.
+Reads published logs through the functions it is handed. The promise: the result is exact, and memory holds one
+partition at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SentLog:
-    """A published log of the day: its layout, what opens its gzip file for reading, and how it is called in words."""
+    """A published log of the day: its layout, a function that opens its gzip file, and its name in error sentences."""
 
     layout: Layout
     open: Callable[[], BinaryIO]
@@ -39,7 +40,7 @@ class Comparison:
 
 
 def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
-    """The lines of published logs, without their headers, as blocks to be indexed.
+    """Yield the lines of published logs, without their headers, as blocks to be indexed.
 
     Raises:
         DataFolderError: a published log is damaged.
@@ -56,28 +57,28 @@ def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
                         number += 1
             except ExportTorn as error:
                 raise damaged(log.name, error.word) from error
-            except SourceError as error:  # it is no export that the system does not read
+            except SourceError as error:  # the same fault, but it is a published log, not an export
                 raise DataFolderError(str(error), hint=error.hint) from error.__cause__
 
 
 def damaged(name: str, word: str) -> DataFolderError:
-    """The error about a published log that is no longer a complete gzip file."""
+    """Return the error about a published log that is no longer a complete gzip file."""
     hint = f"gzip -t {name}; restore it from a backup, with its mtime"
     return DataFolderError(f"the published log {name} is damaged: it {TORN[word]}", hint=hint)
 
 
 def _after_header(text: GzipText, layout: Layout) -> bytes:
-    """Read over the header lines; the first line after them."""
+    """Skip the header lines; return the first line after them."""
     line = text.readline()
     if layout.format is LogFormat.TSV and layout.header == "plain":
         return text.readline()
-    while line.startswith(b"#"):  # no log line does: see Layout.render
+    while line.startswith(b"#"):  # no log line begins so: see Layout.render
         line = text.readline()
     return line
 
 
 def compare(rows: BlockRecords, sent: BlockRecords, fresh: BlockIds) -> Comparison:
-    """Put into ``fresh``, for every block, the packed ids of rows that were not sent before; and count the rest.
+    """Put into ``fresh``, for every block, the packed ids of rows that were not sent before; and count the others.
 
     Records are a packed cell of ``x-metric-id`` and 8 bytes that stand for the line.
     """
@@ -93,7 +94,7 @@ def compare(rows: BlockRecords, sent: BlockRecords, fresh: BlockIds) -> Comparis
                     fresh.add(block_of(position), cell)
             elif line == REJECTED:
                 rejected.add(cell)
-            else:  # the first row with this id decides; a later one is a duplicate
+            else:  # the first row with this id decides (then its line is None); a later one is a duplicate
                 was = lines[cell]
                 changed += was is not None and was != line
                 lines[cell] = None

@@ -1,4 +1,4 @@
-"""The kernel writes what the exact rules write, for whatever it takes; and takes all that is ordinary."""
+"""The kernel writes what the exact rules write, for every row that it takes; and it takes every ordinary row."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_odd_row_is_the_same_alone(name: str) -> None:
 
 
 def test_what_is_ordinary_is_left_to_no_other() -> None:
-    """Of a realistic day, in every setting, the kernel takes every row; with new fields too."""
+    """The kernel takes every row of a realistic day, in every setting; with new fields too."""
     rows = [row for row in day_rows(DAY, 2000, tokens_share=0.1) if b"\\" not in row]
     named = binding.Names().packed(tuple(orjson.loads(rows[0])))
     assert named[1] == 18
@@ -90,7 +90,7 @@ def test_what_is_ordinary_is_left_to_no_other() -> None:
 
 
 def test_escapes_and_foreign_letters_are_ordinary() -> None:
-    """What public lists of user agents have: quotes, backslashes, tabs, umlauts, emoji, by themselves or as escapes."""
+    """What public lists of user agents contain: quotes, backslashes, tabs, umlauts, emoji, as they are or escaped."""
     agents = [
         b'say \\"hi\\"',
         b"back\\\\slash",
@@ -107,7 +107,7 @@ def test_escapes_and_foreign_letters_are_ordinary() -> None:
 
 
 def test_new_fields_are_learned_from_the_first_row() -> None:
-    """A field that Megaphone adds costs no speed: whatever scalar it holds, wherever it stands."""
+    """A field that Megaphone adds costs no speed, whatever scalar it holds and wherever it stands."""
     rows = [
         orjson.dumps({"added": n, **GOOD, "id": f"id{n}", "later": [None, True, "é\\", -1.5, 7][n % 5]})
         for n in range(50)
@@ -123,7 +123,7 @@ def test_new_fields_are_learned_from_the_first_row() -> None:
 
 
 def test_more_names_than_the_kernel_takes_cost_no_row() -> None:
-    """Rows with hundreds of ever new fields, also of long and of foreign names, come out by the exact rules."""
+    """Rows with hundreds of ever new fields, some with long or foreign names, are converted by the exact rules."""
     ways = Ways(made("default"))
     for start in range(0, 400, 50):
         names = (
@@ -137,7 +137,7 @@ def test_more_names_than_the_kernel_takes_cost_no_row() -> None:
 @pytest.mark.parametrize("array", [False, True])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n", b"\t \r\n", b"\n\n", b"\n \n\r\n"])
 def test_line_ends_blank_lines_and_arrays(end: bytes, array: bool) -> None:
-    """Rows with every end, blank lines between, commas and brackets of an array, in blocks of any size."""
+    """Rows with every line end, blank lines between them, commas and brackets of an array, in blocks of any size."""
     rows = [row.removesuffix(b"\n") for row in day_rows(DAY, 60, broken=True)]
     comma = b"," if array else b""
     text = (b"[" + end if array else b"") + (comma + end).join(rows) + end + (b"]" + end if array else b"")
@@ -153,7 +153,7 @@ def test_line_ends_blank_lines_and_arrays(end: bytes, array: bool) -> None:
     [b"\n", b"\r", b"[", b"[\n", b"]", b"[\n]", b"{", b"}", b'"', b'{"', b"{}", b"\\", b"\x00", b"\xef\xbb\xbf"],
 )
 def test_blocks_of_next_to_nothing(text: bytes) -> None:
-    """Blocks with no row, or with nothing that could be one, in an array and outside."""
+    """Blocks without a row, or without anything that could be one, in an array and outside."""
     for array in (False, True):
         ways = Ways(made("default"))
         ways.agree(job(text, array=array))
@@ -162,7 +162,7 @@ def test_blocks_of_next_to_nothing(text: bytes) -> None:
 
 
 def test_a_byte_order_mark_makes_the_same_of_the_first_row() -> None:
-    """It is not for the kernel to say what it means."""
+    """What it means is left to the exact rules."""
     Ways(made("default")).agree(job(b"\xef\xbb\xbf" + text_of([orjson.dumps(GOOD), orjson.dumps({**GOOD, "id": "b"})])))
 
 
@@ -183,7 +183,7 @@ def test_ids_that_come_again_are_rejected_wherever_they_stand() -> None:
 
 
 def test_many_blocks_of_repeated_ids_stay_fast_by_the_kernel() -> None:
-    """One repetition sends its rows the exact way, not those of its block."""
+    """A repeated id sends its own rows the exact way, not the whole block."""
     rows = list(day_rows(DAY, 2000))
     converter = BlockConverter(kernel(), made("default"))
     asked: list[bytes] = []
@@ -218,7 +218,7 @@ def test_more_odd_rows_than_a_call_takes() -> None:
 
 
 def test_lines_that_are_longer_than_their_rows() -> None:
-    """A block of which the lines do not fit into the room at once."""
+    """A block whose lines do not fit into the room at once."""
     rows = [orjson.dumps({**GOOD, "id": f"i{n}", "user_agent": '"' * 90}) for n in range(2000)]
     for name in ("long", "every field, percent"):
         Ways(made(name)).agree(job(text_of(rows)))
@@ -231,14 +231,14 @@ def test_a_row_whose_line_fits_no_room_goes_the_exact_way() -> None:
 
 
 def test_published_lines_are_indexed_alike() -> None:
-    """Lines of a log with ids of any form, with fewer cells than columns, empty lines, with and without an end."""
+    """Lines of a log with ids of any form, fewer cells than columns, empty lines, with and without a last newline."""
     lines = inflate(Ways(made("default")).agree(job(text_of(ROWS))).piece)
     for text in (lines, lines + b"\n\nx\n\t\t\n" + b"\t" * 30, lines[:-1], b"", b"\n", b"a\tb"):
         for column in (12, 0, 13, 40):
             Ways(made("default")).agree(job(text, Task.INDEX_LINES, id_column=column))
 
 
-def test_without_portable_twins_of_instructions_nothing_changes() -> None:
+def test_without_special_instructions_nothing_changes() -> None:
     """HMAC-SHA-256 by the processor's instructions and without them."""
     text = text_of(with_ids([orjson.dumps({**GOOD, "ip": "t" * n}) for n in range(1, 201)]))
     plain = Kernel(kernel()._library)
@@ -269,8 +269,8 @@ def test_no_byte_outside_its_rooms_is_touched(at_end: bool, monkeypatch: pytest.
         ways.agree(job(row + b"\n" + row[:cut]))
 
 
-def test_threads_that_share_a_converter_do_not_meet() -> None:
-    """Blocks with all kinds of rows, done by four threads at once, come out as one after the other."""
+def test_threads_that_share_a_converter_do_not_interfere() -> None:
+    """Blocks with all kinds of rows, done by four threads at once, come out as if done one after the other."""
     converter = BlockConverter(kernel(), made("every field"), FRESH_AFTER, by_podcast=True)
     rows = [*ROWS, *(row.removesuffix(b"\n") for row in day_rows(DAY, 3000, broken=True))]
     orders = [dict(reversed(GOOD.items())), {"new": 1, **GOOD}]
@@ -284,12 +284,12 @@ def test_threads_that_share_a_converter_do_not_meet() -> None:
 
 @pytest.mark.parametrize("name", MORE_RULES)
 def test_mutated_rows_are_the_same_by_kernel_and_by_the_exact_rules(name: str) -> None:
-    """A few hundred blocks of rows, each changed in several places, by a seed of its own for each setting."""
+    """Blocks of rows, each changed in several places, with a seed of its own for each setting."""
     fuzz(name, 15, zlib.crc32(name.encode()))
 
 
 def fuzz(name: str, rounds: int, seed: int) -> int:
-    """Blocks of mutated rows through all ways; how many rows they had."""
+    """Convert blocks of mutated rows both ways; return how many rows they had."""
     dice, mutate, rows = random.Random(seed), mutate_rows(1), 0
     plain = [row.removesuffix(b"\n") for row in day_rows(DAY, 50)]
     pool = [*ROWS, *plain * 10]
@@ -311,7 +311,7 @@ def fuzz(name: str, rounds: int, seed: int) -> int:
 
 
 def test_a_row_is_counted_as_it_is_by_the_exact_rules() -> None:
-    """Lines, filters and counts of every combination of what the tally holds, beside `RowConverter` itself."""
+    """Lines, filters and counts for every combination of what the tally counts, compared with `RowConverter` itself."""
     rows = []
     for ip, sent, bad, seconds, day, episode in itertools.product(
         ("1.2.3.4", "1.2.3.0", "token", "2001:db8::1"), (0, 1, 1000, 1001), (False, True, "true"), (59, 60),
@@ -343,10 +343,8 @@ def test_a_row_is_counted_as_it_is_by_the_exact_rules() -> None:
         assert odd_rows(made(name), text_of(rows)) == []
 
 
-def test_a_library_that_is_none_or_another_versions_is_no_kernel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No file, no library, a library without the kernel, or of other structures: there is no kernel, and no error."""
+def test_a_missing_or_foreign_library_is_no_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file, no library, another library, or other structures: there is no kernel, and no error."""
     assert Kernel.open(tmp_path / "nothing.so") is None
     (tmp_path / "text.so").write_text("no library")
     assert Kernel.open(tmp_path / "text.so") is None
@@ -357,13 +355,13 @@ def test_a_library_that_is_none_or_another_versions_is_no_kernel(
 
 
 def test_the_environment_switches_the_kernel_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PICKUP_POINT_KERNEL=none: every row goes the exact way, and the outcome is the same."""
+    """PICKUP_POINT_KERNEL=none: no kernel is loaded, so every row is converted the exact way."""
     assert load_kernel() is not None
     monkeypatch.setenv("PICKUP_POINT_KERNEL", "none")
     assert load_kernel() is None
 
 
-if __name__ == "__main__":  # by hand, for as long as it is let: python -m tests.convert.test_kernel SEED
+if __name__ == "__main__":  # by hand, until it is stopped: python -m tests.convert.test_kernel SEED
     for turn in itertools.count(int(sys.argv[1])):
         tested = sum(fuzz(name, 50, turn * 1000 + number) for number, name in enumerate(MORE_RULES))
         print(turn, tested, flush=True)

@@ -1,6 +1,6 @@
-"""The process that converts: apart, without a network, not believed; it ends when it is told to, and with its parent.
+"""The conversion process: apart, without a network, not trusted; it ends when it is stopped, and with its parent.
 
-Programs that are planted in its place stand for one that has been taken over by an export.
+Programs planted in its place stand for one that an export has taken over.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def no_process_left() -> Iterator[None]:
-    """Whatever happens inside, no child of this process is left, and no descriptor."""
+    """Check that whatever happens inside leaves no child of this process and no descriptor."""
     children, descriptors = _children(), _descriptors()
     yield
     assert _children() == children
@@ -82,18 +82,18 @@ def _children() -> set[int]:
     return {int(child) for task in tasks for child in (task / "children").read_text().split()}
 
 
-# What it writes and says
+# What it writes and reports
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_what_comes_out_is_what_comes_out_in_this_process(tmp_path: Path, folder: Path, exact: bool) -> None:
-    """Bytes, books, rejected rows, and what is said of each file."""
+    """Bytes, books, rejected rows, and what is reported of each file."""
     export = export_file(tmp_path, with_repetitions(sample()))
     here, sink = convert(export, tuning=Tuning(), kernel=None if exact else KERNEL, max_rows_per_file=150,
                          by_podcast=True)  # fmt: skip
-    told: list[int] = []
+    seen: list[int] = []
     with no_process_left():
-        there = apart_from(export, folder, max_rows_per_file=150, by_podcast=True, exact=exact, progress=told.append)
+        there = apart_from(export, folder, max_rows_per_file=150, by_podcast=True, exact=exact, progress=seen.append)
     assert there.tally.as_json() == here.tally.as_json()
     assert there.podcasts.as_json() == here.podcasts.as_json()
     assert [log.lines for log in there.logs] == here.lines_per_log
@@ -105,13 +105,13 @@ def test_what_comes_out_is_what_comes_out_in_this_process(tmp_path: Path, folder
     assert sink.rejects is not None and there.rejects
     assert (folder / "rejects").read_bytes() == sink.rejects.content
     assert len(list(folder.iterdir())) == len(sink.logs) + 1
-    assert told[-1] == export.stat().st_size
+    assert seen[-1] == export.stat().st_size
 
 
 def test_the_bytes_are_the_same_for_any_number_of_threads(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The setting `workers` is one of speed alone."""
+    """The setting `workers` changes nothing but the speed."""
     monkeypatch.setattr(apart, "SMALL_EXPORT", 0)
     export = export_file(tmp_path, sample(8000))
     answers = [apart_from(export, folder, workers=workers) for workers in (1, 2, 3)]
@@ -119,7 +119,7 @@ def test_the_bytes_are_the_same_for_any_number_of_threads(
 
 
 def test_rules_key_catalogue_and_late_rows_get_there(tmp_path: Path, folder: Path) -> None:
-    """What is published as late is what was not sent; the day's own catalogue and key made both."""
+    """Late rows are those that were not sent; the same catalogue and key made both logs."""
     episode = str(orjson.loads(sample(1)[0])["episode_id"])
     catalogue = Catalogue({episode.lower(): Episode("the guid", "", "TOK1", "https://x.example/a b.mp3")})
     made = Conversion(LogRules(ip="truncated", url="{enclosure_url}"), KEY, catalogue, DAY)
@@ -135,8 +135,8 @@ def test_rules_key_catalogue_and_late_rows_get_there(tmp_path: Path, folder: Pat
     assert (first.changed, late.changed, late.removed) == (0, 0, 0)
 
 
-def test_an_empty_folder_of_the_users_is_no_trap(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with a server.py of its own is not where the program is looked for."""
+def test_a_server_py_in_the_folder_is_no_trap(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is not looked for in a folder that has a server.py of its own."""
     (tmp_path / "server.py").write_text("raise SystemExit('the wrong module')")
     monkeypatch.chdir(tmp_path)
     assert apart_from(export_file(tmp_path, sample(20)), folder).tally.lines > 0
@@ -145,8 +145,8 @@ def test_an_empty_folder_of_the_users_is_no_trap(tmp_path: Path, folder: Path, m
 # How it fails
 
 
-def test_a_torn_export_is_told_as_such(tmp_path: Path, folder: Path) -> None:
-    """By its name, and with nothing of what is in it."""
+def test_a_torn_export_is_reported_as_such(tmp_path: Path, folder: Path) -> None:
+    """By its name, quoting nothing of its content."""
     export = export_file(tmp_path, sample(300))
     whole = export.read_bytes()
     for data, why in (
@@ -162,8 +162,8 @@ def test_a_torn_export_is_told_as_such(tmp_path: Path, folder: Path) -> None:
         assert SECRET not in f"{caught.value} {caught.value.hint}"
 
 
-def test_what_is_not_there_is_told_as_such(tmp_path: Path, folder: Path) -> None:
-    """A missing file, a folder, a log that is damaged."""
+def test_what_cannot_be_read_is_reported_as_such(tmp_path: Path, folder: Path) -> None:
+    """A missing file, a folder, a damaged log."""
     for path in (tmp_path / "nothing.gz", tmp_path):
         with no_process_left(), pytest.raises(SourceError, match="cannot be read"):
             apart_from(path, folder)
@@ -175,21 +175,22 @@ def test_what_is_not_there_is_told_as_such(tmp_path: Path, folder: Path) -> None
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_one_that_is_killed_is_a_death_in_a_sentence(tmp_path: Path, folder: Path, how: signal.Signals) -> None:
-    """In the midst of a day: named, with something to type, and nothing is left of it."""
+def test_a_process_that_is_killed_is_reported_in_a_sentence(tmp_path: Path, folder: Path, how: signal.Signals) -> None:
+    """In the middle of a day: the signal is named, there is something to type, and nothing is left of the process."""
 
     def kill(_: int) -> None:
         for child in _children() - before:
             os.kill(child, how)
 
     export, before = export_file(tmp_path, sample(60_000)), _children()
-    with no_process_left(), pytest.raises(ConversionDied, match=f"killed by signal {how.value} in mid-work") as caught:
+    sentence = f"killed by signal {how.value} before it finished"
+    with no_process_left(), pytest.raises(ConversionDied, match=sentence) as caught:
         apart_from(export, folder, exact=True, progress=kill)
     assert "next round" in caught.value.hint
 
 
 def test_a_stop_ends_it_at_once(tmp_path: Path, folder: Path) -> None:
-    """Also while it does not even listen: no process is left."""
+    """Even while it reads nothing: no process is left."""
     export, stop = export_file(tmp_path, sample(60_000)), threading.Event()
     with no_process_left(), pytest.raises(ConversionFailed, match="stopped") as caught:
         apart_from(export, folder, exact=True, progress=lambda _: stop.set(), stop=stop)
@@ -232,8 +233,8 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def test_an_error_that_nobody_thought_of_says_where_and_no_more(tmp_path: Path, folder: Path) -> None:
-    """Not the words of the error, which may hold a listener's address."""
+def test_an_unforeseen_error_says_where_and_no_more(tmp_path: Path, folder: Path) -> None:
+    """Not the error's own words, which may hold a listener's address."""
     export = export_file(tmp_path, [row(ip=SECRET)])
     with planted(f"""
 import server.convert.__main__ as main
@@ -246,11 +247,11 @@ main.main()
     assert SECRET not in f"{caught.value} {caught.value.hint}"
 
 
-# What it may
+# What it is allowed to do
 
 
 def test_it_is_handed_files_and_nothing_else(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the service's, no socket, no file but those it is meant to have, nothing in its arguments."""
+    """No variable or socket of the service, no other file than those it must have, nothing in its arguments."""
     for name in ("NOTIFY_SOCKET", "LISTEN_FDS", "AWS_SECRET_ACCESS_KEY", "CREDENTIALS_DIRECTORY"):
         monkeypatch.setenv(name, "secret")
     with planted(f"""
@@ -282,7 +283,7 @@ _FORBIDDEN = {
 
 @pytest.mark.parametrize("what", _FORBIDDEN)
 def test_the_sandbox_denies(what: str) -> None:
-    """What the program cannot do before a byte of an export is read, though it could before that."""
+    """What it can no longer do once it reads a byte of an export."""
     program = f"""
 import os, sys, threading, resource
 sys.path.insert(0, {str(ROOT)!r})
@@ -301,8 +302,8 @@ except PermissionError as error:
     assert "Seccomp:\t2" in done.stdout
 
 
-def test_memory_has_an_end() -> None:
-    """More than it may is no memory, and not the whole machine's."""
+def test_memory_is_limited() -> None:
+    """More than it is allowed is a MemoryError, long before the machine runs out."""
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -318,7 +319,7 @@ except MemoryError:
     assert done.stdout == "no more\n", done
 
 
-# What it says is not believed
+# Its answer is not trusted
 
 GOOD_TALLY = Tally(rows=3, lines=2, reporting=2).as_json() | {"filtered": {"no_bytes": 1}}
 GOOD_LOG = [2, 100, "0" * 64]
@@ -327,7 +328,7 @@ GOOD_END = {"tally": GOOD_TALLY, "changed": 0, "removed": 0, "rejects": False}
 
 
 def liar(*lines: object) -> str:
-    """A program that takes a request and says these lines."""
+    """Return a program that takes a request and answers these lines."""
     text = b"".join(line if isinstance(line, bytes) else orjson.dumps(line) + b"\n" for line in lines)
     return f"""
 import os
@@ -339,7 +340,7 @@ while rest: rest = rest[os.write(1, rest):]
 
 
 def spoken(**changes: Any) -> list[object]:
-    """A right answer with some of it changed."""
+    """Return a right answer with some of it changed."""
     end = GOOD_END | {name: value for name, value in changes.items() if name in GOOD_END}
     end |= {name: value for name, value in changes.items() if name not in ("log", "podcasts", *GOOD_END)}
     logs = changes.get("log", [GOOD_LOG])
@@ -414,7 +415,7 @@ LIES: dict[str, list[object]] = {
 
 
 def test_the_liar_is_believed_when_it_tells_no_lie(tmp_path: Path, folder: Path) -> None:
-    """Else the lies would prove nothing."""
+    """Otherwise the lies would prove nothing."""
     with planted(liar(*spoken())):
         answer = apart_from(export_file(tmp_path, sample(5)), folder, by_podcast=True)
     assert answer.tally.as_json() == GOOD_TALLY
@@ -423,22 +424,22 @@ def test_the_liar_is_believed_when_it_tells_no_lie(tmp_path: Path, folder: Path)
 
 @pytest.mark.parametrize("lie", LIES)
 def test_an_answer_that_cannot_be_right_is_refused(tmp_path: Path, folder: Path, lie: str) -> None:
-    """Field by field; what is said of it is in our words."""
+    """Field by field; the sentence about it is in our own words."""
     with planted(liar(*LIES[lie])), no_process_left(), pytest.raises(ConversionDied) as caught:
         apart_from(export_file(tmp_path, sample(5)), folder, by_podcast=True)
     assert SECRET not in f"{caught.value} {caught.value.hint}"
     assert lie in ("no end", "half an end") or "cannot be right" in str(caught.value)
 
 
-def test_a_place_that_is_an_address_is_left_out(tmp_path: Path, folder: Path) -> None:
-    """Only what looks like a file and a line is repeated."""
+def test_what_is_not_a_place_in_the_program_is_left_out(tmp_path: Path, folder: Path) -> None:
+    """Only what looks like a file and a line is quoted."""
     failed = {"kind": "error", "type": "KeyError", "at": [f"ip {SECRET}", "row.py:7", 9]}
     with planted(liar({"failed": failed})), pytest.raises(ConversionDied, match=r"KeyError at row\.py:7$"):
         apart_from(export_file(tmp_path, sample(5)), folder)
 
 
 def test_one_that_never_ends_is_ended(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says its last word and stays, or says nothing at all: it is killed before its files are looked at."""
+    """It sends its last message and stays, or says nothing at all: it is killed before its files are examined."""
     monkeypatch.setattr(process, "_PATIENCE", 0.2)
     monkeypatch.setattr(process, "SILENCE", 0.5)
     export = export_file(tmp_path, sample(5))
@@ -449,7 +450,7 @@ def test_one_that_never_ends_is_ended(tmp_path: Path, folder: Path, monkeypatch:
         apart_from(export, folder, by_podcast=True)
 
 
-# Nor are its files
+# Neither are its files
 
 
 @pytest.fixture
@@ -463,8 +464,8 @@ def staging(tmp_path: Path, folder: Path) -> Staging:
 HEADER = Layout().header_lines(DAY)
 
 
-def test_a_log_that_is_not_what_is_said_of_it_is_never_sealed(tmp_path: Path, staging: Staging) -> None:
-    """Another size, digest, number of lines, header; no file, a link, two names, no single member."""
+def test_a_log_that_is_not_as_reported_is_never_sealed(tmp_path: Path, staging: Staging) -> None:
+    """Another size, digest, number of lines or header; no file, a link, two names, more than one member."""
     answer = apart_from(export_file(tmp_path, sample(100)), staging.folder, names=staging.file_names)
     (log,) = answer.logs
     path = staging.folder / str(log_name())
@@ -475,8 +476,8 @@ def test_a_log_that_is_not_what_is_said_of_it_is_never_sealed(tmp_path: Path, st
     def seal(content: bytes, lines: int = log.lines, header: str = HEADER) -> None:
         path.unlink(missing_ok=True)
         path.write_bytes(content)
-        told = log._replace(lines=lines, size=len(content), sha256=sha256(content).hexdigest())
-        staging.seal([told], header, 1)
+        reported = log._replace(lines=lines, size=len(content), sha256=sha256(content).hexdigest())
+        staging.seal([reported], header, 1)
 
     seal(whole)
     text = gzip.decompress(whole)
@@ -518,7 +519,7 @@ def test_a_log_that_is_not_what_is_said_of_it_is_never_sealed(tmp_path: Path, st
 
 
 def _gzipped(text: bytes) -> bytes:
-    """As the conversion writes a log's header."""
+    """Compress a text with the gzip header that a conversion writes."""
     packed = bytearray(gzip.compress(text, 1, mtime=0))
     packed[8:10] = b"\x00\xff"
     return bytes(packed)
@@ -539,7 +540,7 @@ def test_a_log_that_swells_is_read_in_small_pieces(staging: Staging) -> None:
 
 
 def test_names_are_those_of_the_logs() -> None:
-    """In staging a log is called as it will be published, beyond a hundred too."""
+    """In staging a log has the name under which it will be published, beyond a hundred too."""
     names = Staging(Path(), Path(), Path(), log_name(97)).file_names
     assert [names.at(index) for index in range(5)] == [str(log_name(97 + index)) for index in range(5)]
     assert all(one < other or len(one) < len(other) for one, other in pairwise(map(names.at, range(5))))

@@ -52,7 +52,7 @@ async def test_a_day_whose_process_died_is_repeated_by_the_next_round(site: Site
         assert await site.word(at(1, "05:35")) == "failed"
     failure = site.ledger.days()[DAY].failure
     assert failure is not None
-    assert failure.sentence == "the process that converts was killed by signal 11 in mid-work"
+    assert failure.sentence == "the conversion process was killed by signal 11 before it finished"
     assert "journalctl -k" in failure.hint
     assert site.files() == [] and list(site.point.staging_dir.iterdir()) == []
     assert await site.word(at(1, "05:45")) == "published"

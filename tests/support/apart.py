@@ -1,4 +1,4 @@
-"""A conversion in a process of its own, whose files go to one folder."""
+"""A conversion in a process of its own that puts its files into one folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG_NAMES = FileNames("log-", 0, ".gz")
 def apart_from(
     export: Path, folder: Path, made: Conversion | None = None, names: FileNames = LOG_NAMES, **more: Any
 ) -> Answer:
-    """Convert in a process of its own."""
+    """Convert an export in a process of its own; logs and rejects go to ``folder``."""
     made = made or conversion()
     outputs = Outputs(folder, lambda: names, (folder, "rejects"))
     return convert_apart(export, lambda: made, outputs, scratch=folder, **more)

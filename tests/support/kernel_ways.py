@@ -1,4 +1,4 @@
-"""A block by the kernel, and by the exact rules: whatever the job, the same result.
+"""A block converted by the kernel and by the exact rules: the result must be the same, whatever the job.
 
 Touches no outside world but the kernel's library; the environment may name another build of it (`LIBRARY`).
 """
@@ -37,7 +37,7 @@ LIBRARY = "PICKUP_POINT_TEST_KERNEL"  # the path of a kernel that was built with
 
 @cache
 def kernel() -> Kernel:
-    """The kernel that is tested."""
+    """Return the kernel that is tested."""
     found = Kernel.open(Path(os.environ.get(LIBRARY, binding.LIBRARY)))
     assert found is not None, "no kernel was built: pip install -e ."
     return found
@@ -79,7 +79,7 @@ EPISODES = Catalogue(
 
 
 def more_rows() -> list[bytes]:
-    """Rows for what the kernel does by itself, beside those of `nasty_rows`."""
+    """Return rows for what the kernel does itself, in addition to those of `nasty_rows`."""
 
     def good(**fields: Any) -> bytes:
         return orjson.dumps({**GOOD, **fields})
@@ -315,14 +315,14 @@ ROWS = with_ids([*nasty_rows(), *more_rows()])
 
 
 class Ways:
-    """The two ways of one conversion."""
+    """The two ways to do one conversion."""
 
     def __init__(self, made: Conversion, fresh_after: str | None = None, *, by_podcast: bool = True) -> None:
         self.by_kernel = BlockConverter(kernel(), made, fresh_after, by_podcast=by_podcast)
         self.exactly = BlockConverter(None, made, fresh_after, by_podcast=by_podcast)
 
     def agree(self, job: Job) -> Result:
-        """Return the result, which must be the same by both."""
+        """Do a job both ways and return the result, which must be the same."""
         result = self.by_kernel.do(job)
         expected = result_values(self.exactly.do(job))
         for name, value in result_values(result).items():
@@ -332,7 +332,7 @@ class Ways:
 
 
 def _difference(one: Any, other: Any) -> str:
-    """Where two values begin to differ, in words that stay short."""
+    """Return where two values begin to differ, in few words."""
     if isinstance(one, list) and isinstance(other, list):
         for number, (mine, its) in enumerate(zip_longest(one, other)):
             if mine != its:
@@ -341,7 +341,7 @@ def _difference(one: Any, other: Any) -> str:
 
 
 def result_values(result: Result) -> dict[str, Any]:
-    """Everything that a result holds, to be compared by value."""
+    """Return everything that a result holds, to be compared by value."""
     return {
         "number": result.number,
         "line_count": result.line_count,
@@ -357,7 +357,7 @@ def result_values(result: Result) -> dict[str, Any]:
 
 
 def odd_rows(made: Conversion, text: bytes, **options: Any) -> list[bytes]:
-    """The rows of a block that the kernel leaves to the exact rules."""
+    """Return the rows of a block that the kernel leaves to the exact rules."""
     rules = binding.CompiledRules(kernel(), made, options.pop("fresh_after", None), **options)
     rooms, found, start = binding.Rooms(), [], 0
     loaded = rooms.load([text])
@@ -375,7 +375,7 @@ _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def guarded_room(size: int, *, at_end: bool = True) -> ctypes.Array[ctypes.c_char]:
-    """So many bytes that end (or begin) where no page can be read or written."""
+    """Return this many bytes that end (or begin) at a page that can be neither read nor written."""
     page = mmap.PAGESIZE
     pages = -(-size // page) * page
     memory = mmap.mmap(-1, pages + 2 * page, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -387,7 +387,7 @@ def guarded_room(size: int, *, at_end: bool = True) -> ctypes.Array[ctypes.c_cha
 
 
 def cuts(text: bytes, most: int) -> Iterator[bytes]:
-    """The text in blocks of whole lines, of about so many bytes."""
+    """Yield the text in blocks of whole lines, of about ``most`` bytes."""
     start = 0
     while start < len(text):
         end = text.find(b"\n", start + most) + 1 or len(text)
@@ -396,5 +396,5 @@ def cuts(text: bytes, most: int) -> Iterator[bytes]:
 
 
 def job(text: bytes, task: Task = Task.RENDER, **more: Any) -> Job:
-    """A job with this block."""
+    """Return a job with this block."""
     return Job(more.pop("number", 0), task, (text,), **{"want_ids": True, **more})

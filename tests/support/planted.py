@@ -1,4 +1,4 @@
-"""Another program in the place of the process that converts."""
+"""Another program in place of the conversion process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def planted(program: str) -> Iterator[None]:
-    """While this lasts, every conversion starts this program (Python) instead of `server.convert`."""
+    """Make every conversion start this Python program instead of `server.convert`, as long as the context lasts."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder, "planted.py")
         path.write_text(program)

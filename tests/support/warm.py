@@ -1,7 +1,7 @@
-"""Commands of pickup-point without the second that an interpreter takes to start: forked from a process that has all.
+"""Commands of pickup-point that start at once: forked from a process that has already imported everything.
 
-Each is a process of its own, with its own files, environment, locks and end; only the imports are shared. One such
-process serves a whole run of tests: ``python -P tests/support/warm.py`` with a socket as its standard input.
+Each is a process of its own, with its own files, environment, locks and end; only the imports are shared. One parent
+serves a whole run of tests: ``python -P tests/support/warm.py`` with a socket as its standard input.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 MOST = 1 << 20  # bytes of a request
-# What an interpreter reads when it starts: a command for which one of these is another needs a start of its own.
+# What an interpreter reads when it starts: a command with other values of these needs an interpreter of its own.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "SHIFTED_CLOCK", "MALLOC_")
-_NOT_IMPORTED = ("__main__", "libkernel")  # a program; a library that is no module, only called like one
+_NOT_IMPORTED = ("__main__", "libkernel")  # a program; a library that is only named like a module
 
 
 class Forked:
@@ -43,7 +43,7 @@ class Forked:
         self._ended = ended
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; the exit code, or the signal below zero."""
+        """Wait for the command to end; return its exit code, or the negative number of the signal that killed it."""
         if self.returncode is None:
             if not select.select([self._ended], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
@@ -52,24 +52,24 @@ class Forked:
         return self.returncode
 
     def poll(self) -> int | None:
-        """The exit code, once it has ended."""
+        """Return the exit code, or None while the command runs."""
         try:
             return self.wait(0)
         except subprocess.TimeoutExpired:
             return None
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal, if the command still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the command at once."""
         self.send_signal(signal.SIGKILL)
 
 
 class Warm:
-    """The process that commands are forked from, started when it is needed first."""
+    """The process that commands are forked from, started when it is first needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -77,25 +77,26 @@ class Warm:
         self._at_start: dict[str, str] = {}
 
     def serves(self, env: Mapping[str, str]) -> bool:
-        """Whether a command with this environment can be forked: its interpreter would have started as this one did."""
+        """Return whether a command with this environment can be forked: its interpreter would start as this one did."""
         with self._lock:
             if self._socket is None:
                 self._begin(env)
         return _what_counts_at_start(env) == self._at_start
 
     def _begin(self, env: Mapping[str, str]) -> None:
+        """Start the process."""
         self._at_start = _what_counts_at_start(env)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = subprocess.Popen(
             [sys.executable, "-P", __file__], cwd=ROOT, env=dict(env),
-            stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as its children have: none can seek
+            stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as for its children: no seeking
         )  # fmt: skip
         theirs.close()
         self._socket = ours
         atexit.register(_end, ours, process)
 
     def start(self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int) -> Forked:
-        """Start ``pickup-point`` with these arguments; its output comes by pipes."""
+        """Start ``pickup-point`` with these arguments; its output goes to pipes."""
         assert self._socket is not None
         (out, out_end), (err, err_end), (ended, ended_end) = os.pipe(), os.pipe(), os.pipe()
         request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
@@ -122,7 +123,7 @@ def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
 
 
 def _serve(requests: socket.socket) -> None:
-    """Fork a command for each request until the other side is gone; tell of each one's end through its pipe."""
+    """Fork a command for each request until the other side is gone; write each one's exit code into its pipe."""
     children: dict[int, int] = {}
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -154,7 +155,7 @@ def _serve(requests: socket.socket) -> None:
 
 
 def _become(wanted: dict[str, Any], fds: list[int]) -> None:
-    """Be the command; never returns."""
+    """Turn this process into the command; never return."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -166,14 +167,14 @@ def _become(wanted: dict[str, Any], fds: list[int]) -> None:
     os.environ.update(wanted["env"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
     program = import_module("server.__main__")
-    itself, sys.modules["__main__"] = sys.modules["__main__"], program  # click reads there what it was started as
+    itself, sys.modules["__main__"] = sys.modules["__main__"], program  # click looks there for how it was started
     code = 1
     try:
         program.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     finally:
-        threading._shutdown()  # type: ignore[attr-defined]  # as at the end of an interpreter: threads that are no daemons
+        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends: joins non-daemon threads
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
