@@ -16,16 +16,10 @@ import multiprocessing
 import sys
 import tempfile
 import time
-import traceback
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .result import Campaign, Fault, as_table
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from .result import Campaign, Fault, as_table, run_part
 
 # Part, which is a module beside this one: (minutes of the whole form, seconds of the short one).
 PARTS: dict[str, tuple[float, float]] = {
@@ -39,15 +33,6 @@ PARTS: dict[str, tuple[float, float]] = {
     "fuzz": (61, 45),
     "attack": (5, 60),
 }
-
-
-def _run(part: str, campaign: Campaign, pipe: Connection) -> None:
-    try:
-        faults = import_module(f".{part}", __package__).run(campaign)
-    except BaseException:  # a part that fails is a row that says so
-        traceback.print_exc()
-        faults = [Fault(part, lost=[f"the part itself failed: {sys.exc_info()[1]!r}"])]
-    pipe.send(faults)
 
 
 def main() -> None:
@@ -73,7 +58,7 @@ def main() -> None:
             started = time.monotonic()
             ours, theirs = context.Pipe()
             campaign = Campaign(folder, arguments.seed, seconds, arguments.short)
-            process = context.Process(target=_run, args=(part, campaign, theirs))
+            process = context.Process(target=run_part, args=(part, campaign, theirs))
             process.start()
             theirs.close()
             try:

@@ -65,7 +65,7 @@ class _Yard:
         program = Program(folder)
         try:
             site = ServiceSite(folder, self.keys, program)
-            site.configure(f'url = "exports"\nlook_back_days = {look_back}\ngive_up_waiting = "72h"', more=_MORE)
+            site.configure(f'url = "exports"\nlook_back_days = {look_back}', more=_MORE, give_up_waiting="72h")
             text = site.config.read_text()
             site.config.write_text(text.replace("workers = 1", "workers = 2"))
             yield site

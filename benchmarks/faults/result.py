@@ -6,11 +6,15 @@ No outside world.
 from __future__ import annotations
 
 import random
+import sys
 import time
+import traceback
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from pathlib import Path
 
 
@@ -64,3 +68,13 @@ def as_table(faults: list[Fault]) -> str:
         lost = "nothing" if not fault.lost else f"**{len(fault.lost)}**: {fault.lost[0]}"
         lines.append(f"| {fault.name} | {fault.tried:,} | {lost}{figures} |")
     return "\n".join(lines)
+
+
+def run_part(part: str, campaign: Campaign, pipe: Connection) -> None:
+    """Run one part in this process, and send its rows; here, since multiprocessing skips a ``__main__``."""
+    try:
+        faults = import_module(f".{part}", __package__).run(campaign)
+    except BaseException:  # a part that fails is a row that says so
+        traceback.print_exc()
+        faults = [Fault(part, lost=[f"the part itself failed: {sys.exc_info()[1]!r}"])]
+    pipe.send(faults)

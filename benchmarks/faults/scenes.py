@@ -172,7 +172,7 @@ def _resend(maker: _Maker) -> Scene:
 def _unfinal(maker: _Maker) -> Scene:
     """Last modified before the day's end, and given up waiting for: rows of its last two hours are withheld."""
     site, day = maker.site("unfinal", SPLIT), day_before(1)
-    site.config.write_text(site.config.read_text().replace('settle = "0s"', 'settle = "0s"\ngive_up_waiting = "24h"'))
+    site.config.write_text(site.config.read_text().replace('give_up_waiting = "48h"', 'give_up_waiting = "24h"'))
     put(site, day, COUNT)
     modified = datetime.combine(day, time(2, 35), UTC).timestamp()
     os.utime(site.exports / export_name(day), (modified, modified))

@@ -278,7 +278,7 @@ keys_dir = "keys"
 {export}
 final_at = "00:00"
 settle = "0s"
-give_up_waiting = "48h"
+give_up_waiting = "{give_up_waiting}"
 poll_every = "{poll}"
 [log]
 prefix = "TEST"
@@ -323,10 +323,18 @@ class ServiceSite:
         drain: int = 20,
         poll: str = "1s",
         more: str = "",
+        give_up_waiting: str = "48h",
     ) -> None:
-        """Write the configuration."""
+        """Write the configuration; days are given up at the end of a day, so that no test depends on the hour."""
         text = CONFIG.format(
-            export=export, log=log, port=port, password_hash=password_hash, drain=drain, poll=poll, more=more
+            export=export,
+            log=log,
+            port=port,
+            password_hash=password_hash,
+            drain=drain,
+            poll=poll,
+            more=more,
+            give_up_waiting=give_up_waiting,
         )
         self.config.write_text(text)
 
