@@ -9,7 +9,7 @@
  *
  *     fuzz_kernel SECONDS SEED CURRENT-INPUT [FILE ...]
  */
-#include "../server/convert/kernel.c"
+#include "../../server/convert/kernel.c"
 
 #include <fcntl.h>
 #include <stdio.h>

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).with_name("fuzz_kernel.c")
 _SMALL_ROOM = 16  # a flag of fuzz_kernel.c
 _WITHOUT_TEXTS = {name: value for name, value in GOOD.items() if name not in ("city", "user_agent")}
-CORPUS = Path(__file__).parent / "corpus" / "rows"
+CORPUS = Path(__file__).parent.parent / "corpus" / "rows"
 FLAGS = (
     "-std=gnu11", "-g", "-O1", "-DALONE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
     "-fsanitize-coverage=trace-pc", "-fno-omit-frame-pointer",
