@@ -241,11 +241,11 @@ class Feed:
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, request: FeedRequest
     ) -> DayResult:
         """Decide about a day, and carry out the decision."""
-        if refused := self._policy.out_of_reach(day, source_now):  # such a day has no record to decide by
-            return DayResult(day, "refused", refused)
         known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
         finished = [publication for publication in known if publication.published_at is not None]
-        decision = decide(days[day], finished, self._policy, request, now=now, source_now=source_now)
+        # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
+        record = days.get(day) or DayRecord(day, "", source_now, export)
+        decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
         if decision.order is None:
