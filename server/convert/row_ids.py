@@ -36,25 +36,6 @@ def pack_id(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16, person=b"pickup-point id").digest()
 
 
-def pack_uuids(ids: Sequence[str]) -> bytes | None:
-    """Return ids one after the other, 16 bytes each; None unless every one is a UUID in its canonical form."""
-    count = len(ids)
-    try:
-        text = "\n".join(ids)
-        digits = text.replace("-", "")
-        packed = bytes.fromhex(digits)  # fromhex skips the newlines
-    except (TypeError, ValueError):
-        return None
-    dashes = "-" * count
-    canonical = (
-        len(packed) == 16 * count
-        and len(text) == 37 * count - 1
-        and packed.hex("\n", 16) == digits
-        and text[8::37] == text[13::37] == text[18::37] == text[23::37] == dashes
-    )
-    return packed if canonical or not count else None
-
-
 @dataclass(frozen=True, slots=True)
 class Partitioned:
     """Records of one block, partition after partition; ``counts`` says how many are in each."""
