@@ -1,12 +1,16 @@
 """A folder as the source of exports that something else puts there.
 
 Touches that folder, read-only, in threads. The promise is the bucket's: `Folder.fetch` gives the bytes of exactly the
-version that was listed, or raises. A file's version is its inode, size and modification time; only regular files, or
-links to them, count. The folder's clock is the local one.
+version that was listed, or raises. Only regular files, or links to them, count. The folder's clock is the local one.
+
+A file's version is its size with its first and last `EDGE` bytes: a gzip file ends with the checksum of all of it. While
+size and modification time (in nanoseconds) stay as they were, the edges are not read again. Inodes say nothing: mounts
+(FUSE, rclone) give new ones for old files, and some give new modification times too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import stat
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+EDGE = 1 << 16  # bytes at either end of a file that tell its versions apart
+# Without O_NONBLOCK, a FIFO in the file's place would block the thread for ever.
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
 
 class Folder:
     """The exports of one kind in one folder; subfolders are ignored."""
@@ -36,6 +44,7 @@ class Folder:
         self._path = path
         self._kind = kind
         self.name = str(path)
+        self._known: dict[str, tuple[int, int, str]] = {}  # by name: size, mtime in nanoseconds, version
 
     async def day_exports(self) -> Listing:
         """Return the exports that are there now.
@@ -61,8 +70,7 @@ class Folder:
         opened: list[int] = []
 
         def open_it() -> int:
-            # Without O_NONBLOCK, a FIFO in the file's place would block the thread for ever.
-            opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            opened.append(os.open(path, _OPEN))
             return opened[0]
 
         try:
@@ -83,15 +91,18 @@ class Folder:
 
     async def _copy(self, fd: int, path: Path, export: DayExport, download: DownloadFile) -> bool:
         """Copy the file, and return whether it was the listed version before the first byte and after the last."""
-        if _version(await self._ask(path, os.fstat, fd)) != export.etag:
+        if await self._ask(path, _version, fd) != export.etag:
             return False
+        before = await self._ask(path, os.fstat, fd)
         while download.size <= export.size:
             chunk = await self._ask(path, os.read, fd, 4 * WRITE_SIZE)
             if not chunk:
                 break
             await download.write(chunk)
         # Looked at again: a file that was rewritten in place while we read has another time or size by now.
-        return download.size == export.size and _version(await self._ask(path, os.fstat, fd)) == export.etag
+        after = await self._ask(path, os.fstat, fd)
+        unchanged = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        return unchanged and download.size == export.size
 
     async def _ask(self, path: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
@@ -100,7 +111,7 @@ class Folder:
             raise self._translated(error, path) from error
 
     def _scan(self) -> list[DayExport]:
-        exports = []
+        exports, known = [], {}
         with os.scandir(self._path) as entries:
             for entry in entries:
                 day = self._kind.day_of(entry.name)
@@ -119,8 +130,27 @@ class Folder:
                     modified = datetime.fromtimestamp(status.st_mtime, UTC)
                 except (OverflowError, ValueError):  # a time beyond the calendar
                     continue
-                exports.append(DayExport(day, entry.name, _version(status), status.st_size, modified))
+                version = self._version_of(entry, status)
+                known[entry.name] = status.st_size, status.st_mtime_ns, version
+                exports.append(DayExport(day, entry.name, version, status.st_size, modified))
+        self._known = known
         return exports
+
+    def _version_of(self, entry: os.DirEntry[str], status: os.stat_result) -> str:
+        """Return the version of a file of this size and modification time; read it only if either is new."""
+        size, modified, version = self._known.get(entry.name, (-1, 0, ""))
+        if (size, modified) == (status.st_size, status.st_mtime_ns) and version:
+            return version
+        try:
+            fd = os.open(entry.path, _OPEN)
+        except OSError:  # this day's fetch says why; the other days are read all the same
+            return ""
+        try:
+            return _version(fd)
+        except OSError:
+            return ""
+        finally:
+            os.close(fd)
 
     def _translated(self, error: OSError, path: Path) -> SourceError:
         quoted = shlex.quote(str(path))
@@ -142,7 +172,11 @@ class Folder:
         return SourceUnreachable(f"{path} cannot be read ({error.strerror or error})", hint=f"ls -l {quoted}")
 
 
-def _version(status: os.stat_result) -> str:
+def _version(fd: int) -> str:
+    """Return the version of an open file."""
+    status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    edges = hashlib.sha256(os.pread(fd, EDGE, 0))
+    edges.update(os.pread(fd, EDGE, max(EDGE, status.st_size - EDGE)))  # no byte twice
+    return f"{status.st_size:x}-{edges.hexdigest()[:32]}"

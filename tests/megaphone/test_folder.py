@@ -7,7 +7,7 @@ import io
 import os
 import random
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
 from server.megaphone.download import DownloadFile, in_thread
-from server.megaphone.folder import Folder
+from server.megaphone.folder import EDGE, Folder
 
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"
@@ -78,24 +78,66 @@ async def test_an_empty_file_is_read_as_empty(tmp_path: Path) -> None:
     assert into.getvalue() == b""
 
 
-async def test_a_version_changes_with_the_content(tmp_path: Path) -> None:
-    """The same file keeps its etag; a rewrite, a replacement or a new modification time changes it."""
-    path, folder, etags = tmp_path / KEY, Folder(tmp_path), []
+@pytest.mark.parametrize(("change", "same"), [
+    ("nothing", True), ("an inode", True), ("a time", True), ("an inode and a time", True),
+    ("the first byte", False), ("the last byte", False), ("one byte more", False), ("one byte less", False),
+])  # fmt: skip
+async def test_a_version_is_what_the_file_holds(tmp_path: Path, change: str, same: bool) -> None:
+    """Size and edges tell versions apart, for a new process too: mounts give new inodes and times for old files."""
+    path, folder, body = tmp_path / KEY, Folder(tmp_path), bytes(3 * EDGE)
+    path.write_bytes(body)
+    os.utime(path, ns=(1, 1_700_000_000_123_456_789))
+    before = (await folder.day_exports()).exports[DAY]
+    changed = {
+        "the first byte": b"x" + body[1:], "the last byte": body[1:] + b"x", "one byte more": body + b"\0",
+        "one byte less": body[1:],
+    }  # fmt: skip
+    if change != "nothing":
+        (tmp_path / "new").write_bytes(changed.get(change, body))
+        time = 1_700_000_000_123_456_789 + (change != "an inode")
+        os.utime(tmp_path / "new", ns=(1, time))
+        (tmp_path / "new").rename(path)
+    for source in (folder, Folder(tmp_path)):
+        assert ((await source.day_exports()).exports[DAY].etag == before.etag) is same
+        into = io.BytesIO()
+        with nullcontext() if same else pytest.raises(ExportChanged):
+            await source.fetch(before, into)
+        assert into.getvalue() == (body if same else b"")
 
-    async def etag() -> str:
-        return (await folder.day_exports()).exports[DAY].etag
 
+async def test_the_edges_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose size and time stay is not opened again, whatever its inode: a mount may be a slow network."""
+    path, folder = tmp_path / KEY, Folder(tmp_path)
     path.write_bytes(b"one")
-    etags.append(await etag())
-    assert await etag() == etags[0]
-    path.write_bytes(b"four")
-    etags.append(await etag())
-    (tmp_path / "new").write_bytes(b"four")
-    (tmp_path / "new").rename(path)
-    etags.append(await etag())
     os.utime(path, (1, 1))
-    etags.append(await etag())
-    assert len(set(etags)) == 4
+    before = await folder.day_exports()
+    (tmp_path / "new").write_bytes(b"one")
+    os.utime(tmp_path / "new", (1, 1))
+    (tmp_path / "new").rename(path)
+    monkeypatch.setattr("server.megaphone.folder.os.pread", None)
+    assert (await folder.day_exports()).exports == before.exports
+
+
+async def test_a_file_that_cannot_be_read_costs_its_own_day_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed, its fetch says what to do, and its version is asked for again."""
+    (tmp_path / KEY).write_bytes(b"x")
+    (tmp_path / "metrics-day-2026-11-21.json.gz").write_bytes(b"x")
+    folder, really = Folder(tmp_path), os.open
+
+    def refuse(path: str | Path, flags: int) -> int:
+        if str(path).endswith(KEY):
+            raise PermissionError(13, "no")
+        return really(path, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.megaphone.folder.os.open", refuse)
+        exports = (await folder.day_exports()).exports
+        assert len(exports) == 2
+        with pytest.raises(SourceRefused, match="may not read"):
+            await folder.fetch(exports[DAY], io.BytesIO())
+    await folder.fetch((await folder.day_exports()).exports[DAY], io.BytesIO())
 
 
 @pytest.mark.parametrize("change", ["replaced", "grown", "shrunk", "fifo", "folder", "gone"])

@@ -72,7 +72,7 @@ class ClockedFolder(Folder):
         self.fault: Callable[[], None] | None = None  # called before a day is fetched
         self.fetched: list[date] = []
         self._root = path
-        self._versions: dict[str, DayExport] = {}
+        self.versions: dict[str, DayExport] = {}
 
     async def day_exports(self) -> Listing:
         """The folder's listing, with content as etag and the test's clock."""
@@ -84,7 +84,7 @@ class ClockedFolder(Folder):
             content = hashlib.md5((self._root / export.key).read_bytes()).hexdigest()
             content = content if self.by_content else export.etag
             exports[day] = replace(export, etag=content)
-            self._versions[content] = export
+            self.versions[content] = export
         return Listing(exports, self.now)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
@@ -92,7 +92,7 @@ class ClockedFolder(Folder):
         self.fetched.append(export.day)
         if self.fault is not None:
             self.fault()
-        await super().fetch(self._versions[export.etag], into)
+        await super().fetch(self.versions[export.etag], into)
 
 
 class Site:
