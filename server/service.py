@@ -482,7 +482,14 @@ async def assembled(
             max_rows_per_file=config.log.max_rows_per_file,
             stop=stop,
         )
-        policy = FeedPolicy(config.export, config.log.log_rules, config.log.prefix, holds, config.retention.keep_days)
+        policy = FeedPolicy(
+            config.export,
+            config.log.log_rules,
+            config.log.prefix,
+            holds,
+            config.retention.keep_days,
+            config.alerts.pull_every,
+        )
         source = await open_source(config.export.place)
         try:
             feed = Feed(

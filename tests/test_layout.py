@@ -78,6 +78,7 @@ PURE = [
     "status.deadlines",
     "publish.holds",
     "publish.decisions",
+    "publish.window",
     "status.alarms",
     "status.days",
     "status.reconcile",

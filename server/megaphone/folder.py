@@ -33,6 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EDGE = 1 << 16  # bytes at either end of a file that tell its versions apart
+_UNREAD = "unread"  # the version of a file that cannot be read
 # Without O_NONBLOCK, a FIFO in the file's place would block the thread for ever.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -139,18 +140,16 @@ class Folder:
     def _version_of(self, entry: os.DirEntry[str], status: os.stat_result) -> str:
         """Return the version of a file of this size and modification time; read it only if either is new."""
         size, modified, version = self._known.get(entry.name, (-1, 0, ""))
-        if (size, modified) == (status.st_size, status.st_mtime_ns) and version:
+        if (size, modified) == (status.st_size, status.st_mtime_ns) and version != _UNREAD:
             return version
         try:
             fd = os.open(entry.path, _OPEN)
+            try:
+                return _version(fd)
+            finally:
+                os.close(fd)
         except OSError:  # this day's fetch says why; the other days are read all the same
-            return ""
-        try:
-            return _version(fd)
-        except OSError:
-            return ""
-        finally:
-            os.close(fd)
+            return _UNREAD
 
     def _translated(self, error: OSError, path: Path) -> SourceError:
         quoted = shlex.quote(str(path))

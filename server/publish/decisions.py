@@ -78,6 +78,7 @@ class FeedPolicy:
     prefix: str
     holds: HoldPolicy
     keep_days: int
+    pull_every: timedelta = timedelta(hours=24)  # how often the partner pulls
 
     @property
     def finality(self) -> FinalityRule:
@@ -92,14 +93,16 @@ class FeedPolicy:
             return f"it is older than retention.keep_days ({self.keep_days}): a pruned day never comes back"
         return ""
 
-    def began(self, first_start: str | None, today: date) -> date | None:
-        """Return the oldest day that the service should have published and still can; None before the first round."""
-        began = self.export.first_day
-        if began is None:
-            if first_start is None:
-                return None
-            began = datetime.fromisoformat(first_start).date() - timedelta(days=self.export.look_back_days)
-        return max(began, today - timedelta(days=self.keep_days - 1))
+    def sent_as_it_is(self, day: date) -> tuple[datetime, datetime, datetime]:
+        """Return when what a published day's export has is compared even though it keeps being rewritten.
+
+        At D+2 12:00Z; once more shortly before the partner's last chance to pull; at D+3 00:00Z, to tell what is lost.
+        """
+        noon, end = start_of(day) + RELEASE_AFTER, expires(day)
+        # A round must come in between.
+        margin = max(timedelta(hours=1), self.export.poll_every * 1.5)
+        last = end - self.pull_every - margin
+        return noon, last if last > noon else end - margin, end
 
 
 def catching_up(days: Iterable[date], now: datetime) -> list[date]:
@@ -142,13 +145,14 @@ class Decision:
 
     ``result`` is what the round reports without an order, or when the order published nothing and held nothing.
     ``given_up`` says that waiting for the day to become final is over. ``left_alone`` says why the late rows of a
-    changed export are ignored, for the service log.
+    changed export are ignored, for the service log. ``lost`` says why rows that were withheld will never be sent.
     """
 
     result: DayResult
     order: Order | None = None
     given_up: bool = False
     left_alone: str = ""
+    lost: str = ""
 
 
 def decide(
@@ -209,9 +213,10 @@ def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, s
     hold = record.hold if record.hold is not None and record.hold.etag == export.etag else None
     order = Order("first", export, policy.rules, policy.prefix, may_hold=not request.accept_rejects)
     if record.seen != "due":
-        fresh_after = f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}"
-        order = replace(order, kind="unfinal", fresh_after=fresh_after)
-        order = replace(order, remark=f"not final at give_up_waiting: {record.seen}")
+        order = replace(order, kind="unfinal", remark=f"not final at give_up_waiting: {record.seen}")
+        # From then on what was withheld would be sent at once; and from D+3 on, never.
+        if source_now < start_of(day) + RELEASE_AFTER:
+            order = replace(order, fresh_after=f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}")
     if hold is not None and request.accept_rejects and record.seen == "due":
         order = replace(order, remark="an operator accepted what was rejected")
     elif hold is not None and not request.accept_rejects:
@@ -234,10 +239,15 @@ def _decide_late(
     day, export = record.day, record.export
     result = _published(day, publications)
     changed = export is not None and export.etag != record.checked_etag
+    if record.withheld and source_now >= expires(day):
+        # The rows can only be counted now; where even that is impossible, their number is known all the same.
+        if export is None:
+            return Decision(result, lost="its export is gone")
+        if record.failure is not None and record.failure.etag == export.etag:
+            return Decision(result, lost=record.failure.sentence)
     if export is None or not (changed or record.withheld):
         return Decision(result)
-    release = record.withheld > 0 and source_now >= start_of(day) + RELEASE_AFTER
-    if record.seen != "due" and not release:
+    if record.seen != "due" and not _sent_as_it_is(record, policy, source_now):
         return Decision(result)
     if any(publication.remark == UNKNOWN_LAYOUT for publication in publications):
         return Decision(result, left_alone=UNKNOWN_LAYOUT)
@@ -257,6 +267,14 @@ def _decide_late(
         may_publish=source_now < expires(day),
     )
     return Decision(result, order)
+
+
+def _sent_as_it_is(record: DayRecord, policy: FeedPolicy, source_now: datetime) -> bool:
+    """Return whether a day that is not final is compared now, because waiting longer would lose rows."""
+    noon, *later = policy.sent_as_it_is(record.day)
+    if record.withheld and source_now >= noon:
+        return True
+    return any(at <= source_now and (record.checked_at is None or record.checked_at < at) for at in (noon, *later))
 
 
 def _prefix(publications: Sequence[Publication], policy: FeedPolicy) -> str:

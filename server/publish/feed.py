@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..convert.apart import DIED_OFTEN
+from ..convert.tally import Tally
 from ..disk import discard, translate_os_errors
 from ..errors import ConversionDied, ExportChanged, ExportTorn, PickupPointError, unexpected
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
@@ -35,6 +36,7 @@ from .decisions import (
     despite_hold,
 )
 from .holds import late_warnings, published_when_given_up, warnings
+from .window import KnownDays, window
 
 if TYPE_CHECKING:
     import threading
@@ -145,31 +147,22 @@ class Feed:
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
-        today = listing.now.date()
-        window = [today - timedelta(days=back) for back in range(self._policy.export.look_back_days, -1, -1)]
-        if self._policy.export.first_day is not None:
-            window = [day for day in window if day >= self._policy.export.first_day]
-        else:
-            delivered = [day for day, record in self._ledger.days().items() if record.export is not None]
-            known = [*listing.exports, *delivered, *(p.day for p in self._ledger.publications())]
-            # No day before the first one ever seen is missing: Megaphone does not backfill.
-            window = [day for day in window if known and day >= min(known)]
-        for day in sorted({*window, *request.days}):
+        published = {p.day for p in self._ledger.publications() if p.published_at is not None}
+        known = KnownDays(self._ledger.days(), published, self._ledger.facts().get("first_start"))
+        found = window(self._policy.export, self._policy.keep_days, known, listing)
+        for day in sorted({*found.days, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
                 export = listing.exports.get(day)
                 seen = self._policy.finality.state(day, export, listing.now)
                 self._ledger.see(DayRecord(day, seen, listing.now, export))
-        if window:
-            self._note_passed_over(window[0], listing)
-        return sorted(request.days) if request.days else sorted(window)
+        self._note_passed_over(found.passed_over, known, listing)
+        return sorted(request.days) if request.days else list(found.days)
 
-    def _note_passed_over(self, oldest: date, listing: Listing) -> None:
+    def _note_passed_over(self, days: Sequence[date], known: KnownDays, listing: Listing) -> None:
         """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""
-        records, first_start = self._ledger.days(), self._ledger.facts().get("first_start")
-        known = {*listing.exports, *records} - {p.day for p in self._ledger.publications() if p.published_at}
-        began, lost = self._policy.began(first_start, listing.now.date()) or oldest, []
-        for day in sorted(day for day in known if began <= day < oldest):
-            record, export = records.get(day), listing.exports.get(day)
+        lost = []
+        for day in days:
+            record, export = known.records.get(day), listing.exports.get(day)
             state = self._policy.finality.state(day, export, listing.now)
             if record is None or (record.seen, record.export) != (state, export):
                 self._ledger.see(DayRecord(day, state, listing.now, export))
@@ -248,6 +241,8 @@ class Feed:
         decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
+        if decision.lost:
+            await in_thread(self._tell_lost, record, decision.lost, now)
         if decision.order is None:
             return decision.result
         result = await self._carry_out(decision.order, now, given_up=decision.given_up)
@@ -259,6 +254,12 @@ class Feed:
         if (day, export.etag) not in self._warned:
             self._warned.add((day, export.etag))
             log.warning(f"feed ignored late rows of {day}", why=why)
+
+    def _tell_lost(self, record: DayRecord, why: str, now: datetime) -> None:
+        """Record and log once that withheld rows will never be sent."""
+        etag, unsent = record.checked_etag or "", record.withheld
+        self._ledger.late_checked(LateCheck(record.day, now, etag, None, unsent, 0, 0, Tally()))
+        log.warning(f"feed lost the rows withheld from {record.day}: it is too late to send them", unsent=unsent, why=why)
 
     async def _carry_out(self, order: Order, now: datetime, *, given_up: bool = False) -> DayResult:
         """Fetch the export into staging and publish it; return what became of it."""

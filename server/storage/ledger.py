@@ -165,7 +165,7 @@ class Ledger:
                 (number,),
             )
             run(
-                "UPDATE day SET checked_etag = ?2, withheld = ?3, held_why = NULL, held_etag = NULL,"
+                "UPDATE day SET checked_etag = ?2, checked_at = seen_at, withheld = ?3, held_why = NULL, held_etag = NULL,"
                 " held_reason = NULL, held_tally = NULL, failure = NULL, failure_hint = NULL, failure_etag = NULL,"
                 " failed_at = NULL, next_try = NULL, tries = 0 WHERE (delivery, day) ="
                 " (SELECT delivery, day FROM publication WHERE id = ?1)",
@@ -272,7 +272,8 @@ class Ledger:
                  check.changed, check.removed, _json(check.tally.as_json())),
             )  # fmt: skip
             run(
-                "UPDATE day SET checked_etag = ?, withheld = 0, failure = NULL, tries = 0"
+                # seen_at: this round's instant, by the source's clock.
+                "UPDATE day SET checked_etag = ?, checked_at = seen_at, withheld = 0, failure = NULL, tries = 0"
                 " WHERE delivery = ? AND day = ?",
                 (check.etag, check.delivery, check.day.isoformat()),
             )

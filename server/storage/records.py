@@ -103,7 +103,8 @@ class DayRecord:
     """What the last round saw of a day, and decided about it.
 
     ``seen`` is the word of `FinalityRule.state`; ``checked_etag`` is the version that was last compared with what was
-    published; ``withheld`` is the number of rows of an unfinal publication that are yet to be sent.
+    published, ``checked_at`` when that was by the source's clock; ``withheld`` is the number of rows of an unfinal
+    publication that are yet to be sent.
     """
 
     day: date
@@ -115,6 +116,7 @@ class DayRecord:
     hold: Hold | None = None
     failure: Failure | None = None
     delivery: str = DELIVERY
+    checked_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

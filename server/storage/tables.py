@@ -162,6 +162,11 @@ MIGRATIONS: tuple[str, ...] = (
         books TEXT NOT NULL
     );
     """,
+    """
+    -- When checked_etag was compared, by the source's clock.
+    ALTER TABLE day ADD COLUMN checked_at TEXT;
+    UPDATE day SET checked_at = seen_at WHERE checked_etag IS NOT NULL;
+    """,
 )
 
 # SQLite takes the other columns from the row that has the minimum (lang_select.html, "bare columns"); instants sort as
@@ -259,6 +264,7 @@ def record_of(row: Row) -> DayRecord:
         seen_at=moment(row["seen_at"]),
         export=export,
         checked_etag=row["checked_etag"],
+        checked_at=instant(row["checked_at"]),
         withheld=row["withheld"],
         hold=hold,
         failure=failure,

@@ -59,6 +59,7 @@ def published(kind: str = "first", number: int = 0, state: str = "published", **
 
 SUPERSEDED = replace(published(), logs=(replace(published().logs[0], superseded_by=2),))
 CHANGED = seen("due", NEXT_VERSION, checked_etag="v1")
+SETTLING = replace(CHANGED, seen="settling", checked_at=at(1, "05:00"))
 
 # what, record, publications, request, now, and what is expected: a result's word or an order's kind; more of either.
 USUAL = FeedRequest()
@@ -76,6 +77,11 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
     ("stale at the end of waiting", seen("stale"), [], USUAL, GIVEN_UP, "unfinal",
      {"remark": "not final at give_up_waiting: stale", "fresh_after": "2026-11-21 01:00:00", "given_up": True}),
     ("due at the end of waiting", seen("due"), [], USUAL, GIVEN_UP, "first", {"given_up": True, "fresh_after": None}),
+    ("a minute before what is withheld is sent", seen("stale"), [], USUAL, at(2, "11:59"), "unfinal",
+     {"fresh_after": "2026-11-21 01:00:00"}),
+    ("unfinal, when nothing is withheld any more", seen("stale"), [], USUAL, at(2, "12:00"), "unfinal",
+     {"fresh_after": None, "remark": "not final at give_up_waiting: stale"}),
+    ("unfinal, too late for Triton", seen("settling"), [], USUAL, at(4, "05:00"), "unfinal", {"fresh_after": None}),
     # Held
     ("held", seen("due", hold=hold()), [], USUAL, at(1, "05:00"), "held", {"sentence": "--accept-rejects"}),
     ("held, and accepted", seen("due", hold=hold()), [], FeedRequest(accept_rejects=True), at(1, "05:00"), "first",
@@ -126,6 +132,26 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
      at(2, "12:00"), "late", {"remark": "withheld rows"}),
     ("final at last, rows withheld", seen("due", checked_etag="v1", withheld=9), [published("unfinal")], USUAL,
      at(2, "01:00"), "late", {"remark": "withheld rows"}),
+    ("changed and settling at noon", SETTLING, [published()], USUAL, at(2, "12:00"), "late", {"may_publish": True}),
+    ("changed and settling, compared at noon", replace(SETTLING, checked_at=at(2, "12:00")), [published()], USUAL,
+     at(2, "22:59"), "published", {}),
+    ("changed and settling at the last chance", replace(SETTLING, checked_at=at(2, "12:00")), [published()], USUAL,
+     at(2, "23:00"), "late", {"may_publish": True}),
+    ("changed and settling, compared at the last chance", replace(SETTLING, checked_at=at(2, "23:00")), [published()],
+     USUAL, at(2, "23:59"), "published", {}),
+    ("changed and settling when nothing counts any more", replace(SETTLING, checked_at=at(2, "23:00")), [published()],
+     USUAL, at(3, "00:00"), "late", {"may_publish": False}),
+    ("changed and settling, told", replace(SETTLING, checked_at=at(3, "00:00")), [published()], USUAL, at(3, "05:00"),
+     "published", {}),
+    ("rows withheld, and found too late", seen("settling", checked_etag="v1", withheld=9), [published("unfinal")],
+     USUAL, at(3, "00:00"), "late", {"may_publish": False, "lost": ""}),
+    ("rows withheld, the export gone", seen("missing", None, checked_etag="v1", withheld=9), [published("unfinal")],
+     USUAL, at(2, "23:59"), "published", {"lost": ""}),
+    ("rows withheld, the export gone for good", seen("missing", None, checked_etag="v1", withheld=9),
+     [published("unfinal")], USUAL, at(3, "00:00"), "published", {"lost": "its export is gone"}),
+    ("rows withheld, the export torn", seen("due", NEXT_VERSION, checked_etag="v1", withheld=9,
+                                            failure=failure(at(2, "23:00"), "v2")),
+     [published("unfinal")], USUAL, at(3, "00:00"), "published", {"lost": "it is torn"}),
     ("changed, its layout unknown", CHANGED, [published("adopted", remark=UNKNOWN_LAYOUT)], USUAL, at(1, "08:00"),
      "published", {"left_alone": UNKNOWN_LAYOUT}),
     ("changed, a file pruned", CHANGED, [published(state="pruned")], USUAL, at(1, "08:00"), "published",
@@ -171,6 +197,19 @@ def test_what_is_done_about_a_day(
         else:
             found = getattr(decision if name in Decision.__slots__ else decision.order, name)
             assert found == value, name
+
+
+@pytest.mark.parametrize(("pull_every", "poll_every", "last"), [
+    (24, 10, at(2, "23:00")), (11, 10, at(2, "23:00")), (1, 10, at(2, "22:00")), (6, 10, at(2, "17:00")),
+    (1, 360, at(2, "14:00")), (24, 360, at(2, "15:00")),
+])  # fmt: skip
+def test_a_restless_day_is_sent_at_noon_and_shortly_before_the_last_pull(
+    pull_every: int, poll_every: int, last: datetime
+) -> None:
+    """Early enough for a round and a pull; where no pull after noon is certain, an hour before nothing counts."""
+    export = POLICY.export.model_copy(update={"poll_every": timedelta(minutes=poll_every)})
+    policy = replace(POLICY, export=export, pull_every=timedelta(hours=pull_every))
+    assert policy.sent_as_it_is(DAY) == (at(2, "12:00"), last, at(3, "00:00"))
 
 
 def test_a_day_before_the_first_is_refused() -> None:

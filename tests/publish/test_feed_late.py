@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -262,6 +263,62 @@ async def test_an_unfinal_day_that_stays_held_is_converted_once(make_site: Calla
     assert site.source.fetched == [DAY] and site.state(at(1, "23:20")) == "held"
     assert await site.word(at(1, "23:30"), DAY, accept=True) == "published"
     assert site.ledger.publications(DAY)[0].kind == "unfinal"
+
+
+@pytest.mark.parametrize("look_back_days", [1, 2, 3])
+async def test_what_is_withheld_is_sent_whatever_the_window(make_site: Callable[..., Site], look_back_days: int) -> None:
+    """A day of which something is withheld stays in every round until it is sent."""
+    site = make_site(look_back_days=look_back_days)
+    site.put(fresh_rows(), at(0, "23:59"))
+    assert await site.word(at(1, "23:00")) == "published"
+    await site.round(at(2, "12:00"))
+    assert site.ids(name(1)) == between(10, 20)
+
+
+async def test_a_day_first_published_too_late_withholds_nothing(site: Site) -> None:
+    """After D+3 nothing could follow: all of an unfinal day goes out at once."""
+    site.put(fresh_rows(), at(0, "23:59"))
+    assert await site.word(at(3, "05:00")) == "published"
+    assert sorted(site.ids()) == sorted(between(0, 20))
+    assert site.ledger.days()[DAY].withheld == 0
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_rows_withheld_over_an_outage_are_told_once(site: Site, gone: bool) -> None:
+    """A service that was down from the first publication to D+5 says how many rows are lost, and looks no more."""
+    path = site.put(fresh_rows(), at(0, "23:59"))
+    await site.round(at(1, "23:00"))
+    if gone:
+        path.unlink()
+    with capture_logs() as entries:
+        await site.round(at(5, "05:00"))
+        await site.round(at(5, "05:10"))
+    (check,) = site.ledger.late_checks(DAY)
+    assert check.unsent == 10 and site.ledger.days()[DAY].withheld == 0
+    assert [entry["unsent"] for entry in entries if entry["log_level"] == "warning" and "unsent" in entry] == [10]
+    assert DAY not in {result.day for result in (await site.round(at(5, "05:20"))).results}
+
+
+async def test_late_rows_over_an_outage_are_told(site: Site) -> None:
+    """An export that changed while the service was down is compared, though its day left the window meanwhile."""
+    await published(site)
+    site.put(rows_of(DAY, 13), at(2, "09:00"))
+    await site.round(at(6, "05:00"))
+    await site.round(at(6, "05:10"))
+    (check,) = site.ledger.late_checks(DAY)
+    assert check.unsent == 3 and site.source.fetched == [DAY, DAY]
+
+
+async def test_a_day_that_is_rewritten_every_hour_is_sent_at_noon_and_before_the_end(site: Site) -> None:
+    """What is there at D+2 12:00Z and an hour before D+3 goes out; what comes after that is told."""
+    sent = []
+    for hour in range(4, 73):
+        now = at(1) + hour * timedelta(hours=1)
+        if hour < 60:
+            site.put(rows_of(DAY, 10 + hour), now - timedelta(minutes=10))
+        sent += [(str(now - at(0)), len(site.ids(str(file)))) for file in (await site.round(now)).published]
+    assert sent == [("1 day, 23:00:00", 33), ("2 days, 12:00:00", 13), ("2 days, 23:00:00", 11)]
+    assert [check.unsent for check in site.ledger.late_checks(DAY)] == [1, 12]
 
 
 # Sent again by an operator's word

@@ -102,7 +102,7 @@ class Site:
         self.root = root
         self.settings: dict[str, Any] = {
             "prefix": "MEGA", "rules": LogRules(), "keep_days": 60, "max_rows_per_file": 0, "max_rejected": 0.01,
-            "tokens": None, "first_day": first, "look_back_days": 3,
+            "tokens": None, "first_day": first, "look_back_days": 3, "pull_every": timedelta(hours=24),
         } | settings  # fmt: skip
         self.exports = root / "exports"
         self.exports.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ class Site:
         )  # fmt: skip
         policy = FeedPolicy(
             self.export_settings, self.settings["rules"], self.settings["prefix"], self.holds,
-            self.settings["keep_days"],
+            self.settings["keep_days"], self.settings["pull_every"],
         )  # fmt: skip
         self.feed = Feed(
             policy, self.source, self.publisher, self.ledger, self.point, catalogue=lambda: None, stop=self.stop_event
