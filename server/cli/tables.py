@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _STATE_STYLE = {
     "picked up": "green", "published": "cyan", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",
     "missing": "bold red", "stale": "bold red", "held": "bold red", "failed": "bold red",
+    "unknown": "bold red",
 }  # fmt: skip
 _URGENCY_STYLE = {
     Urgency.MET: "green", Urgency.AHEAD: "", Urgency.WARNING: "yellow", Urgency.CRITICAL: "bold red",
@@ -43,7 +44,7 @@ STRIP_DAYS = 60
 # One cell a day. Shapes differ as well as colours: not everybody sees colours, and not every terminal has them.
 _CELLS = {
     "picked up": "█", "published": "▄", "open": "·", "settling": "·", "due": "·", "pruned": "░",
-    "missing": "!", "stale": "!", "held": "!", "failed": "!",
+    "missing": "!", "stale": "!", "held": "!", "failed": "!", "unknown": "!",
 }  # fmt: skip
 _WIDE = 116
 # (header, alignment, whether it is shown on a narrow terminal)

@@ -3,9 +3,9 @@
 Touches that folder, read-only, in threads. The promise is the bucket's: `Folder.fetch` gives the bytes of exactly the
 version that was listed, or raises. Only regular files, or links to them, count. The folder's clock is the local one.
 
-A file's version is its size with its first and last `EDGE` bytes: a gzip file ends with the checksum of all of it. While
-size and modification time (in nanoseconds) stay as they were, the edges are not read again. Inodes say nothing: mounts
-(FUSE, rclone) give new ones for old files, and some give new modification times too.
+A file's version is its size with its first and last `EDGE` bytes: a gzip file ends with the checksum of all of it.
+While size and modification time (in nanoseconds) stay as they were, the edges are not read again. Inodes say nothing:
+mounts (FUSE, rclone) give new ones for old files, and some give new modification times too.
 """
 
 from __future__ import annotations

@@ -147,8 +147,7 @@ class Feed:
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
-        published = {p.day for p in self._ledger.publications() if p.published_at is not None}
-        known = KnownDays(self._ledger.days(), published, self._ledger.facts().get("first_start"))
+        known = KnownDays.of(self._ledger.days(), self._ledger.publications(), self._ledger.facts())
         found = window(self._policy.export, self._policy.keep_days, known, listing)
         for day in sorted({*found.days, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
@@ -259,7 +258,9 @@ class Feed:
         """Record and log once that withheld rows will never be sent."""
         etag, unsent = record.checked_etag or "", record.withheld
         self._ledger.late_checked(LateCheck(record.day, now, etag, None, unsent, 0, 0, Tally()))
-        log.warning(f"feed lost the rows withheld from {record.day}: it is too late to send them", unsent=unsent, why=why)
+        log.warning(
+            f"feed lost the rows withheld from {record.day}: it is too late to send them", unsent=unsent, why=why
+        )
 
     async def _carry_out(self, order: Order, now: datetime, *, given_up: bool = False) -> DayResult:
         """Fetch the export into staging and publish it; return what became of it."""

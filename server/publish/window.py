@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..triton import COUNTED_DAYS, expires
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from datetime import date
 
     from ..megaphone.exports import DayExport, Listing
     from ..settings import ExportSettings
-    from ..storage.records import DayRecord
+    from ..storage.records import DayRecord, Publication
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,15 @@ class KnownDays:
     published: Collection[date]
     first_start: str | None
 
-    def begin(
-        self, export: ExportSettings, keep_days: int, today: date, listed: Collection[date] = ()
-    ) -> date | None:
+    @classmethod
+    def of(
+        cls, records: Mapping[date, DayRecord], publications: Iterable[Publication], facts: Mapping[str, Any]
+    ) -> KnownDays:
+        """Return what these contents of the ledger say."""
+        published = {publication.day for publication in publications if publication.published_at is not None}
+        return cls(records, published, facts.get("first_start"))
+
+    def begin(self, export: ExportSettings, keep_days: int, today: date, listed: Collection[date] = ()) -> date | None:
         """Return the first day that should exist and can still be published; None when no day was ever seen."""
         began = export.first_day
         if began is None:

@@ -16,7 +16,7 @@ from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.holds import HoldPolicy, late_warnings, warnings
 from ..triton import expires
 from .days import span
-from .deadlines import Urgency
+from .deadlines import Urgency, patience
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -191,10 +191,9 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) 
     """Return what the rounds say is wrong: none at all, the source, the data folder, the clock."""
     found = []
     last = facts.get("last_round")
-    allowed = poll_every * 3 + timedelta(minutes=5)
     if last is None:
         found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round has run yet", "systemctl start pickup-point"))
-    elif now - datetime.fromisoformat(last) > allowed:
+    elif now - datetime.fromisoformat(last) > patience(poll_every):
         ago = span(now - datetime.fromisoformat(last))
         hint = "systemctl status pickup-point; journalctl -u pickup-point"
         found.append(Alarm(Level.CRITICAL, "feed_not_running", f"the last round was {ago} ago", hint))

@@ -6,19 +6,22 @@ Pure: its arguments are the ledger's records and the clock.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from ..megaphone.exports import FinalityRule
 from ..pickups import Grade
 from ..storage.records import matched_share
-from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines
+from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import date, datetime, timedelta
 
     from ..convert.tally import Tally
     from ..megaphone.exports import DayExport
     from ..pickups import Pickup
+    from ..publish.window import KnownDays
+    from ..settings import ExportSettings
     from ..storage.records import DayRecord, LedgerLog, Publication
 
 
@@ -39,9 +42,40 @@ class UserPickups:
 
 
 @dataclass(frozen=True, slots=True)
-class DayOverview:
-    """One day. ``state`` is one word: open, settling, due, missing, stale, held, failed, published, picked up, pruned.
+class Calendar:
+    """The days that there should be by the clock, from ``first`` to ``today``, whether or not a round has seen them.
 
+    ``overdue`` is the newest of them that a round should have seen final, missing or stale by now.
+    """
+
+    first: date = date.max
+    today: date = date.min
+    overdue: date = date.min
+
+    @classmethod
+    def of(cls, export: ExportSettings, keep_days: int, known: KnownDays, now: datetime) -> Calendar:
+        """Return the calendar of an installation; an empty one where no day was ever seen."""
+        first = known.begin(export, keep_days, now.date())
+        if first is None:
+            return cls()
+        final_time = FinalityRule(export.final_at).final_time
+        overdue = now.date() - timedelta(days=1)
+        while now < final_time(overdue) + patience(export.poll_every):
+            overdue -= timedelta(days=1)
+        return cls(first, now.date(), overdue)
+
+    @property
+    def days(self) -> list[date]:
+        """Return the days."""
+        return [self.first + timedelta(days=n) for n in range((self.today - self.first).days + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class DayOverview:
+    """One day.
+
+    ``state`` is one word: open, settling, due, missing, stale, unknown (no round could look at it since it can be
+    final), held, failed, published, picked up, pruned.
     ``advice`` says what is wrong and what to type, '' if nothing is; ``remarks`` are worth knowing.
     """
 
@@ -133,8 +167,13 @@ def overview(
     users: Sequence[tuple[str, bool]],
     policy: DeadlinePolicy,
     now: datetime,
+    calendar: Calendar | None = None,
 ) -> list[DayOverview]:
-    """Return every day ever seen, the newest first; ``users`` are names with whether their pickups are required."""
+    """Return every day that was ever seen or should exist by the ``calendar``, the newest first.
+
+    ``users`` are names with whether their pickups are required.
+    """
+    calendar = calendar or Calendar()
     by_day: dict[date, list[Publication]] = {}
     for publication in publications:
         if publication.published_at is not None:
@@ -142,8 +181,8 @@ def overview(
     by_log: dict[str, list[Pickup]] = {}
     for pickup in pickups:
         by_log.setdefault(str(pickup.name), []).append(pickup)
-    days = sorted({*records, *by_day}, reverse=True)
-    return [_one(day, records.get(day), by_day.get(day, []), by_log, users, policy, now) for day in days]
+    days = sorted({*records, *by_day, *calendar.days}, reverse=True)
+    return [_one(day, records.get(day), by_day.get(day, []), by_log, users, policy, now, calendar) for day in days]
 
 
 def _one(
@@ -154,6 +193,7 @@ def _one(
     users: Sequence[tuple[str, bool]],
     policy: DeadlinePolicy,
     now: datetime,
+    calendar: Calendar,
 ) -> DayOverview:
     """Return one day; ``by_log`` are the pickups by the name of the file."""
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
@@ -167,7 +207,7 @@ def _one(
     newest: Tally | None = tallies[-1] if tallies else None
     if newest is None and record is not None and record.hold is not None:
         newest = record.hold.tally
-    state = _state(record, publications, all_done)
+    state = _state(record, publications, all_done, overdue=calendar.first <= day <= calendar.overdue)
     return DayOverview(
         day=day,
         state=state,
@@ -200,22 +240,22 @@ def _user(name: str, logs: Sequence[LedgerLog], by_log: Mapping[str, list[Pickup
     return UserPickups(name, whole, len(logs), max(ends, default=None), begun)
 
 
-def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool) -> str:
-    """Return the word for a day's state."""
+def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool, *, overdue: bool) -> str:
+    """Return the word for a day's state; ``overdue`` if a round should have seen it after it could be final."""
     logs = [entry for publication in publications for entry in publication.logs]
     if logs and all(entry.state == "pruned" for entry in logs):
         return "pruned"
     if publications:
         return "picked up" if all_done else "published"
     if record is None:
-        return "open"
+        return "unknown" if overdue else "open"
     # A hold and a failure concern one version of the export: a newer one has not been tried yet.
     etag = record.export.etag if record.export is not None else None
     if record.hold is not None and record.hold.etag == etag:
         return "held"
     if record.failure is not None and (record.seen == "due" or record.failure.etag == etag):
         return "failed"
-    return record.seen
+    return "unknown" if overdue and record.seen == "open" else record.seen
 
 
 def _late_failure(record: DayRecord | None, publications: Sequence[Publication]) -> str:
@@ -228,6 +268,8 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
 
 def _advice(day: date, record: DayRecord | None, state: str) -> str:
     """Return what is wrong with a day and what to type, or ''."""
+    if state == "unknown":
+        return "no round could ask the source for it since it can be final: pickup-point doctor"
     if record is None:
         return ""
     if state == "held" and record.hold is not None:

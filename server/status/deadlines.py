@@ -42,6 +42,11 @@ class DeadlinePolicy:
         return cls(settings.pull_every, settings.warn_before, settings.critical_before)
 
 
+def patience(poll_every: timedelta) -> timedelta:
+    """Return how long no round may end before that is a fault."""
+    return poll_every * 3 + timedelta(minutes=5)
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """One of a day's two deadlines: ``by`` when, ``done`` when (or None), how urgent, and how much time is ``left``."""

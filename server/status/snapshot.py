@@ -20,11 +20,12 @@ from ..convert.apart import kernel_lack
 from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
+from ..publish.window import KnownDays
 from ..sftp.algorithms import HOST_KEY_FILES
 from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
 from .alarms import Alarm, Level, Measured, Partner, alarms
-from .days import DayOverview, overview
+from .days import Calendar, DayOverview, overview
 from .deadlines import DeadlinePolicy
 from .reconcile import reconcile
 
@@ -74,15 +75,18 @@ class Snapshot:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
                     damage = ledger.damage()
+                    facts, logins = ledger.facts(), ledger.logins()
+                    records, publications = ledger.days(), ledger.publications()
+                    known = KnownDays.of(records, publications, facts)
                     days = overview(
-                        ledger.days(),
-                        ledger.publications(),
+                        records,
+                        publications,
                         ledger.first_pickups(),
                         [(user.name, user.required) for user in config.sftp.users],
                         DeadlinePolicy.of(config.alerts),
                         now,
+                        Calendar.of(config.export, config.retention.keep_days, known, now),
                     )
-                    facts, logins = ledger.facts(), ledger.logins()
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())
             except LedgerError as error:

@@ -165,6 +165,9 @@ def test_a_source_that_cannot_be_reached(service_site: ServiceSite) -> None:
     with closing(ledger(service_site)) as diary:
         diary.note(source_error="the bucket is unreachable", source_hint="curl -sI URL")
     raised(service_site, WARNING, "the bucket is unreachable", "curl -sI URL")
+    # A day that should be there is counted down all the same, though no round has ever seen it.
+    service_site.configure(export=f'url = "exports"\nfirst_day = "{day_before(3)}"')
+    raised(service_site, CRITICAL, f"{day_before(3)} is not published yet", "curl -sI URL")
 
 
 def test_a_clock_that_is_wrong(service_site: ServiceSite) -> None:

@@ -266,7 +266,9 @@ async def test_an_unfinal_day_that_stays_held_is_converted_once(make_site: Calla
 
 
 @pytest.mark.parametrize("look_back_days", [1, 2, 3])
-async def test_what_is_withheld_is_sent_whatever_the_window(make_site: Callable[..., Site], look_back_days: int) -> None:
+async def test_what_is_withheld_is_sent_whatever_the_window(
+    make_site: Callable[..., Site], look_back_days: int
+) -> None:
     """A day of which something is withheld stays in every round until it is sent."""
     site = make_site(look_back_days=look_back_days)
     site.put(fresh_rows(), at(0, "23:59"))

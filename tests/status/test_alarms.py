@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from server.errors import SourceUnreachable
 from server.publish.holds import HoldPolicy
 from server.status.alarms import Alarm, Level, Measured, Partner, alarms
 from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOW = at(1, "09:00")
 TEN = timedelta(minutes=10)
@@ -51,6 +55,27 @@ async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(sit
     assert late.level is Level.CRITICAL and "its deadline was 2 h ago" in late.sentence
     assert "support-megaphone" in of_day(site, at(2, "02:00"))["day_missing"].hint
     assert levels(site, at(6, "23:59")) and not levels(site, at(7))
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_deadlines_pass_aloud_while_the_source_is_lost(make_site: Callable[..., Site], delivered: bool) -> None:
+    """Twelve days without a listing: each day that should be there is counted down, and alarms until it is over."""
+    site = make_site(first=None)
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    if delivered:  # the next day's export is there, and not final, when the source is lost
+        site.put(rows_of(DAY + timedelta(days=1), 3), at(1, "23:00"), DAY + timedelta(days=1))
+        await site.round(at(1, "23:59"))
+    site.source.away = True
+    for days in range(2, 14):
+        with pytest.raises(SourceUnreachable):
+            await site.round(at(days, "12:00"))
+        told = {alarm.subject: alarm for alarm in site.alarms(at(days, "12:00")) if alarm.name == "day_not_published"}
+        wanted = {str(DAY + timedelta(days=n)): n for n in range(max(1, days - 6), days)}
+        assert set(told) == set(wanted)
+        for day, number in wanted.items():  # due on its second day at noon, and critical from 18:00 on
+            assert told[day].level is (Level.WARNING if number == days - 1 else Level.CRITICAL)
+        assert [day.state for day in site.days(at(days, "12:00")).values()].count("unknown") == days - 1
 
 
 async def test_a_stale_day_alarms_like_a_missing_one(site: Site) -> None:

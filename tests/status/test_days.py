@@ -12,7 +12,9 @@ import pytest
 from server.convert.tally import Tally
 from server.megaphone.exports import DayExport
 from server.pickups import Ending, Grade, Pickup, PickupProgress
-from server.status.days import DayOverview, overview, span
+from server.publish.window import KnownDays
+from server.settings import ExportSettings
+from server.status.days import Calendar, DayOverview, overview, span
 from server.status.deadlines import DeadlinePolicy
 from server.storage.records import DayRecord, Failure, Hold, LedgerLog, Publication
 from tests.support.rows import rules
@@ -20,6 +22,7 @@ from tests.support.site import DAY, Site, at, log_name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
 NOW = at(1, "09:00")
 EXPORT = DayExport(DAY, "metrics-day-2026-11-20.json.gz", "etag", 9, at(1, "04:10"))
@@ -93,6 +96,39 @@ def record(seen: str, **changes: object) -> DayRecord:
 def test_each_day_has_one_word(day: DayOverview, word: str) -> None:
     """The word follows from what was seen, held, failed, published, picked up and pruned, in that order of strength."""
     assert day.state == word
+
+
+CLOCK = [(at(1, "05:04"), at(0)), (at(1, "05:05"), at(1)), (at(9, "05:05"), at(9))]
+
+
+@pytest.mark.parametrize(("now", "overdue"), CLOCK)
+@pytest.mark.parametrize("seen", ["nothing", "open", "settling", "due", "missing", "held", "published"])
+def test_a_day_is_there_by_the_clock_whether_or_not_the_source_can_be_asked(
+    now: datetime, overdue: datetime, seen: str
+) -> None:
+    """From `first_day` on; what no round has seen since it could be final, and three polls more, is unknown."""
+    records = {DAY: record("due", hold=HELD) if seen == "held" else record(seen)}
+    known = KnownDays({} if seen == "nothing" else records, [], None)
+    published = [publication(log())] if seen == "published" else []
+    settings = ExportSettings(url="s3://exports", first_day=DAY, poll_every=timedelta(minutes=10))
+    calendar = Calendar.of(settings, 60, known, now)
+    days = {day.day: day for day in overview(known.records, published, [], [], DeadlinePolicy(), now, calendar)}
+    assert sorted(days) == [DAY + timedelta(days=n) for n in range((now.date() - DAY).days + 1)]
+    for day in days:
+        word = "unknown" if day < overdue.date() else "open"
+        if day == DAY and seen not in ("nothing", "open"):
+            word = seen
+        assert days[day].state == word, day
+        assert ("doctor" in days[day].advice) == (word == "unknown")
+
+
+def test_the_calendar_begins_with_the_first_day_that_should_be_there() -> None:
+    """Never before `keep_days`, and nowhere where no day was ever seen."""
+    settings = ExportSettings(url="s3://exports")
+    assert Calendar.of(settings, 60, KnownDays({}, [], None), NOW).days == []
+    since = KnownDays({DAY: record("due")}, [], at(0).isoformat())
+    assert Calendar.of(settings, 60, since, NOW).days == [DAY, DAY + timedelta(days=1)]
+    assert len(Calendar.of(settings, 60, since, at(300)).days) == 60
 
 
 @pytest.mark.parametrize(("day", "advice"), [

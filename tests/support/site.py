@@ -26,9 +26,10 @@ from server.publish.feed import Feed
 from server.publish.holds import HoldPolicy
 from server.publish.publisher import Publisher
 from server.publish.retention import Pruned, prune
+from server.publish.window import KnownDays
 from server.settings import ExportSettings
 from server.status.alarms import Alarm, Measured, alarms
-from server.status.days import DayOverview, overview
+from server.status.days import Calendar, DayOverview, overview
 from server.status.deadlines import DeadlinePolicy
 from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
@@ -173,9 +174,10 @@ class Site:
 
     def days(self, now: datetime, users: Sequence[tuple[str, bool]] = (("triton", True),)) -> dict[date, DayOverview]:
         """The days at a glance."""
-        found = overview(
-            self.ledger.days(), self.ledger.publications(), self.ledger.first_pickups(), users, DeadlinePolicy(), now
-        )
+        records, publications = self.ledger.days(), self.ledger.publications()
+        known = KnownDays.of(records, publications, self.ledger.facts())
+        calendar = Calendar.of(self.export_settings, self.settings["keep_days"], known, now)
+        found = overview(records, publications, self.ledger.first_pickups(), users, DeadlinePolicy(), now, calendar)
         return {day.day: day for day in found}
 
     def state(self, now: datetime, day: date = DAY) -> str:
