@@ -279,16 +279,18 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
                 f'set it between "{int(earliest.total_seconds() // 3600) + 1}h" and "72h"; the default is "47h"',
             )
         )
+    # A day that still counts is looked at in any case; on the first day after that, only what look_back_days covers.
     covered = timedelta(days=export.look_back_days + 1)
-    if covered <= export.give_up_waiting <= COUNTED_DAYS:
+    longest = covered if covered < COUNTED_DAYS else COUNTED_DAYS - timedelta(hours=1)
+    if covered <= COUNTED_DAYS and longest < export.give_up_waiting <= COUNTED_DAYS:
         problems.append(
             Problem(
                 "export.look_back_days",
-                f"is {export.look_back_days}: that covers a day for {duration_text(covered)} after its start, and by "
-                f'then give_up_waiting ("{duration_text(export.give_up_waiting)}") is not over: a day that never '
+                f"is {export.look_back_days}: that covers a day for {duration_text(covered)} after its start, and "
+                f'give_up_waiting ("{duration_text(export.give_up_waiting)}") is not over before: a day that never '
                 "becomes final would not be published",
                 f"set look_back_days to at least {export.give_up_waiting // timedelta(days=1)}, or give_up_waiting to "
-                f'at most "{duration_text(covered - timedelta(hours=1))}"',
+                f'at most "{duration_text(longest)}"',
             )
         )
     # Beside a folder they have no effect: whoever wrote them meant a bucket.

@@ -77,7 +77,7 @@ MISTAKES = [
     ("export", "first_day = 2026-12-01T00:00:00Z", "export.first_day", "2026-12-01T00:00:00", '"2026-12-01"'),
     ("export", 'give_up_waiting = "28h"', "export.give_up_waiting", '"28h"', '"29h"'),
     ("export", 'give_up_waiting = "73h"', "export.give_up_waiting", '"73h"', '"72h"'),
-    ("export", 'look_back_days = 1\ngive_up_waiting = "48h"', "export.look_back_days", '48h after its start', '"47h"'),
+    ("export", 'look_back_days = 1\ngive_up_waiting = "49h"', "export.look_back_days", "48h after its start", '"48h"'),
     ("export", 'look_back_days = 2\ngive_up_waiting = "72h"', "export.look_back_days", '("72h")', "at least 3"),
     ("export", 'final_at = "23:30"', "export.give_up_waiting", '"47h"', '"48h"'),
     ("log", 'prefix = "MEGA/"', "log.prefix", '"MEGA/"', "letters, digits, - and _"),

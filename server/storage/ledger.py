@@ -166,8 +166,8 @@ class Ledger:
             )
             run(
                 "UPDATE day SET checked_etag = ?2, checked_at = seen_at, withheld = ?3, held_why = NULL,"
-                " held_etag = NULL, held_reason = NULL, held_tally = NULL, failure = NULL, failure_hint = NULL, failure_etag = NULL,"
-                " failed_at = NULL, next_try = NULL, tries = 0 WHERE (delivery, day) ="
+                " held_etag = NULL, held_reason = NULL, held_tally = NULL, failure = NULL, failure_hint = NULL,"
+                " failure_etag = NULL, failed_at = NULL, next_try = NULL, tries = 0 WHERE (delivery, day) ="
                 " (SELECT delivery, day FROM publication WHERE id = ?1)",
                 (number, checked_etag, withheld),
             )
