@@ -25,11 +25,12 @@ from .convert.apart import kernel_lack
 from .episodes.source import CatalogueSource
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError
 from .megaphone.source import open_source
+from .publish.clock import SteadyClock
 from .publish.decisions import FeedPolicy
 from .publish.feed import Feed
 from .publish.holds import HoldPolicy
 from .publish.publisher import Publisher
-from .publish.retention import SteadyClock, prune
+from .publish.retention import prune
 from .sftp.keys import load_credentials
 from .sftp.server import SftpServer
 from .status.metrics import MetricsServer, take_reading

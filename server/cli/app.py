@@ -148,18 +148,32 @@ def feed(
 def prune(
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+    clock_is_right: Annotated[
+        bool, typer.Option("--clock-is-right", help="Prune although the clock leapt: you have looked at it.")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Remove log files and rejects that are older than keep_days."""
+    from ..publish.clock import LEAP_HINT
     from . import tables
     from .feed import one_prune
 
     settings = load_settings(config, verbose=verbose)
     become_owner(settings)
     waiting = "waiting for another round to end"
-    pruned = one_prune(settings, dry_run=dry_run, on_wait=lambda: print(waiting, file=sys.stderr))
-    for line in tables.prune_lines(pruned, dry_run=dry_run):
-        print(line)
+    pruned = run_loop(
+        one_prune(
+            settings,
+            dry_run=dry_run,
+            clock_is_right=clock_is_right,
+            on_wait=lambda: print(waiting, file=sys.stderr),
+        )
+    )
+    if dry_run or not pruned.doubt:
+        for line in tables.prune_lines(pruned, dry_run=dry_run):
+            print(line)
+    if pruned.doubt:
+        raise PickupPointError(pruned.doubt, hint=LEAP_HINT)
 
 
 @app.command()

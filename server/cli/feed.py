@@ -12,6 +12,9 @@ import signal
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ..errors import SourceError
+from ..megaphone.source import open_source
+from ..publish.clock import believe, doubt
 from ..publish.retention import prune
 from ..service import FIRST_CATALOGUE, assembled
 from ..storage.folder import DataFolder
@@ -40,15 +43,28 @@ async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> li
                 return (await installation.feed.run_round(datetime.now(UTC), request)).results
 
 
-def one_prune(config: Config, *, dry_run: bool, on_wait: Callable[[], None]) -> Pruned:
-    """Run one retention pass now; return what was removed, or would be."""
+async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_wait: Callable[[], None]) -> Pruned:
+    """Run one retention pass now; return what was removed, or would be. ``clock_is_right`` is an operator's word."""
     folder = DataFolder(config.data_dir)
     folder.prepare()
     with (
         contextlib.closing(Ledger.open(folder.ledger_path)) as ledger,
         folder.round_lock(on_wait, lambda: False),
     ):
-        return prune(ledger, folder, config.retention.keep_days, datetime.now(UTC), dry_run=dry_run)
+        now = datetime.now(UTC)
+        if clock_is_right:
+            believe(ledger, now)
+        elif doubt(ledger, now):
+            # A bucket has a clock of its own; only then is it worth asking.
+            with contextlib.suppress(SourceError):
+                source = await open_source(config.export.place)
+                try:
+                    listing = await source.day_exports()
+                finally:
+                    await source.close()
+                if listing.own_clock:
+                    believe(ledger, listing.now)
+        return prune(ledger, folder, config.retention.keep_days, now, dry_run=dry_run, steady=clock_is_right)
 
 
 @contextlib.contextmanager

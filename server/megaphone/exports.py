@@ -69,10 +69,11 @@ class DayExport:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The exports that are there, and the time by the source's own clock (UTC)."""
+    """The exports that are there, and the time (UTC) by the source's ``own_clock``, or by the local one."""
 
     exports: Mapping[date, DayExport]
     now: datetime
+    own_clock: bool = True
 
 
 @dataclass(frozen=True, slots=True)

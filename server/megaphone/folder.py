@@ -55,7 +55,7 @@ class Folder:
             SourceUnreachable: the folder cannot be read now.
         """
         exports = await self._ask(self._path, self._scan)
-        return Listing({export.day: export for export in exports}, datetime.now(UTC))
+        return Listing({export.day: export for export in exports}, datetime.now(UTC), own_clock=False)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """Copy exactly the version that was listed.

@@ -27,7 +27,7 @@ class ExportSource(Protocol):
         """The name for log lines: ``s3://bucket/prefix`` or the folder."""
 
     async def day_exports(self) -> Listing:
-        """Return the exports that are there now, by day, with the time by the source's own clock."""
+        """Return the exports that are there now, by day, with the time by the source's own clock, if it has one."""
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """Write the whole object, in exactly the version that was listed, to ``into`` from its current position.

@@ -23,6 +23,7 @@ from ..errors import ConversionDied, ExportChanged, ExportTorn, PickupPointError
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
+from .clock import believe, saw_local_clock
 from .decisions import (
     CLOCK_TOLERANCE,
     DayResult,
@@ -105,6 +106,8 @@ class Feed:
             await in_thread(self._publisher.recover, now)
             await in_thread(self._publisher.adopt, self._policy.rules, now)
             await in_thread(self._publisher.serve_published)
+            # After the adoption, whose files are as old as they are; before anything is published by this clock.
+            await in_thread(saw_local_clock, self._ledger, now)
             listing = await self._source.day_exports()
             # Waiting for another round or a slow bucket may have taken minutes: compare the clocks at one instant.
             now += timedelta(seconds=int(monotonic() - began))
@@ -136,9 +139,11 @@ class Feed:
             lock.__exit__(None, None, None)
 
     def _check_clock(self, now: datetime, listing: Listing) -> None:
-        """Record by how much the local clock is ahead of the source's, and warn above `CLOCK_TOLERANCE`."""
+        """Record by how much the local clock is ahead of the source's, and warn above `CLOCK_TOLERANCE`; believe it."""
         skew = now - listing.now
         self._ledger.note(clock_skew=skew.total_seconds())
+        if listing.own_clock:
+            believe(self._ledger, listing.now)
         if abs(skew) > CLOCK_TOLERANCE:
             hint = "timedatectl shows whether time synchronisation is running"
             log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)

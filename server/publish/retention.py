@@ -1,7 +1,8 @@
 """Retention: which files are too old, and one pass that removes them.
 
 Triton: "Create a clean-up task to remove log files that were created more than 60 days ago". Age counts from the
-publication in the ledger; a file that the ledger does not know is never removed. `expired` is pure.
+publication in the ledger; a file that the ledger does not know is never removed, and none while the clock is in doubt
+(`clock`). `expired` is pure.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..megaphone.exports import start_of
+from .clock import LEAP_HINT, STOPPED, doubt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,30 +44,14 @@ class Expiring:
 class Pruned:
     """What one pass removed: log names and rejects files.
 
-    ``unclaimed`` are the files to be removed within `WARN_DAYS` that were never picked up whole.
+    ``unclaimed`` are the files to be removed within `WARN_DAYS` that were never picked up whole. ``doubt`` says why the
+    clock is not believed, so that nothing was removed.
     """
 
     logs: tuple[LogName, ...]
     rejects: tuple[str, ...]
     unclaimed: tuple[Expiring, ...]
-
-
-class SteadyClock:
-    """The earlier of the local and the source's time at the last round, counted on by a clock that never jumps.
-
-    The skew that the ledger has is that of a round: a local clock that jumps after it would make files old.
-    """
-
-    def __init__(self) -> None:
-        self._seen: tuple[datetime, float] | None = None
-
-    def compared(self, now: datetime, source_now: datetime, counted: float) -> None:
-        """Take over the two clocks as a round compared them; ``counted`` is the monotonic clock then, in seconds."""
-        self._seen = min(now, source_now), counted
-
-    def now(self, counted: float) -> datetime | None:
-        """Return the time at ``counted``, or None before the first round."""
-        return None if self._seen is None else self._seen[0] + timedelta(seconds=counted - self._seen[1])
+    doubt: str = ""
 
 
 def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
@@ -101,7 +87,8 @@ def prune(
 ) -> Pruned:
     """Run one retention pass, under the round lock; with ``dry_run`` only return what it would remove.
 
-    ``now`` is the local clock, or, if ``steady``, a `SteadyClock`'s, which a wrong local clock does not mislead.
+    ``now`` is the local clock, or, if ``steady``, one that needs no comparison with the source's: a `SteadyClock`'s, or
+    the local one by the word of an operator. A clock in doubt removes nothing.
 
     Raises:
         DataFolderError, LedgerError: the disk failed; what was removed before stays removed and recorded.
@@ -109,6 +96,12 @@ def prune(
     # A local clock ahead of the source's must not remove what the partner has yet to fetch.
     if not steady:
         now -= timedelta(seconds=max(0.0, float(ledger.facts().get("clock_skew", 0))))
+    why = doubt(ledger, now)
+    if not dry_run and (why or ledger.facts().get(STOPPED)):
+        ledger.note(**{STOPPED: why})
+    if why and not dry_run:
+        log.warning(f"retention stopped: {why}", hint=LEAP_HINT)
+        return Pruned((), (), (), why)
     files = ages(ledger.publications(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
@@ -127,4 +120,4 @@ def prune(
         for file in waiting:
             removal = f"{file.remove_after:%Y-%m-%dT%H:%MZ}"
             log.warning(f"retention found {file.log.name} never picked up", will_be_removed=removal)
-    return Pruned(tuple(file.log.name for file in gone), tuple(old_rejects), tuple(waiting))
+    return Pruned(tuple(file.log.name for file in gone), tuple(old_rejects), tuple(waiting), why)

@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..episodes.rss import safe_url
+from ..publish.clock import LEAP_HINT, STOPPED
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.holds import HoldPolicy, late_warnings, warnings
 from ..triton import expires
@@ -204,6 +205,8 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) 
         found.append(
             Alarm(Level.CRITICAL, "data_folder", str(facts["round_error"]), "df -h; journalctl -u pickup-point")
         )
+    if facts.get(STOPPED):
+        found.append(Alarm(Level.WARNING, STOPPED, str(facts[STOPPED]), LEAP_HINT))
     skew = float(facts.get("clock_skew", 0))
     if abs(skew) > CLOCK_TOLERANCE.total_seconds():
         found.append(Alarm(Level.WARNING, "clock", f"the local clock is {skew:+.0f} s off the bucket's", "timedatectl"))

@@ -8,10 +8,18 @@ import re
 import sqlite3
 import time
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
+from server.publish.clock import believe
+from server.storage.ledger import Ledger
+
 from ..support.program import GARBAGE, ServiceSite, day_before, export_name, export_of, log_of
+
+if TYPE_CHECKING:
+    from ..support.s3 import S3Server
 
 # feed and prune
 
@@ -103,6 +111,29 @@ def test_sigterm_ends_a_feed_by_hand_and_leaves_nothing_behind(service_site: Ser
     assert service_site.published() == {}
     assert service_site.run("feed").returncode == 0
     assert list(service_site.published()) == [log_of(1)]
+
+
+def test_prune_asks_before_it_trusts_a_clock_that_leapt(service_site: ServiceSite, s3: S3Server) -> None:
+    """A folder's clock proves nothing, a bucket's does, and so does an operator's word."""
+
+    def leap() -> None:
+        with closing(Ledger.open(service_site.folder / "data" / "ledger.sqlite3")) as ledger:
+            believe(ledger, datetime.now(UTC) - timedelta(days=8))
+
+    service_site.put(day_before(1), export_of(day_before(1)))
+    assert service_site.run("feed").returncode == 0
+    leap()
+    for option in ("--dry-run", ""):
+        done = service_site.run("prune", *filter(None, [option]))
+        assert done.returncode == 1 and "nothing is pruned: the clock says" in done.stderr
+        assert "pickup-point prune --clock-is-right" in done.stderr
+        assert done.stdout == ("nothing is older than keep_days\n" if option else "")
+    done = service_site.run("prune", "--clock-is-right")
+    assert (done.returncode, done.stdout) == (0, "nothing is older than keep_days\n")
+    leap()
+    service_site.configure(f'url = "s3://{s3.bucket}"\nendpoint_url = "{s3.url}"\nregion = "us-east-1"')
+    done = service_site.run("prune")
+    assert (done.returncode, done.stdout) == (0, "nothing is older than keep_days\n"), done.stderr
 
 
 def test_prune_says_first_what_it_would_remove_and_then_removes_it(service_site: ServiceSite) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from structlog.testing import capture_logs
 
-from server.errors import DataFolderError
-from server.publish.retention import Expiring, SteadyClock, expired, prune
+from server.errors import DataFolderError, SourceUnreachable
+from server.publish.clock import SteadyClock, believe
+from server.publish.retention import Expiring, expired, prune
 from tests.support.site import DAY, Site, at, log_name, name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
 PUBLISHED = at(1, "05:35")
 OLD = PUBLISHED + timedelta(days=60)
@@ -192,3 +196,94 @@ async def test_a_pass_by_a_steady_clock_needs_no_correction(site: Site) -> None:
     site.ledger.note(clock_skew=86400.0 * 400)
     assert site.prune(OLD + SECOND, dry_run=True).logs == ()
     assert prune(site.ledger, site.point, 60, OLD + SECOND, steady=True).logs == (log_name(),)
+
+
+# A clock that leapt
+
+
+LEAP = timedelta(days=400)
+
+
+@pytest.fixture
+async def folder(site: Site) -> Site:
+    """A published day from a folder, whose only clock is the local one."""
+    site.source.own_clock = False
+    await published(site)
+    return site
+
+
+def stopped(site: Site, now: datetime) -> bool:
+    """Run a pass; return whether the clock stopped it, which `check` then says."""
+    pruned = site.prune(now)
+    assert ("pruning_stopped" in site.alarm_names(now)) is bool(pruned.doubt)
+    return bool(pruned.doubt)
+
+
+async def test_a_folder_s_clock_that_leaps_removes_nothing(folder: Site) -> None:
+    """By hand, and after rounds by the wrong clock: nothing goes until it is right again."""
+    assert stopped(folder, PUBLISHED + LEAP)
+    folder.skew = LEAP
+    folder.put(rows_of(DAY + timedelta(days=1), 3), at(2, "04:10"), DAY + timedelta(days=1))
+    for minute in ("05:00", "05:10", "05:20"):
+        await folder.round(at(2, minute), DAY + timedelta(days=1))
+        assert stopped(folder, at(2, minute) + LEAP)
+    assert folder.files() == [name()]
+    folder.skew = timedelta()
+    await folder.round(at(2, "06:00"))
+    assert not stopped(folder, at(2, "06:00"))
+
+
+async def test_a_dry_run_shows_what_would_go_if_the_clock_were_right(folder: Site) -> None:
+    """And says that it is in doubt, and changes nothing."""
+    would = folder.prune(OLD + SECOND, dry_run=True)
+    assert would.logs == (log_name(),) and would.doubt
+    assert "pruning_stopped" not in folder.alarm_names(OLD) and folder.files() == [name()]
+
+
+async def test_a_leap_is_more_than_seven_days(folder: Site) -> None:
+    """A week without a round is no leap; a second more is, until an operator says that the clock is right."""
+    week = PUBLISHED + timedelta(days=7)
+    assert not stopped(folder, week) and stopped(folder, week + SECOND)
+    believe(folder.ledger, OLD + SECOND)
+    assert not stopped(folder, OLD + SECOND) and folder.files() == []
+
+
+async def test_a_bucket_s_clock_confirms_a_long_stop(site: Site) -> None:
+    """A service that was down for 60 days on a right clock prunes after its first round; a folder proves nothing."""
+    await published(site)
+    for own_clock in (False, True):
+        site.source.own_clock = own_clock
+        await site.round(OLD + SECOND)
+        pruned = prune(site.ledger, site.point, 60, OLD + SECOND)
+        assert (pruned.logs == (log_name(),)) is own_clock and bool(pruned.doubt) is not own_clock
+
+
+async def test_an_outage_of_the_source_is_no_leap(folder: Site) -> None:
+    """Rounds that cannot list the source see the clock go on, step by step."""
+    folder.source.away = True
+    for days in range(2, 62):
+        with pytest.raises(SourceUnreachable):
+            await folder.round(at(days, "06:00"))
+    assert folder.prune(OLD + SECOND).logs == (log_name(),)
+
+
+async def test_a_new_ledger_that_adopts_files_under_a_leapt_clock_keeps_them(folder: Site) -> None:
+    """The files' own times speak against the clock, also after a publication by it."""
+    folder.stop()
+    for path in folder.point.data_dir.glob("ledger.sqlite3*"):
+        path.unlink()
+    os.utime(folder.point.pickup_dir / name(), (PUBLISHED.timestamp(),) * 2)
+    folder.start()
+    folder.skew = LEAP
+    folder.put(rows_of(at(399).date(), 3), at(400, "04:10"), at(399).date())
+    assert (await folder.round(at(1, "06:00"))).published
+    assert stopped(folder, at(1, "06:00") + LEAP) and len(folder.files()) == 2
+
+
+async def test_a_ledger_of_an_earlier_version_speaks_against_a_leap(folder: Site) -> None:
+    """Its last round, or its newest publication, is the newest instant on record."""
+    with closing(sqlite3.connect(folder.point.ledger_path)) as connection, connection:
+        connection.execute("DELETE FROM fact WHERE name = 'clock_believed'")
+    assert stopped(folder, OLD + SECOND)
+    folder.ledger.note(last_round=OLD.isoformat())
+    assert not stopped(folder, OLD + SECOND)

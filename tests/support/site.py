@@ -21,6 +21,7 @@ from server.errors import SourceUnreachable
 from server.megaphone.exports import DayExport, Listing
 from server.megaphone.folder import Folder
 from server.pickups import PickupProgress
+from server.publish.clock import believe
 from server.publish.decisions import FeedPolicy, FeedRequest, Round
 from server.publish.feed import Feed
 from server.publish.holds import HoldPolicy
@@ -69,6 +70,7 @@ class ClockedFolder(Folder):
         super().__init__(path)
         self.now = at(0)
         self.away = False
+        self.own_clock = True  # False: the folder's clock is the local one, as a real folder's is
         self.by_content = True  # False: the folder's own way, by the time of modification
         self.fault: Callable[[], None] | None = None  # called before a day is fetched
         self.fetched: list[date] = []
@@ -86,7 +88,7 @@ class ClockedFolder(Folder):
             content = content if self.by_content else export.etag
             exports[day] = replace(export, etag=content)
             self.versions[content] = export
-        return Listing(exports, self.now)
+        return Listing(exports, self.now, self.own_clock)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """The folder's fetch of exactly the listed version."""
@@ -158,7 +160,7 @@ class Site:
 
     async def round(self, now: datetime, *days: date, accept: bool = False, resend: str = "") -> Round:
         """One round, when it is ``now`` by the source's clock."""
-        self.source.now = now
+        self.source.now = now if self.source.own_clock else now + self.skew
         return await self.feed.run_round(now + self.skew, FeedRequest(days, accept, resend))
 
     async def word(self, now: datetime, *days: date, day: date = DAY, accept: bool = False, resend: str = "") -> str:
@@ -167,7 +169,9 @@ class Site:
         return {result.day: result.word for result in outcome.results}[day]
 
     def prune(self, now: datetime, *, dry_run: bool = False) -> Pruned:
-        """One retention pass."""
+        """One retention pass by hand, as `prune` does it."""
+        if self.source.own_clock:
+            believe(self.ledger, now - self.skew)
         return prune(self.ledger, self.point, self.settings["keep_days"], now, dry_run=dry_run)
 
     # What became of it

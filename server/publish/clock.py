@@ -1,0 +1,71 @@
+"""Which clock to believe: the local one, the source's own where it has one, and the newest instant that is on record.
+
+Touches a fact of the ledger. Promise: nothing is removed for its age because one clock leapt. The local clock is
+believed as long as it is at most `LEAP` after the newest instant that was believed before; a source's own clock, and an
+operator, are believed at once.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..storage.ledger import Ledger
+
+LEAP = timedelta(days=7)
+STOPPED = "pruning_stopped"  # a fact of the ledger: why the last pass removed nothing, or ''
+LEAP_HINT = "timedatectl; if the clock is right: pickup-point prune --clock-is-right"
+
+
+def believed(ledger: Ledger) -> datetime | None:
+    """Return the newest instant that is on record; None in an empty ledger."""
+    facts = ledger.facts()
+    if "clock_believed" in facts:
+        return datetime.fromisoformat(facts["clock_believed"])
+    # A ledger from before this fact was kept, or a new one that has adopted files.
+    on_record = [p.published_at for p in ledger.publications() if p.published_at is not None]
+    if "last_round" in facts:
+        on_record.append(datetime.fromisoformat(facts["last_round"]))
+    return max(on_record, default=None)
+
+
+def believe(ledger: Ledger, now: datetime) -> None:
+    """Record an instant by a source's own clock, or by the word of an operator."""
+    ledger.note(clock_believed=now.isoformat())
+
+
+def saw_local_clock(ledger: Ledger, now: datetime) -> None:
+    """Record the local clock's time, if it is no leap; otherwise what stands against it.
+
+    Call it before anything is published by this clock: that would vouch for it.
+    """
+    known = believed(ledger)
+    believe(ledger, now if known is None else known if now > known + LEAP else max(now, known))
+
+
+def doubt(ledger: Ledger, now: datetime) -> str:
+    """Return why ``now`` is not to be believed, or ''."""
+    known = believed(ledger)
+    if known is None or now <= known + LEAP:
+        return ""
+    then = f"nothing on record is newer than {known:%Y-%m-%d %H:%MZ}"
+    return f"nothing is pruned: the clock says {now:%Y-%m-%d %H:%MZ}, and {then}"
+
+
+class SteadyClock:
+    """The earlier of the local and the source's time at the last round, counted on by a clock that never jumps.
+
+    The skew that the ledger has is that of a round: a local clock that jumps after it would make files old.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[datetime, float] | None = None
+
+    def compared(self, now: datetime, source_now: datetime, counted: float) -> None:
+        """Take over the two clocks as a round compared them; ``counted`` is the monotonic clock then, in seconds."""
+        self._seen = min(now, source_now), counted
+
+    def now(self, counted: float) -> datetime | None:
+        """Return the time at ``counted``, or None before the first round."""
+        return None if self._seen is None else self._seen[0] + timedelta(seconds=counted - self._seen[1])
