@@ -1,16 +1,21 @@
-"""A conversion in a process of its own that puts its files into one folder."""
+"""A conversion in a process of its own that puts its files into one folder; and one in this process, for long walks."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
+import server.convert.__main__ as main
 from server.convert.apart import Outputs, convert_apart
-from server.convert.messages import FileNames
+from server.convert.messages import LENGTH, FileNames, Request
 
 from .reference_conversion import conversion
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from server.convert.answer import Answer
     from server.convert.row import Conversion
@@ -25,3 +30,29 @@ def apart_from(
     made = made or conversion()
     outputs = Outputs(folder, lambda: names, (folder, "rejects"))
     return convert_apart(export, lambda: made, outputs, scratch=folder, **more)
+
+
+class ConversionHere:
+    """A conversion in this process, in the place of `ConversionProcess`: for walks of thousands of conversions."""
+
+    def __init__(self, _descriptors: Sequence[int]) -> None:
+        pass
+
+    def __enter__(self) -> ConversionHere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, request: bytes, _stop: object) -> Iterator[dict[str, Any]]:
+        """Yield the answer, as the process would send it."""
+        here, say = Path.cwd(), main._say
+        main._say = lambda _message: None  # progress, which is written to standard output
+        try:
+            for said in main._convert(Request.unpack(request[LENGTH:])):
+                yield orjson.loads(said)
+        except Exception as error:
+            yield {"failed": main._failure(error)}
+        finally:
+            main._say = say
+            os.chdir(here)
