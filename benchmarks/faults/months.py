@@ -56,7 +56,7 @@ def run(campaign: Campaign) -> list[Fault]:
 
 
 def _walk(folder: Path, seed: str) -> tuple[int, int, int, int, list[str]]:
-    """Walk once; return the rounds, the kills, the files, the rows, and what went wrong. A good walk leaves nothing behind."""
+    """Walk once; return the numbers of rounds, kills, files, rows, and what went wrong. A good walk leaves nothing."""
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     logging.disable(logging.CRITICAL)
     walk = Walk(folder, random.Random(seed), DAYS, wild=True, kills=True)
