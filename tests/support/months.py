@@ -214,6 +214,7 @@ class Walk:
         self.muddled: set[date] = set()  # sent again, and then the ledger was lost, which knew what stands
         self.told: dict[date, set[str]] = {}  # what was said of a day
         self.rounds = self.killed = 0
+        self.good_rounds: list[datetime] = []
         self.rows = 0  # that were sent, when the books were made up
         self.wrong: list[str] = []
         self._shown: dict[date, Version] = {}
@@ -229,7 +230,7 @@ class Walk:
                 self._step(now)
                 now += HOUR * (self.dice.choice((1, 1, 2, 5)) if self.wild else 1)
             # In the end everything works for some days.
-            self.outages.clear()
+            self.site.source.away = False
             for _ in range(8 if self.wild else 0):
                 now += 12 * HOUR
                 self._deliver(now)
@@ -244,9 +245,10 @@ class Walk:
         if up:
             self._deliver(now)
             self._observe(now)
+        self.site.source.away = not up
         if self.wild:
             self._mischief(now)
-        self._round(now, up=up)
+        self._round(now)
         self._look(now)
         self.site.prune(now)
         if self.dice.random() < 0.02:
@@ -316,11 +318,11 @@ class Walk:
         self.site.start()
         self.muddled |= self.sent_again
 
-    def _round(self, now: datetime, *days: date, up: bool = True, **words: Any) -> None:
-        self.site.source.away = not up
+    def _round(self, now: datetime, *days: date, **words: Any) -> None:
         self.rounds += 1
         with capture_logs() as entries, suppress(SourceUnreachable):
             self._loop.run(self.site.round(now, *days, **words))
+            self.good_rounds += [] if days else [now]
         for entry in entries:
             event = entry["event"]
             for text in DAY_IN.findall(event):
@@ -391,7 +393,9 @@ class Walk:
         told = self.told.get(plan.day, set())
         if not plan.versions or record is None:  # never there; or settled before its ledger was lost
             return ""
-        last = plan.versions[-1]
+        last, out_of_reach = plan.versions[-1], start_of(plan.day) + timedelta(days=self.site.settings["keep_days"] - 1)
+        if not any(last.at <= at < out_of_reach for at in self.good_rounds):
+            return ""
         published = any(found.day == plan.day for found in self.sent)
         if not published:
             version = record.export.etag if record.export is not None else ""
@@ -404,7 +408,8 @@ class Walk:
         unsent = checks[-1].unsent if checks else 0
         if record.withheld:
             return f"{record.withheld} rows are withheld for ever"
-        if record.export is None or record.export.etag == record.checked_etag:
+        export = record.export
+        if export is None or (export.etag, export.last_modified) == (record.checked_etag, last.at):
             return "" if len(missing) in (0, unsent) else f"{len(missing)} rows are missing, {unsent} were told"
         over = record.checked_at is not None and record.checked_at >= expires(plan.day)
         if over or last.torn or told & {"feed ignored late rows of", "feed failed"} or not missing:
