@@ -92,9 +92,9 @@ class Folder:
 
     async def _copy(self, fd: int, path: Path, export: DayExport, download: DownloadFile) -> bool:
         """Copy the file, and return whether it was the listed version before the first byte and after the last."""
+        before = await self._ask(path, os.fstat, fd)
         if await self._ask(path, _version, fd) != export.etag:
             return False
-        before = await self._ask(path, os.fstat, fd)
         while download.size <= export.size:
             chunk = await self._ask(path, os.read, fd, 4 * WRITE_SIZE)
             if not chunk:
