@@ -96,6 +96,32 @@ def load_config(path: Path) -> Config:
     return parse_config(raw, path)
 
 
+# What a running service takes from the file again; the rest of it was built into its parts at the start.
+_RELOADED = {"sftp": {"host", "port"}, "alerts": set[str]()}  # the tables, and the keys of each that stay
+
+
+def after_reload(old: Config, new: Config) -> Config:
+    """Return the settings that a service which started with ``old`` has in force once it has read ``new``."""
+    return old.model_copy(
+        update={
+            table: getattr(new, table).model_copy(update={key: getattr(getattr(old, table), key) for key in staying})
+            for table, staying in _RELOADED.items()
+        }
+    )
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """Return the keys whose values differ, as the file spells them."""
+    keys = [key for key in _TOP_KEYS if getattr(old, key) != getattr(new, key)]
+    for name, model in _SECTIONS.items():
+        ours, theirs = getattr(old, name), getattr(new, name)
+        if ours is None or theirs is None:
+            keys += [] if ours is theirs else [name]
+        else:
+            keys += [f"{name}.{key}" for key in model.model_fields if getattr(ours, key) != getattr(theirs, key)]
+    return keys
+
+
 def parse_config(raw: dict[str, Any], path: Path) -> Config:
     """Check the file's content as tomllib returns it; relative paths are relative to ``path``'s folder.
 
