@@ -43,7 +43,6 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from datetime import date
-    from pathlib import Path
 
     from .settings import Config
     from .sftp.keys import Credentials

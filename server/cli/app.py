@@ -118,9 +118,9 @@ def feed(
     ] = None,
     accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Publish it although it is held.")] = False,
     resend: Annotated[
-        str,
+        str | None,
         typer.Option("--resend", metavar="REASON", help="Send the whole day again: the partner voided it."),
-    ] = "",
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Run one round now: publish what is newly final. Prints a line per day; exit 1 if a due day failed or is held."""
@@ -128,10 +128,14 @@ def feed(
     from ..publish.decisions import FeedRequest
     from .feed import one_round
 
-    if (accept_rejects or resend) and not day:
+    if (accept_rejects or resend is not None) and not day:
         raise Usage("--accept-rejects and --resend need --day", hint="pickup-point feed --help")
+    # An empty one (a variable of a script that was not set) is no order to send a day as if it had never been sent.
+    if resend is not None and not (resend.strip() and resend.isprintable()):
+        hint = 'pickup-point feed --day YYYY-MM-DD --resend "voided by the partner on the phone"'
+        raise Usage("--resend needs a reason, on one line", hint=hint)
     request = FeedRequest(
-        tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend, by_hand=True
+        tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend or "", by_hand=True
     )
     settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)

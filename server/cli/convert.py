@@ -195,12 +195,10 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
 
 def _day_in(name: str) -> date | None:
     """Return the first day that an export's name contains, or None."""
-    from datetime import date
+    from ..megaphone.exports import calendar_day
 
-    for match in re.finditer(r"\d{4}-\d{2}-\d{2}", name, re.ASCII):
-        with contextlib.suppress(ValueError):
-            return date.fromisoformat(match[0])
-    return None
+    days = (calendar_day(match[0]) for match in re.finditer(r"\d{4}-\d{2}-\d{2}", name, re.ASCII))
+    return next((day for day in days if day is not None), None)
 
 
 @contextlib.contextmanager

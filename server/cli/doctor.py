@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import tempfile
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -187,7 +188,8 @@ def _clock(listing: Listing, began: datetime) -> Finding:
 
 
 def _listing_command(config: Config) -> str:
-    return f"aws s3 ls {config.export.url}/" if config.export.bucket else f"ls -l {config.export.place}"
+    place = shlex.quote(f"{config.export.place}" if config.export.bucket is None else f"{config.export.place}/")
+    return f"ls -l {place}" if config.export.bucket is None else f"aws s3 ls {place}"
 
 
 # The data folder and the service

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 from ..errors import ExportChanged, SourceRefused, SourceUnreachable
 from ..threads import in_thread
 from .download import WRITE_SIZE, DownloadFile
-from .exports import METRICS, DayExport, Listing
+from .exports import METRICS, DayExport, Listing, calendar_instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,8 +116,8 @@ class Folder:
                 if not stat.S_ISREG(status.st_mode):
                     continue
                 try:
-                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                except (OverflowError, ValueError):  # a time beyond the calendar
+                    modified = calendar_instant(datetime.fromtimestamp(status.st_mtime, UTC))
+                except (OverflowError, ValueError, OSError):  # a time beyond the calendar
                     continue
                 exports.append(DayExport(day, entry.name, _version(status), status.st_size, modified))
         return exports
