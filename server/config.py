@@ -83,13 +83,24 @@ def load_config(path: Path) -> Config:
         ConfigError: the file is missing, is not TOML, or has problems; all of them are in ``problems``.
     """
     try:
-        raw = tomllib.loads(path.read_bytes().decode())
+        text = path.read_bytes()
     except FileNotFoundError:
         cure = "pickup-point demo, or copy config.example.toml and change it"
         raise ConfigError(str(path), [Problem(str(path), "there is no such file", cure)]) from None
     except OSError as error:
         cure = f"ls -l {path}"
         raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {error.strerror}", cure)]) from error
+    return config_of(text, path)
+
+
+def config_of(text: bytes, path: Path) -> Config:
+    """Check the content of the configuration file ``path``, be it written or not.
+
+    Raises:
+        ConfigError: it is not TOML, or has problems; all of them are in ``problems``.
+    """
+    try:
+        raw = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         cure = "correct the line; config.example.toml shows the form of every key"
         raise ConfigError(str(path), [Problem(str(path), f"is not TOML: {error}", cure)]) from error

@@ -60,14 +60,15 @@ class Finding:
 async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[Finding]:
     """Examine everything; with an ``attempt``, also log in and fetch a file.
 
-    Root examines the keys and the bucket as root, the rest as the owner of the data folder.
+    Root examines the keys as root, the rest as the owner of the data folder.
     """
     findings = [Finding(Level.OK, f"configuration: {config.path} is valid")]
     host_keys, found = _keys(config)
     findings += found
-    findings += [finding async for finding in _exports(config)]
-    # No way back from here: what needs root comes before this, what must not leave root's files behind comes after.
+    # No way back from here: what needs root comes before this, what must not leave root's files behind comes after, and
+    # so do the exports, of which it matters whether the service can read them.
     become_owner(config)
+    findings += [finding async for finding in _exports(config)]
     findings += _data_folder(config)
     findings.append(_kernel())
     snapshot = Snapshot.take(config, datetime.now(UTC))
