@@ -129,6 +129,15 @@ def _give(descriptor: int, folder: int) -> None:
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
+def is_standard_output(path: Path) -> bool:
+    """Return whether a path is ``-``, or leads to this process's standard output, as ``/dev/stdout`` does."""
+    if path == STANDARD_OUTPUT:
+        return True
+    with contextlib.suppress(OSError), place_of(path) as (folder, name):
+        return name == "1" and os.path.samestat(Path("/proc/self/fd").stat(), os.fstat(folder))
+    return False
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, private to the owner of the one above, unless it is there.
 
@@ -160,11 +169,6 @@ class Destination:
         self.folder = folder
         self.replaces = replaces
         self._place = place
-
-    @property
-    def is_output(self) -> bool:
-        """Whether it is this process's standard output."""
-        return self._place is None
 
     def deliver(self, part: str | None) -> None:
         """Give the file ``part`` of the private folder its place; None: there is none, and what is there ends empty.
@@ -212,7 +216,7 @@ def destination(path: Path) -> Iterator[Destination]:
         OSError: nothing can be written there; ``strerror`` says why.
     """
     with contextlib.ExitStack() as stack:
-        if path == STANDARD_OUTPUT or _is_output(path):
+        if is_standard_output(path):
             if sys.stdout.isatty():
                 raise OSError(errno.EINVAL, "it is binary, and is not written to a terminal", "standard output")
             yield Destination(path, stack.enter_context(_private_folder(None)), replaces=False, place=None)
@@ -226,14 +230,6 @@ def destination(path: Path) -> Iterator[Destination]:
             _check_written_into(status, path)
         private = stack.enter_context(_private_folder(place if replaces else None))
         yield Destination(path, private, replaces=replaces, place=place)
-
-
-def _is_output(path: Path) -> bool:
-    """Return whether a path is another name of our standard output, as ``/dev/stdout`` is."""
-    with contextlib.suppress(OSError, ValueError):
-        status = os.fstat(sys.stdout.fileno())
-        return str(path).startswith("/dev/") and os.path.samestat(status, path.stat())
-    return False
 
 
 def _check_written_into(status: os.stat_result, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..convert.apart import Outputs, convert_apart
 from ..errors import ConfigError, DataFolderError, LedgerError, PickupPointError
-from ..paths import STANDARD_OUTPUT, destination
+from ..paths import destination, is_standard_output
 from .privileges import as_owner
 from .progress import progress_bars
 
@@ -103,7 +103,7 @@ def convert_command(
     export: Path, output: Path, rejects: Path | None, config: Config | None, *, json: bool = False
 ) -> None:
     """Do what ``pickup-point convert`` does, and print the result."""
-    to_output = STANDARD_OUTPUT in (output, rejects)
+    to_output = any(is_standard_output(path) for path in (output, rejects) if path is not None)
     if json and to_output:
         raise PickupPointError("standard output is taken twice: by --json and by -", hint="give a file instead of -")
     with progress_bars() as show:
@@ -160,7 +160,7 @@ def _check_apart(export: Path, outputs: list[Path]) -> None:
         hint = "give --rejects another name"
         raise PickupPointError(f"the log and the rejected rows cannot both go to {outputs[0]}", hint=hint)
     for wanted in outputs:
-        if wanted == STANDARD_OUTPUT:
+        if is_standard_output(wanted):
             continue
         with contextlib.suppress(OSError):  # what cannot be looked at is told by whoever opens it
             if wanted.samefile(export):
