@@ -12,6 +12,7 @@ import contextlib
 import errno
 import io
 import os
+import shlex
 import stat
 import sys
 import tempfile
@@ -86,6 +87,17 @@ def _target(link: int, status: os.stat_result, path: Path, links: int) -> Path:
         why = f"a link of user {status.st_uid} is on the way, which root does not follow; readlink -f says where to"
         raise PermissionError(errno.EACCES, why, str(path))
     return Path(os.readlink("", dir_fd=link))
+
+
+def file_problem(path: Path) -> tuple[str, str] | None:
+    """Return why a path is no file and what to type about it, or None; never raise, whatever the path."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file", ""
+    except OSError as error:
+        return f"it cannot be looked at ({error.strerror})", f"namei -l {shlex.quote(str(path))}"
+    return None if stat.S_ISREG(mode) else ("it is no file", f"ls -ld {shlex.quote(str(path))}")
 
 
 def open_to_read(path: Path) -> io.FileIO:

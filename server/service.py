@@ -106,10 +106,11 @@ class Service:
         """
         try:
             await self._server.start(self._supervisor.listening)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
             where = f"{self._config.sftp.host}:{self._config.sftp.port}"
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
-            raise CannotListen(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
+            why = getattr(error, "strerror", None) or "it is no host"
+            raise CannotListen(f"cannot listen on {where}: {why}", hint=hint) from error
         if self._config.metrics is not None:
             metrics = self._metrics.start(*self._config.metrics.host_and_port)
             log.info("service exposed metrics", port=metrics)

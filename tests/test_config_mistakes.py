@@ -73,6 +73,10 @@ MISTAKES = [
     ("export", "look_back_days = true", "export.look_back_days", "is true", "look_back_days"),
     ("export", "look_back_days = 60", "export.look_back_days", "is 60, not less than", "at most 59"),
     ("export", 'first_day = "01.12.2026"', "export.first_day", "01.12.2026", '"2026-12-01"'),
+    ("sftp.users", f'authorized_keys = "/{"x" * 300}"', "sftp.users[0].authorized_keys", "too long", "namei -l"),
+    ("sftp.users", 'authorized_keys = "/"', "sftp.users[0].authorized_keys", "it is no file", "ls -ld"),
+    ("log", f'episodes = "/{"x" * 300}"', "log.episodes", "File name too long", "namei -l"),
+    ("feeds", f'file = "/{"x" * 300}"', "feeds.file", "File name too long", "namei -l"),
     ("export", "first_day = 9999-12-31", "export.first_day", "9999-12-31", '"2026-12-01"'),
     ("export", "first_day = 0001-01-01", "export.first_day", "0001-01-01", '"2026-12-01"'),
     ("export", 'first_day = "2026-02-30"', "export.first_day", "2026-02-30", '"2026-12-01"'),
@@ -284,7 +288,13 @@ def test_the_error_counts_its_problems_and_hints_at_a_single_one(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("content", "wrong"),
-    [(b"[export\n", "is not TOML"), (b'a = "\xff"\n', "is not TOML"), (b"a = 1\na = 2\n", "is not TOML")],
+    [
+        (b"[export\n", "is not TOML"),
+        (b'a = "\xff"\n', "is not TOML"),
+        (b"a = 1\na = 2\n", "is not TOML"),
+        (b"a = " + b"9" * 5000, "is not TOML"),
+        (b"a = " + b"[" * 5000, "is not TOML"),
+    ],
 )
 def test_a_file_that_is_no_toml_is_reported_with_its_place(tmp_path: Path, content: bytes, wrong: str) -> None:
     """A broken file is a problem of the file, not a traceback."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
-from ..errors import ConfigError, ExportChanged, SourceError
+from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError
 from ..megaphone.source import open_source
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
@@ -71,7 +71,10 @@ async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[F
     findings += [finding async for finding in _exports(config)]
     findings += _data_folder(config)
     findings.append(_kernel())
-    snapshot = Snapshot.take(config, datetime.now(UTC))
+    try:
+        snapshot = Snapshot.take(config, datetime.now(UTC))
+    except DataFolderError as error:
+        return [*findings, Finding(Level.CRITICAL, f"data folder: {error}", error.hint)]
     findings += _service(snapshot)
     port = [finding async for finding in _port(config, host_keys)] if snapshot.running else []
     findings += port
@@ -199,11 +202,11 @@ def _listing_command(config: Config) -> str:
 def _data_folder(config: Config) -> Iterator[Finding]:
     """See whether the owner can write to the data folder, and link in it."""
     folder = config.data_dir
-    if not folder.exists():
-        cure = "systemctl start pickup-point; or pickup-point serve"
-        yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet, the first start creates it", cure)
-        return
     try:
+        if not folder.exists():
+            cure = "systemctl start pickup-point; or pickup-point serve"
+            yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet, the first start creates it", cure)
+            return
         # The steps of a publication: write, fsync, link.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as trial:
             descriptor, path = tempfile.mkstemp(dir=trial)

@@ -107,4 +107,4 @@ def print_json(value: Any) -> None:
 def port_of(address: str) -> int:
     """Return the port of the partner's address; 2222 if it has none."""
     _, separator, port = address.rpartition(":")
-    return int(port) if separator and port.isdigit() and len(port) < 6 else 2222
+    return int(port) if separator and port.isdecimal() and len(port) < 6 else 2222

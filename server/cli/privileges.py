@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..disk import translate_os_errors
 from ..errors import ConfigError, Problem
+from ..paths import file_problem
 from ..rights import keep_read_right, keep_rights_of_root, take_read_right
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def config_path(given: Path | None) -> Path:
     if found is None:
         wrong = f"there is no {SEARCHED[0]} here and no {SEARCHED[1]}"
         cure = "pickup-point init; or, to try it out: pickup-point demo"
+        for path in SEARCHED:
+            if (closed := file_problem(path)) is not None and closed[1]:
+                wrong, cure = f"is {path}: {closed[0]}", f"{closed[1]}; or become a user who may read it, with sudo"
         raise ConfigError("the configuration", [Problem("--config", wrong, cure)])
     return found
 
@@ -109,17 +113,27 @@ def find_aws_key(config: Config) -> None:
 
 
 def find_keys_dir(path: Path) -> tuple[Path, str]:
-    """Return keys_dir and the public address, also of a configuration that cannot be loaded before its keys exist."""
-    import tomllib  # only here, like ctypes above
+    """Return keys_dir and the public address, also of a configuration that cannot be loaded before its keys exist.
+
+    Raises:
+        ConfigError: keys_dir is no path.
+    """
+    import tomllib  # only here: a plain convert needs none of it
+
+    from ..settings import path_in
 
     try:
         raw = tomllib.loads(path.read_bytes().decode())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raw = {}
     sftp = raw.get("sftp")
     address = sftp.get("address", "") if isinstance(sftp, dict) else ""
     keys = raw.get("keys_dir", "keys")
-    keys_dir = Path(path.absolute().parent, Path(keys if isinstance(keys, str) else "keys").expanduser())
+    try:
+        keys_dir = path_in(path.absolute().parent, keys if isinstance(keys, str) else "keys")
+    except ValueError as error:
+        what, _, cure = str(error).rpartition("; ")
+        raise ConfigError(str(path), [Problem("keys_dir", f"is {what}", cure)]) from error
     return keys_dir, address if isinstance(address, str) else ""
 
 
@@ -128,4 +142,4 @@ SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))
 
 def find_config(given: Path | None) -> Path | None:
     """Return the configuration file to read: the given one, else the first of ``SEARCHED`` that exists, else None."""
-    return given if given is not None else next((path for path in SEARCHED if path.is_file()), None)
+    return given if given is not None else next((path for path in SEARCHED if file_problem(path) is None), None)

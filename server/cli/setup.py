@@ -116,7 +116,8 @@ def _first_line(path: Path) -> str:
         with path.open() as file:
             password = file.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise PickupPointError(f"cannot read {path}: {error}", hint=f"ls -l {path}") from error
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise PickupPointError(f"cannot read {path}: {why}", hint=f"ls -l {path}") from error
     if not password:
         raise PickupPointError(f"{path} has no password in its first line", hint=f"openssl rand -base64 24 > {path}")
     return password
@@ -304,7 +305,7 @@ def _check_free(path: Path) -> None:
 
 def config_text(answers: Answers) -> str:
     """Return the text of the configuration."""
-    address = answers.address if answers.address.rpartition(":")[2].isdigit() else f"{answers.address}:2222"
+    address = answers.address if answers.address.rpartition(":")[2].isdecimal() else f"{answers.address}:2222"
     optional = {"region": answers.region, "endpoint_url": answers.endpoint_url, "first_day": answers.first_day}
     user = {"password_hash": answers.password_hash, "authorized_keys": answers.authorized_keys}
     return "\n".join(

@@ -39,6 +39,14 @@ def calendar_instant(at: datetime) -> datetime:
     return at.astimezone(UTC)
 
 
+def moment(seconds: float) -> datetime:
+    """Return a time of the file system (seconds since 1970), which may be any number, as an instant of the calendar."""
+    return datetime.fromtimestamp(max(0, min(seconds, _LAST_MOMENT)), UTC)
+
+
+_LAST_MOMENT = datetime(_LAST_YEAR, 12, 31, tzinfo=UTC).timestamp()
+
+
 @dataclass(frozen=True, slots=True)
 class ExportKind:
     """One of Megaphone's export services.

@@ -126,7 +126,7 @@ def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
 def known_hosts_lines(keys: list[MadeKey], address: str) -> list[str]:
     """Return a known_hosts line for each host key; ``address`` is ``host`` or ``host:port``."""
     host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit() or (":" in host and not host.startswith("[")):
+    if not separator or not port.isdecimal() or (":" in host and not host.startswith("[")):
         host, port = address, "22"
     host = host.strip("[]")
     name = host if port == "22" else f"[{host}]:{port}"

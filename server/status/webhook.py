@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+# ValueError: a host that no name can be, which only its use shows.
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 _TIMEOUT = aiohttp.ClientTimeout(total=15)
 
 
@@ -65,7 +67,7 @@ class Pushes:
                 if answer.status < 300:  # a redirect is not followed: it would become a GET
                     return True
                 why = f"it answered {answer.status}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except _FAILURES as error:
             why = type(error).__name__  # not its text, which may hold the address
         log.warning("webhook did not accept alarms", why=why, hint="look at alerts.webhook_url")
         return False
@@ -80,7 +82,7 @@ class Pushes:
             async with self._client().get(url) as answer:
                 if not answer.ok:
                     why = f"it answered {answer.status}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except _FAILURES as error:
             why = type(error).__name__
         if why and self._heartbeat_ok:
             log.warning("heartbeat failed", why=why, hint="look at alerts.heartbeat_url")
