@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import orjson
 
-from .megaphone.exports import METRICS, start_of
+from .megaphone.exports import METRICS, calendar_day, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,10 +63,10 @@ class LogName:
         if match is None:
             return None
         prefix, day, number, log_format = match.groups()
-        try:
-            name = cls(prefix, date(int(day[:4]), int(day[4:6]), int(day[6:])), int(number), LogFormat(log_format))
-        except ValueError:
+        parsed = calendar_day(f"{day[:4]}-{day[4:6]}-{day[6:]}")
+        if parsed is None:
             return None
+        name = cls(prefix, parsed, int(number), LogFormat(log_format))
         # "-000" parses as a number too, but two names for one file would be two files for Triton.
         return name if str(name) == text else None
 

@@ -22,7 +22,7 @@ MOST_LINES = 600
 # From the bottom to the top, a floor a line; each room is a folder of server/, or the files named behind it.
 FLOORS: tuple[dict[str, str], ...] = (
     {"errors": "errors", "threads": "threads", "log_output": "log_output", "systemd": "systemd"},
-    {"disk": "disk", "s3": ""},
+    {"disk": "disk paths rights", "s3": ""},
     {"megaphone": ""},
     {"triton": "triton"},
     {"pickups": "pickups"},

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO
 
 import structlog
@@ -18,7 +17,7 @@ import structlog
 from ..convert.apart import Outputs, SentFile, convert_apart
 from ..convert.row import Conversion
 from ..disk import translate_os_errors
-from ..megaphone.exports import DayExport
+from ..megaphone.exports import DayExport, moment
 from ..storage.records import LedgerLog, Publication
 from ..triton import LogFile, LogName, layouts_by_header
 from .decisions import UNKNOWN_LAYOUT, Order
@@ -26,7 +25,7 @@ from .holds import LOOK_BACK_DAYS, HoldPolicy, hold_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import date
+    from datetime import date, datetime
     from pathlib import Path
 
     from ..convert.messages import WrittenLog
@@ -282,7 +281,7 @@ class Publisher:
             by_layout.setdefault(layout, []).append(entry)
             log.warning(f"feed adopted {file.file}", lines=entry.lines)
         for layout, logs in by_layout.items():
-            published = datetime.fromtimestamp(max(entry.mtime for entry in logs), UTC)
+            published = moment(max(entry.mtime for entry in logs))
             publication = Publication(
                 id=0,
                 day=day,

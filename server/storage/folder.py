@@ -156,7 +156,7 @@ class DataFolder:
     def sha256(self, name: LogName) -> str:
         """Return the SHA-256 of a file in the pickup folder, in hex."""
         digest = hashlib.sha256()
-        with translate_os_errors(self.pickup_dir / str(name)), (self.pickup_dir / str(name)).open("rb") as file:
+        with translate_os_errors(self.pickup_dir / str(name)), self.open_log(name) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -169,11 +169,11 @@ class DataFolder:
         """
         count = 0
         try:
-            with igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
+            with self.open_log(name) as packed, igzip.IGzipFile(fileobj=packed) as file:  # type: ignore[no-untyped-call]  # no types in isal
                 while chunk := file.read(_CHUNK):
                     count += chunk.count(b"\n")
-            if (self.pickup_dir / str(name)).stat().st_size == 0:  # igzip takes an empty file for a whole one
-                return None
+                if os.fstat(packed.fileno()).st_size == 0:  # igzip takes an empty file for a whole one
+                    return None
         except OSError as error:
             if error.errno is None:  # gzip.BadGzipFile
                 return None
@@ -186,13 +186,14 @@ class DataFolder:
         """Return the first 64 KiB of text of a whole file, more than its header lines can take."""
         with (
             translate_os_errors(self.pickup_dir / str(name)),
-            igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file,  # type: ignore[no-untyped-call]  # no types in isal
+            self.open_log(name) as packed,
+            igzip.IGzipFile(fileobj=packed) as file,  # type: ignore[no-untyped-call]  # no types in isal
         ):
             return bytes(file.read(1 << 16)).decode(errors="replace")
 
     def open_log(self, name: LogName) -> BinaryIO:
-        """Open a published file, for the conversion of late rows to read."""
-        return (self.pickup_dir / str(name)).open("rb")
+        """Open a file in the pickup folder, but no link in its place: it could lead where only root may read."""
+        return open(os.open(self.pickup_dir / str(name), _OPEN), "rb")  # noqa: PTH123  # the caller closes it
 
     def remove(self, name: LogName) -> bool:
         """Prune one file; return False when it was gone already. Open handles stay readable."""

@@ -82,11 +82,11 @@ class Ledger:
     @classmethod
     def read(cls, path: Path) -> Ledger:
         """Open a ledger for `status`, `check` and `trace`: change nothing, even while a service writes it."""
-        if not path.exists():
-            raise LedgerError(
-                f"there is no ledger at {path}", hint="pickup-point serve (or pickup-point feed) makes it"
-            )
         with translate_sqlite_errors(path):
+            if not path.exists():
+                raise LedgerError(
+                    f"there is no ledger at {path}", hint="pickup-point serve (or pickup-point feed) makes it"
+                )
             connection = _connect(path)
             try:
                 connection.execute("PRAGMA query_only=ON")
@@ -407,7 +407,9 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        hint = f"ls -l {path.parent}; df -h {path.parent}"
+        hint = f"ls -ld {path.parent}; df -h {path.parent}"
+        if isinstance(error, OSError):
+            raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}", hint=hint) from error
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
             hint = f"mv {path} {path}.damaged  # then restore a backup, or let a new ledger adopt the files"
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error

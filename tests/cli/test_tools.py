@@ -20,7 +20,7 @@ from argon2 import PasswordHasher
 
 from server.cli.start import plain_convert
 
-from ..support.program import GARBAGE, ROOT, ServiceSite, day_before, export_of, log_of
+from ..support.program import GARBAGE, ROOT, ServiceSite, day_before, export_name, export_of, log_of
 
 if TYPE_CHECKING:
     from ..support.program import Program
@@ -286,6 +286,11 @@ def _as_root(service_site: ServiceSite, python: list[str]) -> None:
     os.chown(data, 65534, 65534)
     (service_site.folder / "keys").chmod(0o700)
     service_site.put(day_before(1), export_of(day_before(1)))
+    # Whoever fills the folder of exports aims a link at what the service's user may not read.
+    secret = service_site.folder / "secret"
+    secret.write_bytes(export_of(day_before(2), 3, b"secret"))
+    secret.chmod(0o600)
+    (service_site.exports / export_name(day_before(2))).symlink_to(secret)
     libraries = [path for path in sys.path if path.endswith("site-packages")]
     env = {"PYTHONPATH": os.pathsep.join([str(ROOT), *libraries]), "HOME": "/root"}
 
@@ -293,8 +298,16 @@ def _as_root(service_site: ServiceSite, python: list[str]) -> None:
         return service_site.program.run(argv=[*python, *arguments, "--config", str(service_site.config)], env=env)
 
     fed = run("feed")
-    assert fed.returncode == 0, fed.stderr
+    assert fed.returncode == 1
     assert log_of(1) in fed.stdout
+    assert f"{day_before(2)}  failed      this user may not read " in fed.stdout
+    (service_site.exports / export_name(day_before(2))).unlink()
+    # A group that only the configuration names, as the unit's SupplementaryGroups= does.
+    service_site.config.chmod(0o640)
+    os.chown(service_site.config, 0, 65533)
+    os.chown(service_site.exports, 0, 65533)
+    service_site.exports.chmod(0o750)
+    assert run("feed").returncode == 0
     assert run("status").returncode == 0
     assert run("prune").returncode == 0
     assert run("trace", log_of(1)).returncode == 0
