@@ -3,7 +3,7 @@
 Touches the served files only through the two functions it is given, and reads the descriptors they return. Promise:
 a path from a client is looked up as a name and never joined to a path on disk; no request changes anything; a listing
 is a snapshot of one moment; an open file stays readable after it was pruned; an answer is never longer than 255 KiB;
-what a request says beyond its fields is ignored, as OpenSSH does, since some clients say more than they must; the event loop never waits for a disk.
+the event loop never waits for a disk. What a request says beyond its fields is ignored, as OpenSSH's server does.
 
 This is the protocol itself and not a subclass of ``asyncssh.SFTPServer``: a class that can write would have to refuse
 what it inherits, verb by verb and again with every release; what was never written needs no refusal. The requests of a
@@ -188,7 +188,7 @@ class RequestHandler:
 
     def _realpath(self, number: int, fields: Fields) -> Reply:
         name = _name_in_folder(fields.string())
-        # A name that is missing has a path all the same, as OpenSSH's server answers; one that no system takes has none.
+        # A missing name has a path all the same, as OpenSSH's server answers; one that no system takes has none.
         if name is None or b"\0" in name or len(name) > LONGEST_NAME:
             return packets.status_reply(number, Status.NO_SUCH_FILE)
         canonical = b"/" + name
@@ -355,7 +355,7 @@ class RequestHandler:
     def _extended(self, number: int, fields: Fields) -> Reply:
         name = fields.string()
         if name == packets.LIMITS:
-                return packets.limits_reply(number, self.max_handles)
+            return packets.limits_reply(number, self.max_handles)
         if verb := _MUTATING_EXTENSIONS.get(name):
             self._report_request(verb, fields)
         return packets.status_reply(number, Status.OP_UNSUPPORTED)

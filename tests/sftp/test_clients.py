@@ -295,6 +295,17 @@ async def test_jsch_with_legacy_algorithms(legacy_partner: Partner) -> None:
 
 @needs("java", package="default-jdk-headless libjsch-java")
 @pytest.mark.skipif(not JSCH.exists(), reason="JSch is missing: apt-get install libjsch-java")
+async def test_jsch_with_a_wrong_password_is_told_as_that(legacy_partner: Partner) -> None:
+    """It leaves with the code of a failed key exchange, which is not believed."""
+    command = ["java", "-XX:+UseSerialGC", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]
+    status, output = await legacy_partner.run(*command, legacy_partner.port, "wrong", NAME, "one")
+    assert (status, "Auth fail" in output) == (1, True), output
+    await legacy_partner.listener.left_alone()
+    assert set(legacy_partner.listener.server.registry.counters.refusals) == {"wrong-password"}
+
+
+@needs("java", package="default-jdk-headless libjsch-java")
+@pytest.mark.skipif(not JSCH.exists(), reason="JSch is missing: apt-get install libjsch-java")
 async def test_jsch_without_them_is_diagnosed(partner: Partner) -> None:
     """The default profile refuses it, and the service log names the setting that would help."""
     from structlog.testing import capture_logs
@@ -302,9 +313,7 @@ async def test_jsch_without_them_is_diagnosed(partner: Partner) -> None:
     command = ["java", "-XX:+UseSerialGC", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]
     with capture_logs() as entries:
         status, output = await partner.run(*command, partner.port, PASSWORD, NAME, "one")
-        async with asyncio.timeout(10):
-            while partner.listener.server.registry.connected:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await partner.listener.left_alone()
     assert status == 1
     assert "negotiation fail" in output
     (line,) = [entry for entry in entries if entry.get("reason") == "no-common-algorithm"]

@@ -127,7 +127,9 @@ async def test_only_plain_reading_opens_a_file(listener: Running, flags: int) ->
     assert listener.served.state() == before
 
 
-@pytest.mark.parametrize("path", ["", "/", ".", "./", "/.", "//", "/./", "././.", "..", "/..", "/../", "../.", "./../.."])
+@pytest.mark.parametrize(
+    "path", ["", "/", ".", "./", "/.", "//", "/./", "././.", "..", "/..", "/../", "../.", "./../.."]
+)
 async def test_the_one_directory_has_many_spellings(listener: Running, path: str) -> None:
     """All of them stat as a directory, list the files, and have the real path "/"."""
     async with listener.connect() as connection, connection.start_sftp_client() as sftp:

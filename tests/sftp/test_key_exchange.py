@@ -49,24 +49,24 @@ async def until_exchanging(listener: Running) -> Any:
 
 
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
-async def test_what_waits_for_new_keys_is_neither_kept_nor_proven(listener: Running, cipher: str) -> None:
+async def test_what_waits_for_new_keys_is_neither_kept_nor_proven(any_cipher: Running, cipher: str) -> None:
     """A whole file is asked for and closed while keys are exchanged: no byte went out, so nobody picked it up, and what
     waits is the questions, not the answers."""
-    listener.served.add(NAME, os.urandom(SIZE))
-    connection = await listener.connect(encryption_algs=[cipher])
+    any_cipher.served.add(NAME, os.urandom(SIZE))
+    connection = await any_cipher.connect(encryption_algs=[cipher])
     raw = await session(connection, window=ENDLESS)
     handle = await raw.open_file(NAME)
     await exchange_without_end(connection)
     for offset in range(0, SIZE, EACH):
         raw.send(READ + bytes(4) + handle + offset.to_bytes(8, "big") + EACH.to_bytes(4, "big"))
     raw.send(CLOSE + bytes(4) + handle)
-    ours = await until_exchanging(listener)
+    ours = await until_exchanging(any_cipher)
     await asyncio.sleep(0.5)
     assert sum(len(part) for _, parts in ours._deferred_packets for part in parts) < 1 << 20
-    assert listener.finished == []
+    assert any_cipher.finished == []
     connection.abort()
     await connection.wait_closed()
-    (pickup,) = await listener.finished_pickups()
+    (pickup,) = await any_cipher.finished_pickups()
     assert (pickup.grade, pickup.ending) == (Grade.OPENED, Ending.INTERRUPTED)
 
 

@@ -125,6 +125,12 @@ class Running:
                 await asyncio.sleep(0.01)
         return self.finished
 
+    async def left_alone(self) -> None:
+        """Wait until nobody is connected."""
+        async with asyncio.timeout(20):
+            while self.server.registry.connected:  # noqa: ASYNC110  # the listener signals nothing
+                await asyncio.sleep(0.01)
+
     def connect(self, **options: Any) -> Any:
         """An asyncssh client, logged in as the partner unless told otherwise."""
         settings: dict[str, Any] = {
@@ -251,6 +257,14 @@ def keys_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def listener(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Running]:
     """A listener with the default limits and one small file."""
     async with running(tmp_path, keys_dir) as it:
+        it.served.add(NAME, bytes(range(256)) * 4096)
+        yield it
+
+
+@pytest.fixture
+async def any_cipher(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Running]:
+    """A listener that offers every cipher that there is a setting for, with one small file."""
+    async with running(tmp_path, keys_dir, chacha20=True) as it:
         it.served.add(NAME, bytes(range(256)) * 4096)
         yield it
 
