@@ -6,8 +6,8 @@ AES-GCM the packets of a whole reply are built here in one buffer and written at
 
 Touches the internals of asyncssh's connection, channel and cipher objects, and no outside world. Promise: the packets
 are those that asyncssh would send, without the IGNOREs, and leave its counters as if it had sent them; with any other
-cipher, during a key exchange, or with an asyncssh whose code is not the one that this was written against, nothing is
-done, and the reply takes the slow path, through the channel's public methods.
+cipher, during a key exchange, or with an asyncssh whose code cannot be read or is not the one that this was written
+against, nothing is done, and the reply takes the slow path, through the channel's public methods.
 """
 # ruff: noqa: SLF001  # there is no public way to do this; `KNOWN_CODE` holds what is relied on
 
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
 KNOWN_CODE = {
     "8d6cc0c0f649e921a072bedfc63d4f6d8b483053728305e24ad2913812907989",  # asyncssh 2.24.1
@@ -40,21 +41,27 @@ _TAG = 16
 _MIN_PADDING = 4
 
 
-def code_in_use() -> str:
-    """Return a fingerprint (SHA-256, hex) of the code of asyncssh whose effects are repeated here."""
-    parts: list[Any] = [
-        SSHConnection.send_packet,
-        SSHConnection._send,
-        SSHConnection._send_kexinit,
-        SSHConnection.send_newkeys,
-        SSHChannel.write,
-        SSHChannel._flush_send_buf,
-        SSHChannel.send_packet,
-        SSHChannel._process_window_adjust,
-        GCMEncryption,
-        GCMCipher,
-    ]
-    return hashlib.sha256("\n".join(inspect.getsource(part) for part in parts).encode()).hexdigest()
+_REPEATED: tuple[Any, ...] = (
+    SSHConnection.send_packet,
+    SSHConnection._send,
+    SSHConnection._send_kexinit,
+    SSHConnection.send_newkeys,
+    SSHChannel.write,
+    SSHChannel._flush_send_buf,
+    SSHChannel.send_packet,
+    SSHChannel._process_window_adjust,
+    GCMEncryption,
+    GCMCipher,
+)
+
+
+def code_in_use(parts: Iterable[Any] = _REPEATED) -> str:
+    """Return a fingerprint (SHA-256, hex) of code, by default of what is repeated here; "" where it has no sources."""
+    try:
+        text = "\n".join(map(inspect.getsource, parts))
+    except OSError:  # an installation that has only compiled files
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 KNOWN = code_in_use() in KNOWN_CODE and hasattr(AESGCM, "encrypt_into")

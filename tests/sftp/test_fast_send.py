@@ -22,6 +22,14 @@ def test_the_code_that_it_repeats_is_the_code_that_runs() -> None:
     assert fast_send.KNOWN
 
 
+def test_code_without_sources_is_unknown_code() -> None:
+    """An installation may have compiled files alone: then there is nothing to compare, and nothing is assumed."""
+    made: dict[str, Any] = {}
+    exec(compile("def without_source(): ...", "asyncssh/connection.pyc", "exec"), made)
+    assert fast_send.code_in_use([made["without_source"]]) == ""
+    assert "" not in fast_send.KNOWN_CODE
+
+
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Record for each reply whether it took the fast path."""
