@@ -22,8 +22,13 @@ TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sort
 IMPORTED = {
     "asyncssh.channel.SSHChannel",
     "asyncssh.connection.SSHConnection",
+    "asyncssh.crypto.cipher.BasicCipher",
     "asyncssh.crypto.cipher.GCMCipher",
+    "asyncssh.encryption.BasicEncryption",
+    "asyncssh.encryption.ETMEncryption",
     "asyncssh.encryption.GCMEncryption",
+    "asyncssh.mac.MAC",
+    "asyncssh.mac._HMAC",
     "asyncssh.packet.SSHPacket",
 }
 CONNECTION, CHANNEL = "connection.SSHServerConnection", "channel.SSHServerChannel"
@@ -61,7 +66,10 @@ TOUCHED: dict[str, set[str]] = {
         "_send_window",
     },
     "encryption.GCMEncryption": {"_cipher"},
+    "encryption.BasicEncryption": {"_cipher", "_mac"},
     "crypto.cipher.GCMCipher": {"_iv", "_key"},
+    "crypto.cipher.BasicCipher": {"_cipher", "_encryptor"},
+    "mac._HMAC": {"_hash_alg", "_hash_size", "_key"},
 }
 # Names without an underscore that are overridden or replaced, and are called by asyncssh's own code.
 REPLACED: dict[str, set[str]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.sftp import fast_send
+from server.sftp.algorithms import CHACHA20, DEFAULT
 
 from ..support.sftp import NAME, RawSftp, Running
 
@@ -56,18 +57,21 @@ async def pull(listener: Running, **options: Any) -> bool:
         return bytes(await file.read()) == content
 
 
-@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"])
-async def test_gcm_takes_the_fast_path(listener: Running, sent: list[bool], cipher: str) -> None:
-    """File and small replies interleave in one stream of packets, and all of them decrypt."""
-    assert await pull(listener, encryption_algs=[cipher])
+@pytest.mark.parametrize(
+    ("cipher", "mac"),
+    [(cipher, mac) for cipher in DEFAULT.ciphers for mac in (DEFAULT.macs if "ctr" in cipher else DEFAULT.macs[:1])],
+)
+async def test_aes_takes_the_fast_path(listener: Running, sent: list[bool], cipher: str, mac: str) -> None:
+    """Every cipher and MAC that is offered by default: file and small replies interleave in one stream of packets, and
+    all of them decrypt."""
+    assert await pull(listener, encryption_algs=[cipher], mac_algs=[mac])
     assert sent
     assert all(sent)
 
 
-@pytest.mark.parametrize("cipher", ["aes128-ctr", "chacha20-poly1305@openssh.com"])
-async def test_other_ciphers_take_the_slow_path(any_cipher: Running, sent: list[bool], cipher: str) -> None:
+async def test_other_ciphers_take_the_slow_path(any_cipher: Running, sent: list[bool]) -> None:
     """And the file is whole as well."""
-    assert await pull(any_cipher, encryption_algs=[cipher])
+    assert await pull(any_cipher, encryption_algs=[CHACHA20])
     assert sent
     assert not any(sent)
 
@@ -81,19 +85,29 @@ async def test_unknown_code_takes_the_slow_path(
     assert not any(sent)
 
 
-async def test_new_keys_in_the_middle_of_a_file(listener: Running, sent: list[bool]) -> None:
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-ctr"])
+async def test_new_keys_in_the_middle_of_a_file(listener: Running, sent: list[bool], cipher: str) -> None:
     """A client that exchanges keys every 200 kB gets its file whole, over both paths in turn."""
-    assert await pull(listener, encryption_algs=GCM, rekey_bytes=200_000)
+    assert await pull(listener, encryption_algs=[cipher], rekey_bytes=200_000)
     assert any(sent)
 
 
+@pytest.mark.parametrize(
+    "algorithms",
+    [
+        ("aes128-gcm@openssh.com", "hmac-sha2-256"),
+        ("aes128-ctr", "hmac-sha2-256"),
+        ("aes128-ctr", "hmac-sha2-512-etm@openssh.com"),
+    ],
+)
 @pytest.mark.parametrize(("window", "packet"), [(40_000, 32_768), (300_000, 1_000), (2_000_000, 32_769), (65_536, 513)])
 async def test_windows_and_packet_sizes_of_the_client_are_kept(
-    listener: Running, sent: list[bool], window: int, packet: int
+    listener: Running, sent: list[bool], window: int, packet: int, algorithms: tuple[str, str]
 ) -> None:
     """Whatever the client allows: no packet is longer, the window is never overrun, and the bytes are right."""
     content = listener.served.add(NAME, os.urandom(500_003))
-    async with listener.connect(encryption_algs=GCM) as connection:
+    cipher, mac = algorithms
+    async with listener.connect(encryption_algs=[cipher], mac_algs=[mac]) as connection:
         writer, reader, _ = await connection.open_session(
             subsystem="sftp", encoding=None, window=window, max_pktsize=packet
         )
@@ -105,6 +119,7 @@ async def test_windows_and_packet_sizes_of_the_client_are_kept(
         while (part := await raw.read(handle, len(got), 50_000)) is not None:
             got += part
         assert got == content
+    assert all(sent)
 
 
 async def test_a_client_that_vanishes_in_the_middle_is_noticed(listener: Running) -> None:
