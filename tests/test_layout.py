@@ -43,7 +43,7 @@ OWNERS: dict[str, str] = {
     "aiobotocore": "s3.client",
     "aiohttp": "s3.client episodes.fetch status.webhook",
     "argon2": "sftp.users",
-    "asyncssh": "sftp.server sftp.connection sftp.login sftp.session sftp.fast_send sftp.keys sftp.client",
+    "asyncssh": "sftp.server sftp.connection sftp.login sftp.endings sftp.session sftp.fast_send sftp.keys sftp.client",
     "botocore": "s3.client",
     "prometheus_client": "status.metrics",
     "pydantic": "settings config",
