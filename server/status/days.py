@@ -255,8 +255,10 @@ def _advice(day: date, record: DayRecord | None, state: str) -> str:
     if record is None:
         return ""
     if state == "held" and record.hold is not None:
-        look = "look at rejects/; " if record.hold.tally.rejected else ""
-        return f"{record.hold.why}; {look}{way_out(record.hold.tally, accept_command(day))}"
+        way = way_out(record.hold.tally, accept_command(day))
+        if record.hold.reason == "rejected":
+            way = way.replace("to publish it:", "look at rejects/, then:")
+        return f"{record.hold.why}; {way}"
     if record.failure is not None:
         hint = f"; {record.failure.hint}" if record.failure.hint else ""
         return f"{record.failure.sentence}{hint} (next try {record.failure.next_try:%Y-%m-%d %H:%MZ})"
