@@ -258,6 +258,9 @@ def _decide_rest(
         names = ", ".join(str(entry.name) for entry in rest.missing)
         why = _SENTENCES.get(record.seen, record.seen)
         return Decision(DayResult(day, "failed", f"a crash lost {names}, to be converted again, but {why}"))
+    standing = _standing(publications)
+    if why := _incomparable(standing):
+        return Decision(_published(day, publications), left_alone=why)
     withheld = same and rest.tally is not None and rest.tally.filtered["too_fresh"]
     order = Order(
         "late",
@@ -265,7 +268,7 @@ def _decide_rest(
         rest.rules,
         _prefix(publications, policy),
         remark="the rest of a publication that was interrupted",
-        sent=_standing(publications),
+        sent=standing,
         fresh_after=_fresh_after(rest.export) if withheld else None,
         may_hold=False,
         rest_of=rest,
@@ -276,6 +279,16 @@ def _decide_rest(
 def _standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
     """Return the publications that no resend has superseded."""
     return tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
+
+
+def _incomparable(standing: Sequence[Publication]) -> str:
+    """Return why it cannot be told which rows were sent, or ''."""
+    if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
+        return UNKNOWN_LAYOUT
+    # Every file must still be there to be read.
+    if any(entry.state == "pruned" and entry.superseded_by is None for p in standing for entry in p.logs):
+        return "a file of the day has already been pruned"
+    return ""
 
 
 def _fresh_after(export: DayExport) -> str:
@@ -296,11 +309,8 @@ def _decide_late(
     if record.seen != "due" and not release:
         return Decision(result)
     standing = _standing(publications)
-    if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
-        return Decision(result, left_alone=UNKNOWN_LAYOUT)
-    # Late rows are those that no published file has, so every file must still be there to be read.
-    if any(entry.state == "pruned" and entry.superseded_by is None for p in standing for entry in p.logs):
-        return Decision(result, left_alone="a file of the day has already been pruned")
+    if why := _incomparable(standing):
+        return Decision(result, left_alone=why)
     order = Order(
         "late",
         export,

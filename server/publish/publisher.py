@@ -1,8 +1,9 @@
 """Publishing: one version of a day's export becomes log files, whole or not at all.
 
 The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync the folder, unlink
-the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two of them.
-Brings `folder`, `ledger` and `day` together; everything here is synchronous and runs in a thread, under the round lock.
+the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two of them:
+a publication is one thing, and what was promised a name gets it. Brings `folder`, `ledger` and `day` together;
+everything here is synchronous and runs in a thread, under the round lock.
 """
 
 from __future__ import annotations

@@ -301,8 +301,9 @@ class Ledger:
         return [late_check_of(row) for row in self._rows(query, [delivery, day.isoformat()])]
 
     def newest_late_checks(self, delivery: str = DELIVERY) -> dict[date, LateCheck]:
-        """Return the last late check of each day that has one."""
-        query = "SELECT *, MAX(id) FROM late_check WHERE delivery = ? GROUP BY day"  # the other columns are that row's
+        """Return, by day, the last late check for which an export was read."""
+        # The other columns are those of the row that has the maximum. Without LastModified no export was read.
+        query = "SELECT *, MAX(id) FROM late_check WHERE delivery = ? AND export_modified IS NOT NULL GROUP BY day"
         return {check.day: check for check in map(late_check_of, self._rows(query, [delivery]))}
 
     # Pickups and logins

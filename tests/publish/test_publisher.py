@@ -325,12 +325,12 @@ async def test_what_lost_its_staged_files_too_is_converted_again(
 async def test_a_name_that_somebody_took_meanwhile_is_left_and_its_rows_get_another(
     make_site: Callable[..., Site], break_link: Any
 ) -> None:
-    """The other links are made as promised; the file in the way is neither served nor touched."""
+    """The other links are made as promised, at any hour; the file in the way is neither served nor touched."""
     site = make_site(max_rows_per_file=2)
     site.put(rows_of(DAY, 6), at(1, "04:10"))
     break_link(2, lambda path: path.write_bytes(b"other"))
-    assert await site.word(at(1, "05:35")) == "failed"
-    await site.round(at(1, "05:45"))
+    assert await site.word(at(4, "05:35"), DAY) == "failed"
+    await site.round(at(4, "05:45"))
     assert site.files() == [name(n) for n in range(4)] and site.served() == [name(0), name(2), name(3)]
     assert (site.point.pickup_dir / name(1)).read_bytes() == b"other"
     assert site.standing_ids() == {f"{DAY}-{n}": 1 for n in range(6)}
