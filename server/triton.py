@@ -260,17 +260,17 @@ def _is_stem(spec: ColumnSpec) -> bool:
 
 
 def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | None:
-    """Return the layout of a log that begins with ``head``: the configured one, or a default one; None if neither."""
+    """Return the layout of a log that begins with ``head``: the configured one, or a default one; None if neither.
+
+    Only a header shows which columns a log has: as many cells may be others. A log without one has a known layout only
+    if it has no line at all.
+    """
     defaults = [Layout(name.format, header, configured.text) for header in ("plain", "comment")]
     for layout in (configured, *defaults):
         if layout.format is not name.format:
             continue
         header = layout.header_lines(name.day)
-        if header and head.startswith(header):
-            return layout
-        # Without a header, the number of columns has to decide.
-        first_line = head.partition("\n")[0]
-        if not header and (not first_line or first_line.count("\t") == len(layout.specs) - 1):
+        if head.startswith(header) if header else not head:
             return layout
     return None
 

@@ -180,8 +180,9 @@ class Site:
     def days(self, now: datetime, users: Sequence[tuple[str, bool]] = (("triton", True),)) -> dict[date, DayOverview]:
         """The days at a glance."""
         found = overview(
-            self.ledger.days(), self.ledger.publications(), self.ledger.first_pickups(), users, DeadlinePolicy(), now
-        )
+            self.ledger.days(), self.ledger.publications(), self.ledger.first_pickups(), users, DeadlinePolicy(), now,
+            self.ledger.newest_late_checks(),
+        )  # fmt: skip
         return {day.day: day for day in found}
 
     def state(self, now: datetime, day: date = DAY) -> str:
