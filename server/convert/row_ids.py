@@ -10,10 +10,8 @@ import re
 import struct
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,11 +31,12 @@ def pack_id(text: str) -> bytes:
     """Return an id in 16 bytes: those of a canonical lower-case UUID, else a personalized BLAKE2b hash of the text."""
     if _UUID.fullmatch(text):
         return bytes.fromhex(text.replace("-", ""))
+    from hashlib import blake2b  # only here: it loads OpenSSL, and real ids are UUIDs
+
     return blake2b(text.encode(), digest_size=16, person=b"pickup-point id").digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Partitioned:
+class Partitioned(NamedTuple):
     """Records of one block, partition after partition; ``counts`` says how many are in each."""
 
     counts: array[int]
@@ -175,8 +174,7 @@ class BlockRecords:
                 yield RecordGroup(self, part, turn, passes), RecordGroup(other, part, turn, passes)
 
 
-@dataclass(frozen=True, slots=True)
-class RecordGroup:
+class RecordGroup(NamedTuple):
     """Some of the records of one partition: those whose ids belong to this turn of so many."""
 
     records: BlockRecords

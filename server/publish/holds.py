@@ -6,8 +6,7 @@ hash-like addresses is never published silently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +19,7 @@ ENDS_IN_ZERO_SHARE = 0.05  # above this share, the addresses were probably trunc
 LOOK_BACK_DAYS = 7  # an empty day is suspicious if one of so many days before it had rows
 
 
-@dataclass(frozen=True, slots=True)
-class HoldPolicy:
+class HoldPolicy(NamedTuple):
     """The settings that decide: ``max_rejected`` is a share, 0 to 1; ``tokens`` is hash, hold or None."""
 
     max_rejected: float = 0.01
