@@ -23,7 +23,7 @@ from ..errors import DataFolderError
 from .job import Job, Task
 from .lines import GzipText, cut_blocks
 from .log_writer import LogFiles, LogSink
-from .row_ids import BlockIds, BlockRecords, find_duplicates
+from .row_ids import BlockIds, BlockRecords, find_duplicates, ids_differ
 from .sent import SentLog, compare, log_jobs
 from .tally import PodcastBooks, RejectReason, Tally
 from .torn import unreadable
@@ -54,7 +54,7 @@ class Tuning(NamedTuple):
     """Sizes in bytes, found by measurement; the lines of a log depend on neither, its bytes on ``block`` alone."""
 
     block: int = 1 << 20  # of rows, for one job
-    held: int = 8 << 20  # of ids in memory, before they go to disk
+    held: int = 2 << 20  # of ids in memory, before they go to disk
 
 
 class Converted(NamedTuple):
@@ -101,6 +101,8 @@ def convert_export(
     """
     tuning = tuning or Tuning()
 
+    kernel = cache(kernel)
+
     def prepare() -> Callable[[Job], Result]:
         from .block import BlockConverter  # only here: an empty export needs neither the rules of rows nor the kernel
 
@@ -111,7 +113,12 @@ def convert_export(
             source = _Source(export, tuning.block, progress)
             header = conversion.rules.layout.header_lines(conversion.day)
             run = _Conversion(
-                source, pool, scratch, tuning, lambda: _Books(sink, header, max_rows_per_file, bool(sent))
+                source,
+                pool,
+                scratch,
+                tuning,
+                lambda: _Books(sink, header, max_rows_per_file, bool(sent)),
+                kernel,
             )
             return run.late(sent) if sent else run.whole(sink)
     except OSError as error:
@@ -192,9 +199,16 @@ class _Conversion:
     """The passes over one export."""
 
     def __init__(
-        self, source: _Source, threads: _Threads, scratch: Path, tuning: Tuning, books: Callable[[], _Books]
+        self,
+        source: _Source,
+        threads: _Threads,
+        scratch: Path,
+        tuning: Tuning,
+        books: Callable[[], _Books],
+        kernel: Callable[[], Kernel | None],
     ) -> None:
         self._source = source
+        self._kernel = kernel
         self._threads = threads
         self._scratch = scratch
         self._held = tuning.held
@@ -211,7 +225,7 @@ class _Conversion:
                 books.close()
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             # Only at the end is it known whether an id stands in two blocks; the files are not published before that.
-            find_duplicates(ids, duplicates)
+            find_duplicates(ids, duplicates, self._differ)
             if not duplicates.count:
                 return Converted(books.tally, books.logs.lines, 0, 0, books.podcasts)
             sink.restart()
@@ -220,6 +234,11 @@ class _Conversion:
                     books.add(result)
                 books.close()
             return Converted(books.tally, books.logs.lines, 0, 0, books.podcasts)
+
+    def _differ(self, ids: bytes) -> bool:
+        """Return whether no id, of 16 bytes each, stands twice."""
+        kernel = self._kernel()
+        return ids_differ(ids) if kernel is None else kernel.ids_differ(ids)
 
     def late(self, sent: Sequence[SentLog]) -> Converted:
         """Index the rows sent before and the rows of this version; then render those that were not sent."""
@@ -234,7 +253,7 @@ class _Conversion:
                 ids.add(result.ids)
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             fresh = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
-            find_duplicates(ids, duplicates)
+            find_duplicates(ids, duplicates, self._differ)
             comparison = compare(rows, lines, fresh)
             with self._books() as books:
                 for result in self._threads.run(self._source.jobs(duplicates=duplicates, fresh=fresh)):

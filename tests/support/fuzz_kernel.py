@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("fuzz_kernel.c")
 _SMALL_ROOM = 16  # a flag of fuzz_kernel.c
+_FLAGS = (0, 1, 2, 4, 8, 16, 16 | 2, 16 | 4, 16 | 8, 64, 128)
 _WITHOUT_TEXTS = {name: value for name, value in GOOD.items() if name not in ("city", "user_agent")}
+_NEEDED = ("created_at", "ip", "podcast_id", "episode_id", "filesize")
+_SEVERAL = b"\n".join(
+    orjson.dumps({"id": f"i{n}", "bytes_sent": n % 3 * 500} | {name: GOOD[name] for name in _NEEDED}) for n in range(9)
+)
 CORPUS = Path(__file__).parent.parent / "corpus" / "rows"
 FLAGS = (
     "-std=gnu11", "-g", "-O1", "-DALONE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
@@ -83,6 +88,8 @@ def fuzz(program: Path, seconds: float, seed: int, folder: Path) -> Fuzzed:
             (inputs / f"grows-{number}-{ord(letter[-1])}-{name.decode()}").write_bytes(
                 bytes((number, _SMALL_ROOM)) + one
             )
+    for number, flags in itertools.product(range(0, len(MORE_RULES), 4), _FLAGS):  # rows enough to fill every room
+        (inputs / f"several-{number}-{flags}").write_bytes(bytes((number, flags)) + _SEVERAL)
     seeds = [*sorted(CORPUS.iterdir()), *sorted(inputs.iterdir())]
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(
