@@ -8,6 +8,9 @@
  * that is being tried lies in a file, and stays there if the process dies:
  *
  *     fuzz_kernel SECONDS SEED CURRENT-INPUT [FILE ...]
+ *
+ * With -DREPLAY it tries the given files alone, and writes all that the kernel makes of them to standard output: two
+ * builds, for two processors or by two compilers, must write the same bytes (.ci/variants).
  */
 #include "../../server/convert/kernel.c"
 
@@ -20,6 +23,11 @@
 
 #include "fuzz_rules.h" /* RULES, RULES_COUNT, NAMES, NAME_COUNT, CATALOGUE, CATALOGUE_COUNT */
 
+#if defined(REPLAY)
+#define SHOW(what, size) fwrite((what), 1, (size_t)(size), stdout)
+#else
+#define SHOW(what, size) (void)0
+#endif
 #if defined(ALONE)
 #define UNSEEN __attribute__((no_sanitize_coverage)) /* no place of the kernel */
 #else
@@ -121,12 +129,20 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
         convert_block(&rules, &block);
         judge(&rules, &block);
+        SHOW(&block.taken, (uint8_t *)(&block + 1) - (uint8_t *)&block.taken);
+        SHOW(out, block.written);
+        SHOW(ids, 16 * block.id_count);
+        SHOW(digests, rules.index_rows * 8 * block.id_count);
+        SHOW(odd, block.odd_count * (int64_t)sizeof *odd);
+        SHOW(podcasts, block.podcast_count * (int64_t)sizeof *podcasts);
         if (block.id_count) memcpy(last_id, ids + 16 * (block.id_count - 1), 16);
         if (!rules.index_rows && block.written) { /* what was written is a log: it can be indexed */
             int64_t lines;
             uint8_t *log = room(block.written), *cells = room(16 * block.lines), *sums = room(8 * block.lines);
             memcpy(log, out, (size_t)block.written);
             HOLDS(index_lines(log, block.written, 0, cells, sums, &lines) == block.lines && lines == block.lines);
+            SHOW(cells, 16 * lines);
+            SHOW(sums, 8 * lines);
             free(log); free(cells); free(sums);
         }
         uint32_t counts[64];
@@ -138,9 +154,26 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
+enum { LONGEST_INPUT = 4096 };
+
+#if defined(REPLAY)
+
+int main(int count, char **files) {
+    for (int i = 1; i < count; i++) {
+        uint8_t data[LONGEST_INPUT];
+        FILE *input = fopen(files[i], "rb");
+        HOLDS(input);
+        size_t size = fread(data, 1, sizeof data, input);
+        fclose(input);
+        LLVMFuzzerTestOneInput(data, size);
+    }
+    return fflush(stdout) != 0;
+}
+
+#endif
 #if defined(ALONE)
 
-enum { LONGEST = 4096, MOST_KEPT = 20000, PLACES = 1 << 14 };
+enum { LONGEST = LONGEST_INPUT, MOST_KEPT = 20000, PLACES = 1 << 14 };
 
 static uint8_t reached[PLACES], times_class[256], now[PLACES];
 static uintptr_t before;
