@@ -47,7 +47,7 @@ OWNERS: dict[str, str] = {
     "botocore": "s3.client",
     "prometheus_client": "status.metrics",
     "pydantic": "settings config",
-    "rich": "cli.app cli.progress cli.tables",
+    "rich": "cli.app cli.manual cli.progress cli.tables",
     "sqlite3": "storage.ledger",
     "tomllib": "config cli.privileges",
     "typer": "cli.app cli.options cli.setup cli.episodes",

@@ -43,6 +43,14 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECOD
 _HINT = "the next round tries again; journalctl -k shows whether memory ran out"
 
 
+def start(descriptors: Sequence[int], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start the process with its input and output in pipes; raise OSError if that is not possible."""
+    return subprocess.Popen(  # noqa: S603  # our own interpreter and module
+        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+        bufsize=0, pass_fds=descriptors,
+    )  # fmt: skip
+
+
 class ConversionProcess:
     """The process, started when this object is made. ``descriptors`` keep their numbers in it.
 
@@ -58,10 +66,7 @@ class ConversionProcess:
         environment |= {"MALLOC_TRIM_THRESHOLD_": "33554432", "MALLOC_MMAP_THRESHOLD_": "33554432"}
         environment["MALLOC_ARENA_MAX"] = "2"
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-                bufsize=0, pass_fds=descriptors,
-            )  # fmt: skip
+            self._process = start(descriptors, environment)
         except OSError as error:
             sentence = f"cannot start a process to convert: {error.strerror}"
             raise ConversionFailed(sentence, hint="ulimit -u; free -m") from error

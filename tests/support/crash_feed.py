@@ -23,6 +23,7 @@ from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.storage.staging import Staging
 from tests.support.site import DAY, Site, at, rows_of
+from tests.support.warm import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,6 +170,7 @@ def run_until(folder: Path, scenario: str, step: int) -> int:
 
 def main(folder: Path, scenario: str) -> None:
     """Die at every step, each time in a fresh copy."""
+    WARM.begin()  # before a fork: the children share it
     site = Site(folder / "start", **SCENARIOS[scenario])
     prepare(site, scenario)
     site.stop()

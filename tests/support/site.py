@@ -1,6 +1,7 @@
 """One installation in virtual time: a folder of exports, a data folder, and the feed between them.
 
-Real folder source, real ledger, real conversion; only the clock is handed in. Touches what the test gives it.
+Real folder source, real ledger, real conversion in a process of its own, which is forked from one that has imported
+everything (`warm`); only the clock is handed in. Touches what the test gives it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import orjson
 import pytest
 
+from server.convert import process
 from server.errors import SourceUnreachable
 from server.megaphone.exports import DayExport, Listing
 from server.megaphone.folder import Folder
@@ -33,12 +35,14 @@ from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.triton import LogFile, LogName, LogRules
 from tests.support.rows import KEY, row
+from tests.support.warm import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 DAY = date(2026, 11, 20)
+_COLD_START = process.start
 HEALTHY = Measured(0.5, 50 << 30)
 
 
@@ -112,6 +116,7 @@ class Site:
 
     def start(self) -> None:
         """Open everything, as a start of the service does."""
+        process.start = WARM.start_conversion
         known = {key: value for key, value in self.settings.items() if key in ExportSettings.model_fields}
         self.export_settings = ExportSettings(url=self.exports.absolute().as_uri(), **known)
         self.holds = HoldPolicy(self.settings["max_rejected"], self.settings["tokens"])
@@ -132,6 +137,7 @@ class Site:
 
     def stop(self) -> None:
         """Let go of the ledger."""
+        process.start = _COLD_START
         self.ledger.close()
 
     def restart(self, **settings: Any) -> None:
