@@ -215,7 +215,7 @@ class Layout(_LayoutFields):
         """Return the layout as the ledger keeps it."""
         columns = None
         if self.columns is not None:
-            columns = [{name: v for name, v in c._asdict().items() if v is not None} for c in self.columns]
+            columns = [{name: str(v) for name, v in c._asdict().items() if v is not None} for c in self.columns]
         return {"format": str(self.format), "header": self.header, "text": self.text, "columns": columns}
 
     @classmethod
