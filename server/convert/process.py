@@ -158,15 +158,20 @@ class ConversionProcess:
 
 def _message(data: bytearray) -> dict[str, Any]:
     """Return the message in a line of the answer; raise `ConversionDied` if it is none."""
-    import orjson  # only here: by now the process has started
+    import json  # only here: by now the process has started
 
     try:
-        message = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        message = json.loads(data.decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
         raise refused("a line is not JSON") from None
     if not isinstance(message, dict) or len(message) != 1:
         raise refused("a line is not a message")
     return message
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and the infinities, which Python takes for JSON."""
+    raise ValueError(name)
 
 
 def refused(why: str) -> ConversionDied:

@@ -6,8 +6,7 @@ Pure. Promise: a day with too many rejected rows, an empty day after days with r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +20,7 @@ OUTSIDE_DAY_SHARE, OUTSIDE_DAY_HOLDS = 0.01, 0.5  # above these shares of the li
 LOOK_BACK_DAYS = 7  # an empty day is suspicious if one of so many days before it had rows
 
 
-@dataclass(frozen=True, slots=True)
-class HoldPolicy:
+class HoldPolicy(NamedTuple):
     """The settings that decide: ``max_rejected`` is a share, 0 to 1; ``tokens`` is hash, hold or None."""
 
     max_rejected: float = 0.01

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO
 
 import structlog
@@ -311,7 +312,7 @@ class Publisher:
                 day=day,
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
-                rules=rules if layout is None else replace(rules, layout=layout),
+                rules=rules if layout is None else rules._replace(layout=layout),
                 tally=None,
                 intended_at=now,
                 published_at=published,

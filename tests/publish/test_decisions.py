@@ -27,7 +27,7 @@ def at(days: int, clock: str) -> datetime:
 
 
 EXPORT = DayExport(DAY, "metrics-day-2026-11-20.json.gz", "v1", 100, at(1, "03:00"))
-NEXT_VERSION = replace(EXPORT, etag="v2", last_modified=at(1, "06:00"))
+NEXT_VERSION = EXPORT._replace(etag="v2", last_modified=at(1, "06:00"))
 POLICY = FeedPolicy(
     ExportSettings(url="s3://exports", first_day=DAY - timedelta(days=5)), RULES, "MEGA", HoldPolicy(), 60
 )

@@ -304,7 +304,7 @@ def test_a_day_keeps_what_a_listing_does_not_say(ledger: Ledger) -> None:
     ledger.hold(DAY, Hold("why", "rejected", "etag", TALLY))
     assert ledger.days()[DAY].failure is None  # a hold ends a failure
     ledger.fail(DAY, failure)
-    ledger.see(DayRecord(DAY, "settling", at(2), replace(EXPORT, etag="new")))
+    ledger.see(DayRecord(DAY, "settling", at(2), EXPORT._replace(etag="new")))
     found = ledger.days()[DAY]
     assert (found.seen, found.export and found.export.etag, found.failure) == ("settling", "new", failure)
     assert found.hold == Hold("why", "rejected", "etag", TALLY)

@@ -11,7 +11,6 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -87,7 +86,7 @@ class ClockedFolder(Folder):
         for day, export in listing.exports.items():
             content = hashlib.md5((self._root / export.key).read_bytes()).hexdigest()
             content = content if self.by_content else export.etag
-            exports[day] = replace(export, etag=content)
+            exports[day] = export._replace(etag=content)
             self._versions[content] = export
         return Listing(exports, self.now)
 
