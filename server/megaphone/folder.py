@@ -1,7 +1,8 @@
 """A folder as the source of exports that something else puts there.
 
 Touches that folder, read-only, in threads. The promise is the bucket's: `Folder.fetch` gives the bytes of exactly the
-version that was listed, or raises. Only regular files, or links to them, count. The folder's clock is the local one.
+version that was listed, or raises. Only regular files, or links to them, count; a link that root finds leads where the
+service's user may go, and nowhere else. The folder's clock is the local one.
 
 A file's version is its size with its first and last `EDGE` bytes: a gzip file ends with the checksum of all of it.
 While size and modification time (in nanoseconds) stay as they were, the edges are not read again. Inodes say nothing:
@@ -18,9 +19,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
 from ..errors import ExportChanged, SourceRefused, SourceUnreachable
+from ..rights import without_read_right
 from ..threads import in_thread
 from .download import WRITE_SIZE, DownloadFile
-from .exports import METRICS, DayExport, Listing
+from .exports import METRICS, DayExport, Listing, calendar_instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +73,8 @@ class Folder:
         opened: list[int] = []
 
         def open_it() -> int:
-            opened.append(os.open(path, _OPEN))
+            with without_read_right():
+                opened.append(os.open(path, _OPEN))
             return opened[0]
 
         try:
@@ -113,7 +116,7 @@ class Folder:
 
     def _scan(self) -> list[DayExport]:
         exports, known = [], {}
-        with os.scandir(self._path) as entries:
+        with without_read_right(), os.scandir(self._path) as entries:
             for entry in entries:
                 day = self._kind.day_of(entry.name)
                 if day is None:
@@ -128,8 +131,8 @@ class Folder:
                 if not stat.S_ISREG(status.st_mode):
                     continue
                 try:
-                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                except (OverflowError, ValueError):  # a time beyond the calendar
+                    modified = calendar_instant(datetime.fromtimestamp(status.st_mtime, UTC))
+                except (OverflowError, ValueError, OSError):  # a time beyond the calendar
                     continue
                 version = self._version_of(entry, status)
                 known[entry.name] = status.st_size, status.st_mtime_ns, version

@@ -36,7 +36,7 @@ from .decisions import (
     decide,
     despite_hold,
 )
-from .holds import late_warnings, published_when_given_up, warnings
+from .holds import late_warnings, published_when_given_up, shrunk, warnings, way_out
 from .window import KnownDays, window
 
 if TYPE_CHECKING:
@@ -152,15 +152,19 @@ class Feed:
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
-        known = KnownDays.of(self._ledger.days(), self._ledger.publications(), self._ledger.facts())
+        publications = self._ledger.publications()
+        known = KnownDays.of(self._ledger.days(), publications, self._ledger.facts())
         found = window(self._policy.export, self._policy.keep_days, known, listing)
-        for day in sorted({*found.days, *request.days}):
+        # However old: what was promised a name gets it.
+        missing = {p.day for p in publications if p.missing}
+        days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
+        for day in sorted({*days, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
                 export = listing.exports.get(day)
                 seen = self._policy.finality.state(day, export, listing.now)
                 self._ledger.see(DayRecord(day, seen, listing.now, export))
-        self._note_passed_over(found.passed_over, known, listing)
-        return sorted(request.days) if request.days else list(found.days)
+        self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
+        return sorted(request.days) if request.days else days
 
     def _note_passed_over(self, days: Sequence[date], known: KnownDays, listing: Listing) -> None:
         """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""
@@ -246,7 +250,7 @@ class Feed:
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
         if decision.lost:
-            await in_thread(self._tell_lost, record, decision.lost, now)
+            await in_thread(self._tell_lost, record, finished[-1].tally or Tally(), decision.lost, now)
         if decision.order is None:
             return decision.result
         result = await self._carry_out(decision.order, now, given_up=decision.given_up)
@@ -259,10 +263,10 @@ class Feed:
             self._warned.add((day, export.etag))
             log.warning(f"feed ignored late rows of {day}", why=why)
 
-    def _tell_lost(self, record: DayRecord, why: str, now: datetime) -> None:
-        """Record and log once that withheld rows will never be sent."""
+    def _tell_lost(self, record: DayRecord, tally: Tally, why: str, now: datetime) -> None:
+        """Record and log once that withheld rows will never be sent; ``tally`` is that of what was sent last."""
         etag, unsent = record.checked_etag or "", record.withheld
-        self._ledger.late_checked(LateCheck(record.day, now, etag, None, unsent, 0, 0, Tally()))
+        self._ledger.late_checked(LateCheck(record.day, now, etag, None, unsent, 0, 0, tally))
         log.warning(
             f"feed lost the rows withheld from {record.day}: it is too late to send them", unsent=unsent, why=why
         )
@@ -309,11 +313,11 @@ class Feed:
             accept = accept_command(day)
             if order.kind == "resend":
                 accept += f" --resend {shlex.quote(order.remark)}"
-            else:
-                self._ledger.hold(day, Hold(why, reason, order.export.etag, tally))
-            hint = f"look at {self._folder.rejects_dir}; to publish it: {accept}"
+            hold = Hold(why, reason, order.export.etag, tally)
+            self._ledger.hold(day, hold)
+            hint = f"look at {self._folder.rejects_dir}; {way_out(tally, accept)}"
             log.warning(f"feed held {day}", why=why, hint=hint)
-            return DayResult(day, "held", f"{why}; to publish it: {accept}")
+            return DayResult(day, "held", f"{order.note}{why}; {way_out(tally, accept)}")
         if not done.files:
             export = order.export
             check = LateCheck(
@@ -326,6 +330,7 @@ class Feed:
                 f"feed compared {day}: its export changed, {news}",
                 unsent=done.unsent, changed=done.changed, removed=done.removed,
             )  # fmt: skip
+            self._notice(f"{day}", order, tally)
             return DayResult(day, "published", f"its export changed, {news}")
         names = tuple(file.name for file in done.files)
         late = " (late: Triton counts nothing this old unless it agreed to)" if now >= expires(day) else ""
@@ -343,8 +348,17 @@ class Feed:
             log.warning(
                 f"feed published {names[0]} after the three-day limit", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}"
             )
-        judge = late_warnings if order.kind == "late" else warnings
-        for warning in judge(tally, self._policy.holds):
-            log.warning(f"feed noticed {names[0]}", why=warning)
+        self._notice(f"{names[0]}", order, tally)
         files = ", ".join(str(name) for name in names)
-        return DayResult(day, "published", f"{files} ({tally.lines} lines of {tally.rows} rows){late}", names)
+        lines = f"{files} ({tally.lines} lines of {tally.rows} rows){late}"
+        return DayResult(day, "published", f"{order.note}{lines}", names)
+
+    def _notice(self, what: str, order: Order, tally: Tally) -> None:
+        """Log what is odd about a day that was converted and not held."""
+        if order.kind == "late":
+            before = max((p.tally.rows for p in order.sent if p.tally is not None), default=0)
+            found = [*late_warnings(tally, self._policy.holds), *shrunk(tally.rows, before)]
+        else:
+            found = warnings(tally, self._policy.holds)
+        for warning in found:
+            log.warning(f"feed noticed {what}", why=warning)

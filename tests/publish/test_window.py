@@ -27,7 +27,7 @@ def days(first: int, last: int) -> list[date]:
 
 
 EXPORT = DayExport(DAY, "metrics-day-2026-11-20.json.gz", "v1", 100, at(1, "03:00"))
-CHANGED = replace(EXPORT, etag="v2")
+CHANGED = EXPORT._replace(etag="v2")
 SENT = DayRecord(DAY, "due", at(1, "06:00"), EXPORT, checked_etag="v1", checked_at=at(1, "06:00"))
 TORN = Failure("it is torn", "", "v2", at(2, "23:00"), at(3, "00:00"), 1)
 ALL = Window(tuple(days(0, 2)))
