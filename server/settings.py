@@ -332,6 +332,7 @@ class SftpSettings(Section):
     ban_time: Duration = timedelta(minutes=30)
     drain_seconds: int = Field(30, ge=0, le=3600)
     legacy_algorithms: bool = False
+    chacha20: bool = False
     users: list[UserSettings] = Field(min_length=1)
 
 

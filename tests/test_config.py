@@ -68,7 +68,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "host": "0.0.0.0", "port": 2222, "address": None, "max_connections": 50, "max_connections_per_address": 10,
         "max_sessions_per_user": 10, "login_timeout": timedelta(seconds=30), "idle_timeout": timedelta(minutes=15),
         "max_auth_tries": 6, "max_handles_per_session": 64, "keepalive": timedelta(seconds=30), "ban_after": 20,
-        "ban_time": timedelta(minutes=30), "drain_seconds": 30, "legacy_algorithms": False, "users": ...,
+        "ban_time": timedelta(minutes=30), "drain_seconds": 30, "legacy_algorithms": False, "chacha20": False,
+        "users": ...,
     },
     "sftp.users": {
         "name": ..., "password_hash": None, "authorized_keys": None, "allow_from": [], "required": True,
@@ -247,7 +248,7 @@ def test_every_key_of_the_example_is_explained() -> None:
     """Above each key are its purpose, its default (or that it has none), and what happens if it is wrong."""
     table, said, explained = "", "", set()
     for line in EXAMPLE.read_text(encoding="utf-8").splitlines():
-        key = re.match(r"(?:# )?([a-z_]+) = ", line)
+        key = re.match(r"(?:# )?([a-z_0-9]+) = ", line)
         header = re.match(r"(?:# )?\[+([a-z_.]+)\]+$", line)
         if header:
             table, said = header[1], ""

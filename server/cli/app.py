@@ -414,5 +414,20 @@ def systemd_unit(
         print(f'pickup-point: {warning}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
 
 
+@app.command()
+def manual(
+    chapter: Annotated[str, typer.Argument(help="A chapter's name; 'config' is the example configuration.")] = "",
+) -> None:
+    """Show a chapter of the manual, or the list of chapters."""
+    from rich.console import Console
+
+    from .manual import contents, read_chapter, show
+
+    if chapter:
+        show(read_chapter(chapter), Console())
+    else:
+        print(contents(), end="")
+
+
 app.add_typer(setup)
 app.add_typer(episode_commands)

@@ -114,9 +114,9 @@ def convert_command(
         done = convert_by_hand(export, output, rejects, config, progress)
     tally = done.tally
     if json:
-        import orjson
+        from json import dumps  # only here: ``json`` is the option
 
-        print(orjson.dumps(tally.as_json(), option=orjson.OPT_INDENT_2).decode())
+        print(dumps(tally.as_json(), indent=2))
     else:
         print(f"{output}: {tally.lines} lines of {tally.rows} rows, {tally.filtered.total()} filtered, "
               f"{tally.rejected.total()} rejected", file=sys.stderr if to_output else None)  # fmt: skip

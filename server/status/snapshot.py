@@ -88,6 +88,7 @@ class Snapshot:
                         [(user.name, user.required) for user in config.sftp.users],
                         DeadlinePolicy.of(config.alerts),
                         now,
+                        ledger.newest_late_checks(),
                     )
                     facts, logins = ledger.facts(), ledger.logins()
                     if config.feeds.configured:

@@ -27,11 +27,13 @@ from ..disk import data_folder_error, file_lock, fsync_folder, translate_os_erro
 from ..errors import DataFolderBusy, DataFolderError
 from ..triton import LogFile, LogName
 from .ledger import LEDGER_FILE
-from .staging import Staging
+from .staging import Staging, link_staged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from .records import LedgerLog
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a FIFO must not wait
 _CHUNK = 1 << 20
@@ -88,11 +90,16 @@ class DataFolder:
                 if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
                     raise DataFolderError(f"this user cannot write to {folder}", hint=f"ls -ld {folder}")
 
-    def clear_staging(self) -> list[str]:
-        """Remove what an earlier run left in staging, and return its names. Call it under the round lock."""
+    def clear_staging(self, keep: Collection[str] = ()) -> list[str]:
+        """Remove what an earlier run left in staging, except the names to ``keep``; return what was removed.
+
+        Call it under the round lock.
+        """
         removed = []
         with translate_os_errors(self.staging_dir):
             for entry in sorted(self.staging_dir.iterdir()):
+                if entry.name in keep:
+                    continue
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
@@ -231,13 +238,27 @@ class DataFolder:
     # Staging and publication
 
     @contextlib.contextmanager
-    def stage(self, first: LogName) -> Iterator[Staging]:
-        """Stage the logs of one publication; leave nothing of it in staging, published or not."""
-        staging = Staging(self.staging_dir, self.pickup_dir, self.rejects_dir, first)
+    def stage(self, first: LogName, promised: Sequence[LogName] = (), rejects_name: str = "") -> Iterator[Staging]:
+        """Stage the logs of one publication, see `Staging`; leave nothing in staging but what was promised."""
+        staging = Staging(self.staging_dir, self.pickup_dir, self.rejects_dir, first, promised, rejects_name)
         try:
             yield staging
         finally:
             staging.discard()
+
+    def finish(self, log: LedgerLog) -> bool:
+        """Return whether an intended log has its name, which it is given if it still lies in staging.
+
+        Without `sync` the name may not outlive a power cut.
+        """
+        path = self.pickup_dir / str(log.name)
+        with translate_os_errors(path):
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                return link_staged(self.staging_dir, self.pickup_dir, log)
+        # The name is not enough: somebody else's file may stand under it.
+        return stat.S_ISREG(found.st_mode) and found.st_size == log.size and self.sha256(log.name) == log.sha256
 
     def add_served(self, files: list[LogFile]) -> None:
         """Serve these files too."""
