@@ -124,6 +124,9 @@ def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypa
     assert config.sftp.users[0].authorized_keys == tmp_path / "triton.pub"
 
 
+ACCESS_POINT = "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine"
+
+
 @pytest.mark.parametrize(
     ("url", "bucket", "prefix", "folder"),
     [
@@ -131,6 +134,16 @@ def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypa
         ("s3://bucket/", "bucket", "", None),
         ("s3://my.bucket-1/a/b", "my.bucket-1", "a/b/", None),
         ("s3://my.bucket-1/a/b/", "my.bucket-1", "a/b/", None),
+        ("s3://bucket/a#b", "bucket", "a#b/", None),
+        ("s3://bucket/a?b/c", "bucket", "a?b/c/", None),
+        (ACCESS_POINT, ACCESS_POINT.removeprefix("s3://"), "", None),
+        (f"{ACCESS_POINT}/a/b", ACCESS_POINT.removeprefix("s3://"), "a/b/", None),
+        (
+            "s3://mine-6xzcfhttuq6grxyinmhbv4kxihs5euse1b-s3alias",
+            "mine-6xzcfhttuq6grxyinmhbv4kxihs5euse1b-s3alias",
+            "",
+            None,
+        ),
         ("file:///srv/exports", None, "", Path("/srv/exports")),
         ("file:///srv/my%20exports", None, "", Path("/srv/my exports")),
         ("exports", None, "", Path("/srv/point/exports")),

@@ -25,6 +25,7 @@ from .protocol import Fields, Kind, Malformed, Status
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from concurrent.futures import Executor
+    from typing import Literal
 
     from ..pickups import Pickup
     from ..triton import LogFile
@@ -163,7 +164,7 @@ class RequestHandler:
 
     # -- names --
 
-    def _lookup(self, path: bytes) -> LogFile | bool | None:
+    def _lookup(self, path: bytes) -> LogFile | Literal[True] | None:
         """Return the file that a path names, True for the one directory, or None for what does not exist."""
         name = _name_in_folder(path)
         if not name:
