@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from server.pickups import Ending, Grade, Pickup
-from server.sftp.delivery import ByteStream
 
 from ..support.sftp import NAME, RawSftp, Running
 
@@ -104,17 +102,33 @@ async def test_a_half_read_closed_cleanly_is_partial(listener: Running, raw: Raw
     assert (line["bytes"], line["of"], line["grade"], line["ended"]) == (200_000, SIZE, "partial", "closed")
 
 
-async def test_a_cut_connection_is_interrupted(listener: Running) -> None:
-    """Everything read and then no CLOSE: partial, interrupted, since the client may not have written it."""
+async def test_a_file_whose_last_byte_was_acknowledged_needs_no_close(listener: Running, raw: RawSftp) -> None:
+    """Everything read, nothing closed: complete while the session goes on, and told so once; then the session ends."""
+    handle = await raw.open_file(NAME)
+    for offset in range(0, SIZE, 200_000):
+        await raw.read(handle, offset, 200_000)
+    async with asyncio.timeout(20):
+        while listener.pickups[-1].grade is not Grade.COMPLETE:  # noqa: ASYNC110  # the listener calls back
+            await asyncio.sleep(0.01)
+    assert (listener.pickups[-1].ended, listener.pickups[-1].ranges) == (None, ((0, SIZE),))
+    assert await raw.read(handle, 0, 1000) is not None
+    raw.writer.channel.abort()
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.COMPLETE, Ending.INTERRUPTED, SIZE, SIZE + 1000)
+    assert len(listener.pickups) == 3
+
+
+async def test_a_cut_connection_proves_what_its_client_has(listener: Running) -> None:
+    """Half of a file read, then a cut: that half was delivered, to the byte, and a later session may read the rest."""
     connection = await listener.connect()
     raw = await RawSftp.open(connection)
     handle = await raw.open_file(NAME)
-    size = listener.served.files[NAME].size
-    for offset in range(0, size, 200_000):
-        await raw.read(handle, offset, 200_000)
+    for offset in range(0, 500_000, 10_000):
+        await raw.read(handle, offset, 10_000)
     connection.abort()
     (pickup,) = await listener.finished_pickups()
-    assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, size, size)
+    assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, 500_000, 500_000)
+    assert pickup.ranges == ((0, 500_000),)
 
 
 async def test_a_close_sent_ahead_of_the_bytes_proves_nothing(listener: Running) -> None:
@@ -207,27 +221,3 @@ async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(list
     await asyncio.wait_for(listener.server.drain(0.2), 10)
     (pickup,) = listener.finished
     assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, 100_000, 100_000)
-
-
-def test_an_acknowledgement_in_the_middle_of_counting_is_counted_once() -> None:
-    """The position at which all bytes end is right even when the peer acknowledges while it is computed.
-
-    A place too far would never be reached by a client that closes and leaves: its pickup would be "interrupted".
-    """
-
-    class Sending(ByteStream):
-        """Five bytes are sent; the acknowledgement comes while the system is asked how many are on their way."""
-
-        def __init__(self) -> None:
-            super().__init__(SimpleNamespace(transport=None))  # type: ignore[arg-type]  # there is no connection
-            self.reached = 0
-
-        def acknowledged(self) -> int:
-            return self.reached
-
-        def _queued(self) -> int:
-            on_their_way = 5 - self.reached
-            self.reached = 5
-            return on_their_way
-
-    assert Sending().sent() == 5

@@ -117,8 +117,8 @@ async def test_all_but_one_byte_is_not_all(listener: Running, missing: int) -> N
 
 
 async def test_one_handle_cannot_be_read_by_two_names(listener: Running) -> None:
-    """Halves of one file read over two handles are two partial pickups, also in overlapping turns; a closed handle
-    answers nothing more, and adds nothing to a record."""
+    """Halves of one file read over two handles are two partial handles, each with its half, also in overlapping turns;
+    a closed handle answers nothing more, and adds nothing to a record."""
     listener.served.add(NAME, os.urandom(SIZE))
     half = SIZE // 2
     async with listener.connect() as connection:
@@ -132,3 +132,4 @@ async def test_one_handle_cannot_be_read_by_two_names(listener: Running) -> None
         assert await raw.status(CLOSE[0], two) == 0
         pickups = await listener.finished_pickups(2)
     assert [(pickup.grade, pickup.covered) for pickup in pickups] == [(Grade.PARTIAL, half)] * 2
+    assert [pickup.ranges for pickup in pickups] == [((0, half),), ((half, SIZE),)]
