@@ -126,7 +126,7 @@ class Pickup:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What one user has of one file, over all handles and sessions: ``delivered`` of ``size`` bytes, each counted once.
+    """What one user has of one file, over all handles and sessions: ``bytes`` of its ``size``, each counted once.
 
     ``completed`` is when the union covered the file, or None. ``pieces`` is the number of ranges that it consists of;
     ``fragmented``: there were more than `MAX_RANGES`, and some were not counted. ``handles`` counts the file's opened
@@ -136,7 +136,7 @@ class Delivered:
     name: LogName
     user: str
     size: int
-    delivered: int
+    bytes: int
     pieces: int
     fragmented: bool
     handles: int
@@ -152,7 +152,7 @@ class Delivered:
             return "complete"
         if self.fragmented:
             return "too fragmented"
-        return "partial" if self.delivered else "opened"
+        return "partial" if self.bytes else "opened"
 
 
 @dataclass(slots=True)

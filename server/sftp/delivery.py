@@ -6,7 +6,8 @@ has acknowledged it; whatever is uncertain counts as not delivered.
 The way of a byte: a reply leaves the session for its channel (which may hold it back), the channel for the transport
 (which may), the transport for the kernel, the kernel for the peer. `CountedTransport` counts what was written to the
 transport, so a reply that nothing holds back any more ends, at the latest, at the count of that moment; it is delivered
-when the peer has acknowledged so many bytes. What a broken transport throws away is counted too, and never acknowledged.
+when the peer has acknowledged so many bytes. What a broken transport throws away is counted too, but never
+acknowledged.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class _Entry(NamedTuple):
     end: int
     progress: PickupProgress
     offset: int
-    count: int
+    length: int
 
 
 class Delivery:
@@ -170,12 +171,12 @@ class Delivery:
             if (
                 last is not None
                 and last.progress is entry.progress
-                and last.offset + last.count == entry.offset
-                and last.count + entry.count <= MERGED
+                and last.offset + last.length == entry.offset
+                and last.length + entry.length <= MERGED
             ):
-                self._on_the_way[-1] = _Entry(position, last.progress, last.offset, last.count + entry.count)
+                self._on_the_way[-1] = _Entry(position, last.progress, last.offset, last.length + entry.length)
             elif len(self._on_the_way) < MAX_ON_THE_WAY:
-                self._on_the_way.append(_Entry(position, entry.progress, entry.offset, entry.count))
+                self._on_the_way.append(_Entry(position, entry.progress, entry.offset, entry.length))
 
     def confirm(self) -> None:
         """Take note of what the client's system has acknowledged, and finish the closed pickups that are delivered."""
@@ -184,8 +185,8 @@ class Delivery:
             with suppress(OSError):  # the socket is gone: nothing more can be proven
                 acknowledged = self._stream.acknowledged()
                 while self._on_the_way and self._on_the_way[0].end <= acknowledged:
-                    _, progress, offset, count = self._on_the_way.popleft()
-                    progress.delivered(offset, count)
+                    _, progress, offset, length = self._on_the_way.popleft()
+                    progress.delivered(offset, length)
                     self._news[progress.id] = progress
         if self._closed:
             waiting = {entry.progress.id for entry in (*self._held, *self._on_the_way)}
