@@ -117,10 +117,10 @@ def test_a_day_is_picked_up_when_the_last_required_user_has_the_last_file() -> N
     files = [publication(log(), log(1))]
     taken = [pickup(0, "a"), pickup(1, "a"), pickup(0, "b")]
     assert one(None, files, taken, users).deadlines.picked_up.done is None
-    day = one(None, files, [*taken, pickup(1, "b"), replace(pickup(1, "b"), id="again", ended=at(2))], users)
+    day = one(None, files, [*taken, pickup(1, "b"), pickup(0, "c", Grade.PARTIAL)], users)
     assert day.deadlines.picked_up.done == at(1, "07:02")
     assert [(user.user, user.whole, user.files, user.begun) for user in day.pickups] == [
-        ("a", 2, 2, True), ("b", 2, 2, True), ("c", 0, 2, False),
+        ("a", 2, 2, True), ("b", 2, 2, True), ("c", 0, 2, True),
     ]  # fmt: skip
 
 
@@ -145,7 +145,7 @@ async def test_a_real_day_as_json(site: Site) -> None:
     assert shown["export"]["last_modified"] == "2026-11-21T04:10:00Z"
     assert [file["name"] for file in shown["files"]] == ["MEGA20261120-00.tsv.gz"]
     assert shown["publications"][0]["tally"]["rows"] == 10
-    assert shown["picked_up"] == [{"user": "triton", "files": 1, "of": 1, "at": "2026-11-21T07:00:00Z"}]
+    assert shown["picked_up"] == [{"user": "triton", "files": 1, "of": 1, "at": "2026-11-21T07:00:00Z", "parts": []}]
     assert shown["deadlines"]["published"] == {
         "by": "2026-11-22T00:00:00Z", "done": "2026-11-21T05:35:00Z", "state": "met", "seconds_left": 66300,
     }  # fmt: skip
