@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ from datetime import time as wall_time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 from isal import igzip
 
 from server.cli.samples import write_day
@@ -93,9 +95,9 @@ class History:
                 # One transaction a day, or the disk would be all that is waited for.
                 with ledger.together():
                     self._one_day(ledger, day, number)
-                now = _at(day, 30)
-                prune(ledger, self.folder, KEEP_DAYS, now)
-                thin_out_pickups(ledger, KEEP_PICKUPS_DAYS, now)
+                    if number % 5 == 0:
+                        prune(ledger, self.folder, KEEP_DAYS, _at(day, 30))
+                        thin_out_pickups(ledger, KEEP_PICKUPS_DAYS, _at(day, 30))
 
     def _one_day(self, ledger: Ledger, day: date, number: int) -> None:
         export = DayExport(day, f"metrics-day-{day}.json.gz", f"{number:032x}", 100_000_000, _at(day, 28))
@@ -221,6 +223,7 @@ def main() -> None:
     parser.add_argument("--podcasts", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     os.environ["PYTHONPATH"] = str(Path.cwd())
     with tempfile.TemporaryDirectory() as folder:
         ages = {"month": MONTH, "years": round(arguments.years * 365)}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
 OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
+ALARMING_DAYS = 36  # the newest days: those whose alarms have not ended, and four weeks before them to compare with
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..errors import PickupPointError
+from .alarms import ALARMING_DAYS
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Reading:
 
 def take_reading(config: Config, registry: Registry, rounds: Mapping[str, int], served_files: int) -> Reading:
     """Read the ledger and the listener's counters for one scrape; ``rounds`` counts them by ``good`` and ``failed``."""
-    snapshot = Snapshot.take(config, datetime.now(UTC))
+    snapshot = Snapshot.take(config, datetime.now(UTC), ALARMING_DAYS)
     counters = registry.counters
     return Reading(
         days=tuple(snapshot.days),

@@ -62,8 +62,8 @@ class Snapshot:
     row_totals: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def take(cls, config: Config, now: datetime) -> Snapshot:
-        """Read everything once."""
+    def take(cls, config: Config, now: datetime, newest: int = 0) -> Snapshot:
+        """Read everything once; with ``newest`` only so many days, of which `ALARMING_DAYS` are enough for alarms."""
         days: list[DayOverview] = []
         facts: dict[str, Any] = {}
         logins: dict[str, tuple[datetime, str, str, int]] = {}
@@ -77,10 +77,11 @@ class Snapshot:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
                     damage = _damage_of(ledger, now.date())
-                    publications = ledger.live_publications()
+                    since = ledger.newest_days(newest) if newest else ledger.horizon()
+                    publications = ledger.live_publications(since)
                     names = [entry.name for publication in publications for entry in publication.logs]
                     days = overview(
-                        ledger.live_days(),
+                        ledger.live_days(since),
                         publications,
                         ledger.pickups.delivered(names),
                         [(user.name, user.required) for user in config.sftp.users],

@@ -197,18 +197,26 @@ class Ledger:
             return self._publications("WHERE p.delivery = ?", delivery)
         return self._publications("WHERE p.delivery = ? AND p.day = ?", delivery, day.isoformat())
 
-    def live_publications(self, delivery: str = DELIVERY) -> list[Publication]:
+    def live_publications(self, since: date | None = None, delivery: str = DELIVERY) -> list[Publication]:
         """Return the publications of the days since the `horizon`: no more of them in ten years than in one."""
-        return self._publications("WHERE p.delivery = ? AND p.day >= ?", delivery, self.horizon(delivery).isoformat())
+        since = since or self.horizon(delivery)
+        return self._publications("WHERE p.delivery = ? AND p.day >= ?", delivery, since.isoformat())
 
     def horizon(self, delivery: str = DELIVERY) -> date:
         """Return the oldest day that still matters: of the newest `LIVE_DAYS` known, or with a log that is there."""
         query = (
-            "SELECT min((SELECT coalesce((SELECT day FROM day WHERE delivery = ?1 ORDER BY day DESC LIMIT 1 OFFSET ?2),"
-            " '0001-01-01')), (SELECT coalesce(min(day), '9999-12-31') FROM publication WHERE delivery = ?1"
-            " AND id IN (SELECT publication FROM log WHERE state <> 'pruned')))"
+            "SELECT min(day) FROM publication WHERE delivery = ?"
+            " AND id IN (SELECT publication FROM log WHERE state <> 'pruned')"
         )
-        return date.fromisoformat(self._rows(query, [delivery, LIVE_DAYS - 1])[0][0])
+        oldest = self._rows(query, [delivery])[0][0]
+        newest = self.newest_days(LIVE_DAYS, delivery)
+        return newest if oldest is None else min(newest, date.fromisoformat(oldest))
+
+    def newest_days(self, count: int, delivery: str = DELIVERY) -> date:
+        """Return the first of the newest ``count`` days that a round looked at, or the first day of all calendars."""
+        query = "SELECT day FROM day WHERE delivery = ? ORDER BY day DESC LIMIT 1 OFFSET ?"
+        rows = self._rows(query, [delivery, count - 1])
+        return date.fromisoformat(rows[0][0]) if rows else date.min
 
     def _publications(self, where: str, *values: str) -> list[Publication]:
         logs: dict[int, list[LedgerLog]] = {}
@@ -271,10 +279,11 @@ class Ledger:
         records = (record_of(row) for row in self._rows("SELECT * FROM day WHERE delivery = ?", [delivery]))
         return {record.day: record for record in records}
 
-    def live_days(self, delivery: str = DELIVERY) -> dict[date, DayRecord]:
+    def live_days(self, since: date | None = None, delivery: str = DELIVERY) -> dict[date, DayRecord]:
         """Return the days since the `horizon` that a round ever looked at."""
+        since = since or self.horizon(delivery)
         query = "SELECT * FROM day WHERE delivery = ? AND day >= ?"
-        records = map(record_of, self._rows(query, [delivery, self.horizon(delivery).isoformat()]))
+        records = map(record_of, self._rows(query, [delivery, since.isoformat()]))
         return {record.day: record for record in records}
 
     def day(self, day: date, delivery: str = DELIVERY) -> DayRecord | None:

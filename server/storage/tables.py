@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -287,7 +288,7 @@ def publication_of(row: Row, logs: tuple[LedgerLog, ...]) -> Publication:
         export=DayExport(
             day, row["export_key"], row["export_etag"], row["export_size"], moment(row["export_modified"])
         ),
-        rules=LogRules.from_json(orjson.loads(row["rules"])),
+        rules=_rules(row["rules"]),
         tally=_tally(row["tally"]),
         changed=row["changed"],
         removed=row["removed"],
@@ -431,6 +432,12 @@ def rss_item_of(row: Row) -> RssItem:
         bare_url=row["bare_url"],
         token=row["token"],
     )
+
+
+@lru_cache(maxsize=64)
+def _rules(value: str) -> LogRules:
+    # Nearly every publication has the rules of the one before it, and to build them takes longer than all the rest.
+    return LogRules.from_json(orjson.loads(value))
 
 
 def _tally(value: str | None) -> Tally | None:
