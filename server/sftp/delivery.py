@@ -45,6 +45,10 @@ class CountedTransport:
         self.written += len(data)
         self._write(data)
 
+    def writelines(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Write several, and count."""
+        self.write(b"".join(parts))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_QUEUED = 10_000  # entries kept in memory while the ledger cannot be written
-MOST_AT_ONCE = 500  # entries written in one transaction
+MOST_AT_ONCE = 200  # entries written in one transaction
 RETRY_AFTER = 5.0  # seconds
 CLOSE_TIMEOUT = 10.0  # seconds that `close` waits
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from server.pickups import Ending, Grade, Pickup
+from server.pickups import Ending, Grade, Pickup, PickupProgress
+from server.sftp.delivery import TELL_EVERY, ByteStream, CountedTransport
+from server.triton import LogName
 
-from ..support.sftp import NAME, RawSftp, Running
+from ..support.sftp import NAME, RawSftp, Running, acknowledged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -221,3 +224,40 @@ async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(list
     await asyncio.wait_for(listener.server.drain(0.2), 10)
     (pickup,) = listener.finished
     assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, 100_000, 100_000)
+
+
+def test_an_open_handle_is_told_now_and_then() -> None:
+    """What arrived on a handle that stays open is told within ten seconds, once; then nothing is waited for."""
+    reports: list[Pickup] = []
+    delivery = acknowledged(reports.append)
+    name = LogName.parse(NAME)
+    assert name is not None
+    progress = PickupProgress(name, SIZE, "triton", "198.51.100.7", "JSch", datetime(2026, 11, 21, 7, tzinfo=UTC))
+    delivery.answered(progress, 0, 10)
+    assert not delivery.waits  # it has not been sent
+    delivery.handed_over(23, data=True)
+    for _ in range(2 * TELL_EVERY):
+        delivery.tick()
+    (told,) = reports
+    assert (told.ranges, told.ended, told.grade) == (((0, 10),), None, Grade.PARTIAL)
+    assert not delivery.waits
+
+
+def test_every_byte_that_is_written_counts() -> None:
+    """Whichever way it is written, and also when the transport breaks: to count too little would prove too much."""
+
+    class Broken:
+        def get_extra_info(self, _: str) -> None:
+            return None
+
+        def write(self, _: bytes) -> None:
+            raise OSError
+
+    transport = CountedTransport(Broken())  # type: ignore[arg-type]  # what it needs of one
+    for write in (lambda: transport.write(b"12345"), lambda: transport.writelines([b"67", b"8"])):
+        with pytest.raises(OSError):
+            write()
+    stream = ByteStream(transport)
+    assert stream.written == 8
+    with pytest.raises(OSError):
+        stream.acknowledged()
