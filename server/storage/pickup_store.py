@@ -128,7 +128,10 @@ class PickupStore:
         """Drop the handles that were opened before then, except the first, the best and the last of a user and log."""
         limit = text(before)
         with self._transaction() as run:
-            query = "SELECT DISTINCT log, user FROM pickup WHERE settled = 0 AND started < ? AND ending <> '' LIMIT ?"
+            query = (
+                "SELECT DISTINCT log, user FROM pickup INDEXED BY pickup_unsettled"
+                " WHERE settled = 0 AND started < ? AND ending <> '' LIMIT ?"
+            )
             for owner in run(query, (limit, _MANY)).fetchall():
                 run(_THIN_BY_AGE, (*owner, limit))
                 # Not looked at again, until newer ones of the same user and log grow old.

@@ -230,7 +230,6 @@ MIGRATIONS: tuple[str, ...] = (
 
     -- For questions about the days that still matter: they must not look at all the others.
     CREATE INDEX log_there ON log (publication) WHERE state <> 'pruned';
-    CREATE INDEX log_mtime ON log (mtime);
     CREATE INDEX late_check_day ON late_check (delivery, day);
     """,
 )
