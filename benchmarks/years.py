@@ -91,13 +91,14 @@ class History:
         """Live through all of it."""
         with closing(Ledger.open(self.folder.ledger_path)) as ledger:
             ledger.note(folder_adopted="", clock_skew=0.0, first_start=f"{self.days[0]}T00:00:00+00:00")
-            for number, day in enumerate(self.days):
-                # One transaction a day, or the disk would be all that is waited for.
+            for first in range(0, len(self.days), 50):
+                # Many days in one transaction, or the disk would be all that is waited for.
                 with ledger.together():
-                    self._one_day(ledger, day, number)
-                    if number % 5 == 0:
-                        prune(ledger, self.folder, KEEP_DAYS, _at(day, 30))
-                        thin_out_pickups(ledger, KEEP_PICKUPS_DAYS, _at(day, 30))
+                    for number, day in enumerate(self.days[first : first + 50], first):
+                        self._one_day(ledger, day, number)
+                        if number % 5 == 0 or day == self.days[-1]:
+                            prune(ledger, self.folder, KEEP_DAYS, _at(day, 30))
+                            thin_out_pickups(ledger, KEEP_PICKUPS_DAYS, _at(day, 30))
 
     def _one_day(self, ledger: Ledger, day: date, number: int) -> None:
         export = DayExport(day, f"metrics-day-{day}.json.gz", f"{number:032x}", 100_000_000, _at(day, 28))

@@ -54,11 +54,14 @@ class CountedTransport:
 
 
 class ByteStream:
-    """The bytes that one connection has sent, as positions counted from its beginning; made before the first one."""
+    """The bytes that one connection has sent, as positions counted from its beginning; made before the first one.
 
-    def __init__(self, transport: CountedTransport) -> None:
+    Without a ``transport`` it is that of a connection that has none yet.
+    """
+
+    def __init__(self, transport: CountedTransport | None = None) -> None:
         self._transport = transport
-        self._socket: Any = transport.get_extra_info("socket")
+        self._socket: Any = None if transport is None else transport.get_extra_info("socket")
         self._before = 0
         with suppress(OSError):  # gone already: nothing will ever be acknowledged
             # What the system counted before we wrote anything: nothing, unless it counts the handshake.
@@ -67,7 +70,7 @@ class ByteStream:
     @property
     def written(self) -> int:
         """The position at which everything written so far ends."""
-        return self._transport.written
+        return 0 if self._transport is None else self._transport.written
 
     def acknowledged(self) -> int:
         """Return the position up to which the peer's system has acknowledged; raise `OSError` without a socket."""

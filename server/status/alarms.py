@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
 OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
-ALARMING_DAYS = 36  # the newest days: those whose alarms have not ended, and four weeks before them to compare with
+ALARMING_DAYS = (
+    33  # the newest days: those whose alarms have not ended, and the four weeks that volumes are compared with
+)
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
@@ -130,6 +132,15 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
     if day.late_failure:
         sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
         found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.advice or "pickup-point status"))
+    if day.shrunk:
+        found.append(
+            Alarm(Level.WARNING, "day_shrunk", f"{day.day}: {day.shrunk}", "ask support-megaphone@spotify.com")
+        )
+    missing = [entry for publication in day.publications for entry in publication.missing]
+    if missing:
+        names, lines = ", ".join(str(entry.name) for entry in missing), sum(entry.lines for entry in missing)
+        sentence = f"{day.day}: a crash lost {names} with {lines} lines before they had their names"
+        found.append(Alarm(Level.CRITICAL, "day_interrupted", sentence, f"pickup-point feed --day {day.day}"))
     for publication in day.publications:
         if publication.kind == "unfinal" or "give_up_waiting" in publication.remark:
             found.append(
