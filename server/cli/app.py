@@ -263,7 +263,7 @@ def trace(
         print_json(found.as_json())
         return
     print(name)
-    for at, what in tables.history(found.log, found.publication, found.pickups, found.checks):
+    for at, what in tables.history(found.log, found.publication, found.pickups, found.delivered, found.checks):
         print(f"  {at:20}  {what}")
 
 

@@ -351,7 +351,7 @@ def _may_come_from(host: str, user: UserSettings) -> bool:
 def _newest_log(config: Config) -> LedgerLog | None:
     """Return the log that was published last and is still there, or None."""
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
-        return next((entry for entry in reversed(ledger.logs()) if entry.state == "published"), None)
+        return next(reversed(ledger.published_logs()), None)
 
 
 def _shown(where: tuple[str, int]) -> str:

@@ -22,7 +22,7 @@ from ..storage.records import matched_share
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..pickups import Pickup
+    from ..pickups import Delivered, Pickup
     from ..publish.retention import Pruned
     from ..settings import Config
     from ..status.alarms import Alarm
@@ -229,9 +229,16 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview]) -> tuple[Le
 
 
 def history(
-    entry: LedgerLog, publication: Publication, pickups: Sequence[Pickup], checks: Sequence[LateCheck]
+    entry: LedgerLog,
+    publication: Publication,
+    pickups: Sequence[Pickup],
+    delivered: Sequence[Delivered],
+    checks: Sequence[LateCheck],
 ) -> list[tuple[str, str]]:
-    """Return the history of one file in order: pairs of when ('' if unknown) and what happened."""
+    """Return the history of one file in order: pairs of when ('' if unknown) and what happened.
+
+    The ``pickups`` are single handles, those that the ledger still has.
+    """
     export = publication.export
     lines = []
     if export.key:
@@ -249,6 +256,7 @@ def history(
         counts = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
         lines.append((_at(publication.published_at), counts))
     lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in pickups]
+    lines += [(_at(what.completed or what.last), _delivered_text(what)) for what in delivered]
     for check in checks:
         counts = f"{check.unsent} new rows came too late, {check.changed} changed, {check.removed} gone"
         lines.append((_at(check.at), f"the export had changed (etag {check.etag}): {counts}"))
@@ -266,6 +274,14 @@ def _pickup_text(pickup: Pickup) -> str:
         f"{pickup.grade} pickup by {pickup.user} from {pickup.address} client={pickup.client} "
         f"covered={pickup.covered}/{pickup.size}{took} {end}"
     )
+
+
+def _delivered_text(what: Delivered) -> str:
+    """Return what a user has of a file, over all handles; the addresses are the client's."""
+    words = {"complete": f"picked up by {what.user}: all of it was delivered"}
+    has = words.get(what.state, f"{what.state}: {what.user} has {what.bytes} of {what.size} bytes")
+    by = f" from {', '.join(what.addresses)}" if what.addresses else ""
+    return f"{has}, handles={what.handles}{by}"
 
 
 def _catalogue_text(publication: Publication) -> str:

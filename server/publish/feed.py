@@ -151,12 +151,12 @@ class Feed:
         if self._policy.export.first_day is not None:
             window = [day for day in window if day >= self._policy.export.first_day]
         else:
-            delivered = [day for day, record in self._ledger.days().items() if record.export is not None]
-            known = [*listing.exports, *delivered, *(p.day for p in self._ledger.publications())]
+            delivered = [day for day, record in self._ledger.live_days().items() if record.export is not None]
+            known = [*listing.exports, *delivered, *(p.day for p in self._ledger.live_publications())]
             # No day before the first one ever seen is missing: Megaphone does not backfill.
             window = [day for day in window if known and day >= min(known)]
         # However old: what was promised a name gets it.
-        missing = {p.day for p in self._ledger.publications() if p.missing}
+        missing = {p.day for p in self._ledger.live_publications() if p.missing}
         days = sorted({*window, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
@@ -169,9 +169,12 @@ class Feed:
 
     def _note_passed_over(self, oldest: date, listing: Listing) -> None:
         """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""
-        records, first_start = self._ledger.days(), self._ledger.facts().get("first_start")
-        known = {*listing.exports, *records} - {p.day for p in self._ledger.publications() if p.published_at}
+        records, first_start = self._ledger.live_days(), self._ledger.facts().get("first_start")
+        known = {*listing.exports, *records} - {p.day for p in self._ledger.live_publications() if p.published_at}
         began, lost = self._policy.began(first_start, listing.now.date()) or oldest, []
+        # Of days before the horizon nothing was read just now: an export that is still there does not mean that they
+        # were passed over.
+        began = max(began, self._ledger.horizon())
         for day in sorted(day for day in known if began <= day < oldest):
             record, export = records.get(day), listing.exports.get(day)
             state = self._policy.finality.state(day, export, listing.now)
@@ -187,7 +190,7 @@ class Feed:
         """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
             state = self._policy.finality.state
-            done = {publication.day for publication in self._ledger.publications()}
+            done = {publication.day for publication in self._ledger.live_publications()}
             due = [
                 str(day)
                 for day in days
@@ -213,7 +216,8 @@ class Feed:
         """Record and log a failure, and when the day is tried again."""
         if self._stop.is_set():  # no fault of the day: the conversion was stopped
             return DayResult(day, "stopped", "stopped before it was done; the next round publishes it")
-        before = self._ledger.days()[day].failure
+        record = self._ledger.day(day)
+        before = record.failure if record is not None else None
         # Tries are counted for one version of the export: the next one starts anew.
         etag = export.etag if export is not None else ""
         if isinstance(error, ConversionDied):
@@ -245,10 +249,10 @@ class Feed:
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, request: FeedRequest
     ) -> DayResult:
         """Decide about a day, and carry out the decision."""
-        known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
+        known, seen = await in_thread(lambda: (self._ledger.publications(day), self._ledger.day(day)))
         finished = [publication for publication in known if publication.published_at is not None]
         # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
-        record = days.get(day) or DayRecord(day, "", source_now, export)
+        record = seen or DayRecord(day, "", source_now, export)
         decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)

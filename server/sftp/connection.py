@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import asyncssh
 
 from .algorithms import SIGNATURES, Offer, Profile
-from .delivery import ByteStream
+from .delivery import ByteStream, CountedTransport
 from .limits import Reason
 from .registry import plain
 
@@ -78,7 +78,7 @@ class Session(Protocol):
         """Pump soon."""
 
     def confirm_delivery(self) -> None:
-        """Finish the closed pickups if the client's system has acknowledged their last byte."""
+        """Take note of what the client's system has acknowledged."""
 
     def window_opened(self) -> None:
         """Go on soon: the client is about to open its window."""
@@ -122,7 +122,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._packets_before_login = 0
         self._exchanges = 0
         self.born = self.last_active
-        self.stream = ByteStream(self)
+        self.stream = ByteStream()
         self.greeting = b""  # the first bytes that the peer sent
         self.keys_sent = False  # we have shown our host key
         self.wants_login = False  # the client has accepted it
@@ -153,9 +153,12 @@ class SshConnection(asyncssh.SSHServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take over the socket."""
-        self.transport = cast("asyncio.Transport", transport)
+        counted = CountedTransport(cast("asyncio.Transport", transport))
+        self.transport = cast("asyncio.Transport", counted)
+        # Before anything is written.
+        self.stream = ByteStream(counted)
         self.transport.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
-        super().connection_made(transport)
+        super().connection_made(self.transport)
 
     def pause_writing(self) -> None:
         """Stop reading from a peer that does not take what we send, or replies would fill the memory."""
@@ -195,7 +198,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         with suppress(OSError):  # the socket is gone
             taken = self.stream.acknowledged()
             # Our own questions are acknowledged by the system of a client that hangs, but nothing waits behind them.
-            if taken > self._taken and self.stream.sent() - taken > KEEPALIVES_LENGTH:
+            if taken > self._taken and self.stream.written - taken > KEEPALIVES_LENGTH:
                 self._has_taken = True
                 self.touch()
             self._taken = taken
@@ -211,28 +214,19 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._set_keepalive_timer()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
-        """Confirm deliveries, then process the peer's bytes, whose packets also acknowledged ours."""
-        # Confirm first: these bytes may end the connection, and then nothing more can be proven.
-        self._confirm_deliveries()
+        """Process the peer's bytes, and count them with ours."""
         self.greeting += data[: GREETING - len(self.greeting)]
         # The client's key serves no more bytes than ours: both are replaced together (RFC 4344, section 3.2).
         self._rekey_bytes_sent += len(data)
         super().data_received(data, datatype)
 
-    def eof_received(self) -> None:
-        """Confirm deliveries, then close our side: the peer has closed its own."""
-        self._confirm_deliveries()
-        super().eof_received()
-
     def connection_lost(self, exc: Exception | None = None) -> None:
         """Confirm deliveries for the last time, then let asyncssh end the sessions."""
-        # Before the sessions end: what they have not confirmed by then counts as interrupted.
-        self._confirm_deliveries()
-        super().connection_lost(exc)
-
-    def _confirm_deliveries(self) -> None:
+        # While the socket is still open: what is not confirmed by then counts as not delivered.
         for session in self.sessions:
             session.confirm_delivery()
+        self.stream.end()
+        super().connection_lost(exc)
 
     async def reload_config(self) -> None:
         """Do nothing: there are no configuration files, and a stranger's user names must not cost work."""
