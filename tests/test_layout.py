@@ -43,7 +43,8 @@ OWNERS: dict[str, str] = {
     "aiobotocore": "s3.client",
     "aiohttp": "s3.client episodes.fetch status.webhook",
     "argon2": "sftp.users",
-    "asyncssh": "sftp.server sftp.connection sftp.login sftp.session sftp.fast_send sftp.keys sftp.client",
+    "asyncssh": "sftp.server sftp.connection sftp.login sftp.password_methods sftp.session sftp.fast_send sftp.keys "
+    "sftp.client",
     "botocore": "s3.client",
     "prometheus_client": "status.metrics",
     "pydantic": "settings config",
@@ -83,6 +84,7 @@ PURE = [
     "status.reconcile",
     "sftp.algorithms",
     "sftp.protocol",
+    "sftp.saslprep",
     "cli.samples",
 ]
 IMPURE = {
