@@ -2,7 +2,8 @@
 
 Touches nothing but the processor and the clock: Argon2id is computed in two threads, so at most two checks run at once
 and none on the event loop. Promise: how long a refusal takes tells neither whether the user exists, has a password or
-may come from that address, nor how expensive their hash is; a password is never logged, kept or compared by hand.
+may come from that address, nor how expensive their hash is, also on a busy machine: every check does the same work, and
+its verdict waits for a fixed time. A password is never logged, kept or compared by hand.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Network = IPv4Network | IPv6Network
 MAX_MEMORY_KIB = 256 * 1024  # for one check; two run at once
 CHECKS_AT_ONCE = 2
 MAX_PASSWORD = 1024  # characters
-VERDICT_STEP = 4  # times the longest check: also when two run at once on a busy machine, nearly all end within one step
+VERDICT_STEP = 4  # times the measured length of a check: when two run at once, nearly all still end within one step
 _MEASUREMENTS = 3  # of each kind of hash; the shortest counts, since whatever else runs only adds to it
 # 19 MiB and two passes: OWASP's recommendation for Argon2id, and two checks at once stay under 40 MiB.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, type=Type.ID)
@@ -73,6 +74,10 @@ def password_matches(password_hash: str, password: bytes) -> bool:
     with contextlib.suppress(Unprepared):
         forms.append(prepare(text).encode())
     return any(_verify(password_hash, form) for form in dict.fromkeys(forms))
+
+
+def _any_matches(hashes: list[str], password: bytes) -> bool:
+    return any([password_matches(password_hash, password) for password_hash in hashes])  # noqa: C419  # all of them
 
 
 def _verify(password_hash: str, password: bytes) -> bool:
@@ -133,8 +138,10 @@ class Access:
         self.users = {user.name: user for user in users}
         self._networks = tuple(network for user in self.users.values() for network in user.allow_from)
         self._closed = bool(self.users) and all(user.allow_from for user in self.users.values())
-        self._decoy, longest = _decoy([user.password_hash for user in self.users.values() if user.password_hash])
-        self.verdict_step = VERDICT_STEP * longest
+        hashes = [user.password_hash for user in self.users.values() if user.password_hash]
+        ours = (_HASHER.memory_cost, _HASHER.time_cost, _HASHER.parallelism)
+        self._decoys = {kind: _decoy(kind) for kind in dict.fromkeys(map(_kind, hashes)) or [ours]}
+        self.verdict_step = VERDICT_STEP * sum(map(_seconds_to_check, self._decoys.values()))
 
     def may_connect(self, address: Address) -> bool:
         """Return whether an address may exchange keys: if every user has an allow list, it must be in one of them."""
@@ -149,38 +156,41 @@ class Access:
         user = self.users.get(name)
         return user is not None and user.may_come_from(address) and key in user.keys
 
-    def hash_to_check(self, name: str, address: Address) -> tuple[str, Verdict]:
-        """Return the hash to check a password against, and the verdict if it does not match.
+    def hashes_to_check(self, name: str, address: Address) -> tuple[list[str], Verdict]:
+        """Return the hashes to check a password against, and the verdict if none matches.
 
-        Where no password may match it is a decoy: the check takes as long, and its time gives nothing away.
+        They are one of each kind that is configured, whoever it is: decoys, and among them the user's own, if they have
+        one and may come from there. So every check takes as long, and its time gives nothing away.
         """
         user = self.users.get(name)
+        otherwise, own = Verdict.WRONG_PASSWORD, user.password_hash if user is not None else None
         if user is None:
-            return self._decoy, Verdict.UNKNOWN_USER
-        if not user.may_come_from(address):
-            return self._decoy, Verdict.WRONG_ADDRESS
-        return user.password_hash or self._decoy, Verdict.WRONG_PASSWORD
+            otherwise = Verdict.UNKNOWN_USER
+        elif not user.may_come_from(address):
+            otherwise, own = Verdict.WRONG_ADDRESS, None
+        # In the place of its kind's decoy: the order is always the same.
+        return list((self._decoys | ({_kind(own): own} if own else {})).values()), otherwise
 
 
-def _decoy(hashes: list[str]) -> tuple[str, float]:
-    """Return a hash that no password matches, of the users' most expensive kind, and the seconds that a check takes.
+def _kind(password_hash: str) -> tuple[int, ...]:
+    """Return what a hash costs: memory (KiB), passes, lanes."""
+    match = _COST.match(password_hash)
+    return tuple(int(number) for number in match.groups()) if match else ()
 
-    Measured, not calculated: how memory, passes and lanes add up is the machine's affair.
-    """
-    costs = {tuple(int(n) for n in match.groups()) for text in hashes if (match := _COST.match(text))}
-    kinds = [
-        PasswordHasher(time_cost=passes, memory_cost=memory, parallelism=lanes, type=Type.ID)
-        for memory, passes, lanes in costs
-    ]
-    found = []
-    for kind in kinds or [_HASHER]:
-        decoy = kind.hash(secrets.token_urlsafe(32))
-        found.append((min(_seconds_to_check(decoy) for _ in range(_MEASUREMENTS)), decoy))
-    longest, decoy = max(found)
-    return decoy, longest
+
+def _decoy(kind: tuple[int, ...]) -> str:
+    """Return a hash of a kind that no password matches."""
+    memory, passes, lanes = kind
+    like = PasswordHasher(time_cost=passes, memory_cost=memory, parallelism=lanes, type=Type.ID)
+    return like.hash(secrets.token_urlsafe(32))
 
 
 def _seconds_to_check(password_hash: str) -> float:
+    """Measure a check: how memory, passes and lanes add up is the machine's affair."""
+    return min(_measured(password_hash) for _ in range(_MEASUREMENTS))
+
+
+def _measured(password_hash: str) -> float:
     # The processor's time, in all threads: at a start on a busy machine the clock's could be ten times as long.
     began = time.process_time()
     _verify(password_hash, b"wrong")
@@ -207,20 +217,20 @@ class PasswordChecks:
 
     async def check(self, access: Access, name: str, address: Address, password: bytes) -> Verdict:
         """Check one password; wait while two others are being checked, and then until the verdict is due."""
-        password_hash, otherwise = access.hash_to_check(name, address)
+        hashes, otherwise = access.hashes_to_check(name, address)
         await self._free.acquire()
         # In a task of its own, which holds its place until the verdict is due even if asyncssh cancels this try: the
         # next check begins at that time, and so tells nothing of this one's cost either.
-        task = asyncio.get_running_loop().create_task(self._check(password_hash, password, access.verdict_step))
+        task = asyncio.get_running_loop().create_task(self._check(hashes, password, access.verdict_step))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return Verdict.GRANTED if await asyncio.shield(task) else otherwise
 
-    async def _check(self, password_hash: str, password: bytes, step: float) -> bool:
+    async def _check(self, hashes: list[str], password: bytes, step: float) -> bool:
         try:
             began = self._clock()
             loop = asyncio.get_running_loop()
-            matches = await loop.run_in_executor(self._threads, password_matches, password_hash, password)
+            matches = await loop.run_in_executor(self._threads, _any_matches, hashes, password)
             ended = self._clock()
             await self._sleep(verdict_due(began, ended, step) - ended)
         finally:

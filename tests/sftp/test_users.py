@@ -69,11 +69,13 @@ class Time:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
+        self.worked = 0.0  # of which in checks
         verify = access._verify
 
         def costly(password_hash: str, password: bytes) -> bool:
             memory, passes = map(int, COST.search(password_hash).groups())  # type: ignore[union-attr]
             self.now += memory * passes / 1000
+            self.worked += memory * passes / 1000
             return verify(password_hash, password)
 
         monkeypatch.setattr(access, "_verify", costly)
@@ -85,19 +87,23 @@ class Time:
 
 @pytest.mark.parametrize("password", [b"wrong", b"\xff", b"s" * 5000, "\u00b2".encode(), b""])
 async def test_every_verdict_comes_after_the_same_time(monkeypatch: pytest.MonkeyPatch, password: bytes) -> None:
-    """One step, whoever it is: the longest check, which was measured, times VERDICT_STEP. And a good login likewise."""
+    """After one step, and the same work, whoever it is: a check of each configured kind, times VERDICT_STEP."""
     clock = Time(monkeypatch)
     expensive = User("expensive", EXPENSIVE.hash("secret"), frozenset(), ())
     it = Access([user("triton", listed=True), user("keyed", password=None, keys=(b"k",)), expensive])
-    assert it.verdict_step == pytest.approx(VERDICT_STEP * 64 * 3 / 1000)
+    assert it.verdict_step == pytest.approx(VERDICT_STEP * (8 + 64 * 3) / 1000)
     checks = PasswordChecks(lambda: clock.now, clock.sleep)
+    work = set()
     for name, address in (("triton", HERE), ("triton", THERE), ("nobody", HERE), ("keyed", HERE), ("expensive", HERE)):
-        began = clock.now
+        began, clock.worked = clock.now, 0.0
         assert await checks.check(it, name, address, password) is not Verdict.GRANTED
         assert clock.now - began == pytest.approx(it.verdict_step), name
-    began = clock.now
-    assert await checks.check(it, "triton", HERE, b"secret") is Verdict.GRANTED
-    assert clock.now - began == pytest.approx(it.verdict_step)
+        work.add(round(clock.worked, 6))
+    assert len(work) == 1
+    for name in ("triton", "expensive"):
+        began = clock.now
+        assert await checks.check(it, name, HERE, b"secret") is Verdict.GRANTED
+        assert clock.now - began == pytest.approx(it.verdict_step)
     checks.close()
 
 
