@@ -13,20 +13,20 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from functools import cache
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from isal import isal_zlib
 
 from ..errors import DataFolderError
-from .block import BlockConverter
 from .job import Job, Task
-from .lines import GzipText, cut_blocks, unreadable
+from .lines import GzipText, cut_blocks
 from .log_writer import LogFiles, LogSink
-from .row_ids import BlockIds, BlockRecords, find_duplicates
+from .row_ids import BlockIds, BlockRecords, find_duplicates, ids_differ
 from .sent import SentLog, compare, log_jobs
 from .tally import PodcastBooks, RejectReason, Tally
+from .torn import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,24 +43,21 @@ __all__ = ["Converted", "Export", "LogSink", "SentLog", "Tuning", "convert_expor
 AHEAD = 2  # blocks at work for each thread, and as many finished ones that wait for the one before them
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
+class Export(NamedTuple):
     """An export: its name in error sentences, and a function that opens its file at the beginning."""
 
     name: str
     open: Callable[[], BinaryIO]
 
 
-@dataclass(frozen=True, slots=True)
-class Tuning:
+class Tuning(NamedTuple):
     """Sizes in bytes, found by measurement; the lines of a log depend on neither, its bytes on ``block`` alone."""
 
     block: int = 1 << 20  # of rows, for one job
-    held: int = 8 << 20  # of ids in memory, before they go to disk
+    held: int = 2 << 20  # of ids in memory, before they go to disk
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(NamedTuple):
     """The result of an export.
 
     ``lines_per_log`` has an entry for each log that was opened. ``changed`` counts rows sent before whose line would be
@@ -70,9 +67,9 @@ class Converted:
 
     tally: Tally
     lines_per_log: list[int]
-    changed: int = 0
-    removed: int = 0
-    podcasts: PodcastBooks = field(default_factory=PodcastBooks)
+    changed: int
+    removed: int
+    podcasts: PodcastBooks
 
 
 def convert_export(
@@ -80,7 +77,7 @@ def convert_export(
     conversion: Conversion,
     sink: LogSink,
     *,
-    kernel: Kernel | None,
+    kernel: Callable[[], Kernel | None],
     scratch: Path,
     threads: int = 1,
     max_rows_per_file: int = 0,
@@ -92,6 +89,7 @@ def convert_export(
 ) -> Converted:
     """Convert one export into log files.
 
+    ``kernel`` returns the kernel, or None to go without one; it is not called for an export without rows.
     With ``sent``, rows that stand in these logs are filtered as ``sent_before``, and no log is opened when nothing is
     left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``) are filtered as ``too_fresh``. ``progress``
     is called with how many bytes of the export were read so far; it starts at 0 again with every pass.
@@ -102,13 +100,25 @@ def convert_export(
         DataFolderError: a file cannot be written, or a log in ``sent`` is damaged.
     """
     tuning = tuning or Tuning()
-    converter = BlockConverter(kernel, conversion, fresh_after, by_podcast=by_podcast)
+
+    kernel = cache(kernel)
+
+    def prepare() -> Callable[[Job], Result]:
+        from .block import BlockConverter  # only here: an empty export needs neither the rules of rows nor the kernel
+
+        return BlockConverter(kernel(), conversion, fresh_after, by_podcast=by_podcast).do
+
     try:
-        with _Threads(threads, converter.do) as pool:
+        with _Threads(threads, prepare) as pool:
             source = _Source(export, tuning.block, progress)
             header = conversion.rules.layout.header_lines(conversion.day)
             run = _Conversion(
-                source, pool, scratch, tuning, lambda: _Books(sink, header, max_rows_per_file, bool(sent))
+                source,
+                pool,
+                scratch,
+                tuning,
+                lambda: _Books(sink, header, max_rows_per_file, bool(sent)),
+                kernel,
             )
             return run.late(sent) if sent else run.whole(sink)
     except OSError as error:
@@ -117,10 +127,13 @@ def convert_export(
 
 
 class _Threads:
-    """Threads that do jobs; with a count of 1, the calling thread does them itself."""
+    """Threads that do jobs; with a count of 1, the calling thread does them itself.
 
-    def __init__(self, count: int, do: Callable[[Job], Result]) -> None:
-        self._do = do
+    ``prepare`` returns what does a job; it is called when there is the first one.
+    """
+
+    def __init__(self, count: int, prepare: Callable[[], Callable[[Job], Result]]) -> None:
+        self._do = cache(prepare)
         self._jobs: SimpleQueue[tuple[Job, SimpleQueue[Result | BaseException]] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count if count > 1 else 0)]
         for thread in self._threads:
@@ -147,10 +160,12 @@ class _Threads:
     def run(self, jobs: Iterator[Job]) -> Iterator[Result]:
         """Yield the results of the jobs, in their order; only a few jobs are at work at a time."""
         if not self._threads:
-            yield from map(self._do, jobs)
+            for job in jobs:
+                yield self._do()(job)
             return
         waiting: deque[SimpleQueue[Result | BaseException]] = deque()
         for job in jobs:
+            self._do()  # before another thread asks for it
             result: SimpleQueue[Result | BaseException] = SimpleQueue()
             self._jobs.put((job, result))
             waiting.append(result)
@@ -165,7 +180,7 @@ class _Threads:
         while (work := self._jobs.get()) is not None:
             job, result = work
             try:
-                result.put(self._do(job))
+                result.put(self._do()(job))
             except BaseException as error:  # raised again by whoever takes the result
                 result.put(error)
             # Or an idle thread would keep a whole block in memory.
@@ -184,9 +199,16 @@ class _Conversion:
     """The passes over one export."""
 
     def __init__(
-        self, source: _Source, threads: _Threads, scratch: Path, tuning: Tuning, books: Callable[[], _Books]
+        self,
+        source: _Source,
+        threads: _Threads,
+        scratch: Path,
+        tuning: Tuning,
+        books: Callable[[], _Books],
+        kernel: Callable[[], Kernel | None],
     ) -> None:
         self._source = source
+        self._kernel = kernel
         self._threads = threads
         self._scratch = scratch
         self._held = tuning.held
@@ -203,15 +225,20 @@ class _Conversion:
                 books.close()
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             # Only at the end is it known whether an id stands in two blocks; the files are not published before that.
-            find_duplicates(ids, duplicates)
+            find_duplicates(ids, duplicates, self._differ)
             if not duplicates.count:
-                return Converted(books.tally, books.logs.lines, podcasts=books.podcasts)
+                return Converted(books.tally, books.logs.lines, 0, 0, books.podcasts)
             sink.restart()
             with self._books() as books:
                 for result in self._threads.run(self._source.jobs(duplicates=duplicates)):
                     books.add(result)
                 books.close()
-            return Converted(books.tally, books.logs.lines, podcasts=books.podcasts)
+            return Converted(books.tally, books.logs.lines, 0, 0, books.podcasts)
+
+    def _differ(self, ids: bytes) -> bool:
+        """Return whether no id, of 16 bytes each, stands twice."""
+        kernel = self._kernel()
+        return ids_differ(ids) if kernel is None else kernel.ids_differ(ids)
 
     def late(self, sent: Sequence[SentLog]) -> Converted:
         """Index the rows sent before and the rows of this version; then render those that were not sent."""
@@ -226,7 +253,7 @@ class _Conversion:
                 ids.add(result.ids)
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             fresh = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
-            find_duplicates(ids, duplicates)
+            find_duplicates(ids, duplicates, self._differ)
             comparison = compare(rows, lines, fresh)
             with self._books() as books:
                 for result in self._threads.run(self._source.jobs(duplicates=duplicates, fresh=fresh)):
@@ -236,8 +263,7 @@ class _Conversion:
             return Converted(books.tally, books.logs.lines, changed, removed, books.podcasts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(NamedTuple):
     """An export, cut into jobs the same way in every pass."""
 
     export: Export

@@ -7,12 +7,9 @@ it; the reasons are in `tally`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Any
-
-import orjson
+from typing import Any, NamedTuple
 
 from .tally import RejectReason, RowRejected
 
@@ -26,8 +23,7 @@ LARGEST_WHOLE_NUMBER = 2**63 - 1
 REPORTING_SECONDS = 60  # Megaphone: "seconds_downloaded >= 60 and blacklisted_ip = false and blacklisted_ua = false"
 
 
-@dataclass(frozen=True, slots=True)
-class ExportRow:
+class ExportRow(NamedTuple):
     """One checked row of a metrics export: the summary of one download.
 
     ``date`` and ``time`` are ``created_at`` in UTC, ``YYYY-MM-DD`` and ``HH:MM:SS``; ``podcast_id`` and ``episode_id``
@@ -59,6 +55,8 @@ class ExportRow:
         Raises:
             RowRejected: with the first reason that applies.
         """
+        import orjson  # only here: it takes long to load
+
         try:
             fields = orjson.loads(line)
         except orjson.JSONDecodeError:

@@ -57,6 +57,8 @@ class Reason(StrEnum):
     HANDLES = "too-many-handles"
     PROTOCOL = "protocol-error"
     KEY_EXCHANGE = "no-common-algorithm"
+    HOST_KEY = "left-at-host-key"
+    BALANCER = "proxy-protocol"
     SHA1 = "sha1-signature"
     SIGNATURE_ALGORITHM = "signature-algorithm"
     KEYS = "too-many-keys"

@@ -64,6 +64,11 @@ class Publication:
     catalogue: CatalogueStamp | None = None
     podcasts: PodcastBooks | None = None
 
+    @property
+    def missing(self) -> tuple[LedgerLog, ...]:
+        """The logs that were intended and do not have their names: a crash came in between."""
+        return tuple(entry for entry in self.logs if entry.state == "intended")
+
 
 def matched_share(publications: Iterable[Publication]) -> float | None:
     """Return the share of lines, 0 to 1, whose episode the catalogue knew, in the logs that are not superseded.
@@ -78,7 +83,7 @@ def matched_share(publications: Iterable[Publication]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a day is held: ``why`` is a sentence, ``reason`` is rejected, empty or tokens, ``etag`` is the version."""
+    """Why a version of a day is held: a sentence, the word for it (see `holds.hold_reason`), and its ``etag``."""
 
     why: str
     reason: str

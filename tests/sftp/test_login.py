@@ -34,7 +34,8 @@ from ..support.sftp import CHEAP_HASH, NAME, PASSWORD, RawSftp, Running, running
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-README = Path(__file__).parent.parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *(ROOT / "server" / "manual").glob("*.md")]
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 ELSEWHERE = ipaddress.ip_network("203.0.113.0/24")
 
@@ -70,7 +71,7 @@ async def test_a_user_logs_in_with_password_or_key(tmp_path: Path, keys_dir: Pat
         assert lines[0]["client"].startswith("AsyncSSH_")
         assert lines[0]["kex"] == "mlkem768x25519-sha256"
         assert lines[0]["host_key"] in ("ssh-ed25519", "rsa-sha2-256", "rsa-sha2-512")
-        assert lines[0]["cipher"] == lines[0]["mac"] == "chacha20-poly1305@openssh.com"
+        assert lines[0]["cipher"] == lines[0]["mac"] == "aes256-gcm@openssh.com"
         assert [login.method for login in it.logins] == ["publickey", "password"]
 
 
@@ -398,8 +399,8 @@ async def test_a_password_that_is_no_text_is_a_wrong_one(tmp_path: Path, keys_di
 
 @pytest.mark.parametrize("reason", Reason)
 def test_fail2ban_reads_what_somebody_guessed_and_nothing_else(reason: Reason) -> None:
-    """The filter of the README against a line of each reason: no partner's keys, slips of the network or limits."""
-    (pattern,) = re.findall(r"failregex = (.+)", README.read_text())
+    """The filter of README and manual against a line of each reason: no keys, slips of the network, limits."""
+    (pattern,) = {found for page in PAGES for found in re.findall(r"failregex = (.+)", page.read_text())}
     stream = io.StringIO()
     log_output.configure(stream=stream)
     try:
