@@ -363,7 +363,7 @@ async def test_an_agent_with_many_keys(
     (home / "batch").write_text(f"get {NAME} one\n")
     users = [UserSettings(name="triton", authorized_keys=public)]
     async with running(tmp_path, keys_dir, users=users, ban_after=1) as it:
-        partner = Partner(it, home)
+        partner = Partner(it, home, [])
         here = ["-b", "batch", "-P", partner.port]
         fingerprint = asyncssh.read_private_key(keys_dir / "ssh_host_ed25519_key").get_fingerprint()
         commands = {
