@@ -21,7 +21,8 @@ MOST_LINES = 600
 
 # From the bottom to the top, a floor a line; each room is a folder of server/, or the files named behind it.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"errors": "errors", "threads": "threads", "log_output": "log_output", "systemd": "systemd"},
+    {"errors": "errors"},
+    {"threads": "threads", "log_output": "log_output", "systemd": "systemd"},
     {"disk": "disk paths rights", "s3": ""},
     {"megaphone": ""},
     {"triton": "triton"},

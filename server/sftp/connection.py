@@ -194,6 +194,8 @@ class SshConnection(asyncssh.SSHServerConnection):
 
         A slow client may ask for nothing, and answer nothing, until it has all that we wrote before our question.
         """
+        if self.transport is None:  # not yet
+            return
         with suppress(OSError):  # the socket is gone
             taken = self.stream.acknowledged()
             # Our own questions are acknowledged by the system of a client that hangs, but nothing waits behind them.
