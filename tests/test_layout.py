@@ -47,7 +47,8 @@ OWNERS: dict[str, str] = {
     "aiobotocore": "s3.client",
     "aiohttp": "s3.client episodes.fetch status.webhook",
     "argon2": "sftp.users",
-    "asyncssh": "sftp.server sftp.connection sftp.login sftp.endings sftp.session sftp.fast_send sftp.keys sftp.client",
+    "asyncssh": "sftp.server sftp.connection sftp.login sftp.password_methods sftp.endings sftp.session sftp.fast_send "
+    "sftp.keys sftp.client",
     "botocore": "s3.client",
     "prometheus_client": "status.metrics",
     "pydantic": "settings config",
@@ -87,6 +88,7 @@ PURE = [
     "status.reconcile",
     "sftp.algorithms",
     "sftp.protocol",
+    "sftp.saslprep",
     "cli.samples",
 ]
 IMPURE = {

@@ -18,6 +18,7 @@ import asyncssh
 from .algorithms import SIGNATURES, Offer, Profile
 from .delivery import ByteStream, CountedTransport
 from .limits import Reason
+from .password_methods import METHODS
 from .registry import plain
 
 if TYPE_CHECKING:
@@ -99,8 +100,11 @@ class LoginTries(Protocol):
     async def failed(self, username: str, reason: Reason) -> None:
         """Count a failure."""
 
-    def key_refused(self) -> None:
-        """Count an offered key that is not known."""
+    def key_refused(self, username: str) -> None:
+        """Count an offered key that is not registered."""
+
+    def signature_refused(self, username: str, algorithm: str) -> None:
+        """Log a signature of a kind that is not accepted."""
 
 
 class SshConnection(asyncssh.SSHServerConnection):
@@ -231,20 +235,38 @@ class SshConnection(asyncssh.SSHServerConnection):
     async def reload_config(self) -> None:
         """Do nothing: there are no configuration files, and a stranger's user names must not cost work."""
 
+    async def _finish_userauth(self, begin_auth: bool, method: bytes, packet: SSHPacket) -> None:
+        """Handle the methods that carry a password here, and leave the others to asyncssh."""
+        handler = METHODS.get(method)
+        if handler is None or not self.get_owner() or not handler.supported(self):
+            await super()._finish_userauth(begin_auth, method, packet)
+            return
+        if self._auth:
+            self._auth.cancel()  # the last try, if the client did not wait for its answer
+        self._auth = handler(self, self._username, method, packet)
+
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        """Enforce the signature algorithms that we advertise: asyncssh would still accept SHA-1 from RSA keys."""
+        """Accept registered keys only, and only signatures that we advertise: asyncssh takes SHA-1 from RSA keys.
+
+        A key that is not registered is no failure, whether the client asks first or signs at once, as paramiko does
+        with every key that it has. Only a bad signature by a registered key is one.
+        """
         owner = cast("LoginTries", self.get_owner())
-        if msg:
-            await owner.begin_try(username)
-            length = int.from_bytes(signature[:4], "big")
-            if signature[4 : 4 + length].decode("ascii", "replace") not in SIGNATURES:
-                await owner.failed(username, Reason.SIGNATURE)
-                return False
+        # First: a stranger's key is not worth parsing, nor its signature checking.
+        if not self.registry.knows_key(username, self.address, key_data):
+            owner.key_refused(username)
+            return False
+        if not msg:
+            return await super().validate_public_key(username, key_data, msg, signature)
+        length = int.from_bytes(signature[:4], "big")
+        algorithm = signature[4 : 4 + min(length, 64)].decode("ascii", "replace")
+        if algorithm not in SIGNATURES:
+            owner.signature_refused(username, algorithm)
+            return False
+        await owner.begin_try(username)
         valid = await super().validate_public_key(username, key_data, msg, signature)
-        if not valid and msg:
+        if not valid:
             await owner.failed(username, Reason.SIGNATURE)
-        elif not valid:
-            owner.key_refused()
         return valid
 
     def log_sent_packet(self, *_: Any, **__: Any) -> None:

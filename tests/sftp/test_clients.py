@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from server.megaphone.exports import DayExport
 from server.pickups import Grade
+from server.settings import UserSettings
 from server.storage.ledger import Ledger
 from server.storage.records import LedgerLog, Publication
 from server.triton import LogRules
@@ -24,7 +26,7 @@ from server.triton import LogRules
 from ..support.sftp import NAME, PASSWORD, REKEYED, RawSftp, Running, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 CLIENTS = Path(__file__).parent / "clients"
 JSCH = Path("/usr/share/java/jsch.jar")
@@ -404,3 +406,75 @@ async def test_jsch_without_them_is_diagnosed(partner: Partner) -> None:
     (line,) = [entry for entry in entries if entry.get("reason") == "no-common-algorithm"]
     assert line["hint"] == "set legacy_algorithms = true in [sftp]"
     assert line["client"].startswith("JSCH-0.1.5")
+
+
+@pytest.fixture(scope="module", params=[1, 7, 33])
+def agent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path, Path]]:
+    """An agent with so many keys: their number, its socket, and the public key of the last."""
+    folder = tmp_path_factory.mktemp("agent")
+    paths = [folder / f"key{number}" for number in range(request.param)]
+    for path in paths:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        key.write_private_key(path)
+        path.chmod(0o600)
+        key.write_public_key(folder / f"{path.name}.pub")
+    socket = folder / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    try:
+        while not socket.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        environment = {"PATH": os.environ["PATH"], "SSH_AUTH_SOCK": os.fspath(socket)}
+        subprocess.run(["ssh-add", "-q", *paths], env=environment, check=True)
+        yield request.param, socket, folder / f"{paths[-1].name}.pub"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _pull_with_paramiko(port: str, target: Path) -> None:
+    client = paramiko.SSHClient()
+    client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+    client.connect("127.0.0.1", int(port), "triton", look_for_keys=False, timeout=10)
+    with client, client.open_sftp() as sftp:
+        sftp.get(NAME, str(target))
+
+
+@needs("ssh-agent", "ssh-add", package="openssh-client")
+@pytest.mark.parametrize(
+    "client",
+    [
+        pytest.param("openssh", marks=needs("sftp", package="openssh-client")),
+        "paramiko",
+        pytest.param("node", marks=pytest.mark.skipif(not _node_has_client(), reason="ssh2-sftp-client is missing")),
+        pytest.param("putty", marks=needs("psftp", package="putty-tools")),
+    ],
+)
+async def test_an_agent_with_many_keys(
+    client: str, agent: tuple[int, Path, Path], tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of its keys gets in; those before it are no failures, and the 31st of them is a line."""
+    count, socket, public = agent
+    (home := tmp_path / "home").mkdir()
+    (home / "batch").write_text(f"get {NAME} one\n")
+    users = [UserSettings(name="triton", authorized_keys=public)]
+    async with running(tmp_path, keys_dir, users=users, ban_after=1) as it:
+        partner = Partner(it, home, [])
+        here = ["-b", "batch", "-P", partner.port]
+        fingerprint = asyncssh.read_private_key(keys_dir / "ssh_host_ed25519_key").get_fingerprint()
+        commands = {
+            "openssh": ["sftp", "-F/dev/null", *OPENSSH, *here, "triton@127.0.0.1"],
+            "node": ["node", str(CLIENTS / "node_pull.js"), partner.port, "", NAME, "one"],
+            "putty": ["psftp", "-batch", "-be", "-hostkey", fingerprint, *here, "triton@127.0.0.1"],
+        }
+        if client == "paramiko":
+            monkeypatch.setenv("SSH_AUTH_SOCK", os.fspath(socket))
+            await asyncio.to_thread(_pull_with_paramiko, partner.port, home / "one")
+        else:
+            there = {"SSH_AUTH_SOCK": os.fspath(socket), "NODE_PATH": os.environ.get("NODE_PATH", "")}
+            status, output = await partner.run(*commands[client], **there)
+            assert status == 0, output
+        partner.got("one")
+        assert [login.method for login in it.logins] == ["publickey"]
+        assert it.server.registry.counters.refusals == ({"too-many-keys": 1} if count > 31 else {})
+        assert it.server.registry.bans() == []
