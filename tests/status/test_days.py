@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from server.convert.tally import Tally
+from server.episodes.catalogue import CatalogueStamp
 from server.megaphone.exports import DayExport
 from server.pickups import Ending, Grade, Pickup, PickupProgress
 from server.status.days import DayOverview, overview, span
@@ -184,3 +185,17 @@ def test_an_overview_reads_one_pickup_of_each_log_and_user(site: Site) -> None:
     second = pick_up(20, number=1, whole=True)
     found = site.ledger.first_pickups()
     assert sorted(found, key=lambda pickup: pickup.started) == [second, first, begun]
+
+
+def test_the_share_that_matched_stands_beside_each_tally_and_counts_no_fallback() -> None:
+    """Of each publication, also of one that was sent again; of the day, that of those that stand."""
+    stamp = CatalogueStamp("v", 1)
+    some = replace(TALLY, unmapped_episodes=1, fallback_urls=3, unmatched=4)
+    first = publication(log(superseded_by=2), tally=some, catalogue=stamp)
+    again = publication(log(1, 2), number=2, kind="resend", tally=replace(TALLY, fallback_urls=2, unmatched=2),
+                        catalogue=stamp)  # fmt: skip
+    told = one(record("due"), [first, again]).as_json()
+    assert [each["matched_share"] for each in told["publications"]] == [0.6, 0.8]
+    assert told["matched_share"] == 0.8
+    bare = one(record("due"), [publication(log(), tally=some)]).as_json()
+    assert bare["matched_share"] is None and bare["publications"][0]["matched_share"] is None
