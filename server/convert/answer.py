@@ -31,11 +31,15 @@ _OF_ROWS = ("reporting",)  # what counts rows; the other numbers of a tally coun
 
 @dataclass(slots=True)
 class Answer:
-    """The result of a conversion, as far as it was reported (see `messages`); ``rejects``: there is a file of them."""
+    """The result of a conversion, as far as it was reported (see `messages`).
+
+    ``rejects``: there is a file of them; ``one_line``: see `day.Converted`.
+    """
 
     tally: Tally = field(default_factory=Tally)
     logs: list[WrittenLog] = field(default_factory=list)
     rejects: bool = False
+    one_line: bool = False
     changed: int = 0
     removed: int = 0
     podcasts: PodcastBooks = field(default_factory=PodcastBooks)
@@ -108,7 +112,7 @@ class AnswerReader:
             tallies[name] = tally
 
     def _take_end(self, value: Any) -> None:
-        fields = _fields(value, "end", ("tally", "changed", "removed", "rejects"))
+        fields = _fields(value, "end", ("tally", "changed", "removed", "rejects", "one_line"))
         answer = self.answer
         answer.tally = tally = _tally(fields["tally"])
         answer.changed = _number(fields["changed"], "changed rows", _MOST if self._sent else 0)
@@ -116,6 +120,10 @@ class AnswerReader:
         if type(fields["rejects"]) is not bool or fields["rejects"] != (tally.rejected.total() > 0):
             _refuse("whether there are rejected rows")
         answer.rejects = fields["rejects"]
+        is_one_row = tally.rows == tally.rejected.total() == 1
+        if type(fields["one_line"]) is not bool or (fields["one_line"] and not is_one_row):
+            _refuse("whether its rows stand on one line")
+        answer.one_line = fields["one_line"]
         lines = [log.lines for log in answer.logs]
         if sum(lines) != tally.lines:
             _refuse("lines of the logs")

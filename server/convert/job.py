@@ -67,6 +67,7 @@ class Result:
 
     ``line_count`` counts its lines in the export, blank ones too. ``closing`` is the last row of a block of a JSON
     array that is nothing but ``]``: it is not a row if nothing follows in the file, else it is one more rejected row.
+    ``closed`` says that the last row, which is rejected, has that bracket behind it in its line.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Result:
     tally: Tally = field(default_factory=Tally)
     rejects: list[Reject] = field(default_factory=list)
     closing: Reject | None = None
+    closed: bool = False
     ids: Partitioned | None = None
     records: Partitioned | None = None
     podcasts: PodcastBooks | None = None

@@ -54,8 +54,9 @@ class Tally:
     """How many rows became what.
 
     ``rows`` counts all rows (blank lines are not rows); ``reporting`` counts the rows that were not rejected and meet
-    Megaphone's own reporting rule, filtered or not; ``clamped``, ``not_an_address``, ``ends_in_zero``,
-    ``outside_day`` and ``unmapped_episodes`` count lines written.
+    Megaphone's own reporting rule, filtered or not. The others count lines written: ``readdressed`` ones had an address
+    with a port or in a list; ``fallback_urls`` got the default URL, since the episode's token or enclosure URL is not
+    known; ``unmatched`` are those for which the episode catalogue knew no guid or which fell back.
     """
 
     rows: int = 0
@@ -68,9 +69,12 @@ class Tally:
     ends_in_zero: int = 0
     outside_day: int = 0
     unmapped_episodes: int = 0
+    readdressed: int = 0
+    fallback_urls: int = 0
+    unmatched: int = 0
 
-    _NUMBERS = ("rows", "lines", "reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day",
-                "unmapped_episodes")  # fmt: skip
+    NUMBERS = ("reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped_episodes",
+               "readdressed", "fallback_urls", "unmatched")  # fmt: skip
 
     @property
     def balanced(self) -> bool:
@@ -88,7 +92,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Add the tally of another part of the same day."""
-        for name in self._NUMBERS:
+        for name in ("rows", "lines", *self.NUMBERS):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.filtered.update(other.filtered)
         self.rejected.update(other.rejected)
@@ -100,18 +104,14 @@ class Tally:
             "lines": self.lines,
             "filtered": {str(reason): n for reason in FilterReason if (n := self.filtered[reason])},
             "rejected": {str(reason): n for reason in RejectReason if (n := self.rejected[reason])},
-            "reporting": self.reporting,
-            "clamped": self.clamped,
-            "not_an_address": self.not_an_address,
-            "ends_in_zero": self.ends_in_zero,
-            "outside_day": self.outside_day,
-            "unmapped_episodes": self.unmapped_episodes,
-        }
+        } | {name: getattr(self, name) for name in self.NUMBERS}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tally:
-        """Return the tally that `as_json` returned as ``data``."""
-        numbers = {name: int(data[name]) for name in cls._NUMBERS}
+        """Return the tally that `as_json` returned as ``data``, in this release or an earlier one."""
+        # What earlier releases did not count is 0; none of them let a URL fall back and told so.
+        older = {"readdressed": 0, "fallback_urls": 0, "unmatched": data["unmapped_episodes"]}
+        numbers = {name: int((older | data)[name]) for name in ("rows", "lines", *cls.NUMBERS)}
         return cls(**numbers, filtered=Counter(data["filtered"]), rejected=Counter(data["rejected"]))
 
 

@@ -20,9 +20,9 @@ from ..convert.row import Conversion
 from ..disk import translate_os_errors
 from ..megaphone.exports import DayExport
 from ..storage.records import LedgerLog, Publication
-from ..triton import LogFile, LogName, layouts_by_header
+from ..triton import IdCells, LogFile, LogName, layouts_by_header
 from .decisions import UNKNOWN_LAYOUT, Order
-from .holds import LOOK_BACK_DAYS, HoldPolicy, hold_reason
+from .holds import LOOK_BACK_DAYS, ON_ONE_LINE, HoldPolicy, hold_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,6 +128,8 @@ class Publisher:
             tally, changed, removed = converted.tally, converted.changed, converted.removed
             rows_before = self._rows_before(day)
             held = hold_reason(tally, rows_before, self._policy) if order.may_hold else None
+            if converted.one_line and order.kind != "late":
+                held = ON_ONE_LINE
             staging.keep_rejects(written=converted.rejects)
             if held is not None:
                 return Done(tally, held=held)
@@ -288,7 +290,8 @@ class Publisher:
                 day=day,
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
-                rules=rules if layout is None else replace(rules, layout=layout),
+                # Which release wrote the file, and so how ids stand in it, does not show.
+                rules=rules if layout is None else replace(rules, layout=replace(layout, ids=IdCells.UNKNOWN)),
                 tally=None,
                 intended_at=now,
                 published_at=published,

@@ -22,6 +22,7 @@ from server.convert.log_writer import inflate
 from server.convert.row import Conversion
 from server.triton import LogRules
 
+from ..support.fuzz_rows import ordinary
 from ..support.odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
 from ..support.reference_conversion import KERNEL, convert_slowly
 
@@ -142,8 +143,7 @@ def test_any_json_in_any_field_comes_out_as_by_the_exact_rules(
 ) -> None:
     """Whatever JSON can say, in any field, alone or among ordinary rows."""
     texts = [orjson.dumps({**GOOD, "id": f"id{number}", **row}) for number, row in enumerate(rows)]
-    ordinary = [row.removesuffix(b"\n") for row in day_rows(DAY, 5)]
-    assert_same([*ordinary, *texts] if more else texts, conversion(RULES[name], catalogue=more))
+    assert_same([*ordinary(), *texts] if more else texts, conversion(RULES[name], catalogue=more))
 
 
 @settings(max_examples=300, deadline=None)
