@@ -5,11 +5,12 @@
 The days are those of `days`: one whose values repeat, one whose values do not, one of hash-like addresses. Prints for
 each the medians of wall time, their ratios, the peak memory of all processes, and the size of each output; says whether
 the outputs are the same text, where an engine can express the rule (the Hashed-IP column, a keyed hash, is left out);
-and at the end the worst ratio of the days. Peers are careful or lean (see `peers`); it is the fastest of a kind that
-counts. The floor is gunzip of the export, then gzip of the same log text, with isal in one process. `addresses` is the
-day `tokens` with addresses: what ours takes for the one over what it takes for the other says what tokens cost. With
-`--episodes`, `catalogue` is ours again, with an episode catalogue of that many RSS items in use. Wants the extra
-`bench`.
+and at the end the README's table: each ratio on each day, and the worst of them. Peers are careful or lean (see
+`peers`); it is the fastest of a kind that counts. The floor is gunzip of the export, then gzip of the same log text,
+with isal in one process. `addresses` is the day `tokens` with addresses: what ours takes for the one over what it takes
+for the other says what tokens cost. `one worker` is ours in one thread; `late rows` is ours for a day of which one row
+in a hundred comes late, against the log of the others. An empty day is converted twenty times. With `--episodes`,
+`catalogue` is ours again, with an episode catalogue of that many RSS items in use. Wants the extra `bench`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ import shutil
 import statistics
 import sys
 import tempfile
+import zlib
 from datetime import date
 from pathlib import Path
 
+from isal import igzip
+
+from . import late
 from .days import DAYS, make_day
 from .episodes import write_catalogue
 from .measuring import Measured, measure
@@ -33,6 +38,8 @@ DAY = date(2026, 11, 20)
 HASHED_IP = 3
 # Our time over that of the fastest of a kind, at most, on the worst of the days.
 REACH = {"polars": 0.65, "duckdb": 0.25, "jq": 0.08, "floor": 1.3, "addresses": 1.3}
+EMPTY, EMPTY_ROUNDS = 0.2, 20  # seconds, at most, for a day without rows
+OWN = ("one worker", "late rows")
 WITH_CATALOGUE = 0.95  # ours without a catalogue over ours with one, at least: not slower by more than about 5 %
 
 
@@ -43,19 +50,38 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--day", action="append", default=[], choices=DAYS, help="only this day (default: all of them)")
     parser.add_argument("--jq-rounds", type=int, default=1, help="jq takes a minute for a million rows")
-    parser.add_argument("--without", action="append", default=[], choices=[*map(_kind, ENGINES), "addresses"])
+    parser.add_argument("--without", action="append", default=[], choices=[*map(_kind, ENGINES), *OWN, "addresses"])
     parser.add_argument("--episodes", type=int, default=0, help="also with a catalogue of so many episodes")
     parser.add_argument("--folder", type=Path, help="keep the exports and the outputs here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        worst: dict[str, float] = {}
-        for name in arguments.day or DAYS:
-            ratios = _measure_day(name, folder, arguments)
-            worst |= {kind: max(ratio, worst.get(kind, 0.0)) for kind, ratio in ratios.items()}
-    print("worst of the days, ours over the fastest of a kind:")
-    for kind, ratio in worst.items():
-        print(f"  {kind:12}{ratio:8.3f}  to reach {REACH[kind]:.2f}")
+        if "jq" not in arguments.without and shutil.which("jq") is None:
+            arguments.without.append("jq")
+            print("without jq: apt-get install jq")
+        days = {name: _measure_day(name, folder, arguments) for name in arguments.day or DAYS}
+        empty = _empty_day(folder)
+    _table(days)
+    print(f"an empty day: {empty:.3f} s, median of {EMPTY_ROUNDS}; to reach {EMPTY:.1f} s")
+
+
+def _table(days: dict[str, dict[str, float]]) -> None:
+    """Print the README's table of ratios."""
+    print(f"| ours / the fastest | {' | '.join(days)} | worst | to reach |")
+    print("|---|" + "---|" * (len(days) + 2))
+    for kind, reach in REACH.items():
+        ratios = [ratios.get(kind) for ratios in days.values()]
+        if any(ratios):
+            cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            worst = max(ratio for ratio in ratios if ratio is not None)
+            print(f"| {kind} | {' | '.join(cells)} | **{worst:.2f}** | {reach:.2f} |")
+
+
+def _empty_day(folder: Path) -> float:
+    """The median time of a day without rows."""
+    export = folder / f"metrics-day-{DAY}.json.gz"
+    export.write_bytes(gzip.compress(b""))
+    return statistics.median(measure(_command("ours", export, folder)).seconds for _ in range(EMPTY_ROUNDS))
 
 
 def _kind(engine: str) -> str:
@@ -69,7 +95,12 @@ def _measure_day(name: str, folder: Path, arguments: argparse.Namespace) -> dict
     print(
         f"{name}: {arguments.rows:,} rows, {export.stat().st_size / 1e6:.1f} MB compressed, {arguments.rounds} rounds"
     )
-    engines = ["ours", *(engine for engine in ENGINES if _kind(engine) not in arguments.without)]
+    engines = ["ours", *(engine for engine in (*OWN, *ENGINES) if _kind(engine) not in arguments.without)]
+    if "late rows" in engines:
+        first = where / "first.json.gz"
+        with igzip.open(export) as rows, igzip.open(first, "wb", 2) as kept:  # type: ignore[no-untyped-call]
+            kept.writelines(row for row in rows if zlib.crc32(row) % 100)
+        measure(late.command(first, "first"))
     if name == "tokens" and "addresses" not in arguments.without:
         engines.append("addresses")
         exports["addresses"] = make_day("addresses", folder, DAY, arguments.rows)
@@ -99,6 +130,9 @@ def _measure_day(name: str, folder: Path, arguments: argparse.Namespace) -> dict
 
 def _command(engine: str, export: Path, folder: Path) -> list[str]:
     output = str(folder / f"{engine}.tsv.gz")
+    if engine in OWN:
+        sent, workers = ([folder / "first-00.tsv.gz"], 0) if engine == "late rows" else ([], 1)
+        return late.command(export, engine, sent, workers)
     if engine in ("ours", "catalogue", "addresses"):
         command = Path(sys.executable).with_name("pickup-point")
         found = str(command) if command.exists() else shutil.which("pickup-point") or "pickup-point"
@@ -116,8 +150,8 @@ def _report(runs: dict[str, list[Measured]], folder: Path) -> None:
     for engine, measured in runs.items():
         median = statistics.median(run.seconds for run in measured)
         peak = max(run.peak for run in measured) / 1e6
-        output = folder / f"{engine}.tsv.gz"
-        compared = "" if engine in ("ours", "addresses") else _text_digest(output)
+        output = folder / (f"{engine}-00.tsv.gz" if engine in OWN else f"{engine}.tsv.gz")
+        compared = "" if engine in ("ours", "addresses", "late rows") else _text_digest(output)
         same = "" if not compared else "the same" if compared == expected else "DIFFERENT"
         ratio = "" if engine == "ours" else f"{ours / median:.3f}"
         if engine == "catalogue":

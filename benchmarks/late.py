@@ -12,6 +12,7 @@ import tempfile
 import zlib
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.cli.samples import write_day
 from server.convert.apart import Outputs, SentFile, convert_apart
@@ -21,16 +22,26 @@ from server.triton import Layout, LogRules
 
 from .measuring import measure
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DAY = date(2026, 11, 20)
 
 
-def _convert(folder: Path, name: str, sent: list[Path]) -> None:
-    conversion = Conversion(LogRules(), bytes(32), day=DAY)
+def command(export: Path, name: str, sent: Sequence[Path] = (), workers: int = 0) -> list[str]:
+    """The command that converts an export into ``{name}-00.tsv.gz`` beside it, against the logs that were sent."""
+    itself = [sys.executable, "-m", "benchmarks.late", "--folder", str(export.parent), "--workers", str(workers)]
+    return [*itself, "--convert", export.name, name, *map(str, sent)]
+
+
+def _convert(export: Path, name: str, sent: list[Path], workers: int) -> None:
+    conversion, folder = Conversion(LogRules(), bytes(32), day=DAY), export.parent
     converted = convert_apart(
-        folder / f"{name}.json.gz",
+        export,
         lambda: conversion,
         Outputs(folder, lambda: FileNames(f"{name}-", 0, ".tsv.gz"), (folder, f"{name}.rejects.ndjson.gz")),
         scratch=folder,
+        workers=workers,
         sent=[SentFile(Layout(), lambda path=path: path.open("rb"), path.name) for path in sent],  # type: ignore[misc]
     )
     print(converted.tally.as_json(), converted.changed, converted.removed, file=sys.stderr)
@@ -41,10 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, help="keep the files here")
-    parser.add_argument("--convert", nargs="+", help=argparse.SUPPRESS)  # the measured process: name, sent logs
+    parser.add_argument("--workers", type=int, default=0, help="threads (default: one for each core)")
+    parser.add_argument("--convert", nargs="+", help=argparse.SUPPRESS)  # the measured process: see `command`
     arguments = parser.parse_args()
     if arguments.convert:
-        _convert(arguments.folder, arguments.convert[0], [Path(path) for path in arguments.convert[1:]])
+        export, name, *sent = arguments.convert
+        _convert(arguments.folder / export, name, [Path(path) for path in sent], arguments.workers)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -52,9 +65,9 @@ def main() -> None:
         if not (folder / "second.json.gz").exists():
             write_day(folder / "first.json.gz", DAY, arguments.rows, keep=lambda row: zlib.crc32(row) % 100 != 0)
             write_day(folder / "second.json.gz", DAY, arguments.rows)
-        command = [sys.executable, "-m", "benchmarks.late", "--folder", str(folder), "--convert"]
-        first = measure([*command, "first"])
-        second = measure([*command, "second", str(folder / "first-00.tsv.gz")])
+        first = measure(command(folder / "first.json.gz", "first", workers=arguments.workers))
+        sent = [folder / "first-00.tsv.gz"]
+        second = measure(command(folder / "second.json.gz", "second", sent, arguments.workers))
         for name, run in (("first version", first), ("late rows", second)):
             print(
                 f"{arguments.rows:,} rows, {name}: {run.seconds:.1f} s, peak {run.peak / 1e6:.0f} MB of all processes"

@@ -130,18 +130,19 @@ async def measure(folder: Path, rows: int, tries: int) -> None:
         [sys.executable, "-m", "server", "serve", "--config", str(config)], stderr=subprocess.DEVNULL, env=os.environ
     )
     try:
-        for _ in range(200):
+        while True:
             try:
                 await one_visit(port)
                 break
             except (OSError, asyncssh.Error):
+                if service.poll() is not None:
+                    raise SystemExit(f"the service ended with status {service.returncode}") from None
                 await asyncio.sleep(0.1)
         show("nothing converted", await visits(port, range(tries)))
         part.replace(exports / part.name)
         spool = folder / "data" / "staging" / f"export-{large}.json.gz"
-        while not spool.exists():
-            await asyncio.sleep(0.05)
-        while spool.stat().st_size < (exports / part.name).stat().st_size:
+        whole = (exports / part.name).stat().st_size
+        while not spool.exists() or spool.stat().st_size < whole:
             await asyncio.sleep(0.01)
         started = time.perf_counter()
         show("a day converted", await visits(port, iter(spool.exists, False)))

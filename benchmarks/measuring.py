@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -25,8 +26,10 @@ def measure(command: list[str]) -> Measured:
         subprocess.CalledProcessError: it failed.
     """
     peaks, ended = [0], threading.Event()
+    # An installed program has its modules compiled, so it must be allowed to keep them here, too.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
 
         def watch() -> None:
             while not ended.wait(EVERY):

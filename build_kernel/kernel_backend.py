@@ -1,5 +1,7 @@
 """The build of the package (PEP 517): setuptools', and before it the kernel, `server/convert/kernel.c`, as a library.
 
+The example configuration is copied into the package, too, for `pickup-point manual config`.
+
 Runs a C compiler: the one that ``CC`` names, else the system's; where there is none, zig's, which comes from PyPI for
 the build alone and only for platforms of which it has a wheel. Elsewhere, and with ``PICKUP_POINT_KERNEL=none``, the
 build succeeds without a kernel, and rows go the exact way.
@@ -28,6 +30,7 @@ from setuptools.build_meta import (  # noqa: F401  # the hooks that stay as they
 
 SOURCE = Path("server/convert/kernel.c")
 LIBRARY = SOURCE.with_name("libkernel.so")
+EXAMPLE = Path("config.example.toml")
 SWITCH = "PICKUP_POINT_KERNEL"
 FLAGS = ("-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 ZIG = "ziglang>=0.13"
@@ -44,6 +47,7 @@ def get_requires_for_build_editable(config_settings=None):
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    shutil.copyfile(EXAMPLE, Path("server/manual", EXAMPLE.name))
     tag = build_kernel()
     settings = dict(config_settings or {})
     if tag:

@@ -7,15 +7,13 @@ Rules come from Triton Digital's "Podcast Log Requirements" (names, columns, TSV
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-import orjson
-
-from .megaphone.exports import METRICS, start_of
+from .megaphone.exports import METRICS, calendar_day, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +22,8 @@ if TYPE_CHECKING:
 URL_LIMIT = 2048  # Triton: "Up to 2048 characters complete URI"
 DEFAULT_URL = "/{podcast_id}/{episode_id}.mp3"
 OF_CATALOGUE = ("guid", "token", "enclosure_url")  # what a URL may contain besides the export's fields
-_PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
-_LOG_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]{0,63})(\d{8})-(\d{2,9})\.(tsv|w3c)\.gz", re.ASCII)
+_PREFIX = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}"
+_LOG_NAME = rf"({_PREFIX})(\d{{8}})-(\d{{2,9}})\.(tsv|w3c)\.gz"
 
 
 class IdCells(StrEnum):
@@ -47,8 +45,7 @@ class LogFormat(StrEnum):
     W3C = "w3c"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class LogName:
+class LogName(NamedTuple):
     """The name of one log file, ``{prefix}{YYYYMMDD}-{NN}.{format}.gz``; NN counts from 00, in two or more digits.
 
     >>> LogName.parse("MEGA20261120-00.tsv.gz").day
@@ -71,20 +68,19 @@ class LogName:
     @classmethod
     def parse(cls, text: str) -> LogName | None:
         """Return the name that ``text`` spells, or None when it is not exactly one."""
-        match = _LOG_NAME.fullmatch(text)
+        match = re.fullmatch(_LOG_NAME, text, re.ASCII)
         if match is None:
             return None
         prefix, day, number, log_format = match.groups()
-        try:
-            name = cls(prefix, date(int(day[:4]), int(day[4:6]), int(day[6:])), int(number), LogFormat(log_format))
-        except ValueError:
+        parsed = calendar_day(f"{day[:4]}-{day[4:6]}-{day[6:]}")
+        if parsed is None:
             return None
+        name = cls(prefix, parsed, int(number), LogFormat(log_format))
         # "-000" parses as a number too, but two names for one file would be two files for Triton.
         return name if str(name) == text else None
 
 
-@dataclass(frozen=True, slots=True)
-class LogFile:
+class LogFile(NamedTuple):
     """A published log file; its size in bytes and its mtime in whole seconds since 1970 never change."""
 
     name: LogName
@@ -94,7 +90,7 @@ class LogFile:
 
 def prefix_problem(prefix: str) -> str:
     """Return what is wrong with a prefix for log names, or ''."""
-    return "" if _PREFIX.fullmatch(prefix) else "it would make bad file names"
+    return "" if re.fullmatch(_PREFIX, prefix) else "it would make bad file names"
 
 
 class DerivedValue(StrEnum):
@@ -128,8 +124,7 @@ _W3C_NAMES = {
 _STEM, _QUERY = "cs-uri-stem", "cs-uri-query"
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnSpec:
+class ColumnSpec(NamedTuple):
     """A configured column: a name and exactly one of a derived value, a field of the export, and a constant."""
 
     name: str
@@ -138,8 +133,7 @@ class ColumnSpec:
     constant: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(NamedTuple):
     """The values derived from one row, each as in its column, except for text that has yet to be cleaned."""
 
     date: str
@@ -158,30 +152,28 @@ class LogLine:
     method: str = "GET"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The columns, header and text cleaning of a log file; ``columns`` None means the format's default.
-
-    It is stored with every publication (`as_json`), so that a day's late file has the layout of its first file.
-    """
-
+class _LayoutFields(NamedTuple):
     format: LogFormat = LogFormat.TSV
     header: str = "plain"
     text: str = "safe"
     columns: tuple[ColumnSpec, ...] | None = None
     ids: IdCells = IdCells.EXACT
-    specs: tuple[ColumnSpec, ...] = field(init=False, repr=False, compare=False)  # kept: every row asks for them
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "specs", self._specs())
+
+class Layout(_LayoutFields):
+    """The columns, header and text cleaning of a log file; ``columns`` None means the format's default.
+
+    It is stored with every publication (`as_json`), so that a day's late file has the layout of its first file.
+    """
 
     @property
     def clean(self) -> Callable[[Any], str]:
         """The function that turns any JSON value into text that is safe in a column."""
         return percent_text if self.format is LogFormat.W3C or self.text == "percent" else safe_text
 
-    def _specs(self) -> tuple[ColumnSpec, ...]:
-        """Return the columns as they are written, including ``cs-uri-query``."""
+    @cached_property  # every row asks for them
+    def specs(self) -> tuple[ColumnSpec, ...]:
+        """The columns as they are written, including ``cs-uri-query``."""
         w3c = self.format is LogFormat.W3C
         specs = self.columns
         if specs is None:
@@ -250,7 +242,7 @@ class Layout:
         """Return the layout as the ledger keeps it."""
         columns = None
         if self.columns is not None:
-            columns = [{f.name: v for f in fields(c) if (v := getattr(c, f.name)) is not None} for c in self.columns]
+            columns = [{name: str(v) for name, v in c._asdict().items() if v is not None} for c in self.columns]
         return {"format": str(self.format), "header": self.header, "text": self.text, "columns": columns,
                 "ids": str(self.ids)}  # fmt: skip
 
@@ -288,17 +280,17 @@ def _is_stem(spec: ColumnSpec) -> bool:
 
 
 def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | None:
-    """Return the layout of a log that begins with ``head``: the configured one, or a default one; None if neither."""
+    """Return the layout of a log that begins with ``head``: the configured one, or a default one; None if neither.
+
+    Only a header shows which columns a log has: as many cells may be others. A log without one has a known layout only
+    if it has no line at all.
+    """
     defaults = [Layout(name.format, header, configured.text) for header in ("plain", "comment")]
     for layout in (configured, *defaults):
         if layout.format is not name.format:
             continue
         header = layout.header_lines(name.day)
-        if header and head.startswith(header):
-            return layout
-        # Without a header, the number of columns has to decide.
-        first_line = head.partition("\n")[0]
-        if not header and (not first_line or first_line.count("\t") == len(layout.specs) - 1):
+        if head.startswith(header) if header else not head:
             return layout
     return None
 
@@ -350,6 +342,8 @@ def json_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float):
+        import orjson  # only here: it takes long to load, and few cells are numbers
+
         return orjson.dumps(value).decode()
     return ""
 
@@ -459,14 +453,13 @@ class UrlTemplate:
         return "".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class LogRules:
+class LogRules(NamedTuple):
     """How rows become lines: ``[log]`` without file names and without secrets.
 
     It is stored with every publication (`as_json`), so that a day's late rows follow the rules of its first file.
     """
 
-    layout: Layout = field(default_factory=Layout)
+    layout: Layout = Layout()
     rows: str = "not-blacklisted"
     ip: str = "full"
     partial_status: int = 206

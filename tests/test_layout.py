@@ -21,8 +21,9 @@ MOST_LINES = 600
 
 # From the bottom to the top, a floor a line; each room is a folder of server/, or the files named behind it.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"errors": "errors", "threads": "threads", "log_output": "log_output", "systemd": "systemd"},
-    {"disk": "disk", "s3": ""},
+    {"errors": "errors"},
+    {"threads": "threads", "log_output": "log_output", "systemd": "systemd"},
+    {"disk": "disk paths rights", "s3": ""},
     {"megaphone": ""},
     {"triton": "triton"},
     {"pickups": "pickups"},
@@ -43,11 +44,11 @@ OWNERS: dict[str, str] = {
     "aiobotocore": "s3.client",
     "aiohttp": "s3.client episodes.fetch status.webhook",
     "argon2": "sftp.users",
-    "asyncssh": "sftp.server sftp.connection sftp.login sftp.session sftp.fast_send sftp.keys sftp.client",
+    "asyncssh": "sftp.server sftp.connection sftp.login sftp.endings sftp.session sftp.fast_send sftp.keys sftp.client",
     "botocore": "s3.client",
     "prometheus_client": "status.metrics",
     "pydantic": "settings config",
-    "rich": "cli.app cli.progress cli.tables",
+    "rich": "cli.app cli.manual cli.progress cli.tables",
     "sqlite3": "storage.ledger",
     "tomllib": "config cli.privileges",
     "typer": "cli.app cli.options cli.setup cli.episodes",

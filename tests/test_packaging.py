@@ -72,7 +72,15 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
     """The package with its typing marker, monitoring files and kernel, no tests, no keys; the sdist builds it."""
     leave = {"__pycache__", "build", "pickup_point.egg-info"}
     source = tmp_path / "source"
-    for path in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "server", "build_kernel"):
+    for path in (
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "config.example.toml",
+        "LICENSE",
+        "server",
+        "build_kernel",
+    ):
         for file in [ROOT / path] if (ROOT / path).is_file() else (ROOT / path).rglob("*"):
             if file.is_file() and not leave & set(file.parts):
                 target = source / file.relative_to(ROOT)
@@ -89,6 +97,8 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "server/py.typed",
         "server/monitoring/alerts.yml",
         "server/monitoring/dashboard.json",
+        "server/manual/operating.md",
+        "server/manual/config.example.toml",
         "server/convert/libkernel.so",
     } <= names
     assert not [name for name in names if name.startswith(("tests", "keys", "benchmarks"))]
@@ -100,11 +110,12 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "pyproject.toml",
         "README.md",
         "LICENSE",
+        "config.example.toml",
         "server/cli/app.py",
         "server/convert/kernel.c",
         "build_kernel/kernel_backend.py",
     } <= inside
-    assert "server/convert/libkernel.so" not in inside
+    assert not {"server/convert/libkernel.so", "server/manual/config.example.toml"} & inside
     unpacked = tmp_path / "unpacked"
     with tarfile.open(sdist) as archive:
         archive.extractall(unpacked, filter="data")

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.skipif(bool(container.why_not()), reason=container.why_not()),
     pytest.mark.timeout(300),
-    pytest.mark.xdist_group("booted"),
 ]
 SFTP = (
     "SSH_ASKPASS=/root/askpass SSH_ASKPASS_REQUIRE=force sftp -q -o StrictHostKeyChecking=yes"

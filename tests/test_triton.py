@@ -33,7 +33,13 @@ METRIC_ID = ColumnSpec("x-metric-id", value="x-metric-id")
 # --- Names ----------------------------------------------------------------------------------------------------------
 
 prefixes = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", fullmatch=True)
-names = st.builds(LogName, prefixes, st.dates(), st.integers(0, 999_999_999), st.sampled_from(LogFormat))
+names = st.builds(
+    LogName,
+    prefixes,
+    st.dates(date(1970, 1, 1), date(8999, 12, 31)),
+    st.integers(0, 999_999_999),
+    st.sampled_from(LogFormat),
+)
 
 
 @given(names)
@@ -73,7 +79,8 @@ def test_a_log_name_is_prefix_day_and_number(text: str, name: LogName) -> None:
         "", "MEGA", "20261120-00.tsv.gz", "MEGA20261120-0.tsv.gz", "MEGA20261120-000.tsv.gz", "MEGA20261120-007.tsv.gz",
         "MEGA20261120.tsv.gz", "MEGA20261120-00.tsv", "MEGA20261120-00.csv.gz", "MEGA20261120-00.TSV.gz",
         "MEGA20261120-00.tsv.gz\n", " MEGA20261120-00.tsv.gz", "/MEGA20261120-00.tsv.gz", "../MEGA20261120-00.tsv.gz",
-        "MEGA20261320-00.tsv.gz", "MEGA20260230-00.tsv.gz", "MEGA00001120-00.tsv.gz", "MEGA2026112-00.tsv.gz",
+        "MEGA20261320-00.tsv.gz", "MEGA20260230-00.tsv.gz", "MEGA00001120-00.tsv.gz", "MEGA99991231-00.tsv.gz",
+        "MEGA00010101-00.tsv.gz", "MEGA2026112-00.tsv.gz",
         "MEGA20261120--1.tsv.gz", "MEGA20261120-\u0660\u0660.tsv.gz", "MEGA\u0662\u06600261120-00.tsv.gz",
         "-MEGA20261120-00.tsv.gz", "ME.GA20261120-00.tsv.gz", "ME GA20261120-00.tsv.gz", "MEGÄ20261120-00.tsv.gz",
         "MEGA\x0020261120-00.tsv.gz", "MEGA20261120-00.tsv.gz.gz", "MEGA20261120-00xtsvxgz",

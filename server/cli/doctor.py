@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import tempfile
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
-from ..errors import ConfigError, ExportChanged, SourceError
+from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError
 from ..megaphone.source import open_source
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
@@ -59,17 +60,21 @@ class Finding:
 async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[Finding]:
     """Examine everything; with an ``attempt``, also log in and fetch a file.
 
-    Root examines the keys and the bucket as root, the rest as the owner of the data folder.
+    Root examines the keys as root, the rest as the owner of the data folder.
     """
     findings = [Finding(Level.OK, f"configuration: {config.path} is valid")]
     host_keys, found = _keys(config)
     findings += found
-    findings += [finding async for finding in _exports(config)]
-    # No way back from here: what needs root comes before this, what must not leave root's files behind comes after.
+    # No way back from here: what needs root comes before this, what must not leave root's files behind comes after, and
+    # so do the exports, of which it matters whether the service can read them.
     become_owner(config)
+    findings += [finding async for finding in _exports(config)]
     findings += _data_folder(config)
     findings.append(_kernel())
-    snapshot = Snapshot.take(config, datetime.now(UTC))
+    try:
+        snapshot = Snapshot.take(config, datetime.now(UTC))
+    except DataFolderError as error:
+        return [*findings, Finding(Level.CRITICAL, f"data folder: {error}", error.hint)]
     findings += _service(snapshot)
     port = [finding async for finding in _port(config, host_keys)] if snapshot.running else []
     findings += port
@@ -169,7 +174,7 @@ async def _if_match(source: ExportSource, export: DayExport) -> Finding:
     """Ask for a version that never existed: a store that sends something could send half of two versions."""
     sampler: BinaryIO = _Sampler()  # type: ignore[assignment]  # as above
     try:
-        await source.fetch(replace(export, etag="0" * 32), sampler)
+        await source.fetch(export._replace(etag="0" * 32), sampler)
     except ExportChanged:
         return Finding(Level.OK, "exports: the store refuses a version that it does not have (If-Match)")
     except _Enough:
@@ -187,7 +192,8 @@ def _clock(listing: Listing, began: datetime) -> Finding:
 
 
 def _listing_command(config: Config) -> str:
-    return f"aws s3 ls {config.export.url}/" if config.export.bucket else f"ls -l {config.export.place}"
+    place = shlex.quote(f"{config.export.place}" if config.export.bucket is None else f"{config.export.place}/")
+    return f"ls -l {place}" if config.export.bucket is None else f"aws s3 ls {place}"
 
 
 # The data folder and the service
@@ -196,11 +202,11 @@ def _listing_command(config: Config) -> str:
 def _data_folder(config: Config) -> Iterator[Finding]:
     """See whether the owner can write to the data folder, and link in it."""
     folder = config.data_dir
-    if not folder.exists():
-        cure = "systemctl start pickup-point; or pickup-point serve"
-        yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet, the first start creates it", cure)
-        return
     try:
+        if not folder.exists():
+            cure = "systemctl start pickup-point; or pickup-point serve"
+            yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet, the first start creates it", cure)
+            return
         # The steps of a publication: write, fsync, link.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as trial:
             descriptor, path = tempfile.mkstemp(dir=trial)

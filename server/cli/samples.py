@@ -7,6 +7,7 @@ arguments give the same rows, and an unfinished day (``until``) is the beginning
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
+from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -168,15 +169,15 @@ def day_rows(
     the share of listeners whose ``ip`` is 32 hex digits instead of an address. ``broken`` adds a few rows of every kind
     that is rejected; they are not counted in ``rows``.
     """
-    world = Random(f"world {seed}")  # noqa: S311  # made-up data
-    episodes = _episodes(world)
+    episodes = _episodes(seed)
     random = Random(f"day {seed} {day}")  # noqa: S311  # made-up data
     listener = _listeners(random, tokens_share)
     known = [listener() for _ in range(min(_KNOWN_LISTENERS, rows // 4 + 1))]
     broken_rows = list(_broken_rows(day)) if broken else []
     spacing = rows // (len(broken_rows) + 1) + 1
     end = 86400.0 if until is None else (until - datetime.combine(day, time(), UTC)).total_seconds()
-    clock = [f"{day}T{h:02d}:{m:02d}:{s:02d}" for h in range(24) for m in range(60) for s in range(60)]
+    minutes = [f"{day}T{h:02d}:{m:02d}" for h in range(24) for m in range(60)]
+    seconds = [f"{s:02d}" for s in range(60)]
     for i in range(rows):
         at = (i + 0.5) * 86400 / rows
         second = min(86399, max(0, int(at + (random.random() - 0.5) * 2 * _JITTER)))
@@ -200,8 +201,9 @@ def day_rows(
             bytes_sent = 0
         duration = float(episode.duration)
         blocked = random.random() < 0.015
+        created = f"{minutes[second // 60]}:{seconds[second % 60]}"
         line = _ROW % (
-            downloader.place, downloader.ip, clock[second], episode.podcast_id, "0" if kind < 0.9 else "null", filesize,
+            downloader.place, downloader.ip, created, episode.podcast_id, "0" if kind < 0.9 else "null", filesize,
             bytes_sent, duration * bytes_sent // filesize, episode.duration, "true" if blocked else "false",
             episode.episode_id, downloader.bot, _uuid4(random), downloader.user_agent,
         )  # fmt: skip
@@ -232,7 +234,8 @@ def write_day(
     written = 0
     part = path.with_name(f".{path.name}.part")
     packer = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31)
-    with part.open("wb") as file:
+    part.unlink(missing_ok=True)
+    with part.open("xb") as file:  # exclusively: a link of that name would lead elsewhere
         block: list[bytes] = []
         for row in day_rows(day, rows, seed, broken=broken, tokens_share=tokens_share, until=until):
             if keep is None or keep(row):
@@ -246,7 +249,9 @@ def write_day(
     return written
 
 
-def _episodes(random: Random) -> list[_Episode]:
+@lru_cache(1)
+def _episodes(seed: int) -> list[_Episode]:
+    random = Random(f"world {seed}")  # noqa: S311  # made-up data
     node = f"{random.getrandbits(48):012x}"
     podcasts = [_uuid1(random, node) for _ in range(_PODCASTS)]
     episodes = []

@@ -7,7 +7,7 @@ the program, never by a listener's address.
 
 How it reports a failure, ``{"failed": {"kind": ...}}``:
 
-    torn        the export is not a complete gzip file: "word", of `lines.TORN`
+    torn        the export is not a complete gzip file: "word", of `torn.TORN`
     unreadable  the system cannot read the export: "errno"
     sent        a published log is not a complete gzip file: "log", its index in ``sent``, and "word"
     disk        the disk refused a write: "errno"
@@ -24,20 +24,20 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataFolderError, ExportTorn, SourceError
 from . import sandbox
 from .day import Export, SentLog, convert_export
-from .kernel import Kernel
 from .messages import LENGTH, Request, WrittenLog, answer, line
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
     from typing_extensions import Buffer
+
+    from .kernel import Kernel
 
 _EVERY = 0.1  # seconds between two reports of progress
 _STACK = 1 << 20  # bytes, of a thread
@@ -108,7 +108,7 @@ def _convert(request: Request) -> Any:
         Export("the export", lambda: _rewound(request.export)),
         request.conversion,
         sink,
-        kernel=Kernel.open() if request.kernel else None,
+        kernel=lambda: _kernel() if request.kernel else None,
         scratch=Path(),
         threads=request.threads,
         max_rows_per_file=request.max_rows_per_file,
@@ -122,6 +122,12 @@ def _convert(request: Request) -> Any:
     )
     logs = [WrittenLog(lines, *written) for lines, written in zip(converted.lines_per_log, sink.written(), strict=True)]
     return answer(converted, logs, rejects=sink.has_rejects)
+
+
+def _kernel() -> Kernel | None:
+    from .kernel import Kernel  # only here: an empty export needs none
+
+    return Kernel.open()
 
 
 def _rewound(descriptor: int) -> BinaryIO:
@@ -169,7 +175,11 @@ class _File(io.FileIO):
         _remove(folder, name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         super().__init__(os.open(name, flags, mode, dir_fd=folder), "wb")
-        self._digest = sha256() if digest else None
+        self._digest = None
+        if digest:
+            from hashlib import sha256  # only here: it loads OpenSSL
+
+            self._digest = sha256()
         self.size = 0
 
     @property

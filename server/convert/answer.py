@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ConversionDied, DataFolderError, PickupPointError
-from .lines import TORN, torn, unreadable
 from .messages import WrittenLog
 from .process import refused
-from .sent import damaged
 from .tally import LONGEST_NAME, MOST_PODCASTS, FilterReason, PodcastBooks, RejectReason, Tally
+from .torn import TORN, damaged, torn, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,20 +27,23 @@ _PLACE = re.compile(r"[A-Za-z0-9_.<>-]{1,64}:[0-9]{1,6}", re.ASCII)
 _OF_ROWS = ("reporting",)  # what counts rows; the other numbers of a tally count lines
 
 
-@dataclass(slots=True)
 class Answer:
     """The result of a conversion, as far as it was reported (see `messages`).
 
     ``rejects``: there is a file of them; ``one_line``: see `day.Converted`.
     """
 
-    tally: Tally = field(default_factory=Tally)
-    logs: list[WrittenLog] = field(default_factory=list)
-    rejects: bool = False
-    one_line: bool = False
-    changed: int = 0
-    removed: int = 0
-    podcasts: PodcastBooks = field(default_factory=PodcastBooks)
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.logs: list[WrittenLog] = []
+        self.rejects = self.one_line = False
+        self.changed = self.removed = 0
+        self.podcasts = PodcastBooks()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Answer) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it is filled message by message
 
 
 class AnswerReader:
@@ -100,6 +101,8 @@ class AnswerReader:
         for name, entry in value.items():
             if not 0 < len(name) <= LONGEST_NAME or name in tallies or type(entry) is not list or len(entry) != 5:
                 _refuse("a podcast")
+            if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+                _refuse("the name of a podcast")  # half a letter: no file and no ledger takes it
             tally = Tally(
                 rows=_number(entry[0], "rows of a podcast"),
                 reporting=_number(entry[1], "reporting rows of a podcast"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,6 @@ _FIRST_LINES = 8
 _UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectReason.DUPLICATE_ID)
 
 
-@dataclass(slots=True)
 class _Gathered:
     """The outcome of the rows of a block so far.
 
@@ -45,16 +43,17 @@ class _Gathered:
     if rows are indexed. ``lines`` counts the lines of the export.
     """
 
-    texts: list[bytes | memoryview] = field(default_factory=list)
-    ids: list[bytes | memoryview] = field(default_factory=list)
-    cells: list[bytes | memoryview] = field(default_factory=list)
-    digests: list[bytes | memoryview] = field(default_factory=list)
-    changed: list[bytes] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
-    podcasts: PodcastBooks = field(default_factory=PodcastBooks)
-    rejected: list[tuple[int, RejectReason, bytes, str]] = field(default_factory=list)  # line, why, row, podcast
-    kept_after: bool = False  # whether a row that was not rejected follows the last one that was
-    lines: int = 0
+    def __init__(self) -> None:
+        self.texts: list[bytes | memoryview] = []
+        self.ids: list[bytes | memoryview] = []
+        self.cells: list[bytes | memoryview] = []
+        self.digests: list[bytes | memoryview] = []
+        self.changed: list[bytes] = []
+        self.tally = Tally()
+        self.podcasts = PodcastBooks()
+        self.rejected: list[tuple[int, RejectReason, bytes, str]] = []  # line, why, row, podcast
+        self.kept_after = False  # whether a row that was not rejected follows the last one that was
+        self.lines = 0
 
 
 class BlockConverter:
@@ -233,9 +232,9 @@ class BlockConverter:
     def _freshly(self, outcome: Outcome, fresh: frozenset[bytes] | None) -> Outcome:
         """Return the outcome, filtered if the row was sent before or is too fresh."""
         if fresh is not None and pack_id(self._key(outcome.id)) not in fresh:
-            return replace(outcome, filtered=FilterReason.SENT_BEFORE)
+            return outcome._replace(filtered=FilterReason.SENT_BEFORE)
         if outcome.filtered is None and self._fresh_after is not None and outcome.created_at >= self._fresh_after:
-            return replace(outcome, filtered=FilterReason.TOO_FRESH)
+            return outcome._replace(filtered=FilterReason.TOO_FRESH)
         return outcome
 
     def _result(self, job: Job, block: _Gathered, ids: bytes) -> Result:

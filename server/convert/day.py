@@ -14,20 +14,20 @@ import re
 import threading
 from collections import Counter, deque
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from functools import cache
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from isal import isal_zlib
 
 from ..errors import DataFolderError
-from .block import BlockConverter
 from .job import Job, Task
-from .lines import GzipText, after_mark, cut_blocks, torn, unreadable
+from .lines import GzipText, after_mark, cut_blocks
 from .log_writer import LogFiles, LogSink
-from .row_ids import BlockIds, BlockRecords, find_duplicates
+from .row_ids import BlockIds, BlockRecords, find_duplicates, ids_differ
 from .sent import SentLog, compare, log_jobs
 from .tally import PodcastBooks, RejectReason, Tally
+from .torn import torn, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,24 +44,21 @@ __all__ = ["Converted", "Export", "LogSink", "SentLog", "Tuning", "convert_expor
 AHEAD = 2  # blocks at work for each thread, and as many finished ones that wait for the one before them
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
+class Export(NamedTuple):
     """An export: its name in error sentences, and a function that opens its file at the beginning."""
 
     name: str
     open: Callable[[], BinaryIO]
 
 
-@dataclass(frozen=True, slots=True)
-class Tuning:
+class Tuning(NamedTuple):
     """Sizes in bytes, found by measurement; the lines of a log depend on neither, its bytes on ``block`` alone."""
 
     block: int = 1 << 20  # of rows, for one job
-    held: int = 8 << 20  # of ids in memory, before they go to disk
+    held: int = 2 << 20  # of ids in memory, before they go to disk
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(NamedTuple):
     """The result of an export.
 
     ``lines_per_log`` has an entry for each log that was opened. ``changed`` counts rows sent before whose line would be
@@ -72,10 +69,10 @@ class Converted:
 
     tally: Tally
     lines_per_log: list[int]
-    changed: int = 0
-    removed: int = 0
-    podcasts: PodcastBooks = field(default_factory=PodcastBooks)
-    one_line: bool = False
+    changed: int
+    removed: int
+    podcasts: PodcastBooks
+    one_line: bool
 
 
 def convert_export(
@@ -83,7 +80,7 @@ def convert_export(
     conversion: Conversion,
     sink: LogSink,
     *,
-    kernel: Kernel | None,
+    kernel: Callable[[], Kernel | None],
     scratch: Path,
     threads: int = 1,
     max_rows_per_file: int = 0,
@@ -95,6 +92,7 @@ def convert_export(
 ) -> Converted:
     """Convert one export into log files.
 
+    ``kernel`` returns the kernel, or None to go without one; it is not called for an export without rows.
     With ``sent``, rows that stand in these logs are filtered as ``sent_before``, and no log is opened when nothing is
     left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``) are filtered as ``too_fresh``. ``progress``
     is called with how many bytes of the export were read so far; it starts at 0 again with every pass.
@@ -105,15 +103,26 @@ def convert_export(
         DataFolderError: a file cannot be written, or a log in ``sent`` is damaged.
     """
     tuning = tuning or Tuning()
+    kernel = cache(kernel)
     # By their cells rows are recognised only in logs that were written as this one is.
     plain_ids = not all(log.layout.same_ids(conversion.rules.layout) for log in sent)
-    converter = BlockConverter(kernel, conversion, fresh_after, by_podcast=by_podcast, plain_ids=plain_ids)
+
+    def prepare() -> Callable[[Job], Result]:
+        from .block import BlockConverter  # only here: an empty export needs neither the rules of rows nor the kernel
+
+        return BlockConverter(kernel(), conversion, fresh_after, by_podcast=by_podcast, plain_ids=plain_ids).do
+
     try:
-        with _Threads(threads, converter.do) as pool:
+        with _Threads(threads, prepare) as pool:
             source = _Source(export, tuning.block, progress)
             header = conversion.rules.layout.header_lines(conversion.day)
             run = _Conversion(
-                source, pool, scratch, tuning, lambda: _Books(sink, header, max_rows_per_file, bool(sent))
+                source,
+                pool,
+                scratch,
+                tuning,
+                lambda: _Books(sink, header, max_rows_per_file, bool(sent)),
+                kernel,
             )
             return run.late(sent) if sent else run.whole(sink)
     except OSError as error:
@@ -122,10 +131,13 @@ def convert_export(
 
 
 class _Threads:
-    """Threads that do jobs; with a count of 1, the calling thread does them itself."""
+    """Threads that do jobs; with a count of 1, the calling thread does them itself.
 
-    def __init__(self, count: int, do: Callable[[Job], Result]) -> None:
-        self._do = do
+    ``prepare`` returns what does a job; it is called when there is the first one.
+    """
+
+    def __init__(self, count: int, prepare: Callable[[], Callable[[Job], Result]]) -> None:
+        self._do = cache(prepare)
         self._jobs: SimpleQueue[tuple[Job, SimpleQueue[Result | BaseException]] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count if count > 1 else 0)]
         for thread in self._threads:
@@ -152,10 +164,12 @@ class _Threads:
     def run(self, jobs: Iterator[Job]) -> Iterator[Result]:
         """Yield the results of the jobs, in their order; only a few jobs are at work at a time."""
         if not self._threads:
-            yield from map(self._do, jobs)
+            for job in jobs:
+                yield self._do()(job)
             return
         waiting: deque[SimpleQueue[Result | BaseException]] = deque()
         for job in jobs:
+            self._do()  # before another thread asks for it
             result: SimpleQueue[Result | BaseException] = SimpleQueue()
             self._jobs.put((job, result))
             waiting.append(result)
@@ -170,7 +184,7 @@ class _Threads:
         while (work := self._jobs.get()) is not None:
             job, result = work
             try:
-                result.put(self._do(job))
+                result.put(self._do()(job))
             except BaseException as error:  # raised again by whoever takes the result
                 result.put(error)
             # Or an idle thread would keep a whole block in memory.
@@ -189,9 +203,16 @@ class _Conversion:
     """The passes over one export."""
 
     def __init__(
-        self, source: _Source, threads: _Threads, scratch: Path, tuning: Tuning, books: Callable[[], _Books]
+        self,
+        source: _Source,
+        threads: _Threads,
+        scratch: Path,
+        tuning: Tuning,
+        books: Callable[[], _Books],
+        kernel: Callable[[], Kernel | None],
     ) -> None:
         self._source = source
+        self._kernel = kernel
         self._threads = threads
         self._scratch = scratch
         self._held = tuning.held
@@ -204,11 +225,16 @@ class _Conversion:
             converted = self._render(ids, want_ids=True)
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             # Only at the end is it known whether an id stands in two blocks; the files are not published before that.
-            find_duplicates(ids, duplicates)
+            find_duplicates(ids, duplicates, self._differ)
             if not duplicates.count:
                 return converted
             sink.restart()
             return self._render(duplicates=duplicates)
+
+    def _differ(self, ids: bytes) -> bool:
+        """Return whether no id, of 16 bytes each, stands twice."""
+        kernel = self._kernel()
+        return ids_differ(ids) if kernel is None else kernel.ids_differ(ids)
 
     def late(self, sent: Sequence[SentLog]) -> Converted:
         """Index the rows sent before and the rows of this version; then render those that were not sent."""
@@ -223,10 +249,10 @@ class _Conversion:
                 ids.add(result.ids)
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             fresh = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
-            find_duplicates(ids, duplicates)
+            find_duplicates(ids, duplicates, self._differ)
             comparison = compare(rows, lines, fresh)
             converted = self._render(duplicates=duplicates, fresh=fresh)
-            return replace(converted, changed=comparison.changed, removed=comparison.removed)
+            return converted._replace(changed=comparison.changed, removed=comparison.removed)
 
     def _render(
         self,
@@ -248,10 +274,9 @@ class _Conversion:
             books.close()
         tally = books.tally
         one_line = source.begins_rows and tally.rows == tally.rejected.total() == 1
-        return Converted(tally, books.logs.lines, podcasts=books.podcasts, one_line=one_line)
+        return Converted(tally, books.logs.lines, 0, 0, books.podcasts, one_line)
 
 
-@dataclass(slots=True)
 class _Source:
     """An export, cut into jobs the same way in every pass.
 
@@ -259,11 +284,9 @@ class _Source:
     begins such an array and has a row in it.
     """
 
-    export: Export
-    block_size: int
-    progress: Callable[[int], None] | None
-    array: bool = False
-    begins_rows: bool = False
+    def __init__(self, export: Export, block_size: int, progress: Callable[[int], None] | None) -> None:
+        self.export, self.block_size, self.progress = export, block_size, progress
+        self.array = self.begins_rows = False
 
     def jobs(
         self,

@@ -7,12 +7,9 @@ it; the reasons are in `tally`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import lru_cache
-from typing import Any
-
-import orjson
+from typing import Any, NamedTuple
 
 from .tally import RejectReason, RowRejected
 
@@ -33,8 +30,7 @@ LARGEST_WHOLE_NUMBER = 2**63 - 1
 REPORTING_SECONDS = 60  # Megaphone: "seconds_downloaded >= 60 and blacklisted_ip = false and blacklisted_ua = false"
 
 
-@dataclass(frozen=True, slots=True)
-class ExportRow:
+class ExportRow(NamedTuple):
     """One checked row of a metrics export: the summary of one download.
 
     ``date`` and ``time`` are ``created_at`` in UTC, ``YYYY-MM-DD`` and ``HH:MM:SS``; ``podcast_id`` and ``episode_id``
@@ -110,6 +106,8 @@ def parse_fields(line: bytes) -> dict[str, Any]:
     Raises:
         RowRejected: the line is not JSON, or not an object.
     """
+    import orjson  # only here: it takes long to load
+
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -121,6 +119,8 @@ def parse_fields(line: bytes) -> dict[str, Any]:
 
 def _without_lone_surrogates(line: bytes) -> Any:
     """Parse a line that is not JSON unless its lone surrogates are replaced."""
+    import orjson
+
     if not _SURROGATE.search(line):
         raise RowRejected(RejectReason.MALFORMED_JSON)
     replaced, other = bytearray(line), bytearray(line)

@@ -5,17 +5,17 @@ No outside world.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .log_writer import Piece
-from .tally import PodcastBooks, Tally
+from .tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .row_ids import Partitioned
+    from .tally import PodcastBooks
 
 
 FILTERED, REJECTED = bytes(8), b"\xff" * 8  # instead of the digest of a line, in the records of rows
@@ -29,8 +29,7 @@ class Task(IntEnum):
     INDEX_LINES = 2  # lines of a published log to the same
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A block and what to do with it.
 
     ``array``: the rows are elements of a JSON array, whose opening line is the first of block 0. ``want_ids``: the
@@ -49,8 +48,7 @@ class Job:
     id_column: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(NamedTuple):
     """A rejected row: the index of its line in the block, and its entry in the rejects file after the line number."""
 
     place: int
@@ -61,7 +59,6 @@ class Reject:
         return b'{"line":%d,%b\n' % (first_line + self.place, self.entry)
 
 
-@dataclass(slots=True)
 class Result:
     """The result of a block.
 
@@ -70,13 +67,22 @@ class Result:
     ``closed`` says that the last row, which is rejected, has that bracket behind it in its line.
     """
 
-    number: int
-    line_count: int = 0
-    piece: Piece = field(default_factory=lambda: Piece(b"", 0, 0, 0))
-    tally: Tally = field(default_factory=Tally)
-    rejects: list[Reject] = field(default_factory=list)
-    closing: Reject | None = None
-    closed: bool = False
-    ids: Partitioned | None = None
-    records: Partitioned | None = None
-    podcasts: PodcastBooks | None = None
+    def __init__(
+        self,
+        number: int,
+        *,
+        line_count: int = 0,
+        tally: Tally | None = None,
+        rejects: list[Reject] | None = None,
+        records: Partitioned | None = None,
+    ) -> None:
+        self.number = number
+        self.line_count = line_count
+        self.piece = Piece(b"", 0, 0, 0)
+        self.tally = tally if tally is not None else Tally()
+        self.rejects = rejects if rejects is not None else []
+        self.closing: Reject | None = None
+        self.closed = False
+        self.ids: Partitioned | None = None
+        self.records = records
+        self.podcasts: PodcastBooks | None = None

@@ -7,32 +7,20 @@ bytes alone. No line over 16 MiB is ever held whole.
 
 from __future__ import annotations
 
-import errno
 import gzip
-import os
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from isal import igzip, isal_zlib
 from isal.isal_zlib import IsalError
 
-from ..errors import ExportTorn, SourceError
+from .torn import torn, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
     from typing import BinaryIO, Self
 
-# Why a file is not a complete gzip file: a word, and the end of the sentence about it. It quotes nothing of the file.
-TORN = {
-    "empty": "is empty, so it is not a gzip file",
-    "not gzip": "is not a complete gzip file: it is not gzip",
-    "truncated": "is not a complete gzip file: it is truncated",
-    "followed": "is not a complete gzip file: something else follows its end",
-    "damaged": "is not a complete gzip file: it is damaged",
-    "unclosed": "is not a complete export: its JSON array has no closing bracket",
-}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAGIC = b"\x1f\x8b"
 _CHUNK = 256 << 10  # bytes, packed or unpacked, that are looked at in one go
@@ -40,8 +28,7 @@ LINE_LIMIT = 16 << 20  # bytes; a longer line is malformed
 RAW_LIMIT = 64 << 10  # bytes of a rejected line that are kept
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """Whole lines, in pieces to be joined; every line has its newline, except perhaps the last one of a file.
 
     ``too_long`` marks a single line over 16 MiB, of which only the beginning is kept.
@@ -132,12 +119,6 @@ def _is_followed(file: BinaryIO) -> bool:
     return True
 
 
-def torn(name: str, word: str) -> ExportTorn:
-    """Return the error about a file that is not whole, for one of the words of `TORN`."""
-    look = f"gzip -dc {name} | tail -c 100" if word == "unclosed" else f"gzip -t {name}"
-    return ExportTorn(f"{name} {TORN[word]}", hint=f"{look}; wait for its next version", word=word)
-
-
 def after_mark(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
     """Return the function that reads the same, but for a UTF-8 byte order mark at the beginning."""
     begun = False
@@ -151,11 +132,6 @@ def after_mark(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
         return (data[len(_BYTE_ORDER_MARK) :] or read(size)) if data.startswith(_BYTE_ORDER_MARK) else data
 
     return read_on
-
-
-def unreadable(name: str, number: int | None) -> SourceError:
-    """Return the error about a file that the system cannot read."""
-    return SourceError(f"{name} cannot be read: {os.strerror(number or errno.EIO)}", hint=f"ls -l {name}")
 
 
 def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"") -> Iterator[Block]:

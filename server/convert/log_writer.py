@@ -8,8 +8,7 @@ header lines.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from isal import isal_zlib
 
@@ -34,8 +33,7 @@ class LogSink(Protocol):
         """Open the file for rejected rows; called at most once per pass, and only when a row was rejected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Lines as raw deflate that ends on a byte boundary and can stand before any other piece."""
 
     data: bytes

@@ -1,7 +1,8 @@
 """What the service and its conversion process say to each other: one request, then lines of JSON as the answer.
 
 No outside world. A request names open descriptors, never a path; an answer names nothing at all: the service knows the
-names of the files and the words for a failure. A line of the answer, at most a mebibyte:
+names of the files and the words for a failure. The request is in Python's own form (`marshal`), which only one who is
+trusted may write; the answer is not trusted. A line of it, at most a mebibyte:
 
     {"read": n}                                   bytes of the export so far, now and then
     {"logs": [[lines, size, sha256], ...]}        some of the logs that were written, in order
@@ -12,12 +13,11 @@ names of the files and the words for a failure. A line of the answer, at most a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import marshal
 from datetime import date
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import orjson
 
 from ..triton import Layout, LogRules, UrlTemplate
 from .row import Conversion
@@ -56,8 +56,7 @@ class WrittenLog(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One conversion. Integers named as files or folders are descriptors that the process was started with.
 
     ``rejects`` is a folder and a name, or None if nobody wants to see rejected rows. ``sent`` are logs that were
@@ -84,19 +83,19 @@ class Request:
         conversion, catalogue = self.conversion, self.conversion.catalogue
         fields = {
             "rules": conversion.rules.as_json(),
-            "hash_key": conversion.hash_key.hex(),
+            "hash_key": conversion.hash_key,
             "catalogue": None if catalogue is None else _pack_catalogue(catalogue, conversion.rules.url),
-            "day": conversion.day,
+            "day": None if conversion.day is None else conversion.day.isoformat(),
             "sent": [(descriptor, layout.as_json()) for descriptor, layout in self.sent],
             "logs": (self.logs[0], tuple(self.logs[1])),
         } | {name: getattr(self, name) for name in _PLAIN_FIELDS}
-        data = orjson.dumps(fields)
+        data = marshal.dumps(fields)
         return len(data).to_bytes(LENGTH, "little") + data
 
     @classmethod
     def unpack(cls, data: bytes) -> Request:
         """Return the request that `pack` gave these bytes for, without the length."""
-        fields: dict[str, Any] = orjson.loads(data)
+        fields: dict[str, Any] = marshal.loads(data)  # noqa: S302  # from whoever started this process
         catalogue: Catalogue | None = None
         if fields["catalogue"] is not None:
             from ..episodes.catalogue import Catalogue, Episode  # only here: without one, the process starts sooner
@@ -104,7 +103,7 @@ class Request:
             catalogue = Catalogue({key: Episode(*texts) for key, texts in fields["catalogue"].items()})
         conversion = Conversion(
             rules=LogRules.from_json(fields["rules"]),
-            hash_key=bytes.fromhex(fields["hash_key"]),
+            hash_key=fields["hash_key"],
             catalogue=catalogue,
             day=None if fields["day"] is None else date.fromisoformat(fields["day"]),
         )
@@ -127,7 +126,7 @@ def _pack_catalogue(catalogue: Catalogue, template: str) -> dict[str, tuple[str,
 
 def line(message: dict[str, Any]) -> bytes:
     """Return a message as a line."""
-    return orjson.dumps(message) + b"\n"
+    return json.dumps(message, ensure_ascii=False).encode() + b"\n"
 
 
 def answer(converted: Converted, logs: Sequence[WrittenLog], *, rejects: bool) -> Iterator[bytes]:

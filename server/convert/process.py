@@ -43,6 +43,14 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECOD
 _HINT = "the next round tries again; journalctl -k shows whether memory ran out"
 
 
+def start(descriptors: Sequence[int], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start the process with its input and output in pipes; raise OSError if that is not possible."""
+    return subprocess.Popen(  # noqa: S603  # our own interpreter and module
+        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+        bufsize=0, pass_fds=descriptors,
+    )  # fmt: skip
+
+
 class ConversionProcess:
     """The process, started when this object is made. ``descriptors`` keep their numbers in it.
 
@@ -58,10 +66,7 @@ class ConversionProcess:
         environment |= {"MALLOC_TRIM_THRESHOLD_": "33554432", "MALLOC_MMAP_THRESHOLD_": "33554432"}
         environment["MALLOC_ARENA_MAX"] = "2"
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-                bufsize=0, pass_fds=descriptors,
-            )  # fmt: skip
+            self._process = start(descriptors, environment)
         except OSError as error:
             sentence = f"cannot start a process to convert: {error.strerror}"
             raise ConversionFailed(sentence, hint="ulimit -u; free -m") from error
@@ -153,15 +158,20 @@ class ConversionProcess:
 
 def _message(data: bytearray) -> dict[str, Any]:
     """Return the message in a line of the answer; raise `ConversionDied` if it is none."""
-    import orjson  # only here: by now the process has started
+    import json  # only here: by now the process has started
 
     try:
-        message = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        message = json.loads(data.decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
         raise refused("a line is not JSON") from None
     if not isinstance(message, dict) or len(message) != 1:
         raise refused("a line is not a message")
     return message
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and the infinities, which Python takes for JSON."""
+    raise ValueError(name)
 
 
 def refused(why: str) -> ConversionDied:

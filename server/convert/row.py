@@ -6,11 +6,9 @@ for every row; a differential test enforces that. No outside world, no clock.
 
 from __future__ import annotations
 
-import hmac
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..triton import URL_LIMIT, LogLine, LogRules, UrlTemplate
 from .export_row import ExportRow
@@ -25,8 +23,7 @@ if TYPE_CHECKING:
 _WITH_PORT = re.compile(r"(?:([\d.]+)|\[([^\[\]]*:[^\[\]]*)\]):(\d{1,5})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Conversion:
+class Conversion(NamedTuple):
     """What a conversion needs: the rules, the key for hashing addresses (32 bytes), the catalogue, the file's day.
 
     ``day`` is None for an export whose name contains no day; then no row is outside its day.
@@ -38,8 +35,7 @@ class Conversion:
     day: date | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a row that was not rejected became: a line, or the reason why it was filtered.
 
     ``line`` has no newline and is empty for a filtered row; the flags are counted in the tally where there is a line.
@@ -144,8 +140,7 @@ class RowConverter:
         return FilterReason.SHORT if self._rules.rows == "reporting" and row.short else None
 
 
-@dataclass(frozen=True, slots=True)
-class SentAddress:
+class SentAddress(NamedTuple):
     """The two columns for an address, ``IP`` and ``Hashed-IP``, and what kind of value it was.
 
     ``is_address`` is False for a token (what Megaphone sends where addresses are hashed); ``readdressed`` is True for
@@ -218,4 +213,6 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
 
 def keyed_hash(text: str, key: bytes) -> str:
     """Return the HMAC-SHA-256 of a text under the site's secret, as 64 lower-case hex digits."""
+    import hmac  # only here: it loads OpenSSL
+
     return hmac.digest(key, text.encode(), "sha256").hex()

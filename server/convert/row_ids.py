@@ -10,19 +10,17 @@ import re
 import struct
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import IO, Self
 
 PARTITIONS = 64
-HELD = 8 << 20  # bytes kept in memory before they are spilled
+HELD = 2 << 20  # bytes kept in memory before they are spilled
 AT_ONCE = 200_000  # records of a partition that are examined in one go
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
@@ -33,11 +31,12 @@ def pack_id(text: str) -> bytes:
     """Return an id in 16 bytes: those of a canonical lower-case UUID, else a personalized BLAKE2b hash of the text."""
     if _UUID.fullmatch(text):
         return bytes.fromhex(text.replace("-", ""))
+    from hashlib import blake2b  # only here: it loads OpenSSL, and real ids are UUIDs
+
     return blake2b(text.encode(), digest_size=16, person=b"pickup-point id").digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Partitioned:
+class Partitioned(NamedTuple):
     """Records of one block, partition after partition; ``counts`` says how many are in each."""
 
     counts: array[int]
@@ -101,10 +100,11 @@ class Spill:
             if buffer:
                 self._extents[part].append((offset, len(buffer)))
                 offset += len(buffer)
-        # Without a buffer the system may take a write in parts.
-        whole = memoryview(b"".join(self._buffers))
-        while whole:
-            whole = whole[self._file.write(whole) :]
+        for buffer in self._buffers:
+            # Without a buffer the system may take a write in parts.
+            rest = memoryview(buffer)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         self._buffers = [bytearray() for _ in range(self.partitions)]
         self._held = 0
 
@@ -175,8 +175,7 @@ class BlockRecords:
                 yield RecordGroup(self, part, turn, passes), RecordGroup(other, part, turn, passes)
 
 
-@dataclass(frozen=True, slots=True)
-class RecordGroup:
+class RecordGroup(NamedTuple):
     """Some of the records of one partition: those whose ids belong to this turn of so many."""
 
     records: BlockRecords
@@ -184,22 +183,11 @@ class RecordGroup:
     turn: int
     turns: int
 
-    def ids(self) -> list[bytes]:
-        """Return the ids (the first 16 bytes of each record), in order."""
-        return [record[:16] for _, record in self.positions()]
-
-    def differ(self) -> bool:
-        """Return whether no id stands twice."""
-        # The quick way: if the first 8 bytes of all ids differ, so do the ids. Only if not, compare whole ids.
+    def ids(self) -> bytes:
+        """Return the ids (the first 16 bytes of each record), one after the other, in order."""
         if self.turns == 1 and self.records._size == 16:  # noqa: SLF001  # a part of it
-            firsts, count = set[int](), 0
-            for chunk in self.records._spill.chunks(self.part):  # noqa: SLF001
-                firsts.update(memoryview(chunk).cast("Q")[::2])
-                count += len(chunk) // 16
-            if len(firsts) == count == self.records._spill.count(self.part):  # noqa: SLF001  # all halves differ
-                return True
-        ids = self.ids()
-        return len(set(ids)) == len(ids)
+            return b"".join(self.records._spill.chunks(self.part))  # noqa: SLF001
+        return b"".join(record[:16] for _, record in self.positions())
 
     def positions(self) -> Iterator[tuple[int, bytes]]:
         """Yield each record with its position in the partition, in order."""
@@ -261,10 +249,17 @@ class BlockIds:
         return bytes(self._of_group.get(block, b""))
 
 
-def find_duplicates(ids: BlockRecords, found: BlockIds) -> None:
+def ids_differ(ids: bytes) -> bool:
+    """Return whether no id, of 16 bytes each, stands twice; `Kernel.ids_differ` does the same in less memory."""
+    # The quick way: if the first 8 bytes of all ids differ, so do the ids. Only if not, compare whole ids.
+    firsts = set(memoryview(ids).cast("Q")[::2])
+    return len(firsts) == len(ids) // 16 or len(set(unpack(ids))) == len(ids) // 16
+
+
+def find_duplicates(ids: BlockRecords, found: BlockIds, differ: Callable[[bytes], bool] = ids_differ) -> None:
     """Put into ``found``, for every block, the ids that stood in an earlier one; no block holds an id twice."""
     for group in ids:
-        if group.differ():
+        if differ(group.ids()):
             continue
         block_of, seen = group.block_of(), set[bytes]()
         for position, packed_id in group.positions():

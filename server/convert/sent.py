@@ -7,13 +7,13 @@ partition at a time.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DataFolderError, ExportTorn, SourceError
 from ..triton import Layout, LogFormat
 from .job import REJECTED, Job, Task
-from .lines import TORN, GzipText, cut_blocks
+from .lines import GzipText, cut_blocks
+from .torn import damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from .row_ids import BlockIds, BlockRecords
 
 
-@dataclass(frozen=True, slots=True)
-class SentLog:
+class SentLog(NamedTuple):
     """A published log of the day: its layout, a function that opens its gzip file, and its name in error sentences."""
 
     layout: Layout
@@ -31,8 +30,7 @@ class SentLog:
     name: str = "a published log"
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """How a new version of an export differs from what was sent: see `day.Converted`."""
 
     changed: int
@@ -59,12 +57,6 @@ def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
                 raise damaged(log.name, error.word) from error
             except SourceError as error:  # the same fault, but it is a published log, not an export
                 raise DataFolderError(str(error), hint=error.hint) from error.__cause__
-
-
-def damaged(name: str, word: str) -> DataFolderError:
-    """Return the error about a published log that is no longer a complete gzip file."""
-    hint = f"gzip -t {name}; restore it from a backup, with its mtime"
-    return DataFolderError(f"the published log {name} is damaged: it {TORN[word]}", hint=hint)
 
 
 def _after_header(text: GzipText, layout: Layout) -> bytes:

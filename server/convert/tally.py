@@ -6,7 +6,6 @@ No outside world. The promise: ``rows == lines + filtered + rejected`` (`Tally.b
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,6 @@ class RowRejected(Exception):
         self.reason = reason
 
 
-@dataclass(slots=True)
 class Tally:
     """How many rows became what.
 
@@ -59,22 +57,40 @@ class Tally:
     known; ``unmatched`` are those for which the episode catalogue knew no guid or which fell back.
     """
 
-    rows: int = 0
-    lines: int = 0
-    filtered: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    reporting: int = 0
-    clamped: int = 0
-    not_an_address: int = 0
-    ends_in_zero: int = 0
-    outside_day: int = 0
-    unmapped_episodes: int = 0
-    readdressed: int = 0
-    fallback_urls: int = 0
-    unmatched: int = 0
+    rows: int
+    lines: int
+    filtered: Counter[str]
+    rejected: Counter[str]
+    reporting: int
+    clamped: int
+    not_an_address: int
+    ends_in_zero: int
+    outside_day: int
+    unmapped_episodes: int
+    readdressed: int
+    fallback_urls: int
+    unmatched: int
 
     NUMBERS = ("reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped_episodes",
                "readdressed", "fallback_urls", "unmatched")  # fmt: skip
+    __slots__ = ("rows", "lines", *NUMBERS, "filtered", "rejected")
+
+    def __init__(
+        self, *, filtered: Mapping[str, int] | None = None, rejected: Mapping[str, int] | None = None, **numbers: int
+    ) -> None:
+        for name in ("rows", "lines", *self.NUMBERS):
+            setattr(self, name, numbers.pop(name, 0))
+        if numbers:
+            raise TypeError(f"a tally has no {', '.join(numbers)}")
+        self.filtered, self.rejected = Counter(filtered), Counter(rejected)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tally) and self.as_json() == other.as_json()
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"Tally({self.as_json()})"
 
     @property
     def balanced(self) -> bool:
@@ -112,7 +128,7 @@ class Tally:
         # What earlier releases did not count is 0; none of them let a URL fall back and told so.
         older = {"readdressed": 0, "fallback_urls": 0, "unmatched": data["unmapped_episodes"]}
         numbers = {name: int((older | data)[name]) for name in ("rows", "lines", *cls.NUMBERS)}
-        return cls(**numbers, filtered=Counter(data["filtered"]), rejected=Counter(data["rejected"]))
+        return cls(**numbers, filtered=data["filtered"], rejected=data["rejected"])
 
 
 LONGEST_NAME = 200  # characters of a podcast's id; Megaphone's have 36
@@ -121,11 +137,16 @@ NO_PODCAST = "-"
 OTHERS = "(others)"
 
 
-@dataclass(slots=True)
 class PodcastBooks:
     """One tally per podcast; only ``rows``, ``reporting``, ``lines``, ``filtered`` and ``rejected`` are counted."""
 
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    def __init__(self, tallies: dict[str, Tally] | None = None) -> None:
+        self.tallies = {} if tallies is None else tallies
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PodcastBooks) and self.tallies == other.tallies
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
 
     def of(self, podcast: str) -> Tally:
         """Return the tally of one podcast: an overlong id is cut to `LONGEST_NAME`, a blank one is `NO_PODCAST`."""

@@ -9,6 +9,7 @@ matched by size or duration: a wrong match is worse than none.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, Problem
+from ..paths import open_to_read
+from ..rights import without_read_right
 from ..triton import URL_LIMIT, url_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
+    from typing import TextIO
 
 
 COLUMNS = ("episode_id", "guid", "url")
@@ -88,7 +92,8 @@ def load_urls(path: Path) -> list[str]:
         ConfigError: the file cannot be read, or a line is not a web address; with up to `MOST_PROBLEMS` problems.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with _opened(path) as file:
+            lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {why}", f"ls -l {path}")]) from error
@@ -106,6 +111,12 @@ def load_urls(path: Path) -> list[str]:
     if problems:
         raise ConfigError(str(path), problems[:MOST_PROBLEMS])
     return urls
+
+
+def _opened(path: Path) -> TextIO:
+    """Open a file of the operator's as text; others than root may write to where it lies."""
+    with without_read_right():
+        return io.TextIOWrapper(io.BufferedReader(open_to_read(path)), encoding="utf-8-sig", newline="")
 
 
 def _is_web_address(url: str) -> bool:
@@ -141,7 +152,7 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
     """Return the correct rows, and add the others' problems; with ``ids``, an id must look like Megaphone's."""
     episodes: dict[str, Episode] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _opened(path) as file:
             reader = csv.DictReader(file, restkey="", strict=True)
             header = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = header

@@ -7,16 +7,46 @@ there is one today, ``METRICS``. No outside world, no clock: ``now`` is passed i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True)
-class ExportKind:
+# Days beyond these are none that anybody delivers; without the margins, arithmetic with them would overflow.
+_FIRST_YEAR, _LAST_YEAR = 1970, 8999
+
+
+def calendar_day(text: str) -> date | None:
+    """Return the day that ``YYYY-MM-DD`` spells, or None when it is none or too far away to reckon with."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return None
+    return day if _FIRST_YEAR <= day.year <= _LAST_YEAR and text == day.isoformat() else None
+
+
+def calendar_instant(at: datetime) -> datetime:
+    """Return an instant from outside in UTC.
+
+    Raises:
+        ValueError: it is too far away to reckon with.
+    """
+    if not _FIRST_YEAR <= at.year <= _LAST_YEAR:
+        raise ValueError(f"the year {at.year} is out of every calendar")
+    return at.astimezone(UTC)
+
+
+def moment(seconds: float) -> datetime:
+    """Return a time of the file system (seconds since 1970), which may be any number, as an instant of the calendar."""
+    return datetime.fromtimestamp(max(0, min(seconds, _LAST_MOMENT)), UTC)
+
+
+_LAST_MOMENT = datetime(_LAST_YEAR, 12, 31, tzinfo=UTC).timestamp()
+
+
+class ExportKind(NamedTuple):
     """One of Megaphone's export services.
 
     ``key_pattern`` matches an object's name after the bucket prefix; its group ``day`` is the UTC day as YYYY-MM-DD.
@@ -24,26 +54,21 @@ class ExportKind:
     """
 
     name: str
-    key_pattern: re.Pattern[str]
+    key_pattern: str
     fields: tuple[str, ...]
 
     def day_of(self, name: str) -> date | None:
         """Return the UTC day in an object's name, or None when it is not an export of this kind."""
-        match = self.key_pattern.fullmatch(name)
+        match = re.fullmatch(self.key_pattern, name, re.ASCII)
         if match is None:
             return None
-        try:
-            day = date.fromisoformat(match["day"])
-        except ValueError:
-            return None
-        # The calendar's last day has no next day on which it could become final.
-        return day if day < date.max else None
+        return calendar_day(match["day"])
 
 
 # Megaphone, "Metrics Export Service": object name and schema.
 METRICS = ExportKind(
     name="metrics",
-    key_pattern=re.compile(r"metrics-day-(?P<day>\d{4}-\d{2}-\d{2})\.json\.gz", re.ASCII),
+    key_pattern=r"metrics-day-(?P<day>\d{4}-\d{2}-\d{2})\.json\.gz",
     fields=(
         "country", "dma_name", "normalized_user_agent", "city", "ip", "created_at", "podcast_id", "source", "filesize",
         "bytes_sent", "seconds_downloaded", "duration", "blacklisted_ip", "episode_id", "blacklisted_ua", "id",
@@ -52,8 +77,7 @@ METRICS = ExportKind(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class DayExport:
+class DayExport(NamedTuple):
     """One version of one day's object, as a listing shows it.
 
     ``key`` is the full key (with the bucket prefix) or the file's name; ``etag`` is opaque and without quotes;
@@ -67,16 +91,14 @@ class DayExport:
     last_modified: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(NamedTuple):
     """The exports that are there, and the time by the source's own clock (UTC)."""
 
     exports: Mapping[date, DayExport]
     now: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class FinalityRule:
+class FinalityRule(NamedTuple):
     """When a day counts as final (Megaphone: by 04:30Z of the next day; measured: the clock alone is not enough)."""
 
     final_at: time = time(4, 30)

@@ -34,13 +34,14 @@ from .decisions import (
     decide,
     despite_hold,
 )
-from .holds import late_warnings, published_when_given_up, warnings
+from .holds import late_warnings, published_when_given_up, shrunk, warnings, way_out
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import date, datetime
 
+    from ..convert.tally import Tally
     from ..episodes.catalogue import Catalogue
     from ..megaphone.exports import DayExport, Listing
     from ..megaphone.source import ExportSource
@@ -154,14 +155,17 @@ class Feed:
             known = [*listing.exports, *delivered, *(p.day for p in self._ledger.publications())]
             # No day before the first one ever seen is missing: Megaphone does not backfill.
             window = [day for day in window if known and day >= min(known)]
-        for day in sorted({*window, *request.days}):
+        # However old: what was promised a name gets it.
+        missing = {p.day for p in self._ledger.publications() if p.missing}
+        days = sorted({*window, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
+        for day in sorted({*days, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
                 export = listing.exports.get(day)
                 seen = self._policy.finality.state(day, export, listing.now)
                 self._ledger.see(DayRecord(day, seen, listing.now, export))
         if window:
             self._note_passed_over(window[0], listing)
-        return sorted(request.days) if request.days else sorted(window)
+        return sorted(request.days) if request.days else days
 
     def _note_passed_over(self, oldest: date, listing: Listing) -> None:
         """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""
@@ -302,11 +306,11 @@ class Feed:
             accept = accept_command(day)
             if order.kind == "resend":
                 accept += f" --resend {shlex.quote(order.remark)}"
-            else:
-                self._ledger.hold(day, Hold(why, reason, order.export.etag, tally))
-            hint = f"look at {self._folder.rejects_dir}; to publish it: {accept}"
+            hold = Hold(why, reason, order.export.etag, tally)
+            self._ledger.hold(day, hold)
+            hint = f"look at {self._folder.rejects_dir}; {way_out(tally, accept)}"
             log.warning(f"feed held {day}", why=why, hint=hint)
-            return DayResult(day, "held", f"{why}; to publish it: {accept}")
+            return DayResult(day, "held", f"{order.note}{why}; {way_out(tally, accept)}")
         if not done.files:
             export = order.export
             check = LateCheck(
@@ -319,6 +323,7 @@ class Feed:
                 f"feed compared {day}: its export changed, {news}",
                 unsent=done.unsent, changed=done.changed, removed=done.removed,
             )  # fmt: skip
+            self._notice(f"{day}", order, tally)
             return DayResult(day, "published", f"its export changed, {news}")
         names = tuple(file.name for file in done.files)
         late = " (late: Triton counts nothing this old unless it agreed to)" if now >= expires(day) else ""
@@ -336,8 +341,17 @@ class Feed:
             log.warning(
                 f"feed published {names[0]} after the three-day limit", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}"
             )
-        judge = late_warnings if order.kind == "late" else warnings
-        for warning in judge(tally, self._policy.holds):
-            log.warning(f"feed noticed {names[0]}", why=warning)
+        self._notice(f"{names[0]}", order, tally)
         files = ", ".join(str(name) for name in names)
-        return DayResult(day, "published", f"{files} ({tally.lines} lines of {tally.rows} rows){late}", names)
+        lines = f"{files} ({tally.lines} lines of {tally.rows} rows){late}"
+        return DayResult(day, "published", f"{order.note}{lines}", names)
+
+    def _notice(self, what: str, order: Order, tally: Tally) -> None:
+        """Log what is odd about a day that was converted and not held."""
+        if order.kind == "late":
+            before = max((p.tally.rows for p in order.sent if p.tally is not None), default=0)
+            found = [*late_warnings(tally, self._policy.holds), *shrunk(tally.rows, before)]
+        else:
+            found = warnings(tally, self._policy.holds)
+        for warning in found:
+            log.warning(f"feed noticed {what}", why=warning)

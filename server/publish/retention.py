@@ -7,12 +7,12 @@ publication in the ledger; a file that the ledger does not know is never removed
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
-from ..megaphone.exports import start_of
+from ..megaphone.exports import moment, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,7 +112,7 @@ def prune(
     files = ages(ledger.publications(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
-    old_rejects = [name for name, mtime in folder.rejects() if now > datetime.fromtimestamp(mtime, UTC) + keep]
+    old_rejects = [name for name, mtime in folder.rejects() if now > moment(mtime) + keep]
     waiting = unclaimed(files, ledger.first_pickups(), now)
     if not dry_run:
         for file in gone:

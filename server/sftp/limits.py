@@ -55,6 +55,8 @@ class Reason(StrEnum):
     HANDLES = "too-many-handles"
     PROTOCOL = "protocol-error"
     KEY_EXCHANGE = "no-common-algorithm"
+    HOST_KEY = "left-at-host-key"
+    BALANCER = "proxy-protocol"
     FLOOD = "too-many-requests"
 
 

@@ -11,30 +11,18 @@ import asyncio
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import asyncssh
-import structlog
 
-from .algorithms import find_disagreement, negotiate
-from .connection import TooManyRequests
+from .algorithms import authenticates, negotiate
+from .endings import report_end
 from .limits import Reason
-from .registry import Login, plain
+from .registry import Login
 from .session import SftpSession
 from .users import Verdict
 
 if TYPE_CHECKING:
     from .connection import SshConnection
 
-log = structlog.get_logger()
-
 MAX_KEY_OFFERS = 30  # on one connection: agents hold many keys
-# The errors that a scanner, a browser or a broken client ends in; one that just hangs up causes none of them.
-NOT_SSH = (
-    asyncssh.IllegalUserName,
-    asyncssh.MACError,
-    asyncssh.ProtocolError,
-    asyncssh.ProtocolNotSupported,
-    asyncssh.ServiceNotAvailable,
-    ValueError,  # raised by asyncssh's parsers, and the cryptography under them, for bytes that make no sense
-)
 
 
 class LoginHandler(asyncssh.SSHServer):
@@ -57,31 +45,7 @@ class LoginHandler(asyncssh.SSHServer):
         connection = self._connection
         # First: asyncssh swallows what is raised here, and the count must be right whatever follows.
         connection.registry.left(connection)
-        if isinstance(exc, asyncssh.KeyExchangeFailed):
-            self._diagnose()
-        elif not connection.user and "Login timeout" in str(exc):
-            connection.registry.refused(connection.address, Reason.LOGIN_TIMEOUT)
-        elif isinstance(exc, TooManyRequests):
-            connection.registry.refused(connection.address, Reason.FLOOD, connection.user)
-        elif isinstance(exc, NOT_SSH) and not connection.user:
-            connection.registry.refused(connection.address, Reason.PROTOCOL, client=connection.client)
-        elif isinstance(exc, asyncssh.DisconnectError | ValueError) and not isinstance(exc, asyncssh.ConnectionLost):
-            connection.registry.ended(connection, type(exc).__name__)
-        elif exc is None or isinstance(exc, asyncssh.Error | OSError):
-            pass  # the client hung up, or we did
-        elif connection.registry.may_log("broke-off", connection.address):  # within the budget: a traceback is long
-            log.error(f"{connection.label} broke off", error=type(exc).__name__, exc_info=exc)
-
-    def _diagnose(self) -> None:
-        connection = self._connection
-        offers = connection.offers()
-        legacy = connection.registry.legacy_algorithms
-        found = find_disagreement(*offers, legacy=legacy) if offers else None
-        details = {}
-        if found is not None:
-            theirs, ours = (",".join(plain(name) for name in names[:40]) for names in (found.client, found.server))
-            details = {"missing": found.what, "client_offers": theirs, "we_offer": ours, "hint": found.hint}
-        connection.registry.refused(connection.address, Reason.KEY_EXCHANGE, client=connection.client, **details)
+        report_end(connection, exc)
 
     def begin_auth(self, username: str) -> bool:
         """Return that a login is needed, whoever asks: every user name is asked for the same proof."""
@@ -172,7 +136,7 @@ class LoginHandler(asyncssh.SSHServer):
             kex=(offers and negotiate(offers[0].kex, offers[1].kex)) or "-",
             host_key=(offers and negotiate(offers[0].host_keys, offers[1].host_keys)) or "-",
             cipher=cipher,
-            mac=cipher if "gcm" in cipher or "poly1305" in cipher else str(connection.get_extra_info("send_mac")),
+            mac=cipher if authenticates(cipher) else str(connection.get_extra_info("send_mac")),
         )
         connection.registry.logged_in(connection, login)
 

@@ -93,6 +93,9 @@ class Connection(Protocol):
     async def wait_closed(self) -> None:
         """Wait for its end."""
 
+    def look_for_progress(self) -> None:
+        """Note whether the client has taken a part of what waits for it."""
+
 
 class Session(Protocol):
     """What the registry needs of a session."""
@@ -131,7 +134,6 @@ class Registry:
         self.access: Access = credentials.access
         self.counters = Counters()
         self.draining = False
-        self.legacy_algorithms = settings.legacy_algorithms
         self.disk_threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="sftp-disk")
         self._passwords = PasswordChecks()
         self._guard = Guard(Limits.of(settings), lambda address: self.access.is_listed(address))
@@ -145,7 +147,6 @@ class Registry:
         """Use other users and limits from now on; connections that exist stay."""
         limits = Limits.of(settings)
         self.access, self._guard.limits = credentials.access, limits
-        self.legacy_algorithms = settings.legacy_algorithms
 
     def close(self) -> None:
         """End the threads; wait for disk reads that are running."""
@@ -300,6 +301,12 @@ class Registry:
             log.info(event, **details)
             self.counters.pickups[pickup.grade.value] += 1
         self._on_pickup(pickup)
+
+    def turned_away(self, connection: Connection, **details: Any) -> None:
+        """Count and log a client that left when it saw our host key."""
+        self.counters.refusals[Reason.HOST_KEY.value] += 1
+        if self.may_log(Reason.HOST_KEY.value, connection.address):
+            log.warning(f"{connection.label} left at the host key", **details)
 
     def ended(self, connection: Connection, error: str) -> None:
         """Log that a user's connection ended because one side complained."""

@@ -129,6 +129,15 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
     if day.late_failure:
         sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
         found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.advice or "pickup-point status"))
+    if day.shrunk:
+        found.append(
+            Alarm(Level.WARNING, "day_shrunk", f"{day.day}: {day.shrunk}", "ask support-megaphone@spotify.com")
+        )
+    missing = [entry for publication in day.publications for entry in publication.missing]
+    if missing:
+        names, lines = ", ".join(str(entry.name) for entry in missing), sum(entry.lines for entry in missing)
+        sentence = f"{day.day}: a crash lost {names} with {lines} lines before they had their names"
+        found.append(Alarm(Level.CRITICAL, "day_interrupted", sentence, f"pickup-point feed --day {day.day}"))
     for publication in day.publications:
         if publication.kind == "unfinal" or "give_up_waiting" in publication.remark:
             found.append(

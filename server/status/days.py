@@ -5,10 +5,12 @@ Pure: its arguments are the ledger's records and the clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..pickups import Grade
+from ..publish.decisions import accept_command
+from ..publish.holds import shrunk, way_out
 from ..storage.records import matched_share
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from ..convert.tally import Tally
     from ..megaphone.exports import DayExport
     from ..pickups import Pickup
-    from ..storage.records import DayRecord, LedgerLog, Publication
+    from ..storage.records import DayRecord, LateCheck, LedgerLog, Publication
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class DayOverview:
     remarks: tuple[str, ...]
     waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
+    shrunk: str = ""  # that its export was rewritten to fewer rows
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -139,8 +142,13 @@ def overview(
     users: Sequence[tuple[str, bool]],
     policy: DeadlinePolicy,
     now: datetime,
+    checks: Mapping[date, LateCheck] | None = None,
 ) -> list[DayOverview]:
-    """Return every day ever seen, the newest first; ``users`` are names with whether their pickups are required."""
+    """Return every day ever seen, the newest first.
+
+    ``users`` are names with whether their pickups are required; ``checks`` is the last late check of each day.
+    """
+    checks = checks or {}
     by_day: dict[date, list[Publication]] = {}
     for publication in publications:
         if publication.published_at is not None:
@@ -149,7 +157,13 @@ def overview(
     for pickup in pickups:
         by_log.setdefault(str(pickup.name), []).append(pickup)
     days = sorted({*records, *by_day}, reverse=True)
-    return [_one(day, records.get(day), by_day.get(day, []), by_log, users, policy, now) for day in days]
+    return [
+        replace(
+            _one(day, records.get(day), by_day.get(day, []), by_log, users, policy, now),
+            shrunk=_shrunk(by_day.get(day, []), checks.get(day)),
+        )
+        for day in days
+    ]
 
 
 def _one(
@@ -180,7 +194,7 @@ def _one(
         export=record.export if record is not None else None,
         publications=tuple(publications),
         rows=newest.rows if newest is not None else 0,
-        lines=sum(entry.lines for entry in standing),
+        lines=sum(entry.lines for entry in standing if entry.state != "intended"),
         filtered=newest.filtered.total() if newest is not None else 0,
         rejected=newest.rejected.total() if newest is not None else 0,
         published_at=published_at,
@@ -209,7 +223,7 @@ def _user(name: str, logs: Sequence[LedgerLog], by_log: Mapping[str, list[Pickup
 def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool) -> str:
     """Return the word for a day's state."""
     logs = [entry for publication in publications for entry in publication.logs]
-    if logs and all(entry.state == "pruned" for entry in logs):
+    if logs and all(entry.state != "published" for entry in logs):
         return "pruned"
     if publications:
         return "picked up" if all_done else "published"
@@ -232,13 +246,25 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
     return record.failure.sentence if unsent and record.failure.etag == record.export.etag else ""
 
 
+def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str:
+    """Return that the newest version that was read of a published day has fewer rows than what stands, or ''."""
+    standing = [p for p in publications if p.tally and any(entry.superseded_by is None for entry in p.logs)]
+    rows = [publication.tally.rows for publication in standing if publication.tally is not None]
+    published_at = publications[-1].published_at if publications else None
+    if check is not None and published_at is not None and check.at > published_at:
+        rows.append(check.tally.rows)
+    return "".join(shrunk(rows[-1], max(rows))) if rows else ""
+
+
 def _advice(day: date, record: DayRecord | None, state: str) -> str:
     """Return what is wrong with a day and what to type, or ''."""
     if record is None:
         return ""
     if state == "held" and record.hold is not None:
-        look = "look at rejects/, then" if "rejected" in record.hold.reason else "to publish it"
-        return f"{record.hold.why}; {look}: pickup-point feed --day {day} --accept-rejects"
+        way = way_out(record.hold.tally, accept_command(day))
+        if record.hold.reason == "rejected":
+            way = way.replace("to publish it:", "look at rejects/, then:")
+        return f"{record.hold.why}; {way}"
     if record.failure is not None:
         hint = f"; {record.failure.hint}" if record.failure.hint else ""
         return f"{record.failure.sentence}{hint} (next try {record.failure.next_try:%Y-%m-%d %H:%MZ})"

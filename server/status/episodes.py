@@ -19,6 +19,7 @@ from ..episodes.catalogue import COLUMNS, NOTES
 from ..episodes.rss import safe_url
 from ..episodes.source import CatalogueSource
 from ..errors import PickupPointError
+from ..paths import create, place_of
 from ..storage.folder import DataFolder
 from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
@@ -175,7 +176,9 @@ def new_csv(path: Path) -> Iterator[TextIO]:
         PickupPointError: the file already exists, or cannot be written.
     """
     try:
-        with path.open("x", encoding="utf-8", newline="") as file:
+        with place_of(path, follow=False) as (folder, name):
+            descriptor = create(folder, name, 0o666)
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123  # a descriptor
             try:
                 yield file
             except BaseException:

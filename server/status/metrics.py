@@ -118,11 +118,10 @@ class MetricsServer:
         """
         try:
             self._server, self._thread = start_http_server(port, host, self._registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
             hint = f"ss -ltnp 'sport = :{port}'; set metrics.listen"
-            raise PickupPointError(
-                f"cannot listen on {host}:{port} for metrics: {error.strerror}", hint=hint
-            ) from error
+            why = getattr(error, "strerror", None) or "it is no host"
+            raise PickupPointError(f"cannot listen on {host}:{port} for metrics: {why}", hint=hint) from error
         return int(self._server.server_port)
 
     def stop(self) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import IP_HASH_KEY
 from ..convert.apart import kernel_lack
+from ..disk import translate_os_errors
 from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
@@ -61,7 +62,11 @@ class Snapshot:
 
     @classmethod
     def take(cls, config: Config, now: datetime) -> Snapshot:
-        """Read everything once."""
+        """Read everything once.
+
+        Raises:
+            DataFolderError: this user may not look into the data folder.
+        """
         days: list[DayOverview] = []
         facts: dict[str, Any] = {}
         logins: dict[str, tuple[datetime, str, str, int]] = {}
@@ -69,8 +74,10 @@ class Snapshot:
         damage = ""
         away: LedgerError | None = None
         path = config.data_dir / LEDGER_FILE
+        with translate_os_errors(path):
+            there = path.exists()
         # Before the first start there is none, and looking must not create it.
-        if path.exists():
+        if there:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
                     damage = ledger.damage()
@@ -81,6 +88,7 @@ class Snapshot:
                         [(user.name, user.required) for user in config.sftp.users],
                         DeadlinePolicy.of(config.alerts),
                         now,
+                        ledger.newest_late_checks(),
                     )
                     facts, logins = ledger.facts(), ledger.logins()
                     if config.feeds.configured:
@@ -264,9 +272,10 @@ def _is_running(data_dir: Path) -> bool:
 def _measured(config: Config, damage: str) -> Measured:
     """Measure the data folder's disk, or that of the folder it will be created in, and look at the keys."""
     folder = config.data_dir
-    while not folder.exists() and folder != folder.parent:  # before the first start
-        folder = folder.parent
-    usage = shutil.disk_usage(folder)
+    with translate_os_errors(folder):
+        while not folder.exists() and folder != folder.parent:  # before the first start
+            folder = folder.parent
+        usage = shutil.disk_usage(folder)
     return Measured(usage.free / usage.total, usage.free, tuple(_readable_keys(config.keys_dir)), damage)
 
 

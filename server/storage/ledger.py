@@ -82,11 +82,11 @@ class Ledger:
     @classmethod
     def read(cls, path: Path) -> Ledger:
         """Open a ledger for `status`, `check` and `trace`: change nothing, even while a service writes it."""
-        if not path.exists():
-            raise LedgerError(
-                f"there is no ledger at {path}", hint="pickup-point serve (or pickup-point feed) makes it"
-            )
         with translate_sqlite_errors(path):
+            if not path.exists():
+                raise LedgerError(
+                    f"there is no ledger at {path}", hint="pickup-point serve (or pickup-point feed) makes it"
+                )
             connection = _connect(path)
             try:
                 connection.execute("PRAGMA query_only=ON")
@@ -122,12 +122,20 @@ class Ledger:
 
     # Publications
 
-    def intend(self, publication: Publication, logs: Sequence[StagedLog | LedgerLog], lines: Sequence[int]) -> int:
-        """Record that these logs are about to be linked; return the publication's number (its ``id`` is not read)."""
+    def intend(
+        self, publication: Publication, logs: Sequence[StagedLog | LedgerLog], lines: Sequence[int], *, rest_of: int = 0
+    ) -> int:
+        """Record that these logs are about to be linked; return the publication's number.
+
+        With ``rest_of`` they come in place of the missing logs of that publication: as its own if its number is the
+        ``id`` of ``publication``, which is not read otherwise, else as a new publication.
+        """
         # On disk before the first link: after a crash, `finish_interrupted` knows which names to look for.
         export = publication.export
         with self._transaction() as run:
-            number = run(
+            self.release_missing(rest_of)
+            number = rest_of if publication.id == rest_of else None
+            number = number or run(
                 "INSERT INTO publication (delivery, day, kind, export_key, export_etag, export_size, export_modified,"
                 " rules, tally, changed, removed, remark, intended_at, catalogue)"
                 " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -148,14 +156,24 @@ class Ledger:
                 self.books.put(number, publication.podcasts)
         return number
 
+    def release_missing(self, number: int) -> None:
+        """Free the names that a publication was promised and did not get: no client has seen them."""
+        with self._transaction() as run:
+            run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,))
+
     def published(self, number: int, at: datetime, *, checked_etag: str, withheld: int = 0) -> None:
         """Record that all logs of a publication are in the folder; a resend supersedes what was sent before it.
 
         This ends the day's hold and failure; ``checked_etag`` and ``withheld`` become the day's.
         """
         with self._transaction() as run:
-            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
             run("UPDATE log SET state = 'published' WHERE publication = ? AND state = 'intended'", (number,))
+            self._published(number, at, checked_etag, withheld)
+
+    def _published(self, number: int, at: datetime, checked_etag: str, withheld: int) -> None:
+        """Record a publication, but not of which logs."""
+        with self._transaction() as run:
+            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
             # In the same transaction: at no moment do a resend and what it replaces both count.
             run(
                 "UPDATE log SET superseded_by = ?1 WHERE superseded_by IS NULL AND publication IN ("
@@ -164,6 +182,7 @@ class Ledger:
                 "  WHERE new.id = ?1 AND new.kind = 'resend')",
                 (number,),
             )
+            run("DELETE FROM log WHERE state = 'intended' AND superseded_by IS NOT NULL")
             run(
                 "UPDATE day SET checked_etag = ?2, withheld = ?3, held_why = NULL, held_etag = NULL,"
                 " held_reason = NULL, held_tally = NULL, failure = NULL, failure_hint = NULL, failure_etag = NULL,"
@@ -173,24 +192,23 @@ class Ledger:
             )
 
     def finish_interrupted(self, number: int, present: Sequence[LogName], at: datetime, *, withheld: int = 0) -> None:
-        """End an intention that a crash interrupted: the logs ``present`` were published, the other names are free.
+        """Record which logs of an intention that a crash interrupted have their names: those ``present`` are published.
 
-        With none present the publication is forgotten. With only some, no version counts as checked, and the lines of
-        the others count as withheld, so that they are sent as late rows even if the day never becomes final.
+        With only some of a publication's logs published, the others stay `Publication.missing`, keeping their names,
+        and no version counts as checked. With none, the publication is forgotten.
         """
         with self._transaction() as run:
-            # A name that was never linked was never seen by a client, so it is not spent.
-            if not present:
-                run("DELETE FROM publication WHERE id = ?", (number,))  # and its logs
-                return
             for name in present:
                 run("UPDATE log SET state = 'published' WHERE name = ? AND publication = ?", (str(name), number))
-            query = "SELECT count(*), coalesce(sum(lines), 0) FROM log WHERE publication = ? AND state = 'intended'"
-            missing, lines = run(query, (number,)).fetchone()
-            run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,))
-            # An empty version matches none: the next round compares the export with what was published.
+            query = "SELECT count(*), coalesce(sum(state = 'intended'), 0) FROM log WHERE publication = ?"
+            logs, missing = run(query, (number,)).fetchone()
+            # A name that was never linked was never seen by a client, so it is not spent.
+            if missing == logs:
+                run("DELETE FROM publication WHERE id = ?", (number,))  # and its logs
+                return
             etag = run("SELECT export_etag FROM publication WHERE id = ?", (number,)).fetchone()[0]
-            self.published(number, at, checked_etag="" if missing else etag, withheld=withheld + lines)
+            # An empty version matches none: once the rest is out, the export is compared with what was published.
+            self._published(number, at, "" if missing else etag, withheld)
 
     def adopt(self, publication: Publication, logs: Sequence[LedgerLog]) -> None:
         """Record whole files that a new ledger found in the folder as one day's publication."""
@@ -281,6 +299,12 @@ class Ledger:
         """Return the late checks of a day, in order."""
         query = "SELECT * FROM late_check WHERE delivery = ? AND day = ? ORDER BY id"
         return [late_check_of(row) for row in self._rows(query, [delivery, day.isoformat()])]
+
+    def newest_late_checks(self, delivery: str = DELIVERY) -> dict[date, LateCheck]:
+        """Return, by day, the last late check for which an export was read."""
+        # The other columns are those of the row that has the maximum. Without LastModified no export was read.
+        query = "SELECT *, MAX(id) FROM late_check WHERE delivery = ? AND export_modified IS NOT NULL GROUP BY day"
+        return {check.day: check for check in map(late_check_of, self._rows(query, [delivery]))}
 
     # Pickups and logins
 
@@ -407,7 +431,9 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        hint = f"ls -l {path.parent}; df -h {path.parent}"
+        hint = f"ls -ld {path.parent}; df -h {path.parent}"
+        if isinstance(error, OSError):
+            raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}", hint=hint) from error
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
             hint = f"mv {path} {path}.damaged  # then restore a backup, or let a new ledger adopt the files"
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error

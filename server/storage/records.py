@@ -69,6 +69,11 @@ class Publication:
         """The share of its lines, 0 to 1, whose episode the catalogue knew; None without a catalogue or a line."""
         return _matched([self])
 
+    @property
+    def missing(self) -> tuple[LedgerLog, ...]:
+        """The logs that were intended and do not have their names: a crash came in between."""
+        return tuple(entry for entry in self.logs if entry.state == "intended")
+
 
 def matched_share(publications: Iterable[Publication]) -> float | None:
     """Return the share of lines, 0 to 1, whose episode the catalogue knew, in the logs that are not superseded.
@@ -88,10 +93,7 @@ def _matched(publications: Iterable[Publication]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a day is held: ``why`` is a sentence, ``etag`` is the version.
-
-    ``reason`` is rejected, empty, tokens or one_line.
-    """
+    """Why a version of a day is held: a sentence, the word for it (see `holds.hold_reason`), and its ``etag``."""
 
     why: str
     reason: str

@@ -30,8 +30,6 @@ from ..support.program import Program, Running, listening_addresses, log_in, not
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-pytestmark = pytest.mark.xdist_group("demo")  # one demo for all of them
-
 
 class RunningDemo:
     """One demo for all tests of this file."""

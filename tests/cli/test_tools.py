@@ -22,7 +22,7 @@ from argon2 import PasswordHasher
 from server.cli.convert import day_in
 from server.cli.start import plain_convert
 
-from ..support.program import GARBAGE, ROOT, ServiceSite, day_before, export_of, log_of
+from ..support.program import GARBAGE, ROOT, ServiceSite, day_before, export_name, export_of, log_of
 from ..support.rows import row
 
 if TYPE_CHECKING:
@@ -125,15 +125,16 @@ def test_convert_refuses_in_a_sentence_and_leaves_no_file(
     assert (program.folder / "good.gz").read_bytes() == whole
 
 
-def test_convert_loads_neither_ssh_nor_s3(program: Program) -> None:
-    """A command imports only what it needs."""
-    (program.folder / "x.gz").write_bytes(export_of(day_before(1), 2))
+@pytest.mark.parametrize("rows", [0, 2])
+def test_convert_loads_neither_ssh_nor_s3(program: Program, rows: int) -> None:
+    """A command imports only what it needs, and what takes long to load only for what needs it."""
+    (program.folder / "x.gz").write_bytes(export_of(day_before(1), rows))
     code = """
 import sys
 from server.cli.start import run
 assert run(["convert", "x.gz", "-o", "out.gz"]) == 0
 needless = {"asyncssh", "aiobotocore", "botocore", "aiohttp", "sqlite3", "prometheus_client"}
-needless |= {"typer", "pydantic", "tomllib"}
+needless |= {"typer", "pydantic", "tomllib", "dataclasses", "inspect", "orjson", "hashlib", "isal", "gzip"}
 print(*sorted(needless & set(sys.modules)))
 """
     done = program.run(argv=[sys.executable, "-P", "-c", code])
@@ -317,6 +318,11 @@ def _as_root(service_site: ServiceSite, python: list[str]) -> None:
     os.chown(data, 65534, 65534)
     (service_site.folder / "keys").chmod(0o700)
     service_site.put(day_before(1), export_of(day_before(1)))
+    # Whoever fills the folder of exports aims a link at what the service's user may not read.
+    secret = service_site.folder / "secret"
+    secret.write_bytes(export_of(day_before(2), 3, b"secret"))
+    secret.chmod(0o600)
+    (service_site.exports / export_name(day_before(2))).symlink_to(secret)
     libraries = [path for path in sys.path if path.endswith("site-packages")]
     env = {"PYTHONPATH": os.pathsep.join([str(ROOT), *libraries]), "HOME": "/root"}
 
@@ -324,8 +330,16 @@ def _as_root(service_site: ServiceSite, python: list[str]) -> None:
         return service_site.program.run(argv=[*python, *arguments, "--config", str(service_site.config)], env=env)
 
     fed = run("feed")
-    assert fed.returncode == 0, fed.stderr
+    assert fed.returncode == 1
     assert log_of(1) in fed.stdout
+    assert f"{day_before(2)}  failed      this user may not read " in fed.stdout
+    (service_site.exports / export_name(day_before(2))).unlink()
+    # A group that only the configuration names, as the unit's SupplementaryGroups= does.
+    service_site.config.chmod(0o640)
+    os.chown(service_site.config, 0, 65533)
+    os.chown(service_site.exports, 0, 65533)
+    service_site.exports.chmod(0o750)
+    assert run("feed").returncode == 0
     assert run("status").returncode == 0
     assert run("prune").returncode == 0
     assert run("trace", log_of(1)).returncode == 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from dataclasses import replace
 
 import pytest
 
@@ -88,7 +87,7 @@ READDRESSED = [
 def test_an_address_with_a_port_or_in_a_list_is_that_address(text: str, address: str, truncated: bool) -> None:
     """Of a list the first one: the client, as in X-Forwarded-For. It is noticed, and else like the bare address."""
     sent = sent_address(text, truncated=truncated, key=KEY)
-    assert sent == replace(sent_address(address, truncated=truncated, key=KEY), readdressed=True)
+    assert sent == sent_address(address, truncated=truncated, key=KEY)._replace(readdressed=True)
 
 
 def test_blanks_around_a_token_do_not_count_and_its_case_does() -> None:

@@ -271,7 +271,7 @@ def test_an_export_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
     """A missing file, and a folder, are no torn exports."""
     for path in (tmp_path / "nothing.json.gz", tmp_path):
         with pytest.raises(SourceError, match="cannot be read"):
-            convert_export(opened(path), conversion(), MemorySink(), kernel=KERNEL, scratch=tmp_path)
+            convert_export(opened(path), conversion(), MemorySink(), kernel=lambda: KERNEL, scratch=tmp_path)
 
 
 @pytest.mark.parametrize(("most", "threads"), [(1, 1), (7, 1), (100, 1), (100, 3), (569, 1), (10_000, 3)])
@@ -365,7 +365,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, threads: int) -> None:
             opened(export_file(tmp_path, sample(300))),
             conversion(),
             FullSink(),
-            kernel=KERNEL,
+            kernel=lambda: KERNEL,
             scratch=tmp_path,
             threads=threads,
             tuning=SMALL,

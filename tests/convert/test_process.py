@@ -142,6 +142,32 @@ def test_a_server_py_in_the_folder_is_no_trap(tmp_path: Path, folder: Path, monk
     assert apart_from(export_file(tmp_path, sample(20)), folder).tally.lines > 0
 
 
+def test_an_export_without_rows_loads_neither_kernel_nor_the_rules_of_rows(tmp_path: Path, folder: Path) -> None:
+    """What takes longest to load is loaded for the first row, or not at all."""
+    with planted(f"""
+import os, sys
+def leave(code, really=os._exit):
+    open({str(tmp_path / "loaded")!r}, "w").write(" ".join(sys.modules))
+    really(code)
+os._exit = leave
+import server.convert.__main__ as main
+main.main()
+"""):  # fmt: skip
+        assert apart_from(export_file(tmp_path, []), folder, digests=False).tally.rows == 0
+    loaded = set((tmp_path / "loaded").read_text().split())
+    assert "server.convert.day" in loaded
+    needless = {
+        "dataclasses",
+        "inspect",
+        "orjson",
+        "hashlib",
+        "tempfile",
+        "server.convert.block",
+        "server.convert.kernel",
+    }
+    assert not needless & loaded
+
+
 # How it fails
 
 
@@ -393,6 +419,9 @@ LIES: dict[str, list[object]] = {
     "podcasts that are a list": spoken(podcasts=[]),
     "a podcast without a name": spoken(podcasts={"": GOOD_PODCASTS["p"]}),
     "a podcast with a long name": spoken(podcasts={"p" * 201: GOOD_PODCASTS["p"]}),
+    "a podcast with half a letter in its name": [
+        b'{"podcasts": {"\\ud800": [3, 2, 2, {"no_bytes": 1}, {}]}}\n', spoken()[1], spoken()[-1],
+    ],
     "a podcast's books that do not balance": spoken(podcasts={"p": [3, 2, 3, {"no_bytes": 1}, {}]}),
     "a podcast's books that are short": spoken(podcasts={"p": [3, 2]}),
     "a podcast's unknown reason": spoken(podcasts={"p": [3, 2, 2, {SECRET: 1}, {}]}),

@@ -7,6 +7,7 @@ import itertools
 import re
 import sys
 from datetime import date
+from functools import cache
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ from server.convert.log_writer import inflate
 from server.convert.row import Conversion
 from server.triton import LogRules
 
-from ..support.fuzz_rows import ordinary
 from ..support.odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
 from ..support.reference_conversion import KERNEL, convert_slowly
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DAY = date(2026, 11, 20)
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 KEY = bytes(range(32))
+ORDINARY = [row.removesuffix(b"\n") for row in day_rows(DAY, 5)]
 # What a decoder may pass over in a field that no line is made of, and must not.
 
 
@@ -39,14 +40,19 @@ def conversion(rules: LogRules, *, catalogue: bool = False) -> Conversion:
     return Conversion(rules, KEY, CATALOGUE if catalogue else None, DAY)
 
 
-def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = None, times: int = 1) -> None:
-    """Blocks come out as row by row by the exact rules: lines, tally, rejections; with the kernel and without it."""
-    data = b"".join(row + b"\n" for row in rows)
-    slow = convert_slowly(rows, made, fresh_after=fresh_after)
-    assert slow.tally.balanced
-    for kernel in {KERNEL, None}:
-        converter = BlockConverter(kernel, made, fresh_after)
-        for _ in range(times):  # the second time with names that were learned
+class Blocks:
+    """Converters of blocks, with the kernel and without it, and the exact rules that both must agree with."""
+
+    def __init__(self, made: Conversion, fresh_after: str | None = None) -> None:
+        self._made, self._fresh_after = made, fresh_after
+        self._converters = [BlockConverter(kernel, made, fresh_after) for kernel in {KERNEL, None}]
+
+    def assert_same(self, rows: list[bytes], times: int = 1) -> None:
+        """A block comes out as row by row by the exact rules: lines, tally, rejections."""
+        data = b"".join(row + b"\n" for row in rows)
+        slow = convert_slowly(rows, self._made, fresh_after=self._fresh_after)
+        assert slow.tally.balanced
+        for converter in self._converters * times:  # the second time with names that were learned
             result = converter.do(Job(0, Task.RENDER, (data,), want_ids=True))
             text = inflate(result.piece).decode()
             assert text.split("\n") == "".join(slow.lines).split("\n")
@@ -55,11 +61,22 @@ def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = N
             assert [(reject["line"], reject["reason"]) for reject in rejects] == slow.rejected
             assert result.ids is not None
             assert sum(result.ids.counts) == slow.tally.rows - slow.tally.rejected.total()
-            columns = len(made.rules.layout.specs)
+            columns = len(self._made.rules.layout.specs)
             for line in text.split("\n")[:-1]:
                 assert line.count("\t") == columns - 1
                 assert not _CONTROL.search(line)
                 assert not line.startswith("#")
+
+
+def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = None, times: int = 1) -> None:
+    """One block comes out as row by row by the exact rules."""
+    Blocks(made, fresh_after).assert_same(rows, times)
+
+
+@cache
+def blocks_of(name: str, *, catalogue: bool) -> Blocks:
+    """Return converters that several blocks are given to, one after the other."""
+    return Blocks(conversion(RULES[name], catalogue=catalogue))
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -74,7 +91,7 @@ def test_every_odd_row_comes_out_so_when_it_stands_alone(name: str) -> None:
     """Each nasty row in a block of its own, behind an ordinary one."""
     ordinary = orjson.dumps({**GOOD, "id": "99999999-2222-4333-8444-555555555555"})
     for row in nasty_rows():
-        assert_same([ordinary, row], conversion(RULES[name], catalogue=True))
+        blocks_of(name, catalogue=True).assert_same([ordinary, row])
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -143,7 +160,7 @@ def test_any_json_in_any_field_comes_out_as_by_the_exact_rules(
 ) -> None:
     """Whatever JSON can say, in any field, alone or among ordinary rows."""
     texts = [orjson.dumps({**GOOD, "id": f"id{number}", **row}) for number, row in enumerate(rows)]
-    assert_same([*ordinary(), *texts] if more else texts, conversion(RULES[name], catalogue=more))
+    blocks_of(name, catalogue=more).assert_same([*ORDINARY, *texts] if more else texts)
 
 
 @settings(max_examples=300, deadline=None)

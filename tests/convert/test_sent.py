@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -185,9 +184,9 @@ def test_what_an_earlier_release_sent_is_recognised(
 ) -> None:
     """A log with the cells of then, told so by the ledger or found in the folder; and a day that has both kinds."""
     rows, new = with_odd_ids(ODD_IDS), [row(id="new\t%")]
-    wrote = replace(layout, ids=written)
+    wrote = layout._replace(ids=written)
     _, before = convert(export_file(tmp_path, rows), conversion(layout=wrote, rows="all"), kernel=kernel)
-    read = wrote if known else replace(layout, ids=IdCells.UNKNOWN)
+    read = wrote if known else layout._replace(ids=IdCells.UNKNOWN)
     assert Layout.from_json(read.as_json()) == read
     # The rules of the day's late rows are those of its first file; after a new configuration, those of the resend.
     for rules in (read, layout):

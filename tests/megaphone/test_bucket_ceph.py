@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from server.megaphone.exports import DayExport
 
-pytestmark = pytest.mark.xdist_group("ceph")  # one store for all of them
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"
 LARGE = 48 << 20

@@ -27,7 +27,7 @@ def at(days: int, clock: str) -> datetime:
 
 
 EXPORT = DayExport(DAY, "metrics-day-2026-11-20.json.gz", "v1", 100, at(1, "03:00"))
-NEXT_VERSION = replace(EXPORT, etag="v2", last_modified=at(1, "06:00"))
+NEXT_VERSION = EXPORT._replace(etag="v2", last_modified=at(1, "06:00"))
 POLICY = FeedPolicy(
     ExportSettings(url="s3://exports", first_day=DAY - timedelta(days=5)), RULES, "MEGA", HoldPolicy(), 60
 )
@@ -58,6 +58,9 @@ def published(kind: str = "first", number: int = 0, state: str = "published", **
 
 
 SUPERSEDED = replace(published(), logs=(replace(published().logs[0], superseded_by=2),))
+PIECES = replace(published(), logs=(published().logs[0], published(number=1, state="intended").logs[0]))
+UNFINAL_PIECES = replace(PIECES, kind="unfinal", tally=Tally(rows=9, filtered=Counter(too_fresh=9)))
+ANEW = "its export has changed since it was held, so that was not accepted for the new version: "
 CHANGED = seen("due", NEXT_VERSION, checked_etag="v1")
 
 # what, record, publications, request, now, and what is expected: a result's word or an order's kind; more of either.
@@ -81,7 +84,14 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
     ("held, and accepted", seen("due", hold=hold()), [], FeedRequest(accept_rejects=True), at(1, "05:00"), "first",
      {"may_hold": False, "remark": "an operator accepted what was rejected"}),
     ("accepted before it was held", seen("due"), [], FeedRequest(accept_rejects=True), at(1, "05:00"), "first",
-     {"may_hold": False, "remark": ""}),
+     {"may_hold": True, "remark": "", "note": ""}),
+    ("accepted, but another version", seen("due", hold=hold(etag="v0")), [], FeedRequest(accept_rejects=True),
+     at(1, "05:00"), "first",
+     {"may_hold": True, "remark": "", "note": ANEW}),
+    ("accepted, but another version that is not final", seen("settling", hold=hold(etag="v0")), [],
+     FeedRequest(accept_rejects=True), at(1, "05:00"), "settling", {"sentence": f"{ANEW}its export changed too"}),
+    ("held, and without a line", seen("due", hold=hold(rejected=100)), [], USUAL, at(1, "05:00"), "held",
+     {"sentence": "no line would remain, so it cannot be accepted"}),
     ("held for an older version", seen("due", hold=hold(etag="v0")), [], USUAL, at(1, "05:00"), "first",
      {"may_hold": True}),
     ("held until the end of waiting", seen("due", hold=hold()), [], USUAL, GIVEN_UP, "first",
@@ -133,12 +143,39 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
     ("changed, superseded and pruned", CHANGED, [SUPERSEDED, published("resend", 1, rules=RULES)], USUAL,
      at(1, "08:00"),
      "late", {"rules": RULES, "prefix": "OLD"}),
+    ("changed, superseded and its layout unknown", CHANGED,
+     [replace(SUPERSEDED, kind="adopted", remark=UNKNOWN_LAYOUT), published("resend", 1, rules=RULES)], USUAL,
+     at(1, "08:00"), "late", {"rules": RULES, "left_alone": ""}),
+    # Left in pieces by a crash
+    ("in pieces", seen("due", checked_etag=""), [PIECES], USUAL, at(1, "08:00"), "late",
+     {"rest_of": PIECES, "rules": OLD_RULES, "prefix": "OLD", "sent": (PIECES,), "may_publish": True, "may_hold": False,
+      "fresh_after": None}),
+    ("in pieces, when nothing counts any more", seen("due", checked_etag=""), [PIECES], USUAL, at(40, "08:00"), "late",
+     {"rest_of": PIECES, "may_publish": True}),
+    ("in pieces, of a version that was never final", seen("stale", checked_etag=""), [UNFINAL_PIECES], USUAL,
+     at(2, "01:00"), "late", {"fresh_after": "2026-11-21 01:00:00"}),
+    ("in pieces, changed", seen("due", NEXT_VERSION, checked_etag=""), [PIECES], USUAL, at(4, "08:00"), "late",
+     {"rest_of": PIECES, "may_publish": True, "fresh_after": None}),
+    ("in pieces, changed, settling", seen("settling", NEXT_VERSION, checked_etag=""), [PIECES], USUAL, at(1, "06:30"),
+     "failed", {"sentence": "OLD20261120-01.tsv.gz, to be converted again, but its export changed too recently"}),
+    ("in pieces, changed, and no time left", seen("settling", NEXT_VERSION, checked_etag=""), [PIECES], USUAL,
+     at(2, "12:00"), "late", {"rest_of": PIECES}),
+    ("in pieces, its export gone", seen("missing", None), [PIECES], USUAL, at(1, "08:00"), "failed",
+     {"sentence": "there is no export"}),
+    ("in pieces, a file pruned", seen("due"),
+     [replace(PIECES, logs=(published(state="pruned").logs[0], PIECES.logs[1]))], USUAL, at(1, "08:00"), "published",
+     {"left_alone": "a file of the day has already been pruned"}),
+    ("in pieces, sent again", seen("due"), [PIECES], FeedRequest((DAY,), resend="voided"), at(1, "09:00"), "resend",
+     {"rest_of": None}),
     # Sent again
     ("resend", seen("due", checked_etag="v1"), [published()], FeedRequest((DAY,), resend="voided"), at(1, "09:00"),
      "resend",
      {"remark": "voided", "rules": RULES, "prefix": "OLD", "may_hold": True}),
-    ("resend, rejects accepted", seen("due"), [published()], FeedRequest((DAY,), accept_rejects=True, resend="voided"),
-     at(1, "09:00"), "resend", {"may_hold": False}),
+    ("resend, rejects accepted", seen("due", hold=hold()), [published()],
+     FeedRequest((DAY,), accept_rejects=True, resend="voided"), at(1, "09:00"), "resend", {"may_hold": False}),
+    ("resend, rejects of another version accepted", seen("due", hold=hold(etag="v0")), [published()],
+     FeedRequest((DAY,), accept_rejects=True, resend="voided"), at(1, "09:00"), "resend",
+     {"may_hold": True, "note": ANEW}),
     ("resend of nothing", seen("due"), [], FeedRequest((DAY,), resend="voided"), at(1, "09:00"), "refused",
      {"sentence": "never published"}),
     ("resend of what is not there", seen("missing", None), [published()], FeedRequest((DAY,), resend="voided"), at(1,

@@ -145,7 +145,7 @@ class Simulation:
         self._shown: dict[date, Version] = {}
 
     async def run(self) -> None:
-        """Every hour: the source moves, a round, and retention; now and then a new start."""
+        """Every hour: the source moves, and a round; now and then retention, and a new start."""
         now = start_of(DAY) + timedelta(minutes=55)
         end = start_of(DAY) + timedelta(days=DAYS + 5)
         while now < end:
@@ -154,7 +154,8 @@ class Simulation:
                 self._deliver(now)
                 self._observe(now)
             await self._round(now, up)
-            self.site.prune(now)
+            if now.hour % 6 == 0:
+                self.site.prune(now)
             if self.rng.random() < 0.02:
                 self.site.restart()
             now += HOUR

@@ -62,7 +62,7 @@ async def test_a_user_logs_in_with_password_or_key(tmp_path: Path, keys_dir: Pat
         assert lines[0]["client"].startswith("AsyncSSH_")
         assert lines[0]["kex"] == "mlkem768x25519-sha256"
         assert lines[0]["host_key"] in ("ssh-ed25519", "rsa-sha2-256", "rsa-sha2-512")
-        assert lines[0]["cipher"] == lines[0]["mac"] == "chacha20-poly1305@openssh.com"
+        assert lines[0]["cipher"] == lines[0]["mac"] == "aes256-gcm@openssh.com"
         assert [login.method for login in it.logins] == ["publickey", "password"]
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.publish.holds import HoldPolicy
 from server.status.alarms import Alarm, Level, Measured, Partner, alarms
@@ -112,6 +113,26 @@ async def test_what_is_odd_about_a_published_day_is_noticed(site: Site) -> None:
     await site.round(at(1, "09:05"))
     noticed = [alarm.sentence for alarm in site.alarms(at(1, "09:05")) if alarm.name == "day_noticed"]
     assert len(noticed) == 1 and "20.0% of the IPv4 addresses end in 0" in noticed[0]
+
+
+async def test_a_published_day_with_fewer_rows_than_it_had_is_warned_of(site: Site) -> None:
+    """Rewritten to fewer rows, with or without new ones, until they are back or the day is sent again as it is."""
+
+    async def shrunk(now: str, *numbers: int, resend: str = "") -> list[str]:
+        site.put([one for n in numbers for one in rows_of(DAY, 1, n)], at(1, f"{int(now[:2]) - 2:02d}:00"))
+        with capture_logs() as entries:
+            await site.round(at(1, now), DAY, resend=resend)
+        found = [alarm for alarm in site.alarms(at(1, now)) if alarm.name == "day_shrunk"]
+        assert all(alarm.level is Level.WARNING and alarm.hint for alarm in found)
+        logged = [entry["why"] for entry in entries if entry["event"].startswith("feed noticed")]
+        assert [f"{DAY}: {why}" for why in logged] == [alarm.sentence for alarm in found]
+        return [alarm.sentence.partition("its export was ")[2] for alarm in found]
+
+    assert await shrunk("06:30", *range(10)) == []
+    assert await shrunk("09:00", *range(7)) == ["rewritten to 7 rows; it had 10 when it was published"]
+    assert await shrunk("12:00", *range(10), 10) == []
+    assert await shrunk("15:00", *range(5), 11) == ["rewritten to 6 rows; it had 11 when it was published"]
+    assert await shrunk("18:00", *range(4), resend="as it is") == []
 
 
 async def test_a_pruned_day_alarms_no_more(site: Site) -> None:

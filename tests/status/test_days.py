@@ -126,12 +126,12 @@ def test_a_day_is_picked_up_when_the_last_required_user_has_the_last_file() -> N
 
 def test_the_numbers_are_those_of_the_newest_tally_and_of_the_standing_files() -> None:
     """Rows and rejects come from the newest conversion, lines from every file that was not superseded."""
-    late = replace(TALLY, rows=15, lines=5)
+    late = Tally(rows=15, lines=5)
     late.filtered["sent_before"] = 10
     day = one(None, [publication(log()), publication(log(1, 2, lines=5), number=2, kind="late", tally=late)])
     assert (day.rows, day.lines, day.filtered, day.rejected) == (15, 15, 10, 0)
     assert day.published_at == at(1, "05:35")
-    held = one(record("due", hold=replace(HELD, tally=replace(TALLY, rows=12))))
+    held = one(record("due", hold=replace(HELD, tally=Tally(rows=12, lines=10))))
     assert (held.rows, held.lines, held.published_at) == (12, 0, None)
 
 

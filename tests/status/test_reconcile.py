@@ -77,8 +77,8 @@ def test_the_engine_counts_by_podcast_as_one_row_at_a_time_does(tmp_path: Path, 
     """For every podcast the engine's books are those of the exact rules, with repeated ids and odd rows too."""
     rows = with_repetitions(sample())
     done = convert_export(
-        opened(export_file(tmp_path, rows)), conversion(), MemorySink(), kernel=kernel, scratch=tmp_path, threads=2,
-        by_podcast=True, tuning=SMALL,
+        opened(export_file(tmp_path, rows)), conversion(), MemorySink(), kernel=lambda: kernel, scratch=tmp_path,
+        threads=2, by_podcast=True, tuning=SMALL,
     )  # fmt: skip
     slow = slow_books(rows)
     assert PodcastBooks.from_json(done.podcasts.as_json()).as_json() == done.podcasts.as_json()

@@ -23,6 +23,7 @@ from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.storage.staging import Staging
 from tests.support.site import DAY, Site, at, rows_of
+from tests.support.warm import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,8 +99,10 @@ async def act(site: Site, scenario: str) -> None:
     """The round in which it dies."""
     if scenario == "unfinal":
         await site.round(at(1, "23:00"))
+    elif scenario == "late":
+        await site.round(at(2, "23:55"))
     elif scenario == "resend":
-        await site.round(at(1, "10:05"), DAY, resend="void")
+        await site.round(at(4, "10:05"), DAY, resend="void")
     else:
         await site.round(at(1, "10:05"))
 
@@ -169,6 +172,7 @@ def run_until(folder: Path, scenario: str, step: int) -> int:
 
 def main(folder: Path, scenario: str) -> None:
     """Die at every step, each time in a fresh copy."""
+    WARM.begin()  # before a fork: the children share it
     site = Site(folder / "start", **SCENARIOS[scenario])
     prepare(site, scenario)
     site.stop()

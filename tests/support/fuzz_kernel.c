@@ -8,6 +8,9 @@
  * that is being tried lies in a file, and stays there if the process dies:
  *
  *     fuzz_kernel SECONDS SEED CURRENT-INPUT [FILE ...]
+ *
+ * With -DREPLAY it tries the given files alone, and writes all that the kernel makes of them to standard output: two
+ * builds, for two processors or by two compilers, must write the same bytes (.ci/variants).
  */
 #include "../../server/convert/kernel.c"
 
@@ -20,13 +23,18 @@
 
 #include "fuzz_rules.h" /* RULES, RULES_COUNT, NAMES, NAME_COUNT, CATALOGUE, CATALOGUE_COUNT */
 
+#if defined(REPLAY)
+#define SHOW(what, size) fwrite((what), 1, (size_t)(size), stdout)
+#else
+#define SHOW(what, size) (void)0
+#endif
 #if defined(ALONE)
 #define UNSEEN __attribute__((no_sanitize_coverage)) /* no place of the kernel */
 #else
 #define UNSEEN
 #endif
 
-enum { ARRAY = 1, BY_PODCAST = 2, INDEX_ROWS = 4, SOME_IDS = 8, SMALL_ROOM = 16, NO_FEATURES = 32, NO_CATALOGUE = 64 };
+enum { ARRAY = 1, BY_PODCAST = 2, INDEX_ROWS = 4, SOME_IDS = 8, SMALL_ROOM = 16, NO_FEATURES = 32, NO_CATALOGUE = 64, FRESH_AFTER = 128 };
 
 #define HOLDS(what) do { if (!(what)) { fprintf(stderr, "broken promise, line %d: %s\n", __LINE__, #what); abort(); } } while (0)
 
@@ -76,6 +84,7 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!indexed) HOLDS((indexed = index_catalogue(CATALOGUE, CATALOGUE_SIZE, catalogue_slots, 4096)) == CATALOGUE_COUNT);
     rules.by_podcast = !!(flags & BY_PODCAST);
     rules.index_rows = !!(flags & INDEX_ROWS);
+    rules.has_fresh_after = !!(flags & FRESH_AFTER); /* not always: most rows of the corpus would be filtered, and no line written */
     rules.features = flags & NO_FEATURES ? 0 : kernel_features();
     if (!(flags & NO_CATALOGUE)) {
         rules.catalogue = CATALOGUE;
@@ -90,7 +99,8 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     memcpy(names, NAMES, sizeof NAMES);
     memset(names + sizeof NAMES, 0, 8);
     struct block block = { 0 };
-    int64_t out_room = CELL_ROOM + (flags & SMALL_ROOM ? 600 : 4 * length + 8192), most = flags & SMALL_ROOM ? 3 : length / 64 + 1;
+    /* A small room is full at another byte of a line with each length of the input. */
+    int64_t out_room = CELL_ROOM + (flags & SMALL_ROOM ? 37 * length % 1500 : 4 * length + 8192), most = flags & SMALL_ROOM ? 3 : length / 64 + 1;
     uint8_t *out = room(out_room), *ids = room(16 * most), *digests = room(8 * most), last_id[16] = { 0 };
     uint32_t slots[4] = { 0 };
     struct odd_row *odd = room(most * (int64_t)sizeof *odd);
@@ -119,12 +129,20 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
         convert_block(&rules, &block);
         judge(&rules, &block);
+        SHOW(&block.taken, (uint8_t *)(&block + 1) - (uint8_t *)&block.taken);
+        SHOW(out, block.written);
+        SHOW(ids, 16 * block.id_count);
+        SHOW(digests, rules.index_rows * 8 * block.id_count);
+        SHOW(odd, block.odd_count * (int64_t)sizeof *odd);
+        SHOW(podcasts, block.podcast_count * (int64_t)sizeof *podcasts);
         if (block.id_count) memcpy(last_id, ids + 16 * (block.id_count - 1), 16);
         if (!rules.index_rows && block.written) { /* what was written is a log: it can be indexed */
             int64_t lines;
             uint8_t *log = room(block.written), *cells = room(16 * block.lines), *sums = room(8 * block.lines);
             memcpy(log, out, (size_t)block.written);
             HOLDS(index_lines(log, block.written, 0, cells, sums, &lines) == block.lines && lines == block.lines);
+            SHOW(cells, 16 * lines);
+            SHOW(sums, 8 * lines);
             free(log); free(cells); free(sums);
         }
         uint32_t counts[64];
@@ -136,9 +154,26 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
+enum { LONGEST_INPUT = 4096 };
+
+#if defined(REPLAY)
+
+int main(int count, char **files) {
+    for (int i = 1; i < count; i++) {
+        uint8_t data[LONGEST_INPUT];
+        FILE *input = fopen(files[i], "rb");
+        HOLDS(input);
+        size_t size = fread(data, 1, sizeof data, input);
+        fclose(input);
+        LLVMFuzzerTestOneInput(data, size);
+    }
+    return fflush(stdout) != 0;
+}
+
+#endif
 #if defined(ALONE)
 
-enum { LONGEST = 4096, MOST_KEPT = 20000, PLACES = 1 << 14 };
+enum { LONGEST = LONGEST_INPUT, MOST_KEPT = 20000, PLACES = 1 << 14 };
 
 static uint8_t reached[PLACES], times_class[256], now[PLACES];
 static uintptr_t before;

@@ -1,6 +1,7 @@
 """The kernel alone, fuzzed under AddressSanitizer and UndefinedBehaviorSanitizer.
 
     python -m tests.support.fuzz_kernel [--seconds 60] [--seed 1] [--folder FOLDER]
+    python -m tests.support.fuzz_kernel --write FOLDER      only the rules and the inputs, for `.ci/variants`
 
 Writes the rules of the tests as C, compiles `fuzz_kernel.c` (which tells how it fuzzes) with gcc into a folder, and
 runs it, beginning with the corpus of `rows`. Ends with 1 if the kernel broke a promise or touched what is not its own;
@@ -34,7 +35,12 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("fuzz_kernel.c")
 _SMALL_ROOM = 16  # a flag of fuzz_kernel.c
+_FLAGS = (0, 1, 2, 4, 8, 16, 16 | 2, 16 | 4, 16 | 8, 64, 128)
 _WITHOUT_TEXTS = {name: value for name, value in GOOD.items() if name not in ("city", "user_agent")}
+_NEEDED = ("created_at", "ip", "podcast_id", "episode_id", "filesize")
+_SEVERAL = b"\n".join(
+    orjson.dumps({"id": f"i{n}", "bytes_sent": n % 3 * 500} | {name: GOOD[name] for name in _NEEDED}) for n in range(9)
+)
 CORPUS = Path(__file__).parent.parent / "corpus" / "rows"
 FLAGS = (
     "-std=gnu11", "-g", "-O1", "-DALONE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
@@ -61,14 +67,15 @@ def build(folder: Path) -> Path:
         FileNotFoundError: there is no gcc.
         subprocess.CalledProcessError: it does not compile.
     """
-    (folder / "fuzz_rules.h").write_text(_rules())
+    write(folder)
     program = folder / "fuzz_kernel"
     subprocess.run(["gcc", *FLAGS, f"-I{folder}", "-o", program, SOURCE], check=True)
     return program
 
 
-def fuzz(program: Path, seconds: float, seed: int, folder: Path) -> Fuzzed:
-    """Fuzz for so long."""
+def write(folder: Path) -> int:
+    """Write the rules as C, and into ``seeds`` the corpus and more inputs to begin with; return how many."""
+    (folder / "fuzz_rules.h").write_text(_rules())
     inputs = folder / "seeds"
     inputs.mkdir(exist_ok=True)
     for number, row in enumerate(ROWS[::5]):
@@ -83,7 +90,16 @@ def fuzz(program: Path, seconds: float, seed: int, folder: Path) -> Fuzzed:
             (inputs / f"grows-{number}-{ord(letter[-1])}-{name.decode()}").write_bytes(
                 bytes((number, _SMALL_ROOM)) + one
             )
-    seeds = [*sorted(CORPUS.iterdir()), *sorted(inputs.iterdir())]
+    for number, flags in itertools.product(range(0, len(MORE_RULES), 4), _FLAGS):  # rows enough to fill every room
+        (inputs / f"several-{number}-{flags}").write_bytes(bytes((number, flags)) + _SEVERAL)
+    for path in CORPUS.iterdir():
+        (inputs / path.name).write_bytes(path.read_bytes())
+    return len(list(inputs.iterdir()))
+
+
+def fuzz(program: Path, seconds: float, seed: int, folder: Path) -> Fuzzed:
+    """Fuzz for so long."""
+    seeds = sorted((folder / "seeds").iterdir())
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(
         [program, str(seconds), str(seed), folder / "input", *seeds],
@@ -132,7 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--write", type=Path, metavar="FOLDER")
     given = parser.parse_args(arguments)
+    if given.write is not None:
+        given.write.mkdir(exist_ok=True)
+        print(write(given.write), "inputs")
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(exist_ok=True)

@@ -215,7 +215,7 @@ def _convert(text: bytes, made: Conversion, members: int, **more: Any) -> tuple[
         pieces = [text[at : at + part] for at in range(0, len(text), part)] or [b""]
         path.write_bytes(b"".join(gzip.compress(piece, 1) for piece in pieces))
         converted = convert_export(
-            opened(path), made, sink, kernel=KERNEL, scratch=Path(folder), by_podcast=True, **more
+            opened(path), made, sink, kernel=lambda: KERNEL, scratch=Path(folder), by_podcast=True, **more
         )
         assert [path] == list(Path(folder).iterdir())
     return converted, sink

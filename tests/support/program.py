@@ -32,14 +32,13 @@ from server.storage.ledger import Ledger
 
 from .rows import row
 from .sftp import CHEAP_HASH, PASSWORD
-from .warm import Forked, Warm
+from .warm import WARM, Forked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 120.0  # seconds; nothing is asserted about speed, a test that fails ends all the same
-_WARM = Warm()
 _SYSTEMS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM",
             "CREDENTIALS_DIRECTORY", "COLUMNS", "FORCE_COLOR")  # fmt: skip
 
@@ -205,10 +204,10 @@ class Program:
     ) -> Forked | None:
         """The command, forked; None if it needs an interpreter of its own."""
         wanted = environment(**(env or {}))
-        if not self.warm or argv or options or stdin or not _WARM.serves(wanted):
+        if not self.warm or argv or options or stdin or not WARM.serves(wanted):
             return None
         with Path(os.devnull).open("rb") as nothing:
-            return _WARM.start([*map(str, arguments)], cwd=cwd or self.folder, env=wanted, stdin=nothing.fileno())
+            return WARM.start([*map(str, arguments)], cwd=cwd or self.folder, env=wanted, stdin=nothing.fileno())
 
     def end(self) -> None:
         """End everything that was started."""

@@ -180,7 +180,7 @@ def convert(
     scratch = path.parent / "scratch"
     scratch.mkdir(exist_ok=True)
     converted = convert_export(
-        opened(path), made or conversion(), sink, kernel=kernel, scratch=scratch, tuning=tuning, **more
+        opened(path), made or conversion(), sink, kernel=lambda: kernel, scratch=scratch, tuning=tuning, **more
     )
     assert list(scratch.iterdir()) == []
     assert converted.lines_per_log == [

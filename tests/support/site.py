@@ -1,6 +1,7 @@
 """One installation in virtual time: a folder of exports, a data folder, and the feed between them.
 
-Real folder source, real ledger, real conversion; only the clock is handed in. Touches what the test gives it.
+Real folder source, real ledger, real conversion in a process of its own, which is forked from one that has imported
+everything (`warm`); only the clock is handed in. Touches what the test gives it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 import pytest
 
+from server.convert import process
 from server.errors import SourceUnreachable
 from server.megaphone.exports import DayExport, Listing
 from server.megaphone.folder import Folder
@@ -34,12 +35,14 @@ from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.triton import LogFile, LogName, LogRules
 from tests.support.rows import KEY, row
+from tests.support.warm import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 DAY = date(2026, 11, 20)
+_COLD_START = process.start
 HEALTHY = Measured(0.5, 50 << 30)
 
 
@@ -83,7 +86,7 @@ class ClockedFolder(Folder):
         for day, export in listing.exports.items():
             content = hashlib.md5((self._root / export.key).read_bytes()).hexdigest()
             content = content if self.by_content else export.etag
-            exports[day] = replace(export, etag=content)
+            exports[day] = export._replace(etag=content)
             self._versions[content] = export
         return Listing(exports, self.now)
 
@@ -113,6 +116,7 @@ class Site:
 
     def start(self) -> None:
         """Open everything, as a start of the service does."""
+        process.start = WARM.start_conversion
         known = {key: value for key, value in self.settings.items() if key in ExportSettings.model_fields}
         self.export_settings = ExportSettings(url=self.exports.absolute().as_uri(), **known)
         self.holds = HoldPolicy(self.settings["max_rejected"], self.settings["tokens"])
@@ -133,6 +137,7 @@ class Site:
 
     def stop(self) -> None:
         """Let go of the ledger."""
+        process.start = _COLD_START
         self.ledger.close()
 
     def restart(self, **settings: Any) -> None:
@@ -174,8 +179,9 @@ class Site:
     def days(self, now: datetime, users: Sequence[tuple[str, bool]] = (("triton", True),)) -> dict[date, DayOverview]:
         """The days at a glance."""
         found = overview(
-            self.ledger.days(), self.ledger.publications(), self.ledger.first_pickups(), users, DeadlinePolicy(), now
-        )
+            self.ledger.days(), self.ledger.publications(), self.ledger.first_pickups(), users, DeadlinePolicy(), now,
+            self.ledger.newest_late_checks(),
+        )  # fmt: skip
         return {day.day: day for day in found}
 
     def state(self, now: datetime, day: date = DAY) -> str:

@@ -1,12 +1,14 @@
-"""Commands of pickup-point that start at once: forked from a process that has already imported everything.
+"""Processes of pickup-point that start at once: forked from a process that has already imported everything.
 
-Each is a process of its own, with its own files, environment, locks and end; only the imports are shared. One parent
-serves a whole run of tests: ``python -P tests/support/warm.py`` with a socket as its standard input.
+Commands, and the process that converts. Each is a process of its own, with its own files, environment, locks, sandbox
+and end; only the imports are shared. One parent serves a whole run of tests: ``python -P tests/support/warm.py`` with a
+socket as its standard input.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import json
 import os
@@ -17,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,24 +29,28 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 MOST = 1 << 20  # bytes of a request
+MOST_FDS = 253  # of a message: SCM_MAX_FD of unix(7)
 # What an interpreter reads when it starts: a command with other values of these needs an interpreter of its own.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "SHIFTED_CLOCK", "MALLOC_")
 _NOT_IMPORTED = ("__main__", "libkernel")  # a program; a library that is only named like a module
 
 
 class Forked:
-    """A command, with as much of `subprocess.Popen` as the tests use."""
+    """A process, with as much of `subprocess.Popen` as is used of it."""
 
-    def __init__(self, pid: int, ended: int, args: Sequence[str], pipes: Sequence[int]) -> None:
+    def __init__(
+        self, pid: int, ended: int, args: Sequence[str], *, stdin: int | None = None, stdout: int, stderr: int | None
+    ) -> None:
         self.pid = pid
         self.args = list(args)
         self.returncode: int | None = None
-        self.stdin = None
-        self.stdout, self.stderr = (os.fdopen(pipe, "rb") for pipe in pipes)
+        self.stdin = None if stdin is None else os.fdopen(stdin, "wb", 0)
+        self.stdout = os.fdopen(stdout, "rb", -1 if stdin is None else 0)
+        self.stderr = None if stderr is None else os.fdopen(stderr, "rb")
         self._ended = ended
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the command to end; return its exit code, or the negative number of the signal that killed it."""
+        """Wait for the process to end; return its exit code, or the negative number of the signal that killed it."""
         if self.returncode is None:
             if not select.select([self._ended], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
@@ -52,19 +59,19 @@ class Forked:
         return self.returncode
 
     def poll(self) -> int | None:
-        """Return the exit code, or None while the command runs."""
+        """Return the exit code, or None while the process runs."""
         try:
             return self.wait(0)
         except subprocess.TimeoutExpired:
             return None
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, if the command still runs."""
+        """Send a signal, if the process still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill the command at once."""
+        """Kill the process at once."""
         self.send_signal(signal.SIGKILL)
 
 
@@ -97,17 +104,42 @@ class Warm:
 
     def start(self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int) -> Forked:
         """Start ``pickup-point`` with these arguments; its output goes to pipes."""
-        assert self._socket is not None
         (out, out_end), (err, err_end), (ended, ended_end) = os.pipe(), os.pipe(), os.pipe()
-        request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
         try:
-            with self._lock:
-                socket.send_fds(self._socket, [request], [stdin, out_end, err_end, ended_end])
-                pid = int(self._socket.recv(100))
+            request = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}
+            pid = self._fork(request, [stdin, out_end, err_end, ended_end])
         finally:
             for end in (out_end, err_end, ended_end):
                 os.close(end)
-        return Forked(pid, ended, ["pickup-point", *arguments], (out, err))
+        return Forked(pid, ended, ["pickup-point", *arguments], stdout=out, stderr=err)
+
+    def start_conversion(self, descriptors: Sequence[int], environment: Mapping[str, str]) -> Forked:
+        """Start a process that converts, as `server.convert.process.start` does; ``descriptors`` keep their numbers."""
+        self.begin()
+        (in_end, into), (out, out_end), (ended, ended_end) = os.pipe(), os.pipe(), os.pipe()
+        try:
+            request = {"descriptors": list(descriptors), "env": dict(environment)}
+            pid = self._fork(request, [in_end, out_end, out_end, ended_end, *descriptors])
+        finally:
+            for end in (in_end, out_end, ended_end):
+                os.close(end)
+        return Forked(pid, ended, ["server.convert"], stdin=into, stdout=out, stderr=None)
+
+    def begin(self) -> None:
+        """Start the process that the others are forked from, unless it runs."""
+        with self._lock:
+            if self._socket is None:
+                self._begin(os.environ)
+
+    def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
+        """Return the number of a process that does as the request says, and was given ``fds``."""
+        assert self._socket is not None
+        with self._lock:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+            return int(self._socket.recv(100))
+
+
+WARM = Warm()
 
 
 def _what_counts_at_start(env: Mapping[str, str]) -> dict[str, str]:
@@ -142,29 +174,38 @@ def _serve(requests: socket.socket) -> None:
                 os.write(pipe, b"%d" % os.waitstatus_to_exitcode(status))
                 os.close(pipe)
         if requests in ready:
-            data, fds, _, _ = socket.recv_fds(requests, MOST, 4)
+            data, fds, _, _ = socket.recv_fds(requests, MOST, MOST_FDS)
             if not data:
                 return
             pid = os.fork()
             if not pid:
                 _become(json.loads(data), fds)
-            for fd in fds[:3]:
+            for fd in (*fds[:3], *fds[4:]):
                 os.close(fd)
             children[pid] = fds[3]
             requests.send(b"%d" % pid)
 
 
 def _become(wanted: dict[str, Any], fds: list[int]) -> None:
-    """Turn this process into the command; never return."""
+    """Turn this process into what was asked for; never return."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number, fd in enumerate(fds[:3]):
-        os.dup2(fd, number)
-    os.closerange(3, max(fds) + 100)
-    os.chdir(wanted["cwd"])
     os.environ.clear()
     os.environ.update(wanted["env"])
+    numbers = [0, 1, 2, *wanted.get("descriptors", ())]
+    # First out of the way: a number that one of them is to have may be another one's now.
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, max(numbers) + 1) for fd in (*fds[:3], *fds[4:])]
+    for number, fd in zip(numbers, moved, strict=True):
+        os.dup2(fd, number)
+    for fd in (int(entry.name) for entry in Path("/proc/self/fd").iterdir()):
+        if fd not in numbers:
+            with suppress(OSError):  # the one by which the folder was read
+                os.close(fd)
+    if "descriptors" in wanted:
+        import_module("server.convert.__main__").main()
+        os._exit(1)
+    os.chdir(wanted["cwd"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
     program = import_module("server.__main__")
     itself, sys.modules["__main__"] = sys.modules["__main__"], program  # click looks there for how it was started
@@ -189,5 +230,6 @@ if __name__ == "__main__":
     for module in pkgutil.walk_packages(server.__path__, "server."):
         if module.name.rpartition(".")[2] not in _NOT_IMPORTED:
             import_module(module.name)
+    import_module("server.convert.__main__")
     gc.freeze()
     _serve(requests_here)
