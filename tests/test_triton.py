@@ -184,7 +184,7 @@ def test_a_stem_in_a_tsv_is_a_whole_url() -> None:
 def test_the_place_of_the_metric_id_is_known(layout: Layout) -> None:
     """This cell distinguishes late rows from rows already sent."""
     outcome = converted(row(), rules(layout))
-    assert outcome.line.split("\t")[layout.id_column()] == outcome.metric_id == GOOD["id"]
+    assert outcome.line.split("\t")[layout.id_column()] == layout.id_cell(outcome.id) == GOOD["id"]
 
 
 @pytest.mark.parametrize(

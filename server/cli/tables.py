@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from ..convert.tally import Tally
 from ..status.alarms import Level
 from ..status.days import DayOverview, span
 from ..status.deadlines import Urgency
 from ..status.reconcile import COLUMNS
-from ..storage.records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -285,7 +285,7 @@ def _delivered_text(what: Delivered) -> str:
 
 
 def _catalogue_text(publication: Publication) -> str:
-    stamp, share = publication.catalogue, matched_share([publication])
+    stamp, share = publication.catalogue, publication.matched_share
     assert stamp is not None  # noqa: S101  # only publications that were made with one come here
     matched = f", which match {share:.1%} of the lines" if share is not None else ""
     read = f", RSS read {stamp.read_at[:16].replace('T', ' ')}Z" if stamp.read_at else ""
@@ -313,8 +313,7 @@ def _tally_text(tally: Mapping[str, Any]) -> str:
     parts = [f"rows={tally['rows']}", f"lines={tally['lines']}"]
     for kind in ("filtered", "rejected"):
         parts += [f"{kind}.{reason}={count}" for reason, count in tally[kind].items()]
-    numbers = ("reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped_episodes")
-    parts += [f"{name}={tally[name]}" for name in numbers]
+    parts += [f"{name}={tally[name]}" for name in Tally.NUMBERS]
     return " ".join(parts)
 
 

@@ -21,9 +21,9 @@ from ..convert.row import Conversion
 from ..disk import translate_os_errors
 from ..megaphone.exports import DayExport, moment
 from ..storage.records import LedgerLog, Publication
-from ..triton import LogFile, LogName, layouts_by_header
+from ..triton import IdCells, LogFile, LogName, layouts_by_header
 from .decisions import UNKNOWN_LAYOUT, Order
-from .holds import LOOK_BACK_DAYS, HoldPolicy, acceptable, hold_reason
+from .holds import LOOK_BACK_DAYS, ON_ONE_LINE, HoldPolicy, acceptable, hold_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -143,6 +143,8 @@ class Publisher:
             # A day of which nothing would remain is held whoever accepted it; late rows may well be none.
             judged = order.may_hold or (order.kind != "late" and not acceptable(tally))
             held = hold_reason(tally, rows_before, self._policy) if judged else None
+            if converted.one_line and order.kind != "late":
+                held = ON_ONE_LINE
             staging.keep_rejects(written=converted.rejects)
             if held is not None:
                 return Done(tally, held=held)
@@ -315,7 +317,8 @@ class Publisher:
                 day=day,
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
-                rules=rules if layout is None else rules._replace(layout=layout),
+                # Which release wrote the file, and so how ids stand in it, does not show.
+                rules=rules if layout is None else rules._replace(layout=layout._replace(ids=IdCells.UNKNOWN)),
                 tally=None,
                 intended_at=now,
                 published_at=published,

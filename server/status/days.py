@@ -114,6 +114,7 @@ class DayOverview:
                     "removed": publication.removed,
                     "tally": None if publication.tally is None else publication.tally.as_json(),
                     "catalogue": None if publication.catalogue is None else publication.catalogue.as_json(),
+                    "matched_share": rounded(publication.matched_share),
                 }
                 for publication in self.publications
             ],
@@ -121,7 +122,7 @@ class DayOverview:
             "lines": self.lines,
             "filtered": self.filtered,
             "rejected": self.rejected,
-            "matched_share": None if self.matched_share is None else round(self.matched_share, 4),
+            "matched_share": rounded(self.matched_share),
             "published_at": _iso(self.published_at),
             "picked_up": [
                 {
@@ -143,6 +144,11 @@ class DayOverview:
             "advice": self.advice,
             "remarks": list(self.remarks),
         }
+
+
+def rounded(share: float | None) -> float | None:
+    """Return a share, 0 to 1, as ``--json`` prints it."""
+    return None if share is None else round(share, 4)
 
 
 def overview(

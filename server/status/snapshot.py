@@ -25,7 +25,7 @@ from ..sftp.algorithms import HOST_KEY_FILES
 from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
 from .alarms import Alarm, Level, Measured, Partner, alarms
-from .days import DayOverview, overview
+from .days import DayOverview, overview, rounded
 from .deadlines import DeadlinePolicy
 from .reconcile import reconcile
 
@@ -192,6 +192,7 @@ class Trace:
             "remark": publication.remark,
             "tally": None if publication.tally is None else publication.tally.as_json(),
             "catalogue": None if publication.catalogue is None else publication.catalogue.as_json(),
+            "matched_share": rounded(publication.matched_share),
             "changed": publication.changed,
             "removed": publication.removed,
             "published_at": publication.published_at.isoformat() if publication.published_at else None,

@@ -17,7 +17,7 @@ import orjson
 
 from ..convert.tally import Tally
 from ..episodes.catalogue import CatalogueStamp
-from ..episodes.rss import RssFeed, RssItem
+from ..episodes.rss import RssFeed, RssItem, megaphone_token
 from ..megaphone.exports import DayExport
 from ..pickups import Delivered, Ending, Grade, Pickup
 from ..triton import LogName, LogRules
@@ -429,7 +429,7 @@ def rss_item_of(row: Row) -> RssItem:
         duration=row["duration"],
         length=row["length"],
         bare_url=row["bare_url"],
-        token=row["token"],
+        token=megaphone_token(row["bare_url"]),
     )
 
 

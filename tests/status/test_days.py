@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from server.convert.tally import Tally
+from server.episodes.catalogue import CatalogueStamp
 from server.megaphone.exports import DayExport
 from server.pickups import Delivered, Grade
 from server.status.days import DayOverview, overview, span
@@ -164,3 +165,17 @@ async def test_the_newest_day_is_first(site: Site) -> None:
 def test_spans_read_as_people_say_them(left: timedelta, text: str) -> None:
     """Minutes, then hours up to two days, then days and hours."""
     assert span(left) == text
+
+
+def test_the_share_that_matched_stands_beside_each_tally_and_counts_no_fallback() -> None:
+    """Of each publication, also of one that was sent again; of the day, that of those that stand."""
+    stamp = CatalogueStamp("v", 1)
+    some = replace(TALLY, unmapped_episodes=1, fallback_urls=3, unmatched=4)
+    first = publication(log(superseded_by=2), tally=some, catalogue=stamp)
+    again = publication(log(1, 2), number=2, kind="resend", tally=replace(TALLY, fallback_urls=2, unmatched=2),
+                        catalogue=stamp)  # fmt: skip
+    told = one(record("due"), [first, again]).as_json()
+    assert [each["matched_share"] for each in told["publications"]] == [0.6, 0.8]
+    assert told["matched_share"] == 0.8
+    bare = one(record("due"), [publication(log(), tally=some)]).as_json()
+    assert bare["matched_share"] is None and bare["publications"][0]["matched_share"] is None

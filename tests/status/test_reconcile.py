@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import orjson
@@ -140,6 +141,21 @@ async def test_a_day_can_be_reconciled_with_its_late_rows_until_it_is_pruned(sit
     assert before[ALL][:4] == [ALL, "176", "155", "155"]
     site.prune(at(70))
     assert site.files() == [] and lines() == {}
+
+
+def test_no_podcast_sends_a_control_character_to_the_terminal() -> None:
+    """An export may name a podcast as it likes; two podcasts stay two."""
+    books = PodcastBooks()
+    books.count(["\x1b[2J\x9b1A\u2028", "%1B[2J\x7f", "p-1"], [True] * 3, {})
+    publication = SimpleNamespace(id=1, published_at=at(1), logs=[SimpleNamespace(superseded_by=None)])
+    lines = reconcile([publication], {1: books})  # type: ignore[list-item]  # what it asks of one
+    printed = (
+        reconciliation_text(lines, 0.5)
+        + reconciliation_csv(lines)
+        + orjson.dumps([x.as_json() for x in lines]).decode()
+    )
+    assert all(letter.isprintable() or letter == "\n" for letter in printed)
+    assert {line.podcast for line in lines} == {ALL, "%1B[2J%C2%9B1A%E2%80%A8", "%251B[2J%7F", "p-1"}
 
 
 def test_counts_of_a_line_stand_under_their_columns() -> None:
