@@ -15,7 +15,6 @@ import os
 import shlex
 import stat
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -261,6 +260,8 @@ def _check_written_into(status: os.stat_result, path: Path) -> None:
 def _private_folder(beside: tuple[int, str] | None) -> Iterator[int]:
     """Yield a new folder for nobody else, beside a name or where temporary files lie; remove it with what is in it."""
     if beside is None:
+        import tempfile  # only here: a plain convert to a file need not wait for it
+
         with tempfile.TemporaryDirectory(prefix="pickup-point-") as made:
             descriptor = os.open(made, _READABLE_FOLDER)
             try:

@@ -30,7 +30,7 @@ from .publish.decisions import FeedPolicy
 from .publish.feed import Feed
 from .publish.holds import HoldPolicy
 from .publish.publisher import Publisher
-from .publish.retention import prune
+from .publish.retention import prune, thin_out_pickups
 from .sftp.keys import load_credentials
 from .sftp.server import SftpServer
 from .status.metrics import MetricsServer, take_reading
@@ -292,6 +292,7 @@ class Service:
         with installation.folder.round_lock(lambda: None, installation.stop.is_set):
             if (now := self._clock.now(monotonic())) is not None:
                 prune(installation.ledger, installation.folder, self._config.retention.keep_days, now, steady=True)
+                thin_out_pickups(installation.ledger, self._config.retention.keep_pickups_days, now)
 
     async def _refresh_forever(self) -> None:
         """Serve what another process (a command typed by an operator) has published or pruned."""
@@ -413,7 +414,7 @@ async def serve(
 def _recover(installation: Installation) -> None:
     """Finish what a crash interrupted, adopt the folder of a lost ledger, and serve what is published."""
     now = datetime.now(UTC)
-    if interrupted := installation.ledger.interrupt_open_pickups():
+    if interrupted := installation.ledger.pickups.interrupt_open():
         log.warning(f"service marked {interrupted} pickups as interrupted")
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)

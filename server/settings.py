@@ -299,9 +299,10 @@ class FeedsSettings(Section):
 
 
 class RetentionSettings(Section):
-    """``[retention]``: how long files are kept."""
+    """``[retention]``: how long files are kept, and how long the records of single handles."""
 
     keep_days: int = Field(60, ge=1, le=3650)
+    keep_pickups_days: int = Field(14, ge=1, le=3650)
 
 
 class UserSettings(Section):

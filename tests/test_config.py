@@ -63,7 +63,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "episodes": None, "max_rows_per_file": 0, "max_rejected": 0.01, "workers": 0, "columns": None,
     },
     "feeds": {"urls": [], "file": None, "refresh_every": timedelta(hours=6), "allow_local": False},
-    "retention": {"keep_days": 60},
+    "retention": {"keep_days": 60, "keep_pickups_days": 14},
     "sftp": {
         "host": "0.0.0.0", "port": 2222, "address": None, "max_connections": 50, "max_connections_per_address": 10,
         "max_sessions_per_user": 10, "login_timeout": timedelta(seconds=30), "idle_timeout": timedelta(minutes=15),

@@ -173,7 +173,7 @@ class Target:
         async with asyncio.timeout(20):
             while True:  # the pickup writer records it a moment later
                 with closing(Ledger.read(self.site.folder / "data" / "ledger.sqlite3")) as ledger:
-                    pickups = ledger.pickups([log.name for log in ledger.logs()])
+                    pickups = ledger.pickups.handles([log.name for log in ledger.logs()])
                 complete = Counter((one.user, str(one.name)) for one in pickups if one.grade is Grade.COMPLETE)
                 if all(complete["triton", name] >= self.fetched["triton", name] for name in self.content):
                     break

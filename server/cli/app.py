@@ -277,7 +277,7 @@ def trace(
         print_json(found.as_json())
         return
     print(name)
-    for at, what in tables.history(found.log, found.publication, found.pickups, found.checks):
+    for at, what in tables.history(found.log, found.publication, found.pickups, found.delivered, found.checks):
         print(f"  {at:20}  {what}")
 
 
@@ -346,18 +346,13 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 @app.command(name="hash-password")
 def hash_password() -> None:
     """Hash a password for the configuration. Asks for it, or reads a line of standard input; prints Argon2id."""
-    from ..sftp.users import MAX_PASSWORD
     from ..sftp.users import hash_password as hashed
 
     if sys.stdin.isatty():
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
-        password = sys.stdin.readline().rstrip("\r\n")
-    hint = "openssl rand -base64 24 | pickup-point hash-password"
-    if not password:
-        raise PickupPointError("the password is empty", hint=hint)
-    if len(password) > MAX_PASSWORD or any("\ud800" <= letter <= "\udfff" for letter in password):
-        raise PickupPointError(f"the password is not a text of at most {MAX_PASSWORD} characters", hint=hint)
+        # As bytes: how the terminal's locale would read them is not what a client sends.
+        password = sys.stdin.buffer.readline().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
     print(hashed(password))
 
 

@@ -89,11 +89,11 @@ def convert_by_hand(
         where = error.filename if isinstance(error.filename, str) else output
         hint = f"ls -l {export}; ls -ld {output.absolute().parent}; df -h"
         raise PickupPointError(f"{where}: {error.strerror or error}", hint=hint) from error
-    from ..publish.holds import HoldPolicy, warnings
+    from ..publish.holds import ON_ONE_LINE, HoldPolicy, warnings
 
     tally = converted.tally
     policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
-    notes = made[0].warnings + warnings(tally, policy)
+    notes = made[0].warnings + ([ON_ONE_LINE[1]] if converted.one_line else []) + warnings(tally, policy)
     if not made[0].key_known and (tally.not_an_address or made[0].conversion.rules.ip == "truncated"):
         notes.append("there is no ip_hash.key, so the hashes in this file were made with a key that is not kept")
     return ConvertedByHand(tally, notes)
@@ -140,7 +140,7 @@ def _make(export: Path, config: Config | None) -> _Made:
     rules = config.log.log_rules if config is not None else LogRules()
     key, key_known = _hash_key(config)
     catalogue, notes = _catalogue(config)
-    return _Made(Conversion(rules, key, catalogue, _day_in(export.name)), key_known, notes)
+    return _Made(Conversion(rules, key, catalogue, day_in(export.name)), key_known, notes)
 
 
 def _file_names() -> FileNames:
@@ -212,12 +212,15 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
     return os.urandom(32), False
 
 
-def _day_in(name: str) -> date | None:
-    """Return the first day that an export's name contains, or None."""
+def day_in(name: str) -> date | None:
+    """Return the day of an export's name: that of ``metrics-day-…``, wherever it stands, else the first one in it."""
     from ..megaphone.exports import calendar_day
 
-    days = (calendar_day(match[0]) for match in re.finditer(r"\d{4}-\d{2}-\d{2}", name, re.ASCII))
-    return next((day for day in days if day is not None), None)
+    for pattern in (r"metrics-day-(\d{4}-\d{2}-\d{2})", r"(\d{4}-\d{2}-\d{2})"):
+        days = (calendar_day(match[1]) for match in re.finditer(pattern, name, re.ASCII))
+        if (found := next((day for day in days if day is not None), None)) is not None:
+            return found
+    return None
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from ..publish.decisions import CLOCK_TOLERANCE
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
 from ..sftp.keys import load_credentials
 from ..sftp.limits import parse_address
+from ..sftp.users import password_matches
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
 from ..storage.ledger import LEDGER_FILE, Ledger
@@ -308,8 +309,10 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         return Finding(Level.WARNING, sentence, cure)
     try:
         found = await fetch_sha256(*where, attempt, host_keys, name)
-    except LoginRefused:
+    except LoginRefused as error:
         sentence = f"login: {shown} refuses {attempt.user} with {attempt.file}"
+        if str(error) != attempt.methods[0]:
+            sentence += f" by {error}, though not by {attempt.methods[0]}"
         return Finding(Level.CRITICAL, sentence, _cure_of_refusal(user, attempt))
     except NoAnswer as error:
         cure = "journalctl -u pickup-point | tail -n 20"
@@ -317,13 +320,14 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
     except FileNotFoundError:
         sentence = f"login: {attempt.user} gets in at {shown}, but {name} is not served"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
+    ways = " and by ".join(attempt.methods)
     if newest is None:
-        return Finding(Level.OK, f"login: {attempt.user} gets in at {shown}; no log is published yet")
+        return Finding(Level.OK, f"login: {attempt.user} gets in at {shown} by {ways}; no log is published yet")
     if found != newest.sha256:
         sentence = f"login: {name} as fetched from {shown} is not the file that was published (SHA-256 {found})"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
     sentence = f"login: {attempt.user} gets in at {shown} and {name} arrives whole (SHA-256 as in the ledger)"
-    return Finding(Level.OK, f"{sentence}; this was a test and does not count as a pickup")
+    return Finding(Level.OK, f"{sentence}; tried by {ways}, as a test that does not count as a pickup")
 
 
 def _not_tried(attempt: LoginAttempt) -> Finding:
@@ -334,8 +338,14 @@ def _not_tried(attempt: LoginAttempt) -> Finding:
 
 
 def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
-    if attempt.key is None:
-        return "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
+    journal = "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
+    if attempt.password is not None:
+        if user.password_hash is None:
+            return f"set password_hash of {user.name}: pickup-point hash-password < {attempt.file}"
+        if password_matches(user.password_hash, attempt.password.encode()):
+            # Right by the file, so the service has another one in force, or refuses for another reason.
+            return f"systemctl reload pickup-point; {journal}"
+        return f"pickup-point hash-password < {attempt.file} makes password_hash of {user.name}; {journal}"
     if user.authorized_keys is None:
         return f"set authorized_keys of {user.name}; systemctl reload pickup-point"
     return f"ssh-keygen -y -f {attempt.file} shows the line that must stand in {user.authorized_keys}"
@@ -351,7 +361,7 @@ def _may_come_from(host: str, user: UserSettings) -> bool:
 def _newest_log(config: Config) -> LedgerLog | None:
     """Return the log that was published last and is still there, or None."""
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
-        return next((entry for entry in reversed(ledger.logs()) if entry.state == "published"), None)
+        return next(reversed(ledger.published_logs()), None)
 
 
 def _shown(where: tuple[str, int]) -> str:

@@ -224,7 +224,7 @@ def explained(log: LogSettings) -> dict[str, tuple[str, str]]:
         "byte-range": ("bytes_sent, filesize", "derived: `0-{bytes-1}` or `-`" if partial else "always `-`"),
         "episode-guid": ("episode_id", "the guid of the episode catalogue, else the episode_id"),
         "podcast-id": ("podcast_id", "as it came"),
-        "x-metric-id": ("id", "as it came; a row always keeps it"),
+        "x-metric-id": ("id", "as it came; what a log cannot hold is percent-encoded; a row always keeps it"),
         "user-agent": ("user_agent", "control characters become blanks, `\"` is `%22`, `\\` is `%5C`"
                        if log.text == "safe" and log.format == "tsv" else "percent-encoded"),
         "cs-uri-query": ("podcast_id, episode_id", "derived: what follows `?` in the URL, else `-`"),

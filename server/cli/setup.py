@@ -113,11 +113,13 @@ def _ask(option: str, question: str, default: str | None = None) -> str:
 
 def _first_line(path: Path) -> str:
     try:
-        with path.open() as file:
-            password = file.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise PickupPointError(f"cannot read {path}: {why}", hint=f"ls -l {path}") from error
+        with path.open("rb") as file:
+            password = file.readline().rstrip(b"\r\n").decode()
+    except OSError as error:
+        raise PickupPointError(f"cannot read {path}: {error.strerror or error}", hint=f"ls -l {path}") from error
+    except UnicodeDecodeError as error:
+        sentence = f"{path} is not UTF-8: its first line has the byte 0x{error.object[error.start]:02X}"
+        raise PickupPointError(sentence, hint=f"iconv -f ISO-8859-1 -t UTF-8 {path}") from None
     if not password:
         raise PickupPointError(f"{path} has no password in its first line", hint=f"openssl rand -base64 24 > {path}")
     return password

@@ -32,7 +32,7 @@ COLUMNS = ("episode_id", "guid", "url")
 NOTES = ("podcast_id", "lines")  # for information: written by `episodes --export`, and never read
 MOST_PROBLEMS = 20  # reported for one file
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
-_TOKEN = re.compile(r"[A-Za-z]{2,10}[0-9]{4,20}", re.ASCII)
+TOKEN = re.compile(r"[A-Za-z]+[0-9]+", re.ASCII)  # Megaphone's id of an episode in its enclosure URL
 
 
 class Episode(NamedTuple):
@@ -173,7 +173,7 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
 
 
 def _not_an_id(line: str, episode_id: str) -> Problem:
-    what = "the token of an enclosure URL" if _TOKEN.fullmatch(episode_id) else "not a Megaphone id"
+    what = "the token of an enclosure URL" if TOKEN.fullmatch(episode_id) else "not a Megaphone id"
     cure = "write Megaphone's id of the episode, a UUID; to list them: pickup-point episodes --unmatched"
     return Problem(line, f"has the episode_id {episode_id[:80]!r}, which is {what}", cure)
 

@@ -24,7 +24,7 @@ def believed(ledger: Ledger) -> datetime | None:
     if "clock_believed" in facts:
         return datetime.fromisoformat(facts["clock_believed"])
     # A ledger from before this fact was kept, or a new one that has adopted files.
-    on_record = [p.published_at for p in ledger.publications() if p.published_at is not None]
+    on_record = [p.published_at for p in ledger.live_publications() if p.published_at is not None]
     if "last_round" in facts:
         on_record.append(datetime.fromisoformat(facts["last_round"]))
     return max(on_record, default=None)

@@ -152,8 +152,8 @@ class Feed:
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
-        publications = self._ledger.publications()
-        known = KnownDays.of(self._ledger.days(), publications, self._ledger.facts())
+        publications, horizon = self._ledger.live_publications(), self._ledger.horizon()
+        known = KnownDays.of(self._ledger.live_days(), publications, self._ledger.facts(), horizon)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
         # However old: what was promised a name gets it.
         missing = {p.day for p in publications if p.missing}
@@ -184,7 +184,7 @@ class Feed:
         """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
             state = self._policy.finality.state
-            done = {publication.day for publication in self._ledger.publications()}
+            done = {publication.day for publication in self._ledger.live_publications()}
             due = [
                 str(day)
                 for day in days
@@ -210,7 +210,8 @@ class Feed:
         """Record and log a failure, and when the day is tried again."""
         if self._stop.is_set():  # no fault of the day: the conversion was stopped
             return DayResult(day, "stopped", "stopped before it was done; the next round publishes it")
-        before = self._ledger.days()[day].failure
+        record = self._ledger.day(day)
+        before = record.failure if record is not None else None
         # Tries are counted for one version of the export: the next one starts anew.
         etag = export.etag if export is not None else ""
         if isinstance(error, ConversionDied):
@@ -242,10 +243,10 @@ class Feed:
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, request: FeedRequest
     ) -> DayResult:
         """Decide about a day, and carry out the decision."""
-        known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
+        known, seen = await in_thread(lambda: (self._ledger.publications(day), self._ledger.day(day)))
         finished = [publication for publication in known if publication.published_at is not None]
         # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
-        record = days.get(day) or DayRecord(day, "", source_now, export)
+        record = seen or DayRecord(day, "", source_now, export)
         decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)

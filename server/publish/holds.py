@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TOKENS_SHARE = 0.01  # above this share of hash-like addresses, tokens = "hold" holds the day
 ENDS_IN_ZERO_SHARE = 0.05  # above this share, the addresses were probably truncated upstream
 OUTSIDE_DAY_SHARE, OUTSIDE_DAY_HOLDS = 0.01, 0.5  # above these shares of the lines: a warning; the day is held
+# (reason, sentence) of a hold that nothing lifts: there is nothing to send.
+ON_ONE_LINE = "one_line", "the export's rows stand in one array on one line, so none of them can be sent"
 LOOK_BACK_DAYS = 7  # an empty day is suspicious if one of so many days before it had rows
 
 

@@ -21,9 +21,9 @@ from ..convert.row import Conversion
 from ..disk import translate_os_errors
 from ..megaphone.exports import DayExport, moment
 from ..storage.records import LedgerLog, Publication
-from ..triton import LogFile, LogName, layouts_by_header
+from ..triton import IdCells, LogFile, LogName, layouts_by_header
 from .decisions import UNKNOWN_LAYOUT, Order
-from .holds import LOOK_BACK_DAYS, HoldPolicy, acceptable, hold_reason
+from .holds import LOOK_BACK_DAYS, ON_ONE_LINE, HoldPolicy, acceptable, hold_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,7 +83,8 @@ class Publisher:
 
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
         """Return the next name of a day that neither the ledger nor the folder has ever seen."""
-        spent = [*(entry.name for entry in self._ledger.logs()), *self._folder.names()]
+        promised = [entry.name for publication in self._ledger.publications(day) for entry in publication.logs]
+        spent = [*promised, *self._folder.names()]
         numbers = [name.number for name in spent if name.day == day]
         return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
 
@@ -142,6 +143,8 @@ class Publisher:
             # A day of which nothing would remain is held whoever accepted it; late rows may well be none.
             judged = order.may_hold or (order.kind != "late" and not acceptable(tally))
             held = hold_reason(tally, rows_before, self._policy) if judged else None
+            if converted.one_line and order.kind != "late":
+                held = ON_ONE_LINE
             staging.keep_rejects(written=converted.rejects)
             if held is not None:
                 return Done(tally, held=held)
@@ -206,14 +209,16 @@ class Publisher:
 
         Pullers skip a file that is older than the newest one they have seen.
         """
-        last = [entry.mtime for entry in self._ledger.logs()] + [file.mtime for file in self._folder.found()]
+        newest = self._ledger.newest_mtime()
+        last = [] if newest is None else [newest]
+        last += [file.mtime for file in self._folder.found()]
         return max(int(now.timestamp()), *(mtime + 1 for mtime in last)) if last else int(now.timestamp())
 
     def _rows_before(self, day: date) -> list[int]:
         """Return the number of rows of each published day among the last `LOOK_BACK_DAYS`."""
         return [
             publication.tally.rows if publication.tally is not None else sum(entry.lines for entry in publication.logs)
-            for publication in self._ledger.publications()
+            for publication in self._ledger.live_publications()
             if 0 < (day - publication.day).days <= LOOK_BACK_DAYS and publication.published_at is not None
         ]
 
@@ -221,7 +226,7 @@ class Publisher:
 
     def recover(self, now: datetime) -> None:
         """Finish interrupted publications, clear staging, and serve what the ledger and the folder agree on."""
-        interrupted = [publication for publication in self._ledger.publications() if publication.missing]
+        interrupted = [publication for publication in self._ledger.live_publications() if publication.missing]
         promised = {str(entry.name) for publication in interrupted for entry in publication.missing}
         # First what nobody was promised: on a full disk, a link may need the room.
         removed = self._folder.clear_staging(keep=promised)
@@ -253,7 +258,7 @@ class Publisher:
         """Serve the files that the ledger says are published and that are in the folder with the recorded size."""
         with self._serving:
             served = {}
-            published = [entry for entry in self._ledger.logs() if entry.state == "published"]
+            published = self._ledger.published_logs()
             # The folder is read after the ledger: whatever that has as published was linked before.
             found = {file.file: file for file in self._folder.found()}
             for entry in published:
@@ -312,7 +317,8 @@ class Publisher:
                 day=day,
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
-                rules=rules if layout is None else rules._replace(layout=layout),
+                # Which release wrote the file, and so how ids stand in it, does not show.
+                rules=rules if layout is None else rules._replace(layout=layout._replace(ids=IdCells.UNKNOWN)),
                 tally=None,
                 intended_at=now,
                 published_at=published,

@@ -19,7 +19,7 @@ from .clock import LEAP_HINT, STOPPED, doubt
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..pickups import Pickup
+    from ..pickups import Delivered
     from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
     from ..storage.records import LedgerLog, Publication
@@ -74,9 +74,9 @@ def expired(files: Iterable[Expiring], now: datetime) -> list[Expiring]:
     return [file for file in files if now > file.remove_after]
 
 
-def unclaimed(files: Iterable[Expiring], pickups: Iterable[Pickup], now: datetime) -> list[Expiring]:
+def unclaimed(files: Iterable[Expiring], delivered: Iterable[Delivered], now: datetime) -> list[Expiring]:
     """Return the files to be removed within `WARN_DAYS` that were never picked up whole."""
-    taken = {pickup.name for pickup in pickups if pickup.grade == "complete"}
+    taken = {what.name for what in delivered if what.completed is not None}
     soon = now + timedelta(days=WARN_DAYS)
     waiting = [file for file in files if now <= file.remove_after <= soon and file.log.superseded_by is None]
     return [file for file in waiting if file.log.name not in taken]
@@ -102,11 +102,11 @@ def prune(
     if why and not dry_run:
         log.warning(f"retention stopped: {why}", hint=LEAP_HINT)
         return Pruned((), (), (), why)
-    files = ages(ledger.publications(), keep_days)
+    files = ages(ledger.live_publications(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
     old_rejects = [name for name, mtime in folder.rejects() if now > moment(mtime) + keep]
-    waiting = unclaimed(files, ledger.first_pickups(), now)
+    waiting = unclaimed(files, ledger.pickups.delivered([file.log.name for file in files]), now)
     if not dry_run:
         for file in gone:
             # The file first: a crash in between leaves a file that is gone and recorded as published, which the next
@@ -121,3 +121,12 @@ def prune(
             removal = f"{file.remove_after:%Y-%m-%dT%H:%MZ}"
             log.warning(f"retention found {file.log.name} never picked up", will_be_removed=removal)
     return Pruned(tuple(file.log.name for file in gone), tuple(old_rejects), tuple(waiting), why)
+
+
+def thin_out_pickups(ledger: Ledger, keep_pickups_days: int, now: datetime) -> None:
+    """Drop the records of single handles older than that; the first, best and last of each user and log stay.
+
+    Nothing is dropped while the clock is in doubt.
+    """
+    if not doubt(ledger, now):
+        ledger.pickups.thin_out(now - timedelta(days=keep_pickups_days))

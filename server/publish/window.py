@@ -7,14 +7,13 @@ that changed since it was compared), is looked at in every round, whatever ``loo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..triton import COUNTED_DAYS, expires
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
-    from datetime import date
 
     from ..megaphone.exports import DayExport, Listing
     from ..settings import ExportSettings
@@ -23,19 +22,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KnownDays:
-    """What the ledger knows: the days' records, the days that were published, when the service first started."""
+    """What the ledger knows: the days' records, the days that were published, when the service first started.
+
+    Of days before the ``horizon`` nothing was read.
+    """
 
     records: Mapping[date, DayRecord]
     published: Collection[date]
     first_start: str | None
+    horizon: date = date.min
 
     @classmethod
     def of(
-        cls, records: Mapping[date, DayRecord], publications: Iterable[Publication], facts: Mapping[str, Any]
+        cls,
+        records: Mapping[date, DayRecord],
+        publications: Iterable[Publication],
+        facts: Mapping[str, Any],
+        horizon: date = date.min,
     ) -> KnownDays:
         """Return what these contents of the ledger say."""
         published = {publication.day for publication in publications if publication.published_at is not None}
-        return cls(records, published, facts.get("first_start"))
+        return cls(records, published, facts.get("first_start"), horizon)
 
     def begin(self, export: ExportSettings, keep_days: int, today: date, listed: Collection[date] = ()) -> date | None:
         """Return the first day that should exist and can still be published; None when no day was ever seen."""
@@ -48,7 +55,7 @@ class KnownDays:
                 return None
             started = today if self.first_start is None else datetime.fromisoformat(self.first_start).date()
             began = max(seen, started - timedelta(days=export.look_back_days))
-        return max(began, today - timedelta(days=keep_days - 1))
+        return max(began, today - timedelta(days=keep_days - 1), self.horizon)
 
 
 @dataclass(frozen=True, slots=True)

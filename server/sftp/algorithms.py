@@ -60,9 +60,10 @@ class Offer:
         for _ in range(8):
             length = int.from_bytes(kexinit[position : position + 4], "big")
             text = kexinit[position + 4 : position + 4 + length]
-            if len(kexinit) < position + 4 + length:
+            # Names are in US-ASCII (RFC 4251, section 6).
+            if len(kexinit) < position + 4 + length or not text.isascii():
                 return None
-            lists.append(tuple(name for name in text.decode("ascii", "replace").split(",") if name))
+            lists.append(tuple(name for name in text.decode("ascii").split(",") if name))
             position += 4 + length
         return cls(*lists)
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import asyncssh
 
 from .algorithms import SIGNATURES, Offer, Profile
-from .delivery import ByteStream
+from .delivery import ByteStream, CountedTransport
 from .limits import Reason
+from .password_methods import METHODS
 from .registry import plain
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Session(Protocol):
         """Pump soon."""
 
     def confirm_delivery(self) -> None:
-        """Finish the closed pickups if the client's system has acknowledged their last byte."""
+        """Take note of what the client's system has acknowledged."""
 
     def window_opened(self) -> None:
         """Go on soon: the client is about to open its window."""
@@ -99,8 +100,11 @@ class LoginTries(Protocol):
     async def failed(self, username: str, reason: Reason) -> None:
         """Count a failure."""
 
-    def key_refused(self) -> None:
-        """Count an offered key that is not known."""
+    def key_refused(self, username: str) -> None:
+        """Count an offered key that is not registered."""
+
+    def signature_refused(self, username: str, algorithm: str) -> None:
+        """Log a signature of a kind that is not accepted."""
 
 
 class SshConnection(asyncssh.SSHServerConnection):
@@ -122,7 +126,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._packets_before_login = 0
         self._exchanges = 0
         self.born = self.last_active
-        self.stream = ByteStream(self)
+        self.stream = ByteStream()
         self.greeting = b""  # the first bytes that the peer sent
         self.keys_sent = False  # we have shown our host key
         self.wants_login = False  # the client has accepted it
@@ -153,9 +157,12 @@ class SshConnection(asyncssh.SSHServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take over the socket."""
-        self.transport = cast("asyncio.Transport", transport)
+        counted = CountedTransport(cast("asyncio.Transport", transport))
+        self.transport = cast("asyncio.Transport", counted)
+        # Before anything is written.
+        self.stream = ByteStream(counted)
         self.transport.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
-        super().connection_made(transport)
+        super().connection_made(self.transport)
 
     def pause_writing(self) -> None:
         """Stop reading from a peer that does not take what we send, or replies would fill the memory."""
@@ -190,10 +197,12 @@ class SshConnection(asyncssh.SSHServerConnection):
 
         A slow client may ask for nothing, and answer nothing, until it has all that we wrote before our question.
         """
+        if self.transport is None:  # not yet
+            return
         with suppress(OSError):  # the socket is gone
             taken = self.stream.acknowledged()
             # Our own questions are acknowledged by the system of a client that hangs, but nothing waits behind them.
-            if taken > self._taken and self.stream.sent() - taken > KEEPALIVES_LENGTH:
+            if taken > self._taken and self.stream.written - taken > KEEPALIVES_LENGTH:
                 self._has_taken = True
                 self.touch()
             self._taken = taken
@@ -209,46 +218,55 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._set_keepalive_timer()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
-        """Confirm deliveries, then process the peer's bytes, whose packets also acknowledged ours."""
-        # Confirm first: these bytes may end the connection, and then nothing more can be proven.
-        self._confirm_deliveries()
+        """Process the peer's bytes, and count them with ours."""
         self.greeting += data[: GREETING - len(self.greeting)]
         # The client's key serves no more bytes than ours: both are replaced together (RFC 4344, section 3.2).
         self._rekey_bytes_sent += len(data)
         super().data_received(data, datatype)
 
-    def eof_received(self) -> None:
-        """Confirm deliveries, then close our side: the peer has closed its own."""
-        self._confirm_deliveries()
-        super().eof_received()
-
     def connection_lost(self, exc: Exception | None = None) -> None:
         """Confirm deliveries for the last time, then let asyncssh end the sessions."""
-        # Before the sessions end: what they have not confirmed by then counts as interrupted.
-        self._confirm_deliveries()
-        super().connection_lost(exc)
-
-    def _confirm_deliveries(self) -> None:
+        # While the socket is still open: what is not confirmed by then counts as not delivered.
         for session in self.sessions:
             session.confirm_delivery()
+        self.stream.end()
+        super().connection_lost(exc)
 
     async def reload_config(self) -> None:
         """Do nothing: there are no configuration files, and a stranger's user names must not cost work."""
 
+    async def _finish_userauth(self, begin_auth: bool, method: bytes, packet: SSHPacket) -> None:
+        """Handle the methods that carry a password here, and leave the others to asyncssh."""
+        handler = METHODS.get(method)
+        if handler is None or not self.get_owner() or not handler.supported(self):
+            await super()._finish_userauth(begin_auth, method, packet)
+            return
+        if self._auth:
+            self._auth.cancel()  # the last try, if the client did not wait for its answer
+        self._auth = handler(self, self._username, method, packet)
+
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        """Enforce the signature algorithms that we advertise: asyncssh would still accept SHA-1 from RSA keys."""
+        """Accept registered keys only, and only signatures that we advertise: asyncssh takes SHA-1 from RSA keys.
+
+        A key that is not registered is no failure, whether the client asks first or signs at once, as paramiko does
+        with every key that it has. Only a bad signature by a registered key is one.
+        """
         owner = cast("LoginTries", self.get_owner())
-        if msg:
-            await owner.begin_try(username)
-            length = int.from_bytes(signature[:4], "big")
-            if signature[4 : 4 + length].decode("ascii", "replace") not in SIGNATURES:
-                await owner.failed(username, Reason.SIGNATURE)
-                return False
+        # First: a stranger's key is not worth parsing, nor its signature checking.
+        if not self.registry.knows_key(username, self.address, key_data):
+            owner.key_refused(username)
+            return False
+        if not msg:
+            return await super().validate_public_key(username, key_data, msg, signature)
+        length = int.from_bytes(signature[:4], "big")
+        algorithm = signature[4 : 4 + min(length, 64)].decode("ascii", "replace")
+        if algorithm not in SIGNATURES:
+            owner.signature_refused(username, algorithm)
+            return False
+        await owner.begin_try(username)
         valid = await super().validate_public_key(username, key_data, msg, signature)
-        if not valid and msg:
+        if not valid:
             await owner.failed(username, Reason.SIGNATURE)
-        elif not valid:
-            owner.key_refused()
         return valid
 
     def log_sent_packet(self, *_: Any, **__: Any) -> None:

@@ -297,14 +297,13 @@ class RequestHandler:
         return packets.status_reply(number, Status.OK)
 
     def abandon(self) -> None:
-        """End with the session: pickups that are open, or have bytes on the way, were interrupted."""
+        """End with the session: close what is open; what has bytes on the way, or was not closed, was interrupted."""
         self._abandoned = True
-        self.delivery.abandon()
-        for handle in self._handles.values():
-            if isinstance(handle, _OpenFile):
-                os.close(handle.descriptor)
-                self.events.pickup(handle.progress.finished(self.clock(), closed=False, taken=False))
+        open_files = [handle for handle in self._handles.values() if isinstance(handle, _OpenFile)]
         self._handles.clear()
+        for handle in open_files:
+            os.close(handle.descriptor)
+        self.delivery.abandon(handle.progress for handle in open_files)
 
     # -- reading --
 
@@ -330,7 +329,7 @@ class RequestHandler:
                 handle.cached_reads = False
         if got < count:
             return self._read_from_disk(number, handle, buffer, offset, got)
-        handle.progress.answered(offset, count)
+        self.delivery.answered(handle.progress, offset, count)
         return buffer
 
     async def _read_from_disk(self, number: int, handle: _OpenFile, buffer: bytearray, offset: int, got: int) -> Reply:
@@ -348,7 +347,7 @@ class RequestHandler:
         if start + got < len(buffer):
             del buffer[start + got :]
             packets.set_data_header(buffer, number, got)
-        handle.progress.answered(offset, got)
+        self.delivery.answered(handle.progress, offset, got)
         return buffer
 
     # -- the rest --

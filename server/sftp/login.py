@@ -15,14 +15,17 @@ import asyncssh
 from .algorithms import authenticates, negotiate
 from .endings import report_end
 from .limits import Reason
-from .registry import Login
+from .registry import Login, plain
 from .session import SftpSession
 from .users import Verdict
 
 if TYPE_CHECKING:
     from .connection import SshConnection
 
-MAX_KEY_OFFERS = 30  # on one connection: agents hold many keys
+ORDINARY_OFFERS = 30  # unknown keys on one connection: agents hold many; more are worth a line
+KEYS_HINT = "the partner's client offers every key that it has: name one (IdentitiesOnly=yes, look_for_keys=False)"
+SHA1_HINT = "the partner's client signs with SHA-1: update it (rsa-sha2-256), or register an Ed25519 key"
+SIGNATURE_HINT = "register an Ed25519 key of the partner's"
 
 
 class LoginHandler(asyncssh.SSHServer):
@@ -64,8 +67,8 @@ class LoginHandler(asyncssh.SSHServer):
         connection = self._connection
         return connection.registry.knows_key(username, connection.address, key.public_data)
 
-    async def validate_password(self, username: str, password: str) -> bool:
-        """Return whether it is the user's password; a wrong one is answered late."""
+    async def try_password(self, username: str, password: bytes) -> bool:
+        """Return whether it is the user's password, as the client sent it; a wrong one is answered late."""
         connection = self._connection
         await self.begin_try(username)
         verdict = await connection.registry.check_password(username, connection.address, password)
@@ -110,15 +113,22 @@ class LoginHandler(asyncssh.SSHServer):
         if self._tries >= connection.registry.limits.auth_tries:
             self._refuse_more_tries(username)
 
-    def key_refused(self) -> None:
-        """Count an offered key that is unknown: it is no failure, but there is a limit.
-
-        Raises:
-            asyncssh.DisconnectError: the client has offered too many.
-        """
+    def key_refused(self, username: str) -> None:
+        """Count an offered key that is not registered: it is no failure, however many there are."""
         self._key_offers += 1
-        if self._key_offers > MAX_KEY_OFFERS:
-            raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many keys")
+        if self._key_offers == ORDINARY_OFFERS + 1:
+            connection = self._connection
+            connection.registry.refused(
+                connection.address, Reason.KEYS, username, client=connection.client, hint=KEYS_HINT
+            )
+
+    def signature_refused(self, username: str, algorithm: str) -> None:
+        """Log that a registered key signs in a way that is not accepted: no failure, since nothing was guessed."""
+        connection = self._connection
+        sha1 = algorithm == "ssh-rsa"
+        reason, hint = (Reason.SHA1, SHA1_HINT) if sha1 else (Reason.SIGNATURE_ALGORITHM, SIGNATURE_HINT)
+        details = {"client": connection.client, "algorithm": plain(algorithm), "hint": hint}
+        connection.registry.refused(connection.address, reason, username, **details)
 
     def auth_completed(self) -> None:
         """Record the login, with the algorithms that were negotiated."""

@@ -222,7 +222,9 @@ class Registry:
 
     def login_failed(self, address: Address, reason: Reason, user: str) -> Penalty:
         """Count and log a failed login, and return what it costs."""
-        penalty = self._guard.failed(address, time.monotonic())
+        # Kept by user to be forgiven, and only users can be forgiven: an invented name is not worth its memory.
+        against = user if user in self.access.users else ""
+        penalty = self._guard.failed(address, time.monotonic(), against)
         self.refused(address, reason, user)
         if penalty.banned:
             minutes = round(self._guard.limits.ban_time / 60, 1)
@@ -243,7 +245,8 @@ class Registry:
         return self._budget.take(reason, str(address))
 
     def logged_in(self, connection: Connection, login: Login) -> None:
-        """Log and record a login."""
+        """Log and record a login, which forgives the address its failures for this user."""
+        self._guard.forgive(connection.address, login.user)
         log.info(
             f"{connection.label} logged in",
             method=login.method,
@@ -290,8 +293,8 @@ class Registry:
         """Return whether the user may log in from this address with this public key (its SSH blob)."""
         return self.access.knows_key(user, address, key)
 
-    async def check_password(self, user: str, address: Address, password: str) -> Verdict:
-        """Return whether the user may log in from this address with this password, or why not."""
+    async def check_password(self, user: str, address: Address, password: bytes) -> Verdict:
+        """Return whether the user may log in from this address with this password, as it was sent, or why not."""
         return await self._passwords.check(self.access, user, address, password)
 
     def picked_up(self, connection: Connection, pickup: Pickup) -> None:

@@ -10,7 +10,6 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..megaphone.exports import FinalityRule
-from ..pickups import Grade
 from ..publish.decisions import accept_command
 from ..publish.holds import shrunk, way_out
 from ..storage.records import matched_share
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..convert.tally import Tally
     from ..megaphone.exports import DayExport
-    from ..pickups import Pickup
+    from ..pickups import Delivered
     from ..publish.window import KnownDays
     from ..settings import ExportSettings
     from ..storage.records import DayRecord, LateCheck, LedgerLog, Publication
@@ -29,13 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UserPickups:
-    """How far a user is with a day: how many of its files were picked up whole, and when the last of them was."""
+    """How far a user is with a day: how many of its files were picked up whole, and when the last of them was.
+
+    ``parts`` is what the user has of the others: those that were begun.
+    """
 
     user: str
     whole: int
     files: int
     last: datetime | None
-    begun: bool
+    parts: tuple[Delivered, ...] = ()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the user has opened any file."""
+        return self.whole > 0 or bool(self.parts)
 
     @property
     def done(self) -> bool:
@@ -141,6 +148,7 @@ class DayOverview:
                     "removed": publication.removed,
                     "tally": None if publication.tally is None else publication.tally.as_json(),
                     "catalogue": None if publication.catalogue is None else publication.catalogue.as_json(),
+                    "matched_share": rounded(publication.matched_share),
                 }
                 for publication in self.publications
             ],
@@ -148,10 +156,19 @@ class DayOverview:
             "lines": self.lines,
             "filtered": self.filtered,
             "rejected": self.rejected,
-            "matched_share": None if self.matched_share is None else round(self.matched_share, 4),
+            "matched_share": rounded(self.matched_share),
             "published_at": _iso(self.published_at),
             "picked_up": [
-                {"user": user.user, "files": user.whole, "of": user.files, "at": _iso(user.last)}
+                {
+                    "user": user.user,
+                    "files": user.whole,
+                    "of": user.files,
+                    "at": _iso(user.last),
+                    "parts": [
+                        {"name": str(part.name), "state": part.state, "bytes": part.bytes, "size": part.size}
+                        for part in user.parts
+                    ],
+                }
                 for user in self.pickups
             ],
             "deadlines": {
@@ -163,17 +180,22 @@ class DayOverview:
         }
 
 
+def rounded(share: float | None) -> float | None:
+    """Return a share, 0 to 1, as ``--json`` prints it."""
+    return None if share is None else round(share, 4)
+
+
 def overview(
     records: Mapping[date, DayRecord],
     publications: Iterable[Publication],
-    pickups: Iterable[Pickup],
+    delivered: Iterable[Delivered],
     users: Sequence[tuple[str, bool]],
     policy: DeadlinePolicy,
     now: datetime,
     checks: Mapping[date, LateCheck] | None = None,
     calendar: Calendar | None = None,
 ) -> list[DayOverview]:
-    """Return every day that was ever seen or should exist by the ``calendar``, the newest first.
+    """Return these days, and those that should exist by the ``calendar``, the newest first.
 
     ``users`` are names with whether their pickups are required; ``checks`` is the last late check of each day.
     """
@@ -182,13 +204,11 @@ def overview(
     for publication in publications:
         if publication.published_at is not None:
             by_day.setdefault(publication.day, []).append(publication)
-    by_log: dict[str, list[Pickup]] = {}
-    for pickup in pickups:
-        by_log.setdefault(str(pickup.name), []).append(pickup)
+    by_owner = {(str(what.name), what.user): what for what in delivered}
     days = sorted({*records, *by_day, *calendar.days}, reverse=True)
     return [
         replace(
-            _one(day, records.get(day), by_day.get(day, []), by_log, users, policy, now, calendar),
+            _one(day, records.get(day), by_day.get(day, []), by_owner, users, policy, now, calendar),
             shrunk=_shrunk(by_day.get(day, []), checks.get(day)),
         )
         for day in days
@@ -199,15 +219,15 @@ def _one(
     day: date,
     record: DayRecord | None,
     publications: list[Publication],
-    by_log: Mapping[str, list[Pickup]],
+    by_owner: Mapping[tuple[str, str], Delivered],
     users: Sequence[tuple[str, bool]],
     policy: DeadlinePolicy,
     now: datetime,
     calendar: Calendar,
 ) -> DayOverview:
-    """Return one day; ``by_log`` are the pickups by the name of the file."""
+    """Return one day; ``by_owner`` is what users have of files, by the names of both."""
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
-    taken = tuple(_user(name, standing, by_log) for name, _ in users)
+    taken = tuple(_user(name, standing, by_owner) for name, _ in users)
     required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
     # The last required user to have the last file decides; without a required user nobody is waited for.
     all_done = bool(required) and all(user.done for user in required)
@@ -237,17 +257,12 @@ def _one(
     )
 
 
-def _user(name: str, logs: Sequence[LedgerLog], by_log: Mapping[str, list[Pickup]]) -> UserPickups:
-    """Return how far a user is with some files; the first complete pickup of each counts."""
-    whole, ends, begun = 0, [], False
-    for entry in logs:
-        own = [pickup for pickup in by_log.get(str(entry.name), []) if pickup.user == name]
-        begun = begun or bool(own)
-        complete = [pickup.ended for pickup in own if pickup.grade is Grade.COMPLETE and pickup.ended is not None]
-        if complete:
-            whole += 1
-            ends.append(min(complete))  # a second pickup makes nothing later
-    return UserPickups(name, whole, len(logs), max(ends, default=None), begun)
+def _user(name: str, logs: Sequence[LedgerLog], by_owner: Mapping[tuple[str, str], Delivered]) -> UserPickups:
+    """Return how far a user is with some files."""
+    own = [what for entry in logs if (what := by_owner.get((str(entry.name), name))) is not None]
+    ends = [what.completed for what in own if what.completed is not None]
+    parts = tuple(what for what in own if what.completed is None)
+    return UserPickups(name, len(ends), len(logs), max(ends, default=None), parts)
 
 
 def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool, *, overdue: bool) -> str:

@@ -17,7 +17,7 @@ import structlog
 
 from ..errors import PickupPointError
 from ..threads import in_thread
-from .alarms import Level
+from .alarms import ALARMING_DAYS, Level
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class AlarmWatch:
         """Push what was raised, cleared or changed its level since the last accepted push; False: try again."""
         if not self._pushes.has_webhook:
             return True
-        snapshot = await in_thread(Snapshot.take, self._config(), now)
+        snapshot = await in_thread(Snapshot.take, self._config(), now, ALARMING_DAYS)
         pushed: dict[str, str] = snapshot.facts.get(_PUSHED, {})
         standing = {f"{alarm.name} {alarm.subject}".strip(): alarm for alarm in snapshot.alarms}
         levels = {key: alarm.level.name for key, alarm in standing.items()}

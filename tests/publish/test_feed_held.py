@@ -37,6 +37,22 @@ async def test_a_day_with_too_many_rejects_is_held_until_an_operator_decides(sit
     site.check_folder()
 
 
+async def test_an_array_on_one_line_is_held_and_nothing_of_it_is_sent(make_site: Callable[..., Site]) -> None:
+    """With that sentence, whatever share of rows may be rejected; an operator cannot accept it, nor time."""
+    site = make_site(max_rejected=1.0)
+    site.put([b"[" + b",".join(rows_of(DAY, 9)) + b"]"], at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "held"
+    (record,) = (record for day, record in site.ledger.days().items() if day == DAY)
+    assert record.hold is not None
+    assert record.hold.reason == "one_line" and "in one array on one line" in record.hold.why
+    assert await site.word(at(1, "06:35"), DAY, accept=True) == "held"
+    assert await site.word(at(1, "23:30")) == "held"
+    assert site.files() == []
+    site.put(rows_of(DAY, 9), at(1, "23:40"))
+    assert await site.word(at(2, "00:50")) == "published"
+    assert len(site.ids()) == 9
+
+
 async def test_exactly_the_allowed_share_of_rejects_is_published(site: Site) -> None:
     """One row of a hundred is 1 %, not above it."""
     site.put(rows_of(DAY, 99) + broken_rows(1), at(1, "04:10"))

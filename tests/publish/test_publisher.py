@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from server.errors import SourceUnreachable
 from server.storage.records import Publication
 from server.storage.staging import StagedLog
-from server.triton import ColumnSpec, Layout, LogFormat
+from server.triton import ColumnSpec, IdCells, Layout, LogFormat
 from tests.support.rows import row, rules
 from tests.support.site import DAY, Site, at, log_name, name, rows_of
 
@@ -395,6 +395,23 @@ async def test_a_new_ledger_adopts_whole_files_and_publishes_nothing_twice(make_
     await site.round(at(2, "09:05"))
     assert site.ids(name(3)) == [f"{DAY}-10", f"{DAY}-11"]
     assert mtimes(site)[-1] > max(before.values())
+
+
+ODD = ["a\tb", "a b", 'q"', "q%22", "%41", "\x00", " x"]
+
+
+@pytest.mark.parametrize("ids", [IdCells.CLEANED, IdCells.EXACT])
+async def test_a_new_ledger_knows_odd_ids_of_any_release(make_site: Callable[..., Site], ids: IdCells) -> None:
+    """A file that was found does not show which release wrote it: its rows are recognised, whatever their ids."""
+    site = make_site(rules=rules(Layout(ids=ids)))
+    rows = [row(id=row_id, created_at=f"{DAY}T12:00:00Z") for row_id in ODD]
+    site.put(rows, at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    lose_ledger(site, rules=rules())
+    site.put([*rows, *rows_of(DAY, 1)], at(1, "06:00"))
+    await site.round(at(1, "07:05"))
+    assert site.files() == [name(), name(1)]
+    assert site.ids(name(1)) == [f"{DAY}-0"]
 
 
 async def test_a_new_ledger_leaves_torn_and_foreign_files_alone(site: Site) -> None:

@@ -20,6 +20,10 @@ TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sort
 
 # What is imported from asyncssh's modules, instead of from asyncssh itself.
 IMPORTED = {
+    "asyncssh.auth.MSG_USERAUTH_INFO_RESPONSE",
+    "asyncssh.auth.ServerAuth",
+    "asyncssh.auth._ServerKbdIntAuth",
+    "asyncssh.auth._ServerPasswordAuth",
     "asyncssh.channel.SSHChannel",
     "asyncssh.connection.SSHConnection",
     "asyncssh.crypto.cipher.BasicCipher",
@@ -35,11 +39,13 @@ CONNECTION, CHANNEL = "connection.SSHServerConnection", "channel.SSHServerChanne
 # Private attributes, by the class that has them.
 TOUCHED: dict[str, set[str]] = {
     CONNECTION: {
+        "_auth",
         "_auth_complete",
         "_auth_in_progress",
         "_can_recv_ext_info",
         "_compressor",
         "_deferred_packets",
+        "_finish_userauth",
         "_keepalive_count",
         "_keepalive_timer_callback",
         "_kex_complete",
@@ -55,6 +61,7 @@ TOUCHED: dict[str, set[str]] = {
         "_send_seq",
         "_set_keepalive_timer",
         "_transport",
+        "_username",
     },
     CHANNEL: {
         "_flush_send_buf",
@@ -65,6 +72,8 @@ TOUCHED: dict[str, set[str]] = {
         "_send_state",
         "_send_window",
     },
+    "auth._ServerPasswordAuth": {"_conn", "_start", "_username"},
+    "auth._ServerKbdIntAuth": {"_conn", "_packet_handlers", "_username"},
     "encryption.GCMEncryption": {"_cipher"},
     "encryption.BasicEncryption": {"_cipher", "_mac"},
     "crypto.cipher.GCMCipher": {"_iv", "_key"},
@@ -147,20 +156,28 @@ def theirs(owner: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def inherited(module: str, cls: ast.ClassDef) -> frozenset[str]:
+    """What a class of ours has from those of asyncssh that it derives from."""
+    mro = getattr(importlib.import_module(f"server.sftp.{module}"), cls.name).__mro__
+    owners = [f"{it.__module__}.{it.__name__}".removeprefix("asyncssh.") for it in mro if "asyncssh." in it.__module__]
+    return theirs(owners[0])
+
+
 def touched() -> set[str]:
     """The private names that server/sftp reads, writes or overrides, and that are asyncssh's or nobody's."""
     ours = set().union(*(names_of(tree) for tree in TREES.values()))
-    known = set().union(*(theirs(owner) for owner in TOUCHED))
+    known = frozenset().union(*(theirs(owner) for owner in TOUCHED))
     found = set()
-    for tree in TREES.values():
+    for module, tree in TREES.items():
         imported = of_asyncssh(tree)
         derived = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and derives_from_asyncssh(n, imported)]
-        inside = {id(node) for cls in derived for node in ast.walk(cls)}
+        inside = {id(node): inherited(module, cls) for cls in derived for node in ast.walk(cls)}
         for cls in derived:
-            found |= names_of(cls) & known
+            found |= names_of(cls) & inherited(module, cls)
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and (id(node) in inside or not is_self(node.value)):
-                found |= {node.attr} & known or {node.attr} - ours
+                of_theirs = inside[id(node)] if is_self(node.value) else known
+                found |= {node.attr} & of_theirs or {node.attr} - ours
     return {name for name in found if is_private(name)}
 
 

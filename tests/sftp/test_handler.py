@@ -393,7 +393,7 @@ async def test_a_loop_of_openings_is_slowed_down(listener: Running, monkeypatch:
         for _ in range(8):
             async with sftp.open(NAME, "rb"):
                 pass
-    assert waits == pytest.approx([max(0, number - 4) / OPENS for number in range(8)])
+    assert waits == pytest.approx([max(0, number - 4) / OPENS for number in range(8)], abs=1e-6)
 
 
 async def test_refused_verbs_of_many_sessions_are_a_few_lines(listener: Running) -> None:

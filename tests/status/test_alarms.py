@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.errors import SourceUnreachable
+from server.pickups import PickupProgress
 from server.publish.holds import HoldPolicy
 from server.status.alarms import Alarm, Level, Measured, Partner, alarms
 from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, rows_of
@@ -44,6 +45,42 @@ async def test_a_day_on_its_way_alarms_nobody(site: Site) -> None:
         assert levels(site, now) == {}
     site.pick_up(at(1, "12:00"))
     assert levels(site, at(3, "01:00")) == {}
+
+
+def take(site: Site, now: datetime, *ranges: tuple[int, int]) -> int:
+    """A partner's client reads these ranges of the day's file, each on a handle that it never closes; the size."""
+    (file,) = site.point.served.values()
+    for start, end in ranges:
+        progress = PickupProgress(file.name, file.size, "triton", "198.51.100.7", "JSch", now)
+        progress.answered(start, end - start)
+        progress.delivered(start, end - start)
+        site.ledger.pickups.record(progress.finished(now, closed=False), now)
+    return file.size
+
+
+async def test_a_partner_at_work_is_asked_for_what_is_missing_and_not_whether_it_runs(site: Site) -> None:
+    """A file taken in pieces alarms nobody; of one with a gap, the hint says how much of it is there."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    late = at(2, "20:00")
+    assert "whether its puller runs" in of_day(site, late)["day_not_picked_up"].hint
+    size = take(site, at(1, "07:00"), (0, 10), (20, 30))
+    hint = of_day(site, late)["day_not_picked_up"].hint
+    assert f"triton has 20 of {size} bytes of" in hint and "puller" not in hint and "pickup-point trace" in hint
+    take(site, at(1, "08:00"), (5, 25), (25, size))
+    assert levels(site, late) == {} and site.state(late) == "picked up"
+    assert site.days(late)[DAY].deadlines.picked_up.done == at(1, "08:00")
+
+
+async def test_a_file_in_too_many_pieces_is_told_as_that(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a table of two ranges, since a file of three rows has no four thousand pieces."""
+    monkeypatch.setattr("server.pickups.MAX_RANGES", 2)
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    take(site, at(1, "07:00"), (0, 1), (2, 3), (4, 5))
+    assert (
+        "(too fragmented): ask the partner to fetch it again" in of_day(site, at(2, "20:00"))["day_not_picked_up"].hint
+    )
 
 
 async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(site: Site) -> None:

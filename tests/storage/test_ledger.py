@@ -388,15 +388,17 @@ def test_what_is_missing_gets_its_names_or_another_publication_gets_them(ledger:
 def test_pickups_and_logins(ledger: Ledger) -> None:
     """A pickup is written at its opening and again at its end; the longest silence between logins is kept."""
     progress = PickupProgress(log_name(), 100, "triton", "198.51.100.7", "JSch", at(1, "07:00"))
-    ledger.record_pickup(progress.opened())
+    ledger.pickups.record(progress.opened())
     progress.answered(0, 100)
-    done = progress.finished(at(1, "07:01"), closed=True, taken=True)
-    ledger.record_pickup(done)
+    progress.delivered(0, 100)
+    done = progress.finished(at(1, "07:01"), closed=True)
+    ledger.pickups.record(done)
     other = PickupProgress(log_name(1), 100, "triton", "198.51.100.7", "JSch", at(1, "08:00"))
-    ledger.record_pickup(other.opened())
-    assert ledger.interrupt_open_pickups() == 1
-    assert ledger.pickups([log_name()]) == [done] and done.grade is Grade.COMPLETE
-    assert [str(pickup.ending) for pickup in ledger.pickups([log_name(), log_name(1)])] == ["closed", "interrupted"]
+    ledger.pickups.record(other.opened())
+    assert ledger.pickups.interrupt_open() == 1
+    assert ledger.pickups.handles([log_name()]) == [replace(done, ranges=())] and done.grade is Grade.COMPLETE
+    endings = [str(pickup.ending) for pickup in ledger.pickups.handles([log_name(), log_name(1)])]
+    assert endings == ["closed", "interrupted"]
     for hours in (0, 30, 31):
         ledger.record_login("triton", at(1) + timedelta(hours=hours), "198.51.100.7", "JSch")
     assert ledger.logins() == {"triton": (at(2, "07:00"), "198.51.100.7", "JSch", 30 * 3600)}

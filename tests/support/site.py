@@ -186,8 +186,9 @@ class Site:
         records, publications = self.ledger.days(), self.ledger.publications()
         known = KnownDays.of(records, publications, self.ledger.facts())
         calendar = Calendar.of(self.export_settings, self.settings["keep_days"], known, now)
-        pickups, checks = self.ledger.first_pickups(), self.ledger.newest_late_checks()
-        found = overview(records, publications, pickups, users, DeadlinePolicy(), now, checks, calendar)
+        delivered = self.ledger.pickups.delivered([log.name for log in self.ledger.logs()])
+        checks = self.ledger.newest_late_checks()
+        found = overview(records, publications, delivered, users, DeadlinePolicy(), now, checks, calendar)
         return {day.day: day for day in found}
 
     def state(self, now: datetime, day: date = DAY) -> str:
@@ -235,9 +236,11 @@ class Site:
         for name in names or self.served():
             file: LogFile = self.point.served[name]
             progress = PickupProgress(file.name, file.size, user, "198.51.100.7", "Client 1.0", now)
-            self.ledger.record_pickup(progress.opened())
-            progress.answered(0, file.size if whole else file.size // 2)
-            self.ledger.record_pickup(progress.finished(now, closed=True, taken=True))
+            self.ledger.pickups.record(progress.opened())
+            count = file.size if whole else file.size // 2
+            progress.answered(0, count)
+            progress.delivered(0, count)
+            self.ledger.pickups.record(progress.finished(now, closed=True))
 
     def check_folder(self) -> None:
         """What holds after every round: whole files, known and served; spent names; nothing left in staging."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.pickups import Ending, Grade
+from server.pickups import Coverage, Ending, Grade
 
 from ...support.sftp import NAME, RawSftp, Running
 
@@ -116,9 +116,30 @@ async def test_all_but_one_byte_is_not_all(listener: Running, missing: int) -> N
     assert (pickup.grade, pickup.covered) == (Grade.PARTIAL, SIZE - 1)
 
 
+async def test_pieces_that_nobody_took_add_up_to_nothing(listener: Running) -> None:
+    """Every part of a file asked for, each on a handle of its own, by a client that takes no more than one window."""
+    size, parts, window = 8_000_000, 16, 65_536
+    listener.served.add(NAME, bytes(size))
+    connection = await listener.connect()
+    for _ in range(2):
+        raw = await session(connection, window)
+        handles = [await raw.open_file(NAME) for _ in range(parts)]
+        raw.writer.channel.pause_reading()
+        for number, handle in enumerate(handles):
+            for offset in range(number * size // parts, (number + 1) * size // parts, 100_000):
+                raw.send(read(handle, offset, 100_000))
+            raw.send(CLOSE + bytes(4) + handle)
+    await asyncio.sleep(0.3)
+    connection.abort()
+    pickups = await listener.finished_pickups(2 * parts)
+    union = Coverage(piece for pickup in pickups for piece in pickup.ranges)
+    assert union.bytes <= 2 * window
+    assert Grade.COMPLETE not in {pickup.grade for pickup in listener.pickups}
+
+
 async def test_one_handle_cannot_be_read_by_two_names(listener: Running) -> None:
-    """Halves of one file read over two handles are two partial pickups, also in overlapping turns; a closed handle
-    answers nothing more, and adds nothing to a record."""
+    """Halves of one file read over two handles are two partial handles, each with its half, also in overlapping turns;
+    a closed handle answers nothing more, and adds nothing to a record."""
     listener.served.add(NAME, os.urandom(SIZE))
     half = SIZE // 2
     async with listener.connect() as connection:
@@ -132,3 +153,4 @@ async def test_one_handle_cannot_be_read_by_two_names(listener: Running) -> None
         assert await raw.status(CLOSE[0], two) == 0
         pickups = await listener.finished_pickups(2)
     assert [(pickup.grade, pickup.covered) for pickup in pickups] == [(Grade.PARTIAL, half)] * 2
+    assert [pickup.ranges for pickup in pickups] == [((0, half),), ((half, SIZE),)]
