@@ -170,9 +170,9 @@ def test_spans_read_as_people_say_them(left: timedelta, text: str) -> None:
 def test_the_share_that_matched_stands_beside_each_tally_and_counts_no_fallback() -> None:
     """Of each publication, also of one that was sent again; of the day, that of those that stand."""
     stamp = CatalogueStamp("v", 1)
-    some = replace(TALLY, unmapped_episodes=1, fallback_urls=3, unmatched=4)
+    some = Tally.from_json(TALLY.as_json() | {"unmapped_episodes": 1, "fallback_urls": 3, "unmatched": 4})
     first = publication(log(superseded_by=2), tally=some, catalogue=stamp)
-    again = publication(log(1, 2), number=2, kind="resend", tally=replace(TALLY, fallback_urls=2, unmatched=2),
+    again = publication(log(1, 2), number=2, kind="resend", tally=Tally.from_json(TALLY.as_json() | {"fallback_urls": 2, "unmatched": 2}),
                         catalogue=stamp)  # fmt: skip
     told = one(record("due"), [first, again]).as_json()
     assert [each["matched_share"] for each in told["publications"]] == [0.6, 0.8]
