@@ -7,6 +7,7 @@ gives no configuration; a secret is never part of a problem. ``config.example.to
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from .disk import read_private
 from .errors import ConfigError, Problem
+from .paths import file_problem
 from .settings import (
     AlertSettings,
     Config,
@@ -83,17 +85,55 @@ def load_config(path: Path) -> Config:
         ConfigError: the file is missing, is not TOML, or has problems; all of them are in ``problems``.
     """
     try:
-        raw = tomllib.loads(path.read_bytes().decode())
+        text = path.read_bytes()
     except FileNotFoundError:
         cure = "pickup-point demo, or copy config.example.toml and change it"
         raise ConfigError(str(path), [Problem(str(path), "there is no such file", cure)]) from None
     except OSError as error:
         cure = f"ls -l {path}"
         raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {error.strerror}", cure)]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    return config_of(text, path)
+
+
+def config_of(text: bytes, path: Path) -> Config:
+    """Check the content of the configuration file ``path``, be it written or not.
+
+    Raises:
+        ConfigError: it is not TOML, or has problems; all of them are in ``problems``.
+    """
+    try:
+        raw = tomllib.loads(text.decode())
+    # ValueError also of a number of thousands of digits; a table within tables goes as deep as the stack.
+    except (ValueError, RecursionError) as error:
         cure = "correct the line; config.example.toml shows the form of every key"
         raise ConfigError(str(path), [Problem(str(path), f"is not TOML: {error}", cure)]) from error
     return parse_config(raw, path)
+
+
+# What a running service takes from the file again; the rest of it was built into its parts at the start.
+_RELOADED = {"sftp": {"host", "port"}, "alerts": set[str]()}  # the tables, and the keys of each that stay
+
+
+def after_reload(old: Config, new: Config) -> Config:
+    """Return the settings that a service which started with ``old`` has in force once it has read ``new``."""
+    return old.model_copy(
+        update={
+            table: getattr(new, table).model_copy(update={key: getattr(getattr(old, table), key) for key in staying})
+            for table, staying in _RELOADED.items()
+        }
+    )
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """Return the keys whose values differ, as the file spells them."""
+    keys = [key for key in _TOP_KEYS if getattr(old, key) != getattr(new, key)]
+    for name, model in _SECTIONS.items():
+        ours, theirs = getattr(old, name), getattr(new, name)
+        if ours is None or theirs is None:
+            keys += [] if ours is theirs else [name]
+        else:
+            keys += [f"{name}.{key}" for key in model.model_fields if getattr(ours, key) != getattr(theirs, key)]
+    return keys
 
 
 def parse_config(raw: dict[str, Any], path: Path) -> Config:
@@ -254,12 +294,16 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
         )
     if export:
         problems += _export_checks(export)
-    if log and log.episodes is not None and not log.episodes.is_file():
-        cure = "put the file there, or remove the key"
-        problems.append(Problem("log.episodes", f"is {log.episodes}: there is no such file", cure))
-    if feeds and feeds.file is not None and not feeds.file.is_file():
-        cure = "put the file there, with one RSS feed per line, or remove the key"
-        problems.append(Problem("feeds.file", f"is {feeds.file}: there is no such file", cure))
+    for key, path, cure in (
+        ("log.episodes", log.episodes if log else None, "put the file there, or remove the key"),
+        (
+            "feeds.file",
+            feeds.file if feeds else None,
+            "put the file there, with one RSS feed per line, or remove the key",
+        ),
+    ):
+        if path is not None and (lack := file_problem(path)) is not None:
+            problems.append(Problem(key, f"is {path}: {lack[0]}", lack[1] or cure))
     if alerts and alerts.critical_before > alerts.warn_before:
         longer = f'more than warn_before ("{duration_text(alerts.warn_before)}")'
         wrong = f'is "{duration_text(alerts.critical_before)}", {longer}'
@@ -329,18 +373,13 @@ def _user_checks(sftp: dict[str, Any], folder: Path) -> list[Problem]:
         if isinstance(user.get("password_hash"), str) and not _ARGON2ID.fullmatch(user["password_hash"]):
             wrong = "is not an Argon2id hash (not shown)"
             problems.append(Problem(f"{key}.password_hash", wrong, "type: pickup-point hash-password"))
-        if isinstance(keys, str) and (missing := _missing_file(folder, keys)) is not None:
-            wrong = f"is {missing}: there is no such file"
-            problems.append(Problem(f"{key}.authorized_keys", wrong, "put the partner's public key there"))
+        if isinstance(keys, str):
+            with contextlib.suppress(ValueError):  # reported already, as a wrong value
+                path = path_in(folder, keys)
+                if (lack := file_problem(path)) is not None:
+                    cure = lack[1] or "put the partner's public key there"
+                    problems.append(Problem(f"{key}.authorized_keys", f"is {path}: {lack[0]}", cure))
     return problems
-
-
-def _missing_file(folder: Path, text: str) -> Path | None:
-    try:
-        path = path_in(folder, text)
-    except ValueError:  # reported already, as a wrong value
-        return None
-    return None if path.is_file() else path
 
 
 _ARGON2ID = re.compile(

@@ -1,7 +1,6 @@
 """The file system: syncing, locking, private files, and its errors as one sentence with something to type.
 
-Touches the files and folders that it is given. Promise: a private file is written whole or not at all and never
-replaced; one that others can read is refused.
+Touches the files and folders that it is given. Promise: a private file that others can read is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from .errors import DataFolderError, Problem
+from .paths import open_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
         DataFolderError: the file cannot be opened or locked.
     """
     with translate_os_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def try_lock() -> bool:
         try:
@@ -84,7 +84,6 @@ def data_folder_error(error: OSError, path: Path) -> DataFolderError:
 
 
 MAX_KEY_BYTES = 1 << 20  # of a key file
-_PRIVATE_MODE = 0o600
 
 
 def _candidates(name: str, keys_dir: Path) -> list[tuple[Path, bool]]:
@@ -98,14 +97,14 @@ def _candidates(name: str, keys_dir: Path) -> list[tuple[Path, bool]]:
 
 def exists(name: str, keys_dir: Path) -> bool:
     """Return whether a private file exists, even as a dangling link."""
-    return any(path.exists() or path.is_symlink() for path, _ in _candidates(name, keys_dir))
+    return any(os.path.lexists(path) for path, _ in _candidates(name, keys_dir))
 
 
 def read_private(name: str, keys_dir: Path, problems: list[Problem]) -> bytes | None:
     """Return a private file's content, or None with the reason added to ``problems``."""
     for path, judged in _candidates(name, keys_dir):
         try:
-            with path.open("rb") as file:
+            with open_to_read(path) as file:
                 # Of the opened file: what the path names may change between two looks.
                 mode = os.fstat(file.fileno()).st_mode
                 if judged and stat.S_IMODE(mode) & 0o077:
@@ -120,24 +119,3 @@ def read_private(name: str, keys_dir: Path, problems: list[Problem]) -> bytes | 
     cure = "make the missing keys: pickup-point keygen"
     problems.append(Problem(str(keys_dir / name), "no such file", cure))
     return None
-
-
-def write_new(path: Path, data: bytes) -> bool:
-    """Write a private file whole or not at all; return False when another process made it first."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            # A link refuses a name that exists; a rename would replace it.
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            return False
-    finally:
-        temporary.unlink()
-    # After the temporary name is gone: one sync brings both changes to disk.
-    fsync_folder(path.parent)
-    return True

@@ -1,8 +1,10 @@
-"""What a partner's client has really taken: the union of byte ranges, and the record made from it.
+"""What a partner's client has really taken: unions of byte ranges, and the records made from them.
 
-A sum of bytes proves nothing, since clients read past the end, read tails again and read in any order. A pickup is
-complete when the union of the ranges answered on one handle is the whole file, the client closed the handle, and it had
-every byte. It means "delivered to their client", never "counted by Triton".
+A sum of bytes proves nothing, since clients read past the end, read tails again and read in any order. What counts is
+the union of the ranges that were proven delivered: sent, and acknowledged by the client's system. A `Pickup` is the
+record of one handle. A `Delivered` is what a user has of a file, over all handles and sessions: a file is picked up
+when that union covers it, so a download that was resumed or made in pieces counts, and no CLOSE is needed. Either
+means "delivered to their client", never "counted by Triton".
 
 `pickup-point doctor` logs in as a partner, too. It identifies itself by its client version, and what such a client
 reads is a test: it is recorded, and proves nothing. A partner who uses that version loses only the proof of their own
@@ -20,11 +22,13 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from .triton import LogName
 
 MAX_RANGES = 4096  # a client that reads every second byte must not fill the memory: further ranges are not counted
+MAX_ADDRESSES = 16  # of a user and a file: a client that changes its address for each piece must not fill the ledger
 DOCTOR_CLIENT = "pickup-point-doctor"  # the SSH client version of `pickup-point doctor`
 
 
@@ -38,7 +42,7 @@ class Grade(StrEnum):
 
 
 class Ending(StrEnum):
-    """How a pickup ended."""
+    """How a handle ended: closed by the client, with everything that was read on it delivered, or not."""
 
     CLOSED = "closed"
     INTERRUPTED = "interrupted"
@@ -51,12 +55,20 @@ class Coverage:
     (20, True)
     """
 
-    __slots__ = ("_ends", "_starts", "bytes")
+    __slots__ = ("_ends", "_starts", "bytes", "fragmented")
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         self.bytes = 0
+        self.fragmented = False  # a range was not counted, because there were `MAX_RANGES` already
+        for start, end in ranges:
+            self.add(start, end)
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The disjoint ranges, in order."""
+        return tuple(zip(self._starts, self._ends, strict=True))
 
     def add(self, start: int, end: int) -> None:
         """Add the range ``[start, end)``; an empty one changes nothing."""
@@ -71,6 +83,7 @@ class Coverage:
         last = bisect_right(starts, end)  # one past the last range that starts at or before our end
         # A full table still takes ranges that touch a known one, so that gaps filled later count.
         if first == last and len(starts) >= MAX_RANGES:
+            self.fragmented = True
             return
         if first < last:
             start = min(start, starts[first])
@@ -87,9 +100,11 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Pickup:
-    """What was read on one handle, as the ledger keeps it; ``ended`` and ``ending`` are None while it is open.
+    """What was read on one handle; ``ended`` and ``ending`` are None while it is open.
 
-    ``bytes_answered`` counts every byte each time it was sent; ``covered`` counts each byte of the file once.
+    ``bytes_answered`` counts every byte each time it was sent; ``covered`` counts each byte of the file once, and
+    ``delivered`` those of them that the client's system acknowledged. ``ranges`` are the latter, half-open; they count
+    for the user, and the ledger gives none back. ``fragmented``: there were more of them than are kept.
     """
 
     id: str
@@ -104,11 +119,45 @@ class Pickup:
     covered: int
     grade: Grade
     ending: Ending | None
+    delivered: int = 0
+    ranges: tuple[tuple[int, int], ...] = ()
+    fragmented: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What one user has of one file, over all handles and sessions: ``bytes`` of its ``size``, each counted once.
+
+    ``completed`` is when the union covered the file, or None. ``pieces`` is the number of ranges that it consists of;
+    ``fragmented``: there were more than `MAX_RANGES`, and some were not counted. ``handles`` counts the file's opened
+    handles, ``addresses`` are the client's that contributed bytes, at most `MAX_ADDRESSES`.
+    """
+
+    name: LogName
+    user: str
+    size: int
+    bytes: int
+    pieces: int
+    fragmented: bool
+    handles: int
+    addresses: tuple[str, ...]
+    first: datetime
+    last: datetime
+    completed: datetime | None
+
+    @property
+    def state(self) -> str:
+        """One of complete, too fragmented, partial, opened."""
+        if self.completed is not None:
+            return "complete"
+        if self.fragmented:
+            return "too fragmented"
+        return "partial" if self.bytes else "opened"
 
 
 @dataclass(slots=True)
 class PickupProgress:
-    """A pickup while its handle is open."""
+    """A pickup while its handle is open: ``coverage`` is what was answered, ``proven`` what was delivered of that."""
 
     name: LogName
     size: int
@@ -118,29 +167,55 @@ class PickupProgress:
     started: datetime
     id: str = field(default_factory=lambda: uuid4().hex)
     bytes_answered: int = 0
+    bytes_delivered: int = 0
     coverage: Coverage = field(default_factory=Coverage)
+    proven: Coverage = field(default_factory=Coverage)
+    told: int = 0  # bytes of ``proven`` in the last record that was made
 
     def answered(self, offset: int, count: int) -> None:
         """Note that ``count`` bytes from ``offset`` on were answered."""
         self.bytes_answered += count
         self.coverage.add(offset, offset + count)
 
+    def delivered(self, offset: int, count: int) -> None:
+        """Note that an answer has arrived at the client's system."""
+        self.bytes_delivered += count
+        self.proven.add(offset, offset + count)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole file was delivered on this handle alone."""
+        return self.size > 0 and self.proven.covers(self.size)
+
+    @property
+    def taken(self) -> bool:
+        """Whether everything that was answered was delivered."""
+        return self.bytes_delivered == self.bytes_answered
+
+    @property
+    def untold(self) -> bool:
+        """Whether something was delivered since the last record."""
+        return self.proven.bytes > self.told
+
     def opened(self) -> Pickup:
         """Return the record of the moment of opening."""
         return self._record(Grade.OPENED, None, None)
 
-    def finished(self, now: datetime, *, closed: bool, taken: bool) -> Pickup:
-        """Return the final record; ``closed``: the client closed the handle; ``taken``: it had every byte by then."""
-        clean = closed and taken
-        if clean and self.coverage.covers(self.size):
-            grade = Grade.COMPLETE
-        elif self.bytes_answered:
-            grade = Grade.PARTIAL
-        else:
-            grade = Grade.OPENED
-        return self._record(grade, now, Ending.CLOSED if clean else Ending.INTERRUPTED)
+    def so_far(self) -> Pickup:
+        """Return the record of an open handle."""
+        return self._record(self._grade(), None, None)
+
+    def finished(self, now: datetime, *, closed: bool) -> Pickup:
+        """Return the final record; ``closed``: the client closed the handle."""
+        return self._record(self._grade(), now, Ending.CLOSED if closed and self.taken else Ending.INTERRUPTED)
+
+    def _grade(self) -> Grade:
+        if self.complete:
+            return Grade.COMPLETE
+        return Grade.PARTIAL if self.bytes_answered else Grade.OPENED
 
     def _record(self, grade: Grade, ended: datetime | None, ending: Ending | None) -> Pickup:
+        self.told = self.proven.bytes
         return Pickup(
             id=self.id,
             name=self.name,
@@ -154,4 +229,7 @@ class PickupProgress:
             covered=self.coverage.bytes,
             grade=Grade.TEST if self.client == DOCTOR_CLIENT else grade,
             ending=ending,
+            delivered=self.proven.bytes,
+            ranges=self.proven.ranges,
+            fragmented=self.proven.fragmented,
         )

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from .config import load_config, load_ip_hash_key
+from .config import after_reload, changed_keys, load_config, load_ip_hash_key
 from .convert.apart import kernel_lack
 from .episodes.source import CatalogueSource
-from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError
+from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError, unexpected
 from .megaphone.source import open_source
 from .publish.decisions import FeedPolicy
 from .publish.feed import Feed
 from .publish.holds import HoldPolicy
 from .publish.publisher import Publisher
-from .publish.retention import SteadyClock, prune
+from .publish.retention import SteadyClock, prune, thin_out_pickups
 from .sftp.keys import load_credentials
 from .sftp.server import SftpServer
 from .status.metrics import MetricsServer, take_reading
@@ -43,7 +43,6 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from datetime import date
-    from pathlib import Path
 
     from .settings import Config
     from .sftp.keys import Credentials
@@ -85,16 +84,18 @@ class Service:
         self._hurry = asyncio.Event()
         self._pickup_writer = pickup_writer
         self._round_due = asyncio.Event()
+        self._reload_due = asyncio.Event()
         self._catalogue_read = asyncio.Event()
         self._source_state = ""
         self._clock, self._clock_compared = SteadyClock(), asyncio.Event()
         self._started = datetime.now(UTC)
         self._rounds: Counter[str] = Counter()
+        # All three ask for the settings each time: a reload replaces them.
         self._metrics = MetricsServer(
-            lambda: take_reading(config, server.registry, self._rounds, len(installation.folder.served))
+            lambda: take_reading(self._config, server.registry, self._rounds, len(installation.folder.served))
         )
-        self._pushes = Pushes(config.alerts.webhook_url, config.alerts.heartbeat_url)
-        self._alarms = AlarmWatch(config, installation.ledger, self._pushes)
+        self._pushes = Pushes(lambda: self._config.alerts)
+        self._alarms = AlarmWatch(lambda: self._config, installation.ledger, self._pushes)
 
     async def run(self, on_listening: Callable[[int], None]) -> None:
         """Serve logs and run rounds until `stop`, then shut down in order.
@@ -105,10 +106,11 @@ class Service:
         """
         try:
             await self._server.start(self._supervisor.listening)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
             where = f"{self._config.sftp.host}:{self._config.sftp.port}"
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
-            raise CannotListen(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
+            why = getattr(error, "strerror", None) or "it is no host"
+            raise CannotListen(f"cannot listen on {where}: {why}", hint=hint) from error
         if self._config.metrics is not None:
             metrics = self._metrics.start(*self._config.metrics.host_and_port)
             log.info("service exposed metrics", port=metrics)
@@ -124,6 +126,7 @@ class Service:
                 "facts": self._note_facts_forever(),
                 "watchdog": keep_watchdog_fed(self._supervisor, listener),
                 "alarms": self._alarms.watch(),
+                "reloads": self._reload_forever(),
                 "rss": self._installation.catalogue.keep_fresh(self._catalogue_read),
             }.items()
         }
@@ -234,7 +237,7 @@ class Service:
             await self._record_facts(facts)
             # The alarms are looked at after the facts of this round are in the ledger, from which they are read.
             self._rounds["failed" if failures else "good"] += 1
-            self._alarms.round_ended()
+            self._alarms.check_now()
             self._supervisor.status(
                 f"Serving {len(self._installation.folder.served)} log files; "
                 f"next round {datetime.now(UTC) + pause:%H:%M:%SZ}"
@@ -288,6 +291,7 @@ class Service:
         with installation.folder.round_lock(lambda: None, installation.stop.is_set):
             if (now := self._clock.now(monotonic())) is not None:
                 prune(installation.ledger, installation.folder, self._config.retention.keep_days, now, steady=True)
+                thin_out_pickups(installation.ledger, self._config.retention.keep_pickups_days, now)
 
     async def _refresh_forever(self) -> None:
         """Serve what another process (a command typed by an operator) has published or pruned."""
@@ -323,31 +327,49 @@ class Service:
 
     # Reload
 
-    async def reload(self, path: Path) -> bool:
-        """Read users, keys and limits again and put them in force; return False, and keep the old ones, on any error.
+    def reload(self) -> None:
+        """Read the configuration and the keys again, as SIGHUP asks, once a reload under way has ended."""
+        self._reload_due.set()
 
-        ``[sftp]`` except host and port applies from the next connection on; the rest of the file at the next start.
-        """
-        self._supervisor.reloading()
-        try:
-            config = await in_thread(load_config, path)
-            credentials = await in_thread(load_credentials, config.sftp, config.keys_dir)
-            # Everything was read and found good before anything is replaced.
-            self._server.replace(config.sftp, credentials)
-        except (ConfigError, ValueError) as error:
-            problems = error.problems if isinstance(error, ConfigError) else [error]
-            for problem in problems:
-                log.error("service kept the old settings", why=str(problem))
-            return False
-        else:
-            self._config = self._config.model_copy(update={"sftp": config.sftp})
-            log.info("service reloaded users, keys and limits", users=len(config.sftp.users))
-            return True
-        finally:
+    async def _reload_forever(self) -> None:
+        """Reload, one after the other, so that the newest file wins; signals that come during one ask for one more."""
+        while True:
+            await self._reload_due.wait()
+            # Cleared before the file is read: a change that comes with a signal from now on is read by the next one.
+            self._reload_due.clear()
+            self._supervisor.reloading()
+            try:
+                await self._reload()
+            except ConfigError as error:
+                for problem in error.problems:
+                    log.error("service kept the old settings", why=str(problem), hint=problem.cure)
+            except Exception as error:  # whatever a file can do to a reload, the old settings go on
+                why = unexpected(error)
+                log.error("service kept the old settings", why=str(why), hint=why.hint)
             # Also after a failure: until READY systemd takes the service for reloading, and at last for hung.
             self._supervisor.ready(
                 f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}"
             )
+
+    async def _reload(self) -> None:
+        """Put in force what can be changed while the service runs; on any error nothing is changed.
+
+        Raises:
+            ConfigError: the configuration or a key cannot be used.
+        """
+        config = await in_thread(load_config, self._config.path)
+        credentials = await in_thread(load_credentials, config.sftp, self._config.keys_dir)
+        # Everything was read and found good before anything is replaced.
+        self._server.replace(config.sftp, credentials)
+        self._config = after_reload(self._config, config)
+        log.info("service reloaded users, keys, limits and alerts", users=len(config.sftp.users))
+        # By the settings in force: named at every reload until there is a restart.
+        if waiting := changed_keys(self._config, config):
+            hint = "systemctl restart pickup-point"
+            log.warning("service goes on with the old value of some keys", keys=", ".join(waiting), hint=hint)
+        # Not before the first round: until then everything looks wrong.
+        if self._rounds:
+            self._alarms.check_now()
 
 
 async def serve(
@@ -384,14 +406,14 @@ async def serve(
             on_login=pickup_writer.on_login,
         )
         service = Service(config, installation, server, pickup_writer, supervisor)
-        with _signals(service, config.path):
+        with _signals(service):
             await service.run(on_listening)
 
 
 def _recover(installation: Installation) -> None:
     """Finish what a crash interrupted, adopt the folder of a lost ledger, and serve what is published."""
     now = datetime.now(UTC)
-    if interrupted := installation.ledger.interrupt_open_pickups():
+    if interrupted := installation.ledger.pickups.interrupt_open():
         log.warning(f"service marked {interrupted} pickups as interrupted")
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)
@@ -400,20 +422,12 @@ def _recover(installation: Installation) -> None:
 
 
 @contextlib.contextmanager
-def _signals(service: Service, path: Path) -> Iterator[None]:
+def _signals(service: Service) -> Iterator[None]:
     """Handle SIGTERM, SIGINT and SIGHUP while the service runs."""
     loop = asyncio.get_running_loop()
-    # The loop keeps only weak references to tasks: without this set a reload could be collected half-way.
-    reloads: set[asyncio.Task[bool]] = set()
-
-    def reload() -> None:
-        task: asyncio.Task[bool] = loop.create_task(service.reload(path))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
     loop.add_signal_handler(signal.SIGTERM, service.stop)
     loop.add_signal_handler(signal.SIGINT, service.stop)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, service.reload)
     try:
         yield
     finally:

@@ -16,9 +16,16 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 
+from .megaphone.exports import calendar_day
 from .s3.errors import BucketPlace
 from .triton import DEFAULT_URL, ColumnSpec, Layout, LogFormat, LogRules, UrlTemplate, prefix_problem
 
+# A bucket's name (its alias for an access point looks the same), or the ARN of an access point; then the prefix, in
+# which ? and # stand for themselves, as in any key.
+_S3_URL = re.compile(
+    r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint[:/][a-z0-9-]{3,50})"
+    r"(?:/(.*))?"
+)
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -59,12 +66,9 @@ def _clock(value: object) -> object:
 
 
 def _day(value: object) -> object:
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return value
-    try:
-        return datetime.strptime(str(value), "%Y-%m-%d").date()  # noqa: DTZ007  # a calendar day has no zone
-    except ValueError:
-        raise ValueError('not a day; write "2026-12-01"') from None
+    if isinstance(value, datetime) or (day := calendar_day(str(value))) is None:
+        raise ValueError('not a day; write "2026-12-01"')
+    return day
 
 
 def path_in(folder: Path, text: str) -> Path:
@@ -122,7 +126,7 @@ def _export_url(value: object, info: ValidationInfo) -> object:
     if re.search(r"[\x00-\x1f\x7f]", unquote(value)):
         raise ValueError('a text with control characters; write "s3://bucket/prefix" or a folder without them')
     if value.startswith("s3://"):
-        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?", value):
+        if not _S3_URL.fullmatch(value):
             raise ValueError('without a valid bucket name; write "s3://bucket" or "s3://bucket/prefix"')
         return value
     if value.startswith("file://"):
@@ -208,14 +212,15 @@ class ExportSettings(Section):
 
     @property
     def bucket(self) -> str | None:
-        """The bucket's name, or None for a folder."""
-        parts = urlsplit(self.url)
-        return parts.netloc if parts.scheme == "s3" else None
+        """The bucket's name, or the ARN of its access point; None for a folder."""
+        match = _S3_URL.fullmatch(self.url)
+        return match[1] if match is not None else None
 
     @property
     def prefix(self) -> str:
         """The prefix of every key in the bucket: empty, or ending with a slash."""
-        prefix = urlsplit(self.url).path.strip("/")
+        match = _S3_URL.fullmatch(self.url)
+        prefix = (match[2] or "").strip("/") if match is not None else ""
         return f"{prefix}/" if prefix else ""
 
     @property
@@ -294,9 +299,10 @@ class FeedsSettings(Section):
 
 
 class RetentionSettings(Section):
-    """``[retention]``: how long files are kept."""
+    """``[retention]``: how long files are kept, and how long the records of single handles."""
 
     keep_days: int = Field(60, ge=1, le=3650)
+    keep_pickups_days: int = Field(14, ge=1, le=3650)
 
 
 class UserSettings(Section):
@@ -327,6 +333,7 @@ class SftpSettings(Section):
     ban_time: Duration = timedelta(minutes=30)
     drain_seconds: int = Field(30, ge=0, le=3600)
     legacy_algorithms: bool = False
+    chacha20: bool = False
     users: list[UserSettings] = Field(min_length=1)
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from .errors import PickupPointError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,17 +41,25 @@ class Supervisor:
 
     @classmethod
     def from_environment(cls) -> Supervisor:
-        """Read systemd's variables, and remove them from the environment."""
+        """Read systemd's variables, and remove them from the environment.
+
+        Raises:
+            PickupPointError: what is handed over is no socket.
+        """
         found = {name: os.environ.pop(name, "") for name in _VARIABLES}
         own = str(os.getpid())
         watchdog = 0.0
-        if found["WATCHDOG_USEC"].isdigit() and found["WATCHDOG_PID"] in ("", own):
+        if found["WATCHDOG_USEC"].isdecimal() and found["WATCHDOG_PID"] in ("", own):
             watchdog = int(found["WATCHDOG_USEC"]) / 1e6
         listening = None
-        if found["LISTEN_PID"] == own and found["LISTEN_FDS"].isdigit() and int(found["LISTEN_FDS"]) > 0:
+        if found["LISTEN_PID"] == own and found["LISTEN_FDS"].isdecimal() and int(found["LISTEN_FDS"]) > 0:
             # systemd hands the descriptor over inheritable; the workers of a conversion must not get it.
-            os.set_inheritable(_FIRST_LISTEN_FD, False)
-            listening = socket.socket(fileno=_FIRST_LISTEN_FD)
+            try:
+                os.set_inheritable(_FIRST_LISTEN_FD, False)
+                listening = socket.socket(fileno=_FIRST_LISTEN_FD)
+            except OSError as error:
+                sentence = f"the socket that systemd hands over cannot be used: {error.strerror}"
+                raise PickupPointError(sentence, hint="systemctl cat pickup-point.socket") from error
         return cls(found["NOTIFY_SOCKET"], watchdog, listening)
 
     def ready(self, status: str) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from .megaphone.exports import METRICS, start_of
+from .megaphone.exports import METRICS, calendar_day, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,18 @@ DEFAULT_URL = "/{podcast_id}/{episode_id}.mp3"
 OF_CATALOGUE = ("guid", "token", "enclosure_url")  # what a URL may contain besides the export's fields
 _PREFIX = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}"
 _LOG_NAME = rf"({_PREFIX})(\d{{8}})-(\d{{2,9}})\.(tsv|w3c)\.gz"
+
+
+class IdCells(StrEnum):
+    """How ids stand in the ``x-metric-id`` cells of a log.
+
+    ``EXACT``: as different as the ids. ``CLEANED``: like any other text, as the first releases wrote them, so that
+    two ids may have one cell. ``UNKNOWN``: one of the two, in a log that was found in the folder.
+    """
+
+    EXACT = "exact"
+    CLEANED = "cleaned"
+    UNKNOWN = "unknown"
 
 
 class LogFormat(StrEnum):
@@ -60,10 +72,10 @@ class LogName(NamedTuple):
         if match is None:
             return None
         prefix, day, number, log_format = match.groups()
-        try:
-            name = cls(prefix, date(int(day[:4]), int(day[4:6]), int(day[6:])), int(number), LogFormat(log_format))
-        except ValueError:
+        parsed = calendar_day(f"{day[:4]}-{day[4:6]}-{day[6:]}")
+        if parsed is None:
             return None
+        name = cls(prefix, parsed, int(number), LogFormat(log_format))
         # "-000" parses as a number too, but two names for one file would be two files for Triton.
         return name if str(name) == text else None
 
@@ -145,6 +157,7 @@ class _LayoutFields(NamedTuple):
     header: str = "plain"
     text: str = "safe"
     columns: tuple[ColumnSpec, ...] | None = None
+    ids: IdCells = IdCells.EXACT
 
 
 class Layout(_LayoutFields):
@@ -187,20 +200,34 @@ class Layout(_LayoutFields):
         return next(i for i, spec in enumerate(self.specs) if spec.value == DerivedValue.X_METRIC_ID)
 
     @property
-    def id_cell(self) -> Callable[[Any], str]:
+    def id_cell(self) -> Callable[[str], str]:
         """The function that turns an id into its ``x-metric-id`` cell, as written in a line."""
-        clean = self.clean
-        return (lambda row_id: no_comment(clean(row_id))) if self.specs[0].value == DerivedValue.X_METRIC_ID else clean
+        cell = self._clean_id
+        return (lambda row_id: no_comment(cell(row_id))) if self.specs[0].value == DerivedValue.X_METRIC_ID else cell
+
+    def same_ids(self, other: Layout) -> bool:
+        """Return whether equal ids, and only those, have equal cells in logs of the two layouts."""
+        first, other_first = (layout.id_column() == 0 for layout in (self, other))
+        same = (self.ids, self.clean, first) == (other.ids, other.clean, other_first)
+        return same and self.ids is not IdCells.UNKNOWN
+
+    @property
+    def _clean_id(self) -> Callable[[str], str]:
+        if self.ids is IdCells.CLEANED:
+            return self.clean
+        return percent_id if self.clean is percent_text else safe_id
 
     def render(self, line: LogLine, row: Mapping[str, Any]) -> str:
         """Return one log line without its newline; ``row`` holds the export's fields as received."""
-        clean = self.clean
+        clean, clean_id = self.clean, self._clean_id
         cells = []
         for spec in self.specs:
             if spec.constant is not None:
                 cells.append(clean(spec.constant))
             elif spec.field is not None:
                 cells.append(clean(row.get(spec.field)))
+            elif spec.value == DerivedValue.X_METRIC_ID:
+                cells.append(clean_id(line.metric_id))
             elif spec.value in _TEXT_VALUES:
                 cells.append(clean(getattr(line, _TEXT_VALUES[spec.value])))
             elif spec.value == _QUERY:
@@ -216,7 +243,8 @@ class Layout(_LayoutFields):
         columns = None
         if self.columns is not None:
             columns = [{name: str(v) for name, v in c._asdict().items() if v is not None} for c in self.columns]
-        return {"format": str(self.format), "header": self.header, "text": self.text, "columns": columns}
+        return {"format": str(self.format), "header": self.header, "text": self.text, "columns": columns,
+                "ids": str(self.ids)}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Layout:
@@ -227,13 +255,13 @@ class Layout(_LayoutFields):
             header=data["header"],
             text=data["text"],
             columns=None if columns is None else tuple(ColumnSpec(**column) for column in columns),
+            ids=IdCells(data.get("ids", IdCells.CLEANED)),  # absent: kept by a release that wrote them so
         )
 
 
 _TEXT_VALUES = {
     "episode-guid": "episode_guid",
     "podcast-id": "podcast_id",
-    "x-metric-id": "metric_id",
     "user-agent": "user_agent",
 }
 _PLAIN_VALUES = {
@@ -252,17 +280,17 @@ def _is_stem(spec: ColumnSpec) -> bool:
 
 
 def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | None:
-    """Return the layout of a log that begins with ``head``: the configured one, or a default one; None if neither."""
+    """Return the layout of a log that begins with ``head``: the configured one, or a default one; None if neither.
+
+    Only a header shows which columns a log has: as many cells may be others. A log without one has a known layout only
+    if it has no line at all.
+    """
     defaults = [Layout(name.format, header, configured.text) for header in ("plain", "comment")]
     for layout in (configured, *defaults):
         if layout.format is not name.format:
             continue
         header = layout.header_lines(name.day)
-        if header and head.startswith(header):
-            return layout
-        # Without a header, the number of columns has to decide.
-        first_line = head.partition("\n")[0]
-        if not header and (not first_line or first_line.count("\t") == len(layout.specs) - 1):
+        if head.startswith(header) if header else not head:
             return layout
     return None
 
@@ -301,6 +329,9 @@ def layout_problems(specs: Sequence[ColumnSpec] | None, log_format: LogFormat) -
 # Each control character, including tab, CR and LF, becomes one blank.
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]
 _SAFE = {**dict.fromkeys(_CONTROLS, " "), ord('"'): "%22", ord("\\"): "%5C"}
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+_BLANKS = dict.fromkeys(_CONTROLS, " ")
+_ID = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029"\\%]')
 _PERCENT = re.compile(r'[\s\x00-\x1f\x7f-\x9f\u2028\u2029"\\%]')
 PLAIN = re.compile(r"[0-9A-Za-z._~-]+", re.ASCII)  # unchanged in any text column, and in a URL
 _IN_URL = re.compile(r'[\s\x00-\x1f\x7f-\x9f\u2028\u2029"\\]')
@@ -329,13 +360,45 @@ def percent_text(value: Any) -> str:
     return _PERCENT.sub(_encoded, text) if text.translate(_SAFE).strip() else "-"
 
 
+def safe_id(row_id: str) -> str:
+    """Return the cell of an id: what `safe_text` would replace, ``%``, and blanks at its ends are percent-encoded."""
+    inner = row_id.strip()
+    begin = row_id.find(inner)
+    ends = (0, begin), (begin + len(inner), len(row_id))
+    before, after = (_encode(row_id[start:end]) for start, end in ends)
+    return f"{before}{_ID.sub(_encoded, inner)}{after}"
+
+
+def percent_id(row_id: str) -> str:
+    """Return the W3C cell of an id: as `percent_text`, but never ``-`` for another one."""
+    return _PERCENT.sub(_encoded, row_id)
+
+
+def plain_id(text: str) -> str:
+    """Return what an id and every cell that was ever written of it have in common; other ids may share it.
+
+    Cells are percent-encoded, and in the first releases lost their control characters; ``-`` stood for a blank one.
+    """
+    decoded = bytearray()
+    for byte in text.encode():
+        decoded.append(byte)
+        # Until nothing is left to decode: whether ``%25`` is a cell's own or the id's, nobody knows.
+        while decoded[-3:-2] == b"%" and decoded[-2] in _HEX and decoded[-1] in _HEX:
+            decoded[-3:] = bytes((int(decoded[-2:], 16),))
+    return decoded.decode(errors="replace").translate(_BLANKS).strip() or "-"
+
+
 def url_text(url: str) -> str:
     """Return a URL as published, with whatever would break a log line percent-encoded."""
     return _IN_URL.sub(_encoded, url)
 
 
 def _encoded(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+    return _encode(match[0])
+
+
+def _encode(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode())
 
 
 class UrlTemplate:
@@ -364,16 +427,19 @@ class UrlTemplate:
         self.as_published = self.fields == ("enclosure_url",) and not any(self.literals)
         self._else = UrlTemplate(DEFAULT_URL) if self._needed else None
 
-    def fill(self, row: Mapping[str, Any], guid: str) -> str:
-        """Return the URL of a row; a missing field is written as ``-``.
+    def fill(self, row: Mapping[str, Any], guid: str) -> tuple[str, bool]:
+        """Return the URL of a row, and whether it had to fall back to the default one.
 
-        ``row`` holds the export's fields, and the catalogue's ``token`` and ``enclosure_url``, empty if unknown.
+        A missing field is written as ``-``. ``row`` holds the export's fields, and the catalogue's ``token`` and
+        ``enclosure_url``, empty if unknown.
         """
         if self._else is not None:
             url = self._fill(row, guid) if all(map(row.get, self._needed)) else ""
             # A publisher can put any URL into an RSS feed: an overlong one falls back, while our own rejects the row.
-            return url if 0 < len(url) <= URL_LIMIT else self._else.fill(row, guid)
-        return self._fill(row, guid)
+            if not 0 < len(url) <= URL_LIMIT:
+                return self._else.fill(row, guid)[0], True
+            return url, False
+        return self._fill(row, guid), False
 
     def _fill(self, row: Mapping[str, Any], guid: str) -> str:
         if self.as_published:

@@ -63,12 +63,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "episodes": None, "max_rows_per_file": 0, "max_rejected": 0.01, "workers": 0, "columns": None,
     },
     "feeds": {"urls": [], "file": None, "refresh_every": timedelta(hours=6), "allow_local": False},
-    "retention": {"keep_days": 60},
+    "retention": {"keep_days": 60, "keep_pickups_days": 14},
     "sftp": {
         "host": "0.0.0.0", "port": 2222, "address": None, "max_connections": 50, "max_connections_per_address": 10,
         "max_sessions_per_user": 10, "login_timeout": timedelta(seconds=30), "idle_timeout": timedelta(minutes=15),
         "max_auth_tries": 6, "max_handles_per_session": 64, "keepalive": timedelta(seconds=30), "ban_after": 20,
-        "ban_time": timedelta(minutes=30), "drain_seconds": 30, "legacy_algorithms": False, "users": ...,
+        "ban_time": timedelta(minutes=30), "drain_seconds": 30, "legacy_algorithms": False, "chacha20": False,
+        "users": ...,
     },
     "sftp.users": {
         "name": ..., "password_hash": None, "authorized_keys": None, "allow_from": [], "required": True,
@@ -123,6 +124,9 @@ def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypa
     assert config.sftp.users[0].authorized_keys == tmp_path / "triton.pub"
 
 
+ACCESS_POINT = "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine"
+
+
 @pytest.mark.parametrize(
     ("url", "bucket", "prefix", "folder"),
     [
@@ -130,6 +134,16 @@ def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypa
         ("s3://bucket/", "bucket", "", None),
         ("s3://my.bucket-1/a/b", "my.bucket-1", "a/b/", None),
         ("s3://my.bucket-1/a/b/", "my.bucket-1", "a/b/", None),
+        ("s3://bucket/a#b", "bucket", "a#b/", None),
+        ("s3://bucket/a?b/c", "bucket", "a?b/c/", None),
+        (ACCESS_POINT, ACCESS_POINT.removeprefix("s3://"), "", None),
+        (f"{ACCESS_POINT}/a/b", ACCESS_POINT.removeprefix("s3://"), "a/b/", None),
+        (
+            "s3://mine-6xzcfhttuq6grxyinmhbv4kxihs5euse1b-s3alias",
+            "mine-6xzcfhttuq6grxyinmhbv4kxihs5euse1b-s3alias",
+            "",
+            None,
+        ),
         ("file:///srv/exports", None, "", Path("/srv/exports")),
         ("file:///srv/my%20exports", None, "", Path("/srv/my exports")),
         ("exports", None, "", Path("/srv/point/exports")),
@@ -234,7 +248,7 @@ def test_every_key_of_the_example_is_explained() -> None:
     """Above each key are its purpose, its default (or that it has none), and what happens if it is wrong."""
     table, said, explained = "", "", set()
     for line in EXAMPLE.read_text(encoding="utf-8").splitlines():
-        key = re.match(r"(?:# )?([a-z_]+) = ", line)
+        key = re.match(r"(?:# )?([a-z_0-9]+) = ", line)
         header = re.match(r"(?:# )?\[+([a-z_.]+)\]+$", line)
         if header:
             table, said = header[1], ""

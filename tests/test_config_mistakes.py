@@ -73,6 +73,12 @@ MISTAKES = [
     ("export", "look_back_days = true", "export.look_back_days", "is true", "look_back_days"),
     ("export", "look_back_days = 60", "export.look_back_days", "is 60, not less than", "at most 59"),
     ("export", 'first_day = "01.12.2026"', "export.first_day", "01.12.2026", '"2026-12-01"'),
+    ("sftp.users", f'authorized_keys = "/{"x" * 300}"', "sftp.users[0].authorized_keys", "too long", "namei -l"),
+    ("sftp.users", 'authorized_keys = "/"', "sftp.users[0].authorized_keys", "it is no file", "ls -ld"),
+    ("log", f'episodes = "/{"x" * 300}"', "log.episodes", "File name too long", "namei -l"),
+    ("feeds", f'file = "/{"x" * 300}"', "feeds.file", "File name too long", "namei -l"),
+    ("export", "first_day = 9999-12-31", "export.first_day", "9999-12-31", '"2026-12-01"'),
+    ("export", "first_day = 0001-01-01", "export.first_day", "0001-01-01", '"2026-12-01"'),
     ("export", 'first_day = "2026-02-30"', "export.first_day", "2026-02-30", '"2026-12-01"'),
     ("export", "first_day = 2026-12-01T00:00:00Z", "export.first_day", "2026-12-01T00:00:00", '"2026-12-01"'),
     ("export", 'give_up_waiting = "28h"', "export.give_up_waiting", '"28h"', '"29h"'),
@@ -172,7 +178,9 @@ def test_a_mistake_is_reported_with_key_value_and_cure(table: str, line: str, ke
         ("s3:///prefix", "s3://bucket"),
         ("s3://UPPER/x", "s3://bucket"),
         ("s3://bucket?x=1", "s3://bucket"),
-        ("s3://bucket/a#b", "s3://bucket"),
+        ("s3://bucket#b", "s3://bucket"),
+        ("s3://arn:aws:s3:::bucket/x", "s3://bucket"),
+        ("s3://arn:aws:s3:eu-west-1:1234:accesspoint/mine", "s3://bucket"),
         ("s3:/bucket/prefix", "s3://bucket"),
         ("S3://bucket", "s3://bucket"),
         ("https://bucket.s3.amazonaws.com", "s3://bucket"),
@@ -280,7 +288,13 @@ def test_the_error_counts_its_problems_and_hints_at_a_single_one(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("content", "wrong"),
-    [(b"[export\n", "is not TOML"), (b'a = "\xff"\n', "is not TOML"), (b"a = 1\na = 2\n", "is not TOML")],
+    [
+        (b"[export\n", "is not TOML"),
+        (b'a = "\xff"\n', "is not TOML"),
+        (b"a = 1\na = 2\n", "is not TOML"),
+        (b"a = " + b"9" * 5000, "is not TOML"),
+        (b"a = " + b"[" * 5000, "is not TOML"),
+    ],
 )
 def test_a_file_that_is_no_toml_is_reported_with_its_place(tmp_path: Path, content: bytes, wrong: str) -> None:
     """A broken file is a problem of the file, not a traceback."""

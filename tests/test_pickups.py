@@ -46,27 +46,31 @@ def test_ranges_are_bounded_and_never_claim_too_much() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reads", "closed", "taken", "grade", "ending"),
+    ("reads", "closed", "arrived", "grade", "ending"),
     [
-        ([(0, 100)], True, True, Grade.COMPLETE, Ending.CLOSED),
-        ([(50, 50), (0, 50)], True, True, Grade.COMPLETE, Ending.CLOSED),
-        ([(0, 100), (90, 10), (90, 10)], True, True, Grade.COMPLETE, Ending.CLOSED),
-        ([(0, 50), (0, 50)], True, True, Grade.PARTIAL, Ending.CLOSED),
-        ([(1, 99)], True, True, Grade.PARTIAL, Ending.CLOSED),
-        ([(0, 100)], False, False, Grade.PARTIAL, Ending.INTERRUPTED),
-        ([(0, 100)], True, False, Grade.PARTIAL, Ending.INTERRUPTED),
-        ([], True, True, Grade.OPENED, Ending.CLOSED),
-        ([], False, False, Grade.OPENED, Ending.INTERRUPTED),
+        ([(0, 100)], True, 1, Grade.COMPLETE, Ending.CLOSED),
+        ([(50, 50), (0, 50)], True, 2, Grade.COMPLETE, Ending.CLOSED),
+        ([(0, 100), (90, 10), (90, 10)], True, 3, Grade.COMPLETE, Ending.CLOSED),
+        ([(0, 50), (0, 50)], True, 2, Grade.PARTIAL, Ending.CLOSED),
+        ([(1, 99)], True, 1, Grade.PARTIAL, Ending.CLOSED),
+        ([(0, 100)], False, 0, Grade.PARTIAL, Ending.INTERRUPTED),
+        ([(0, 100)], True, 0, Grade.PARTIAL, Ending.INTERRUPTED),
+        ([(0, 100)], False, 1, Grade.COMPLETE, Ending.INTERRUPTED),
+        ([(0, 50), (50, 50)], True, 1, Grade.PARTIAL, Ending.INTERRUPTED),
+        ([(0, 100), (0, 50)], True, 1, Grade.COMPLETE, Ending.INTERRUPTED),
+        ([], True, 0, Grade.OPENED, Ending.CLOSED),
     ],
 )
-def test_a_pickup_is_complete_only_with_every_byte_taken_and_closed(
-    reads: list[tuple[int, int]], closed: bool, taken: bool, grade: Grade, ending: Ending
+def test_a_handle_is_complete_when_every_byte_arrived(
+    reads: list[tuple[int, int]], closed: bool, arrived: int, grade: Grade, ending: Ending
 ) -> None:
-    """Sums of bytes prove nothing: the union, the close and the delivery decide."""
+    """Sums of bytes prove nothing: the union of what arrived decides, and the close only how the handle ended."""
     it = progress(100)
     for offset, count in reads:
         it.answered(offset, count)
-    record = it.finished(START + timedelta(seconds=9), closed=closed, taken=taken)
+    for offset, count in reads[:arrived]:
+        it.delivered(offset, count)
+    record = it.finished(START + timedelta(seconds=9), closed=closed)
     assert (record.grade, record.ending) == (grade, ending)
     assert record.bytes_answered == sum(count for _, count in reads)
     assert record.id == it.opened().id
@@ -78,9 +82,10 @@ def test_what_the_doctor_reads_is_a_test_from_its_opening_on() -> None:
     it = replace(progress(100), client=DOCTOR_CLIENT)
     assert it.opened().grade is Grade.TEST
     it.answered(0, 100)
-    record = it.finished(START, closed=True, taken=True)
+    it.delivered(0, 100)
+    record = it.finished(START, closed=True)
     assert (record.grade, record.covered, record.ending) == (Grade.TEST, 100, Ending.CLOSED)
-    assert it.finished(START, closed=False, taken=False).grade is Grade.TEST
+    assert it.finished(START, closed=False).grade is Grade.TEST
 
 
 def test_a_file_read_in_random_order_is_complete() -> None:
@@ -89,5 +94,5 @@ def test_a_file_read_in_random_order_is_complete() -> None:
     blocks = list(range(0, 1_000_000, 1000))
     random.Random(4).shuffle(blocks)
     for offset in blocks:
-        it.answered(offset, 1000)
-    assert it.finished(START, closed=True, taken=True).grade is Grade.COMPLETE
+        it.delivered(offset, 1000)
+    assert it.finished(START, closed=True).grade is Grade.COMPLETE

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
+import urllib.request
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -14,17 +15,22 @@ import pytest
 from argon2 import PasswordHasher
 
 from .support.program import (
+    PATIENCE,
+    Serving,
     day_before,
     export_of,
     log_in,
     log_of,
+    port_of,
+    until,
 )
-from .support.sftp import PASSWORD
+from .support.sftp import CHEAP_HASH, PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from .support.program import Program, ServiceSite
+    from .support.webhook_server import Ear
 
 OTHER_PASSWORD = "another horse"
 
@@ -93,7 +99,7 @@ async def test_sighup_swaps_users_whole_and_a_bad_file_keeps_the_old_ones(servic
     hashed = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(OTHER_PASSWORD)
     service_site.configure(password_hash=hashed)
     service.running.send(signal.SIGHUP)
-    await service.running.says("service reloaded users, keys and limits")
+    await service.running.says("service reloaded users, keys, limits and alerts")
     async with service.client(OTHER_PASSWORD):
         pass
     with pytest.raises(asyncssh.PermissionDenied):
@@ -114,6 +120,96 @@ async def test_sighup_swaps_users_whole_and_a_bad_file_keeps_the_old_ones(servic
     assert OTHER_PASSWORD not in service.running.text
     assert "$argon2id" not in service.running.text
     assert await service.running.stops() == 0
+
+
+async def test_of_two_reloads_at_once_the_newest_file_wins(service_site: ServiceSite, program: Program) -> None:
+    """The first one, which has read its file and takes long, does not put a user back whom the second took away."""
+    more = f'[[sftp.users]]\nname = "revoked"\npassword_hash = "{CHEAP_HASH}"\n'
+    service_site.configure(more=more)
+    wrapper = f"""
+import sys, threading, time
+from server import service
+load, loads, second = service.load_config, [], threading.Event()
+def slow(path):
+    config = load(path)
+    loads.append(path)
+    if len(loads) == 1:
+        print("read", flush=True)
+        if second.wait(1):
+            time.sleep(1)
+    second.set()
+    return config
+service.load_config = slow
+from server.cli.app import main
+sys.argv = ["pickup-point", "serve", "--config", {str(service_site.config)!r}]
+main()
+"""
+    running = program.start(argv=[sys.executable, "-P", "-c", wrapper])
+    service = Serving(running, await port_of(running))
+    async with service.client(username="revoked"):
+        pass
+    running.send(signal.SIGHUP)
+    await running.says("^read$", stream="out")
+    service_site.configure()
+    running.send(signal.SIGHUP)
+    await running.says("service reloaded users", 2)
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with service.client(username="revoked"):
+            pass
+    assert await running.stops() == 0
+
+
+async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
+    service_site: ServiceSite, ear: Ear
+) -> None:
+    """A user who is gone is waited for no more, a new webhook hears of the alarms; what waits for a restart is told."""
+    service_site.put(day_before(1), export_of(day_before(1)))
+    export = f'url = "exports"\nfirst_day = "{day_before(2)}"'  # of which there is no export: an alarm
+    metrics = '[metrics]\nlisten = "127.0.0.1:0"\n'
+    second = f'[[sftp.users]]\nname = "second"\npassword_hash = "{CHEAP_HASH}"\n'
+    service_site.configure(export=export, more=f"{second}{metrics}")
+    service = await service_site.serve()
+    await service.sees(log_of(1))
+    await service.fetch(log_of(1))
+    await service.running.says(f"picked up {log_of(1)}")
+    (told,) = await service.running.says(r"service exposed metrics port=(\d+)")
+    done = f'pickup_point_day_done{{day="{day_before(1)}",deadline="picked_up"}}'
+
+    def scrape() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{told[1]}/metrics", timeout=PATIENCE) as answer:
+            return str(answer.read().decode())
+
+    assert f"{done} 0.0" in scrape()
+    assert not ear.hooks
+
+    service_site.configure(export=export, log='rows = "all"', more=f"{metrics}{ear.alerts}", drain=21)
+    service.running.send(signal.SIGHUP)
+    await ear.until(lambda: bool(ear.told("raised", "day_missing")), "the missing day, at the new webhook")
+    await ear.until(lambda: ear.beats > 0, "a beat at the new address")
+    await until(lambda: f"{done} 1.0" in scrape(), "nobody else to wait for")
+    assert service.running.count("service goes on with the old value of some keys .*keys=log.rows( |$)") == 1
+    assert await service.running.stops() == 0
+    assert "s3cret" not in service.running.text
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(f'[[sftp.users]]\nname = "x"\nauthorized_keys = "{"x" * 300}"\n', id="too long a name"),
+        pytest.param('[[sftp.users]]\nname = "x"\nauthorized_keys = "config.toml/x"\n', id="below a file"),
+    ],
+)
+async def test_a_reload_that_the_system_refuses_is_told_in_a_sentence(more: str, service_site: ServiceSite) -> None:
+    """No error is lost in a task, and none comes bare; the old users stay."""
+    service = await service_site.serve()
+    service_site.configure(more=more)
+    service.running.send(signal.SIGHUP)
+    told = await service.running.says("service kept the old settings why=")
+    assert "sftp.users[1].authorized_keys: " in told[0].string
+    async with service.client():
+        pass
+    assert await service.running.stops() == 0
+    assert "Task exception" not in service.running.text and "Traceback" not in service.running.text
 
 
 DYING = {

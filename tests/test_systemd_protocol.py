@@ -126,6 +126,7 @@ def test_an_abstract_socket_is_reached_and_a_missing_one_is_no_error() -> None:
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "own"}, 30.0),
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, 0.0),
         ({"WATCHDOG_USEC": "soon"}, 0.0),
+        ({"WATCHDOG_USEC": "\u00b2"}, 0.0),
         ({}, 0.0),
     ],
 )

@@ -19,6 +19,7 @@ from server.triton import (
     LogFormat,
     LogName,
     layout_problems,
+    layouts_by_header,
     prefix_problem,
 )
 
@@ -33,7 +34,13 @@ METRIC_ID = ColumnSpec("x-metric-id", value="x-metric-id")
 # --- Names ----------------------------------------------------------------------------------------------------------
 
 prefixes = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", fullmatch=True)
-names = st.builds(LogName, prefixes, st.dates(), st.integers(0, 999_999_999), st.sampled_from(LogFormat))
+names = st.builds(
+    LogName,
+    prefixes,
+    st.dates(date(1970, 1, 1), date(8999, 12, 31)),
+    st.integers(0, 999_999_999),
+    st.sampled_from(LogFormat),
+)
 
 
 @given(names)
@@ -73,7 +80,8 @@ def test_a_log_name_is_prefix_day_and_number(text: str, name: LogName) -> None:
         "", "MEGA", "20261120-00.tsv.gz", "MEGA20261120-0.tsv.gz", "MEGA20261120-000.tsv.gz", "MEGA20261120-007.tsv.gz",
         "MEGA20261120.tsv.gz", "MEGA20261120-00.tsv", "MEGA20261120-00.csv.gz", "MEGA20261120-00.TSV.gz",
         "MEGA20261120-00.tsv.gz\n", " MEGA20261120-00.tsv.gz", "/MEGA20261120-00.tsv.gz", "../MEGA20261120-00.tsv.gz",
-        "MEGA20261320-00.tsv.gz", "MEGA20260230-00.tsv.gz", "MEGA00001120-00.tsv.gz", "MEGA2026112-00.tsv.gz",
+        "MEGA20261320-00.tsv.gz", "MEGA20260230-00.tsv.gz", "MEGA00001120-00.tsv.gz", "MEGA99991231-00.tsv.gz",
+        "MEGA00010101-00.tsv.gz", "MEGA2026112-00.tsv.gz",
         "MEGA20261120--1.tsv.gz", "MEGA20261120-\u0660\u0660.tsv.gz", "MEGA\u0662\u06600261120-00.tsv.gz",
         "-MEGA20261120-00.tsv.gz", "ME.GA20261120-00.tsv.gz", "ME GA20261120-00.tsv.gz", "MEGÄ20261120-00.tsv.gz",
         "MEGA\x0020261120-00.tsv.gz", "MEGA20261120-00.tsv.gz.gz", "MEGA20261120-00xtsvxgz",
@@ -176,7 +184,7 @@ def test_a_stem_in_a_tsv_is_a_whole_url() -> None:
 def test_the_place_of_the_metric_id_is_known(layout: Layout) -> None:
     """This cell distinguishes late rows from rows already sent."""
     outcome = converted(row(), rules(layout))
-    assert outcome.line.split("\t")[layout.id_column()] == outcome.metric_id == GOOD["id"]
+    assert outcome.line.split("\t")[layout.id_column()] == layout.id_cell(outcome.id) == GOOD["id"]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +253,25 @@ def test_the_default_layouts_have_no_problem() -> None:
     for layout in (Layout(), W3C):
         own = [spec for spec in layout.specs if spec.value in list(DerivedValue)]
         assert layout_problems(own, layout.format) == []
+
+
+NAMELESS = Layout(header="none")
+TURNED = Layout(columns=tuple(ColumnSpec(spec.name, value=spec.value) for spec in reversed(Layout().specs)))
+
+
+@pytest.mark.parametrize(("head", "configured", "found"), [
+    (Layout().header_lines(DAY), Layout(), Layout()),
+    (Layout().header_lines(DAY), NAMELESS, Layout()),
+    (TURNED.header_lines(DAY), TURNED, TURNED),
+    (TURNED.header_lines(DAY), Layout(), None),
+    (TURNED.header_lines(DAY), NAMELESS, None),
+    ("\t".join("-" * 14) + "\n", NAMELESS, None),
+    ("", NAMELESS, NAMELESS),
+    ("", Layout(), None),
+])  # fmt: skip
+def test_only_a_header_shows_the_layout_of_a_file(head: str, configured: Layout, found: Layout | None) -> None:
+    """As many cells may be other columns; a file without a line has whatever layout is configured."""
+    assert layouts_by_header(head, configured, LogName("MEGA", DAY, 0, LogFormat.TSV)) == found
 
 
 @given(layouts)

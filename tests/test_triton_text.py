@@ -80,7 +80,7 @@ def test_the_ids_are_cleaned_too() -> None:
     """A tab in an id does not make a column."""
     changes = {"id": "i\tj", "podcast_id": "p\nq", "episode_id": 'e"f'}
     line = cells(row(**changes))
-    assert (line["x-metric-id"], line["podcast-id"], line["episode-guid"]) == ("i j", "p q", "e%22f")
+    assert (line["x-metric-id"], line["podcast-id"], line["episode-guid"]) == ("i%09j", "p q", "e%22f")
     assert line["url"] == "/p%0Aq/e%22f.mp3"
     line = cells(row(**changes), rules(W3C))
     assert (line["x-metric-id"], line["x-podcast-id"], line["x-episode-guid"]) == ("i%09j", "p%0Aq", "e%22f")

@@ -48,6 +48,9 @@ def address(dice: random.Random, network: int) -> tuple[str, int]:
     return f"127.{network}.{dice.randrange(256)}.{dice.randrange(1, 255)}", 0
 
 
+SETTINGS = 'login_timeout = "5s"\nchacha20 = true\n'  # every cipher is attacked
+
+
 @dataclass
 class Target:
     """The installation under attack."""
@@ -73,7 +76,7 @@ class Target:
         secret = hash_password(PASSWORD)  # at its real cost: the time of a check is part of what is attacked
         users = "".join(f'[[sftp.users]]\nname = "{name}"\npassword_hash = "{secret}"\n' for name in ("middle", "evil"))
         site.configure(password_hash=secret, poll="60s", more=users + 'authorized_keys = "evil.pub"\n')
-        site.config.write_text(site.config.read_text().replace("drain_seconds", 'login_timeout = "5s"\ndrain_seconds'))
+        site.config.write_text(site.config.read_text().replace("drain_seconds", SETTINGS + "drain_seconds"))
         site.put(day_before(2), export_of(day_before(2), ROWS))
         site.put(day_before(1), export_of(day_before(1)))
         done = await asyncio.to_thread(site.run, "feed")
@@ -170,7 +173,7 @@ class Target:
         async with asyncio.timeout(20):
             while True:  # the pickup writer records it a moment later
                 with closing(Ledger.read(self.site.folder / "data" / "ledger.sqlite3")) as ledger:
-                    pickups = ledger.pickups([log.name for log in ledger.logs()])
+                    pickups = ledger.pickups.handles([log.name for log in ledger.logs()])
                 complete = Counter((one.user, str(one.name)) for one in pickups if one.grade is Grade.COMPLETE)
                 if all(complete["triton", name] >= self.fetched["triton", name] for name in self.content):
                     break

@@ -8,6 +8,9 @@ A command imports only what it needs.
 from __future__ import annotations
 
 import io
+import os
+import select
+import shlex
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -57,7 +60,10 @@ def run(arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without an arrow is no reason to fail
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()  # here, and not when Python ends: a full disk and a reader who left get their sentence
     except BaseException as error:
         return exit_code(error, verbose=verbose, checking=checking)
     return 0
@@ -76,9 +82,42 @@ def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = F
         raise error
     if verbose:
         traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError) and not _output_works():
+        return 141  # as of a program that SIGPIPE ends: whoever reads the output has seen enough
+    if isinstance(error, OSError) and error.strerror:
+        error = _of_the_system(error)
     if not isinstance(error, PickupPointError):
         error = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
     return _report(error, checking=checking)
+
+
+def _output_works() -> bool:
+    """Return whether standard output takes what is in its buffer, and somebody reads it; if not, let it go nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # something in its place that is no file
+        return True
+    try:
+        sys.stdout.flush()
+        reader = select.poll()
+        reader.register(output, 0)
+        if any(event & select.POLLERR for _, event in reader.poll(0)):
+            raise BrokenPipeError
+    except OSError:
+        # Otherwise Python would try again when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        return False
+    return True
+
+
+def _of_the_system(error: OSError) -> PickupPointError:
+    """Return an error of the system that nobody foresaw, in words."""
+    if not _output_works():
+        return PickupPointError(f"standard output: {error.strerror}", hint="df -h; give the output another place")
+    if isinstance(error.filename, str):
+        where = shlex.quote(error.filename)
+        return PickupPointError(f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same with -v")
+    return PickupPointError(f"the system refused: {error.strerror}", hint="the same with -v shows where")
 
 
 def _report(error: PickupPointError, *, checking: bool) -> int:
@@ -118,9 +157,9 @@ def feed(
     ] = None,
     accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Publish it although it is held.")] = False,
     resend: Annotated[
-        str,
+        str | None,
         typer.Option("--resend", metavar="REASON", help="Send the whole day again: the partner voided it."),
-    ] = "",
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Run one round now: publish what is newly final. Prints a line per day; exit 1 if a due day failed or is held."""
@@ -128,10 +167,14 @@ def feed(
     from ..publish.decisions import FeedRequest
     from .feed import one_round
 
-    if (accept_rejects or resend) and not day:
+    if (accept_rejects or resend is not None) and not day:
         raise Usage("--accept-rejects and --resend need --day", hint="pickup-point feed --help")
+    # An empty one (a variable of a script that was not set) is no order to send a day as if it had never been sent.
+    if resend is not None and not (resend.strip() and resend.isprintable()):
+        hint = 'pickup-point feed --day YYYY-MM-DD --resend "voided by the partner on the phone"'
+        raise Usage("--resend needs a reason, on one line", hint=hint)
     request = FeedRequest(
-        tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend, by_hand=True
+        tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend or "", by_hand=True
     )
     settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
@@ -220,7 +263,7 @@ def trace(
         print_json(found.as_json())
         return
     print(name)
-    for at, what in tables.history(found.log, found.publication, found.pickups, found.checks):
+    for at, what in tables.history(found.log, found.publication, found.pickups, found.delivered, found.checks):
         print(f"  {at:20}  {what}")
 
 
@@ -289,18 +332,13 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 @app.command(name="hash-password")
 def hash_password() -> None:
     """Hash a password for the configuration. Asks for it, or reads a line of standard input; prints Argon2id."""
-    from ..sftp.users import MAX_PASSWORD
     from ..sftp.users import hash_password as hashed
 
     if sys.stdin.isatty():
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
-        password = sys.stdin.readline().rstrip("\r\n")
-    hint = "openssl rand -base64 24 | pickup-point hash-password"
-    if not password:
-        raise PickupPointError("the password is empty", hint=hint)
-    if len(password) > MAX_PASSWORD or any("\ud800" <= letter <= "\udfff" for letter in password):
-        raise PickupPointError(f"the password is not a text of at most {MAX_PASSWORD} characters", hint=hint)
+        # As bytes: how the terminal's locale would read them is not what a client sends.
+        password = sys.stdin.buffer.readline().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
     print(hashed(password))
 
 

@@ -1,7 +1,8 @@
 """One export converted by hand, outside any data folder: what ``pickup-point convert`` does.
 
-Touches the export (read), the output file and, if asked for, a rejects file; both appear whole or not at all. It starts
-the conversion process before it imports whatever else it needs: that halves its time.
+Touches the export (read), the output and, if asked for, the rejected rows: files appear whole or not at all, what else
+is there (a device, a FIFO) is written into. It starts the conversion process before it imports whatever else it needs:
+that halves its time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..convert.apart import Outputs, convert_apart
-from ..errors import ConfigError, LedgerError, PickupPointError
+from ..errors import ConfigError, DataFolderError, LedgerError, PickupPointError
+from ..paths import destination, is_standard_output
+from .privileges import as_owner
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -43,25 +46,18 @@ def convert_by_hand(
     rejects: Path | None,
     config: Config | None,
     progress: Callable[[int], None] | None = None,
+    *,
+    mode: int = 0o666,
 ) -> ConvertedByHand:
     """Convert one export by the configuration's ``[log]`` rules, or by the defaults without one.
+
+    ``output`` or ``rejects`` may be ``-``, standard output; new files get ``mode``, less what the umask takes away.
 
     Raises:
         ExportTorn: the export is not a complete gzip file.
         PickupPointError: a file cannot be read or written.
     """
-    for wanted in filter(None, (output, rejects)):
-        if wanted.exists() and export.exists() and wanted.samefile(export):
-            raise PickupPointError(f"{wanted} is the export itself", hint="give --output another name")
-        if not wanted.absolute().parent.is_dir():
-            folder = wanted.absolute().parent
-            raise PickupPointError(f"there is no folder {folder} to write {wanted.name} to", hint=f"mkdir -p {folder}")
-        if wanted.is_dir():
-            raise PickupPointError(f"{wanted} is a folder", hint=f"give a file in it: {wanted / 'export.tsv.gz'}")
-    token = os.urandom(4).hex()
-    parts = {output: output.with_name(f".{output.name}.{token}.00.part")}
-    if rejects is not None:
-        parts[rejects] = rejects.with_name(f".{rejects.name}.{token}.rejects.part")
+    _check_apart(export, [output] if rejects is None else [output, rejects])
     # Filled by `conversion`, which is called once the process has started: both prepare at the same time.
     made: list[_Made] = []
 
@@ -71,38 +67,33 @@ def convert_by_hand(
 
     stop = threading.Event()
     try:
-        with _signals(stop):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_signals(stop))
+            log = stack.enter_context(destination(output))
+            refused = None if rejects is None else stack.enter_context(destination(rejects))
             converted = convert_apart(
                 export,
                 conversion,
-                Outputs(
-                    output.absolute().parent,
-                    lambda: _file_names(parts[output].name),
-                    None if rejects is None else (rejects.absolute().parent, parts[rejects].name),
-                    mode=0o666,
-                ),
-                scratch=output.absolute().parent,
+                Outputs(log.folder, _file_names, None if refused is None else (refused.folder, "rejects"), mode=mode),
+                scratch=log.folder,
                 workers=config.log.workers if config is not None else 0,
                 digests=False,
                 progress=progress,
                 stop=stop,
             )
-        # Renamed only after the whole conversion was checked: an old output file stays until the new one is complete.
-        for wanted, part in parts.items():
-            if wanted == output or converted.rejects:
-                part.replace(wanted)
+            # Only after the whole conversion was checked: an old output file stays until the new one is complete.
+            log.deliver(_file_names().at(0))
+            if refused is not None:
+                refused.deliver("rejects" if converted.rejects else None)
     except OSError as error:
-        where = error.filename or output
+        where = error.filename if isinstance(error.filename, str) else output
         hint = f"ls -l {export}; ls -ld {output.absolute().parent}; df -h"
         raise PickupPointError(f"{where}: {error.strerror or error}", hint=hint) from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-    from ..publish.holds import HoldPolicy, warnings
+    from ..publish.holds import ON_ONE_LINE, HoldPolicy, warnings
 
     tally = converted.tally
     policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
-    notes = made[0].warnings + warnings(tally, policy)
+    notes = made[0].warnings + ([ON_ONE_LINE[1]] if converted.one_line else []) + warnings(tally, policy)
     if not made[0].key_known and (tally.not_an_address or made[0].conversion.rules.ip == "truncated"):
         notes.append("there is no ip_hash.key, so the hashes in this file were made with a key that is not kept")
     return ConvertedByHand(tally, notes)
@@ -112,8 +103,13 @@ def convert_command(
     export: Path, output: Path, rejects: Path | None, config: Config | None, *, json: bool = False
 ) -> None:
     """Do what ``pickup-point convert`` does, and print the result."""
+    to_output = any(is_standard_output(path) for path in (output, rejects) if path is not None)
+    if json and to_output:
+        raise PickupPointError("standard output is taken twice: by --json and by -", hint="give a file instead of -")
     with progress_bars() as show:
-        total = export.stat().st_size if show is not None and export.exists() else 0
+        total = 0
+        with contextlib.suppress(OSError):
+            total = export.stat().st_size
         progress = None if show is None else lambda read: show(export.name, read, total)
         done = convert_by_hand(export, output, rejects, config, progress)
     tally = done.tally
@@ -123,7 +119,7 @@ def convert_command(
         print(dumps(tally.as_json(), indent=2))
     else:
         print(f"{output}: {tally.lines} lines of {tally.rows} rows, {tally.filtered.total()} filtered, "
-              f"{tally.rejected.total()} rejected")  # fmt: skip
+              f"{tally.rejected.total()} rejected", file=sys.stderr if to_output else None)  # fmt: skip
     for warning in done.warnings:
         print(f"pickup-point: {warning}", file=sys.stderr)
 
@@ -144,14 +140,36 @@ def _make(export: Path, config: Config | None) -> _Made:
     rules = config.log.log_rules if config is not None else LogRules()
     key, key_known = _hash_key(config)
     catalogue, notes = _catalogue(config)
-    return _Made(Conversion(rules, key, catalogue, _day_in(export.name)), key_known, notes)
+    return _Made(Conversion(rules, key, catalogue, day_in(export.name)), key_known, notes)
 
 
-def _file_names(part: str) -> FileNames:
-    """Return the names that make this part the first file."""
+def _file_names() -> FileNames:
+    """Return the names in the private folder of the output; there is one file."""
     from ..convert.messages import FileNames
 
-    return FileNames(part.removesuffix("00.part"), 0, ".part")
+    return FileNames("log-", 0, ".part")
+
+
+def _check_apart(export: Path, outputs: list[Path]) -> None:
+    """Refuse outputs that are the export, one and the same, or in no folder, before anything is read.
+
+    Raises:
+        PickupPointError: in the words of what was typed.
+    """
+    if len(set(outputs)) < len(outputs):
+        hint = "give --rejects another name"
+        raise PickupPointError(f"the log and the rejected rows cannot both go to {outputs[0]}", hint=hint)
+    for wanted in outputs:
+        if is_standard_output(wanted):
+            continue
+        with contextlib.suppress(OSError):  # what cannot be looked at is told by whoever opens it
+            if wanted.samefile(export):
+                raise PickupPointError(f"{wanted} is the export itself", hint="give --output another name")
+        folder = wanted.absolute().parent
+        if not os.path.isdir(folder):  # noqa: PTH112  # unlike Path.is_dir, it raises nothing
+            raise PickupPointError(f"there is no folder {folder} to write {wanted.name} to", hint=f"mkdir -p {folder}")
+        if os.path.isdir(wanted):  # noqa: PTH112
+            raise PickupPointError(f"{wanted} is a folder", hint=f"give a file in it: {wanted / 'export.tsv.gz'}")
 
 
 def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
@@ -168,9 +186,10 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
         from ..storage.ledger import LEDGER_FILE, Ledger
 
         try:
-            with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
+            # As its owner: SQLite may have to make a file beside it, which the service must be able to open.
+            with as_owner(config), contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
                 return CatalogueSource(config, ledger.rss).snapshot(), []
-        except LedgerError as error:
+        except (LedgerError, DataFolderError) as error:
             notes = [f"the RSS feeds are not used: {error}"]
     else:
         notes = []
@@ -184,7 +203,7 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
 def _hash_key(config: Config | None) -> tuple[bytes, bool]:
     """Return the site's key and True, or a random one and False if there is none."""
     keys_dir = config.keys_dir if config is not None else Path("keys")
-    if not (keys_dir / "ip_hash.key").exists() and "CREDENTIALS_DIRECTORY" not in os.environ:
+    if not os.path.lexists(keys_dir / "ip_hash.key") and "CREDENTIALS_DIRECTORY" not in os.environ:
         return os.urandom(32), False
     from ..config import load_ip_hash_key  # only here: it loads the checks of a whole configuration
 
@@ -193,13 +212,14 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
     return os.urandom(32), False
 
 
-def _day_in(name: str) -> date | None:
-    """Return the first day that an export's name contains, or None."""
-    from datetime import date
+def day_in(name: str) -> date | None:
+    """Return the day of an export's name: that of ``metrics-day-…``, wherever it stands, else the first one in it."""
+    from ..megaphone.exports import calendar_day
 
-    for match in re.finditer(r"\d{4}-\d{2}-\d{2}", name, re.ASCII):
-        with contextlib.suppress(ValueError):
-            return date.fromisoformat(match[0])
+    for pattern in (r"metrics-day-(\d{4}-\d{2}-\d{2})", r"(\d{4}-\d{2}-\d{2})"):
+        days = (calendar_day(match[1]) for match in re.finditer(pattern, name, re.ASCII))
+        if (found := next((day for day in days if day is not None), None)) is not None:
+            return found
     return None
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING
 
 from ..megaphone.exports import METRICS, FinalityRule, start_of
+from ..paths import write_new
 from ..sftp.keys import make_keys
 from ..sftp.users import hash_password
 from .samples import write_day
@@ -49,9 +50,8 @@ def prepare(folder: Path, port: int, now: datetime) -> Demo:
     make_keys(folder / "keys")
     password = _password(folder / "password.txt")
     config = folder / "config.toml"
-    if not config.exists():
-        config.write_text(_CONFIG.format(port=port, password_hash=hash_password(password)))
-        config.chmod(0o600)
+    if not os.path.lexists(config):
+        write_new(config, _CONFIG.format(port=port, password_hash=hash_password(password)).encode())
     today = now.date()
     newest = today - timedelta(days=1)
     while now < _RULE.final_time(newest):
@@ -104,24 +104,21 @@ def _write_final(exports: Path, day: date) -> None:
         return
     write_day(path, day, ROWS, broken=True, tokens_share=0.1)
     written = datetime.combine(day + timedelta(days=1), _WRITTEN_AT, UTC).timestamp()
-    os.utime(path, (written, written))
+    os.utime(path, (written, written), follow_symlinks=False)
 
 
 def _write_unfinished(exports: Path, day: date, now: datetime) -> None:
     """Write an unfinished day as far as it has come by now."""
     path = exports / f"metrics-day-{day}.json.gz"
     write_day(path, day, ROWS, broken=True, tokens_share=0.1, until=now)
-    os.utime(path, (now.timestamp(), now.timestamp()))
+    os.utime(path, (now.timestamp(), now.timestamp()), follow_symlinks=False)
 
 
 def _password(path: Path) -> str:
     """Return the demo's password; make one at the first start."""
-    if not path.exists():
+    if not os.path.lexists(path):
         word = "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(3))
-        # Private from the first moment, not only after a chmod.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{word}\n")
+        write_new(path, f"{word}\n".encode())
     return path.read_text().strip()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import tempfile
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,12 +18,13 @@ from typing import TYPE_CHECKING
 
 from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
-from ..errors import ConfigError, ExportChanged, SourceError
+from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError
 from ..megaphone.source import open_source
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
 from ..sftp.keys import load_credentials
 from ..sftp.limits import parse_address
+from ..sftp.users import password_matches
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
 from ..storage.ledger import LEDGER_FILE, Ledger
@@ -59,17 +61,21 @@ class Finding:
 async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[Finding]:
     """Examine everything; with an ``attempt``, also log in and fetch a file.
 
-    Root examines the keys and the bucket as root, the rest as the owner of the data folder.
+    Root examines the keys as root, the rest as the owner of the data folder.
     """
     findings = [Finding(Level.OK, f"configuration: {config.path} is valid")]
     host_keys, found = _keys(config)
     findings += found
-    findings += [finding async for finding in _exports(config)]
-    # No way back from here: what needs root comes before this, what must not leave root's files behind comes after.
+    # No way back from here: what needs root comes before this, what must not leave root's files behind comes after, and
+    # so do the exports, of which it matters whether the service can read them.
     become_owner(config)
+    findings += [finding async for finding in _exports(config)]
     findings += _data_folder(config)
     findings.append(_kernel())
-    snapshot = Snapshot.take(config, datetime.now(UTC))
+    try:
+        snapshot = Snapshot.take(config, datetime.now(UTC))
+    except DataFolderError as error:
+        return [*findings, Finding(Level.CRITICAL, f"data folder: {error}", error.hint)]
     findings += _service(snapshot)
     port = [finding async for finding in _port(config, host_keys)] if snapshot.running else []
     findings += port
@@ -187,7 +193,8 @@ def _clock(listing: Listing, began: datetime) -> Finding:
 
 
 def _listing_command(config: Config) -> str:
-    return f"aws s3 ls {config.export.url}/" if config.export.bucket else f"ls -l {config.export.place}"
+    place = shlex.quote(f"{config.export.place}" if config.export.bucket is None else f"{config.export.place}/")
+    return f"ls -l {place}" if config.export.bucket is None else f"aws s3 ls {place}"
 
 
 # The data folder and the service
@@ -196,11 +203,11 @@ def _listing_command(config: Config) -> str:
 def _data_folder(config: Config) -> Iterator[Finding]:
     """See whether the owner can write to the data folder, and link in it."""
     folder = config.data_dir
-    if not folder.exists():
-        cure = "systemctl start pickup-point; or pickup-point serve"
-        yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet, the first start creates it", cure)
-        return
     try:
+        if not folder.exists():
+            cure = "systemctl start pickup-point; or pickup-point serve"
+            yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet, the first start creates it", cure)
+            return
         # The steps of a publication: write, fsync, link.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as trial:
             descriptor, path = tempfile.mkstemp(dir=trial)
@@ -302,8 +309,10 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         return Finding(Level.WARNING, sentence, cure)
     try:
         found = await fetch_sha256(*where, attempt, host_keys, name)
-    except LoginRefused:
+    except LoginRefused as error:
         sentence = f"login: {shown} refuses {attempt.user} with {attempt.file}"
+        if str(error) != attempt.methods[0]:
+            sentence += f" by {error}, though not by {attempt.methods[0]}"
         return Finding(Level.CRITICAL, sentence, _cure_of_refusal(user, attempt))
     except NoAnswer as error:
         cure = "journalctl -u pickup-point | tail -n 20"
@@ -311,13 +320,14 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
     except FileNotFoundError:
         sentence = f"login: {attempt.user} gets in at {shown}, but {name} is not served"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
+    ways = " and by ".join(attempt.methods)
     if newest is None:
-        return Finding(Level.OK, f"login: {attempt.user} gets in at {shown}; no log is published yet")
+        return Finding(Level.OK, f"login: {attempt.user} gets in at {shown} by {ways}; no log is published yet")
     if found != newest.sha256:
         sentence = f"login: {name} as fetched from {shown} is not the file that was published (SHA-256 {found})"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
     sentence = f"login: {attempt.user} gets in at {shown} and {name} arrives whole (SHA-256 as in the ledger)"
-    return Finding(Level.OK, f"{sentence}; this was a test and does not count as a pickup")
+    return Finding(Level.OK, f"{sentence}; tried by {ways}, as a test that does not count as a pickup")
 
 
 def _not_tried(attempt: LoginAttempt) -> Finding:
@@ -328,8 +338,14 @@ def _not_tried(attempt: LoginAttempt) -> Finding:
 
 
 def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
-    if attempt.key is None:
-        return "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
+    journal = "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
+    if attempt.password is not None:
+        if user.password_hash is None:
+            return f"set password_hash of {user.name}: pickup-point hash-password < {attempt.file}"
+        if password_matches(user.password_hash, attempt.password.encode()):
+            # Right by the file, so the service has another one in force, or refuses for another reason.
+            return f"systemctl reload pickup-point; {journal}"
+        return f"pickup-point hash-password < {attempt.file} makes password_hash of {user.name}; {journal}"
     if user.authorized_keys is None:
         return f"set authorized_keys of {user.name}; systemctl reload pickup-point"
     return f"ssh-keygen -y -f {attempt.file} shows the line that must stand in {user.authorized_keys}"
@@ -345,7 +361,7 @@ def _may_come_from(host: str, user: UserSettings) -> bool:
 def _newest_log(config: Config) -> LedgerLog | None:
     """Return the log that was published last and is still there, or None."""
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
-        return next((entry for entry in reversed(ledger.logs()) if entry.state == "published"), None)
+        return next(reversed(ledger.published_logs()), None)
 
 
 def _shown(where: tuple[str, int]) -> str:

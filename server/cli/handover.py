@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ..episodes.rss import safe_url
-from ..errors import ConfigError, LedgerError, PickupPointError
+from ..errors import ConfigError, DataFolderError, LedgerError, PickupPointError
 from ..megaphone.source import open_source
+from ..paths import make_folder, write_file
 from ..sftp.keys import known_hosts_lines, public_host_keys
 from ..status.episodes import handover_lines
 from ..triton import DEFAULT_URL
 from .convert import convert_by_hand
+from .privileges import as_owner
 from .tables import activation_sheet
 
 if TYPE_CHECKING:
     from ..settings import Config, LogSettings
     from ..triton import ColumnSpec
 
+_PRIVATE = 0o600  # the sample is listeners' data, and the rest goes with it
 SAMPLE_ROWS = 1000  # of the newest export: enough to see every kind of row, without a whole day's listeners
 
 
@@ -46,19 +50,21 @@ async def write_handover(config: Config, folder: Path) -> Handover:
     warnings: list[str] = []
     written: list[Path] = []
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
+        # As root only keys are read: an export may be a link to what neither the service nor Triton may see.
         sample = await _sample(config, folder, warnings)
         if sample is not None:
             written.append(sample)
         hosts = _known_hosts(config, warnings)
         if hosts:
-            (folder / "known_hosts").write_text("".join(f"{line}\n" for line in hosts))
+            write_file(folder / "known_hosts", "".join(f"{line}\n" for line in hosts).encode(), _PRIVATE)
             written.append(folder / "known_hosts")
-        (folder / "handover.md").write_text(_document(config, warnings, sample), encoding="utf-8")
+        write_file(folder / "handover.md", _document(config, warnings, sample).encode(), _PRIVATE)
         written.append(folder / "handover.md")
     except OSError as error:
         hint = f"ls -ld {folder}; df -h {folder.absolute().parent}"
-        raise PickupPointError(f"cannot write {folder}: {error.strerror or error}", hint=hint) from error
+        where = error.filename if isinstance(error.filename, str) else folder
+        raise PickupPointError(f"cannot write {where}: {error.strerror or error}", hint=hint) from error
     return Handover(written, warnings)
 
 
@@ -73,25 +79,25 @@ def _known_hosts(config: Config, warnings: list[str]) -> list[str]:
 
 async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | None:
     """Convert the first rows of the newest export; return the log file, or None and a warning without an export."""
-    with tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch, tempfile.TemporaryFile() as whole:
         try:
-            source = await open_source(config.export.place)
-            try:
-                exports = (await source.day_exports()).exports
-                if not exports:
-                    warnings.append(f"there is no sample: {source.name} holds no export yet")
-                    return None
-                newest = exports[max(exports)]
-                with tempfile.TemporaryFile(dir=scratch) as whole:
+            with as_owner(config):
+                source = await open_source(config.export.place)
+                try:
+                    exports = (await source.day_exports()).exports
+                    if not exports:
+                        warnings.append(f"there is no sample: {source.name} holds no export yet")
+                        return None
+                    newest = exports[max(exports)]
                     await source.fetch(newest, whole)
-                    whole.seek(0)
-                    part = Path(scratch, f"metrics-day-{newest.day}.json.gz")
-                    _first_rows(whole, part)
-            finally:
-                await source.close()
+                finally:
+                    await source.close()
+            whole.seek(0)
+            part = Path(scratch, f"metrics-day-{newest.day}.json.gz")
+            _first_rows(whole, part)
             target = folder / f"SAMPLE-{config.log.prefix}{newest.day:%Y%m%d}-00.{config.log.format}.gz"
-            convert_by_hand(part, target, None, config)
-        except (PickupPointError, EOFError, gzip.BadGzipFile) as error:
+            convert_by_hand(part, target, None, config, mode=_PRIVATE)
+        except (PickupPointError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             warnings.append(f"there is no sample: {error}")
             return None
         return target
@@ -128,7 +134,7 @@ def _document(config: Config, warnings: list[str], sample: Path | None) -> str:
 
 def _rss_lines(config: Config) -> list[str]:
     """Return the RSS feeds and how much of the newest day they match; without a ledger only the feeds."""
-    with suppress(LedgerError):
+    with suppress(LedgerError, DataFolderError), as_owner(config):
         return handover_lines(config)
     return [f"- {safe_url(url)}" for url in config.feeds.urls] or ["(none is configured: set `feeds.urls`)"]
 
@@ -218,7 +224,7 @@ def explained(log: LogSettings) -> dict[str, tuple[str, str]]:
         "byte-range": ("bytes_sent, filesize", "derived: `0-{bytes-1}` or `-`" if partial else "always `-`"),
         "episode-guid": ("episode_id", "the guid of the episode catalogue, else the episode_id"),
         "podcast-id": ("podcast_id", "as it came"),
-        "x-metric-id": ("id", "as it came; a row always keeps it"),
+        "x-metric-id": ("id", "as it came; what a log cannot hold is percent-encoded; a row always keeps it"),
         "user-agent": ("user_agent", "control characters become blanks, `\"` is `%22`, `\\` is `%5C`"
                        if log.text == "safe" and log.format == "tsv" else "percent-encoded"),
         "cs-uri-query": ("podcast_id, episode_id", "derived: what follows `?` in the URL, else `-`"),

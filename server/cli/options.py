@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import sys
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +15,12 @@ import typer
 
 from ..config import load_config
 from ..errors import PickupPointError
+from ..megaphone.exports import calendar_day
 from .privileges import become_owner, config_path, find_aws_key
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from datetime import date
 
     from ..settings import Config
 
@@ -87,10 +88,10 @@ def parse_day(text: str, command: str) -> date:
     Raises:
         Usage: it is not one.
     """
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise Usage(f"{text} is not a day; write it like 2026-11-20", hint=f"pickup-point {command} --help") from None
+    day = calendar_day(text)
+    if day is None:
+        raise Usage(f"{text} is not a day; write it like 2026-11-20", hint=f"pickup-point {command} --help")
+    return day
 
 
 def program() -> str:
@@ -106,4 +107,4 @@ def print_json(value: Any) -> None:
 def port_of(address: str) -> int:
     """Return the port of the partner's address; 2222 if it has none."""
     _, separator, port = address.rpartition(":")
-    return int(port) if separator and port.isdigit() and len(port) < 6 else 2222
+    return int(port) if separator and port.isdecimal() and len(port) < 6 else 2222

@@ -6,21 +6,20 @@ types leaves nothing behind that the service cannot open.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..disk import translate_os_errors
 from ..errors import ConfigError, Problem
+from ..paths import file_problem
+from ..rights import keep_read_right, keep_rights_of_root, take_read_right
 
 if TYPE_CHECKING:
-    import ctypes
+    from collections.abc import Iterator
 
     from ..settings import Config
-
-_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2  # prctl(2)
-_CAPABILITY_VERSION_3 = 0x20080522  # capset(2)
-_DAC_READ_SEARCH = 2  # capabilities(7)
 
 
 def config_path(given: Path | None) -> Path:
@@ -33,6 +32,9 @@ def config_path(given: Path | None) -> Path:
     if found is None:
         wrong = f"there is no {SEARCHED[0]} here and no {SEARCHED[1]}"
         cure = "pickup-point init; or, to try it out: pickup-point demo"
+        for path in SEARCHED:
+            if (closed := file_problem(path)) is not None and closed[1]:
+                wrong, cure = f"is {path}: {closed[0]}", f"{closed[1]}; or become a user who may read it, with sudo"
         raise ConfigError("the configuration", [Problem("--config", wrong, cure)])
     return found
 
@@ -41,41 +43,66 @@ def become_owner(config: Config) -> None:
     """Become, as root, the owner of data_dir or of the folder that it will be created in. There is no way back.
 
     The privilege to read stays: systemd keeps a DynamicUser's folder below /var/lib/private, which only root may
-    enter, and the keys may be root's alone. Everything written belongs to the owner.
+    enter, and the keys may be root's alone. Everything written belongs to the owner. What somebody else may have put
+    there, an export above all, is read without that privilege (`rights`).
 
     Raises:
         DataFolderError: the disk does not say who the owner is.
     """
     if os.geteuid() != 0:
         return
+    uid, gid, groups = _owner(config)
+    if uid != 0:
+        keep_rights_of_root()
+        # The groups go first: only root may change them.
+        os.setgroups(groups)
+        os.setgid(gid)
+        os.setuid(uid)
+        keep_read_right()
+
+
+@contextlib.contextmanager
+def as_owner(config: Config) -> Iterator[None]:
+    """Do, as root, what is inside as `become_owner` would have it done; be root again afterwards.
+
+    Raises:
+        DataFolderError: the disk does not say who the owner is.
+    """
+    uid, gid, groups = _owner(config) if os.geteuid() == 0 else (0, 0, [])
+    if uid == 0:
+        yield
+        return
+    own_groups, own_group = os.getgroups(), os.getegid()
+    os.setgroups(groups)
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        take_read_right()
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(own_group)
+        os.setgroups(own_groups)
+
+
+def _owner(config: Config) -> tuple[int, int, list[int]]:
+    """Return the user and the group that the service runs as, and its further groups."""
     folder = config.data_dir.absolute()
     with translate_os_errors(folder):
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         owner = folder.stat()
-    if owner.st_uid != 0:
-        import ctypes  # only here: a plain convert needs none of it
+    groups = set()
+    with contextlib.suppress(KeyError):  # a DynamicUser that does not run now has no name
+        import pwd  # only here: a plain convert needs none of it
 
-        libc = ctypes.CDLL(None)
-        # Else setuid would take every capability away (prctl(2)). The groups go first: only root may change them.
-        libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
-        _keep_read_capability(libc)
-
-
-def _keep_read_capability(libc: ctypes.CDLL) -> None:
-    """Drop every capability but that of reading and searching, for this process and those it starts.
-
-    If the kernel does not grant it, the folder must be reachable for its owner.
-    """
-    import struct
-
-    right = 1 << _DAC_READ_SEARCH
-    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    if libc.capset(header, struct.pack("<6I", right, right, right, 0, 0, 0)) == 0:
-        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _DAC_READ_SEARCH, 0, 0)
+        groups.update(os.getgrouplist(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid))
+    # The unit's SupplementaryGroups= is known to nobody else; the service reads its configuration by it at a reload.
+    with contextlib.suppress(OSError):
+        file = config.path.stat()
+        if file.st_mode & 0o044 == 0o040 and file.st_gid != 0:
+            groups.add(file.st_gid)
+    return owner.st_uid, owner.st_gid, sorted(groups)
 
 
 def find_aws_key(config: Config) -> None:
@@ -86,17 +113,27 @@ def find_aws_key(config: Config) -> None:
 
 
 def find_keys_dir(path: Path) -> tuple[Path, str]:
-    """Return keys_dir and the public address, also of a configuration that cannot be loaded before its keys exist."""
-    import tomllib  # only here, like ctypes above
+    """Return keys_dir and the public address, also of a configuration that cannot be loaded before its keys exist.
+
+    Raises:
+        ConfigError: keys_dir is no path.
+    """
+    import tomllib  # only here: a plain convert needs none of it
+
+    from ..settings import path_in
 
     try:
         raw = tomllib.loads(path.read_bytes().decode())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raw = {}
     sftp = raw.get("sftp")
     address = sftp.get("address", "") if isinstance(sftp, dict) else ""
     keys = raw.get("keys_dir", "keys")
-    keys_dir = Path(path.absolute().parent, Path(keys if isinstance(keys, str) else "keys").expanduser())
+    try:
+        keys_dir = path_in(path.absolute().parent, keys if isinstance(keys, str) else "keys")
+    except ValueError as error:
+        what, _, cure = str(error).rpartition("; ")
+        raise ConfigError(str(path), [Problem("keys_dir", f"is {what}", cure)]) from error
     return keys_dir, address if isinstance(address, str) else ""
 
 
@@ -105,4 +142,4 @@ SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))
 
 def find_config(given: Path | None) -> Path | None:
     """Return the configuration file to read: the given one, else the first of ``SEARCHED`` that exists, else None."""
-    return given if given is not None else next((path for path in SEARCHED if path.is_file()), None)
+    return given if given is not None else next((path for path in SEARCHED if file_problem(path) is None), None)

@@ -234,7 +234,8 @@ def write_day(
     written = 0
     part = path.with_name(f".{path.name}.part")
     packer = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31)
-    with part.open("wb") as file:
+    part.unlink(missing_ok=True)
+    with part.open("xb") as file:  # exclusively: a link of that name would lead elsewhere
         block: list[bytes] = []
         for row in day_rows(day, rows, seed, broken=broken, tokens_share=tokens_share, until=until):
             if keep is None or keep(row):

@@ -5,10 +5,8 @@ Prints, as `app` does, and keeps its promises.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..config import load_config
-from ..errors import ConfigError, PickupPointError, Problem
+from ..config import config_of
+from ..errors import PickupPointError
+from ..paths import write_new
 from .options import (
     ConfigOption,
     JsonOption,
@@ -73,10 +72,7 @@ def init(
 
     log_output.configure(verbose=verbose)
     path = (config or Path("config.toml")).absolute()
-    if path.exists():
-        raise PickupPointError(
-            f"{path} already exists, and is not overwritten", hint=f"give another --config, or edit {path}"
-        )
+    _check_free(path)
     own_folder = "/var/lib/pickup-point" if path.parent == _ETC else "data"
     export = export or _ask("--export", "Where does Megaphone deliver (s3://bucket/prefix, or a folder)?")
     address = address or _ask("--address", "At which address does the partner reach this machine (host:port)?")
@@ -117,10 +113,13 @@ def _ask(option: str, question: str, default: str | None = None) -> str:
 
 def _first_line(path: Path) -> str:
     try:
-        with path.open() as file:
-            password = file.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PickupPointError(f"cannot read {path}: {error}", hint=f"ls -l {path}") from error
+        with path.open("rb") as file:
+            password = file.readline().rstrip(b"\r\n").decode()
+    except OSError as error:
+        raise PickupPointError(f"cannot read {path}: {error.strerror or error}", hint=f"ls -l {path}") from error
+    except UnicodeDecodeError as error:
+        sentence = f"{path} is not UTF-8: its first line has the byte 0x{error.object[error.start]:02X}"
+        raise PickupPointError(sentence, hint=f"iconv -f ISO-8859-1 -t UTF-8 {path}") from None
     if not password:
         raise PickupPointError(f"{path} has no password in its first line", hint=f"openssl rand -base64 24 > {path}")
     return password
@@ -227,7 +226,6 @@ def backup(
     verbose: VerboseOption = False,
 ) -> None:
     """Copy the ledger into FILE, also while the service runs."""
-    from ..disk import write_new
     from ..storage.ledger import LEDGER_FILE, Ledger
 
     if file == "-":
@@ -243,7 +241,7 @@ def backup(
     found = config_path(config).absolute()
     target = Path(file)
     taken = f"{target} already exists, and is not overwritten"
-    if target.exists():
+    if os.path.lexists(target):
         raise PickupPointError(taken, hint=f"pickup-point backup {target}.new")
     # Two processes: the ledger is read as its owner, the file is written as whoever typed the command.
     reading = [sys.executable, "-P", "-m", "server", "backup", "-", "--config", str(found)]
@@ -288,45 +286,28 @@ def write_config(path: Path, answers: Answers) -> None:
         PickupPointError: the file already exists, or its folder cannot be written.
         ConfigError: an answer cannot be used; nothing is written.
     """
-    if path.exists() or path.is_symlink():
-        raise PickupPointError(
-            f"{path} already exists, and is not overwritten", hint=f"give another --config, or edit {path}"
-        )
-    # Written and loaded under another name first: an answer that cannot be used leaves no file behind.
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    _check_free(path)
+    text = config_text(answers).encode()
+    # Before anything is written: an answer that cannot be used leaves no file behind.
+    config_of(text, path)
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(config_text(answers))
-            file.flush()
-            os.fsync(file.fileno())
-        _check(part, path)
         # In /etc/pickup-point the folder's group is the one that the service runs in: it reads the file at a reload.
-        if os.geteuid() == 0:
-            os.chown(part, -1, path.absolute().parent.stat().st_gid)
-        part.chmod(_MODE)
-        # A link, unlike a rename, never replaces a file that came into being meanwhile.
-        path.hardlink_to(part)
-    except FileExistsError as error:
-        raise PickupPointError(f"{path} already exists, and is not overwritten", hint=f"edit {path}") from error
+        if not write_new(path, text, _MODE):
+            _check_free(path)
     except OSError as error:
         where = path.absolute().parent
         raise PickupPointError(f"cannot write {path}: {error.strerror}", hint=f"ls -ld {where}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
-def _check(part: Path, path: Path) -> None:
-    """Load the file as the service does; report what is wrong under the name that it will have."""
-    try:
-        load_config(part)
-    except ConfigError as error:
-        raise ConfigError(str(path), [Problem(p.key, p.wrong, p.cure) for p in error.problems]) from error
+def _check_free(path: Path) -> None:
+    if os.path.lexists(path):
+        hint = f"give another --config, or edit {path}"
+        raise PickupPointError(f"{path} already exists, and is not overwritten", hint=hint)
 
 
 def config_text(answers: Answers) -> str:
     """Return the text of the configuration."""
-    address = answers.address if answers.address.rpartition(":")[2].isdigit() else f"{answers.address}:2222"
+    address = answers.address if answers.address.rpartition(":")[2].isdecimal() else f"{answers.address}:2222"
     optional = {"region": answers.region, "endpoint_url": answers.endpoint_url, "first_day": answers.first_day}
     user = {"password_hash": answers.password_hash, "authorized_keys": answers.authorized_keys}
     return "\n".join(

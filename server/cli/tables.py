@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from ..convert.tally import Tally
 from ..status.alarms import Level
 from ..status.days import DayOverview, span
 from ..status.deadlines import Urgency
 from ..status.reconcile import COLUMNS
-from ..storage.records import matched_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..pickups import Pickup
+    from ..pickups import Delivered, Pickup
     from ..publish.retention import Pruned
     from ..settings import Config
     from ..status.alarms import Alarm
@@ -229,9 +229,16 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview]) -> tuple[Le
 
 
 def history(
-    entry: LedgerLog, publication: Publication, pickups: Sequence[Pickup], checks: Sequence[LateCheck]
+    entry: LedgerLog,
+    publication: Publication,
+    pickups: Sequence[Pickup],
+    delivered: Sequence[Delivered],
+    checks: Sequence[LateCheck],
 ) -> list[tuple[str, str]]:
-    """Return the history of one file in order: pairs of when ('' if unknown) and what happened."""
+    """Return the history of one file in order: pairs of when ('' if unknown) and what happened.
+
+    The ``pickups`` are single handles, those that the ledger still has.
+    """
     export = publication.export
     lines = []
     if export.key:
@@ -249,6 +256,7 @@ def history(
         counts = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
         lines.append((_at(publication.published_at), counts))
     lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in pickups]
+    lines += [(_at(what.completed or what.last), _delivered_text(what)) for what in delivered]
     for check in checks:
         counts = f"{check.unsent} new rows came too late, {check.changed} changed, {check.removed} gone"
         lines.append((_at(check.at), f"the export had changed (etag {check.etag}): {counts}"))
@@ -268,8 +276,16 @@ def _pickup_text(pickup: Pickup) -> str:
     )
 
 
+def _delivered_text(what: Delivered) -> str:
+    """Return what a user has of a file, over all handles; the addresses are the client's."""
+    words = {"complete": f"picked up by {what.user}: all of it was delivered"}
+    has = words.get(what.state, f"{what.state}: {what.user} has {what.bytes} of {what.size} bytes")
+    by = f" from {', '.join(what.addresses)}" if what.addresses else ""
+    return f"{has}, handles={what.handles}{by}"
+
+
 def _catalogue_text(publication: Publication) -> str:
-    stamp, share = publication.catalogue, matched_share([publication])
+    stamp, share = publication.catalogue, publication.matched_share
     assert stamp is not None  # noqa: S101  # only publications that were made with one come here
     matched = f", which match {share:.1%} of the lines" if share is not None else ""
     read = f", RSS read {stamp.read_at[:16].replace('T', ' ')}Z" if stamp.read_at else ""
@@ -297,8 +313,7 @@ def _tally_text(tally: Mapping[str, Any]) -> str:
     parts = [f"rows={tally['rows']}", f"lines={tally['lines']}"]
     for kind in ("filtered", "rejected"):
         parts += [f"{kind}.{reason}={count}" for reason, count in tally[kind].items()]
-    numbers = ("reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped_episodes")
-    parts += [f"{name}={tally[name]}" for name in numbers]
+    parts += [f"{name}={tally[name]}" for name in Tally.NUMBERS]
     return " ".join(parts)
 
 

@@ -5,6 +5,7 @@ Touches nothing but the path of this program, and checks whether there is an AWS
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
         command=command,
         config=_word(config),
         keys="\n".join(f"LoadCredential={name}:{_escaped(keys_dir / name)}" for name in _CREDENTIALS),
-        aws=_AWS.format(aws=_escaped(keys_dir / "aws")) if (keys_dir / "aws").exists() else "",
+        aws=_AWS.format(aws=_escaped(keys_dir / "aws")) if os.access(keys_dir / "aws", os.F_OK) else "",
         stop=drain_seconds + 30,
     )
 

@@ -28,12 +28,15 @@ _OF_ROWS = ("reporting",)  # what counts rows; the other numbers of a tally coun
 
 
 class Answer:
-    """The result of a conversion, as far as it was reported (see `messages`); ``rejects``: there is a file of them."""
+    """The result of a conversion, as far as it was reported (see `messages`).
+
+    ``rejects``: there is a file of them; ``one_line``: see `day.Converted`.
+    """
 
     def __init__(self) -> None:
         self.tally = Tally()
         self.logs: list[WrittenLog] = []
-        self.rejects = False
+        self.rejects = self.one_line = False
         self.changed = self.removed = 0
         self.podcasts = PodcastBooks()
 
@@ -112,7 +115,7 @@ class AnswerReader:
             tallies[name] = tally
 
     def _take_end(self, value: Any) -> None:
-        fields = _fields(value, "end", ("tally", "changed", "removed", "rejects"))
+        fields = _fields(value, "end", ("tally", "changed", "removed", "rejects", "one_line"))
         answer = self.answer
         answer.tally = tally = _tally(fields["tally"])
         answer.changed = _number(fields["changed"], "changed rows", _MOST if self._sent else 0)
@@ -120,6 +123,10 @@ class AnswerReader:
         if type(fields["rejects"]) is not bool or fields["rejects"] != (tally.rejected.total() > 0):
             _refuse("whether there are rejected rows")
         answer.rejects = fields["rejects"]
+        is_one_row = tally.rows == tally.rejected.total() == 1
+        if type(fields["one_line"]) is not bool or (fields["one_line"] and not is_one_row):
+            _refuse("whether its rows stand on one line")
+        answer.one_line = fields["one_line"]
         lines = [log.lines for log in answer.logs]
         if sum(lines) != tally.lines:
             _refuse("lines of the logs")

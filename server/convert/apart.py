@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
+from ..paths import open_to_read
 from .process import ConversionProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
     from typing import BinaryIO
 
     from ..triton import Layout
@@ -33,12 +34,13 @@ DIED_OFTEN = 3  # deaths on one version of an export, after which it is converte
 class Outputs(NamedTuple):
     """Where the files go, and their names until they are published; ``names()`` is called once the process has started.
 
-    ``rejects`` is the folder and the name of the rejects file; None if nobody wants to see rejected rows.
+    A folder is its path or its descriptor. ``rejects`` is the folder and the name of the rejects file; None if nobody
+    wants to see rejected rows.
     """
 
-    folder: Path
+    folder: Path | int
     names: Callable[[], FileNames]
-    rejects: tuple[Path, str] | None
+    rejects: tuple[Path | int, str] | None
     mode: int = 0o440
 
 
@@ -55,7 +57,7 @@ def convert_apart(
     conversion: Callable[[], Conversion],
     outputs: Outputs,
     *,
-    scratch: Path,
+    scratch: Path | int,
     workers: int = 0,
     max_rows_per_file: int = 0,
     sent: Sequence[SentFile] = (),
@@ -81,7 +83,7 @@ def convert_apart(
     """
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(export.open("rb", buffering=0))
+            file = stack.enter_context(open_to_read(export))
         except OSError as error:
             raise SourceError(f"{export} cannot be read: {error.strerror}", hint=f"ls -l {export}") from error
         folders = [outputs.folder, scratch, *([outputs.rejects[0]] if outputs.rejects is not None else [])]
@@ -113,7 +115,7 @@ def convert_apart(
             size=size,
             name=str(export),
             sent=[log.name for log in sent],
-            folder=str(scratch),
+            folder=str(Path(f"/proc/self/fd/{scratch}").readlink().parent if isinstance(scratch, int) else scratch),
             most_rows=max_rows_per_file,
             digests=digests,
             by_podcast=by_podcast,
@@ -130,8 +132,9 @@ def convert_apart(
 class _Folder:
     """An open folder, closed at the end of a ``with``."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, folder: Path | int) -> None:
+        path, beside = (".", folder) if isinstance(folder, int) else (folder, None)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=beside)
 
     def __enter__(self) -> _Folder:
         return self

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from .export_row import identifier
+from ..triton import plain_id
+from .export_row import identifier, parse_fields
 from .job import FILTERED, REJECTED, Job, Reject, Result, Task
 from .kernel import CompiledRules, IdTable, Names, Rooms, filtered
 from .lines import RAW_LIMIT
@@ -25,7 +26,7 @@ from .row_ids import Partitioned, pack_id, partition, unpack
 from .tally import FilterReason, PodcastBooks, RejectReason, RowRejected, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .kernel import Kernel
     from .row import Conversion, Outcome
@@ -59,11 +60,20 @@ class BlockConverter:
     """Do jobs: turn blocks of rows into lines or records, and published lines into records."""
 
     def __init__(
-        self, kernel: Kernel | None, conversion: Conversion, fresh_after: str | None = None, *, by_podcast: bool = False
+        self,
+        kernel: Kernel | None,
+        conversion: Conversion,
+        fresh_after: str | None = None,
+        *,
+        by_podcast: bool = False,
+        plain_ids: bool = False,
     ) -> None:
+        """Prepare; with ``plain_ids`` published cells and ids are compared as `plain_id` makes them."""
         self._kernel = kernel
         self._exact = RowConverter(conversion)
-        self._id_cell = conversion.rules.layout.id_cell
+        self._plain_ids = plain_ids
+        # What an id is recognised by among the cells of published logs. An ordinary id is its own, either way.
+        self._key: Callable[[str], str] = plain_id if plain_ids else conversion.rules.layout.id_cell
         self._fresh_after = fresh_after
         self._by_podcast = by_podcast
         self._rooms = Rooms()
@@ -135,6 +145,8 @@ class BlockConverter:
                     ends_in_zero=done.ends_in_zero,
                     outside_day=done.outside_day,
                     unmapped_episodes=done.unmapped,
+                    fallback_urls=done.fallback_urls,
+                    unmatched=done.unmatched,
                 )
             )
             if self._by_podcast and job.task is Task.RENDER:
@@ -188,7 +200,7 @@ class BlockConverter:
                 row_id = identifier(fields.get("id"))
                 # A rejected row may have been sent while it was still right: then it counts as changed.
                 if job.task is not Task.RENDER and rejection.reason not in _UNREADABLE and row_id:
-                    block.changed.append(pack_id(self._id_cell(row_id)))
+                    block.changed.append(pack_id(self._key(row_id)))
             return
         tally.rows += 1
         tally.reporting += outcome.reporting
@@ -202,7 +214,7 @@ class BlockConverter:
                 reasons = {} if outcome.filtered is None else {0: outcome.filtered}
                 block.podcasts.count((outcome.podcast_id,), (outcome.reporting,), reasons)
         else:
-            block.cells.append(pack_id(outcome.metric_id))
+            block.cells.append(pack_id(self._key(outcome.id)))
             block.digests.append(FILTERED if outcome.filtered is not None else _digest(outcome.line.encode()))
         if outcome.filtered is not None:
             tally.filtered[outcome.filtered] += 1
@@ -213,10 +225,13 @@ class BlockConverter:
         tally.ends_in_zero += outcome.ends_in_zero
         tally.outside_day += outcome.outside_day
         tally.unmapped_episodes += outcome.unmapped
+        tally.readdressed += outcome.readdressed
+        tally.fallback_urls += outcome.fallback_url
+        tally.unmatched += outcome.unmatched
 
     def _freshly(self, outcome: Outcome, fresh: frozenset[bytes] | None) -> Outcome:
         """Return the outcome, filtered if the row was sent before or is too fresh."""
-        if fresh is not None and pack_id(outcome.metric_id) not in fresh:
+        if fresh is not None and pack_id(self._key(outcome.id)) not in fresh:
             return outcome._replace(filtered=FilterReason.SENT_BEFORE)
         if outcome.filtered is None and self._fresh_after is not None and outcome.created_at >= self._fresh_after:
             return outcome._replace(filtered=FilterReason.TOO_FRESH)
@@ -228,11 +243,15 @@ class BlockConverter:
         rejects = [_entry(line, reason, raw) for line, reason, raw, _ in block.rejected]
         # The bracket that closes a JSON array is not a row, unless something follows it. That may come in a later
         # block, so the reject is set apart here, and whoever joins the results decides.
-        if job.array and block.rejected and not block.kept_after and block.rejected[-1][2].strip() == b"]":
-            result.closing = rejects.pop()
-            block.rejected.pop()
-            block.tally.rejected[RejectReason.MALFORMED_JSON] -= 1
-            block.tally.rows -= 1
+        if job.array and block.rejected and not block.kept_after:
+            last = block.rejected[-1][2].strip()
+            if last == b"]":
+                result.closing = rejects.pop()
+                block.rejected.pop()
+                block.tally.rejected[RejectReason.MALFORMED_JSON] -= 1
+                block.tally.rows -= 1
+            else:
+                result.closed = last.endswith(b"]") and bool(_fields(last[:-1]))
         result.rejects = rejects
         if job.want_ids:
             result.ids = self._partition(ids)
@@ -251,13 +270,14 @@ class BlockConverter:
 
     def _index_lines(self, job: Job, log: bytes) -> Result:
         """Return the records of a published log's lines."""
-        if self._kernel is not None:
+        if self._kernel is not None and not self._plain_ids:
             whole = log if log.endswith(b"\n") else log + b"\n"
             cells, digests, count = self._kernel.index_lines(whole, job.id_column)
         else:
             lines = [line for line in log.split(b"\n") if line]
             rows = [(row[job.id_column], line) for line in lines if len(row := line.split(b"\t")) > job.id_column]
-            cells = b"".join(pack_id(cell.decode()) for cell, _ in rows)
+            read = plain_id if self._plain_ids else str
+            cells = b"".join(pack_id(read(cell.decode())) for cell, _ in rows)
             digests, count = b"".join(_digest(line) for _, line in rows), len(lines)
         return Result(job.number, line_count=count, records=self._partition(cells, digests))
 
@@ -290,10 +310,8 @@ def _first_names(text: memoryview, *, array: bool) -> tuple[str, ...]:
 
 def _fields(row: bytes) -> dict[str, object]:
     """Return the fields of a row; none if it is not a JSON object."""
-    with suppress(orjson.JSONDecodeError):
-        fields = orjson.loads(row)
-        if isinstance(fields, dict):
-            return fields
+    with suppress(RowRejected):
+        return parse_fields(row)
     return {}
 
 

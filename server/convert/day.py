@@ -10,6 +10,7 @@ turns.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter, deque
 from contextlib import ExitStack
@@ -21,12 +22,12 @@ from isal import isal_zlib
 
 from ..errors import DataFolderError
 from .job import Job, Task
-from .lines import GzipText, cut_blocks
+from .lines import GzipText, after_mark, cut_blocks
 from .log_writer import LogFiles, LogSink
 from .row_ids import BlockIds, BlockRecords, find_duplicates, ids_differ
 from .sent import SentLog, compare, log_jobs
 from .tally import PodcastBooks, RejectReason, Tally
-from .torn import unreadable
+from .torn import torn, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,8 @@ class Converted(NamedTuple):
 
     ``lines_per_log`` has an entry for each log that was opened. ``changed`` counts rows sent before whose line would be
     another one now (or none); ``removed`` counts lines sent before whose row is gone. ``podcasts`` is empty unless the
-    books by podcast were asked for.
+    books by podcast were asked for. ``one_line`` says that the export's rows stand in one JSON array on one line, so
+    that none of them could be read.
     """
 
     tally: Tally
@@ -70,6 +72,7 @@ class Converted(NamedTuple):
     changed: int
     removed: int
     podcasts: PodcastBooks
+    one_line: bool
 
 
 def convert_export(
@@ -95,18 +98,19 @@ def convert_export(
     is called with how many bytes of the export were read so far; it starts at 0 again with every pass.
 
     Raises:
-        ExportTorn: the export is not one whole, correct gzip file.
+        ExportTorn: the export is not one whole, correct gzip file, or a JSON array without its closing bracket.
         SourceError: the export cannot be read.
         DataFolderError: a file cannot be written, or a log in ``sent`` is damaged.
     """
     tuning = tuning or Tuning()
-
     kernel = cache(kernel)
+    # By their cells rows are recognised only in logs that were written as this one is.
+    plain_ids = not all(log.layout.same_ids(conversion.rules.layout) for log in sent)
 
     def prepare() -> Callable[[Job], Result]:
         from .block import BlockConverter  # only here: an empty export needs neither the rules of rows nor the kernel
 
-        return BlockConverter(kernel(), conversion, fresh_after, by_podcast=by_podcast).do
+        return BlockConverter(kernel(), conversion, fresh_after, by_podcast=by_podcast, plain_ids=plain_ids).do
 
     try:
         with _Threads(threads, prepare) as pool:
@@ -218,22 +222,14 @@ class _Conversion:
     def whole(self, sink: LogSink) -> Converted:
         """Render; if an id stands in two blocks (none ever did), start over, knowing which ids they are."""
         with BlockRecords(self._scratch, 16, self._held) as ids, ExitStack() as stack:
-            with self._books() as books:
-                for result in self._threads.run(self._source.jobs(want_ids=True)):
-                    books.add(result)
-                    ids.add(result.ids)
-                books.close()
+            converted = self._render(ids, want_ids=True)
             duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             # Only at the end is it known whether an id stands in two blocks; the files are not published before that.
             find_duplicates(ids, duplicates, self._differ)
             if not duplicates.count:
-                return Converted(books.tally, books.logs.lines, 0, 0, books.podcasts)
+                return converted
             sink.restart()
-            with self._books() as books:
-                for result in self._threads.run(self._source.jobs(duplicates=duplicates)):
-                    books.add(result)
-                books.close()
-            return Converted(books.tally, books.logs.lines, 0, 0, books.podcasts)
+            return self._render(duplicates=duplicates)
 
     def _differ(self, ids: bytes) -> bool:
         """Return whether no id, of 16 bytes each, stands twice."""
@@ -255,20 +251,42 @@ class _Conversion:
             fresh = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
             find_duplicates(ids, duplicates, self._differ)
             comparison = compare(rows, lines, fresh)
-            with self._books() as books:
-                for result in self._threads.run(self._source.jobs(duplicates=duplicates, fresh=fresh)):
-                    books.add(result)
-                books.close()
-            changed, removed = comparison.changed, comparison.removed
-            return Converted(books.tally, books.logs.lines, changed, removed, books.podcasts)
+            converted = self._render(duplicates=duplicates, fresh=fresh)
+            return converted._replace(changed=comparison.changed, removed=comparison.removed)
+
+    def _render(
+        self,
+        ids: BlockRecords | None = None,
+        *,
+        want_ids: bool = False,
+        duplicates: BlockIds | None = None,
+        fresh: BlockIds | None = None,
+    ) -> Converted:
+        """Write the log files in one pass; add to ``ids``, if given, those of every block."""
+        source = self._source
+        with self._books() as books:
+            for result in self._threads.run(source.jobs(want_ids=want_ids, duplicates=duplicates, fresh=fresh)):
+                books.add(result)
+                if ids is not None:
+                    ids.add(result.ids)
+            if source.array and not books.array_closed:
+                raise torn(source.export.name, "unclosed")
+            books.close()
+        tally = books.tally
+        one_line = source.begins_rows and tally.rows == tally.rejected.total() == 1
+        return Converted(tally, books.logs.lines, 0, 0, books.podcasts, one_line)
 
 
-class _Source(NamedTuple):
-    """An export, cut into jobs the same way in every pass."""
+class _Source:
+    """An export, cut into jobs the same way in every pass.
 
-    export: Export
-    block_size: int
-    progress: Callable[[int], None] | None
+    Known from its first block on: ``array``, it is a JSON array, one element a line; ``begins_rows``, its first line
+    begins such an array and has a row in it.
+    """
+
+    def __init__(self, export: Export, block_size: int, progress: Callable[[int], None] | None) -> None:
+        self.export, self.block_size, self.progress = export, block_size, progress
+        self.array = self.begins_rows = False
 
     def jobs(
         self,
@@ -279,18 +297,19 @@ class _Source(NamedTuple):
         fresh: BlockIds | None = None,
     ) -> Iterator[Job]:
         """Yield a job for every block."""
-        array = False
         with self._text() as text:
-            for block in cut_blocks(text.read, self.block_size):
+            for block in cut_blocks(after_mark(text.read), self.block_size):
                 # Whether the export is a JSON array shows in its first line alone, and holds for every later block.
                 if block.number == 0:
-                    array = not block.too_long and _opens_array(block.pieces)
+                    beginning = b"".join(bytes(piece[:_BEGINNING]) for piece in block.pieces[:3])
+                    self.array = not block.too_long and _ARRAY.match(beginning) is not None
+                    self.begins_rows = _ARRAY_WITH_ROWS.match(beginning) is not None
                 yield Job(
                     number=block.number,
                     task=task,
                     pieces=block.pieces,
                     too_long=block.too_long,
-                    array=array,
+                    array=self.array,
                     want_ids=want_ids,
                     duplicates=duplicates.of(block.number) if duplicates is not None else b"",
                     fresh=fresh.of(block.number) if fresh is not None else None,
@@ -308,10 +327,9 @@ class _Source(NamedTuple):
             raise unreadable(self.export.name, error.errno) from error
 
 
-def _opens_array(pieces: Sequence[bytes | memoryview]) -> bool:
-    """Return whether the first line of an export is nothing but ``[``."""
-    beginning = b"".join(bytes(piece[:3]) for piece in pieces[:3])[:3]
-    return beginning in (b"[", b"[\r") or beginning.startswith(b"[\n") or beginning == b"[\r\n"
+_BEGINNING = 1 << 10
+_ARRAY = re.compile(rb"\[(?:\r?\n|\r?\Z)")  # a first line that is nothing but a bracket
+_ARRAY_WITH_ROWS = re.compile(rb"\s*\[[ \t\r]*\{")
 
 
 class _Books:
@@ -325,6 +343,7 @@ class _Books:
         self._late = late
         self._line = 1  # the number of the next block's first line
         self._closing: bytes | None = None  # see Result.closing
+        self._closed = False  # see Result.closed
         self._rejects: BinaryIO | None = None
         self._packer = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31)
 
@@ -351,11 +370,18 @@ class _Books:
             self._write_reject(reject.at(self._line))
         if result.closing is not None:
             self._closing = result.closing.at(self._line)
+        if result.tally.rows:
+            self._closed = result.closed
         self._line += result.line_count
         self.tally.add(result.tally)
         if result.podcasts is not None:
             self.podcasts.add(result.podcasts)
         self.logs.write(result.piece)
+
+    @property
+    def array_closed(self) -> bool:
+        """Whether the last row so far closes a JSON array."""
+        return self._closed or self._closing is not None
 
     def _write_reject(self, entry: bytes) -> None:
         """Write a rejected row; the first one opens the file."""

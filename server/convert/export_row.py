@@ -7,16 +7,23 @@ it; the reasons are in `tally`.
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .tally import RejectReason, RowRejected
 
 _CREATED_AT = re.compile(
-    r"(\d{4}-\d{2}-\d{2})[T ]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d+)?(?:Z|\+00:00)?",
+    r"(\d{4}-\d{2}-\d{2})[T ]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d+)?"
+    r"(?:[Zz]| UTC| ?([+-](?:[01]\d|2[0-3])):?([0-5]\d))?",
     re.ASCII,
 )
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Every escape of a JSON text, so that none is taken for another's end; a surrogate without its other half is group 1.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_IDS = ("id", "podcast_id", "episode_id")
 _DIGITS = re.compile(r"\d+", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 LARGEST_WHOLE_NUMBER = 2**63 - 1
@@ -55,14 +62,7 @@ class ExportRow(NamedTuple):
         Raises:
             RowRejected: with the first reason that applies.
         """
-        import orjson  # only here: it takes long to load
-
-        try:
-            fields = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            raise RowRejected(RejectReason.MALFORMED_JSON) from None
-        if not isinstance(fields, dict):
-            raise RowRejected(RejectReason.NOT_AN_OBJECT)
+        fields = parse_fields(line)
         row_id = identifier(fields.get("id"))
         if not row_id:
             raise RowRejected(RejectReason.NO_ID)
@@ -97,6 +97,47 @@ class ExportRow(NamedTuple):
         )
 
 
+def parse_fields(line: bytes) -> dict[str, Any]:
+    """Return the fields of one line of an export.
+
+    A lone surrogate (half of a pair, where a string was cut in the middle of an emoji) becomes U+FFFD; an id with one
+    becomes None, since two of them might become the same.
+
+    Raises:
+        RowRejected: the line is not JSON, or not an object.
+    """
+    import orjson  # only here: it takes long to load
+
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        fields = _without_lone_surrogates(line)
+    if not isinstance(fields, dict):
+        raise RowRejected(RejectReason.NOT_AN_OBJECT)
+    return fields
+
+
+def _without_lone_surrogates(line: bytes) -> Any:
+    """Parse a line that is not JSON unless its lone surrogates are replaced."""
+    import orjson
+
+    if not _SURROGATE.search(line):
+        raise RowRejected(RejectReason.MALFORMED_JSON)
+    replaced, other = bytearray(line), bytearray(line)
+    for escape in _ESCAPE.finditer(line):
+        if escape[1] is not None:
+            replaced[escape.start(1) : escape.end(1)] = b"ufffd"
+            other[escape.start(1) : escape.end(1)] = b"ufffe"
+    try:
+        fields, again = orjson.loads(replaced), orjson.loads(other)
+    except orjson.JSONDecodeError:
+        raise RowRejected(RejectReason.MALFORMED_JSON) from None
+    # An id that is another one with another character holds a lone surrogate, and not a U+FFFD of its own.
+    if isinstance(fields, dict):
+        fields |= {name: None for name in _IDS if name in fields and fields[name] != again[name]}
+    return fields
+
+
 def identifier(value: Any) -> str:
     """Return an id or address: a string as is, an integer as its digits, and "" for blanks and for anything else."""
     # `type(...) is`, here and below: isinstance would take True for an integer.
@@ -108,7 +149,18 @@ def identifier(value: Any) -> str:
 def parse_created_at(value: Any) -> tuple[str, str] | None:
     """Return ``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC without its fraction; None if it is no instant."""
     match = _CREATED_AT.fullmatch(value) if type(value) is str else None
-    return (match[1], match[2]) if match is not None and _is_date(match[1]) else None
+    if match is None or not _is_date(match[1]):
+        return None
+    return (match[1], match[2]) if match[3] is None else _in_utc(match[1], match[2], f"{match[3]}:{match[4]}")
+
+
+def _in_utc(day: str, time: str, offset: str) -> tuple[str, str] | None:
+    """Return an instant with an offset (``+HH:MM``) in UTC; None if it is then outside the calendar."""
+    try:
+        at = datetime.fromisoformat(f"{day} {time}{offset}").astimezone(UTC)
+    except OverflowError:
+        return None
+    return at.date().isoformat(), at.time().isoformat()
 
 
 @lru_cache(64)

@@ -64,6 +64,7 @@ class Result:
 
     ``line_count`` counts its lines in the export, blank ones too. ``closing`` is the last row of a block of a JSON
     array that is nothing but ``]``: it is not a row if nothing follows in the file, else it is one more rejected row.
+    ``closed`` says that the last row, which is rejected, has that bracket behind it in its line.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Result:
         self.tally = tally if tally is not None else Tally()
         self.rejects = rejects if rejects is not None else []
         self.closing: Reject | None = None
+        self.closed = False
         self.ids: Partitioned | None = None
         self.records = records
         self.podcasts: PodcastBooks | None = None

@@ -115,7 +115,7 @@ struct block {
     int64_t repeated_slot_count;
     /* set by the kernel */
     int64_t taken, written, line_count, id_count, odd_count, podcast_count;
-    int64_t lines, reporting, clamped, not_an_address, ends_in_zero, outside_day, unmapped, fallback_urls, filtered[FILTERS];
+    int64_t lines, reporting, clamped, not_an_address, ends_in_zero, outside_day, unmapped, fallback_urls, unmatched, filtered[FILTERS];
 };
 
 typedef const uint8_t *text;
@@ -1129,7 +1129,9 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
         block->not_an_address += row->address.is == TOKEN_ADDRESS;
         block->ends_in_zero += row->address.ends_in_zero;
         block->outside_day += row->outside_day;
-        block->unmapped += rules->catalogue && !(row->known && row->episode.lengths[GUID_CELL]);
+        int unmapped = rules->catalogue && !(row->known && row->episode.lengths[GUID_CELL]);
+        block->unmapped += unmapped;
+        block->unmatched += rules->catalogue && (unmapped || row->fallback);
         block->fallback_urls += row->fallback;
         if (podcast) podcast->lines++;
     } else {

@@ -90,7 +90,7 @@ class _Block(ctypes.Structure):
         *((name, c_int64) for name in (
             "taken", "written", "line_count", "id_count", "odd_count", "podcast_count",
             "lines", "reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped",
-            "fallback_urls",
+            "fallback_urls", "unmatched",
         )),
         ("filtered", c_int64 * _FILTERS),
     ]  # fmt: skip

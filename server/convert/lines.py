@@ -11,7 +11,7 @@ import gzip
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from isal import igzip
+from isal import igzip, isal_zlib
 from isal.isal_zlib import IsalError
 
 from .torn import torn, unreadable
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import BinaryIO, Self
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MAGIC = b"\x1f\x8b"
+_CHUNK = 256 << 10  # bytes, packed or unpacked, that are looked at in one go
 LINE_LIMIT = 16 << 20  # bytes; a longer line is malformed
 RAW_LIMIT = 64 << 10  # bytes of a rejected line that are kept
 
@@ -76,7 +79,8 @@ class GzipText:
         try:
             data = read()
         except EOFError as error:
-            raise torn(self._name, "truncated") from error
+            # The library asks for ten bytes of a header before it looks at the first one.
+            raise torn(self._name, "followed" if _is_followed(self._file) else "truncated") from error
         except gzip.BadGzipFile as error:
             # The library has one class for all of these; its text alone tells bad magic bytes from a bad checksum.
             strange = str(error).startswith("Not a gzipped file")
@@ -89,6 +93,45 @@ class GzipText:
         if not data and self._file.tell() == 0:
             raise torn(self._name, "empty")
         return data
+
+
+def _is_followed(file: BinaryIO) -> bool:
+    """Return whether something that begins no gzip member follows one; read the file once more, from its beginning."""
+    file.seek(0)
+    data = b""
+    while not data or data.startswith(_MAGIC[: len(data)]):
+        member = isal_zlib.decompressobj(31)
+        while not member.eof:
+            data = data or file.read(_CHUNK)
+            if not data:
+                return False
+            try:
+                member.decompress(data, _CHUNK)
+            except IsalError:  # type: ignore[misc]  # isal's stub says instance
+                return False
+            data = member.unused_data if member.eof else member.unconsumed_tail
+        # Zeros may follow a member; what comes after them is needed from its first byte on.
+        while not (data := data.lstrip(b"\0")) and (more := file.read(_CHUNK)):
+            data = more
+        data += file.read(len(_MAGIC)) if data else b""
+        if not data:
+            return False
+    return True
+
+
+def after_mark(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Return the function that reads the same, but for a UTF-8 byte order mark at the beginning."""
+    begun = False
+
+    def read_on(size: int) -> bytes:
+        nonlocal begun
+        if begun:
+            return read(size)
+        begun = True
+        data = read(max(size, len(_BYTE_ORDER_MARK)))
+        return (data[len(_BYTE_ORDER_MARK) :] or read(size)) if data.startswith(_BYTE_ORDER_MARK) else data
+
+    return read_on
 
 
 def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"") -> Iterator[Block]:

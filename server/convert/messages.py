@@ -7,7 +7,7 @@ trusted may write; the answer is not trusted. A line of it, at most a mebibyte:
     {"read": n}                                   bytes of the export so far, now and then
     {"logs": [[lines, size, sha256], ...]}        some of the logs that were written, in order
     {"podcasts": {...}}                           some of the books by podcast, as `PodcastBooks.as_json`
-    {"done": {"tally": {...}, "changed": n, "removed": n, "rejects": bool}}     the end, or:
+    {"done": {"tally": {...}, "changed": n, "removed": n, "rejects": bool, "one_line": bool}}       the end, or:
     {"failed": {"kind": "...", ...}}              see `server.convert.__main__`
 """
 
@@ -137,4 +137,4 @@ def answer(converted: Converted, logs: Sequence[WrittenLog], *, rejects: bool) -
     while some := dict(islice(books, _PODCASTS_A_LINE)):
         yield line({"podcasts": some})
     done = {"tally": converted.tally.as_json(), "changed": converted.changed, "removed": converted.removed}
-    yield line({"done": done | {"rejects": rejects}})
+    yield line({"done": done | {"rejects": rejects, "one_line": converted.one_line}})

@@ -6,6 +6,7 @@ for every row; a differential test enforces that. No outside world, no clock.
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from datetime import date
 
     from ..episodes.catalogue import Catalogue
+
+
+_WITH_PORT = re.compile(r"(?:([\d.]+)|\[([^\[\]]*:[^\[\]]*)\]):(\d{1,5})", re.ASCII)
 
 
 class Conversion(NamedTuple):
@@ -34,21 +38,22 @@ class Conversion(NamedTuple):
 class Outcome(NamedTuple):
     """What a row that was not rejected became: a line, or the reason why it was filtered.
 
-    ``line`` has no newline and is empty for a filtered row; ``metric_id`` is the cell of ``x-metric-id``, which
-    identifies the row once it is published; the flags are counted in the tally where there is a line.
+    ``line`` has no newline and is empty for a filtered row; the flags are counted in the tally where there is a line.
     """
 
     id: str
     podcast_id: str
-    metric_id: str
     line: str
     filtered: FilterReason | None
     reporting: bool
     clamped: bool
     is_address: bool
+    readdressed: bool
     ends_in_zero: bool
     outside_day: bool
     unmapped: bool
+    fallback_url: bool
+    unmatched: bool
     created_at: str
 
 
@@ -60,7 +65,6 @@ class RowConverter:
         self._conversion = conversion
         self._rules = rules
         self._template = UrlTemplate(rules.url)
-        self._id_cell = rules.layout.id_cell
         self._day = conversion.day.isoformat() if conversion.day is not None else None
 
     def convert(self, raw: bytes) -> Outcome:
@@ -78,7 +82,10 @@ class RowConverter:
         known = row.fields | {"podcast_id": row.podcast_id, "episode_id": row.episode_id}
         known |= {"token": "", "enclosure_url": ""} if episode is None else episode.parts()
         # The operator's own URL wins over the template, whatever an RSS feed says.
-        url = episode.url if episode is not None and episode.url else self._template.fill(known, guid)
+        if episode is not None and episode.url:
+            url, fallback = episode.url, False
+        else:
+            url, fallback = self._template.fill(known, guid)
         if len(url) > URL_LIMIT:
             raise RowRejected(RejectReason.URL_TOO_LONG)
         address = sent_address(row.ip, truncated=rules.ip == "truncated", key=self._conversion.hash_key)
@@ -87,6 +94,7 @@ class RowConverter:
         # By the bytes as they came: a clamped row was downloaded whole.
         partial = rules.partial_status == 206 and row.bytes_sent < row.filesize
         filtered = self.filter_reason(row)
+        unmapped = self._conversion.catalogue is not None and not (episode is not None and episode.guid)
         line = LogLine(
             date=row.date,
             start_time=row.time,
@@ -105,15 +113,17 @@ class RowConverter:
         return Outcome(
             id=row.id,
             podcast_id=row.podcast_id,
-            metric_id=self._id_cell(row.id),
             line="" if filtered is not None else rules.layout.render(line, row.fields),
             filtered=filtered,
             reporting=row.reporting,
             clamped=clamped,
             is_address=address.is_address,
+            readdressed=address.readdressed,
             ends_in_zero=address.ends_in_zero,
             outside_day=self._day is not None and row.date != self._day,
-            unmapped=self._conversion.catalogue is not None and not (episode is not None and episode.guid),
+            unmapped=unmapped,
+            fallback_url=fallback,
+            unmatched=self._conversion.catalogue is not None and (unmapped or fallback),
             created_at=f"{row.date} {row.time}",
         )
 
@@ -133,14 +143,16 @@ class RowConverter:
 class SentAddress(NamedTuple):
     """The two columns for an address, ``IP`` and ``Hashed-IP``, and what kind of value it was.
 
-    ``is_address`` is False for a token (what Megaphone sends where addresses are hashed); ``ends_in_zero`` is True for
-    an IPv4 address whose last octet is 0, which may have been truncated before it reached us.
+    ``is_address`` is False for a token (what Megaphone sends where addresses are hashed); ``readdressed`` is True for
+    an address that came with a port or in a list; ``ends_in_zero`` is True for an IPv4 address whose last octet is 0,
+    which may have been truncated before it reached us.
     """
 
     ip: str
     hashed_ip: str
-    is_address: bool
-    ends_in_zero: bool
+    is_address: bool = True
+    readdressed: bool = False
+    ends_in_zero: bool = False
 
 
 def sent_address(text: str, *, truncated: bool, key: bytes) -> SentAddress:
@@ -151,23 +163,39 @@ def sent_address(text: str, *, truncated: bool, key: bytes) -> SentAddress:
     """
     text = text.strip()
     address = parse_address(text)
+    readdressed = address is None
     if address is None:
-        return token(text, key)
+        address = parse_client(text)
+    if address is None:
+        return SentAddress("-", keyed_hash(text, key), is_address=False)
+    full, hashed = str(address), "-"
     zero = isinstance(address, IPv4Address) and address.packed[3] == 0
-    if not truncated:
-        return SentAddress(str(address), "-", is_address=True, ends_in_zero=zero)
-    if isinstance(address, IPv4Address):
-        cut = str(IPv4Address(int(address) & 0xFFFFFF00))
-        return SentAddress(cut, keyed_hash(str(address), key), is_address=True, ends_in_zero=zero)
-    # Hashed by the /64: within it, a device changes its own address every day (RFC 8981).
-    network64 = IPv6Address(int(address) >> 64 << 64)
-    cut = str(IPv6Address(int(address) >> 80 << 80))
-    return SentAddress(cut, keyed_hash(str(network64), key), is_address=True, ends_in_zero=False)
+    if truncated and isinstance(address, IPv4Address):
+        full, hashed = str(IPv4Address(int(address) & 0xFFFFFF00)), keyed_hash(full, key)
+    elif truncated:
+        # Hashed by the /64: within it, a device changes its own address every day (RFC 8981).
+        hashed = keyed_hash(str(IPv6Address(int(address) >> 64 << 64)), key)
+        full = str(IPv6Address(int(address) >> 80 << 80))
+    return SentAddress(full, hashed, readdressed=readdressed, ends_in_zero=zero)
 
 
-def token(text: str, key: bytes) -> SentAddress:
-    """Return what is sent for a text that is not an address."""
-    return SentAddress("-", keyed_hash(text, key), is_address=False, ends_in_zero=False)
+def parse_client(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the address in a text like ``203.0.113.9:5678, 198.51.100.2``, the first if there are several.
+
+    By the convention of X-Forwarded-For the first is the client's. None for a token: each part must be an address.
+    """
+    if "," not in text and ":" not in text:
+        return None
+    addresses = []
+    for part in text.split(","):
+        with_port = _WITH_PORT.fullmatch(part.strip())
+        if with_port is not None and int(with_port[3]) > 65535:
+            return None
+        address = parse_address((with_port[1] or with_port[2]) if with_port is not None else part.strip())
+        if address is None:
+            return None
+        addresses.append(address)
+    return addresses[0]
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:

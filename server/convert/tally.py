@@ -52,8 +52,9 @@ class Tally:
     """How many rows became what.
 
     ``rows`` counts all rows (blank lines are not rows); ``reporting`` counts the rows that were not rejected and meet
-    Megaphone's own reporting rule, filtered or not; ``clamped``, ``not_an_address``, ``ends_in_zero``,
-    ``outside_day`` and ``unmapped_episodes`` count lines written.
+    Megaphone's own reporting rule, filtered or not. The others count lines written: ``readdressed`` ones had an address
+    with a port or in a list; ``fallback_urls`` got the default URL, since the episode's token or enclosure URL is not
+    known; ``unmatched`` are those for which the episode catalogue knew no guid or which fell back.
     """
 
     rows: int
@@ -66,15 +67,18 @@ class Tally:
     ends_in_zero: int
     outside_day: int
     unmapped_episodes: int
+    readdressed: int
+    fallback_urls: int
+    unmatched: int
 
-    _NUMBERS = ("rows", "lines", "reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day",
-                "unmapped_episodes")  # fmt: skip
-    __slots__ = (*_NUMBERS, "filtered", "rejected")
+    NUMBERS = ("reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped_episodes",
+               "readdressed", "fallback_urls", "unmatched")  # fmt: skip
+    __slots__ = ("rows", "lines", *NUMBERS, "filtered", "rejected")
 
     def __init__(
         self, *, filtered: Mapping[str, int] | None = None, rejected: Mapping[str, int] | None = None, **numbers: int
     ) -> None:
-        for name in self._NUMBERS:
+        for name in ("rows", "lines", *self.NUMBERS):
             setattr(self, name, numbers.pop(name, 0))
         if numbers:
             raise TypeError(f"a tally has no {', '.join(numbers)}")
@@ -104,7 +108,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Add the tally of another part of the same day."""
-        for name in self._NUMBERS:
+        for name in ("rows", "lines", *self.NUMBERS):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.filtered.update(other.filtered)
         self.rejected.update(other.rejected)
@@ -116,18 +120,14 @@ class Tally:
             "lines": self.lines,
             "filtered": {str(reason): n for reason in FilterReason if (n := self.filtered[reason])},
             "rejected": {str(reason): n for reason in RejectReason if (n := self.rejected[reason])},
-            "reporting": self.reporting,
-            "clamped": self.clamped,
-            "not_an_address": self.not_an_address,
-            "ends_in_zero": self.ends_in_zero,
-            "outside_day": self.outside_day,
-            "unmapped_episodes": self.unmapped_episodes,
-        }
+        } | {name: getattr(self, name) for name in self.NUMBERS}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tally:
-        """Return the tally that `as_json` returned as ``data``."""
-        numbers = {name: int(data[name]) for name in cls._NUMBERS}
+        """Return the tally that `as_json` returned as ``data``, in this release or an earlier one."""
+        # What earlier releases did not count is 0; none of them let a URL fall back and told so.
+        older = {"readdressed": 0, "fallback_urls": 0, "unmatched": data["unmapped_episodes"]}
+        numbers = {name: int((older | data)[name]) for name in ("rows", "lines", *cls.NUMBERS)}
         return cls(**numbers, filtered=data["filtered"], rejected=data["rejected"])
 
 

@@ -17,12 +17,14 @@ TORN = {
     "truncated": "is not a complete gzip file: it is truncated",
     "followed": "is not a complete gzip file: something else follows its end",
     "damaged": "is not a complete gzip file: it is damaged",
+    "unclosed": "is not a complete export: its JSON array has no closing bracket",
 }
 
 
 def torn(name: str, word: str) -> ExportTorn:
-    """Return the error about a file that is not a complete gzip file, for one of the words of `TORN`."""
-    return ExportTorn(f"{name} {TORN[word]}", hint=f"gzip -t {name}; wait for its next version", word=word)
+    """Return the error about a file that is not whole, for one of the words of `TORN`."""
+    look = f"gzip -dc {name} | tail -c 100" if word == "unclosed" else f"gzip -t {name}"
+    return ExportTorn(f"{name} {TORN[word]}", hint=f"{look}; wait for its next version", word=word)
 
 
 def unreadable(name: str, number: int | None) -> SourceError:

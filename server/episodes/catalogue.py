@@ -9,6 +9,7 @@ matched by size or duration: a wrong match is worse than none.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,19 +17,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, Problem
+from ..paths import open_to_read
+from ..rights import without_read_right
 from ..triton import URL_LIMIT, url_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
+    from typing import TextIO
 
 
 COLUMNS = ("episode_id", "guid", "url")
 NOTES = ("podcast_id", "lines")  # for information: written by `episodes --export`, and never read
 MOST_PROBLEMS = 20  # reported for one file
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
-_TOKEN = re.compile(r"[A-Za-z]{2,10}[0-9]{4,20}", re.ASCII)
+TOKEN = re.compile(r"[A-Za-z]+[0-9]+", re.ASCII)  # Megaphone's id of an episode in its enclosure URL
 
 
 class Episode(NamedTuple):
@@ -88,7 +92,8 @@ def load_urls(path: Path) -> list[str]:
         ConfigError: the file cannot be read, or a line is not a web address; with up to `MOST_PROBLEMS` problems.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with _opened(path) as file:
+            lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {why}", f"ls -l {path}")]) from error
@@ -106,6 +111,12 @@ def load_urls(path: Path) -> list[str]:
     if problems:
         raise ConfigError(str(path), problems[:MOST_PROBLEMS])
     return urls
+
+
+def _opened(path: Path) -> TextIO:
+    """Open a file of the operator's as text; others than root may write to where it lies."""
+    with without_read_right():
+        return io.TextIOWrapper(io.BufferedReader(open_to_read(path)), encoding="utf-8-sig", newline="")
 
 
 def _is_web_address(url: str) -> bool:
@@ -141,7 +152,7 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
     """Return the correct rows, and add the others' problems; with ``ids``, an id must look like Megaphone's."""
     episodes: dict[str, Episode] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _opened(path) as file:
             reader = csv.DictReader(file, restkey="", strict=True)
             header = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = header
@@ -162,7 +173,7 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
 
 
 def _not_an_id(line: str, episode_id: str) -> Problem:
-    what = "the token of an enclosure URL" if _TOKEN.fullmatch(episode_id) else "not a Megaphone id"
+    what = "the token of an enclosure URL" if TOKEN.fullmatch(episode_id) else "not a Megaphone id"
     cure = "write Megaphone's id of the episode, a UUID; to list them: pickup-point episodes --unmatched"
     return Problem(line, f"has the episode_id {episode_id[:80]!r}, which is {what}", cure)
 

@@ -3,23 +3,26 @@
 Touches the network and nothing else. The promise: whatever a server answers (nothing, too slowly, too much, a
 decompression bomb, a redirect to a file, to this machine or to the cloud's metadata) ends in `RssUnread` within bounded
 time and memory. The address that is checked is the one that the socket is about to connect to, so a name that resolves
-differently the second time gains nothing.
+differently the second time gains nothing. Through a proxy (the environment's, as for S3) only addresses in a URL are
+checked: names are resolved, and refused, by the proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
 from ..threads import in_thread
-from .rss import NotRss, RssDocument, RssUnread, safe_url
+from .rss import NotRss, RssDocument, RssUnread, known_charset, safe_url
 
 if TYPE_CHECKING:
     from typing import Self
@@ -77,12 +80,19 @@ class RssReader:
     def __init__(self, *, allow_local: bool = False, limits: ReaderLimits | None = None) -> None:
         self._allow_local = allow_local
         self._limits = limits or ReaderLimits()
-        self._session: aiohttp.ClientSession | None = None
+        self._direct: aiohttp.ClientSession | None = None
+        self._proxied: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        self._direct = self._session(aiohttp.TCPConnector(socket_factory=self._socket, force_close=True))
+        # A proxy may well have a private address.
+        self._proxied = self._session(aiohttp.TCPConnector(force_close=True))
+        return self
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         limits = self._limits
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=self._socket, force_close=True),
+        return aiohttp.ClientSession(
+            connector=connector,
             timeout=aiohttp.ClientTimeout(
                 total=limits.total, sock_connect=limits.connect, sock_read=limits.silence, connect=None
             ),
@@ -91,11 +101,11 @@ class RssReader:
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._direct, self._proxied):
+            if session is not None:
+                await session.close()
 
     async def read(self, url: str, etag: str = "", last_modified: str = "") -> RssAnswer:
         """Read the document at ``url``, unless it is still the one of ``etag`` and ``last_modified``.
@@ -111,6 +121,11 @@ class RssReader:
             raise self._unread(url, f"took longer than {self._limits.total:g} seconds, or fell silent") from error
         except NotRss as error:
             raise self._unread(url, f"was refused: {error}") from error
+        # The words of these two may be the proxy's URL, and the password in it.
+        except aiohttp.ClientHttpProxyError as error:
+            raise self._unread(url, f"is behind a proxy that answered {error.status}") from error
+        except aiohttp.InvalidURL as error:
+            raise self._unread(url, "leads to, or is behind a proxy at, something that is not a web address") from error
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, _NotPublic):
                 raise self._private(url, error.os_error.address) from error
@@ -123,20 +138,30 @@ class RssReader:
         """Request the document and follow redirects, each checked as if it were a configured URL."""
         headers = {"If-None-Match": etag} if etag else {}
         headers |= {"If-Modified-Since": last_modified} if last_modified else {}
-        assert self._session is not None  # noqa: S101  # used as a context
         at = url
         for _ in range(self._limits.redirects + 1):
             if urlsplit(at).scheme not in ("http", "https") or not urlsplit(at).hostname:
                 raise self._unread(url, f"redirects to {safe_url(at)}, which is not a web address")
-            async with self._session.get(at, headers=headers, allow_redirects=False) as answer:
-                if answer.status in _REDIRECTS and (to := answer.headers.get("Location")):
-                    at = urljoin(at, to)
-                    continue
-                if answer.status == 304 and headers:
-                    return RssAnswer("", None, etag, last_modified)
-                if answer.status != 200:
-                    raise self._unread(url, f"answered {answer.status}")
-                return await self._document(url, answer)
+            proxy = proxy_of(at)
+            if proxy is not None:
+                self._check_literal(url, at)
+            session = self._direct if proxy is None else self._proxied
+            assert session is not None  # noqa: S101  # used as a context
+            try:
+                async with session.get(at, headers=headers, allow_redirects=False, proxy=proxy) as answer:
+                    if answer.status in _REDIRECTS and (to := answer.headers.get("Location")):
+                        at = urljoin(at, to)
+                        continue
+                    if answer.status == 304 and headers:
+                        return RssAnswer("", None, etag, last_modified)
+                    if answer.status != 200:
+                        raise self._unread(url, f"answered {answer.status}")
+                    return await self._document(url, answer)
+            except aiohttp.ClientConnectorError as error:
+                if proxy is None or isinstance(error, aiohttp.ClientSSLError):
+                    raise
+                why = error.os_error.strerror or error.os_error
+                raise self._unread(url, f"is behind a proxy that cannot be reached: {why}") from error
         raise self._unread(url, f"redirects more than {self._limits.redirects} times")
 
     async def _document(self, url: str, answer: aiohttp.ClientResponse) -> RssAnswer:
@@ -144,7 +169,8 @@ class RssReader:
         if coding not in ("identity", "", "gzip", "x-gzip"):
             raise self._unread(url, f'is sent in the encoding "{coding[:40]}", which was not requested')
         # Inflated and parsed in a thread: a large document would hold up every SFTP session.
-        body = _Body(RssDocument(), self._limits.size, packed="gzip" in coding)
+        document = RssDocument(known_charset(answer.charset))
+        body = _Body(document, self._limits.size, packed="gzip" in coding)
         held = bytearray()
         async for chunk in answer.content.iter_any():
             held += chunk
@@ -154,16 +180,28 @@ class RssReader:
         await in_thread(body.feed, bytes(held))
         items = await in_thread(body.close)
         etag, modified = (answer.headers.get(name, "")[:500] for name in ("ETag", "Last-Modified"))
-        return RssAnswer(body.document.title, items, etag, modified)
+        return RssAnswer(document.title, items, etag, modified)
 
     def _socket(self, address: AddrInfoType) -> socket.socket:
         """Return a socket for a permitted address; aiohttp calls this for every address that it tries."""
         # Checked here and not after a look-up of our own: a name may resolve to another address the second time.
         family, kind, protocol, _, where = address
         text = str(where[0])
-        if is_metadata(text) or (not self._allow_local and not is_public(text)):
+        if self._is_refused(text):
             raise _NotPublic(text)
         return socket.socket(family=family, type=kind, proto=protocol)
+
+    def _is_refused(self, address: str) -> bool:
+        return is_metadata(address) or (not self._allow_local and not is_public(address))
+
+    def _check_literal(self, url: str, at: str) -> None:
+        """Refuse a request through a proxy to an address, in whatever spelling, that is refused without one."""
+        host = urlsplit(at).hostname or ""
+        with contextlib.suppress(OSError):
+            host = socket.inet_ntoa(socket.inet_aton(host))  # 2130706433 and 127.1 are 127.0.0.1, too
+        local = host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost")
+        if (_address(host) is not None and self._is_refused(host)) or (local and not self._allow_local):
+            raise self._private(url, host)
 
     @staticmethod
     def _unread(url: str, what: str) -> RssUnread:
@@ -212,6 +250,15 @@ class _Body:
                 raise NotRss("its gzip data is truncated")
             self._pass_on(self._inflate.flush())
         return self.document.close()
+
+
+def proxy_of(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL (``HTTPS_PROXY``, ``NO_PROXY`` …), as botocore does."""
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if proxy.startswith(("http:", "https:")) else f"http://{proxy.removeprefix('//')}"
 
 
 def is_public(text: str) -> bool:

@@ -7,6 +7,7 @@ The promise: a document that is hostile (entities, endless depth or markup), mal
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from xml.parsers import expat
 
 from ..errors import PickupPointError
 from ..triton import URL_LIMIT
+from .catalogue import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +30,9 @@ LONGEST_MARKUP = 1 << 20  # bytes of one tag or comment; expat rescans it from i
 LONGEST_GUID = 500
 LONGEST_TITLE = 300
 _LONGEST_TEXT = 8192
+_LONGEST_DECLARATION = 1024
+# A byte order mark, UTF-16 without one, or a declaration with an encoding (XML 1.0, appendix F).
+_OWN_ENCODING = re.compile(rb"\xef\xbb\xbf|\xfe\xff|\xff\xfe|\x00<|<\x00|<\?xml\s[^>]*?\bencoding\s*=", re.IGNORECASE)
 _ITUNES = "http://www.itunes.com/dtds/podcast-1.0.dtd "
 _RSS2 = "http://backend.userland.com/rss2 "  # the namespace in which a few old documents put RSS itself
 _WANTED = {"guid", "title", "pubDate", f"{_ITUNES}duration", f"{_ITUNES}title"}
@@ -42,7 +47,7 @@ _TOP_LEVEL = {
     "space", "site", "world", "link", "click", "digital", "network", "studio", "radio", "events", "agency", "host",
     "podcast", "xyz", "pro", "gov", "edu", "biz",
 }  # fmt: skip
-_TOKEN = re.compile(r"/([A-Za-z]{2,10}[0-9]{4,20})(?:\.[A-Za-z0-9]{1,5})?", re.ASCII)
+_TOKEN_PATH = re.compile(rf"/({TOKEN.pattern})(?:\.[A-Za-z0-9]{{1,5}})?", re.ASCII)
 
 
 class NotRss(Exception):
@@ -68,9 +73,13 @@ class RssItem:
 
 
 class RssDocument:
-    """Reads one document, piece by piece: call `feed` for each, then `close`."""
+    """Reads one document, piece by piece: call `feed` for each, then `close`.
 
-    def __init__(self) -> None:
+    ``charset`` is the encoding that the server names; it counts where the document itself names none (RFC 7303 would
+    let it count always, but servers name one for all files, and documents their own).
+    """
+
+    def __init__(self, charset: str = "") -> None:
         self.title = ""
         self.items: list[RssItem] = []
         self._path: list[str] = []
@@ -79,7 +88,12 @@ class RssDocument:
         self._text: list[str] | None = None
         self._room = 0
         self._given = 0
-        parser = expat.ParserCreate(namespace_separator=" ")
+        self._beginning = b""
+        self._charset = charset
+        self._parser = self._make_parser(None)
+
+    def _make_parser(self, encoding: str | None) -> expat.XMLParserType:
+        parser = expat.ParserCreate(encoding, namespace_separator=" ")
         parser.buffer_text = True
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
@@ -88,7 +102,7 @@ class RssDocument:
         parser.EntityDeclHandler = _refuse_entity
         parser.ExternalEntityRefHandler = _refuse_reference
         parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
-        self._parser = parser
+        return parser
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes.
@@ -97,6 +111,12 @@ class RssDocument:
             NotRss: the document is not an RSS feed that is accepted here.
         """
         self._given += len(data)
+        if self._charset:
+            # The first tag ends where the document's own encoding, if it names one, has been seen.
+            self._beginning += data
+            if b">" not in self._beginning and len(self._beginning) <= _LONGEST_DECLARATION:
+                return
+            data = self._begin()
         self._parse(data, False)
         # What expat holds back is an unfinished tag or comment, and rescanning it takes quadratic time.
         if self._given - max(self._parser.CurrentByteIndex, 0) > LONGEST_MARKUP:
@@ -108,10 +128,18 @@ class RssDocument:
         Raises:
             NotRss: the document is truncated, or is not RSS.
         """
-        self._parse(b"", True)
+        self._parse(self._begin(), True)
         if self._root not in ("rss", f"{_RSS2}rss"):
             raise NotRss(f"it is not RSS: its first element is <{self._root.rpartition(' ')[2][:40]}>")
         return self.items
+
+    def _begin(self) -> bytes:
+        """Choose the encoding; return the bytes that were kept back until it was known."""
+        beginning, charset = self._beginning, self._charset
+        self._beginning, self._charset = b"", ""
+        if charset and not _OWN_ENCODING.match(beginning):
+            self._parser = self._make_parser(charset)
+        return beginning
 
     def _parse(self, data: bytes, final: bool) -> None:
         try:
@@ -181,6 +209,15 @@ class RssDocument:
         self.items.append(item)
 
 
+def known_charset(name: str | None) -> str:
+    """Return a server's name of an encoding as Python spells it; '' for UTF-8, a part of it, or an unknown one."""
+    try:
+        found = codecs.lookup(name or "utf-8").name
+    except (LookupError, ValueError):
+        return ""
+    return "" if found in ("utf-8", "ascii") else found
+
+
 def bare_url(url: str) -> str:
     """Return a URL without its redirect prefixes: the last host in it, and what follows.
 
@@ -219,7 +256,7 @@ def megaphone_token(bare: str) -> str:
         host = (parts.hostname or "").lower()
     except ValueError:
         return ""
-    match = _TOKEN.fullmatch(parts.path)
+    match = _TOKEN_PATH.fullmatch(parts.path)
     return match[1] if match is not None and (host == "megaphone.fm" or host.endswith(".megaphone.fm")) else ""
 
 

@@ -9,7 +9,6 @@ on disk or by the chain are picked up automatically.
 from __future__ import annotations
 
 import time
-from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,7 +16,7 @@ from ..s3.client import BucketClient, has_status
 from ..s3.errors import Answer, BucketPlace, FailedAttempt, Remedy
 from ..s3.retry import RateWatch, RetryCounter, RetryPolicy
 from .download import WRITE_SIZE, DownloadFile
-from .exports import METRICS, DayExport, Listing
+from .exports import METRICS, DayExport, Listing, calendar_instant
 
 if TYPE_CHECKING:
     from datetime import date, datetime
@@ -126,16 +125,18 @@ class Bucket:
 
     def _server_clock(self, page: dict[str, Any]) -> datetime:
         try:
-            return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
-        except (KeyError, ValueError):
+            return calendar_instant(parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]))
+        except (KeyError, ValueError, OverflowError):
             raise self._place.no_s3("no Date header, from which a day's age is computed") from None
 
     def _day_export(self, day: date, entry: dict[str, Any]) -> DayExport:
         try:
-            modified = entry["LastModified"].astimezone(UTC)
+            modified = calendar_instant(entry["LastModified"])
             return DayExport(day, entry["Key"], _bare(entry["ETag"]), entry["Size"], modified)
         except KeyError as missing:
             raise self._place.no_s3(f"an object without {missing.args[0]} in the listing") from None
+        except ValueError:
+            raise self._place.no_s3("an object without a LastModified that can be in the listing") from None
 
     async def _read(self, client: Any, export: DayExport, download: DownloadFile) -> None:
         """Try once to read the object, from where the download stopped or from its start."""

@@ -14,6 +14,38 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+# Days beyond these are none that anybody delivers; without the margins, arithmetic with them would overflow.
+_FIRST_YEAR, _LAST_YEAR = 1970, 8999
+
+
+def calendar_day(text: str) -> date | None:
+    """Return the day that ``YYYY-MM-DD`` spells, or None when it is none or too far away to reckon with."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return None
+    return day if _FIRST_YEAR <= day.year <= _LAST_YEAR and text == day.isoformat() else None
+
+
+def calendar_instant(at: datetime) -> datetime:
+    """Return an instant from outside in UTC.
+
+    Raises:
+        ValueError: it is too far away to reckon with.
+    """
+    if not _FIRST_YEAR <= at.year <= _LAST_YEAR:
+        raise ValueError(f"the year {at.year} is out of every calendar")
+    return at.astimezone(UTC)
+
+
+def moment(seconds: float) -> datetime:
+    """Return a time of the file system (seconds since 1970), which may be any number, as an instant of the calendar."""
+    return datetime.fromtimestamp(max(0, min(seconds, _LAST_MOMENT)), UTC)
+
+
+_LAST_MOMENT = datetime(_LAST_YEAR, 12, 31, tzinfo=UTC).timestamp()
+
+
 class ExportKind(NamedTuple):
     """One of Megaphone's export services.
 
@@ -30,12 +62,7 @@ class ExportKind(NamedTuple):
         match = re.fullmatch(self.key_pattern, name, re.ASCII)
         if match is None:
             return None
-        try:
-            day = date.fromisoformat(match["day"])
-        except ValueError:
-            return None
-        # The calendar's last day has no next day on which it could become final.
-        return day if day < date.max else None
+        return calendar_day(match["day"])
 
 
 # Megaphone, "Metrics Export Service": object name and schema.

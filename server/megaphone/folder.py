@@ -2,7 +2,8 @@
 
 Touches that folder, read-only, in threads. The promise is the bucket's: `Folder.fetch` gives the bytes of exactly the
 version that was listed, or raises. A file's version is its inode, size and modification time; only regular files, or
-links to them, count. The folder's clock is the local one.
+links to them, count; a link that root finds leads where the service's user may go, and nowhere else. The folder's clock
+is the local one.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
 from ..errors import ExportChanged, SourceRefused, SourceUnreachable
+from ..rights import without_read_right
 from ..threads import in_thread
 from .download import WRITE_SIZE, DownloadFile
-from .exports import METRICS, DayExport, Listing
+from .exports import METRICS, DayExport, Listing, calendar_instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +64,8 @@ class Folder:
 
         def open_it() -> int:
             # Without O_NONBLOCK, a FIFO in the file's place would block the thread for ever.
-            opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            with without_read_right():
+                opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             return opened[0]
 
         try:
@@ -101,7 +104,7 @@ class Folder:
 
     def _scan(self) -> list[DayExport]:
         exports = []
-        with os.scandir(self._path) as entries:
+        with without_read_right(), os.scandir(self._path) as entries:
             for entry in entries:
                 day = self._kind.day_of(entry.name)
                 if day is None:
@@ -116,8 +119,8 @@ class Folder:
                 if not stat.S_ISREG(status.st_mode):
                     continue
                 try:
-                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                except (OverflowError, ValueError):  # a time beyond the calendar
+                    modified = calendar_instant(datetime.fromtimestamp(status.st_mtime, UTC))
+                except (OverflowError, ValueError, OSError):  # a time beyond the calendar
                     continue
                 exports.append(DayExport(day, entry.name, _version(status), status.st_size, modified))
         return exports

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..megaphone.exports import DayExport, FinalityRule, start_of
 from ..triton import LogName, expires
-from .holds import published_when_given_up
+from .holds import published_when_given_up, way_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -116,7 +116,8 @@ class Order:
 
     ``sent`` are the publications whose rows are left out; rows created at or after ``fresh_after``
     (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted;
-    ``exact`` converts without the kernel.
+    ``exact`` converts without the kernel. ``rest_of`` is a publication with missing logs, whose names come first.
+    ``note`` begins the sentence about what became of it.
     """
 
     kind: Kind
@@ -129,6 +130,8 @@ class Order:
     may_hold: bool = True
     may_publish: bool = True
     exact: bool = False
+    rest_of: Publication | None = None
+    note: str = ""
 
 
 TOO_FRESH = timedelta(hours=2)  # rows so new may still grow: withheld from a day that is published unfinal
@@ -181,9 +184,13 @@ def decide(
             policy.rules,
             _prefix(publications, policy),
             remark=request.resend,
-            may_hold=not request.accept_rejects,
+            may_hold=not (request.accept_rejects and _hold_of(record)),
+            note=_judged_anew(record, request),
         )
         return Decision(_published(day, publications), order)
+    rest = next((publication for publication in publications if publication.missing), None)
+    if rest is not None:
+        return _decide_rest(rest, record, publications, policy, source_now)
     if publications:
         return _decide_late(record, publications, policy, source_now)
     return _decide_first(record, policy, request, source_now)
@@ -202,29 +209,91 @@ def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, s
     """Decide about a day that has not been published yet."""
     day, export = record.day, record.export
     given_up = source_now >= start_of(day) + policy.export.give_up_waiting
-    waiting = Decision(DayResult(day, record.seen, _SENTENCES.get(record.seen, "")))
+    note = _judged_anew(record, request)
+    waiting = Decision(DayResult(day, record.seen, note + _SENTENCES.get(record.seen, "")))
     if export is None or not (record.seen == "due" or given_up):
         return waiting
-    # A hold concerns one version of the export: the next one is converted and judged anew.
-    hold = record.hold if record.hold is not None and record.hold.etag == export.etag else None
-    order = Order("first", export, policy.rules, policy.prefix, may_hold=not request.accept_rejects)
+    hold = _hold_of(record)
+    accepted = hold is not None and request.accept_rejects
+    order = Order("first", export, policy.rules, policy.prefix, may_hold=not accepted, note=note)
     if record.seen != "due":
-        fresh_after = f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}"
-        order = replace(order, kind="unfinal", fresh_after=fresh_after)
+        order = replace(order, kind="unfinal", fresh_after=_fresh_after(export))
         order = replace(order, remark=f"not final at give_up_waiting: {record.seen}")
-    if hold is not None and request.accept_rejects and record.seen == "due":
+    if accepted and record.seen == "due":
         order = replace(order, remark="an operator accepted what was rejected")
-    elif hold is not None and not request.accept_rejects:
+    elif hold is not None and not accepted:
         if not (given_up and published_when_given_up(hold)):
-            return Decision(DayResult(day, "held", f"{hold.why}; to publish it: {accept_command(day)}"))
+            return Decision(DayResult(day, "held", f"{hold.why}; {way_out(hold.tally, accept_command(day))}"))
         order = despite_hold(order, hold)
     return Decision(waiting.result, order, given_up=given_up)
+
+
+def _hold_of(record: DayRecord) -> Hold | None:
+    """Return the hold of the version that is there now: the next one is converted and judged anew."""
+    etag = record.export.etag if record.export is not None else None
+    return record.hold if record.hold is not None and record.hold.etag == etag else None
+
+
+def _judged_anew(record: DayRecord, request: FeedRequest) -> str:
+    """Return what to tell an operator who accepts a version that is no longer there, or ''."""
+    if not request.accept_rejects or record.hold is None or _hold_of(record) is not None:
+        return ""
+    return "its export has changed since it was held, so that was not accepted for the new version: "
 
 
 def despite_hold(order: Order, hold: Hold) -> Order:
     """Return the order that publishes a held day once waiting is over."""
     remark = f"published at give_up_waiting though held: {hold.why}"
     return replace(order, remark=f"{order.remark}; {remark}" if order.remark else remark, may_hold=False)
+
+
+def _decide_rest(
+    rest: Publication, record: DayRecord, publications: Sequence[Publication], policy: FeedPolicy, source_now: datetime
+) -> Decision:
+    """Decide about a day with a publication that a crash left in pieces: its rows are never late."""
+    day, export = record.day, record.export
+    same = export is not None and export.etag == rest.export.etag
+    released = source_now >= start_of(day) + RELEASE_AFTER
+    if export is None or not (same or released or record.seen == "due"):
+        names = ", ".join(str(entry.name) for entry in rest.missing)
+        why = _SENTENCES.get(record.seen, record.seen)
+        return Decision(DayResult(day, "failed", f"a crash lost {names}, to be converted again, but {why}"))
+    standing = _standing(publications)
+    if why := _incomparable(standing):
+        return Decision(_published(day, publications), left_alone=why)
+    withheld = same and rest.tally is not None and rest.tally.filtered["too_fresh"]
+    order = Order(
+        "late",
+        export,
+        rest.rules,
+        _prefix(publications, policy),
+        remark="the rest of a publication that was interrupted",
+        sent=standing,
+        fresh_after=_fresh_after(rest.export) if withheld else None,
+        may_hold=False,
+        rest_of=rest,
+    )
+    return Decision(_published(day, publications), order)
+
+
+def _standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
+    """Return the publications that no resend has superseded."""
+    return tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
+
+
+def _incomparable(standing: Sequence[Publication]) -> str:
+    """Return why it cannot be told which rows were sent, or ''."""
+    if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
+        return UNKNOWN_LAYOUT
+    # Every file must still be there to be read.
+    if any(entry.state == "pruned" and entry.superseded_by is None for p in standing for entry in p.logs):
+        return "a file of the day has already been pruned"
+    return ""
+
+
+def _fresh_after(export: DayExport) -> str:
+    """Return from when on the rows of an export that is not final may still grow."""
+    return f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}"
 
 
 def _decide_late(
@@ -239,17 +308,14 @@ def _decide_late(
     release = record.withheld > 0 and source_now >= start_of(day) + RELEASE_AFTER
     if record.seen != "due" and not release:
         return Decision(result)
-    if any(publication.remark == UNKNOWN_LAYOUT for publication in publications):
-        return Decision(result, left_alone=UNKNOWN_LAYOUT)
-    standing = tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
-    # Late rows are those that no published file has, so every file must still be there to be read.
-    if any(entry.state == "pruned" and entry.superseded_by is None for p in standing for entry in p.logs):
-        return Decision(result, left_alone="a file of the day has already been pruned")
+    standing = _standing(publications)
+    if why := _incomparable(standing):
+        return Decision(result, left_alone=why)
     order = Order(
         "late",
         export,
         # Late rows are judged by the rules of the day's first file, whatever is configured now.
-        next(p.rules for p in reversed(publications) if p.kind in _SETS_THE_RULES),
+        next(p.rules for p in reversed(standing) if p.kind in _SETS_THE_RULES),
         _prefix(publications, policy),
         remark="withheld rows" if record.withheld else "late rows",
         sent=standing,

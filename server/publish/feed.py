@@ -34,13 +34,14 @@ from .decisions import (
     decide,
     despite_hold,
 )
-from .holds import late_warnings, published_when_given_up, warnings
+from .holds import late_warnings, published_when_given_up, shrunk, warnings, way_out
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import date, datetime
 
+    from ..convert.tally import Tally
     from ..episodes.catalogue import Catalogue
     from ..megaphone.exports import DayExport, Listing
     from ..megaphone.source import ExportSource
@@ -150,24 +151,30 @@ class Feed:
         if self._policy.export.first_day is not None:
             window = [day for day in window if day >= self._policy.export.first_day]
         else:
-            delivered = [day for day, record in self._ledger.days().items() if record.export is not None]
-            known = [*listing.exports, *delivered, *(p.day for p in self._ledger.publications())]
+            delivered = [day for day, record in self._ledger.live_days().items() if record.export is not None]
+            known = [*listing.exports, *delivered, *(p.day for p in self._ledger.live_publications())]
             # No day before the first one ever seen is missing: Megaphone does not backfill.
             window = [day for day in window if known and day >= min(known)]
-        for day in sorted({*window, *request.days}):
+        # However old: what was promised a name gets it.
+        missing = {p.day for p in self._ledger.live_publications() if p.missing}
+        days = sorted({*window, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
+        for day in sorted({*days, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
                 export = listing.exports.get(day)
                 seen = self._policy.finality.state(day, export, listing.now)
                 self._ledger.see(DayRecord(day, seen, listing.now, export))
         if window:
             self._note_passed_over(window[0], listing)
-        return sorted(request.days) if request.days else sorted(window)
+        return sorted(request.days) if request.days else days
 
     def _note_passed_over(self, oldest: date, listing: Listing) -> None:
         """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""
-        records, first_start = self._ledger.days(), self._ledger.facts().get("first_start")
-        known = {*listing.exports, *records} - {p.day for p in self._ledger.publications() if p.published_at}
+        records, first_start = self._ledger.live_days(), self._ledger.facts().get("first_start")
+        known = {*listing.exports, *records} - {p.day for p in self._ledger.live_publications() if p.published_at}
         began, lost = self._policy.began(first_start, listing.now.date()) or oldest, []
+        # Of days before the horizon nothing was read just now: an export that is still there does not mean that they
+        # were passed over.
+        began = max(began, self._ledger.horizon())
         for day in sorted(day for day in known if began <= day < oldest):
             record, export = records.get(day), listing.exports.get(day)
             state = self._policy.finality.state(day, export, listing.now)
@@ -183,7 +190,7 @@ class Feed:
         """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
             state = self._policy.finality.state
-            done = {publication.day for publication in self._ledger.publications()}
+            done = {publication.day for publication in self._ledger.live_publications()}
             due = [
                 str(day)
                 for day in days
@@ -209,7 +216,8 @@ class Feed:
         """Record and log a failure, and when the day is tried again."""
         if self._stop.is_set():  # no fault of the day: the conversion was stopped
             return DayResult(day, "stopped", "stopped before it was done; the next round publishes it")
-        before = self._ledger.days()[day].failure
+        record = self._ledger.day(day)
+        before = record.failure if record is not None else None
         # Tries are counted for one version of the export: the next one starts anew.
         etag = export.etag if export is not None else ""
         if isinstance(error, ConversionDied):
@@ -241,10 +249,10 @@ class Feed:
         self, day: date, export: DayExport | None, source_now: datetime, now: datetime, request: FeedRequest
     ) -> DayResult:
         """Decide about a day, and carry out the decision."""
-        known, days = await in_thread(lambda: (self._ledger.publications(day), self._ledger.days()))
+        known, seen = await in_thread(lambda: (self._ledger.publications(day), self._ledger.day(day)))
         finished = [publication for publication in known if publication.published_at is not None]
         # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
-        record = days.get(day) or DayRecord(day, "", source_now, export)
+        record = seen or DayRecord(day, "", source_now, export)
         decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
@@ -302,11 +310,11 @@ class Feed:
             accept = accept_command(day)
             if order.kind == "resend":
                 accept += f" --resend {shlex.quote(order.remark)}"
-            else:
-                self._ledger.hold(day, Hold(why, reason, order.export.etag, tally))
-            hint = f"look at {self._folder.rejects_dir}; to publish it: {accept}"
+            hold = Hold(why, reason, order.export.etag, tally)
+            self._ledger.hold(day, hold)
+            hint = f"look at {self._folder.rejects_dir}; {way_out(tally, accept)}"
             log.warning(f"feed held {day}", why=why, hint=hint)
-            return DayResult(day, "held", f"{why}; to publish it: {accept}")
+            return DayResult(day, "held", f"{order.note}{why}; {way_out(tally, accept)}")
         if not done.files:
             export = order.export
             check = LateCheck(
@@ -319,6 +327,7 @@ class Feed:
                 f"feed compared {day}: its export changed, {news}",
                 unsent=done.unsent, changed=done.changed, removed=done.removed,
             )  # fmt: skip
+            self._notice(f"{day}", order, tally)
             return DayResult(day, "published", f"its export changed, {news}")
         names = tuple(file.name for file in done.files)
         late = " (late: Triton counts nothing this old unless it agreed to)" if now >= expires(day) else ""
@@ -336,8 +345,17 @@ class Feed:
             log.warning(
                 f"feed published {names[0]} after the three-day limit", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}"
             )
-        judge = late_warnings if order.kind == "late" else warnings
-        for warning in judge(tally, self._policy.holds):
-            log.warning(f"feed noticed {names[0]}", why=warning)
+        self._notice(f"{names[0]}", order, tally)
         files = ", ".join(str(name) for name in names)
-        return DayResult(day, "published", f"{files} ({tally.lines} lines of {tally.rows} rows){late}", names)
+        lines = f"{files} ({tally.lines} lines of {tally.rows} rows){late}"
+        return DayResult(day, "published", f"{order.note}{lines}", names)
+
+    def _notice(self, what: str, order: Order, tally: Tally) -> None:
+        """Log what is odd about a day that was converted and not held."""
+        if order.kind == "late":
+            before = max((p.tally.rows for p in order.sent if p.tally is not None), default=0)
+            found = [*late_warnings(tally, self._policy.holds), *shrunk(tally.rows, before)]
+        else:
+            found = warnings(tally, self._policy.holds)
+        for warning in found:
+            log.warning(f"feed noticed {what}", why=warning)

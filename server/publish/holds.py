@@ -1,7 +1,7 @@
 """When a converted day is held for an operator to decide, instead of being published.
 
-Pure. Promise: a day with too many rejected rows, an empty day after days with rows, and (if so configured) a day of
-hash-like addresses is never published silently.
+Pure. Promise: a day with too many rejected rows, an empty day after days with rows, a day of another day's rows, and
+(if so configured) a day of hash-like addresses is never published silently.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 TOKENS_SHARE = 0.01  # above this share of hash-like addresses, tokens = "hold" holds the day
 ENDS_IN_ZERO_SHARE = 0.05  # above this share, the addresses were probably truncated upstream
+OUTSIDE_DAY_SHARE, OUTSIDE_DAY_HOLDS = 0.01, 0.5  # above these shares of the lines: a warning; the day is held
+# (reason, sentence) of a hold that nothing lifts: there is nothing to send.
+ON_ONE_LINE = "one_line", "the export's rows stand in one array on one line, so none of them can be sent"
 LOOK_BACK_DAYS = 7  # an empty day is suspicious if one of so many days before it had rows
 
 
@@ -46,24 +49,53 @@ def hold_reason(tally: Tally, rows_before: Sequence[int], policy: HoldPolicy) ->
         share = tally.share_of_lines(tally.not_an_address)
         reason = "tokens"  # stronger than rejected: such a day is never published without an operator
         sentences.append(f'{share:.1%} of the addresses are hash-like tokens, and log.tokens is "hold"')
+    outside = tally.share_of_lines(tally.outside_day)
+    if outside > OUTSIDE_DAY_HOLDS:
+        reason = "outside_day"  # likewise: these may be another day's rows
+        sentences.append(f"{outside:.1%} of the lines are outside their day: the export may be another day's")
     return (reason, "; and ".join(sentences)) if reason else None
+
+
+def acceptable(tally: Tally) -> bool:
+    """Return whether an operator can have a held day published: a line of its rows would remain, or it has none."""
+    return tally.lines > 0 or tally.rows == 0
+
+
+def way_out(tally: Tally, command: str) -> str:
+    """Return how a held day can be published: by ``command``, if it is acceptable."""
+    if acceptable(tally):
+        return f"to publish it: {command}"
+    return "no line would remain, so it cannot be accepted: wait for another version of its export, or correct [log]"
 
 
 def published_when_given_up(hold: Hold) -> bool:
     """Return whether a held day is published at ``give_up_waiting`` undecided: its good rows must not be lost."""
-    return hold.reason == "rejected" and hold.tally.rejected_share < 0.5
+    return hold.reason == "rejected" and hold.tally.rejected_share < 0.5 and acceptable(hold.tally)
+
+
+def shrunk(rows: int, before: int) -> list[str]:
+    """Return the warning about a published day whose export has fewer rows than it had ``before``."""
+    return [f"its export was rewritten to {rows} rows; it had {before} when it was published"] if rows < before else []
 
 
 def late_warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
     """Return the warnings about late rows: a bad new version is not held, since its good rows must not be lost."""
-    if tally.rejected_share <= policy.max_rejected:
-        return []
-    return [f"{tally.rejected.total()} of {tally.rows} rows of its new version were rejected; look at rejects/"]
+    found = _outside_day(tally)
+    if tally.rejected_share > policy.max_rejected:
+        found.append(
+            f"{tally.rejected.total()} of {tally.rows} rows of its new version were rejected; look at rejects/"
+        )
+    return found
+
+
+def _outside_day(tally: Tally) -> list[str]:
+    share = tally.share_of_lines(tally.outside_day)
+    return [f"{share:.1%} of the lines are outside their day"] if share > OUTSIDE_DAY_SHARE else []
 
 
 def warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
     """Return the warnings about a day that is published all the same."""
-    found = []
+    found = _outside_day(tally)
     tokens = tally.share_of_lines(tally.not_an_address)
     if tally.not_an_address and policy.tokens is None:
         found.append(

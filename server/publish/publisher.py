@@ -1,8 +1,9 @@
 """Publishing: one version of a day's export becomes log files, whole or not at all.
 
 The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync the folder, unlink
-the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two of them.
-Brings `folder`, `ledger` and `day` together; everything here is synchronous and runs in a thread, under the round lock.
+the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two of them:
+a publication is one thing, and what was promised a name gets it. Brings `folder`, `ledger` and `day` together;
+everything here is synchronous and runs in a thread, under the round lock.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO
 
 import structlog
@@ -18,15 +19,15 @@ import structlog
 from ..convert.apart import Outputs, SentFile, convert_apart
 from ..convert.row import Conversion
 from ..disk import translate_os_errors
-from ..megaphone.exports import DayExport
+from ..megaphone.exports import DayExport, moment
 from ..storage.records import LedgerLog, Publication
-from ..triton import LogFile, LogName, layouts_by_header
+from ..triton import IdCells, LogFile, LogName, layouts_by_header
 from .decisions import UNKNOWN_LAYOUT, Order
-from .holds import LOOK_BACK_DAYS, HoldPolicy, hold_reason
+from .holds import LOOK_BACK_DAYS, ON_ONE_LINE, HoldPolicy, acceptable, hold_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import date
+    from datetime import date, datetime
     from pathlib import Path
 
     from ..convert.messages import WrittenLog
@@ -82,7 +83,8 @@ class Publisher:
 
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
         """Return the next name of a day that neither the ledger nor the folder has ever seen."""
-        spent = [*(entry.name for entry in self._ledger.logs()), *self._folder.names()]
+        promised = [entry.name for publication in self._ledger.publications(day) for entry in publication.logs]
+        spent = [*promised, *self._folder.names()]
         numbers = [name.number for name in spent if name.day == day]
         return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
 
@@ -109,8 +111,19 @@ class Publisher:
             for entry in publication.logs
             if entry.state == "published" and entry.superseded_by is None
         ]
+        rest, rejects_name = order.rest_of, ""
+        promised: list[LogName] = []
+        # The same version: what was missing becomes the interrupted publication's own, whose tally holds it already.
+        completes = rest is not None and rest.export.etag == order.export.etag
+        if rest is not None:
+            taken = set(self._folder.names())
+            promised = [entry.name for entry in rest.missing if entry.name not in taken]
+            rejects_name = rest.logs[0].name.rejects if completes else ""
         first = self.next_name(day, order.prefix, order.rules)
-        with self._folder.stage(first) as staging, translate_os_errors(self._folder.staging_dir):
+        with (
+            self._folder.stage(first, promised, rejects_name) as staging,
+            translate_os_errors(self._folder.staging_dir),
+        ):
             converted = convert_apart(
                 spool,
                 lambda: conversion,
@@ -127,11 +140,17 @@ class Publisher:
             )
             tally, changed, removed = converted.tally, converted.changed, converted.removed
             rows_before = self._rows_before(day)
-            held = hold_reason(tally, rows_before, self._policy) if order.may_hold else None
+            # A day of which nothing would remain is held whoever accepted it; late rows may well be none.
+            judged = order.may_hold or (order.kind != "late" and not acceptable(tally))
+            held = hold_reason(tally, rows_before, self._policy) if judged else None
+            if converted.one_line and order.kind != "late":
+                held = ON_ONE_LINE
             staging.keep_rejects(written=converted.rejects)
             if held is not None:
                 return Done(tally, held=held)
             if not converted.logs:
+                if rest is not None:  # its rows are no longer in the export
+                    self._ledger.release_missing(rest.id)
                 return Done(tally, changed=changed, removed=removed)
             if not order.may_publish:
                 return Done(tally, changed=changed, removed=removed, unsent=tally.lines)
@@ -150,25 +169,29 @@ class Publisher:
                 catalogue=catalogue.stamp if catalogue is not None else None,
                 podcasts=converted.podcasts,
             )
-            files = self._link(staging, publication, converted.logs, now)
+            if rest is not None and completes:
+                publication = rest
+            files = self._link(staging, publication, converted.logs, now, rest.id if rest is not None else 0)
         return Done(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)
 
     def _opener(self, name: LogName) -> Callable[[], BinaryIO]:
         return lambda: self._folder.open_log(name)
 
     def _link(
-        self, staging: Staging, publication: Publication, written: Sequence[WrittenLog], now: datetime
+        self, staging: Staging, publication: Publication, written: Sequence[WrittenLog], now: datetime, rest_of: int
     ) -> list[LogFile]:
-        """Turn files in staging into files that are served: the critical sequence.
+        """Turn files in staging into files that are served: the critical sequence. ``rest_of``: see `Ledger.intend`.
 
         Each step leaves enough on disk for `recover` to finish the sequence, or to undo it, after a crash.
         """
         header = publication.rules.layout.header_lines(publication.day)
         # Whole and on disk, with size, digest and mtime final: only such a file may be promised.
         logs = staging.seal(written, header, self._next_mtime(now), self._stop)
+        # Set first: once the ledger has promised the names, `recover` links from staging what is not linked here.
+        staging.keep = True
         # The intention comes before the first link: a file in the folder whose name the ledger does not know would be a
         # stranger's after a crash, and its rows would be sent again under another name.
-        number = self._ledger.intend(publication, logs, [log.lines for log in written])
+        number = self._ledger.intend(publication, logs, [log.lines for log in written], rest_of=rest_of)
         # The links, and the fsync of their folder. From here on the names are spent, whatever happens.
         files = staging.publish()
         assert publication.tally is not None  # noqa: S101  # only an adopted publication has none
@@ -178,6 +201,7 @@ class Publisher:
         with self._serving:
             self._ledger.published(number, now, checked_etag=publication.export.etag, withheld=withheld)
             self._folder.add_served(files)
+        staging.keep = False
         return files
 
     def _next_mtime(self, now: datetime) -> int:
@@ -185,51 +209,56 @@ class Publisher:
 
         Pullers skip a file that is older than the newest one they have seen.
         """
-        last = [entry.mtime for entry in self._ledger.logs()] + [file.mtime for file in self._folder.found()]
+        newest = self._ledger.newest_mtime()
+        last = [] if newest is None else [newest]
+        last += [file.mtime for file in self._folder.found()]
         return max(int(now.timestamp()), *(mtime + 1 for mtime in last)) if last else int(now.timestamp())
 
     def _rows_before(self, day: date) -> list[int]:
         """Return the number of rows of each published day among the last `LOOK_BACK_DAYS`."""
         return [
             publication.tally.rows if publication.tally is not None else sum(entry.lines for entry in publication.logs)
-            for publication in self._ledger.publications()
+            for publication in self._ledger.live_publications()
             if 0 < (day - publication.day).days <= LOOK_BACK_DAYS and publication.published_at is not None
         ]
 
     # After a crash, and at the first start
 
     def recover(self, now: datetime) -> None:
-        """Clear staging, finish interrupted publications, and serve what the ledger and the folder agree on."""
-        # Whatever is staged either has its final name too, or was never served.
-        for name in self._folder.clear_staging():
+        """Finish interrupted publications, clear staging, and serve what the ledger and the folder agree on."""
+        interrupted = [publication for publication in self._ledger.live_publications() if publication.missing]
+        promised = {str(entry.name) for publication in interrupted for entry in publication.missing}
+        # First what nobody was promised: on a full disk, a link may need the room.
+        removed = self._folder.clear_staging(keep=promised)
+        for publication in interrupted:
+            self._finish_interrupted(publication, now)
+        for name in removed + self._folder.clear_staging():
             log.info(f"feed removed {name} from staging")
-        for publication in self._ledger.publications():
-            if publication.published_at is None:
-                self._finish_interrupted(publication, now)
         self.serve_published()
 
     def _finish_interrupted(self, publication: Publication, now: datetime) -> None:
-        """Record a publication that was intended and not finished: published with what was linked, or freed."""
-        found = {file.file: file for file in self._folder.found()}
-        present = []
-        for entry in publication.logs:
-            file = found.get(str(entry.name))
-            # The name is not enough: somebody else's file may stand under it.
-            if file is not None and file.size == entry.size and self._folder.sha256(entry.name) == entry.sha256:
-                present.append(entry.name)
+        """Give the logs of a publication that were intended their names, from staging, and record it.
+
+        What is no longer staged is converted again by the next round, see `decisions`; if not one log of the
+        publication is left, it is forgotten and its names are free.
+        """
+        present = [entry.name for entry in publication.missing if self._folder.finish(entry)]
+        if publication.published_at is not None and not present:
+            return  # recorded before: it waits for the round
         # A link may still be in memory only: the ledger must not promise it before an fsync.
         self._folder.sync()
         withheld = publication.tally.filtered["too_fresh"] if publication.tally is not None else 0
         self._ledger.finish_interrupted(publication.id, present, now, withheld=withheld)
-        for entry in publication.logs:
-            outcome = "published" if entry.name in present else "freed"
+        lost = "lost" if present else "freed"
+        for entry in publication.missing:
+            outcome = "published" if entry.name in present else lost
             log.warning(f"feed {outcome} {entry.name} after an interruption", day=str(publication.day))
 
     def serve_published(self) -> None:
         """Serve the files that the ledger says are published and that are in the folder with the recorded size."""
         with self._serving:
             served = {}
-            published = [entry for entry in self._ledger.logs() if entry.state == "published"]
+            published = self._ledger.published_logs()
             # The folder is read after the ledger: whatever that has as published was linked before.
             found = {file.file: file for file in self._folder.found()}
             for entry in published:
@@ -282,13 +311,14 @@ class Publisher:
             by_layout.setdefault(layout, []).append(entry)
             log.warning(f"feed adopted {file.file}", lines=entry.lines)
         for layout, logs in by_layout.items():
-            published = datetime.fromtimestamp(max(entry.mtime for entry in logs), UTC)
+            published = moment(max(entry.mtime for entry in logs))
             publication = Publication(
                 id=0,
                 day=day,
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
-                rules=rules if layout is None else rules._replace(layout=layout),
+                # Which release wrote the file, and so how ids stand in it, does not show.
+                rules=rules if layout is None else rules._replace(layout=layout._replace(ids=IdCells.UNKNOWN)),
                 tally=None,
                 intended_at=now,
                 published_at=published,

@@ -7,17 +7,17 @@ publication in the ledger; a file that the ledger does not know is never removed
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
-from ..megaphone.exports import start_of
+from ..megaphone.exports import moment, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..pickups import Pickup
+    from ..pickups import Delivered
     from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
     from ..storage.records import LedgerLog, Publication
@@ -88,9 +88,9 @@ def expired(files: Iterable[Expiring], now: datetime) -> list[Expiring]:
     return [file for file in files if now > file.remove_after]
 
 
-def unclaimed(files: Iterable[Expiring], pickups: Iterable[Pickup], now: datetime) -> list[Expiring]:
+def unclaimed(files: Iterable[Expiring], delivered: Iterable[Delivered], now: datetime) -> list[Expiring]:
     """Return the files to be removed within `WARN_DAYS` that were never picked up whole."""
-    taken = {pickup.name for pickup in pickups if pickup.grade == "complete"}
+    taken = {what.name for what in delivered if what.completed is not None}
     soon = now + timedelta(days=WARN_DAYS)
     waiting = [file for file in files if now <= file.remove_after <= soon and file.log.superseded_by is None]
     return [file for file in waiting if file.log.name not in taken]
@@ -109,11 +109,11 @@ def prune(
     # A local clock ahead of the source's must not remove what the partner has yet to fetch.
     if not steady:
         now -= timedelta(seconds=max(0.0, float(ledger.facts().get("clock_skew", 0))))
-    files = ages(ledger.publications(), keep_days)
+    files = ages(ledger.live_publications(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
-    old_rejects = [name for name, mtime in folder.rejects() if now > datetime.fromtimestamp(mtime, UTC) + keep]
-    waiting = unclaimed(files, ledger.first_pickups(), now)
+    old_rejects = [name for name, mtime in folder.rejects() if now > moment(mtime) + keep]
+    waiting = unclaimed(files, ledger.pickups.delivered([file.log.name for file in files]), now)
     if not dry_run:
         for file in gone:
             # The file first: a crash in between leaves a file that is gone and recorded as published, which the next
@@ -128,3 +128,8 @@ def prune(
             removal = f"{file.remove_after:%Y-%m-%dT%H:%MZ}"
             log.warning(f"retention found {file.log.name} never picked up", will_be_removed=removal)
     return Pruned(tuple(file.log.name for file in gone), tuple(old_rejects), tuple(waiting))
+
+
+def thin_out_pickups(ledger: Ledger, keep_pickups_days: int, now: datetime) -> None:
+    """Drop the records of single handles older than that; the first, best and last of each user and log stay."""
+    ledger.pickups.thin_out(now - timedelta(days=keep_pickups_days))

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from .errors import BucketPlace, FailedAttempt
     from .retry import RetryCounter, RetryPolicy
 
-_FOREIGN = (aiohttp.ClientError, sdk.BotoCoreError, sdk.ClientError, ResponseParserError, OSError, ValueError)
+_FOREIGN = (
+    aiohttp.ClientError,
+    sdk.BotoCoreError,
+    sdk.ClientError,
+    ResponseParserError,
+    OSError,
+    ValueError,
+    OverflowError,  # a time in the answer that no calendar has
+)
 _CREDENTIALS = (
     sdk.NoCredentialsError,
     sdk.PartialCredentialsError,
@@ -110,7 +118,7 @@ class BucketClient:
             region_name=self._place.region,
             endpoint_url=self._place.endpoint_url,
             config=AioConfig(
-                s3={"addressing_style": "path"} if self._place.endpoint_url else {},
+                s3={"addressing_style": "path"} if self._place.endpoint_url and not self._place.is_access_point else {},
                 signature_version="s3v4",
                 connect_timeout=self._policy.connect,
                 read_timeout=self._policy.silence,
@@ -141,6 +149,8 @@ class BucketClient:
         except _FOREIGN as error:
             raise self._failed_attempt(error, key) from error
         except RuntimeError as error:
+            if "timezone offset" in str(error):  # botocore: "Unable to calculate correct timezone offset for …"
+                raise self._place.no_s3("a time that no calendar has") from error
             if "redentials" not in str(error):  # botocore: "Credentials were refreshed, but … are still expired."
                 raise
             raise self._place.no_credentials("they expired and new ones did not come") from error

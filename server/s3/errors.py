@@ -57,7 +57,7 @@ _SDK_DOES_NOT_RETRY = {409, 429}
 
 @dataclass(frozen=True, slots=True)
 class BucketPlace:
-    """The bucket as the configuration names it, and the commands that show what is wrong with it."""
+    """The bucket (or its access point's ARN) as the configuration names it, and commands that show what is wrong."""
 
     bucket: str
     prefix: str
@@ -68,9 +68,26 @@ class BucketPlace:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     @property
+    def is_access_point(self) -> bool:
+        """Whether ``bucket`` is an access point's ARN; S3 has a host for each of them, and no path for it."""
+        return self.bucket.startswith("arn:")
+
+    @property
+    def _arn(self) -> str:
+        """What a policy for the listing names; for reading, the keys follow `_objects`."""
+        return self.bucket if self.is_access_point else f"arn:aws:s3:::{self.bucket}"
+
+    @property
+    def _objects(self) -> str:
+        return f"{self._arn}/object" if self.is_access_point else self._arn
+
+    @property
     def endpoint(self) -> str:
         """The host and port, without anything else an address may contain (a password)."""
         if self.endpoint_url is None:
+            if self.is_access_point:
+                _, _, _, region, account, name = self.bucket.split(":", 5)
+                return f"{name[len('accesspoint/') :]}-{account}.s3-accesspoint.{region}.amazonaws.com"
             return f"s3.{self.region}.amazonaws.com" if self.region else "s3.amazonaws.com"
         parts = urlsplit(self.endpoint_url)
         return parts.netloc.rpartition("@")[2]
@@ -112,7 +129,8 @@ class BucketPlace:
         if answer.code == "InvalidObjectState":
             return _refused(
                 f"{key} in {self} has been moved to an archive storage class",
-                f"aws s3api restore-object --bucket {self.bucket} --key {key} --restore-request Days=7{self._options}",
+                f"aws s3api restore-object --bucket {self.bucket} --key {shlex.quote(key or '')} "
+                f"--restore-request Days=7{self._options}",
             )
         if answer.status == 403:
             return self._not_allowed(answer, key)
@@ -153,15 +171,15 @@ class BucketPlace:
         if key is None:
             return _refused(
                 f"the credentials may not list {self} (s3:ListBucket is missing, {answer.code})",
-                f"put s3:ListBucket on arn:aws:s3:::{self.bucket} into the policy, then try: {self._ls}",
+                f"put s3:ListBucket on {self._arn} into the policy, then try: {self._ls}",
                 Remedy.NEW_CREDENTIALS,
             )
         # Without s3:ListBucket, S3 also answers 403 for an object that does not exist.
         return _refused(
             f"the credentials may not read {key} in {self} (s3:GetObject is missing, {answer.code})",
-            f"put s3:GetObject on arn:aws:s3:::{self.bucket}/{self.prefix}* into the policy (and kms:Decrypt if the "
-            f"bucket is encrypted with a KMS key), then try: aws s3 cp s3://{self.bucket}/{key} /dev/null"
-            f"{self._options}",
+            f"put s3:GetObject on {self._objects}/{self.prefix}* into the policy (and kms:Decrypt if the "
+            f"bucket is encrypted with a KMS key), then try: "
+            f"aws s3 cp {shlex.quote(f's3://{self.bucket}/{key}')} /dev/null{self._options}",
             Remedy.NEW_CREDENTIALS,
         )
 
@@ -228,7 +246,7 @@ class BucketPlace:
             SourceRefused(
                 f"{self.endpoint} sent an answer for {key} that cannot be trusted ({why})",
                 hint="something in between may be altering the answers; look at the headers: "
-                f"aws s3api head-object --bucket {self.bucket} --key {key}{self._options}",
+                f"aws s3api head-object --bucket {self.bucket} --key {shlex.quote(key)}{self._options}",
             ),
             Remedy.WAIT,
         )

@@ -14,14 +14,9 @@ KEX = (
     "curve25519-sha256@libssh.org",
     "diffie-hellman-group16-sha512",
 )
-CIPHERS = (
-    "aes128-gcm@openssh.com",
-    "aes256-gcm@openssh.com",
-    "chacha20-poly1305@openssh.com",
-    "aes256-ctr",
-    "aes192-ctr",
-    "aes128-ctr",
-)
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
+# By a setting only: the client's order decides (RFC 4253, section 7.1), OpenSSH's begins with it, and it is slow here.
+CHACHA20 = "chacha20-poly1305@openssh.com"
 MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
 # Given in full because asyncssh's own list has duplicates, which crash libssh2 1.11.1 (curl) with an RSA key.
 SIGNATURES = (
@@ -45,43 +40,61 @@ _MARKERS = ("ext-info-", "kex-strict-")  # in a kex list, but no algorithms
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """The lists of one configuration, in the order in which they are offered."""
-
-    kex: tuple[str, ...]
-    host_keys: tuple[str, ...]
-    ciphers: tuple[str, ...] = CIPHERS
-    macs: tuple[str, ...] = MACS
-    signatures: tuple[str, ...] = SIGNATURES
-
-
-DEFAULT = Profile(KEX, HOST_KEYS)
-LEGACY = Profile((*KEX, LEGACY_KEX), (*HOST_KEYS, LEGACY_HOST_KEY))
-
-
-@dataclass(frozen=True, slots=True)
 class Offer:
-    """What one side of a key exchange offers (RFC 4253, section 7.1), as far as it matters here."""
+    """What one side of a key exchange offers, list by list in the order of RFC 4253, section 7.1."""
 
     kex: tuple[str, ...]
     host_keys: tuple[str, ...]
-    ciphers: tuple[str, ...]
-    macs: tuple[str, ...]
+    ciphers_in: tuple[str, ...]  # from the client to the server, and back
+    ciphers_out: tuple[str, ...]
+    macs_in: tuple[str, ...]
+    macs_out: tuple[str, ...]
+    compressions_in: tuple[str, ...] = ("none",)
+    compressions_out: tuple[str, ...] = ("none",)
 
     @classmethod
     def parse(cls, kexinit: bytes) -> Offer | None:
         """Parse an SSH_MSG_KEXINIT payload; return None when it is none."""
         lists = []
-        # RFC 4253, section 7.1: a message code, 16 bytes of cookie, then ten name-lists, of which six matter here.
-        position = 17
-        for _ in range(6):
+        position = 17  # behind the message code and 16 bytes of cookie
+        for _ in range(8):
             length = int.from_bytes(kexinit[position : position + 4], "big")
             text = kexinit[position + 4 : position + 4 + length]
-            if len(kexinit) < position + 4 + length:
+            # Names are in US-ASCII (RFC 4251, section 6).
+            if len(kexinit) < position + 4 + length or not text.isascii():
                 return None
-            lists.append(tuple(name for name in text.decode("ascii", "replace").split(",") if name))
+            lists.append(tuple(name for name in text.decode("ascii").split(",") if name))
             position += 4 + length
-        return cls(kex=lists[0], host_keys=lists[1], ciphers=lists[3], macs=lists[5])
+        return cls(*lists)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The lists of one configuration, in the order in which they are offered."""
+
+    kex: tuple[str, ...] = KEX
+    host_keys: tuple[str, ...] = HOST_KEYS
+    ciphers: tuple[str, ...] = CIPHERS
+    macs: tuple[str, ...] = MACS
+    signatures: tuple[str, ...] = SIGNATURES
+
+    @classmethod
+    def of(cls, *, legacy: bool = False, chacha20: bool = False) -> Profile:
+        """Return the profile of the settings ``legacy_algorithms`` and ``chacha20``."""
+        return cls(
+            kex=(*KEX, LEGACY_KEX) if legacy else KEX,
+            host_keys=(*HOST_KEYS, LEGACY_HOST_KEY) if legacy else HOST_KEYS,
+            ciphers=(*CIPHERS, CHACHA20) if chacha20 else CIPHERS,
+        )
+
+    @property
+    def offer(self) -> Offer:
+        """What a server with this profile offers."""
+        return Offer(self.kex, self.host_keys, self.ciphers, self.ciphers, self.macs, self.macs)
+
+
+DEFAULT = Profile.of()
+LEGACY = Profile.of(legacy=True)
 
 
 def negotiate(client: tuple[str, ...], server: tuple[str, ...]) -> str | None:
@@ -99,34 +112,45 @@ class Disagreement:
     hint: str
 
 
-def find_disagreement(client: Offer, server: Offer, *, legacy: bool) -> Disagreement | None:
+def find_disagreement(client: Offer, server: Offer) -> Disagreement | None:
     """Return the first list in which the two sides have nothing in common, or None when they agree on everything."""
+    found = _first_without_common(client, server)
+    if found is None:
+        return None
+    what, theirs, ours = (found[0], *(tuple(n for n in names if not n.startswith(_MARKERS)) for names in found[1:]))
+    return Disagreement(what, theirs, ours, _cure(client, server))
+
+
+def _first_without_common(client: Offer, server: Offer) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
+    """Return what has no common entry, and both sides of it."""
     pairs = (
-        ("key exchange", client.kex, server.kex, LEGACY_KEX),
-        ("host key", client.host_keys, server.host_keys, LEGACY_HOST_KEY),
-        ("cipher", client.ciphers, server.ciphers, None),
-        ("MAC", client.macs, server.macs, None),
+        ("key exchange", client.kex, server.kex, ""),
+        ("host key", client.host_keys, server.host_keys, ""),
+        ("cipher", client.ciphers_in, server.ciphers_in, ""),
+        ("cipher", client.ciphers_out, server.ciphers_out, ""),
+        ("MAC", client.macs_in, server.macs_in, negotiate(client.ciphers_in, server.ciphers_in)),
+        ("MAC", client.macs_out, server.macs_out, negotiate(client.ciphers_out, server.ciphers_out)),
+        ("compression", client.compressions_in, server.compressions_in, ""),
+        ("compression", client.compressions_out, server.compressions_out, ""),
     )
-    for what, theirs, ours, extra in pairs:
-        # AES-GCM authenticates by itself: its MAC lists are not compared (RFC 5647, section 5.1).
-        if what == "MAC" and "gcm" in (negotiate(client.ciphers, server.ciphers) or ""):
-            continue
-        if negotiate(theirs, ours) is None:
-            if not legacy and extra is not None and extra in theirs and _legacy_would_do(client):
-                hint = "set legacy_algorithms = true in [sftp]"
-            else:
-                hint = "the partner must update their SSH client"
-            plain = tuple(name for name in theirs if not name.startswith(_MARKERS))
-            return Disagreement(what, plain, tuple(name for name in ours if not name.startswith(_MARKERS)), hint)
+    for what, theirs, ours, cipher in pairs:
+        # A cipher that authenticates by itself has no use for a MAC (RFC 5647, section 5.1).
+        if negotiate(theirs, ours) is None and not authenticates(cipher or ""):
+            return what, theirs, ours
     return None
 
 
-def _legacy_would_do(client: Offer) -> bool:
-    return all(
-        negotiate(theirs, ours) is not None
-        for theirs, ours in (
-            (client.kex, LEGACY.kex),
-            (client.host_keys, LEGACY.host_keys),
-            (client.ciphers, LEGACY.ciphers),
-        )
-    )
+def authenticates(cipher: str) -> bool:
+    """Return whether a cipher authenticates what it encrypts, and needs no MAC."""
+    return "gcm" in cipher or "poly1305" in cipher
+
+
+def _cure(client: Offer, server: Offer) -> str:
+    """Return what the operator can do: the setting with which the two sides would agree, if there is one."""
+    legacy_now, chacha20_now = LEGACY_KEX in server.kex, CHACHA20 in server.ciphers_out
+    for legacy, chacha20 in ((True, False), (False, True), (True, True)):
+        better = Profile.of(legacy=legacy or legacy_now, chacha20=chacha20 or chacha20_now).offer
+        if _first_without_common(client, better) is None:
+            settings = ["legacy_algorithms = true"] * legacy + ["chacha20 = true"] * chacha20
+            return f"set {' and '.join(settings)} in [sftp]"
+    return "the partner must update their SSH client"

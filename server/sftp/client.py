@@ -38,7 +38,7 @@ class HungUp(NoAnswer):
 
 
 class LoginRefused(Exception):
-    """The server rejected the password or the key."""
+    """The server rejected the password or the key; the text is the method by which it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,11 @@ class LoginAttempt:
     file: Path
     password: str | None = field(default=None, repr=False)
     key: asyncssh.SSHKey | None = field(default=None, repr=False)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods by which a partner's client may send it; it must get in by each."""
+        return ("password", "keyboard-interactive") if self.key is None else ("publickey",)
 
 
 def read_identity(path: Path) -> asyncssh.SSHKey:
@@ -83,7 +88,7 @@ async def host_key(host: str, port: int) -> bytes:
 async def fetch_sha256(
     host: str, port: int, attempt: LoginAttempt, host_keys: set[bytes], name: str | None
 ) -> str | None:
-    """Log in and return the SHA-256 (hex) of a file as it arrives; without a ``name``, only log in and return None.
+    """Log in by every method and return the SHA-256 (hex) of a file as it arrives; without a ``name`` return None.
 
     Raises:
         NoAnswer: the server shows none of the ``host_keys``, breaks off, or falls silent.
@@ -92,17 +97,18 @@ async def fetch_sha256(
     """
     trusted = [asyncssh.import_public_key(public_line(key)) for key in host_keys]
     found = None
-    with _translate_ssh_errors(host):
-        async with asyncio.timeout(SILENCE_TIMEOUT):
-            connection = await asyncssh.connect(
-                host, port, username=attempt.user, password=attempt.password,
-                client_keys=None if attempt.key is None else [attempt.key],
-                preferred_auth="password" if attempt.key is None else "publickey", known_hosts=(trusted, [], []),
-                client_version=DOCTOR_CLIENT, agent_path=None, config=None, x509_trusted_certs=None, gss_host=None,
-            )  # fmt: skip
-        async with connection:
-            if name is not None:
-                found = await _digest(connection, name)
+    for method in attempt.methods:
+        with _translate_ssh_errors(host, method):
+            async with asyncio.timeout(SILENCE_TIMEOUT):
+                connection = await asyncssh.connect(
+                    host, port, username=attempt.user, password=attempt.password,
+                    client_keys=None if attempt.key is None else [attempt.key], preferred_auth=method,
+                    known_hosts=(trusted, [], []), client_version=DOCTOR_CLIENT, agent_path=None, config=None,
+                    x509_trusted_certs=None, gss_host=None,
+                )  # fmt: skip
+            async with connection:
+                if name is not None and found is None:
+                    found = await _digest(connection, name)
     return found
 
 
@@ -121,7 +127,7 @@ async def _digest(connection: asyncssh.SSHClientConnection, name: str) -> str:
 
 
 @contextmanager
-def _translate_ssh_errors(host: str) -> Iterator[None]:
+def _translate_ssh_errors(host: str, method: str = "") -> Iterator[None]:
     """Turn failures into an operator's words; and give asyncssh the home and the user name that it looks for."""
     # The data folder's owner cannot enter root's home, and may have neither a home nor a name.
     os.environ["HOME"] = "/nonexistent"
@@ -133,7 +139,7 @@ def _translate_ssh_errors(host: str) -> Iterator[None]:
     except socket.gaierror as error:
         raise NoAnswer(f"the name {host} cannot be resolved") from error
     except asyncssh.PermissionDenied as error:
-        raise LoginRefused from error
+        raise LoginRefused(method) from error
     except asyncssh.HostKeyNotVerifiable as error:
         raise NoAnswer("the host key is not one of ours, so no password was sent") from error
     except (asyncssh.ConnectionLost, ConnectionResetError) as error:

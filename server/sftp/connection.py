@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import asyncssh
 
-from .algorithms import DEFAULT, LEGACY, SIGNATURES, Offer
-from .delivery import ByteStream
+from .algorithms import SIGNATURES, Offer, Profile
+from .delivery import ByteStream, CountedTransport
 from .limits import Reason
+from .password_methods import METHODS
 from .registry import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from asyncssh.packet import SSHPacket
 
     from ..settings import SftpSettings
     from .keys import Credentials
@@ -29,15 +32,20 @@ if TYPE_CHECKING:
     from .registry import Registry
 
 SERVER_VERSION = "pickup-point"  # gives away no version number
-# Above the largest file, because some clients break when the server starts a rekeying. All offered ciphers allow it.
-REKEY_BYTES = 1 << 38
+# RFC 4344, section 3.2: no key of a cipher with blocks of 16 bytes serves more than 2**32 of them. This is half of it,
+# since asyncssh counts no lengths (4 bytes of at least 16) and nothing that it sends during a key exchange; and it is
+# above the largest file, since some clients break when the server starts a rekeying.
+REKEY_BYTES = 1 << 35
 REKEY_SECONDS = 24 * 3600
 KEEPALIVES_MISSED = 3
+KEEPALIVES_LENGTH = 1024  # bytes on the wire: more than all questions that wait for an answer have
 
 UNSENT_HIGH = 256 * 1024  # bytes, of one channel and of the socket
 UNSENT_LOW = 64 * 1024
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
 MSG_SERVICE_REQUEST, MSG_KEXINIT = 5, 20  # RFC 4253, section 12
+MSG_EXT_INFO = 7  # RFC 8308, section 2.3
+GREETING = 12  # bytes: enough to tell SSH from a balancer's header
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
 MAX_PACKETS_BEFORE_LOGIN = 500  # including IGNOREs and the like: each takes time of the one event loop
 MAX_EXCHANGES_BEFORE_LOGIN = 3  # of keys: each costs the loop up to 20 ms, and costs a client that cheats nothing
@@ -71,7 +79,7 @@ class Session(Protocol):
         """Pump soon."""
 
     def confirm_delivery(self) -> None:
-        """Finish the closed pickups if the client's system has acknowledged their last byte."""
+        """Take note of what the client's system has acknowledged."""
 
     def window_opened(self) -> None:
         """Go on soon: the client is about to open its window."""
@@ -92,8 +100,11 @@ class LoginTries(Protocol):
     async def failed(self, username: str, reason: Reason) -> None:
         """Count a failure."""
 
-    def key_refused(self) -> None:
-        """Count an offered key that is not known."""
+    def key_refused(self, username: str) -> None:
+        """Count an offered key that is not registered."""
+
+    def signature_refused(self, username: str, algorithm: str) -> None:
+        """Log a signature of a kind that is not accepted."""
 
 
 class SshConnection(asyncssh.SSHServerConnection):
@@ -115,7 +126,13 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._packets_before_login = 0
         self._exchanges = 0
         self.born = self.last_active
-        self.stream = ByteStream(self)
+        self.stream = ByteStream()
+        self.greeting = b""  # the first bytes that the peer sent
+        self.keys_sent = False  # we have shown our host key
+        self.wants_login = False  # the client has accepted it
+        self._client_offer: Offer | None = None
+        self._taken = 0  # bytes acknowledged when we last looked
+        self._has_taken = False  # some of them since the last keepalive
 
     @property
     def exchanging(self) -> bool:
@@ -140,9 +157,12 @@ class SshConnection(asyncssh.SSHServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take over the socket."""
-        self.transport = cast("asyncio.Transport", transport)
+        counted = CountedTransport(cast("asyncio.Transport", transport))
+        self.transport = cast("asyncio.Transport", counted)
+        # Before anything is written.
+        self.stream = ByteStream(counted)
         self.transport.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
-        super().connection_made(transport)
+        super().connection_made(self.transport)
 
     def pause_writing(self) -> None:
         """Stop reading from a peer that does not take what we send, or replies would fill the memory."""
@@ -163,6 +183,7 @@ class SshConnection(asyncssh.SSHServerConnection):
     def send_newkeys(self, k: bytes, h: bytes) -> None:
         """Finish a key exchange, and resume the sessions that waited for it."""
         super().send_newkeys(k, h)
+        self.keys_sent = True
         # Soon, not now: asyncssh calls this while it handles a packet.
         for session in list(self.sessions):
             session.plan_pump()
@@ -171,51 +192,88 @@ class SshConnection(asyncssh.SSHServerConnection):
         """Note that the client did something, for the idle timeout."""
         self.last_active = asyncio.get_running_loop().time()
 
-    def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
-        """Confirm deliveries, then process the peer's bytes, whose packets also acknowledged ours."""
-        # Confirm first: these bytes may end the connection, and then nothing more can be proven.
-        self._confirm_deliveries()
-        super().data_received(data, datatype)
+    def look_for_progress(self) -> None:
+        """Take it for a sign of life when the client's system has acknowledged a part of what waits for it.
 
-    def eof_received(self) -> None:
-        """Confirm deliveries, then close our side: the peer has closed its own."""
-        self._confirm_deliveries()
-        super().eof_received()
+        A slow client may ask for nothing, and answer nothing, until it has all that we wrote before our question.
+        """
+        if self.transport is None:  # not yet
+            return
+        with suppress(OSError):  # the socket is gone
+            taken = self.stream.acknowledged()
+            # Our own questions are acknowledged by the system of a client that hangs, but nothing waits behind them.
+            if taken > self._taken and self.stream.written - taken > KEEPALIVES_LENGTH:
+                self._has_taken = True
+                self.touch()
+            self._taken = taken
+
+    def _keepalive_timer_callback(self) -> None:
+        """Ask a silent client whether it is still there, unless it is taking what we sent before."""
+        self.look_for_progress()
+        if not self._has_taken:
+            super()._keepalive_timer_callback()
+            return
+        self._has_taken = False
+        self._keepalive_count = 0
+        self._set_keepalive_timer()
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
+        """Process the peer's bytes, and count them with ours."""
+        self.greeting += data[: GREETING - len(self.greeting)]
+        # The client's key serves no more bytes than ours: both are replaced together (RFC 4344, section 3.2).
+        self._rekey_bytes_sent += len(data)
+        super().data_received(data, datatype)
 
     def connection_lost(self, exc: Exception | None = None) -> None:
         """Confirm deliveries for the last time, then let asyncssh end the sessions."""
-        # Before the sessions end: what they have not confirmed by then counts as interrupted.
-        self._confirm_deliveries()
-        super().connection_lost(exc)
-
-    def _confirm_deliveries(self) -> None:
+        # While the socket is still open: what is not confirmed by then counts as not delivered.
         for session in self.sessions:
             session.confirm_delivery()
+        self.stream.end()
+        super().connection_lost(exc)
 
     async def reload_config(self) -> None:
         """Do nothing: there are no configuration files, and a stranger's user names must not cost work."""
 
+    async def _finish_userauth(self, begin_auth: bool, method: bytes, packet: SSHPacket) -> None:
+        """Handle the methods that carry a password here, and leave the others to asyncssh."""
+        handler = METHODS.get(method)
+        if handler is None or not self.get_owner() or not handler.supported(self):
+            await super()._finish_userauth(begin_auth, method, packet)
+            return
+        if self._auth:
+            self._auth.cancel()  # the last try, if the client did not wait for its answer
+        self._auth = handler(self, self._username, method, packet)
+
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        """Enforce the signature algorithms that we advertise: asyncssh would still accept SHA-1 from RSA keys."""
+        """Accept registered keys only, and only signatures that we advertise: asyncssh takes SHA-1 from RSA keys.
+
+        A key that is not registered is no failure, whether the client asks first or signs at once, as paramiko does
+        with every key that it has. Only a bad signature by a registered key is one.
+        """
         owner = cast("LoginTries", self.get_owner())
-        if msg:
-            await owner.begin_try(username)
-            length = int.from_bytes(signature[:4], "big")
-            if signature[4 : 4 + length].decode("ascii", "replace") not in SIGNATURES:
-                await owner.failed(username, Reason.SIGNATURE)
-                return False
+        # First: a stranger's key is not worth parsing, nor its signature checking.
+        if not self.registry.knows_key(username, self.address, key_data):
+            owner.key_refused(username)
+            return False
+        if not msg:
+            return await super().validate_public_key(username, key_data, msg, signature)
+        length = int.from_bytes(signature[:4], "big")
+        algorithm = signature[4 : 4 + min(length, 64)].decode("ascii", "replace")
+        if algorithm not in SIGNATURES:
+            owner.signature_refused(username, algorithm)
+            return False
+        await owner.begin_try(username)
         valid = await super().validate_public_key(username, key_data, msg, signature)
-        if not valid and msg:
+        if not valid:
             await owner.failed(username, Reason.SIGNATURE)
-        elif not valid:
-            owner.key_refused()
         return valid
 
     def log_sent_packet(self, *_: Any, **__: Any) -> None:
         """Log nothing: it costs more than the packet."""
 
-    def log_received_packet(self, pkttype: int, *_: Any, **__: Any) -> None:
-        """Log nothing, but limit what one connection may ask, and grant the login service as often as it is asked for.
+    def log_received_packet(self, pkttype: int, _pktid: int | None, packet: SSHPacket, *_: Any) -> None:  # type: ignore[override]  # it is called so
+        """Log nothing, but limit what one connection may ask, and allow what asyncssh is too strict about.
 
         Raises:
             TooManyRequests: the connection is to be ended.
@@ -224,6 +282,13 @@ class SshConnection(asyncssh.SSHServerConnection):
         if pkttype == MSG_SERVICE_REQUEST and self._auth_in_progress and not self.user:
             # paramiko asks for the service before every try; asyncssh expects that once, and would disconnect.
             self._next_service = b"ssh-userauth"
+        if pkttype == MSG_EXT_INFO and self._recv_encryption:
+            # asyncssh 2.5 to 2.7 sends it a packet too late, and it tells a server nothing that it needs.
+            self._can_recv_ext_info = True
+        if pkttype == MSG_KEXINIT:
+            # Now: asyncssh looks at it in a task, which never runs when the client resets the connection.
+            self._client_offer = Offer.parse(packet.get_full_payload())
+        self.wants_login |= pkttype == MSG_SERVICE_REQUEST
         self._packets_before_login += not self.user
         self._exchanges += pkttype == MSG_KEXINIT
         if (
@@ -283,13 +348,10 @@ class SshConnection(asyncssh.SSHServerConnection):
     def offers(self) -> tuple[Offer, Offer] | None:
         """Return what the client and we offered in the last key exchange, or None before there was one."""
         data = self.get_hash_prefix()  # RFC 4253, section 8: both versions and both KEXINITs, each as a string
-        parts = []
-        while data:
-            length = int.from_bytes(data[:4], "big")
-            parts.append(data[4 : 4 + length])
-            data = data[4 + length :]
-        client, server = Offer.parse(parts[2]), Offer.parse(parts[3])
-        return (client, server) if client and server else None
+        for _ in range(3):
+            data = data[4 + int.from_bytes(data[:4], "big") :]
+        server = Offer.parse(data[4:])
+        return (self._client_offer, server) if self._client_offer and server else None
 
 
 def connection_options(
@@ -301,7 +363,7 @@ def connection_options(
     os.environ.setdefault("HOME", "/nonexistent")
     # cryptography warns that it will drop finite-field DH; a test holds what is offered, so keep it out of the journal.
     warnings.filterwarnings("ignore", message="Diffie-Hellman over finite fields")
-    profile = LEGACY if settings.legacy_algorithms else DEFAULT
+    profile = Profile.of(legacy=settings.legacy_algorithms, chacha20=settings.chacha20)
     return asyncssh.SSHServerConnectionOptions(
         config=None,
         server_factory=login_handler,

@@ -2,62 +2,140 @@
 
 asyncssh sends each 32 KiB of channel data through nine copies, a new cipher object, a system call, and an IGNORE packet
 before it (a defence for CBC, which is not offered). That is more than half of the time that a transfer takes. For
-AES-GCM the packets of a whole reply are built here in one buffer and written at once.
+AES-GCM, and for AES-CTR with HMAC, the packets of a whole reply are built here in one buffer and written at once.
 
 Touches the internals of asyncssh's connection, channel and cipher objects, and no outside world. Promise: the packets
 are those that asyncssh would send, without the IGNOREs, and leave its counters as if it had sent them; with any other
-cipher, during a key exchange, or with an asyncssh whose code is not the one that this was written against, nothing is
-done, and the reply takes the slow path, through the channel's public methods.
+cipher, during a key exchange, or with an asyncssh whose code cannot be read or is not the one that this was written
+against, nothing is done, and the reply takes the slow path, through the channel's public methods.
 """
 # ruff: noqa: SLF001  # there is no public way to do this; `KNOWN_CODE` holds what is relied on
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import inspect
 import os
 import struct
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncssh.channel import SSHChannel
 from asyncssh.connection import SSHConnection
-from asyncssh.crypto.cipher import GCMCipher
-from asyncssh.encryption import GCMEncryption
+from asyncssh.crypto.cipher import BasicCipher, GCMCipher
+from asyncssh.encryption import BasicEncryption, ETMEncryption, GCMEncryption
+from asyncssh.mac import _HMAC, MAC
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
 KNOWN_CODE = {
-    "8d6cc0c0f649e921a072bedfc63d4f6d8b483053728305e24ad2913812907989",  # asyncssh 2.24.1
+    "0b99cd2e14dc01d6fe45c8f70a84b66be3c6be09b829af71a593e78a9dc99632",  # asyncssh 2.24.1
 }
 _CHANNEL_DATA = 94
-_HEADER = struct.Struct(">BBII")  # padding length, message code, channel, length of the data
-_LENGTH = struct.Struct(">I")
+_HEADER = struct.Struct(">IBBII")  # packet length, padding length, message code, channel, length of the data
+_SEQUENCE = struct.Struct(">I")
+_LENGTH = 4  # bytes of a packet that its length does not count
 _BLOCK = 16
 _TAG = 16
 _MIN_PADDING = 4
 
+_REPEATED: tuple[Any, ...] = (
+    SSHConnection.send_packet,
+    SSHConnection._send,
+    SSHConnection._send_kexinit,
+    SSHConnection.send_newkeys,
+    SSHChannel.write,
+    SSHChannel._flush_send_buf,
+    SSHChannel.send_packet,
+    SSHChannel._process_window_adjust,
+    GCMEncryption,
+    GCMCipher,
+    BasicEncryption,
+    ETMEncryption,
+    BasicCipher,
+    MAC,
+    _HMAC,
+)
 
-def code_in_use() -> str:
-    """Return a fingerprint (SHA-256, hex) of the code of asyncssh whose effects are repeated here."""
-    parts: list[Any] = [
-        SSHConnection.send_packet,
-        SSHConnection._send,
-        SSHConnection._send_kexinit,
-        SSHConnection.send_newkeys,
-        SSHChannel.write,
-        SSHChannel._flush_send_buf,
-        SSHChannel.send_packet,
-        SSHChannel._process_window_adjust,
-        GCMEncryption,
-        GCMCipher,
-    ]
-    return hashlib.sha256("\n".join(inspect.getsource(part) for part in parts).encode()).hexdigest()
+
+def code_in_use(parts: Iterable[Any] = _REPEATED) -> str:
+    """Return a fingerprint (SHA-256, hex) of code, by default of what is repeated here; "" where it has no sources."""
+    try:
+        text = "\n".join(map(inspect.getsource, parts))
+    except OSError:  # an installation that has only compiled files
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 KNOWN = code_in_use() in KNOWN_CODE and hasattr(AESGCM, "encrypt_into")
+
+
+class _Sealer(Protocol):
+    """One key, and what it makes of packets; its state is that of asyncssh's own object, which goes on from there."""
+
+    overhead: int  # bytes that follow a packet
+    clear: int  # bytes at the front of a packet that are not encrypted: they do not count for its padding
+
+    def seal(self, sequence: int, packet: memoryview, target: memoryview) -> None:
+        """Write a packet (its length in front, padded) as it goes over the wire, and what follows it."""
+
+
+class _Gcm:
+    """AES-GCM (RFC 5647, section 7.2)."""
+
+    overhead = _TAG
+    clear = _LENGTH
+
+    def __init__(self, cipher: GCMCipher) -> None:
+        self._cipher = cipher
+        self._aead = AESGCM(cipher._key)
+
+    def seal(self, sequence: int, packet: memoryview, target: memoryview) -> None:
+        nonce = self._cipher._iv
+        target[:_LENGTH] = packet[:_LENGTH]
+        self._aead.encrypt_into(nonce, packet[_LENGTH:], packet[:_LENGTH], target[_LENGTH:])
+        # Every packet has a nonce of its own: one that repeats would break AES-GCM.
+        invocation = (int.from_bytes(nonce[4:], "big") + 1) & 0xFFFFFFFFFFFFFFFF
+        self._cipher._iv = nonce[:4] + invocation.to_bytes(8, "big")
+
+
+class _Ctr:
+    """AES-CTR (RFC 4344, section 4) with HMAC: of the packet (RFC 4253, section 6.4), or of what goes over the wire."""
+
+    def __init__(self, cipher: BasicCipher, mac: _HMAC, *, encrypt_then_mac: bool) -> None:
+        cipher.encrypt(b"")  # makes the encryptor, if this is the first packet under the key
+        self._encryptor: Any = cipher._encryptor
+        self._mac = hmac.new(mac._key, digestmod=mac._hash_alg)
+        self._encrypt_then_mac = encrypt_then_mac
+        self.overhead = mac._hash_size
+        self.clear = _LENGTH if encrypt_then_mac else 0
+
+    def seal(self, sequence: int, packet: memoryview, target: memoryview) -> None:
+        clear = self.clear
+        target[:clear] = packet[:clear]
+        # Into all of the rest: older versions of cryptography want room for a block more than they write.
+        self._encryptor.update_into(packet[clear:], target[clear:])
+        mac = self._mac.copy()
+        mac.update(_SEQUENCE.pack(sequence))
+        mac.update(target[: len(packet)] if self._encrypt_then_mac else packet)
+        target[len(packet) :] = mac.digest()
+
+
+def _sealer(encryption: Any) -> _Sealer | None:
+    """Return how packets are encrypted under a connection's key, or None for a cipher that is not repeated here."""
+    kind = type(encryption)
+    if kind is GCMEncryption:
+        return _Gcm(encryption._cipher)
+    if kind in (BasicEncryption, ETMEncryption) and type(encryption._mac) is _HMAC:
+        cipher = encryption._cipher
+        if isinstance(cipher._cipher.mode, CTR):
+            return _Ctr(cipher, encryption._mac, encrypt_then_mac=kind is ETMEncryption)
+    return None
 
 
 class FastSender:
@@ -66,17 +144,15 @@ class FastSender:
     def __init__(self, channel: Any) -> None:
         self._channel = channel
         self._connection: Any = channel.get_connection()
-        self._cipher: GCMCipher | None = None
-        self._gcm = AESGCM(bytes(16))
+        self._encryption: Any = None
+        self._sealer: _Sealer | None = None
         self._packet = bytearray()
 
     def send(self, transport: asyncio.Transport, reply: memoryview) -> int | None:
         """Send as much of a reply as the client's window takes; return the count, or None to send it the slow way."""
         channel, connection = self._channel, self._connection
-        encryption = connection._send_encryption
         if (
             not KNOWN
-            or type(encryption) is not GCMEncryption
             or channel._send_state != "open"
             # What the channel still holds must go first.
             or channel._send_buf
@@ -89,56 +165,51 @@ class FastSender:
             or connection._transport is not transport
         ):
             return None
-        cipher = encryption._cipher
-        # A key exchange brings a new cipher object, with a new key.
-        if cipher is not self._cipher:
-            self._cipher, self._gcm = cipher, AESGCM(cipher._key)
+        # A key exchange brings a new object, with a new key.
+        if connection._send_encryption is not self._encryption:
+            self._encryption = connection._send_encryption
+            self._sealer = _sealer(self._encryption)
+        if self._sealer is None:
+            return None
         count = min(len(reply), int(channel._send_window))
         if count:
-            transport.write(self._packets(cipher, reply[:count]))
+            transport.write(self._packets(self._sealer, reply[:count]))
             channel._send_window -= count
         return count
 
-    def _packets(self, cipher: GCMCipher, source: memoryview) -> bytearray:
-        """Return the encrypted packets (RFC 5647, section 7.2) that carry the data; count them as sent."""
+    def _packets(self, sealer: _Sealer, source: memoryview) -> bytearray:
+        """Return the encrypted packets that carry the data; count them as sent."""
         channel, connection = self._channel, self._connection
         longest, number = channel._send_pktsize, channel._send_chan
         whole, rest = divmod(len(source), longest)
         sizes = [longest] * whole + [rest] * bool(rest)
-        packets = [(size, _padded(size)) for size in sizes]
-        output = bytearray(sum(padded for _, padded in packets) + (4 + _TAG) * len(packets))
+        packets = [(size, _padded(size, sealer.clear)) for size in sizes]
+        output = bytearray(sum(padded + sealer.overhead for _, padded in packets))
         if len(self._packet) < packets[0][1]:
             self._packet = bytearray(packets[0][1])
         padding = os.urandom(_BLOCK + _MIN_PADDING)
-        invocation = int.from_bytes(cipher._iv[4:], "big")
-        fixed = cipher._iv[:4]
+        sequence = connection._send_seq
         at, taken = 0, 0
         with memoryview(self._packet) as packet, memoryview(output) as target:
             for size, padded in packets:
                 end = _HEADER.size + size
-                _HEADER.pack_into(packet, 0, padded - end, _CHANNEL_DATA, number, size)
+                _HEADER.pack_into(packet, 0, padded - _LENGTH, padded - end, _CHANNEL_DATA, number, size)
                 packet[_HEADER.size : end] = source[taken : taken + size]
                 packet[end:padded] = padding[: padded - end]
-                _LENGTH.pack_into(target, at, padded)
-                self._gcm.encrypt_into(
-                    fixed + invocation.to_bytes(8, "big"),
-                    packet[:padded],
-                    target[at : at + 4],
-                    target[at + 4 : at + 4 + padded + _TAG],
-                )
-                # Every packet has a nonce of its own: one that repeats would break AES-GCM.
-                invocation = (invocation + 1) & 0xFFFFFFFFFFFFFFFF
-                at += 4 + padded + _TAG
+                after = at + padded + sealer.overhead
+                sealer.seal(sequence, packet[:padded], target[at:after])
+                sequence = (sequence + 1) & 0xFFFFFFFF
+                at = after
                 taken += size
-        # The caller writes these packets at once, so invocation, sequence number and rekeying count move on here.
-        cipher._iv = fixed + invocation.to_bytes(8, "big")
-        connection._send_seq = (connection._send_seq + len(packets)) & 0xFFFFFFFF
-        connection._rekey_bytes_sent += sum(padded for _, padded in packets)
+        # The caller writes these packets at once, so sequence number and rekeying count move on here, and the cipher's
+        # own state has moved on with each packet.
+        connection._send_seq = sequence
+        connection._rekey_bytes_sent += sum(padded - _LENGTH for _, padded in packets)
         return output
 
 
-def _padded(size: int) -> int:
+def _padded(size: int, clear: int) -> int:
     """Return the length of a packet with ``size`` bytes of channel data, padded to blocks (RFC 4253, section 6)."""
-    payload = _HEADER.size + size
-    padding = -payload % _BLOCK
-    return payload + (padding if padding >= _MIN_PADDING else padding + _BLOCK)
+    length = _HEADER.size + size
+    padding = (clear - length) % _BLOCK
+    return length + (padding if padding >= _MIN_PADDING else padding + _BLOCK)

@@ -3,7 +3,7 @@
 Touches the served files only through the two functions it is given, and reads the descriptors they return. Promise:
 a path from a client is looked up as a name and never joined to a path on disk; no request changes anything; a listing
 is a snapshot of one moment; an open file stays readable after it was pruned; an answer is never longer than 255 KiB;
-the event loop never waits for a disk.
+the event loop never waits for a disk. What a request says beyond its fields is ignored, as OpenSSH's server does.
 
 This is the protocol itself and not a subclass of ``asyncssh.SFTPServer``: a class that can write would have to refuse
 what it inherits, verb by verb and again with every release; what was never written needs no refusal. The requests of a
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .delivery import Delivery
 
 NAMES_AT_ONCE = 100
+LONGEST_NAME = 255  # bytes (NAME_MAX of Linux)
 READ_AHEAD = 8 << 20  # bytes asked of the kernel when a read had to wait for the disk
 
 
@@ -165,21 +166,17 @@ class RequestHandler:
 
     def _lookup(self, path: bytes) -> LogFile | Literal[True] | None:
         """Return the file that a path names, True for the one directory, or None for what does not exist."""
-        # Never joined to a path on disk: a name is a key of the served files, and nothing else exists.
-        parts = path.split(b"/")
-        names = [part for part in parts if part not in (b"", b".")]
-        if not names:
-            return True
-        if len(names) > 1 or parts[-1] != names[0]:
-            return None
+        name = _name_in_folder(path)
+        if not name:
+            return None if name is None else True
         try:
-            return self.files.list_files().get(names[0].decode("ascii"))
+            # Never joined to a path on disk: a name is a key of the served files, and nothing else exists.
+            return self.files.list_files().get(name.decode("ascii"))
         except UnicodeDecodeError:
             return None
 
     def _stat(self, number: int, fields: Fields) -> Reply:
         path = fields.string()
-        fields.end()
         found = self._lookup(path)
         if found is True:
             return packets.attrs_reply(number, self._folder_attrs())
@@ -191,17 +188,15 @@ class RequestHandler:
         return packets.folder_attrs(max((file.mtime for file in self.files.list_files().values()), default=0))
 
     def _realpath(self, number: int, fields: Fields) -> Reply:
-        path = fields.string()
-        fields.end()
-        found = self._lookup(path)
-        if not found:
+        name = _name_in_folder(fields.string())
+        # A missing name has a path all the same, as OpenSSH's server answers; one that no system takes has none.
+        if name is None or b"\0" in name or len(name) > LONGEST_NAME:
             return packets.status_reply(number, Status.NO_SUCH_FILE)
-        canonical = b"/" if found is True else f"/{found.name}".encode()
+        canonical = b"/" + name
         return packets.names_reply(number, [(canonical, canonical, bytes(4))])
 
     def _opendir(self, number: int, fields: Fields) -> Reply:
         path = fields.string()
-        fields.end()
         if self._lookup(path) is not True:
             return packets.status_reply(number, Status.NO_SUCH_FILE)
         if not self._has_room():
@@ -211,7 +206,6 @@ class RequestHandler:
 
     def _readdir(self, number: int, fields: Fields) -> Reply:
         listing = self._handles.get(fields.string())
-        fields.end()
         if not isinstance(listing, _Listing):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
         part = listing.entries[listing.position : listing.position + NAMES_AT_ONCE]
@@ -242,7 +236,6 @@ class RequestHandler:
         path = fields.string()
         flags = fields.u32()
         fields.skip_attrs()
-        fields.end()
         found = self._lookup(path)
         # Before the name: an upload of a new file must hear "read-only", not "no such file".
         if flags != packets.OPEN_READ:
@@ -282,7 +275,6 @@ class RequestHandler:
 
     def _fstat(self, number: int, fields: Fields) -> Reply:
         handle = self._handles.get(fields.string())
-        fields.end()
         if isinstance(handle, _OpenFile):
             file = self.files.list_files().get(str(handle.progress.name))
             if file is not None:
@@ -295,7 +287,6 @@ class RequestHandler:
 
     def _close(self, number: int, fields: Fields) -> Reply:
         key = fields.string()
-        fields.end()
         handle = self._handles.pop(key, None)
         if handle is None:
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
@@ -306,14 +297,13 @@ class RequestHandler:
         return packets.status_reply(number, Status.OK)
 
     def abandon(self) -> None:
-        """End with the session: pickups that are open, or have bytes on the way, were interrupted."""
+        """End with the session: close what is open; what has bytes on the way, or was not closed, was interrupted."""
         self._abandoned = True
-        self.delivery.abandon()
-        for handle in self._handles.values():
-            if isinstance(handle, _OpenFile):
-                os.close(handle.descriptor)
-                self.events.pickup(handle.progress.finished(self.clock(), closed=False, taken=False))
+        open_files = [handle for handle in self._handles.values() if isinstance(handle, _OpenFile)]
         self._handles.clear()
+        for handle in open_files:
+            os.close(handle.descriptor)
+        self.delivery.abandon(handle.progress for handle in open_files)
 
     # -- reading --
 
@@ -321,7 +311,6 @@ class RequestHandler:
         handle = self._handles.get(fields.string())
         offset = fields.u64()
         length = fields.u32()
-        fields.end()
         if not isinstance(handle, _OpenFile):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
         count = min(length, packets.MAX_READ, handle.size - offset)
@@ -340,7 +329,7 @@ class RequestHandler:
                 handle.cached_reads = False
         if got < count:
             return self._read_from_disk(number, handle, buffer, offset, got)
-        handle.progress.answered(offset, count)
+        self.delivery.answered(handle.progress, offset, count)
         return buffer
 
     async def _read_from_disk(self, number: int, handle: _OpenFile, buffer: bytearray, offset: int, got: int) -> Reply:
@@ -358,7 +347,7 @@ class RequestHandler:
         if start + got < len(buffer):
             del buffer[start + got :]
             packets.set_data_header(buffer, number, got)
-        handle.progress.answered(offset, got)
+        self.delivery.answered(handle.progress, offset, got)
         return buffer
 
     # -- the rest --
@@ -366,7 +355,6 @@ class RequestHandler:
     def _extended(self, number: int, fields: Fields) -> Reply:
         name = fields.string()
         if name == packets.LIMITS:
-            fields.end()
             return packets.limits_reply(number, self.max_handles)
         if verb := _MUTATING_EXTENSIONS.get(name):
             self._report_request(verb, fields)
@@ -384,6 +372,16 @@ class RequestHandler:
         if verb not in self._reported_verbs:
             self._reported_verbs.add(verb)
             self.events.refused(verb, name)
+
+
+def _name_in_folder(path: bytes) -> bytes | None:
+    """Return the name that a path gives in the one directory, b"" for the directory itself, or None for any other."""
+    parts = path.split(b"/")
+    # Above the root is the root (POSIX), and there is no other directory to come back from by "..".
+    names = [part for part in parts if part not in (b"", b".", b"..")]
+    if not names:
+        return b""
+    return names[0] if len(names) == 1 and parts[-1] == names[0] else None
 
 
 def _fill(descriptor: int, buffer: bytearray, position: int, offset: int) -> int:

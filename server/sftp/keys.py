@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import asyncssh
 
 from ..config import IP_HASH_KEY, IP_HASH_KEY_BYTES, load_ip_hash_key
-from ..disk import MAX_KEY_BYTES, exists, read_private, write_new
+from ..disk import MAX_KEY_BYTES, exists, read_private
 from ..errors import ConfigError, Problem
+from ..paths import open_to_read, write_new
 from .algorithms import HOST_KEY_FILES, LEGACY_HOST_KEY, RSA_HOST_SIGNATURES
 from .users import Access, User, password_hash_problem
 
@@ -125,7 +126,7 @@ def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
 def known_hosts_lines(keys: list[MadeKey], address: str) -> list[str]:
     """Return a known_hosts line for each host key; ``address`` is ``host`` or ``host:port``."""
     host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit() or (":" in host and not host.startswith("[")):
+    if not separator or not port.isdecimal() or (":" in host and not host.startswith("[")):
         host, port = address, "22"
     host = host.strip("[]")
     name = host if port == "22" else f"[{host}]:{port}"
@@ -169,7 +170,7 @@ def _authorized_keys(path: Path, key: str, problems: list[Problem]) -> frozenset
     """Read the public keys of an authorized_keys file; options before a key are a problem, as none would be obeyed."""
     found = set()
     try:
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             lines = file.read(MAX_KEY_BYTES).decode("utf-8", "replace").splitlines()
     except OSError as error:
         problems.append(Problem(key, f"cannot read {path}: {error.strerror or error}", f"ls -l {path}"))

@@ -2,27 +2,29 @@
 
 Pure counting: connections in total and from one address, the pace of new ones, failures, delays, bans, and which
 refusals get a log line of their own. The caller passes the clock in (seconds, monotonic). An IPv6 client counts by its
-/64, since one host can have all of that. Promise: every table is bounded, every ban ends by itself, and an address in a
-user's ``allow_from`` is never delayed or banned.
+/64, since one host can have all of that. Promise: every table is bounded, a ban ends by itself and not before its time
+however many other addresses come by, and an address in a user's ``allow_from`` is never delayed or banned.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ..settings import SftpSettings
 
+T = TypeVar("T")
 Address = IPv4Address | IPv6Address
+Group = Address | IPv6Network  # what counts as one: an IPv4 address, an IPv6 /64
 FAILURE_WINDOW = 600.0  # seconds: failures count for ten minutes
-MAX_ADDRESSES = 4096  # remembered for their failures or their pace; those quiet for longest are forgotten first
+MAX_ADDRESSES = 4096  # in each table of the guard; in the half hour of a ban so many cannot be earned
 PACE = 10.0  # new connections a second from one address; more wait their turn (ssh-audit calls under 20 safe)
 BURST = 10.0  # this many at once need not wait
 OPENS = 20.0  # files a second that one user may open, in all sessions; more wait their turn
@@ -55,6 +57,11 @@ class Reason(StrEnum):
     HANDLES = "too-many-handles"
     PROTOCOL = "protocol-error"
     KEY_EXCHANGE = "no-common-algorithm"
+    HOST_KEY = "left-at-host-key"
+    BALANCER = "proxy-protocol"
+    SHA1 = "sha1-signature"
+    SIGNATURE_ALGORITHM = "signature-algorithm"
+    KEYS = "too-many-keys"
     FLOOD = "too-many-requests"
 
 
@@ -64,7 +71,7 @@ def parse_address(text: str) -> Address:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def address_group(address: Address) -> Address | IPv6Network:
+def address_group(address: Address) -> Group:
     """Return what an address counts as: itself, or the /64 that it is in."""
     return IPv6Network((address, 64), strict=False) if isinstance(address, IPv6Address) else address
 
@@ -114,22 +121,18 @@ class Penalty:
     banned: bool
 
 
-@dataclass(slots=True)
-class _Record:
-    failures: deque[float] = field(default_factory=deque)
-    banned_until: float = 0.0
-    counted: int = 0  # the failures that led to the ban
-    next_turn: float = 0.0  # the time up to which the pace is used
-
-
 class Guard:
     """The counts of one listener."""
 
     def __init__(self, limits: Limits, exempt: Callable[[Address], bool]) -> None:
         self.limits = limits
         self.exempt = exempt
-        self._connected: Counter[Address | IPv6Network] = Counter()
-        self._records: OrderedDict[Address | IPv6Network, _Record] = OrderedDict()
+        self._connected: Counter[Group] = Counter()
+        # Three tables, so that a flood in one forgets nothing in another: the time up to which the pace is used, the
+        # failures (time, user), and the bans. The first two forget who was quiet for longest.
+        self._turns: OrderedDict[Group, float] = OrderedDict()
+        self._failures: OrderedDict[Group, deque[tuple[float, str]]] = OrderedDict()
+        self._bans: dict[Group, Ban] = {}
 
     @property
     def connected(self) -> int:
@@ -152,9 +155,10 @@ class Guard:
         ``descriptors`` is how many are still free.
         """
         key = address_group(address)
-        record = self._records.get(key)
-        if record is not None and record.banned_until > now and not self.exempt(address):
-            return Reason.BANNED
+        if key in self._bans and not self.exempt(address):
+            if self._bans[key].until > now:
+                return Reason.BANNED
+            del self._bans[key]
         if self._connected[key] >= self.limits.connections_per_address:
             return Reason.CONNECTIONS_PER_ADDRESS
         room = self.limits.connections
@@ -164,9 +168,9 @@ class Guard:
         if self.connected >= room or not self.may_take(address, descriptors):
             return Reason.CONNECTIONS
         self._connected[key] += 1
-        record = self._touch(key)
-        record.next_turn = max(record.next_turn, now) + 1 / PACE
-        return max(0.0, record.next_turn - now - BURST / PACE)
+        turn = max(self._turns.get(key, 0.0), now) + 1 / PACE
+        _remember(self._turns, key, turn)
+        return max(0.0, turn - now - BURST / PACE)
 
     def leave(self, address: Address) -> None:
         """Count out a connection that was admitted."""
@@ -175,41 +179,50 @@ class Guard:
         if self._connected[key] <= 0:
             del self._connected[key]
 
-    def failed(self, address: Address, now: float) -> Penalty:
-        """Count a failed login, and return what it costs."""
+    def failed(self, address: Address, now: float, user: str = "") -> Penalty:
+        """Count a failed login, and return what it costs; ``user`` is who it counts against, "" if there is no such."""
         if self.exempt(address):
             return Penalty(0.0, banned=False)
-        record = self._touch(address_group(address))
-        failures = record.failures
-        while failures and failures[0] <= now - FAILURE_WINDOW:
+        key = address_group(address)
+        failures = self._failures.get(key, deque())
+        while failures and failures[0][0] <= now - FAILURE_WINDOW:
             failures.popleft()
-        failures.append(now)
-        if len(failures) >= self.limits.ban_after:
-            record.banned_until = now + self.limits.ban_time
-            record.counted = len(failures)
+        failures.append((now, user))
+        if len(failures) >= self.limits.ban_after and self._has_room_for_ban(now):
+            self._bans.pop(key, None)  # or the new one would stand in the old one's place
+            self._bans[key] = Ban(str(key), now + self.limits.ban_time, len(failures))
             # A new count begins when the ban ends, or one more failure would ban again.
-            failures.clear()
+            self._failures.pop(key, None)
             return Penalty(0.0, banned=True)
+        _remember(self._failures, key, failures)
         over = len(failures) - FREE_FAILURES
         return Penalty(min(FIRST_DELAY * 2.0 ** min(over - 1, 16), MAX_DELAY) if over > 0 else 0.0, banned=False)
 
+    def forgive(self, address: Address, user: str) -> None:
+        """Forget an address's failures to log in as a user: it has succeeded. A ban in force stays."""
+        key = address_group(address)
+        failures = self._failures.pop(key, ())
+        if left := deque(failure for failure in failures if failure[1] != user):
+            _remember(self._failures, key, left)
+
     def bans(self, now: float) -> list[Ban]:
         """Return who is kept out now."""
-        return [
-            Ban(str(key), record.banned_until, record.counted)
-            for key, record in self._records.items()
-            if record.banned_until > now
-        ]
+        return [ban for ban in self._bans.values() if ban.until > now]
 
-    def _touch(self, key: Address | IPv6Network) -> _Record:
-        record = self._records.get(key)
-        if record is None:
-            record = self._records[key] = _Record()
-            # The front of the table was quiet for longest: a flood of addresses forgets old ones, not itself.
-            if len(self._records) > MAX_ADDRESSES:
-                self._records.popitem(last=False)
-        self._records.move_to_end(key)
-        return record
+    def _has_room_for_ban(self, now: float) -> bool:
+        """Return whether one more ban can be kept; those in force are never forgotten for it."""
+        # Bans end in the order in which they began; after a reload with a shorter ban_time some are forgotten late.
+        while self._bans and next(iter(self._bans.values())).until <= now:
+            del self._bans[next(iter(self._bans))]
+        return len(self._bans) < MAX_ADDRESSES
+
+
+def _remember(table: OrderedDict[Group, T], key: Group, value: T) -> None:
+    """Put a value at the table's end; forget the front, which was quiet for longest, when there are too many."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > MAX_ADDRESSES:
+        table.popitem(last=False)
 
 
 class OpenPace:

@@ -11,10 +11,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import asyncssh
-import structlog
 
-from .algorithms import find_disagreement, negotiate
-from .connection import TooManyRequests
+from .algorithms import authenticates, negotiate
+from .endings import report_end
 from .limits import Reason
 from .registry import Login, plain
 from .session import SftpSession
@@ -23,18 +22,10 @@ from .users import Verdict
 if TYPE_CHECKING:
     from .connection import SshConnection
 
-log = structlog.get_logger()
-
-MAX_KEY_OFFERS = 30  # on one connection: agents hold many keys
-# The errors that a scanner, a browser or a broken client ends in; one that just hangs up causes none of them.
-NOT_SSH = (
-    asyncssh.IllegalUserName,
-    asyncssh.MACError,
-    asyncssh.ProtocolError,
-    asyncssh.ProtocolNotSupported,
-    asyncssh.ServiceNotAvailable,
-    ValueError,  # raised by asyncssh's parsers, and the cryptography under them, for bytes that make no sense
-)
+ORDINARY_OFFERS = 30  # unknown keys on one connection: agents hold many; more are worth a line
+KEYS_HINT = "the partner's client offers every key that it has: name one (IdentitiesOnly=yes, look_for_keys=False)"
+SHA1_HINT = "the partner's client signs with SHA-1: update it (rsa-sha2-256), or register an Ed25519 key"
+SIGNATURE_HINT = "register an Ed25519 key of the partner's"
 
 
 class LoginHandler(asyncssh.SSHServer):
@@ -57,31 +48,7 @@ class LoginHandler(asyncssh.SSHServer):
         connection = self._connection
         # First: asyncssh swallows what is raised here, and the count must be right whatever follows.
         connection.registry.left(connection)
-        if isinstance(exc, asyncssh.KeyExchangeFailed):
-            self._diagnose()
-        elif not connection.user and "Login timeout" in str(exc):
-            connection.registry.refused(connection.address, Reason.LOGIN_TIMEOUT)
-        elif isinstance(exc, TooManyRequests):
-            connection.registry.refused(connection.address, Reason.FLOOD, connection.user)
-        elif isinstance(exc, NOT_SSH) and not connection.user:
-            connection.registry.refused(connection.address, Reason.PROTOCOL, client=connection.client)
-        elif isinstance(exc, asyncssh.DisconnectError | ValueError) and not isinstance(exc, asyncssh.ConnectionLost):
-            connection.registry.ended(connection, type(exc).__name__)
-        elif exc is None or isinstance(exc, asyncssh.Error | OSError):
-            pass  # the client hung up, or we did
-        elif connection.registry.may_log("broke-off", connection.address):  # within the budget: a traceback is long
-            log.error(f"{connection.label} broke off", error=type(exc).__name__, exc_info=exc)
-
-    def _diagnose(self) -> None:
-        connection = self._connection
-        offers = connection.offers()
-        legacy = connection.registry.legacy_algorithms
-        found = find_disagreement(*offers, legacy=legacy) if offers else None
-        details = {}
-        if found is not None:
-            theirs, ours = (",".join(plain(name) for name in names[:40]) for names in (found.client, found.server))
-            details = {"missing": found.what, "client_offers": theirs, "we_offer": ours, "hint": found.hint}
-        connection.registry.refused(connection.address, Reason.KEY_EXCHANGE, client=connection.client, **details)
+        report_end(connection, exc)
 
     def begin_auth(self, username: str) -> bool:
         """Return that a login is needed, whoever asks: every user name is asked for the same proof."""
@@ -100,8 +67,8 @@ class LoginHandler(asyncssh.SSHServer):
         connection = self._connection
         return connection.registry.knows_key(username, connection.address, key.public_data)
 
-    async def validate_password(self, username: str, password: str) -> bool:
-        """Return whether it is the user's password; a wrong one is answered late."""
+    async def try_password(self, username: str, password: bytes) -> bool:
+        """Return whether it is the user's password, as the client sent it; a wrong one is answered late."""
         connection = self._connection
         await self.begin_try(username)
         verdict = await connection.registry.check_password(username, connection.address, password)
@@ -146,15 +113,22 @@ class LoginHandler(asyncssh.SSHServer):
         if self._tries >= connection.registry.limits.auth_tries:
             self._refuse_more_tries(username)
 
-    def key_refused(self) -> None:
-        """Count an offered key that is unknown: it is no failure, but there is a limit.
-
-        Raises:
-            asyncssh.DisconnectError: the client has offered too many.
-        """
+    def key_refused(self, username: str) -> None:
+        """Count an offered key that is not registered: it is no failure, however many there are."""
         self._key_offers += 1
-        if self._key_offers > MAX_KEY_OFFERS:
-            raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many keys")
+        if self._key_offers == ORDINARY_OFFERS + 1:
+            connection = self._connection
+            connection.registry.refused(
+                connection.address, Reason.KEYS, username, client=connection.client, hint=KEYS_HINT
+            )
+
+    def signature_refused(self, username: str, algorithm: str) -> None:
+        """Log that a registered key signs in a way that is not accepted: no failure, since nothing was guessed."""
+        connection = self._connection
+        sha1 = algorithm == "ssh-rsa"
+        reason, hint = (Reason.SHA1, SHA1_HINT) if sha1 else (Reason.SIGNATURE_ALGORITHM, SIGNATURE_HINT)
+        details = {"client": connection.client, "algorithm": plain(algorithm), "hint": hint}
+        connection.registry.refused(connection.address, reason, username, **details)
 
     def auth_completed(self) -> None:
         """Record the login, with the algorithms that were negotiated."""
@@ -172,7 +146,7 @@ class LoginHandler(asyncssh.SSHServer):
             kex=(offers and negotiate(offers[0].kex, offers[1].kex)) or "-",
             host_key=(offers and negotiate(offers[0].host_keys, offers[1].host_keys)) or "-",
             cipher=cipher,
-            mac=cipher if "gcm" in cipher or "poly1305" in cipher else str(connection.get_extra_info("send_mac")),
+            mac=cipher if authenticates(cipher) else str(connection.get_extra_info("send_mac")),
         )
         connection.registry.logged_in(connection, login)
 

@@ -92,13 +92,13 @@ OPEN_READ = 0x1  # SSH_FXF_READ; these flags are not those of os.open
 
 
 class Malformed(Exception):
-    """The fields of a request do not fill it exactly."""
+    """A request ends before its fields do."""
 
 
 class Fields:
     """The fields of one request, taken from the front.
 
-    Every method raises `Malformed` when the request is too short, and `end` when it is too long.
+    Every method raises `Malformed` when the request is too short.
     """
 
     __slots__ = ("_data", "_position")
@@ -135,11 +135,6 @@ class Fields:
             for _ in range(self.u32()):
                 self.string()
                 self.string()
-
-    def end(self) -> None:
-        """Make sure that nothing is left."""
-        if self._position != len(self._data):
-            raise Malformed
 
 
 def string(data: bytes) -> bytes:

@@ -93,6 +93,9 @@ class Connection(Protocol):
     async def wait_closed(self) -> None:
         """Wait for its end."""
 
+    def look_for_progress(self) -> None:
+        """Note whether the client has taken a part of what waits for it."""
+
 
 class Session(Protocol):
     """What the registry needs of a session."""
@@ -131,7 +134,6 @@ class Registry:
         self.access: Access = credentials.access
         self.counters = Counters()
         self.draining = False
-        self.legacy_algorithms = settings.legacy_algorithms
         self.disk_threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="sftp-disk")
         self._passwords = PasswordChecks()
         self._guard = Guard(Limits.of(settings), lambda address: self.access.is_listed(address))
@@ -145,7 +147,6 @@ class Registry:
         """Use other users and limits from now on; connections that exist stay."""
         limits = Limits.of(settings)
         self.access, self._guard.limits = credentials.access, limits
-        self.legacy_algorithms = settings.legacy_algorithms
 
     def close(self) -> None:
         """End the threads; wait for disk reads that are running."""
@@ -221,7 +222,9 @@ class Registry:
 
     def login_failed(self, address: Address, reason: Reason, user: str) -> Penalty:
         """Count and log a failed login, and return what it costs."""
-        penalty = self._guard.failed(address, time.monotonic())
+        # Kept by user to be forgiven, and only users can be forgiven: an invented name is not worth its memory.
+        against = user if user in self.access.users else ""
+        penalty = self._guard.failed(address, time.monotonic(), against)
         self.refused(address, reason, user)
         if penalty.banned:
             minutes = round(self._guard.limits.ban_time / 60, 1)
@@ -242,7 +245,8 @@ class Registry:
         return self._budget.take(reason, str(address))
 
     def logged_in(self, connection: Connection, login: Login) -> None:
-        """Log and record a login."""
+        """Log and record a login, which forgives the address its failures for this user."""
+        self._guard.forgive(connection.address, login.user)
         log.info(
             f"{connection.label} logged in",
             method=login.method,
@@ -289,8 +293,8 @@ class Registry:
         """Return whether the user may log in from this address with this public key (its SSH blob)."""
         return self.access.knows_key(user, address, key)
 
-    async def check_password(self, user: str, address: Address, password: str) -> Verdict:
-        """Return whether the user may log in from this address with this password, or why not."""
+    async def check_password(self, user: str, address: Address, password: bytes) -> Verdict:
+        """Return whether the user may log in from this address with this password, as it was sent, or why not."""
         return await self._passwords.check(self.access, user, address, password)
 
     def picked_up(self, connection: Connection, pickup: Pickup) -> None:
@@ -300,6 +304,12 @@ class Registry:
             log.info(event, **details)
             self.counters.pickups[pickup.grade.value] += 1
         self._on_pickup(pickup)
+
+    def turned_away(self, connection: Connection, **details: Any) -> None:
+        """Count and log a client that left when it saw our host key."""
+        self.counters.refusals[Reason.HOST_KEY.value] += 1
+        if self.may_log(Reason.HOST_KEY.value, connection.address):
+            log.warning(f"{connection.label} left at the host key", **details)
 
     def ended(self, connection: Connection, error: str) -> None:
         """Log that a user's connection ended because one side complained."""

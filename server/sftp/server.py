@@ -207,6 +207,7 @@ class SftpServer:
             self.registry.summarize()
             oldest = loop.time() - self.registry.limits.idle_timeout
             for connection in self.registry.connections():
+                connection.look_for_progress()
                 if connection.user and connection.last_active < oldest:
                     self.registry.refused(connection.address, Reason.IDLE, connection.user)
                     connection.disconnect(asyncssh.DISC_BY_APPLICATION, "Idle for too long")

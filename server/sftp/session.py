@@ -60,6 +60,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._ended = False  # the client has said that it will send nothing more
         self._lost = False
         self._pump_planned = False
+        self._tick_planned = False
         self._reading_paused = False
         self._task: asyncio.Task[None] | None = None
         self._delivery: Delivery | None = None
@@ -98,7 +99,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             return False
         connection = self._connection
         registry = connection.registry
-        self._delivery = Delivery(connection.stream, self._nothing_held_back, self._pickup)
+        self._delivery = Delivery(connection.stream, self._held_back, self._pickup)
         self._handler = RequestHandler(
             delivery=self._delivery,
             files=registry.files,
@@ -145,7 +146,10 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End with the channel; what was open is reported as interrupted."""
+        # From here on nothing is marked: asyncssh may have thrown away what the channel held.
         self._lost = True
+        # Now, while the socket can be asked: a thread that reads for this session may take its time.
+        self.confirm_delivery()
         self._rest = None
         self._inbox.clear()
         self._connection.sessions.discard(self)
@@ -164,6 +168,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         # The rest of the last reply comes first: replies may not overtake each other.
         if self._rest is not None and not (self._lost or self._connection.choked):
             self._send_rest()
+        if self._delivery is not None:
+            self._delivery.mark()
         while handler is not None and not (self._lost or self._blocked):
             if len(inbox) - position < 4:
                 break
@@ -238,18 +244,18 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self.pump()
 
     def _send(self, reply: Reply) -> None:
-        if isinstance(reply, bytearray):
-            # Before the data leaves: a mark made from here on must lie behind it.
-            if self._delivery is not None:
-                self._delivery.data_sent()
+        data = isinstance(reply, bytearray)
+        if self._delivery is not None:
+            # Before the reply leaves: what is marked from here on must lie behind it.
+            self._delivery.handed_over(len(reply), data=data)
+        if data:
             self._rest = memoryview(reply)
             self._send_rest()
         else:
-            if self._delivery is not None and self._delivery.waits:
-                # Before this reply is written: the mark belongs behind the data, not behind the reply.
-                self._delivery.mark()
-                self._confirm_later()
-            self._write(reply)
+            self._write(bytes(reply))
+        if self._delivery is not None and self._delivery.waits:
+            self._delivery.mark()
+            self._plan_tick()
         self._connection.registry.counters.bytes_sent += len(reply)
 
     def _send_rest(self) -> None:
@@ -276,6 +282,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Go on soon: the client is about to open its window."""
         if self._rest is not None:
             self._connection.touch()
+        if self._rest is not None or (self._delivery is not None and self._delivery.holds):
             self.plan_pump()
 
     def channel_closed(self) -> None:
@@ -284,24 +291,28 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._delivery.channel_closed()
 
     def confirm_delivery(self) -> None:
-        """Finish the closed pickups if the client's system has acknowledged their last byte."""
+        """Take note of what the client's system has acknowledged."""
         if self._delivery is not None:
             self._delivery.confirm()
 
-    def _nothing_held_back(self) -> bool:
-        """Return whether all file data has left for the transport: no rest of a reply, no buffer, no key exchange."""
-        connection = self._connection
-        if self._lost or connection.exchanging or connection.broken or self._rest is not None:
-            return False
-        return self._channel.get_write_buffer_size() == 0
+    def _held_back(self) -> int | None:
+        """Return how many bytes of replies have not left for the transport; None during a key exchange or after."""
+        if self._lost or self._connection.exchanging:
+            return None
+        return self._channel.get_write_buffer_size() + (len(self._rest) if self._rest is not None else 0)
 
-    def _confirm_later(self) -> None:
-        """Confirm now, or look again until it is done: the kernel reports no acknowledgement by itself."""
-        if self._lost or self._delivery is None or not self._delivery.pending:
-            return
-        self._delivery.confirm()
-        if self._delivery.pending:
-            asyncio.get_running_loop().call_later(CONFIRM_POLL, self._confirm_later)
+    def _plan_tick(self) -> None:
+        """Look at the acknowledgements soon, and again until there is nothing to wait for: the kernel reports none."""
+        if not self._tick_planned:
+            self._tick_planned = True
+            asyncio.get_running_loop().call_later(CONFIRM_POLL, self._tick)
+
+    def _tick(self) -> None:
+        self._tick_planned = False
+        if self._delivery is not None and not self._lost:
+            self._delivery.tick()
+            if self._delivery.waits:
+                self._plan_tick()
 
     def _end(self, reason: Reason) -> None:
         """End the session: what came is not SFTP."""

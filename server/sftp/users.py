@@ -1,15 +1,19 @@
 """Who a user is: name, password hash, public keys, and the networks that they may connect from.
 
-Touches nothing but the processor: Argon2id is computed in two threads, so at most two checks run at once and none on
-the event loop. Promise: an unknown user, a user without a password and a user at a wrong address take as long as a
-wrong password; a password is never logged, kept or compared by hand.
+Touches nothing but the processor and the clock: Argon2id is computed in two threads, so at most two checks run at once
+and none on the event loop. Promise: how long a refusal takes tells neither whether the user exists, has a password or
+may come from that address, nor how expensive their hash is, also on a busy machine: every check does the same work, and
+its verdict waits for a fixed time. A password is never logged, kept or compared by hand.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import re
 import secrets
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,23 +23,68 @@ from typing import TYPE_CHECKING
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from ..errors import PickupPointError
+from .saslprep import Unprepared, prepare
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from .limits import Address
 
 Network = IPv4Network | IPv6Network
 MAX_MEMORY_KIB = 256 * 1024  # for one check; two run at once
 CHECKS_AT_ONCE = 2
-MAX_PASSWORD = 1024
+MAX_PASSWORD = 1024  # characters
+VERDICT_STEP = 4  # times the measured length of a check: when two run at once, nearly all still end within one step
+_MEASUREMENTS = 3  # of each kind of hash; the shortest counts, since whatever else runs only adds to it
 # 19 MiB and two passes: OWASP's recommendation for Argon2id, and two checks at once stay under 40 MiB.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, type=Type.ID)
 _COST = re.compile(r"\$argon2id\$v=\d+\$m=(\d+),t=(\d+),p=(\d+)\$")
 
 
 def hash_password(password: str) -> str:
-    """Return the Argon2id hash of a password, for the configuration."""
-    return _HASHER.hash(password)
+    """Return the Argon2id hash of a password, for the configuration.
+
+    Raises:
+        PickupPointError: no client, or not every one, could log in with it.
+    """
+    hint = "openssl rand -base64 24 | pickup-point hash-password"
+    try:
+        prepared = prepare(password)
+    except Unprepared as error:
+        sentence = f"the password is not one that all SSH clients send alike (RFC 4013): it has {error}"
+        raise PickupPointError(sentence, hint=hint) from None
+    if not prepared:
+        raise PickupPointError("the password is empty", hint=hint)
+    if max(len(password), len(prepared)) > MAX_PASSWORD:
+        raise PickupPointError(f"the password is longer than {MAX_PASSWORD} characters", hint=hint)
+    return _HASHER.hash(prepared)
+
+
+def password_matches(password_hash: str, password: bytes) -> bool:
+    """Return whether a hash is that of a password, as a client sends it; what is no text, or too long, is none."""
+    try:
+        text = password.decode()
+    except UnicodeDecodeError:
+        return False
+    if not 0 < len(text) <= MAX_PASSWORD:
+        return False
+    # Also as it came: hashes of before passwords were prepared are of that, and so are those that other tools make.
+    forms = [password]
+    with contextlib.suppress(Unprepared):
+        forms.append(prepare(text).encode())
+    return any(_verify(password_hash, form) for form in dict.fromkeys(forms))
+
+
+def _any_matches(hashes: list[str], password: bytes) -> bool:
+    return any([password_matches(password_hash, password) for password_hash in hashes])  # noqa: C419  # all of them
+
+
+def _verify(password_hash: str, password: bytes) -> bool:
+    try:
+        return _HASHER.verify(password_hash, password)
+    except (VerificationError, InvalidHashError):
+        return False
 
 
 def password_hash_problem(password_hash: str) -> str:
@@ -80,13 +129,19 @@ class Verdict(StrEnum):
 
 
 class Access:
-    """The users of one configuration; never changed, a reload makes a new object."""
+    """The users of one configuration; never changed, a reload makes a new object.
+
+    Making it measures what a check costs, which takes as long as a few checks. ``verdict_step`` is in seconds.
+    """
 
     def __init__(self, users: Iterable[User]) -> None:
         self.users = {user.name: user for user in users}
         self._networks = tuple(network for user in self.users.values() for network in user.allow_from)
         self._closed = bool(self.users) and all(user.allow_from for user in self.users.values())
-        self._decoy = _decoy([user.password_hash for user in self.users.values() if user.password_hash])
+        hashes = [user.password_hash for user in self.users.values() if user.password_hash]
+        ours = (_HASHER.memory_cost, _HASHER.time_cost, _HASHER.parallelism)
+        self._decoys = {kind: _decoy(kind) for kind in dict.fromkeys(map(_kind, hashes)) or [ours]}
+        self.verdict_step = VERDICT_STEP * sum(map(_seconds_to_check, self._decoys.values()))
 
     def may_connect(self, address: Address) -> bool:
         """Return whether an address may exchange keys: if every user has an allow list, it must be in one of them."""
@@ -101,50 +156,89 @@ class Access:
         user = self.users.get(name)
         return user is not None and user.may_come_from(address) and key in user.keys
 
-    def hash_to_check(self, name: str, address: Address) -> tuple[str, Verdict]:
-        """Return the hash to check a password against, and the verdict if it does not match.
+    def hashes_to_check(self, name: str, address: Address) -> tuple[list[str], Verdict]:
+        """Return the hashes to check a password against, and the verdict if none matches.
 
-        Where no password may match it is a decoy: the check takes as long, and its time gives nothing away.
+        They are one of each kind that is configured, whoever it is: decoys, and among them the user's own, if they have
+        one and may come from there. So every check takes as long, and its time gives nothing away.
         """
         user = self.users.get(name)
+        otherwise, own = Verdict.WRONG_PASSWORD, user.password_hash if user is not None else None
         if user is None:
-            return self._decoy, Verdict.UNKNOWN_USER
-        if not user.may_come_from(address):
-            return self._decoy, Verdict.WRONG_ADDRESS
-        return user.password_hash or self._decoy, Verdict.WRONG_PASSWORD
+            otherwise = Verdict.UNKNOWN_USER
+        elif not user.may_come_from(address):
+            otherwise, own = Verdict.WRONG_ADDRESS, None
+        # In the place of its kind's decoy: the order is always the same.
+        return list((self._decoys | ({_kind(own): own} if own else {})).values()), otherwise
 
 
-def _decoy(hashes: list[str]) -> str:
-    """Return a hash that no password matches, as expensive to check as the most expensive of the users'."""
-    costs = [tuple(int(n) for n in match.groups()) for text in hashes if (match := _COST.match(text))]
-    if not costs:
-        return _HASHER.hash(secrets.token_urlsafe(32))
-    memory, passes, lanes = max(costs, key=lambda cost: cost[0] * cost[1])
+def _kind(password_hash: str) -> tuple[int, ...]:
+    """Return what a hash costs: memory (KiB), passes, lanes."""
+    match = _COST.match(password_hash)
+    return tuple(int(number) for number in match.groups()) if match else ()
+
+
+def _decoy(kind: tuple[int, ...]) -> str:
+    """Return a hash of a kind that no password matches."""
+    memory, passes, lanes = kind
     like = PasswordHasher(time_cost=passes, memory_cost=memory, parallelism=lanes, type=Type.ID)
     return like.hash(secrets.token_urlsafe(32))
+
+
+def _seconds_to_check(password_hash: str) -> float:
+    """Measure a check: how memory, passes and lanes add up is the machine's affair."""
+    return min(_measured(password_hash) for _ in range(_MEASUREMENTS))
+
+
+def _measured(password_hash: str) -> float:
+    # The processor's time, in all threads: at a start on a busy machine the clock's could be ten times as long.
+    began = time.process_time()
+    _verify(password_hash, b"wrong")
+    return time.process_time() - began
+
+
+def verdict_due(began: float, ended: float, step: float) -> float:
+    """Return when the verdict of a check that ran from ``began`` to ``ended`` is given: a whole number of steps after
+    its beginning, one at least (all in seconds)."""
+    return began + step * max(1, math.ceil((ended - began) / step))
 
 
 class PasswordChecks:
     """The two threads in which passwords are checked."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
         self._threads = ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="password")
+        self._free = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._running: set[asyncio.Task[bool]] = set()
 
-    async def check(self, access: Access, name: str, address: Address, password: str) -> Verdict:
-        """Check one password; wait while two others are being checked."""
-        password_hash, otherwise = access.hash_to_check(name, address)
-        loop = asyncio.get_running_loop()
-        # A longer password is cut and checked all the same, and then refused: its length must not show in the time.
-        matches = await loop.run_in_executor(self._threads, _matches, password_hash, password[:MAX_PASSWORD])
-        return Verdict.GRANTED if matches and len(password) <= MAX_PASSWORD else otherwise
+    async def check(self, access: Access, name: str, address: Address, password: bytes) -> Verdict:
+        """Check one password; wait while two others are being checked, and then until the verdict is due."""
+        hashes, otherwise = access.hashes_to_check(name, address)
+        await self._free.acquire()
+        # In a task of its own, which holds its place until the verdict is due even if asyncssh cancels this try: the
+        # next check begins at that time, and so tells nothing of this one's cost either.
+        task = asyncio.get_running_loop().create_task(self._check(hashes, password, access.verdict_step))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return Verdict.GRANTED if await asyncio.shield(task) else otherwise
+
+    async def _check(self, hashes: list[str], password: bytes, step: float) -> bool:
+        try:
+            began = self._clock()
+            loop = asyncio.get_running_loop()
+            matches = await loop.run_in_executor(self._threads, _any_matches, hashes, password)
+            ended = self._clock()
+            await self._sleep(verdict_due(began, ended, step) - ended)
+        finally:
+            self._free.release()
+        return matches
 
     def close(self) -> None:
-        """Let the threads end, without waiting for them."""
+        """Let the checks and the threads end, without waiting for them."""
+        for task in self._running:
+            task.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _matches(password_hash: str, password: str) -> bool:
-    try:
-        return _HASHER.verify(password_hash, password)
-    except (VerificationError, InvalidHashError, UnicodeEncodeError):
-        return False

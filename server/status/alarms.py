@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
 OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
+ALARMING_DAYS = (
+    33  # the newest days: those whose alarms have not ended, and the four weeks that volumes are compared with
+)
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
@@ -121,7 +124,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
         hint = f"pickup-point status; pickup-point feed --day {day.day}"
         if verb == "picked up":
-            hint = "ask the partner whether its puller runs; pickup-point status shows its last login"
+            hint = _what_to_ask(day)
         name = f"day_not_{verb.replace(' ', '_')}"
         found.append(
             Alarm(level, name, f"{day.day} is not {verb} yet; its deadline {'was' if late else 'is'} {when}", hint)
@@ -129,6 +132,15 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
     if day.late_failure:
         sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
         found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.advice or "pickup-point status"))
+    if day.shrunk:
+        found.append(
+            Alarm(Level.WARNING, "day_shrunk", f"{day.day}: {day.shrunk}", "ask support-megaphone@spotify.com")
+        )
+    missing = [entry for publication in day.publications for entry in publication.missing]
+    if missing:
+        names, lines = ", ".join(str(entry.name) for entry in missing), sum(entry.lines for entry in missing)
+        sentence = f"{day.day}: a crash lost {names} with {lines} lines before they had their names"
+        found.append(Alarm(Level.CRITICAL, "day_interrupted", sentence, f"pickup-point feed --day {day.day}"))
     for publication in day.publications:
         if publication.kind == "unfinal" or "give_up_waiting" in publication.remark:
             found.append(
@@ -139,6 +151,18 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
             for warning in judge(publication.tally, holds):
                 found.append(Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}"))  # noqa: PERF401  # nested
     return found
+
+
+def _what_to_ask(day: DayOverview) -> str:
+    """Return what to ask the partner of a day that is not picked up: of one who has begun, about what is missing."""
+    begun = [(user, part) for user in day.pickups if not user.done for part in user.parts]
+    if not begun:
+        return "ask the partner whether its puller runs; pickup-point status shows its last login"
+    user, part = begun[0]
+    has = f"{user.user} has {part.bytes} of {part.size} bytes of {part.name}"
+    if part.fragmented:
+        has = f"{user.user} read {part.name} in so many pieces that nobody can tell what is missing ({part.state})"
+    return f"{has}: ask the partner to fetch it again; pickup-point trace {part.name}"
 
 
 def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:

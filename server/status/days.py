@@ -5,10 +5,11 @@ Pure: its arguments are the ledger's records and the clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..pickups import Grade
+from ..publish.decisions import accept_command
+from ..publish.holds import shrunk, way_out
 from ..storage.records import matched_share
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines
 
@@ -18,19 +19,27 @@ if TYPE_CHECKING:
 
     from ..convert.tally import Tally
     from ..megaphone.exports import DayExport
-    from ..pickups import Pickup
-    from ..storage.records import DayRecord, LedgerLog, Publication
+    from ..pickups import Delivered
+    from ..storage.records import DayRecord, LateCheck, LedgerLog, Publication
 
 
 @dataclass(frozen=True, slots=True)
 class UserPickups:
-    """How far a user is with a day: how many of its files were picked up whole, and when the last of them was."""
+    """How far a user is with a day: how many of its files were picked up whole, and when the last of them was.
+
+    ``parts`` is what the user has of the others: those that were begun.
+    """
 
     user: str
     whole: int
     files: int
     last: datetime | None
-    begun: bool
+    parts: tuple[Delivered, ...] = ()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the user has opened any file."""
+        return self.whole > 0 or bool(self.parts)
 
     @property
     def done(self) -> bool:
@@ -60,6 +69,7 @@ class DayOverview:
     remarks: tuple[str, ...]
     waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
+    shrunk: str = ""  # that its export was rewritten to fewer rows
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -104,6 +114,7 @@ class DayOverview:
                     "removed": publication.removed,
                     "tally": None if publication.tally is None else publication.tally.as_json(),
                     "catalogue": None if publication.catalogue is None else publication.catalogue.as_json(),
+                    "matched_share": rounded(publication.matched_share),
                 }
                 for publication in self.publications
             ],
@@ -111,10 +122,19 @@ class DayOverview:
             "lines": self.lines,
             "filtered": self.filtered,
             "rejected": self.rejected,
-            "matched_share": None if self.matched_share is None else round(self.matched_share, 4),
+            "matched_share": rounded(self.matched_share),
             "published_at": _iso(self.published_at),
             "picked_up": [
-                {"user": user.user, "files": user.whole, "of": user.files, "at": _iso(user.last)}
+                {
+                    "user": user.user,
+                    "files": user.whole,
+                    "of": user.files,
+                    "at": _iso(user.last),
+                    "parts": [
+                        {"name": str(part.name), "state": part.state, "bytes": part.bytes, "size": part.size}
+                        for part in user.parts
+                    ],
+                }
                 for user in self.pickups
             ],
             "deadlines": {
@@ -126,38 +146,52 @@ class DayOverview:
         }
 
 
+def rounded(share: float | None) -> float | None:
+    """Return a share, 0 to 1, as ``--json`` prints it."""
+    return None if share is None else round(share, 4)
+
+
 def overview(
     records: Mapping[date, DayRecord],
     publications: Iterable[Publication],
-    pickups: Iterable[Pickup],
+    delivered: Iterable[Delivered],
     users: Sequence[tuple[str, bool]],
     policy: DeadlinePolicy,
     now: datetime,
+    checks: Mapping[date, LateCheck] | None = None,
 ) -> list[DayOverview]:
-    """Return every day ever seen, the newest first; ``users`` are names with whether their pickups are required."""
+    """Return these days, the newest first.
+
+    ``users`` are names with whether their pickups are required; ``checks`` is the last late check of each day.
+    """
+    checks = checks or {}
     by_day: dict[date, list[Publication]] = {}
     for publication in publications:
         if publication.published_at is not None:
             by_day.setdefault(publication.day, []).append(publication)
-    by_log: dict[str, list[Pickup]] = {}
-    for pickup in pickups:
-        by_log.setdefault(str(pickup.name), []).append(pickup)
+    by_owner = {(str(what.name), what.user): what for what in delivered}
     days = sorted({*records, *by_day}, reverse=True)
-    return [_one(day, records.get(day), by_day.get(day, []), by_log, users, policy, now) for day in days]
+    return [
+        replace(
+            _one(day, records.get(day), by_day.get(day, []), by_owner, users, policy, now),
+            shrunk=_shrunk(by_day.get(day, []), checks.get(day)),
+        )
+        for day in days
+    ]
 
 
 def _one(
     day: date,
     record: DayRecord | None,
     publications: list[Publication],
-    by_log: Mapping[str, list[Pickup]],
+    by_owner: Mapping[tuple[str, str], Delivered],
     users: Sequence[tuple[str, bool]],
     policy: DeadlinePolicy,
     now: datetime,
 ) -> DayOverview:
-    """Return one day; ``by_log`` are the pickups by the name of the file."""
+    """Return one day; ``by_owner`` is what users have of files, by the names of both."""
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
-    taken = tuple(_user(name, standing, by_log) for name, _ in users)
+    taken = tuple(_user(name, standing, by_owner) for name, _ in users)
     required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
     # The last required user to have the last file decides; without a required user nobody is waited for.
     all_done = bool(required) and all(user.done for user in required)
@@ -174,7 +208,7 @@ def _one(
         export=record.export if record is not None else None,
         publications=tuple(publications),
         rows=newest.rows if newest is not None else 0,
-        lines=sum(entry.lines for entry in standing),
+        lines=sum(entry.lines for entry in standing if entry.state != "intended"),
         filtered=newest.filtered.total() if newest is not None else 0,
         rejected=newest.rejected.total() if newest is not None else 0,
         published_at=published_at,
@@ -187,23 +221,18 @@ def _one(
     )
 
 
-def _user(name: str, logs: Sequence[LedgerLog], by_log: Mapping[str, list[Pickup]]) -> UserPickups:
-    """Return how far a user is with some files; the first complete pickup of each counts."""
-    whole, ends, begun = 0, [], False
-    for entry in logs:
-        own = [pickup for pickup in by_log.get(str(entry.name), []) if pickup.user == name]
-        begun = begun or bool(own)
-        complete = [pickup.ended for pickup in own if pickup.grade is Grade.COMPLETE and pickup.ended is not None]
-        if complete:
-            whole += 1
-            ends.append(min(complete))  # a second pickup makes nothing later
-    return UserPickups(name, whole, len(logs), max(ends, default=None), begun)
+def _user(name: str, logs: Sequence[LedgerLog], by_owner: Mapping[tuple[str, str], Delivered]) -> UserPickups:
+    """Return how far a user is with some files."""
+    own = [what for entry in logs if (what := by_owner.get((str(entry.name), name))) is not None]
+    ends = [what.completed for what in own if what.completed is not None]
+    parts = tuple(what for what in own if what.completed is None)
+    return UserPickups(name, len(ends), len(logs), max(ends, default=None), parts)
 
 
 def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool) -> str:
     """Return the word for a day's state."""
     logs = [entry for publication in publications for entry in publication.logs]
-    if logs and all(entry.state == "pruned" for entry in logs):
+    if logs and all(entry.state != "published" for entry in logs):
         return "pruned"
     if publications:
         return "picked up" if all_done else "published"
@@ -226,13 +255,25 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
     return record.failure.sentence if unsent and record.failure.etag == record.export.etag else ""
 
 
+def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str:
+    """Return that the newest version that was read of a published day has fewer rows than what stands, or ''."""
+    standing = [p for p in publications if p.tally and any(entry.superseded_by is None for entry in p.logs)]
+    rows = [publication.tally.rows for publication in standing if publication.tally is not None]
+    published_at = publications[-1].published_at if publications else None
+    if check is not None and published_at is not None and check.at > published_at:
+        rows.append(check.tally.rows)
+    return "".join(shrunk(rows[-1], max(rows))) if rows else ""
+
+
 def _advice(day: date, record: DayRecord | None, state: str) -> str:
     """Return what is wrong with a day and what to type, or ''."""
     if record is None:
         return ""
     if state == "held" and record.hold is not None:
-        look = "look at rejects/, then" if "rejected" in record.hold.reason else "to publish it"
-        return f"{record.hold.why}; {look}: pickup-point feed --day {day} --accept-rejects"
+        way = way_out(record.hold.tally, accept_command(day))
+        if record.hold.reason == "rejected":
+            way = way.replace("to publish it:", "look at rejects/, then:")
+        return f"{record.hold.why}; {way}"
     if record.failure is not None:
         hint = f"; {record.failure.hint}" if record.failure.hint else ""
         return f"{record.failure.sentence}{hint} (next try {record.failure.next_try:%Y-%m-%d %H:%MZ})"

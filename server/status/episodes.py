@@ -19,6 +19,7 @@ from ..episodes.catalogue import COLUMNS, NOTES
 from ..episodes.rss import safe_url
 from ..episodes.source import CatalogueSource
 from ..errors import PickupPointError
+from ..paths import create, place_of
 from ..storage.folder import DataFolder
 from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
@@ -87,7 +88,7 @@ def matching(config: Config, ledger: Ledger, catalogue: Catalogue | None, days: 
     """
     folder = DataFolder(config.data_dir)
     by_day: dict[date, list[tuple[Publication, LedgerLog]]] = {}
-    for publication in ledger.publications():
+    for publication in ledger.live_publications():
         for entry in publication.logs:
             if entry.state == "published" and entry.superseded_by is None and publication.published_at is not None:
                 by_day.setdefault(publication.day, []).append((publication, entry))
@@ -154,7 +155,7 @@ def handover_lines(config: Config) -> list[str]:
     """
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         urls = CatalogueSource(config, ledger.rss).urls()
-        publications = ledger.publications()
+        publications = ledger.live_publications()
     lines = [f"- {safe_url(url)}" for url in urls] or ["(none is configured: set `feeds.urls`)"]
     for day in sorted({publication.day for publication in publications}, reverse=True):
         share = matched_share(publication for publication in publications if publication.day == day)
@@ -175,7 +176,9 @@ def new_csv(path: Path) -> Iterator[TextIO]:
         PickupPointError: the file already exists, or cannot be written.
     """
     try:
-        with path.open("x", encoding="utf-8", newline="") as file:
+        with place_of(path, follow=False) as (folder, name):
+            descriptor = create(folder, name, 0o666)
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123  # a descriptor
             try:
                 yield file
             except BaseException:

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..errors import PickupPointError
+from .alarms import ALARMING_DAYS
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -56,19 +57,12 @@ class Reading:
 
 def take_reading(config: Config, registry: Registry, rounds: Mapping[str, int], served_files: int) -> Reading:
     """Read the ledger and the listener's counters for one scrape; ``rounds`` counts them by ``good`` and ``failed``."""
-    snapshot = Snapshot.take(config, datetime.now(UTC))
+    snapshot = Snapshot.take(config, datetime.now(UTC), ALARMING_DAYS)
     counters = registry.counters
-    rows: Counter[str] = Counter()
-    for day in snapshot.days:
-        for publication in day.publications:
-            if publication.tally is not None:
-                rows["line"] += publication.tally.lines
-                rows.update({reason: n for reason, n in publication.tally.filtered.items() if n})
-                rows.update({reason: n for reason, n in publication.tally.rejected.items() if n})
     return Reading(
         days=tuple(snapshot.days),
         rounds=dict(rounds),
-        rows=dict(rows),
+        rows=snapshot.row_totals,
         refusals=dict(counters.refusals),
         pickups=dict(counters.pickups),
         alarms=dict(Counter(alarm.level.name.lower() for alarm in snapshot.alarms)),
@@ -118,11 +112,10 @@ class MetricsServer:
         """
         try:
             self._server, self._thread = start_http_server(port, host, self._registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
             hint = f"ss -ltnp 'sport = :{port}'; set metrics.listen"
-            raise PickupPointError(
-                f"cannot listen on {host}:{port} for metrics: {error.strerror}", hint=hint
-            ) from error
+            why = getattr(error, "strerror", None) or "it is no host"
+            raise PickupPointError(f"cannot listen on {host}:{port} for metrics: {why}", hint=hint) from error
         return int(self._server.server_port)
 
     def stop(self) -> None:

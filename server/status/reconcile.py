@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..convert.tally import FilterReason, RejectReason
+from ..triton import safe_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +28,10 @@ COLUMNS = (
 
 @dataclass(slots=True)
 class PodcastLine:
-    """One podcast of one day; ``reporting`` is Megaphone's own count."""
+    """One podcast of one day; ``reporting`` is Megaphone's own count.
+
+    ``podcast`` is its id without control characters, which a terminal would obey: they are percent-encoded.
+    """
 
     podcast: str
     rows: int = 0
@@ -66,11 +70,11 @@ def reconcile(publications: Sequence[Publication], tallies: Mapping[int, Podcast
     # What a podcast came to: of the newest version that was read, which holds the rows of those before it.
     for podcast, tally in tallies[kept[-1].id].tallies.items():
         found[podcast] = PodcastLine(
-            podcast, tally.rows, tally.reporting, 0, Counter(tally.filtered), Counter(tally.rejected)
+            safe_id(podcast), tally.rows, tally.reporting, 0, Counter(tally.filtered), Counter(tally.rejected)
         )
     for publication in kept:
         for podcast, tally in tallies[publication.id].tallies.items():
-            found.setdefault(podcast, PodcastLine(podcast)).lines += tally.lines
+            found.setdefault(podcast, PodcastLine(safe_id(podcast))).lines += tally.lines
     total = PodcastLine(ALL)
     for line in found.values():
         total.rows += line.rows

@@ -11,12 +11,13 @@ import fcntl
 import os
 import shutil
 import stat
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..config import IP_HASH_KEY
 from ..convert.apart import kernel_lack
+from ..disk import translate_os_errors
 from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
@@ -24,17 +25,17 @@ from ..sftp.algorithms import HOST_KEY_FILES
 from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
 from .alarms import Alarm, Level, Measured, Partner, alarms
-from .days import DayOverview, overview
+from .days import DayOverview, overview, rounded
 from .deadlines import DeadlinePolicy
 from .reconcile import reconcile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from datetime import date, datetime
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
     from pathlib import Path
 
     from ..episodes.rss import RssFeed
-    from ..pickups import Pickup
+    from ..pickups import Delivered, Pickup
     from ..settings import Config
     from ..storage.records import LateCheck, LedgerLog, Publication
     from ..triton import LogName
@@ -47,7 +48,8 @@ _PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY)
 class Snapshot:
     """Days (the newest first), the service's facts, and alarms (the worst first).
 
-    ``logins`` are by user: the last one, its address and client, and the longest silence so far in seconds.
+    The days are those since the ledger's horizon. ``logins`` are by user: the last one, its address and client, and the
+    longest silence so far in seconds. ``row_totals`` counts the rows of everything published, by outcome.
     """
 
     at: datetime
@@ -58,31 +60,43 @@ class Snapshot:
     measured: Measured
     alarms: list[Alarm]
     rss_feeds: tuple[RssFeed, ...] = ()
+    row_totals: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def take(cls, config: Config, now: datetime) -> Snapshot:
-        """Read everything once."""
+    def take(cls, config: Config, now: datetime, newest: int = 0) -> Snapshot:
+        """Read everything once; with ``newest`` only so many days, of which `ALARMING_DAYS` are enough for alarms.
+
+        Raises:
+            DataFolderError: this user may not look into the data folder.
+        """
         days: list[DayOverview] = []
         facts: dict[str, Any] = {}
         logins: dict[str, tuple[datetime, str, str, int]] = {}
         rss_feeds: tuple[RssFeed, ...] = ()
+        row_totals: dict[str, int] = {}
         damage = ""
         away: LedgerError | None = None
         path = config.data_dir / LEDGER_FILE
+        with translate_os_errors(path):
+            there = path.exists()
         # Before the first start there is none, and looking must not create it.
-        if path.exists():
+        if there:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
-                    damage = ledger.damage()
+                    damage = _damage_of(ledger, now.date())
+                    since = ledger.newest_days(newest) if newest else ledger.horizon()
+                    publications = ledger.live_publications(since)
+                    names = [entry.name for publication in publications for entry in publication.logs]
                     days = overview(
-                        ledger.days(),
-                        ledger.publications(),
-                        ledger.first_pickups(),
+                        ledger.live_days(since),
+                        publications,
+                        ledger.pickups.delivered(names),
                         [(user.name, user.required) for user in config.sftp.users],
                         DeadlinePolicy.of(config.alerts),
                         now,
+                        ledger.newest_late_checks(since),
                     )
-                    facts, logins = ledger.facts(), ledger.logins()
+                    facts, logins, row_totals = ledger.facts(), ledger.logins(), ledger.row_totals()
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())
             except LedgerError as error:
@@ -113,7 +127,7 @@ class Snapshot:
             rss_feeds=rss_feeds,
             refresh_every=config.feeds.refresh_every,
         )
-        return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds)
+        return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
 
     def as_json(self) -> dict[str, Any]:
         """Return the snapshot as ``status --json`` prints it."""
@@ -153,6 +167,7 @@ class Trace:
     log: LedgerLog
     publication: Publication
     pickups: list[Pickup]
+    delivered: list[Delivered]
     checks: list[LateCheck]
 
     def as_json(self) -> dict[str, Any]:
@@ -177,10 +192,25 @@ class Trace:
             "remark": publication.remark,
             "tally": None if publication.tally is None else publication.tally.as_json(),
             "catalogue": None if publication.catalogue is None else publication.catalogue.as_json(),
+            "matched_share": rounded(publication.matched_share),
             "changed": publication.changed,
             "removed": publication.removed,
             "published_at": publication.published_at.isoformat() if publication.published_at else None,
             "pruned_at": self.log.pruned_at.isoformat() if self.log.pruned_at else None,
+            "delivered": [
+                {
+                    "user": what.user,
+                    "state": what.state,
+                    "bytes": what.bytes,
+                    "pieces": what.pieces,
+                    "handles": what.handles,
+                    "addresses": list(what.addresses),
+                    "first": what.first.isoformat(),
+                    "last": what.last.isoformat(),
+                    "completed": what.completed.isoformat() if what.completed else None,
+                }
+                for what in self.delivered
+            ],
             "pickups": [
                 {
                     "user": pickup.user,
@@ -190,6 +220,7 @@ class Trace:
                     "ended": pickup.ended.isoformat() if pickup.ended else None,
                     "bytes": pickup.bytes_answered,
                     "covered": pickup.covered,
+                    "delivered": pickup.delivered,
                     "grade": str(pickup.grade),
                     "ending": str(pickup.ending) if pickup.ending else None,
                 }
@@ -218,24 +249,43 @@ def trace_of(config: Config, name: LogName) -> Trace:
         for publication in ledger.publications(name.day):
             for entry in publication.logs:
                 if entry.name == name:
-                    return Trace(entry, publication, ledger.pickups([name]), ledger.late_checks(name.day))
+                    pickups = ledger.pickups
+                    return Trace(
+                        entry,
+                        publication,
+                        pickups.handles([name]),
+                        pickups.delivered([name]),
+                        ledger.late_checks(name.day),
+                    )
     raise PickupPointError(f"the ledger has never seen a file {name}", hint="pickup-point status lists the days")
 
 
 def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None]:
     """Return a published day, podcast by podcast, and the share of its lines that a catalogue matched.
 
-    Works also after the day's files were pruned.
-
     Raises:
-        PickupPointError: nothing was published for the day, or it was before tallies by podcast were kept.
+        PickupPointError: nothing was published for the day, or its files, and with them its books, were pruned.
     """
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         publications = ledger.publications(day)
         lines = reconcile(publications, ledger.books.get([publication.id for publication in publications]))
     if not lines:
-        raise PickupPointError(f"there is no tally by podcast of {day}", hint="pickup-point status lists the days")
+        pruned = [entry for publication in publications for entry in publication.logs if entry.state == "pruned"]
+        why = ": it went with the day's files when they were pruned" if pruned else ""
+        raise PickupPointError(f"there is no tally by podcast of {day}{why}", hint="pickup-point status lists the days")
     return lines, matched_share(publications)
+
+
+_examined: dict[Path, tuple[date, str]] = {}
+
+
+def _damage_of(ledger: Ledger, today: date) -> str:
+    """Return what SQLite finds wrong with the whole file, looked for once a day in one process: it reads all of it."""
+    day, damage = _examined.get(ledger.path, (date.min, ""))
+    if day != today or damage:
+        damage = ledger.damage()
+        _examined[ledger.path] = today, damage
+    return damage
 
 
 def _kernel() -> dict[str, Any]:
@@ -263,9 +313,10 @@ def _is_running(data_dir: Path) -> bool:
 def _measured(config: Config, damage: str) -> Measured:
     """Measure the data folder's disk, or that of the folder it will be created in, and look at the keys."""
     folder = config.data_dir
-    while not folder.exists() and folder != folder.parent:  # before the first start
-        folder = folder.parent
-    usage = shutil.disk_usage(folder)
+    with translate_os_errors(folder):
+        while not folder.exists() and folder != folder.parent:  # before the first start
+            folder = folder.parent
+        usage = shutil.disk_usage(folder)
     return Measured(usage.free / usage.total, usage.free, tuple(_readable_keys(config.keys_dir)), damage)
 
 

@@ -17,25 +17,28 @@ import structlog
 
 from ..errors import PickupPointError
 from ..threads import in_thread
-from .alarms import Level
+from .alarms import ALARMING_DAYS, Level
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from ..settings import Config
+    from collections.abc import Callable
+
+    from ..settings import AlertSettings, Config
     from ..storage.ledger import Ledger
     from .alarms import Alarm
 
 log = structlog.get_logger()
 
+# ValueError: a host that no name can be, which only its use shows.
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 _TIMEOUT = aiohttp.ClientTimeout(total=15)
 
 
 class Pushes:
-    """Sends pushes to two addresses, either of which may be None; `close` comes last."""
+    """Sends pushes to the two addresses in force, either of which may be None; `close` comes last."""
 
-    def __init__(self, webhook_url: str | None, heartbeat_url: str | None) -> None:
-        self._webhook_url = webhook_url
-        self._heartbeat_url = heartbeat_url
+    def __init__(self, settings: Callable[[], AlertSettings]) -> None:
+        self._settings = settings
         self._session: aiohttp.ClientSession | None = None
         self._heartbeat_ok = True
 
@@ -52,31 +55,34 @@ class Pushes:
     @property
     def has_webhook(self) -> bool:
         """Whether a webhook is configured."""
-        return self._webhook_url is not None
+        return self._settings().webhook_url is not None
 
     async def alarm(self, message: dict[str, Any]) -> bool:
         """POST a change of the alarms as JSON; return whether the webhook accepted it (an answer of 2xx)."""
-        assert self._webhook_url is not None  # noqa: S101  # see has_webhook
+        url = self._settings().webhook_url
+        if url is None:  # taken out of the settings meanwhile
+            return False
         try:
-            async with self._client().post(self._webhook_url, json=message, allow_redirects=False) as answer:
+            async with self._client().post(url, json=message, allow_redirects=False) as answer:
                 if answer.status < 300:  # a redirect is not followed: it would become a GET
                     return True
                 why = f"it answered {answer.status}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except _FAILURES as error:
             why = type(error).__name__  # not its text, which may hold the address
         log.warning("webhook did not accept alarms", why=why, hint="look at alerts.webhook_url")
         return False
 
     async def heartbeat(self) -> None:
         """GET the heartbeat's address; log a failure once, until it works again."""
-        if self._heartbeat_url is None:
+        url = self._settings().heartbeat_url
+        if url is None:
             return
         why = ""
         try:
-            async with self._client().get(self._heartbeat_url) as answer:
+            async with self._client().get(url) as answer:
                 if not answer.ok:
                     why = f"it answered {answer.status}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except _FAILURES as error:
             why = type(error).__name__
         if why and self._heartbeat_ok:
             log.warning("heartbeat failed", why=why, hint="look at alerts.heartbeat_url")
@@ -92,15 +98,15 @@ _PUSHED = "alarms_told"  # the ledger's name for the levels that the webhook has
 class AlarmWatch:
     """Pushes an alarm once when it is raised, changes its level or is cleared, also across restarts."""
 
-    def __init__(self, config: Config, ledger: Ledger, pushes: Pushes) -> None:
+    def __init__(self, config: Callable[[], Config], ledger: Ledger, pushes: Pushes) -> None:
         self._config = config
         self._ledger = ledger
         self._pushes = pushes
-        self._round_ended = asyncio.Event()
+        self._wake = asyncio.Event()
 
-    def round_ended(self) -> None:
-        """Check the alarms at once: a round may have changed them."""
-        self._round_ended.set()
+    def check_now(self) -> None:
+        """Check the alarms at once: a round, or other settings, may have changed them."""
+        self._wake.set()
 
     async def watch(self) -> None:
         """Push every change, for ever; not before the first round has ended, since a start is no alarm."""
@@ -108,8 +114,8 @@ class AlarmWatch:
         while True:
             # A round wakes the watch; the pause finds what changes without one: a deadline, the disk, a silent partner.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._round_ended.wait(), timeout=pause.total_seconds())
-            self._round_ended.clear()
+                await asyncio.wait_for(self._wake.wait(), timeout=pause.total_seconds())
+            self._wake.clear()
             try:
                 accepted = await self.push_changes(datetime.now(UTC))
             except PickupPointError as error:
@@ -122,7 +128,7 @@ class AlarmWatch:
         """Push what was raised, cleared or changed its level since the last accepted push; False: try again."""
         if not self._pushes.has_webhook:
             return True
-        snapshot = await in_thread(Snapshot.take, self._config, now)
+        snapshot = await in_thread(Snapshot.take, self._config(), now, ALARMING_DAYS)
         pushed: dict[str, str] = snapshot.facts.get(_PUSHED, {})
         standing = {f"{alarm.name} {alarm.subject}".strip(): alarm for alarm in snapshot.alarms}
         levels = {key: alarm.level.name for key, alarm in standing.items()}

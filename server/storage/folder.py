@@ -27,11 +27,13 @@ from ..disk import data_folder_error, file_lock, fsync_folder, translate_os_erro
 from ..errors import DataFolderBusy, DataFolderError
 from ..triton import LogFile, LogName
 from .ledger import LEDGER_FILE
-from .staging import Staging
+from .staging import Staging, link_staged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from .records import LedgerLog
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a FIFO must not wait
 _CHUNK = 1 << 20
@@ -88,11 +90,16 @@ class DataFolder:
                 if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
                     raise DataFolderError(f"this user cannot write to {folder}", hint=f"ls -ld {folder}")
 
-    def clear_staging(self) -> list[str]:
-        """Remove what an earlier run left in staging, and return its names. Call it under the round lock."""
+    def clear_staging(self, keep: Collection[str] = ()) -> list[str]:
+        """Remove what an earlier run left in staging, except the names to ``keep``; return what was removed.
+
+        Call it under the round lock.
+        """
         removed = []
         with translate_os_errors(self.staging_dir):
             for entry in sorted(self.staging_dir.iterdir()):
+                if entry.name in keep:
+                    continue
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
@@ -156,7 +163,7 @@ class DataFolder:
     def sha256(self, name: LogName) -> str:
         """Return the SHA-256 of a file in the pickup folder, in hex."""
         digest = hashlib.sha256()
-        with translate_os_errors(self.pickup_dir / str(name)), (self.pickup_dir / str(name)).open("rb") as file:
+        with translate_os_errors(self.pickup_dir / str(name)), self.open_log(name) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -169,11 +176,11 @@ class DataFolder:
         """
         count = 0
         try:
-            with igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file:  # type: ignore[no-untyped-call]  # no types in isal
+            with self.open_log(name) as packed, igzip.IGzipFile(fileobj=packed) as file:  # type: ignore[no-untyped-call]  # no types in isal
                 while chunk := file.read(_CHUNK):
                     count += chunk.count(b"\n")
-            if (self.pickup_dir / str(name)).stat().st_size == 0:  # igzip takes an empty file for a whole one
-                return None
+                if os.fstat(packed.fileno()).st_size == 0:  # igzip takes an empty file for a whole one
+                    return None
         except OSError as error:
             if error.errno is None:  # gzip.BadGzipFile
                 return None
@@ -186,13 +193,14 @@ class DataFolder:
         """Return the first 64 KiB of text of a whole file, more than its header lines can take."""
         with (
             translate_os_errors(self.pickup_dir / str(name)),
-            igzip.IGzipFile(self.pickup_dir / str(name), "rb") as file,  # type: ignore[no-untyped-call]  # no types in isal
+            self.open_log(name) as packed,
+            igzip.IGzipFile(fileobj=packed) as file,  # type: ignore[no-untyped-call]  # no types in isal
         ):
             return bytes(file.read(1 << 16)).decode(errors="replace")
 
     def open_log(self, name: LogName) -> BinaryIO:
-        """Open a published file, for the conversion of late rows to read."""
-        return (self.pickup_dir / str(name)).open("rb")
+        """Open a file in the pickup folder, but no link in its place: it could lead where only root may read."""
+        return open(os.open(self.pickup_dir / str(name), _OPEN), "rb")  # noqa: PTH123  # the caller closes it
 
     def remove(self, name: LogName) -> bool:
         """Prune one file; return False when it was gone already. Open handles stay readable."""
@@ -230,13 +238,27 @@ class DataFolder:
     # Staging and publication
 
     @contextlib.contextmanager
-    def stage(self, first: LogName) -> Iterator[Staging]:
-        """Stage the logs of one publication; leave nothing of it in staging, published or not."""
-        staging = Staging(self.staging_dir, self.pickup_dir, self.rejects_dir, first)
+    def stage(self, first: LogName, promised: Sequence[LogName] = (), rejects_name: str = "") -> Iterator[Staging]:
+        """Stage the logs of one publication, see `Staging`; leave nothing in staging but what was promised."""
+        staging = Staging(self.staging_dir, self.pickup_dir, self.rejects_dir, first, promised, rejects_name)
         try:
             yield staging
         finally:
             staging.discard()
+
+    def finish(self, log: LedgerLog) -> bool:
+        """Return whether an intended log has its name, which it is given if it still lies in staging.
+
+        Without `sync` the name may not outlive a power cut.
+        """
+        path = self.pickup_dir / str(log.name)
+        with translate_os_errors(path):
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                return link_staged(self.staging_dir, self.pickup_dir, log)
+        # The name is not enough: somebody else's file may stand under it.
+        return stat.S_ISREG(found.st_mode) and found.st_size == log.size and self.sha256(log.name) == log.sha256
 
     def add_served(self, files: list[LogFile]) -> None:
         """Serve these files too."""

@@ -10,48 +10,40 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import zlib
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ..convert.tally import PodcastBooks
 from ..errors import LedgerError
+from .pickup_store import PickupStore
 from .records import DELIVERY
 from .rss_feeds import RssFeedStore
-from .tables import (
-    FIRST_PICKUPS,
-    MIGRATIONS,
-    PICKUPS_OF,
-    late_check_of,
-    log_of,
-    moment,
-    pickup_of,
-    publication_of,
-    record_of,
-    text,
-)
+from .tables import MIGRATIONS, late_check_of, log_of, moment, publication_of, record_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from datetime import date, datetime
+    from datetime import datetime
     from pathlib import Path
     from sqlite3 import Row
 
-    from ..pickups import Pickup
     from ..triton import LogName
     from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
     from .staging import StagedLog
 
 LEDGER_FILE = "ledger.sqlite3"
+LIVE_DAYS = 100  # newest days that a round and `status` look at, whatever became of their logs
 _BUSY_SECONDS = 30
 
 
 class Ledger:
     """An open ledger, made by `open` or `read`; ``created`` is True when there was none before.
 
-    ``rss`` stores the RSS feeds, ``books`` the tallies by podcast. Every method raises `LedgerError` when SQLite cannot
-    do what is asked.
+    ``rss`` stores the RSS feeds, ``books`` the tallies by podcast, ``pickups`` what was delivered to whom. Every method
+    raises `LedgerError` when SQLite cannot do what is asked.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, *, created: bool) -> None:
@@ -61,6 +53,7 @@ class Ledger:
         self._lock = threading.RLock()
         self.rss = RssFeedStore(self._transaction, self._rows)
         self.books = PodcastBookStore(self._transaction, self._rows)
+        self.pickups = PickupStore(self._transaction, self._rows)
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
@@ -82,11 +75,11 @@ class Ledger:
     @classmethod
     def read(cls, path: Path) -> Ledger:
         """Open a ledger for `status`, `check` and `trace`: change nothing, even while a service writes it."""
-        if not path.exists():
-            raise LedgerError(
-                f"there is no ledger at {path}", hint="pickup-point serve (or pickup-point feed) makes it"
-            )
         with translate_sqlite_errors(path):
+            if not path.exists():
+                raise LedgerError(
+                    f"there is no ledger at {path}", hint="pickup-point serve (or pickup-point feed) makes it"
+                )
             connection = _connect(path)
             try:
                 connection.execute("PRAGMA query_only=ON")
@@ -122,12 +115,20 @@ class Ledger:
 
     # Publications
 
-    def intend(self, publication: Publication, logs: Sequence[StagedLog | LedgerLog], lines: Sequence[int]) -> int:
-        """Record that these logs are about to be linked; return the publication's number (its ``id`` is not read)."""
+    def intend(
+        self, publication: Publication, logs: Sequence[StagedLog | LedgerLog], lines: Sequence[int], *, rest_of: int = 0
+    ) -> int:
+        """Record that these logs are about to be linked; return the publication's number.
+
+        With ``rest_of`` they come in place of the missing logs of that publication: as its own if its number is the
+        ``id`` of ``publication``, which is not read otherwise, else as a new publication.
+        """
         # On disk before the first link: after a crash, `finish_interrupted` knows which names to look for.
         export = publication.export
         with self._transaction() as run:
-            number = run(
+            self.release_missing(rest_of)
+            number = rest_of if publication.id == rest_of else None
+            number = number or run(
                 "INSERT INTO publication (delivery, day, kind, export_key, export_etag, export_size, export_modified,"
                 " rules, tally, changed, removed, remark, intended_at, catalogue)"
                 " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -148,14 +149,24 @@ class Ledger:
                 self.books.put(number, publication.podcasts)
         return number
 
+    def release_missing(self, number: int) -> None:
+        """Free the names that a publication was promised and did not get: no client has seen them."""
+        with self._transaction() as run:
+            run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,))
+
     def published(self, number: int, at: datetime, *, checked_etag: str, withheld: int = 0) -> None:
         """Record that all logs of a publication are in the folder; a resend supersedes what was sent before it.
 
         This ends the day's hold and failure; ``checked_etag`` and ``withheld`` become the day's.
         """
         with self._transaction() as run:
-            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
             run("UPDATE log SET state = 'published' WHERE publication = ? AND state = 'intended'", (number,))
+            self._published(number, at, checked_etag, withheld)
+
+    def _published(self, number: int, at: datetime, checked_etag: str, withheld: int) -> None:
+        """Record a publication, but not of which logs."""
+        with self._transaction() as run:
+            run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
             # In the same transaction: at no moment do a resend and what it replaces both count.
             run(
                 "UPDATE log SET superseded_by = ?1 WHERE superseded_by IS NULL AND publication IN ("
@@ -164,6 +175,7 @@ class Ledger:
                 "  WHERE new.id = ?1 AND new.kind = 'resend')",
                 (number,),
             )
+            run("DELETE FROM log WHERE state = 'intended' AND superseded_by IS NOT NULL")
             run(
                 "UPDATE day SET checked_etag = ?2, withheld = ?3, held_why = NULL, held_etag = NULL,"
                 " held_reason = NULL, held_tally = NULL, failure = NULL, failure_hint = NULL, failure_etag = NULL,"
@@ -173,24 +185,23 @@ class Ledger:
             )
 
     def finish_interrupted(self, number: int, present: Sequence[LogName], at: datetime, *, withheld: int = 0) -> None:
-        """End an intention that a crash interrupted: the logs ``present`` were published, the other names are free.
+        """Record which logs of an intention that a crash interrupted have their names: those ``present`` are published.
 
-        With none present the publication is forgotten. With only some, no version counts as checked, and the lines of
-        the others count as withheld, so that they are sent as late rows even if the day never becomes final.
+        With only some of a publication's logs published, the others stay `Publication.missing`, keeping their names,
+        and no version counts as checked. With none, the publication is forgotten.
         """
         with self._transaction() as run:
-            # A name that was never linked was never seen by a client, so it is not spent.
-            if not present:
-                run("DELETE FROM publication WHERE id = ?", (number,))  # and its logs
-                return
             for name in present:
                 run("UPDATE log SET state = 'published' WHERE name = ? AND publication = ?", (str(name), number))
-            query = "SELECT count(*), coalesce(sum(lines), 0) FROM log WHERE publication = ? AND state = 'intended'"
-            missing, lines = run(query, (number,)).fetchone()
-            run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,))
-            # An empty version matches none: the next round compares the export with what was published.
+            query = "SELECT count(*), coalesce(sum(state = 'intended'), 0) FROM log WHERE publication = ?"
+            logs, missing = run(query, (number,)).fetchone()
+            # A name that was never linked was never seen by a client, so it is not spent.
+            if missing == logs:
+                run("DELETE FROM publication WHERE id = ?", (number,))  # and its logs
+                return
             etag = run("SELECT export_etag FROM publication WHERE id = ?", (number,)).fetchone()[0]
-            self.published(number, at, checked_etag="" if missing else etag, withheld=withheld + lines)
+            # An empty version matches none: once the rest is out, the export is compared with what was published.
+            self._published(number, at, "" if missing else etag, withheld)
 
     def adopt(self, publication: Publication, logs: Sequence[LedgerLog]) -> None:
         """Record whole files that a new ledger found in the folder as one day's publication."""
@@ -200,9 +211,33 @@ class Ledger:
 
     def publications(self, day: date | None = None, delivery: str = DELIVERY) -> list[Publication]:
         """Return the publications of a day (or of all days) with their logs, in order, including intended ones."""
-        where, values = "WHERE p.delivery = ?", [delivery]
-        if day is not None:
-            where, values = f"{where} AND p.day = ?", [*values, day.isoformat()]
+        if day is None:
+            return self._publications("WHERE p.delivery = ?", delivery)
+        return self._publications("WHERE p.delivery = ? AND p.day = ?", delivery, day.isoformat())
+
+    def live_publications(self, since: date | None = None, delivery: str = DELIVERY) -> list[Publication]:
+        """Return the publications of the days since the `horizon`: no more of them in ten years than in one."""
+        since = since or self.horizon(delivery)
+        return self._publications("WHERE p.delivery = ? AND p.day >= ?", delivery, since.isoformat())
+
+    def horizon(self, delivery: str = DELIVERY) -> date:
+        """Return the oldest day that still matters: of the newest `LIVE_DAYS` known, or with a log that is there."""
+        # In this order: from the few logs that are there to their days, not from all days to their logs.
+        query = (
+            "SELECT min(p.day) FROM log l CROSS JOIN publication p ON p.id = l.publication"
+            " WHERE l.state <> 'pruned' AND p.delivery = ?"
+        )
+        oldest = self._rows(query, [delivery])[0][0]
+        newest = self.newest_days(LIVE_DAYS, delivery)
+        return newest if oldest is None else min(newest, date.fromisoformat(oldest))
+
+    def newest_days(self, count: int, delivery: str = DELIVERY) -> date:
+        """Return the first of the newest ``count`` days that a round looked at, or the first day of all calendars."""
+        query = "SELECT day FROM day WHERE delivery = ? ORDER BY day DESC LIMIT 1 OFFSET ?"
+        rows = self._rows(query, [delivery, count - 1])
+        return date.fromisoformat(rows[0][0]) if rows else date.min
+
+    def _publications(self, where: str, *values: str) -> list[Publication]:
         logs: dict[int, list[LedgerLog]] = {}
         for row in self._rows(
             f"SELECT l.* FROM log l JOIN publication p ON p.id = l.publication {where} ORDER BY l.mtime, l.name",  # noqa: S608  # constants
@@ -216,10 +251,30 @@ class Ledger:
         """Return every log that was ever recorded, in the order of publication."""
         return [log_of(row) for row in self._rows("SELECT * FROM log ORDER BY mtime, name")]
 
+    def published_logs(self) -> list[LedgerLog]:
+        """Return the logs that are in the folder, in the order of publication."""
+        query = "SELECT * FROM log WHERE state <> 'pruned' AND state = 'published' ORDER BY mtime, name"
+        return [log_of(row) for row in self._rows(query)]
+
+    def newest_mtime(self) -> int | None:
+        """Return the mtime of the log that was published last, or None when there was none."""
+        newest: int | None = self._rows("SELECT max(mtime) FROM log")[0][0]
+        return newest
+
+    def row_totals(self) -> dict[str, int]:
+        """Return the rows of everything that was ever published, by outcome: ``line``, or the reason of none."""
+        return {row[0]: row[1] for row in self._rows("SELECT outcome, rows FROM row_total")}
+
     def pruned(self, name: LogName, at: datetime) -> None:
-        """Record that a file was removed; its name stays spent."""
+        """Record that a file was removed; its name stays spent, and its day's books by podcast go with the last one."""
         with self._transaction() as run:
             run("UPDATE log SET state = 'pruned', pruned_at = ? WHERE name = ?", (text(at), str(name)))
+            run("UPDATE delivered SET ranges = x'' WHERE log = ?", (str(name),))
+            run(
+                "DELETE FROM podcast_books WHERE publication = (SELECT publication FROM log WHERE name = ?) AND"
+                " NOT EXISTS (SELECT 1 FROM log WHERE publication = podcast_books.publication AND state <> 'pruned')",
+                (str(name),),
+            )
 
     # Days
 
@@ -242,6 +297,18 @@ class Ledger:
         """Return every day that a round ever looked at."""
         records = (record_of(row) for row in self._rows("SELECT * FROM day WHERE delivery = ?", [delivery]))
         return {record.day: record for record in records}
+
+    def live_days(self, since: date | None = None, delivery: str = DELIVERY) -> dict[date, DayRecord]:
+        """Return the days since the `horizon` that a round ever looked at."""
+        since = since or self.horizon(delivery)
+        query = "SELECT * FROM day WHERE delivery = ? AND day >= ?"
+        records = map(record_of, self._rows(query, [delivery, since.isoformat()]))
+        return {record.day: record for record in records}
+
+    def day(self, day: date, delivery: str = DELIVERY) -> DayRecord | None:
+        """Return what a round last saw of one day, or None if none ever looked at it."""
+        rows = self._rows("SELECT * FROM day WHERE delivery = ? AND day = ?", [delivery, day.isoformat()])
+        return record_of(rows[0]) if rows else None
 
     def hold(self, day: date, hold: Hold, delivery: str = DELIVERY) -> None:
         """Hold a day; this ends its failure."""
@@ -282,28 +349,16 @@ class Ledger:
         query = "SELECT * FROM late_check WHERE delivery = ? AND day = ? ORDER BY id"
         return [late_check_of(row) for row in self._rows(query, [delivery, day.isoformat()])]
 
-    # Pickups and logins
+    def newest_late_checks(self, since: date = date.min, delivery: str = DELIVERY) -> dict[date, LateCheck]:
+        """Return, by day, the last late check for which an export was read."""
+        # The other columns are those of the row that has the maximum. Without LastModified no export was read.
+        query = (
+            "SELECT *, MAX(id) FROM late_check WHERE delivery = ? AND day >= ? AND export_modified IS NOT NULL"
+            " GROUP BY day"
+        )
+        return {check.day: check for check in map(late_check_of, self._rows(query, [delivery, since.isoformat()]))}
 
-    def record_pickup(self, pickup: Pickup) -> None:
-        """Record a pickup when its handle is opened, and again when it has ended."""
-        values = (pickup.id, str(pickup.name), pickup.user, pickup.address, pickup.client, text(pickup.started),
-                  text(pickup.ended), pickup.size, pickup.bytes_answered, pickup.covered, str(pickup.grade),
-                  str(pickup.ending or ""))  # fmt: skip
-        with self._transaction() as run:
-            run("INSERT OR REPLACE INTO pickup VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", values)
-
-    def interrupt_open_pickups(self) -> int:
-        """Mark what an earlier process left open as interrupted, and return how many there were; call it at start."""
-        with self._transaction() as run:
-            return run("UPDATE pickup SET ending = 'interrupted' WHERE ending = ''").rowcount
-
-    def first_pickups(self) -> list[Pickup]:
-        """Return each log and user's first complete pickup, else the first: few, however often files are opened."""
-        return [pickup_of(row) for row in self._rows(FIRST_PICKUPS)]
-
-    def pickups(self, names: Sequence[LogName]) -> list[Pickup]:
-        """Return the pickups of these logs, in the order in which they began."""
-        return [pickup_of(row) for row in self._rows(PICKUPS_OF, [_json([str(name) for name in names])])]
+    # Logins
 
     def record_login(self, user: str, at: datetime, address: str, client: str) -> None:
         """Record a login, and the longest silence between two of the user's logins (seconds)."""
@@ -334,6 +389,12 @@ class Ledger:
         return {row[0]: orjson.loads(row[1]) for row in self._rows("SELECT name, value FROM fact")}
 
     # SQLite
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Write whatever is written within the block at once, or, when it raises, not at all."""
+        with self._transaction():
+            yield
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
@@ -407,14 +468,16 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        hint = f"ls -l {path.parent}; df -h {path.parent}"
+        hint = f"ls -ld {path.parent}; df -h {path.parent}"
+        if isinstance(error, OSError):
+            raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}", hint=hint) from error
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
             hint = f"mv {path} {path}.damaged  # then restore a backup, or let a new ledger adopt the files"
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
 
 
 class PodcastBookStore:
-    """The tallies of each publication, podcast by podcast."""
+    """The tallies of each publication, podcast by podcast, as long as its logs are there."""
 
     def __init__(
         self, transaction: Callable[[], AbstractContextManager[Any]], rows: Callable[..., Sequence[Row]]
@@ -425,11 +488,16 @@ class PodcastBookStore:
     def put(self, publication: int, books: PodcastBooks) -> None:
         """Store the books of a publication."""
         with self._transaction() as run:
-            run("INSERT INTO podcast_books VALUES (?, ?)", (publication, orjson.dumps(books.as_json()).decode()))
+            run("INSERT INTO podcast_books VALUES (?, ?)", (publication, zlib.compress(orjson.dumps(books.as_json()))))
 
     def get(self, publications: Sequence[int]) -> dict[int, PodcastBooks]:
         """Return the books of these publications, by number; leave out those that have none."""
         marks = ",".join("?" * len(publications))
         query = f"SELECT publication, books FROM podcast_books WHERE publication IN ({marks})"  # noqa: S608  # marks only
         rows = self._rows(query, list(publications))
-        return {row["publication"]: PodcastBooks.from_json(orjson.loads(row["books"])) for row in rows}
+        return {row["publication"]: PodcastBooks.from_json(orjson.loads(_unpacked(row["books"]))) for row in rows}
+
+
+def _unpacked(books: str | bytes) -> str | bytes:
+    """Return the JSON of a day's books, which earlier versions wrote uncompressed."""
+    return books if isinstance(books, str) else zlib.decompress(books)

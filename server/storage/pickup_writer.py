@@ -10,23 +10,26 @@ import asyncio
 import contextlib
 from collections import deque
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
 
 from ..errors import LedgerError
+from ..pickups import Grade
 from ..threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from ..pickups import Pickup
+    from ..pickups import Delivered, Pickup
     from ..sftp.registry import Login
     from .ledger import Ledger
 
 log = structlog.get_logger()
 
 MAX_QUEUED = 10_000  # entries kept in memory while the ledger cannot be written
+MOST_AT_ONCE = 200  # entries written in one transaction
 RETRY_AFTER = 5.0  # seconds
 CLOSE_TIMEOUT = 10.0  # seconds that `close` waits
 
@@ -37,17 +40,33 @@ class PickupWriter:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._entries: deque[Callable[[], None]] = deque()
+        self._whole: list[Delivered] = []
         self._wake = asyncio.Event()
         self._closing = False
 
     def on_pickup(self, pickup: Pickup) -> None:
-        """Queue the record of a pickup whose handle was opened, or that has ended."""
-        self._enqueue(lambda: self._ledger.record_pickup(pickup))
+        """Queue the record of a pickup whose handle was opened, is being read, or has ended."""
+        at = datetime.now(UTC)
+        self._enqueue(lambda: self._completed(pickup, self._ledger.pickups.record(pickup, at)))
 
     def on_login(self, login: Login) -> None:
         """Queue the record of a login."""
         at = datetime.now(UTC)
         self._enqueue(lambda: self._ledger.record_login(login.user, at, login.address, login.client))
+
+    def _completed(self, pickup: Pickup, whole: Delivered | None) -> None:
+        """Remember a log that became whole by more than one handle: its line in the service log is ours to write."""
+        if whole is not None and pickup.grade is not Grade.COMPLETE:
+            self._whole.append(whole)
+
+    def _write(self, entries: Sequence[Callable[[], None]]) -> list[Delivered]:
+        """Write entries in one transaction; return the logs that became whole."""
+        self._whole = []
+        # One commit for all of them: each waits for the disk, and a client may open and close files by the thousand.
+        with self._ledger.together():
+            for entry in entries:
+                entry()
+        return self._whole
 
     def _enqueue(self, entry: Callable[[], None]) -> None:
         if len(self._entries) >= MAX_QUEUED:
@@ -60,16 +79,21 @@ class PickupWriter:
         """Write what is queued and wait for more, until `close`."""
         while True:
             while self._entries:
-                # Taken off the queue only once written: a failed entry is tried again, before those behind it.
+                # Taken off the queue only once written: what failed is tried again, before what is behind it.
+                entries = list(islice(self._entries, MOST_AT_ONCE))
                 try:
-                    await in_thread(self._entries[0])
+                    completed = await in_thread(self._write, entries)
                 except LedgerError as error:
                     log.error("service could not record a pickup", why=str(error), hint=error.hint)
                     if self._closing:
                         return
                     await asyncio.sleep(RETRY_AFTER)
                 else:
-                    self._entries.popleft()
+                    for _ in entries:
+                        self._entries.popleft()
+                    for whole in completed:
+                        addresses = ",".join(whole.addresses)
+                        log.info(f"{whole.user} picked up {whole.name} in pieces", handles=whole.handles, by=addresses)
             if self._closing:
                 return
             # No await since the queue was seen empty, so no report is missed between the two lines.

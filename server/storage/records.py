@@ -64,21 +64,36 @@ class Publication:
     catalogue: CatalogueStamp | None = None
     podcasts: PodcastBooks | None = None
 
+    @property
+    def matched_share(self) -> float | None:
+        """The share of its lines, 0 to 1, whose episode the catalogue knew; None without a catalogue or a line."""
+        return _matched([self])
+
+    @property
+    def missing(self) -> tuple[LedgerLog, ...]:
+        """The logs that were intended and do not have their names: a crash came in between."""
+        return tuple(entry for entry in self.logs if entry.state == "intended")
+
 
 def matched_share(publications: Iterable[Publication]) -> float | None:
     """Return the share of lines, 0 to 1, whose episode the catalogue knew, in the logs that are not superseded.
 
+    A line whose URL fell back to the default one does not count, even if the guid is known.
     None where no episode catalogue was in use, or no line was written.
     """
     standing = [p for p in publications if p.published_at and any(entry.superseded_by is None for entry in p.logs)]
-    tallies = [p.tally for p in standing if p.catalogue is not None and p.tally is not None]
+    return _matched(standing)
+
+
+def _matched(publications: Iterable[Publication]) -> float | None:
+    tallies = [p.tally for p in publications if p.catalogue is not None and p.tally is not None]
     lines = sum(tally.lines for tally in tallies)
-    return 1 - sum(tally.unmapped_episodes for tally in tallies) / lines if lines else None
+    return 1 - sum(tally.unmatched for tally in tallies) / lines if lines else None
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a day is held: ``why`` is a sentence, ``reason`` is rejected, empty or tokens, ``etag`` is the version."""
+    """Why a version of a day is held: a sentence, the word for it (see `holds.hold_reason`), and its ``etag``."""
 
     why: str
     reason: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..episodes.rss import megaphone_token
 from .tables import moment, rss_feed_of, rss_item_of, text
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class RssFeedStore:
 
     def published(self, url: str) -> Sequence[Sequence[str]]:
         """Return the items of an RSS feed, in its order: guid, '' (no URL of the operator's), token, enclosure URL."""
-        return self._rows("SELECT guid, '', token, enclosure_url FROM rss_item WHERE feed = ? ORDER BY place", (url,))
+        rows = self._rows("SELECT guid, bare_url, enclosure_url FROM rss_item WHERE feed = ? ORDER BY place", (url,))
+        # Not the stored token: earlier releases did not know every one, and an unchanged RSS feed is not read again.
+        return [(row["guid"], "", megaphone_token(row["bare_url"]), row["enclosure_url"]) for row in rows]
 
     def keep(self, feed: RssFeed) -> None:
         """Store an RSS feed that was read, instead of what it held before."""

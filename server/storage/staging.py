@@ -1,8 +1,9 @@
 """Staging: the logs of one publication, checked and synced to disk before anybody can see them.
 
 Touches ``staging/``, and links from there into ``pickup/``. The conversion's process has written the files and is not
-trusted: each is opened again by descriptor and must be what the process said. Promise: without `Staging.publish`
-nothing of the logs remains at the end; a name that exists is never replaced.
+trusted: each is opened again by descriptor and must be what the process said. Promise: nothing of the logs remains at
+the end, unless they were promised and not all have their names: then they stay for `link_staged`; a name that exists is
+never replaced.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..convert.log_writer import GZIP_HEADER
 from ..convert.messages import FileNames
 from ..convert.process import refused
 from ..disk import data_folder_error, discard, fsync_folder, translate_os_errors
-from ..errors import ConversionFailed, NameSpent
+from ..errors import ConversionDied, ConversionFailed, NameSpent
 from ..triton import LogFile, LogName
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..convert.messages import WrittenLog
     from ..convert.process import StopToken
+    from .records import LedgerLog
 
 _CHUNK = 1 << 20
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: opening a FIFO must not wait
@@ -46,29 +48,41 @@ class StagedLog:
 
 
 class Staging:
-    """The logs of one publication on their way: written by a conversion, checked, linked."""
+    """The logs of one publication on their way: written by a conversion, checked, linked.
 
-    def __init__(self, staging_dir: Path, pickup_dir: Path, rejects_dir: Path, first: LogName) -> None:
+    Their names are the ``promised`` ones, then those from ``first`` on, the day's next unspent one. With ``keep`` the
+    sealed logs stay in staging at the end: set it while the ledger has promised them and `publish` is not through.
+    """
+
+    def __init__(
+        self,
+        staging_dir: Path,
+        pickup_dir: Path,
+        rejects_dir: Path,
+        first: LogName,
+        promised: Sequence[LogName] = (),
+        rejects_name: str = "",
+    ) -> None:
         self.folder = staging_dir
+        self.keep = False
         self._pickup_dir, self._rejects_dir = pickup_dir, rejects_dir
         self._first = first
+        self._promised = promised
+        self.rejects_name = rejects_name or self.name(0).rejects
         self._sealed: list[StagedLog] = []
 
     @property
     def file_names(self) -> FileNames:
-        """The names of the logs in staging, which are those that they will be published under."""
+        """The names under which the conversion writes the logs; `seal` gives them those of `name`."""
         head, _, rest = str(self._first).rpartition("-")
         return FileNames(f"{head}-", self._first.number, f".{rest.partition('.')[2]}")
 
-    @property
-    def rejects_name(self) -> str:
-        """The name of the file of rejected rows."""
-        return self._first.rejects
-
     def name(self, index: int) -> LogName:
         """Return the name that the log at ``index`` will have."""
+        if index < len(self._promised):
+            return self._promised[index]
         first = self._first
-        return LogName(first.prefix, first.day, first.number + index, first.format)
+        return LogName(first.prefix, first.day, first.number + index - len(self._promised), first.format)
 
     def keep_rejects(self, *, written: bool) -> None:
         """Move the rejected rows, if any were ``written``, to ``rejects/`` and sync them.
@@ -79,12 +93,12 @@ class Staging:
             ConversionDied: there is no such file.
             DataFolderError: the disk refused.
         """
-        kept = self._rejects_dir / self._first.rejects
+        kept = self._rejects_dir / self.rejects_name
         if not written:
             with translate_os_errors(kept):
                 kept.unlink(missing_ok=True)
             return
-        path = self.folder / self._first.rejects
+        path = self.folder / self.rejects_name
         # Content, then name, then folder: after a power cut the name stands for whole content or does not exist.
         with translate_os_errors(path):
             descriptor = _opened(path)
@@ -111,8 +125,9 @@ class Staging:
         for index, log in enumerate(logs):
             name = self.name(index)
             mtime = earliest_mtime + index
-            with translate_os_errors(self.folder / str(name)):
-                descriptor = _opened(self.folder / str(name))
+            path = self.folder / self.file_names.at(index)
+            with translate_os_errors(path):
+                descriptor = _opened(path)
                 try:
                     # By one descriptor: what was checked is what is synced and linked.
                     _check(descriptor, log, header.encode(), stop)
@@ -121,7 +136,12 @@ class Staging:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-            self._sealed.append(StagedLog(name, log.size, log.sha256, mtime))
+                self._sealed.append(StagedLog(name, log.size, log.sha256, mtime))
+                # Replaces nothing: a promised number is lower than those written, and others move towards it in order.
+                path.rename(self.folder / str(name))
+        # The staged names too: after a crash between two links, the rest is linked from here.
+        with translate_os_errors(self.folder):
+            fsync_folder(self.folder)
         return self._sealed
 
     def publish(self) -> list[LogFile]:
@@ -148,13 +168,46 @@ class Staging:
         return files
 
     def discard(self) -> None:
-        """Remove the staged names; a published file keeps its final name."""
+        """Remove the staged names, except those to ``keep``; a published file keeps its final name."""
         index = 0
-        while os.path.lexists(path := self.folder / str(self.name(index))):
-            discard(path)
+        while not self.keep and (index < len(self._sealed) or os.path.lexists(self.folder / self.file_names.at(index))):
+            discard(self.folder / str(self.name(index)))
+            discard(self.folder / self.file_names.at(index))
             index += 1
-        discard(self.folder / self._first.rejects)
+        discard(self.folder / self.rejects_name)
         self._sealed = []
+
+
+def link_staged(staging_dir: Path, pickup_dir: Path, log: LedgerLog) -> bool:
+    """Give a log that was sealed before a crash the name it was promised; return False if it is not staged whole.
+
+    The caller syncs the folder.
+
+    Raises:
+        DataFolderError: the disk refused.
+    """
+    path = staging_dir / str(log.name)
+    with translate_os_errors(path):
+        try:
+            descriptor = _opened(path)
+        except ConversionDied:  # there is no such file, or it is none of ours
+            return False
+        try:
+            if os.fstat(descriptor).st_size != log.size:
+                return False
+            digest = hashlib.sha256()
+            while chunk := os.read(descriptor, _CHUNK):
+                digest.update(chunk)
+        finally:
+            os.close(descriptor)
+        if digest.hexdigest() != log.sha256:
+            return False
+    with translate_os_errors(pickup_dir / str(log.name)):
+        try:
+            os.link(path, pickup_dir / str(log.name), follow_symlinks=False)
+        except FileExistsError:  # somebody else's file took the name
+            return False
+    return True
 
 
 def _opened(path: Path) -> int:

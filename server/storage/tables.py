@@ -6,20 +6,25 @@ never changed. Days are ``YYYY-MM-DD``, instants ISO 8601 in UTC, structures JSO
 
 from __future__ import annotations
 
+import struct
+import zlib
 from datetime import UTC, date, datetime
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import orjson
 
 from ..convert.tally import Tally
 from ..episodes.catalogue import CatalogueStamp
-from ..episodes.rss import RssFeed, RssItem
+from ..episodes.rss import RssFeed, RssItem, megaphone_token
 from ..megaphone.exports import DayExport
-from ..pickups import Ending, Grade, Pickup
+from ..pickups import Delivered, Ending, Grade, Pickup
 from ..triton import LogName, LogRules
 from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from sqlite3 import Row
 
 MIGRATIONS: tuple[str, ...] = (
@@ -162,13 +167,76 @@ MIGRATIONS: tuple[str, ...] = (
         books TEXT NOT NULL
     );
     """,
+    """
+    -- What a user has of a log, over all handles and sessions. ranges: what of it was delivered, as `packed_ranges`
+    -- writes it; empty where that is all of it, and once the log is pruned.
+    CREATE TABLE delivered (
+        log TEXT NOT NULL,
+        user TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        pieces INTEGER NOT NULL,
+        fragmented INTEGER NOT NULL,
+        ranges BLOB NOT NULL,
+        handles INTEGER NOT NULL,
+        addresses TEXT NOT NULL,
+        first_at TEXT NOT NULL,
+        last_at TEXT NOT NULL,
+        completed_at TEXT,
+        PRIMARY KEY (log, user, sha256)
+    );
+
+    -- delivered: bytes of the log that arrived on this handle. settled: its user and log were thinned out since it grew
+    -- old, see `PickupStore.thin_out`.
+    ALTER TABLE pickup ADD COLUMN delivered INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE pickup ADD COLUMN settled INTEGER NOT NULL DEFAULT 0;
+    UPDATE pickup SET delivered = covered WHERE grade = 'complete';
+    DROP INDEX pickup_log;
+    CREATE INDEX pickup_owner ON pickup (log, user);
+    CREATE INDEX pickup_unsettled ON pickup (started) WHERE settled = 0;
+
+    -- Which ranges an older version had seen delivered is not known: only whole logs are carried over.
+    INSERT INTO delivered SELECT
+        log, user, coalesce((SELECT sha256 FROM log WHERE name = old.log), ''), max(size),
+        max(CASE grade WHEN 'complete' THEN size ELSE 0 END), max(grade = 'complete'), 0, x'', count(*),
+        (SELECT json_group_array(address) FROM (
+            SELECT DISTINCT address FROM pickup p
+            WHERE p.log = old.log AND p.user = old.user AND p.grade = 'complete' LIMIT 16)),
+        min(started), max(coalesce(ended, started)), min(CASE grade WHEN 'complete' THEN coalesce(ended, started) END)
+    FROM pickup old WHERE grade <> 'test' GROUP BY log, user;
+
+    -- The rows of everything that was ever published, by outcome: for the metrics, which must not add up all days.
+    CREATE TABLE row_total (outcome TEXT PRIMARY KEY, rows INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO row_total SELECT outcome, sum(rows) FROM (
+        SELECT published_at, 'line' AS outcome, json_extract(tally, '$.lines') AS rows FROM publication
+        UNION ALL SELECT published_at, e.key, e.value FROM publication, json_each(tally, '$.filtered') e
+        UNION ALL SELECT published_at, e.key, e.value FROM publication, json_each(tally, '$.rejected') e
+    ) WHERE published_at IS NOT NULL AND rows IS NOT NULL GROUP BY outcome;
+    CREATE TRIGGER row_total_grows AFTER UPDATE OF published_at ON publication
+    WHEN OLD.published_at IS NULL AND NEW.published_at IS NOT NULL AND NEW.tally IS NOT NULL
+    BEGIN
+        INSERT INTO row_total SELECT outcome, sum(rows) FROM (
+            SELECT 'line' AS outcome, json_extract(NEW.tally, '$.lines') AS rows
+            UNION ALL SELECT key, value FROM json_each(NEW.tally, '$.filtered')
+            UNION ALL SELECT key, value FROM json_each(NEW.tally, '$.rejected')
+        ) WHERE true GROUP BY outcome
+        ON CONFLICT (outcome) DO UPDATE SET rows = rows + excluded.rows;
+    END;
+
+    -- The books of days whose logs are pruned go with them, the logs' names stay. Later books are compressed JSON.
+    DELETE FROM podcast_books
+    WHERE NOT EXISTS (SELECT 1 FROM log WHERE publication = podcast_books.publication AND state <> 'pruned');
+
+    -- For questions about the days that still matter: they must not look at all the others.
+    CREATE INDEX log_there ON log (publication) WHERE state <> 'pruned';
+    CREATE INDEX late_check_day ON late_check (delivery, day);
+    """,
 )
 
-# SQLite takes the other columns from the row that has the minimum (lang_select.html, "bare columns"); instants sort as
-# text, and before any letter. What the doctor reads under a partner's name ("test") does not count.
-FIRST_PICKUPS = (
-    "SELECT *, MIN(CASE grade WHEN 'complete' THEN ended ELSE 'none ' || started END) FROM pickup"
-    " WHERE grade <> 'test' GROUP BY log, user"
+DELIVERED = (
+    "SELECT d.* FROM delivered d JOIN log l ON l.name = d.log AND l.sha256 = d.sha256"
+    " WHERE d.log IN (SELECT value FROM json_each(?)) ORDER BY d.log, d.user"
 )
 PICKUPS_OF = "SELECT * FROM pickup WHERE log IN (SELECT value FROM json_each(?)) ORDER BY started"
 
@@ -219,7 +287,7 @@ def publication_of(row: Row, logs: tuple[LedgerLog, ...]) -> Publication:
         export=DayExport(
             day, row["export_key"], row["export_etag"], row["export_size"], moment(row["export_modified"])
         ),
-        rules=LogRules.from_json(orjson.loads(row["rules"])),
+        rules=_rules(row["rules"]),
         tally=_tally(row["tally"]),
         changed=row["changed"],
         removed=row["removed"],
@@ -297,7 +365,41 @@ def pickup_of(row: Row) -> Pickup:
         covered=row["covered"],
         grade=Grade(row["grade"]),
         ending=Ending(row["ending"]) if row["ending"] else None,
+        delivered=row["delivered"],
     )
+
+
+def delivered_of(row: Row) -> Delivered:
+    """Build what a user has of a log from a row of ``delivered``."""
+    name = LogName.parse(row["log"])
+    assert name is not None  # noqa: S101  # only str(LogName) is ever written
+    return Delivered(
+        name=name,
+        user=row["user"],
+        size=row["size"],
+        bytes=row["bytes"],
+        pieces=row["pieces"],
+        fragmented=bool(row["fragmented"]),
+        handles=row["handles"],
+        addresses=tuple(orjson.loads(row["addresses"])),
+        first=moment(row["first_at"]),
+        last=moment(row["last_at"]),
+        completed=instant(row["completed_at"]),
+    )
+
+
+def packed_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
+    """Return sorted, disjoint ranges as few bytes: from where to where, each number as its distance to the last."""
+    numbers = [number for both in ranges for number in both]
+    steps = [number - before for before, number in pairwise([0, *numbers])]
+    return zlib.compress(struct.pack(f"<{len(steps)}Q", *steps), 1)
+
+
+def unpacked_ranges(packed: bytes) -> list[tuple[int, int]]:
+    """Return the ranges that `packed_ranges` packed; of nothing, none."""
+    data = zlib.decompress(packed) if packed else b""
+    numbers = list(accumulate(struct.unpack(f"<{len(data) // 8}Q", data)))
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def rss_feed_of(row: Row, items: tuple[RssItem, ...]) -> RssFeed:
@@ -327,8 +429,14 @@ def rss_item_of(row: Row) -> RssItem:
         duration=row["duration"],
         length=row["length"],
         bare_url=row["bare_url"],
-        token=row["token"],
+        token=megaphone_token(row["bare_url"]),
     )
+
+
+@lru_cache(maxsize=64)
+def _rules(value: str) -> LogRules:
+    # Nearly every publication has the rules of the one before it, and to build them takes longer than all the rest.
+    return LogRules.from_json(orjson.loads(value))
 
 
 def _tally(value: str | None) -> Tally | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,12 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from server.cli.app import app
+from server.cli import privileges
+from server.cli.app import app, exit_code
+from server.cli.units import service_unit
+from server.config import load_config
+from server.errors import PickupPointError
+from server.status.snapshot import Snapshot
 from server.storage.ledger import Ledger
 
 from ..support.program import GARBAGE, Program, ServiceSite, command, day_before, export_of
@@ -117,6 +123,66 @@ def test_a_reader_that_goes_away_is_no_fault_of_ours(fed: ServiceSite) -> None:
     done = fed.program.run(argv=["sh", "-c", line])
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
+
+
+def test_a_full_disk_behind_the_output_is_one_sentence(fed: ServiceSite) -> None:
+    """Not a word of Python's when it ends."""
+    line = " ".join([*command("status", "--config", fed.config), "> /dev/full"])
+    done = fed.program.run(argv=["sh", "-c", line], env={"PYTHONUNBUFFERED": None})
+    assert done.returncode == 1
+    assert done.stderr.startswith("pickup-point: standard output: No space left on device\n  → df -h")
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "/a b"),
+            "/a b: No such file or directory\n  → namei -l '/a b'",
+        ),
+        (PermissionError(13, "Permission denied"), "the system refused: Permission denied\n  → the same with -v"),
+    ],
+)
+def test_an_error_of_the_system_that_nobody_foresaw_is_put_into_words(
+    error: OSError, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without its class and its number."""
+    assert exit_code(error) == 1
+    assert capsys.readouterr().err.startswith(f"pickup-point: {said}")
+
+
+def test_a_user_who_may_not_read_the_installation_is_told_so(
+    service_site: ServiceSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Monitoring runs as a user of its own: no error of Python's, and no alarm about a service that is well."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    closed = service_site.folder / "data"
+    closed.mkdir(mode=0o700)
+    monkeypatch.chdir("/")
+    config = load_config(service_site.config)
+    (service_site.folder / "etc").mkdir(mode=0o700)
+    monkeypatch.setattr(privileges, "SEARCHED", (Path("config.toml"), service_site.folder / "etc" / "config.toml"))
+    said = []
+    os.seteuid(65534)
+    try:
+        for ask in (
+            lambda: Snapshot.take(config, datetime.now(UTC)),
+            lambda: Ledger.read(closed / "ledger.sqlite3"),
+            lambda: privileges.config_path(None),
+        ):
+            with pytest.raises(PickupPointError) as caught:
+                ask()
+            said.append(caught.value)
+        service_unit(service_site.config, closed, 30)
+    finally:
+        os.seteuid(0)
+    for error in said:
+        assert exit_code(error) in (1, 2)
+    told = capsys.readouterr().err
+    assert told.count("Permission denied") == 3
+    assert "Errno" not in told
 
 
 def test_a_terminal_without_arrows_gets_its_status_all_the_same(fed: ServiceSite) -> None:

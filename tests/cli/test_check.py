@@ -48,7 +48,7 @@ def pulled(site: ServiceSite, *days: date) -> None:
     with closing(Ledger.open(site.folder / "data" / "ledger.sqlite3")) as ledger:
         for day in days:
             name = LogName("TEST", day, 0, LogFormat.TSV)
-            ledger.record_pickup(
+            ledger.pickups.record(
                 Pickup(
                     f"{day}", name, 9, "triton", "203.0.113.9", "JSCH", now, now, 9, 9, Grade.COMPLETE, Ending.CLOSED
                 )

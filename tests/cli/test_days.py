@@ -66,8 +66,15 @@ def test_feed_resend_sends_a_day_once_under_the_next_number(fed: ServiceSite) ->
     ("arguments", "sentence"),
     [
         (("--day", "yesterday"), "yesterday is not a day; write it like 2026-11-20"),
+        (("--day", "9999-12-31"), "9999-12-31 is not a day; write it like 2026-11-20"),
+        (("--day", "0001-01-01"), "0001-01-01 is not a day; write it like 2026-11-20"),
+        (("--day", "20261120"), "20261120 is not a day; write it like 2026-11-20"),
         (("--accept-rejects",), "--accept-rejects and --resend need --day"),
         (("--resend", "why"), "--accept-rejects and --resend need --day"),
+        (("--resend", ""), "--accept-rejects and --resend need --day"),
+        (("--day", "2026-11-20", "--resend", ""), "--resend needs a reason, on one line"),
+        (("--day", "2026-11-20", "--resend", " "), "--resend needs a reason, on one line"),
+        (("--day", "2026-11-20", "--resend", "two\nlines"), "--resend needs a reason, on one line"),
     ],
 )
 def test_feed_refuses_options_that_make_no_sense(
@@ -76,7 +83,8 @@ def test_feed_refuses_options_that_make_no_sense(
     """It prints one sentence and where to read on; exit code 2."""
     done = service_site.run("feed", *arguments)
     assert done.returncode == 2
-    assert done.stderr == f"pickup-point: {sentence}\n  → pickup-point feed --help\n"
+    assert done.stderr.startswith(f"pickup-point: {sentence}\n  → pickup-point feed --")
+    assert len(done.stderr.splitlines()) == 2
     assert not (service_site.folder / "data").exists()
 
 

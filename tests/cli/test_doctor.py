@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import pytest
+from argon2 import PasswordHasher
 
 from server.cli.handover import column_table, explained
 from server.config import load_config
@@ -101,6 +102,7 @@ async def test_a_login_fetches_the_newest_log_whole(service_site: ServiceSite) -
     level, sentence, _ = found["login"]
     assert level == "OK" and "does not count as a pickup" in sentence
     assert f"triton gets in at 127.0.0.1:{serving.port} and {newest} arrives whole" in sentence
+    assert "tried by password and by keyboard-interactive" in sentence
     size = (service_site.pickup / newest).stat().st_size
     assert await serving.running.stops() == 0
     assert serving.running.count(rf"triton 127.0.0.1\] left {newest} bytes={size} .*of={size} grade=test") == 1
@@ -164,10 +166,16 @@ async def test_a_wrong_password_is_found_and_never_shown(service_site: ServiceSi
     found = await examined(service_site, "--password-file", path)
     assert found["port"][0] == "OK"
     assert found["login"][:2] == ("CRITICAL", f"login: 127.0.0.1:{serving.port} refuses triton with {path}")
+    assert found["login"][2].startswith(f"pickup-point hash-password < {path} makes password_hash of triton; ")
     assert "sftp refused" in found["login"][2]
     assert "battery staple" not in str(found)
+    # The right one by the configuration, which the service has not read yet.
+    hashed = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("battery staple")
+    service_site.config.write_text(service_site.config.read_text().replace(CHEAP_HASH, hashed))
+    found = await examined(service_site, "--password-file", path)
+    assert found["login"][2].startswith("systemctl reload pickup-point; ")
     assert await serving.running.stops() == 0
-    assert serving.running.count("sftp refused 127.0.0.1 .*reason=wrong-password") == 1
+    assert serving.running.count("sftp refused 127.0.0.1 .*reason=wrong-password") == 2
 
 
 async def test_a_file_that_is_not_what_was_published_is_found(service_site: ServiceSite) -> None:
@@ -263,7 +271,7 @@ async def test_a_password_goes_only_to_a_server_with_an_expected_host_key(
             await fetch_sha256("127.0.0.1", stranger.get_port(), attempt, {other.public_data}, None)
         assert heard == []
         await fetch_sha256("127.0.0.1", stranger.get_port(), attempt, {other.public_data, key.public_data}, None)
-        assert heard == ["triton", PASSWORD]
+        assert heard == ["triton", PASSWORD] * 2  # by each method
 
 
 async def test_a_user_who_may_not_connect_from_this_machine_is_not_tried(service_site: ServiceSite) -> None:
@@ -298,6 +306,8 @@ async def test_a_user_who_may_not_connect_from_this_machine_is_not_tried(service
         (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "exclude each other",
          "--user second --password-file password"),
         (("--user", "second", "--password-file", "nowhere"), 1, "cannot read nowhere", "ls -l nowhere"),
+        (("--user", "second", "--password-file", "latin"), 1, "latin is not UTF-8: its first line has the byte 0xFC",
+         "iconv"),
         (("--user", "second", "--password-file", "empty"), 1, "no password in its first line", "empty"),
         (("--user", "second", "--identity", "nowhere"), 1, "nowhere cannot be read: No such file", "ls -l nowhere"),
         (("--user", "second", "--identity", "password"), 1, "password is not a private key", "ssh-keygen -y"),
@@ -312,6 +322,7 @@ def test_options_that_say_no_login_are_refused(
     service_site.configure(more=f'[[sftp.users]]\nname = "second"\npassword_hash = "{CHEAP_HASH}"\n')
     password_file(service_site)
     (service_site.folder / "empty").touch()
+    (service_site.folder / "latin").write_bytes("müller\n".encode("latin-1"))
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(service_site.folder / "locked", passphrase="secret")
     done = service_site.run("doctor", *options, cwd=service_site.folder)
     assert done.returncode == code and done.stdout == ""

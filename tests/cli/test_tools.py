@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING
 import pytest
 from argon2 import PasswordHasher
 
+from server.cli.convert import day_in
 from server.cli.start import plain_convert
 
-from ..support.program import GARBAGE, ROOT, ServiceSite, day_before, export_of, log_of
+from ..support.program import GARBAGE, ROOT, ServiceSite, day_before, export_name, export_of, log_of
+from ..support.rows import row
 
 if TYPE_CHECKING:
     from ..support.program import Program
@@ -47,10 +50,38 @@ def test_convert_json_prints_the_tally_and_nothing_else(program: Program) -> Non
     tally = json.loads(done.stdout)
     assert set(tally) == {
         "rows", "lines", "filtered", "rejected", "reporting", "clamped", "not_an_address", "ends_in_zero",
-        "outside_day", "unmapped_episodes",
+        "outside_day", "unmapped_episodes", "readdressed", "fallback_urls", "unmatched",
     }  # fmt: skip
     assert (tally["rows"], tally["lines"], sum(tally["rejected"].values())) == (3, 0, 3)
     assert len(gzip.decompress((program.folder / "rejects.gz").read_bytes()).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "day"),
+    [
+        ("metrics-day-2026-11-20.json.gz", date(2026, 11, 20)),
+        ("2026-11-28 metrics-day-2026-11-20.json.gz", date(2026, 11, 20)),
+        ("metrics-day-2026-11-20.json (2026-11-28).gz", date(2026, 11, 20)),
+        ("old-metrics-day-2026-11-20-2026-11-28", date(2026, 11, 20)),
+        ("metrics-day-2026-02-30 of 2026-11-28.gz", date(2026, 11, 28)),
+        ("metrics-day-2026-02-30 metrics-day-2026-11-20.gz", date(2026, 11, 20)),
+        ("2026-13-01 2026-11-28.gz", date(2026, 11, 28)),
+        ("metrics-day-\u0662026-11-20.gz", None),
+        ("export.gz", None),
+    ],
+)
+def test_the_day_of_a_file_is_that_of_megaphones_name_in_it(name: str, day: date | None) -> None:
+    """Wherever it stands: whoever saved the file may have put another date before it."""
+    assert day_in(name) == day
+
+
+def test_convert_says_that_rows_on_one_line_are_none(program: Program) -> None:
+    """In the words of the service."""
+    text = b"[" + row(id="a") + b"," + row(id="b") + b"]"
+    (program.folder / "x.gz").write_bytes(gzip.compress(text))
+    done = program.run("convert", "x.gz", "-o", "out.gz")
+    assert (done.returncode, done.stdout) == (0, "out.gz: 0 lines of 1 rows, 0 filtered, 1 rejected\n")
+    assert "in one array on one line" in done.stderr
 
 
 def test_convert_follows_the_rules_of_a_configuration(service_site: ServiceSite) -> None:
@@ -197,12 +228,21 @@ def test_hash_password_reads_standard_input_and_its_hash_verifies(program: Progr
     assert PasswordHasher().verify(done.stdout.strip(), " två ord ")
 
 
-@pytest.mark.parametrize("typed", [b"", b"\n", b"x" * 1025, b"\xff\xfe\n"])
-def test_hash_password_refuses_what_could_never_log_in(typed: bytes, program: Program) -> None:
-    """An empty, overlong or undecodable password gets a sentence that does not show it."""
-    done = program.run("hash-password", stdin=typed, env={"PYTHONUTF8": "1"})
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (b"", "empty"),
+        (b"\n", "empty"),
+        (b"x" * 1025, "longer than 1024"),
+        (b"\xff\xfe\n", "the byte 0xFF"),
+        ("xx😀xx".encode(), "😀 (U+1F600 GRINNING FACE)"),
+    ],
+)
+def test_hash_password_refuses_what_could_never_log_in(typed: bytes, told: str, program: Program) -> None:
+    """The sentence names what is in the way, and nothing else of the password, whatever the locale."""
+    done = program.run("hash-password", stdin=typed, env={"LC_ALL": "C.UTF-8"})
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("pickup-point: the password is ")
+    assert done.stderr.startswith("pickup-point: the password is ") and told in done.stderr
     assert "xxxx" not in done.stderr
     assert "\\x" not in done.stderr and "\\u" not in done.stderr
 
@@ -287,6 +327,11 @@ def _as_root(service_site: ServiceSite, python: list[str]) -> None:
     os.chown(data, 65534, 65534)
     (service_site.folder / "keys").chmod(0o700)
     service_site.put(day_before(1), export_of(day_before(1)))
+    # Whoever fills the folder of exports aims a link at what the service's user may not read.
+    secret = service_site.folder / "secret"
+    secret.write_bytes(export_of(day_before(2), 3, b"secret"))
+    secret.chmod(0o600)
+    (service_site.exports / export_name(day_before(2))).symlink_to(secret)
     libraries = [path for path in sys.path if path.endswith("site-packages")]
     env = {"PYTHONPATH": os.pathsep.join([str(ROOT), *libraries]), "HOME": "/root"}
 
@@ -294,8 +339,16 @@ def _as_root(service_site: ServiceSite, python: list[str]) -> None:
         return service_site.program.run(argv=[*python, *arguments, "--config", str(service_site.config)], env=env)
 
     fed = run("feed")
-    assert fed.returncode == 0, fed.stderr
+    assert fed.returncode == 1
     assert log_of(1) in fed.stdout
+    assert f"{day_before(2)}  failed      this user may not read " in fed.stdout
+    (service_site.exports / export_name(day_before(2))).unlink()
+    # A group that only the configuration names, as the unit's SupplementaryGroups= does.
+    service_site.config.chmod(0o640)
+    os.chown(service_site.config, 0, 65533)
+    os.chown(service_site.exports, 0, 65533)
+    service_site.exports.chmod(0o750)
+    assert run("feed").returncode == 0
     assert run("status").returncode == 0
     assert run("prune").returncode == 0
     assert run("trace", log_of(1)).returncode == 0

@@ -55,9 +55,11 @@ def test_an_address_is_sent_full_or_truncated_and_hashed(text: str, full: str, c
 
 @pytest.mark.parametrize(
     "text",
-    [TOKEN, "1.2.3", "1.2.3.4.5", "01.2.3.4", "256.1.1.1", "1.2.3.4/32", "1.2.3.4:80", "[::1]", "fe80::1%eth0",
+    [TOKEN, "1.2.3", "1.2.3.4.5", "01.2.3.4", "256.1.1.1", "1.2.3.4/32", "[::1]", "fe80::1%eth0",
      "fe80::1%", "::ffff:1.2.3.4%1", "1:2:3:4:5:6:7:8:9", "16909060", "0x01020304", "127.1", "unknown", "-", "ß∂ƒ",
-     "1.2.3.\u0664", "2001:db8:::1", "1.2.3.0 1"],
+     "1.2.3.\u0664", "2001:db8:::1", "1.2.3.0 1", "1.2.3.4:", "1.2.3.4:65536", "1.2.3.4:\u0661", "1.2.3.4:80:80",
+     "01.2.3.4:80", "[1.2.3.4]:80", "[::1]:", "[::1]80", "[::1%eth0]:80", "[token]:80", "host:80", "1.2.3.4,",
+     ",1.2.3.4", "1.2.3.4, token", "token, 1.2.3.4", "1.2.3.4;5.6.7.8", "1.2.3.4,,5.6.7.8", ","],
 )  # fmt: skip
 @pytest.mark.parametrize("truncated", [False, True])
 def test_what_is_no_address_is_a_token(text: str, truncated: bool) -> None:
@@ -65,6 +67,27 @@ def test_what_is_no_address_is_a_token(text: str, truncated: bool) -> None:
     sent = sent_address(text, truncated=truncated, key=KEY)
     assert (sent.ip, sent.hashed_ip, sent.is_address, sent.ends_in_zero) == ("-", mac(text), False, False)
     assert parse_address(text) is None
+
+
+# (as it came, the address in it)
+READDRESSED = [
+    ("203.0.113.9:5678", "203.0.113.9"),
+    ("203.0.113.0:0", "203.0.113.0"),
+    (" 203.0.113.9:65535\t", "203.0.113.9"),
+    ("[2001:DB8::1]:443", "2001:db8::1"),
+    ("[::ffff:203.0.113.9]:1", "203.0.113.9"),
+    ("198.51.100.7, 203.0.113.2", "198.51.100.7"),
+    ("2001:db8::1,203.0.113.2,\u00a0198.51.100.7", "2001:db8::1"),
+    ("198.51.100.7:80, [2001:db8::2]:443", "198.51.100.7"),
+]
+
+
+@pytest.mark.parametrize(("text", "address"), READDRESSED)
+@pytest.mark.parametrize("truncated", [False, True])
+def test_an_address_with_a_port_or_in_a_list_is_that_address(text: str, address: str, truncated: bool) -> None:
+    """Of a list the first one: the client, as in X-Forwarded-For. It is noticed, and else like the bare address."""
+    sent = sent_address(text, truncated=truncated, key=KEY)
+    assert sent == sent_address(address, truncated=truncated, key=KEY)._replace(readdressed=True)
 
 
 def test_blanks_around_a_token_do_not_count_and_its_case_does() -> None:

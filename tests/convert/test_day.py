@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,12 @@ import pytest
 
 from server.cli.samples import day_rows
 from server.convert import lines as blocks
-from server.convert.day import Tuning, convert_export
+from server.convert.day import SentLog, Tuning, convert_export
+from server.convert.lines import GzipText
 from server.errors import DataFolderError, ExportTorn, SourceError
 from server.triton import Layout, LogFormat
 
+from ..support.odd_rows import GOOD
 from ..support.reference_conversion import (
     DAY,
     KERNEL,
@@ -33,6 +36,10 @@ from ..support.reference_conversion import (
 
 if TYPE_CHECKING:
     from typing import BinaryIO
+
+    from server.convert.kernel import Kernel
+
+MARK = b"\xef\xbb\xbf"
 
 
 @pytest.mark.parametrize("repeated", [False, True])
@@ -72,9 +79,7 @@ def test_line_ends_and_blank_lines_of_every_kind(tmp_path: Path, block: int, thr
 
 @pytest.mark.parametrize("block", [1, 500, 1 << 20])
 @pytest.mark.parametrize("comma", [b",\n", b"\n", b", \r\n", b",\r\n"])
-@pytest.mark.parametrize(
-    "end", [b"\n]", b"\n]\n", b"\r\n] \r\n\r\n \n", b",\n]\n", b"\n]\n]\n{}\n]\n", b"\n],\n]", b""]
-)
+@pytest.mark.parametrize("end", [b"\n]", b"\n]\n", b"\r\n] \r\n\r\n \n", b",\n]\n", b"\n]\n]\n{}\n]\n", b"\n],\n]"])
 def test_a_json_array_is_read_like_lines(tmp_path: Path, block: int, comma: bytes, end: bytes) -> None:
     """First line ``[``, elements with or without a comma, last line ``]``; any other bracket is a rejected row."""
     text = b"[\r\n" + comma.join(sample(20)) + end
@@ -82,7 +87,7 @@ def test_a_json_array_is_read_like_lines(tmp_path: Path, block: int, comma: byte
     assert_is(slow, *convert(export_file(tmp_path, text), tuning=Tuning(block=block)))
 
 
-@pytest.mark.parametrize("text", [b"", b"\n", b"[\n]\n", b"[\n]", b"[", b"[\n", b"[\r", b" \n\xc2\xa0\n"])
+@pytest.mark.parametrize("text", [b"", b"\n", b"[\n]\n", b"[\n]", b"[\r\n]\r", b" \n\xc2\xa0\n", MARK])
 def test_an_export_without_rows_is_one_log_with_its_header(tmp_path: Path, text: bytes) -> None:
     """Nothing in it is nothing wrong."""
     converted, sink = convert(export_file(tmp_path, text))
@@ -90,6 +95,76 @@ def test_an_export_without_rows_is_one_log_with_its_header(tmp_path: Path, text:
     assert sink.texts == [Layout().header_lines(DAY)]
     assert converted.tally.rows == 0
     assert sink.rejects is None
+
+
+ROW, LAST = (orjson.dumps({**GOOD, "id": row_id}) for row_id in ("first", "last"))
+
+
+@pytest.mark.parametrize("kernel", [KERNEL, None])
+@pytest.mark.parametrize(
+    "rest",
+    [b"", b"\n", b"\r", b"\n" + ROW, b"\n" + ROW + b",", b"\n" + ROW + b",\n\n \n", b"\n]\n" + ROW,
+     b"\n" + ROW + b",\n" + LAST[:40], b'\n{"list": [1]', b"\n" + ROW + b",\n[1]", b"\n{]", b"\n" + ROW + b",]"],
+)  # fmt: skip
+def test_an_array_without_its_closing_bracket_is_torn(tmp_path: Path, rest: bytes, kernel: Kernel | None) -> None:
+    """Whoever wrote it died, though the gzip file is whole: nothing is converted, not as late rows either."""
+    path = export_file(tmp_path, b"[" + rest)
+    sent = [SentLog(Layout(), lambda: io.BytesIO(gzip.compress(Layout().header_lines(DAY).encode())))]
+    for more in ({}, {"sent": sent}):
+        with pytest.raises(ExportTorn, match="no closing bracket") as caught:
+            convert(path, kernel=kernel, tuning=Tuning(block=100), **more)  # type: ignore[arg-type]
+        assert str(path) in caught.value.hint
+
+
+@pytest.mark.parametrize("end", [b"]", b" ]\n", b"]\r\n\n"])
+def test_a_bracket_behind_the_last_row_closes_an_array(tmp_path: Path, end: bytes) -> None:
+    """The array is whole; but a row and something else in one line are no row."""
+    rows = [b"[", ROW + b",", LAST + end]
+    converted, sink = convert(export_file(tmp_path, b"\n".join(rows)))
+    assert_is(convert_slowly(b"\n".join(rows).split(b"\n"), conversion(), array=True), converted, sink)
+    assert converted.tally.rejected == {"malformed_json": 1}
+
+
+@pytest.mark.parametrize("array", [False, True])
+@pytest.mark.parametrize("block", [1, 2, 5, 1 << 20])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, block: int, array: bool) -> None:
+    """It says UTF-8, and nothing else; anywhere but at the beginning it is a row's fault."""
+    rows = [b"[", *(row + b"," for row in sample(20)), b"]"] if array else sample(20)
+    slow = convert_slowly(rows, conversion(), array=array)
+    converted, sink = convert(export_file(tmp_path, [MARK + rows[0], *rows[1:]]), tuning=Tuning(block=block))
+    assert_is(slow, converted, sink)
+    assert slow.lines
+    again, _ = convert(export_file(tmp_path, [ROW, MARK + LAST]), tuning=Tuning(block=block))
+    assert (again.tally.lines, again.tally.rejected) == (1, {"malformed_json": 1})
+    twice, _ = convert(export_file(tmp_path, [MARK + MARK + ROW]), tuning=Tuning(block=block))
+    assert (twice.tally.lines, twice.tally.rejected) == (0, {"malformed_json": 1})
+
+
+@pytest.mark.parametrize("kernel", [KERNEL, None])
+@pytest.mark.parametrize("limit", [blocks.LINE_LIMIT, 300])
+@pytest.mark.parametrize(
+    ("text", "one_line"),
+    [
+        (b"[" + ROW + b"," + LAST + b"]", True),
+        (b"\n [ " + ROW + b" , " + LAST + b" ]\r\n\n", True),
+        (MARK + b"[" + ROW + b"]", True),
+        (b"[" + ROW + b",", True),
+        (b"[]", False),
+        (b"[1, 2]", False),
+        (b"[" + ROW + b",\n" + LAST + b"]", False),
+        (b"[\n" + ROW + b"\n]", False),
+        (b"[\n{}\n]", False),
+        (ROW, False),
+    ],
+)
+def test_an_array_on_one_line_is_told_as_that(
+    tmp_path: Path, text: bytes, one_line: bool, limit: int, kernel: Kernel | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is converted; however long the line is."""
+    monkeypatch.setattr(blocks, "LINE_LIMIT", limit)
+    converted, _ = convert(export_file(tmp_path, text), kernel=kernel)
+    assert converted.one_line is one_line
+    assert not (one_line and converted.tally.lines)
 
 
 @pytest.mark.parametrize("first", [b"[ ", b" [", b"[]", b"[{}", b"\n["])
@@ -155,6 +230,41 @@ def test_a_damaged_export_is_never_converted(tmp_path: Path, damage: str, thread
         convert(path, threads=threads)
     assert "gzip -t" in caught.value.hint
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def read_all(file: bytes) -> bytes:
+    """What `GzipText` makes of a file, some bytes at a time."""
+    with GzipText(io.BytesIO(file), "export") as text:
+        return b"".join(iter(lambda: text.read(700), b""))
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("zeros", [0, 5, 300_000])
+@pytest.mark.parametrize(
+    ("end", "word"),
+    [
+        *((b"junk and more"[:length], "followed") for length in (1, 2, 3, 4, 8, 9, 10, 13)),
+        (b"\x1f", "truncated"), (b"\x1f\x8b", "truncated"), (b"\x1f\x8b\x08\x00", "truncated"), (b"\x1fx", "followed"),
+        (b"\n", "followed"), (b"x\0\0", "followed"),
+    ],
+)  # fmt: skip
+def test_what_follows_a_gzip_file_is_called_that(members: int, zeros: int, end: bytes, word: str) -> None:
+    """However short it is: nothing is cut off. What begins like another member is one that is cut off."""
+    whole = gzip.compress(b"x" * 1000, mtime=0) * members + bytes(zeros)
+    with pytest.raises(ExportTorn) as caught:
+        read_all(whole + end)
+    assert caught.value.word == word
+    assert len(read_all(whole)) == 1000 * members
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9, 20])
+def test_a_gzip_file_that_is_cut_off_is_called_that(cut: int) -> None:
+    """In its trailer or before, in the first member or a later one."""
+    one = gzip.compress(bytes(range(256)), mtime=0)
+    for whole in (one, one + one):
+        with pytest.raises(ExportTorn) as caught:
+            read_all(whole[:-cut])
+        assert caught.value.word == "truncated"
 
 
 def test_an_export_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:

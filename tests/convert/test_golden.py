@@ -62,11 +62,12 @@ BOOKS = {
     "default.tsv": {
         "rows": 18, "lines": 6, "filtered": {"no_bytes": 1, "blacklisted_ip": 1, "blacklisted_ua": 1},
         "rejected": REJECTED, "reporting": 5, "clamped": 1, "not_an_address": 1, "ends_in_zero": 1, "outside_day": 1,
-        "unmapped_episodes": 0,
+        "unmapped_episodes": 0, "readdressed": 0, "fallback_urls": 0, "unmatched": 0,
     },
     "agreed.tsv": {
         "rows": 18, "lines": 8, "filtered": {"no_bytes": 1}, "rejected": REJECTED, "reporting": 5, "clamped": 0,
-        "not_an_address": 1, "ends_in_zero": 1, "outside_day": 1, "unmapped_episodes": 2,
+        "not_an_address": 1, "ends_in_zero": 1, "outside_day": 1, "unmapped_episodes": 2, "readdressed": 0,
+        "fallback_urls": 0, "unmatched": 2,
     },
 }  # fmt: skip
 BOOKS["default.w3c"] = BOOKS["default.tsv"]
@@ -129,6 +130,7 @@ def test_the_reference_writes_the_log_that_was_written_by_hand(name: str) -> Non
         tally.ends_in_zero += outcome.ends_in_zero
         tally.outside_day += outcome.outside_day
         tally.unmapped_episodes += outcome.unmapped
+        tally.unmatched += outcome.unmatched
     assert written == golden(name)
     assert tally.as_json() == BOOKS[name]
     assert rejects == REJECTS

@@ -186,6 +186,16 @@ def test_a_torn_export_is_reported_as_such(tmp_path: Path, folder: Path) -> None
         with no_process_left(), pytest.raises(ExportTorn, match=f"{export.name} is .*{why}") as caught:
             apart_from(export, folder)
         assert SECRET not in f"{caught.value} {caught.value.hint}"
+    export.write_bytes(gzip.compress(f'[\n{{"ip":"{SECRET}"}}'.encode()))
+    with no_process_left(), pytest.raises(ExportTorn, match=f"{export.name} is .*no closing bracket") as caught:
+        apart_from(export, folder)
+    assert SECRET not in f"{caught.value} {caught.value.hint}"
+
+
+def test_rows_in_an_array_on_one_line_are_reported_as_such(tmp_path: Path, folder: Path) -> None:
+    """The answer says so, so that the day can be held with a sentence about it."""
+    for rows, one_line in ((b"[" + row() + b"]", True), (row(), False)):
+        assert apart_from(export_file(tmp_path, rows), folder).one_line is one_line
 
 
 def test_what_cannot_be_read_is_reported_as_such(tmp_path: Path, folder: Path) -> None:
@@ -350,7 +360,7 @@ except MemoryError:
 GOOD_TALLY = Tally(rows=3, lines=2, reporting=2).as_json() | {"filtered": {"no_bytes": 1}}
 GOOD_LOG = [2, 100, "0" * 64]
 GOOD_PODCASTS = {"p": [3, 2, 2, {"no_bytes": 1}, {}]}
-GOOD_END = {"tally": GOOD_TALLY, "changed": 0, "removed": 0, "rejects": False}
+GOOD_END = {"tally": GOOD_TALLY, "changed": 0, "removed": 0, "rejects": False, "one_line": False}
 
 
 def liar(*lines: object) -> str:
@@ -422,6 +432,8 @@ LIES: dict[str, list[object]] = {
     "an end with less": [*spoken()[:-1], {"done": {"tally": GOOD_TALLY}}],
     "rejected rows that are none": spoken(rejects=True),
     "rejected rows by number": spoken(rejects=0),
+    "rows on one line that became lines": spoken(one_line=True),
+    "rows on one line by number": spoken(one_line=0),
     "changed rows of none sent": spoken(changed=1),
     "removed rows of none sent": spoken(removed=1),
     "books that do not balance": spoken(**tally(rows=4)),

@@ -9,13 +9,14 @@ import json
 import unicodedata
 from datetime import date
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.convert.row import Conversion, RowConverter
+from server.convert.row import Conversion, RowConverter, keyed_hash
 from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.episodes.catalogue import Catalogue, Episode
 from server.megaphone.exports import METRICS
@@ -152,11 +153,116 @@ def test_a_row_is_left_out_as_the_rows_setting_says(
         assert (outcome.line == "") is (outcome.filtered is not None)
 
 
-def test_the_metric_id_is_the_cell_that_is_sent() -> None:
-    """As cleaned for its format, so that what was sent can be recognised by reading the published file."""
-    assert (converted(row(id=' a"b%')).id, converted(row(id=' a"b%')).metric_id) == (' a"b%', " a%22b%")
-    assert converted(row(id=' a"b%'), rules(Layout(LogFormat.W3C))).metric_id == "%20a%22b%25"
-    assert converted(row(id=12)).id == "12"
+# JSON text of some fields -> cells of the line, or the reason why there is none. Each was seen, or is near to one.
+SEEN: list[tuple[dict[str, str], dict[str, str] | str]] = [
+    ({"ip": '"203.0.113.9:5678"'}, {"IP": "203.0.113.9", "Hashed-IP": "-"}),
+    ({"ip": '"[2001:DB8::1]:443"'}, {"IP": "2001:db8::1", "Hashed-IP": "-"}),
+    ({"ip": '"198.51.100.7, 203.0.113.2"'}, {"IP": "198.51.100.7", "Hashed-IP": "-"}),
+    ({"ip": '"198.51.100.7, token"'}, {"IP": "-"}),
+    ({"ip": r'"\ud83d"'}, {"IP": "-", "Hashed-IP": keyed_hash("\ufffd", KEY)}),
+    ({"created_at": '"2026-11-20T10:00:00z"'}, {"date": "2026-11-20", "start-time": "10:00:00"}),
+    ({"created_at": '"2026-11-20 10:00:00 UTC"'}, {"date": "2026-11-20", "start-time": "10:00:00"}),
+    ({"created_at": '"2026-11-20 10:00:00.25 +0000"'}, {"date": "2026-11-20", "start-time": "10:00:00"}),
+    ({"created_at": '"2026-11-20T10:00:00-00:00"'}, {"date": "2026-11-20", "start-time": "10:00:00"}),
+    ({"created_at": '"2026-11-21T01:30:00+0200"'}, {"date": "2026-11-20", "start-time": "23:30:00"}),
+    ({"created_at": '"2026-12-31T23:59:59.999-00:30"'}, {"date": "2027-01-01", "start-time": "00:29:59"}),
+    ({"created_at": '"0001-01-02T00:30:00+01:00"'}, {"date": "0001-01-01", "start-time": "23:30:00"}),
+    ({"created_at": '"0001-01-01T00:30:00+01:00"'}, "bad_created_at"),
+    ({"created_at": '"9999-12-31T23:30:00-01:00"'}, "bad_created_at"),
+    ({"created_at": '"2026-11-20T10:00:00+24:00"'}, "bad_created_at"),
+    ({"created_at": '"2026-11-20T10:00:00+02:60"'}, "bad_created_at"),
+    ({"created_at": '"2026-11-20T10:00:00 CET"'}, "bad_created_at"),
+    ({"created_at": '"2026-11-20T10:00:00+02"'}, "bad_created_at"),
+    ({"user_agent": r'"cut \ud83d"'}, {"user-agent": "cut \ufffd"}),
+    ({"user_agent": r'"\uDE00 \ud83d\ud83d\ude00 \\ud83d"'}, {"user-agent": "\ufffd \ufffd\U0001f600 %5Cud83d"}),
+    ({"city": r'"\udc00"', "region": r'{"\ud800": ["\udfff"]}'}, {"IP": GOOD["ip"]}),
+    ({"id": r'"a\ud800"'}, "no_id"),
+    ({"id": r'"a\ufffd"', "city": r'"\ud800"'}, {"x-metric-id": "a\ufffd"}),
+    ({"podcast_id": "null", "episode_id": r'"\ud800"'}, "no_episode"),
+    ({"podcast_id": '"p"', "episode_id": r'"e\ud800"'}, {"podcast-id": "p", "episode-guid": "-", "url": "/p/-.mp3"}),
+    ({"podcast_id": r'"\udc00"', "episode_id": '"e"'}, {"podcast-id": "-", "episode-guid": "e", "url": "/-/e.mp3"}),
+    ({"user_agent": r'"\ud83d'}, "malformed_json"),
+    ({"user_agent": r'"\ud83"'}, "malformed_json"),
+]
+
+
+def row_of(texts: dict[str, str]) -> bytes:
+    """The good row, with some fields as they stand in an export."""
+    raw = row(**{name: f"@{name}@" for name in texts})
+    for name, text in texts.items():
+        raw = raw.replace(f'"@{name}@"'.encode(), text.encode())
+    return raw
+
+
+@pytest.mark.parametrize(("texts", "wanted"), SEEN)
+def test_what_exports_really_hold_is_read_as_it_is_meant(texts: dict[str, str], wanted: dict[str, str] | str) -> None:
+    """Ports and lists, spellings of UTC, other time zones, halves of an emoji."""
+    raw = row_of(texts)
+    if isinstance(wanted, str):
+        assert result(raw) == wanted
+    else:
+        assert cells(raw).items() >= wanted.items()
+
+
+def test_bytes_that_only_look_like_half_a_character_are_not_json() -> None:
+    """A surrogate as it stands, not as an escape, is no UTF-8; and an array is no row, with a half in it or without."""
+    assert result(row().replace(b"Podcasts", b"\xed\xa0\x80")) == "malformed_json"
+    assert result(rb'["\ud800"]') == "not_an_object"
+
+
+COUNTED = [
+    ({"ip": "1.2.3.4:80"}, True),
+    ({"ip": "1.2.3.4"}, False),
+    ({"ip": "token, token"}, False),
+    ({"ip": "1.2.3.4,::1", "bytes_sent": 1}, True),
+]
+
+
+@pytest.mark.parametrize(("change", "readdressed"), COUNTED)
+def test_an_address_that_was_looked_for_is_told(change: dict[str, Any], readdressed: bool) -> None:
+    """It is counted beside its line."""
+    assert converted(row(**change)).readdressed is readdressed
+
+
+ID_LAYOUTS = [
+    Layout(),
+    Layout(text="percent"),
+    Layout(LogFormat.W3C),
+    Layout(columns=(ColumnSpec("id", value="x-metric-id"), ColumnSpec("day", value="date"))),
+]
+
+
+@pytest.mark.parametrize(
+    ("row_id", "cell", "w3c"),
+    [
+        ("e3b0c442-98fc-4c14-9afb-f4c8996fb924", "e3b0c442-98fc-4c14-9afb-f4c8996fb924", None),
+        ("A1-b_c.d~e:f/g?h=i&j+k,l;m", "A1-b_c.d~e:f/g?h=i&j+k,l;m", None),
+        ("ümlaut", "ümlaut", None),
+        ("-", "-", None),
+        ("a b", "a b", "a%20b"),
+        ("a\u00a0b", "a\u00a0b", "a%C2%A0b"),
+        (' a"b%\\ ', "%20a%22b%25%5C%20", None),
+        ("\ta\x00b\u2028", "%09a%00b%E2%80%A8", None),
+        ("\x00", "%00", None),
+        ("\x85\x7f", "%C2%85%7F", None),
+        ("\u3000x", "%E3%80%80x", None),
+        ("a%22b", "a%2522b", None),
+    ],
+)
+def test_an_id_is_recognised_by_its_cell(row_id: str, cell: str, w3c: str | None) -> None:
+    """What other texts lose is percent-encoded in it, and so is the percent sign."""
+    assert cells(row(id=row_id))["x-metric-id"] == cell
+    assert cells(row(id=row_id), rules(Layout(LogFormat.W3C)))["x-metric-id"] == (w3c or cell)
+
+
+@pytest.mark.parametrize("layout", ID_LAYOUTS)
+@given(st.text(st.sampled_from('a \t\x00\x85\u2028\u00a0"\\%2509#-') | st.characters(exclude_categories=["Cs"])))
+def test_the_cell_of_an_id_says_which_id_it_was(layout: Layout, row_id: str) -> None:
+    """Two ids never have one cell: it can be read back."""
+    if row_id.strip():
+        cell = cells(row(id=row_id), rules(layout))[layout.specs[layout.id_column()].name]
+        assert unquote(cell, errors="strict") == row_id
+        assert layout.id_cell(row_id) == cell
 
 
 def test_unknown_fields_change_nothing() -> None:

@@ -12,10 +12,11 @@ from server.cli.samples import day_rows
 from server.convert.day import SentLog
 from server.convert.row import Conversion
 from server.errors import DataFolderError
-from server.triton import ColumnSpec, Layout, LogFormat, LogRules
+from server.triton import ColumnSpec, IdCells, Layout, LogFormat, LogRules
 
 from ..support.reference_conversion import (
     DAY,
+    KERNEL,
     KEY,
     MemorySink,
     assert_is,
@@ -26,9 +27,12 @@ from ..support.reference_conversion import (
     sample,
     with_repetitions,
 )
+from ..support.rows import row
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from server.convert.kernel import Kernel
 
 
 def published(sink: MemorySink, layout: Layout) -> list[SentLog]:
@@ -127,6 +131,82 @@ def test_rows_created_too_late_are_held_back_and_come_with_the_next_file(tmp_pat
     assert still.tally.filtered["sent_before"] == first.tally.lines
     assert still.tally.filtered["too_fresh"] == first.tally.filtered["too_fresh"]
     assert still.lines_per_log == []
+
+
+# Ids, two by two, that had one cell in the first releases; and some whose cells then and now look like each other's.
+ODD_IDS = [
+    "a\tb",
+    "a b",
+    "\x00",
+    "-",
+    'q"',
+    "q%22",
+    "q%2522",
+    "%41",
+    "A",
+    "%2541",
+    "\u2028x",
+    " x",
+    "x",
+    "#1",
+    "%231",
+    "ü",
+]
+
+
+def with_odd_ids(row_ids: list[str]) -> list[bytes]:
+    return [row(id=row_id) for row_id in [*(f"plain-{n}" for n in range(20)), *row_ids]]
+
+
+@pytest.mark.parametrize("kernel", [KERNEL, None])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ids_that_differ_at_all_are_different_rows(tmp_path: Path, layout: Layout, kernel: Kernel | None) -> None:
+    """Each is sent once, whichever of two similar ones came first."""
+    made, header = conversion(layout=layout, rows="all"), layout.header_lines(DAY)
+    for early in (ODD_IDS[::2], ODD_IDS[1::2]):
+        first, before = convert(export_file(tmp_path, with_odd_ids(early)), made, kernel=kernel)
+        late, sink = convert(
+            export_file(tmp_path, with_odd_ids(ODD_IDS)), made, kernel=kernel, sent=published(before, layout)
+        )
+        assert (first.tally.lines, late.tally.lines) == (28, 8)
+        assert (late.tally.filtered, late.changed, late.removed) == ({"sent_before": 28}, 0, 0)
+        (lines,) = (text.removeprefix(header).splitlines() for text in sink.texts)
+        cells = {line.split("\t")[layout.id_column()] for line in lines}
+        assert cells == {layout.id_cell(row_id) for row_id in ODD_IDS if row_id not in early}
+
+
+@pytest.mark.parametrize("kernel", [KERNEL, None])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("written", [IdCells.CLEANED, IdCells.EXACT])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_an_earlier_release_sent_is_recognised(
+    tmp_path: Path, layout: Layout, written: IdCells, known: bool, kernel: Kernel | None
+) -> None:
+    """A log with the cells of then, told so by the ledger or found in the folder; and a day that has both kinds."""
+    rows, new = with_odd_ids(ODD_IDS), [row(id="new\t%")]
+    wrote = layout._replace(ids=written)
+    _, before = convert(export_file(tmp_path, rows), conversion(layout=wrote, rows="all"), kernel=kernel)
+    read = wrote if known else layout._replace(ids=IdCells.UNKNOWN)
+    assert Layout.from_json(read.as_json()) == read
+    # The rules of the day's late rows are those of its first file; after a new configuration, those of the resend.
+    for rules in (read, layout):
+        made = conversion(layout=rules, rows="all")
+        again, sink = convert(export_file(tmp_path, rows), made, kernel=kernel, sent=published(before, read))
+        assert again.tally.filtered == {"sent_before": len(rows)}
+        assert (again.removed, sink.logs) == (0, [])
+        late, sink = convert(export_file(tmp_path, [*rows, *new]), made, kernel=kernel, sent=published(before, read))
+        assert (late.tally.lines, late.tally.filtered, late.removed) == (1, {"sent_before": len(rows)}, 0)
+        sent = [*published(before, read), *published(sink, rules)]
+        last, sink = convert(export_file(tmp_path, [*rows, *new]), made, kernel=kernel, sent=sent)
+        assert (last.tally.lines, last.removed, sink.logs) == (0, 0, [])
+
+
+def test_a_ledger_of_an_earlier_release_tells_how_its_ids_were_written() -> None:
+    """Its layouts do not say it: they all wrote them like any other text."""
+    kept = Layout().as_json()
+    assert kept.pop("ids") == "exact"
+    assert Layout.from_json(kept) == Layout(ids=IdCells.CLEANED)
+    assert Layout.from_json(kept).id_cell('\ta"%') == " a%22%"
 
 
 def test_a_damaged_published_log_is_the_data_folders_fault(tmp_path: Path) -> None:

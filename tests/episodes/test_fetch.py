@@ -6,11 +6,14 @@ Listens on 127.0.0.1.
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
+import re
 import resource
 import socket
 import zlib
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -21,6 +24,8 @@ from server.episodes.rss import RssUnread
 from ..support.rss_server import HEAD, RssHost, items, rss
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from server.episodes.fetch import RssAnswer
 
 MIB = 1 << 20
@@ -205,3 +210,101 @@ async def test_a_secret_in_the_address_is_not_reported(rss_host: RssHost) -> Non
     with pytest.raises(RssUnread) as caught:
         await read(url)
     assert "hunter2" not in str(caught.value) + caught.value.hint
+
+
+class Proxy:
+    """An HTTP proxy on 127.0.0.1 that fetches what it is asked for from an `RssHost`, and makes no tunnels."""
+
+    def __init__(self, host: RssHost) -> None:
+        self.host, self.asked, self.port = host, list[tuple[str, str]](), 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        method, url, _ = head.split(" ", 2)
+        login = re.search(r"^Proxy-Authorization: Basic (\S+)", head, re.MULTILINE)
+        self.asked.append((url, base64.b64decode(login[1]).decode() if login else ""))
+        if method == "GET":
+            inner, out = await asyncio.open_connection("127.0.0.1", self.host.port)
+            out.write(f"GET {urlsplit(url).path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+            writer.write(await inner.read())
+            out.close()
+        else:
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+
+async def test_rss_feeds_are_read_through_the_proxy_that_s3_uses(
+    rss_host: RssHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment's, with its login, at whatever address; except for what NO_PROXY names."""
+    rss_host.put("/show", rss(items(3, 1)))
+    rss_host.redirect("/old", "http://second.example/show")
+    async with Proxy(rss_host) as proxy:
+        monkeypatch.setenv("http_proxy", f"me:pass%20word@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        found = await read("http://first.example/old", local=False)
+        assert found.items is not None
+        assert len(found.items) == 3
+        login = "me:pass word"
+        assert proxy.asked == [("http://first.example/old", login), ("http://second.example/show", login)]
+        assert (await read(rss_host.url("/show"))).items is not None
+        assert len(proxy.asked) == 2
+
+
+async def test_a_proxy_opens_no_way_inside(rss_host: RssHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address, in whatever spelling, is refused as without a proxy, also where a redirect leads to it."""
+    async with Proxy(rss_host) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        for inside in (
+            "127.0.0.1",
+            "10.0.0.1",
+            "[::1]",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "localhost",
+            "a.localhost.",
+        ):
+            assert "not a public address" in await refusal(f"http://{inside}/show", local=False)
+        for metadata in ("169.254.169.254", "[fd00:ec2::254]", "2852039166"):
+            assert "not a public address" in await refusal(f"http://{metadata}/latest/meta-data/")
+        assert proxy.asked == []
+        rss_host.redirect("/in", "http://169.254.169.254/")
+        assert "169.254.169.254" in await refusal("http://first.example/in", local=False)
+        assert [url for url, _ in proxy.asked] == ["http://first.example/in"]
+
+
+async def test_a_proxy_that_does_not_serve_is_reported_without_its_password(
+    rss_host: RssHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses, it is gone, its address is none."""
+    secret = "s3cret"
+    url = "https://first.example/show"
+    async with Proxy(rss_host) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://me:{secret}@127.0.0.1:{proxy.port}")
+        assert (await refusal(url)).endswith("is behind a proxy that answered 407")
+        assert proxy.asked == [("first.example:443", f"me:{secret}")]
+    found = [await refusal(url)]
+    for wrong in (f"http://me:{secret}@:x", f"http://me:{secret}@no such host.invalid:1"):
+        monkeypatch.setenv("https_proxy", wrong)
+        found.append(await refusal(url))
+    assert all("is behind a proxy" in sentence and secret not in sentence for sentence in found), found
+
+
+async def test_an_encoding_in_the_header_alone_is_heeded(rss_host: RssHost) -> None:
+    """Content-Type: text/xml; charset=…"""
+    body = "<rss><channel><item><guid>Größe</guid></item></channel></rss>".encode("latin-1")
+    found = await read(rss_host.put("/latin", body, Content_Type='text/xml; charset="ISO-8859-1"'))
+    assert found.items is not None
+    assert [item.guid for item in found.items] == ["Größe"]
+    assert "not well-formed" in await refusal(rss_host.put("/none", body, Content_Type="text/xml"))

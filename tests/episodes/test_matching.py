@@ -98,6 +98,36 @@ def test_a_url_may_be_made_of_the_rss_feed(template: str, known: str, unknown: s
     assert cells(row(token="evil", enclosure_url="evil"), rules(url=template))["url"] == unknown
 
 
+@pytest.mark.parametrize(
+    ("template", "episode", "fallback", "unmatched"),
+    [
+        ("/{token}.mp3", Episode("g", "", "ABC1", URL), False, False),
+        ("/{token}.mp3", Episode("g", ""), True, True),
+        ("/{token}.mp3", None, True, True),
+        ("/{token}.mp3", Episode("g", "/own.mp3"), False, False),
+        ("/{token}.mp3", Episode("", "/own.mp3"), False, True),
+        ("/{token}/{enclosure_url}", Episode("g", "", "ABC1"), True, True),
+        ("{enclosure_url}", Episode("g", "", "", URL), False, False),
+        ("/?{enclosure_url}", Episode("g", "", "", "https://x.example/" + "ä" * 1000), True, True),
+        (DEFAULT_URL, Episode("g", ""), False, False),
+        (DEFAULT_URL, None, False, True),
+    ],
+)
+def test_a_url_that_falls_back_is_told_and_matches_nothing(
+    template: str, episode: Episode | None, fallback: bool, unmatched: bool
+) -> None:
+    """Triton was to find the episode by that URL; a known guid does not make up for it."""
+    catalogue = Catalogue({EPISODE: episode} if episode is not None else {})
+    conversion = Conversion(rules(url=template), KEY, catalogue)
+    found = RowConverter(conversion).convert(row())
+    assert (found.fallback_url, found.unmatched) == (fallback, unmatched)
+    for kernel in (KERNEL, None):
+        tally = BlockConverter(kernel, conversion).do(Job(0, Task.RENDER, (row(),))).tally
+        assert (tally.fallback_urls, tally.unmatched) == (fallback, unmatched)
+    without = RowConverter(Conversion(rules(url=template), KEY)).convert(row())
+    assert (without.fallback_url, without.unmatched) == (template != DEFAULT_URL, False)
+
+
 def test_an_rss_feed_never_costs_a_row() -> None:
     """Where a value would make the URL too long, the default URL is sent."""
     long = Catalogue({EPISODE: Episode("g", "", "T", f"https://x.example/{'ä' * 1000}")})

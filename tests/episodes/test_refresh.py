@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.episodes.fetch import ReaderLimits, RssReader
-from server.episodes.rss import RssFeed
+from server.episodes.rss import RssFeed, RssItem
 from server.episodes.source import due, refresh
 from server.publish.holds import HoldPolicy
 from server.status.alarms import Alarm, alarms
@@ -111,6 +111,21 @@ def test_an_rss_feed_that_stays_away_becomes_an_alarm() -> None:
     assert (old.level.name, old.subject) == ("WARNING", "https://x.example/show")
     assert "last read 25 h ago" in old.sentence
     assert "it was never read" in alarms_of(None)[0].sentence
+
+
+def test_a_token_that_an_earlier_release_did_not_know_is_known_at_once(tmp_path: Path) -> None:
+    """An RSS feed that has not changed since is not read again, and its tokens were stored."""
+    token = "EXAMPLECOMPANYLLC7453036557"
+    item = RssItem(
+        "g", f"https://traffic.megaphone.fm/{token}.mp3", bare_url=f"https://traffic.megaphone.fm/{token}.mp3"
+    )
+    with closing(Ledger.open(tmp_path / "ledger.sqlite3")) as ledger:
+        ledger.rss.keep(RssFeed("https://x.example/show", NOW, NOW, items=(item,)))
+        assert [tuple(found) for found in ledger.rss.published("https://x.example/show")] == [
+            ("g", "", token, item.enclosure_url)
+        ]
+        (feed,) = ledger.rss.feeds(items=True).values()
+        assert [found.token for found in feed.items] == [token]
 
 
 def test_a_ledger_of_the_first_version_is_brought_up(tmp_path: Path) -> None:

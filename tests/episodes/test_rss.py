@@ -18,6 +18,7 @@ from server.episodes.rss import (
     RssDocument,
     RssItem,
     bare_url,
+    known_charset,
     megaphone_token,
     safe_url,
 )
@@ -197,6 +198,14 @@ def test_a_document_with_too_many_items_is_refused() -> None:
         ("https://megaphone.fm.evil.example/ABC1234567890.mp3",
          "https://megaphone.fm.evil.example/ABC1234567890.mp3", ""),
         ("https://notmegaphone.fm/ABC1234567890.mp3", "https://notmegaphone.fm/ABC1234567890.mp3", ""),
+        ("https://www.podtrac.com/pts/redirect.mp3/traffic.megaphone.fm/EXAMPLECOMPANYLLC7453036557.mp3?updated=1",
+         "https://traffic.megaphone.fm/EXAMPLECOMPANYLLC7453036557.mp3?updated=1", "EXAMPLECOMPANYLLC7453036557"),
+        (f"https://traffic.megaphone.fm/{'A' * 500}1.mp3", f"https://traffic.megaphone.fm/{'A' * 500}1.mp3",
+         f"{'A' * 500}1"),
+        ("https://traffic.megaphone.fm/a1", "https://traffic.megaphone.fm/a1", "a1"),
+        ("https://traffic.megaphone.fm/ABC.mp3", "https://traffic.megaphone.fm/ABC.mp3", ""),
+        ("https://traffic.megaphone.fm/123.mp3", "https://traffic.megaphone.fm/123.mp3", ""),
+        ("https://traffic.megaphone.fm/ABC123X.mp3", "https://traffic.megaphone.fm/ABC123X.mp3", ""),
         ("https://traffic.megaphone.fm/a/ABC1234567890.mp3", "https://traffic.megaphone.fm/a/ABC1234567890.mp3", ""),
         ("https://[::1", "https://[::1", ""),
         ("", "", ""),
@@ -207,6 +216,47 @@ def test_redirect_prefixes_are_taken_off(url: str, bare: str, token: str) -> Non
     """Whoever runs them: the last host in the path, and what follows it."""
     assert bare_url(url) == bare
     assert megaphone_token(bare) == token
+
+
+BARE = "<rss><channel><title>Küche</title><item><guid>é</guid></item></channel></rss>"
+DECLARED = '<?xml version="1.0" encoding="{}"?>' + BARE
+
+
+@pytest.mark.parametrize("piece", [1, 5, 10_000])
+@pytest.mark.parametrize(
+    ("document", "charset"),
+    [
+        (BARE.encode(), None),
+        (BARE.encode("latin-1"), "ISO-8859-1"),
+        (BARE.encode("cp1252"), "windows-1252"),
+        (f'<?xml version="1.0"?>{BARE}'.encode("latin-1"), "latin1"),
+        (BARE.encode(), "utf8"),
+        # What they might as well not have said.
+        (BARE.encode(), "us-ascii"),
+        (BARE.encode(), "no such thing"),
+        # The document's own word comes first.
+        (DECLARED.format("utf-8").encode(), "iso-8859-1"),
+        (DECLARED.format("iso-8859-1").encode("latin-1"), "utf-8"),
+        (DECLARED.format("iso-8859-1").encode("latin-1"), "windows-1251"),
+        (BARE.encode("utf-8-sig"), "iso-8859-1"),
+        (BARE.encode("utf-16"), "iso-8859-1"),
+        ((" " * 2000 + BARE).encode("latin-1"), "iso-8859-1"),
+    ],
+)
+def test_the_encoding_may_stand_in_the_servers_header_alone(document: bytes, charset: str | None, piece: int) -> None:
+    """It counts where the document names none."""
+    reader = RssDocument(known_charset(charset))
+    for start in range(0, len(document), piece):
+        reader.feed(document[start : start + piece])
+    assert ([item.guid for item in reader.close()], reader.title) == (["é"], "Küche")
+
+
+@pytest.mark.parametrize("charset", ["hex", "idna", "utf-7", "shift_jis", "undefined"])
+def test_an_encoding_that_cannot_be_read_is_refused_in_a_sentence(charset: str) -> None:
+    """Those of several bytes a character, and what is no encoding of text."""
+    reader = RssDocument(known_charset(charset))
+    with pytest.raises(NotRss, match="encoding is unknown"):
+        reader.feed(BARE.encode("latin-1"))
 
 
 def test_an_address_is_shown_without_its_secrets() -> None:

@@ -14,7 +14,8 @@ import pytest
 from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
 from server.megaphone.bucket import Bucket
 from server.megaphone.source import open_source
-from server.s3.errors import BucketPlace
+from server.s3.client import BucketClient
+from server.s3.errors import Answer, BucketPlace
 from server.s3.retry import RetryPolicy
 
 from ..support.s3 import BUCKET, READ_POLICY, REGION, AwsChain, S3Server, S3Users, bucket_settings
@@ -53,6 +54,28 @@ async def test_a_day_is_listed_and_read_whole(s3: S3Server) -> None:
     await bucket.fetch(export, into)
     assert into.getvalue() == b"before" + body
     await bucket.close()
+
+
+async def test_a_prefix_may_hold_what_a_web_address_would_not(s3: S3Server) -> None:
+    """``?``, ``#`` and ``%`` stand for themselves in a key."""
+    s3.put(f"a?b#c%20d/{KEY}", b"content")
+    assert await read(await bucket_of(s3, "a?b#c%20d")) == b"content"
+
+
+@pytest.mark.parametrize("endpoint", [None, "https://accesspoint.vpce-1.s3.eu-west-1.vpce.amazonaws.com"])
+async def test_an_access_point_is_asked_at_its_own_host(endpoint: str | None, aws_chain: AwsChain) -> None:
+    """In the region of its ARN, whatever the chain says, and also behind a private endpoint."""
+    aws_chain.use("AKIDTEST", "secret")
+    arn = "arn:aws:s3:eu-west-1:123456789012:accesspoint/mine"
+    place = bucket_settings(f"s3://{arn}/a#b", endpoint, None).place
+    assert isinstance(place, BucketPlace)
+    async with BucketClient(place, QUICK).connect() as client:
+        asked = await client.generate_presigned_url("get_object", Params={"Bucket": place.bucket, "Key": "a#b/x"})
+    host = (endpoint or "https://s3-accesspoint.eu-west-1.amazonaws.com").removeprefix("https://")
+    assert asked.startswith(f"https://mine-123456789012.{host}/a%23b/x?")
+    assert "eu-west-1" in asked
+    said = place.meaning(Answer(403, "AccessDenied"), "a#b/x").error
+    assert f"{arn}/object/a#b/*" in said.hint and f"'s3://{arn}/a#b/x'" in said.hint
 
 
 async def test_an_empty_object_is_read_as_empty(s3: S3Server) -> None:

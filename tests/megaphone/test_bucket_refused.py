@@ -66,6 +66,17 @@ async def test_a_redirect_is_not_followed_on_the_same_host_either(faulty: FaultS
             "",
         ),
         (raw("HTTP/1.1 200 OK\nContent-Length: 0\nDate: soon"), "not answer like S3", ""),
+        *(
+            (
+                page(
+                    f"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>{KEY}</Key><Size>1</Size>"
+                    f"<ETag>x</ETag><LastModified>{modified}</LastModified></Contents></ListBucketResult>"
+                ),
+                "not answer like S3",
+                "",
+            )
+            for modified in ("9999-12-31T23:59:59.000Z", "0001-01-01T00:00:00+05:00", "9" * 40, "yesterday")
+        ),
     ],
 )
 async def test_a_listing_that_is_refused_says_why(faulty: FaultServer, fault: Fault, words: str, hint: str) -> None:
@@ -77,7 +88,15 @@ async def test_a_listing_that_is_refused_says_why(faulty: FaultServer, fault: Fa
     assert "AKIDTEST" not in f"{caught.value}{caught.value.hint}"
 
 
-@pytest.mark.parametrize("date_line", ["", "\nDate: soon"])
+@pytest.mark.parametrize(
+    "date_line",
+    [
+        "",
+        "\nDate: soon",
+        "\nDate: Fri, 31 Dec 9999 23:59:59 GMT",
+        f"\nDate: Mon, 01 Jan 2026 00:00:00 +{'9' * 30}",
+    ],
+)
 async def test_a_listing_without_a_clock_is_refused(faulty: FaultServer, date_line: str) -> None:
     """Without the server's Date, the age of an object is unknown."""
     text = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"

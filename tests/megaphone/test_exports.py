@@ -40,6 +40,8 @@ def test_the_fields_are_those_of_the_article() -> None:
         ("metrics-day-2026-13-01.json.gz", None),
         ("metrics-day-0000-01-01.json.gz", None),
         ("metrics-day-9999-12-31.json.gz", None),
+        ("metrics-day-9999-12-28.json.gz", None),
+        ("metrics-day-0001-01-01.json.gz", None),
         ("metrics-day-2026-11-20.json", None),
         ("metrics-day-2026-11-20.json.gz.part", None),
         ("metrics-day-2026-11-20.json.gz\n", None),

@@ -37,6 +37,22 @@ async def test_a_day_with_too_many_rejects_is_held_until_an_operator_decides(sit
     site.check_folder()
 
 
+async def test_an_array_on_one_line_is_held_and_nothing_of_it_is_sent(make_site: Callable[..., Site]) -> None:
+    """With that sentence, whatever share of rows may be rejected; an operator cannot accept it, nor time."""
+    site = make_site(max_rejected=1.0)
+    site.put([b"[" + b",".join(rows_of(DAY, 9)) + b"]"], at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "held"
+    (record,) = (record for day, record in site.ledger.days().items() if day == DAY)
+    assert record.hold is not None
+    assert record.hold.reason == "one_line" and "in one array on one line" in record.hold.why
+    assert await site.word(at(1, "06:35"), DAY, accept=True) == "held"
+    assert await site.word(at(1, "23:30")) == "held"
+    assert site.files() == []
+    site.put(rows_of(DAY, 9), at(1, "23:40"))
+    assert await site.word(at(2, "00:50")) == "published"
+    assert len(site.ids()) == 9
+
+
 async def test_exactly_the_allowed_share_of_rejects_is_published(site: Site) -> None:
     """One row of a hundred is 1 %, not above it."""
     site.put(rows_of(DAY, 99) + broken_rows(1), at(1, "04:10"))
@@ -53,6 +69,51 @@ async def test_a_held_day_is_tried_again_when_its_export_changes(site: Site) -> 
     assert await site.word(at(1, "07:05")) == "published"
     assert len(site.ids()) == 10
     assert site.point.rejects() == []
+
+
+async def test_accepting_concerns_the_version_that_was_held(site: Site) -> None:
+    """A version that came after it is judged anew, and the operator is told so, whether it is held too or not."""
+    site.put(rows_of(DAY, 98) + broken_rows(2), at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "held"
+    site.put(rows_of(DAY, 50) + broken_rows(50), at(1, "06:00"))
+    (held,) = (await site.round(at(1, "07:05"), DAY, accept=True)).results
+    assert (held.word, site.files()) == ("held", [])
+    assert held.sentence.startswith("its export has changed since it was held") and "50 of 100 rows" in held.sentence
+    site.put(rows_of(DAY, 100), at(1, "08:00"))
+    (published,) = (await site.round(at(1, "09:05"), DAY, accept=True)).results
+    assert published.word == "published" and published.sentence.startswith("its export has changed since it was held")
+    assert site.days(at(1, "09:05"))[DAY].remarks == ()
+
+
+async def test_a_day_of_which_no_line_would_remain_cannot_be_accepted(site: Site) -> None:
+    """It stays held whoever accepts it, also past 47 hours and as a resend; a version with a good row can be."""
+    bots = rows_of(DAY, 6, blacklisted_ua=True)
+    site.put(bots + broken_rows(4), at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "held"
+    (result,) = (await site.round(at(1, "06:00"), DAY, accept=True)).results
+    assert result.word == "held" and "no line would remain, so it cannot be accepted" in result.sentence
+    assert "--accept-rejects" not in result.sentence + site.days(at(1, "06:00"))[DAY].advice
+    assert [await site.word(at(1, clock)) for clock in ("23:00", "23:10")] == ["held", "held"]
+    assert site.files() == [] and site.source.fetched == [DAY, DAY]
+    site.put(bots + broken_rows(4) + rows_of(DAY, 1, 6), at(2, "00:00"))
+    assert await site.word(at(2, "01:05")) == "published"  # given up, since one row is good
+    site.put(bots + broken_rows(4), at(2, "02:00"))
+    for accept in (False, True):
+        (resend,) = (await site.round(at(2, "03:05"), DAY, resend="void", accept=accept)).results
+        assert resend.word == "held" and "cannot be accepted" in resend.sentence
+    assert site.files() == [name()]
+
+
+async def test_a_day_of_another_days_rows_is_held(site: Site) -> None:
+    """With more than half of its lines outside the day an operator decides, also past 47 hours; 1 % is warned of."""
+    site.put(rows_of(DAY, 4) + rows_of(NEXT, 6), at(1, "04:10"))
+    site.put(rows_of(NEXT, 49) + rows_of(DAY, 1, 4), at(2, "04:10"), NEXT)
+    outcome = await site.round(at(2, "05:35"))
+    assert [result.word for result in outcome.results] == ["held", "published", "open"]
+    assert "60.0% of the lines are outside their day" in outcome.results[0].sentence
+    noticed = [alarm.sentence for alarm in site.alarms(at(2, "05:36")) if alarm.name == "day_noticed"]
+    assert noticed == [f"{NEXT}: 2.0% of the lines are outside their day"]
+    assert await site.word(at(2, "06:00"), DAY, accept=True) == "published"
 
 
 async def test_a_day_held_for_rejects_is_published_when_waiting_is_given_up(site: Site) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from server.triton import ColumnSpec, Layout, LogFormat
-from tests.support.rows import rules
+from server.triton import ColumnSpec, IdCells, Layout, LogFormat
+from tests.support.rows import row, rules
 from tests.support.site import DAY, Site, at, broken_rows, name, rows_of
 
 if TYPE_CHECKING:
@@ -128,6 +130,34 @@ async def test_a_late_file_has_the_layout_of_the_days_first(make_site: Callable[
     assert site.files() == [name(), name(1), name(2)]
     assert site.lines(name(1)) == ["x-metric-id\twhen", f"{DAY}-10\t{DAY}"]
     assert site.lines(name(2)) == ["x-metric-id\twhen", f"{DAY}-11\t{DAY}"]
+
+
+async def test_an_upgrade_sends_no_row_of_an_odd_id_again(make_site: Callable[..., Site]) -> None:
+    """A day that an earlier release published goes on as it began; sent again, it gets the cells of today."""
+    odd = [row(id=row_id, created_at=f"{DAY}T12:00:00Z") for row_id in ("a\tb", 'q"', "%41", " x", "\x00")]
+    site = make_site(rules=rules(Layout(ids=IdCells.CLEANED)))
+    site.put([*rows_of(DAY, 10), *odd], at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.stop()
+    with closing(sqlite3.connect(site.point.ledger_path)) as ledger:  # as that release wrote it
+        changed = ledger.execute("UPDATE publication SET rules = json_remove(rules, '$.layout.ids')")
+        ledger.commit()
+    assert changed.rowcount == 1
+    site.settings["rules"] = rules()
+    site.start()
+    more = [row(id=row_id, created_at=f"{DAY}T13:00:00Z") for row_id in ("n\tn", "plain")]
+    site.put([*rows_of(DAY, 10), *odd, *more], at(1, "09:00"))
+    await site.round(at(1, "10:05"))
+    assert site.files() == [name(), name(1)]
+    assert site.ids(name(1)) == ["n n", "plain"]
+    site.put([*rows_of(DAY, 10), *odd, *more, row(id="last", created_at=f"{DAY}T14:00:00Z")], at(1, "11:00"))
+    await site.round(at(1, "12:05"))
+    assert site.ids(name(2)) == ["last"]
+    await site.round(at(1, "12:10"), DAY, resend="voided")
+    assert site.ids(name(3))[10:] == ["a%09b", "q%22", "%2541", "%20x", "%00", "n%09n", "plain", "last"]
+    site.put([*rows_of(DAY, 10), *odd, *more, *rows_of(DAY, 1, 100)], at(1, "13:00"))
+    await site.round(at(1, "14:05"))
+    assert site.ids(name(4)) == [f"{DAY}-100"]
 
 
 async def test_a_day_is_published_once_whatever_prefix_and_format_become(site: Site) -> None:

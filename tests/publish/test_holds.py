@@ -8,13 +8,24 @@ from typing import Any
 import pytest
 
 from server.convert.tally import Tally
-from server.publish.holds import HoldPolicy, hold_reason, late_warnings, published_when_given_up, warnings
+from server.publish.holds import (
+    HoldPolicy,
+    acceptable,
+    hold_reason,
+    late_warnings,
+    published_when_given_up,
+    warnings,
+    way_out,
+)
 from server.storage.records import Hold
 
 
 def tally(rows: int = 100, rejected: int = 0, **counts: Any) -> Tally:
     """Return a tally of so many rows, all of them lines but the rejected ones."""
     return Tally(rows=rows, lines=rows - rejected, rejected=Counter({"no_ip": rejected}), **counts)
+
+
+NO_LINE = Tally(rows=10, rejected=Counter({"no_ip": 4}), filtered=Counter({"blacklisted_ua": 6}))
 
 
 @pytest.mark.parametrize(("found", "before", "policy", "reason"), [
@@ -32,6 +43,9 @@ def tally(rows: int = 100, rejected: int = 0, **counts: Any) -> Tally:
     (tally(not_an_address=90), [50], HoldPolicy(tokens="hash"), None),
     (tally(not_an_address=90), [50], HoldPolicy(), None),
     (tally(rejected=9, not_an_address=90), [50], HoldPolicy(tokens="hold"), "tokens"),
+    (tally(outside_day=50), [50], HoldPolicy(), None),
+    (tally(outside_day=51), [50], HoldPolicy(), "outside_day"),
+    (tally(rejected=9, outside_day=90), [50], HoldPolicy(), "outside_day"),
 ])  # fmt: skip
 def test_why_a_day_is_held(found: Tally, before: list[int], policy: HoldPolicy, reason: str | None) -> None:
     """Too many rejects, no rows after days with some, tokens that were not agreed; each at its exact limit."""
@@ -48,12 +62,22 @@ def test_a_hold_says_every_number_and_every_reason() -> None:
     assert both is not None and "were rejected" in both[1] and "50.0% of the addresses" in both[1]
 
 
-@pytest.mark.parametrize(("reason", "rejected", "goes"), [
-    ("rejected", 49, True), ("rejected", 50, False), ("empty", 0, False), ("tokens", 2, False),
+@pytest.mark.parametrize(("reason", "found", "goes"), [
+    ("rejected", tally(rejected=49), True), ("rejected", tally(rejected=50), False), ("empty", tally(0), False),
+    ("tokens", tally(rejected=2), False), ("outside_day", tally(rejected=2), False), ("rejected", NO_LINE, False),
 ])  # fmt: skip
-def test_what_is_published_although_nobody_decided(reason: str, rejected: int, goes: bool) -> None:
-    """Only a day held for its rejects, less than half of its rows."""
-    assert published_when_given_up(Hold("why", reason, "etag", tally(rejected=rejected))) is goes
+def test_what_is_published_although_nobody_decided(reason: str, found: Tally, goes: bool) -> None:
+    """Only a day held for its rejects, less than half of its rows, of which a line remains."""
+    assert published_when_given_up(Hold("why", reason, "etag", found)) is goes
+
+
+@pytest.mark.parametrize(("found", "goes"), [
+    (tally(), True), (tally(rejected=99), True), (tally(rejected=100), False), (NO_LINE, False), (tally(0), True),
+])  # fmt: skip
+def test_what_an_operator_can_accept(found: Tally, goes: bool) -> None:
+    """Whatever leaves a line, and a day without a row; the sentence says how, or that it cannot be done."""
+    assert acceptable(found) is goes
+    assert way_out(found, "type this").startswith("to publish it: type this" if goes else "no line would remain, so it")
 
 
 @pytest.mark.parametrize(("found", "policy", "words"), [
@@ -62,6 +86,8 @@ def test_what_is_published_although_nobody_decided(reason: str, rejected: int, g
     (tally(not_an_address=1), HoldPolicy(tokens="hash"), []),
     (tally(ends_in_zero=5), HoldPolicy(), []),
     (tally(ends_in_zero=6), HoldPolicy(), ["6.0% of the IPv4 addresses end in 0"]),
+    (tally(outside_day=1), HoldPolicy(), []),
+    (tally(outside_day=2), HoldPolicy(), ["2.0% of the lines are outside their day"]),
     (tally(0), HoldPolicy(), ["the export is empty"]),
     (tally(5, rejected=5), HoldPolicy(), ["no row became a line"]),
 ])  # fmt: skip
@@ -77,3 +103,4 @@ def test_a_bad_new_version_of_a_published_day_is_warned_of() -> None:
     assert late_warnings(tally(rejected=2), HoldPolicy()) == [
         "2 of 100 rows of its new version were rejected; look at rejects/"
     ]
+    assert late_warnings(tally(outside_day=2), HoldPolicy()) == ["2.0% of the lines are outside their day"]

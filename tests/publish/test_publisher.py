@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import random
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from server.errors import SourceUnreachable
 from server.storage.records import Publication
 from server.storage.staging import StagedLog
-from server.triton import ColumnSpec, Layout, LogFormat
+from server.triton import ColumnSpec, IdCells, Layout, LogFormat
 from tests.support.rows import row, rules
 from tests.support.site import DAY, Site, at, log_name, name, rows_of
 
@@ -188,7 +190,7 @@ async def test_each_step_is_on_disk_before_the_next(
     monkeypatch.setattr(site.ledger, "published", told("published", done))
     await site.round(at(1, "05:35"))
     assert steps == [
-        f"fsync {name(0)}", f"fsync {name(1)}", "intend", "link", "link", "fsync pickup", "published",
+        f"fsync {name(0)}", f"fsync {name(1)}", "fsync staging", "intend", "link", "link", "fsync pickup", "published",
     ]  # fmt: skip
 
 
@@ -205,6 +207,151 @@ async def test_an_intention_whose_file_is_another_one_is_freed_without_touching_
     await site.round(at(1, "05:35"))
     assert site.served() == [name(1)] and site.files() == [name(), name(1)]
     assert (site.point.pickup_dir / name()).read_bytes() == b"other"
+
+
+# Interrupted between two links
+
+
+@pytest.fixture
+def break_link(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Path], None]], None]:
+    """Something happens before the n-th link from now on, from 1; it is given the link's new name."""
+
+    def lay(number: int, happens: Callable[[Path], None]) -> None:
+        link, left = os.link, number
+
+        def linked(old: Path, new: Path, **more: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                happens(Path(new))
+            link(old, new, **more)
+
+        monkeypatch.setattr(os, "link", linked)
+
+    return lay
+
+
+def fail(path: Path) -> None:
+    raise OSError(errno.EIO, "Input/output error", str(path))
+
+
+BEFORE = {"first": 0, "late": 1, "resend": 5, "unfinal": 0}  # files of the day before the round that breaks
+
+
+async def in_pieces(site: Site, kind: str, break_link: Callable[[int, Callable[[Path], None]], None]) -> datetime:
+    """Publish ten rows, two a file, and fail at the third link; return when that was."""
+    now = at(4, "10:00")
+    if kind == "unfinal":
+        now = at(1, "23:00")
+        fresh = [row(id=f"{DAY}-{n}", created_at=f"{DAY}T23:{n}:00Z") for n in range(10, 20)]
+        site.put([*rows_of(DAY, 10), *fresh], at(0, "23:59"))
+    elif kind == "late":
+        now = at(2, "23:59")
+        site.put(rows_of(DAY, 2, 10), at(1, "04:10"))
+        await site.round(at(1, "05:35"))
+    if kind != "unfinal":
+        site.put(rows_of(DAY, 12 if kind == "late" else 10), at(2, "20:00"))
+    if kind == "resend":
+        await site.round(at(2, "21:05"))
+    break_link(3, fail)
+    assert await site.word(now, DAY, resend="void" if kind == "resend" else "") == "failed"
+    assert site.served() == [name(n) for n in range(BEFORE[kind])]
+    return now
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+async def test_what_was_intended_gets_its_names_from_staging_whatever_the_hour(
+    make_site: Callable[..., Site], break_link: Any, kind: str
+) -> None:
+    """After a crash or an error between two links the next start links the rest, though the source is away."""
+    site = make_site(max_rows_per_file=2)
+    await in_pieces(site, kind, break_link)
+    site.restart()
+    site.source.away = True
+    with pytest.raises(SourceUnreachable):
+        await site.round(at(30))
+    assert site.files() == [name(n) for n in range(BEFORE[kind] + 5)]
+    site.check_folder()
+    expected = {f"{DAY}-{n}": 1 for n in range(12 if kind == "late" else 10)}
+    assert site.standing_ids() == expected
+    mtimes(site)
+    assert site.ledger.days()[DAY].withheld == (10 if kind == "unfinal" else 0)
+    site.source.away = False
+    if kind != "unfinal":
+        assert (await site.round(at(30, "01:00"), DAY)).published == []
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("kind", BEFORE)
+async def test_what_lost_its_staged_files_too_is_converted_again(
+    make_site: Callable[..., Site], break_link: Any, kind: str, changed: bool
+) -> None:
+    """Without them the next round converts the same version, or the one that is there, and keeps the promised names."""
+    site = make_site(max_rows_per_file=2)
+    now = await in_pieces(site, kind, break_link)
+    for path in site.point.staging_dir.iterdir():
+        path.unlink()
+    site.restart()
+    site.source.away = True
+    with pytest.raises(SourceUnreachable):
+        await site.round(now)
+    count, first = BEFORE[kind] + 2, BEFORE[kind]
+    assert site.served() == [name(n) for n in range(count)]  # what is whole is not kept back
+    alarm = next(alarm for alarm in site.alarms(now) if alarm.name == "day_interrupted")
+    assert alarm.level.name == "CRITICAL" and f"{name(count)}, {name(count + 1)}" in alarm.sentence
+    site.source.away = False
+    rows = 12 if kind == "late" else 10
+    if changed:
+        rows += 1
+        now += timedelta(hours=14)  # an unfinal day's rows are no longer too fresh
+        site.put(rows_of(DAY, rows), now - timedelta(hours=2))
+    with capture_logs() as entries:
+        outcome = await site.round(now + timedelta(minutes=10))
+    assert [str(file) for file in outcome.published] == [name(n) for n in range(count, first + 5 + changed)]
+    assert not any("too late" in entry["event"] for entry in entries)
+    assert site.standing_ids() == {f"{DAY}-{n}": 1 for n in range(rows)}
+    site.check_folder()
+    mtimes(site)
+    publications = [p for p in site.ledger.publications() if p.logs[-1].name.number >= first]
+    assert [len(p.logs) for p in publications] == ([2, 4] if changed else [5])
+    if not changed:
+        (publication,) = publications
+        assert publication.tally is not None and publication.tally.balanced and publication.tally.lines == 10
+        assert site.ledger.days()[DAY].withheld == (10 if kind == "unfinal" else 0)
+        assert site.alarm_names(now) & {"day_interrupted", "day_shrunk"} == set()
+    assert (await site.round(now + timedelta(hours=1), DAY)).published == []
+
+
+async def test_a_name_that_somebody_took_meanwhile_is_left_and_its_rows_get_another(
+    make_site: Callable[..., Site], break_link: Any
+) -> None:
+    """The other links are made as promised, at any hour; the file in the way is neither served nor touched."""
+    site = make_site(max_rows_per_file=2)
+    site.put(rows_of(DAY, 6), at(1, "04:10"))
+    break_link(2, lambda path: path.write_bytes(b"other"))
+    assert await site.word(at(4, "05:35"), DAY) == "failed"
+    await site.round(at(4, "05:45"))
+    assert site.files() == [name(n) for n in range(4)] and site.served() == [name(0), name(2), name(3)]
+    assert (site.point.pickup_dir / name(1)).read_bytes() == b"other"
+    assert site.standing_ids() == {f"{DAY}-{n}": 1 for n in range(6)}
+
+
+async def test_what_cannot_be_published_any_more_frees_its_names(
+    make_site: Callable[..., Site], break_link: Any
+) -> None:
+    """If the rows that a crash lost are no longer in the export, nothing is left to publish, and nothing waits."""
+    site = make_site(max_rows_per_file=2)
+    site.put(rows_of(DAY, 6), at(1, "04:10"))
+    break_link(2, fail)
+    await site.round(at(1, "05:35"))
+    for path in site.point.staging_dir.iterdir():
+        path.unlink()
+    site.put(rows_of(DAY, 2), at(1, "06:00"))
+    assert await site.word(at(1, "05:50")) == "failed"
+    assert await site.word(at(1, "07:05")) == "published"
+    assert site.files() == [name()]
+    site.check_folder()
+    assert "day_shrunk" in site.alarm_names(at(1, "07:06"))
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/etc/hostname")])
@@ -248,6 +395,23 @@ async def test_a_new_ledger_adopts_whole_files_and_publishes_nothing_twice(make_
     await site.round(at(2, "09:05"))
     assert site.ids(name(3)) == [f"{DAY}-10", f"{DAY}-11"]
     assert mtimes(site)[-1] > max(before.values())
+
+
+ODD = ["a\tb", "a b", 'q"', "q%22", "%41", "\x00", " x"]
+
+
+@pytest.mark.parametrize("ids", [IdCells.CLEANED, IdCells.EXACT])
+async def test_a_new_ledger_knows_odd_ids_of_any_release(make_site: Callable[..., Site], ids: IdCells) -> None:
+    """A file that was found does not show which release wrote it: its rows are recognised, whatever their ids."""
+    site = make_site(rules=rules(Layout(ids=ids)))
+    rows = [row(id=row_id, created_at=f"{DAY}T12:00:00Z") for row_id in ODD]
+    site.put(rows, at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    lose_ledger(site, rules=rules())
+    site.put([*rows, *rows_of(DAY, 1)], at(1, "06:00"))
+    await site.round(at(1, "07:05"))
+    assert site.files() == [name(), name(1)]
+    assert site.ids(name(1)) == [f"{DAY}-0"]
 
 
 async def test_a_new_ledger_leaves_torn_and_foreign_files_alone(site: Site) -> None:
@@ -306,12 +470,23 @@ async def test_a_lost_ledger_and_a_new_layout_still_know_what_was_sent(site: Sit
     assert site.ids(name(1)) == [f"{DAY}-5"]
 
 
-async def test_a_lost_ledger_and_an_unknown_layout_send_nothing_and_say_so_once(make_site: Callable[..., Site]) -> None:
+_TURNED = tuple(ColumnSpec(spec.name, value=spec.value) for spec in reversed(Layout().specs))
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    (Layout(columns=(ColumnSpec("n", value="x-metric-id"), ColumnSpec("d", constant="x"))), Layout()),
+    (Layout(columns=_TURNED), Layout(header="none")),
+    (Layout(header="none", columns=_TURNED), Layout(header="none")),
+    (Layout(header="none"), Layout()),
+])  # fmt: skip
+async def test_a_lost_ledger_and_an_unknown_layout_send_nothing_and_say_so_once(
+    make_site: Callable[..., Site], before: Layout, after: Layout
+) -> None:
     """If it is unknown what was sent, nothing more of the day is sent, and the journal says why, once."""
-    site = make_site(rules=rules(Layout(columns=(ColumnSpec("n", value="x-metric-id"), ColumnSpec("d", constant="x")))))
+    site = make_site(rules=rules(before))
     site.put(rows_of(DAY, 5), at(1, "04:10"))
     await site.round(at(1, "05:35"))
-    lose_ledger(site, rules=rules())
+    lose_ledger(site, rules=rules(after))
     site.put(rows_of(DAY, 6), at(1, "06:00"))
     with capture_logs() as entries:
         await site.round(at(1, "07:05"))
@@ -319,6 +494,18 @@ async def test_a_lost_ledger_and_an_unknown_layout_send_nothing_and_say_so_once(
     assert site.files() == site.served() == [name()]
     left = [entry["why"] for entry in entries if entry["event"] == f"feed ignored late rows of {DAY}"]
     assert len(left) == 1 and "layout is not known" in left[0]
+
+
+async def test_after_a_resend_an_adopted_day_sends_its_late_rows(make_site: Callable[..., Site]) -> None:
+    """Whatever was unknown of the files that it replaces, a resend says what was sent."""
+    site = make_site(rules=rules(Layout(header="none")))
+    site.put(rows_of(DAY, 5), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    lose_ledger(site, rules=rules())
+    await site.round(at(1, "06:00"), DAY, resend="nobody knows what was sent")
+    site.put(rows_of(DAY, 6), at(1, "07:00"))
+    await site.round(at(1, "08:05"))
+    assert site.ids(name(1), name(2)) == [f"{DAY}-{n}" for n in range(6)]
 
 
 async def test_a_file_restored_without_its_mtime_is_kept_for_its_time(site: Site) -> None:

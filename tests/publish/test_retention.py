@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,11 +17,20 @@ from server.publish.retention import Expiring, SteadyClock, expired, prune
 from tests.support.site import DAY, Site, at, log_name, name, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 PUBLISHED = at(1, "05:35")
 OLD = PUBLISHED + timedelta(days=60)
 SECOND = timedelta(seconds=1)
+
+
+@contextmanager
+def closing_site(folder: Path) -> Iterator[Site]:
+    site = Site(folder)
+    try:
+        yield site
+    finally:
+        site.stop()
 
 
 async def published(site: Site) -> None:
@@ -41,6 +53,23 @@ async def test_a_file_goes_when_it_is_more_than_60_days_old(site: Site) -> None:
     (log,) = site.ledger.logs()
     assert (log.state, log.pruned_at) == ("pruned", OLD + SECOND)
     assert site.prune(OLD + 2 * SECOND).logs == ()
+
+
+async def test_times_that_no_calendar_has_end_nothing() -> None:
+    """A file system keeps any number as a time: such rejects stay, and a new ledger adopts such a log."""
+    # In memory: a disk may keep no times after 2446.
+    with TemporaryDirectory(dir="/dev/shm") as folder, closing_site(Path(folder)) as site:
+        await published(site)
+        for path in (site.point.rejects_dir / log_name().rejects, site.point.pickup_dir / name()):
+            os.utime(path, (300_000_000_000,) * 2)
+            assert path.stat().st_mtime == 300_000_000_000
+        site.stop()
+        for file in site.point.data_dir.glob("ledger.sqlite3*"):
+            file.unlink()
+        site.start()
+        await site.round(PUBLISHED + timedelta(minutes=10))
+        assert site.served() == [name()]
+        assert site.prune(OLD + SECOND).rejects == ()
 
 
 async def test_61_days_later_the_name_is_not_used_again(site: Site) -> None:

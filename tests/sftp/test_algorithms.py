@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,19 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.sftp.algorithms import DEFAULT, LEGACY, Offer, find_disagreement, negotiate
+from server.sftp.algorithms import CHACHA20, DEFAULT, LEGACY, Offer, Profile, find_disagreement
 
-from ..support.sftp import PASSWORD, Running, running
+from ..support.sftp import Running, running
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
+UPDATE = "the partner must update their SSH client"
 SSH_AUDIT = Path(sys.executable).with_name("ssh-audit")
 
 
-async def offered(port: int) -> tuple[Offer, list[str], list[str]]:
-    """Read the server's KEXINIT from the wire; return the offer, and the two compression lists."""
+async def offered(port: int) -> Offer:
+    """Read the server's KEXINIT from the wire; both directions have the same lists."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     assert await reader.readline() == b"SSH-2.0-pickup-point\r\n"
     writer.write(b"SSH-2.0-test\r\n")
@@ -31,21 +33,16 @@ async def offered(port: int) -> tuple[Offer, list[str], list[str]]:
     packet = await reader.readexactly(length)
     writer.close()
     payload = packet[1 : -packet[0]]
-    lists, position = [], 17
-    while position < len(payload) - 5:
-        size = int.from_bytes(payload[position : position + 4], "big")
-        lists.append(payload[position + 4 : position + 4 + size].decode().split(","))
-        position += 4 + size
-    assert lists[2] == lists[3], "the same ciphers in both directions"
-    assert lists[4] == lists[5], "the same MACs in both directions"
     offer = Offer.parse(payload)
     assert offer is not None
-    return offer, lists[6], lists[7]
+    assert offer.ciphers_in == offer.ciphers_out
+    assert offer.macs_in == offer.macs_out
+    return offer
 
 
 async def test_the_default_profile_is_offered_literally(listener: Running) -> None:
     """Key exchanges, host keys, ciphers, MACs and compressions, in order, and no others."""
-    offer, *compressions = await offered(listener.port)
+    offer = await offered(listener.port)
     assert [name for name in offer.kex if not name.startswith(("ext-info", "kex-strict"))] == [
         "mlkem768x25519-sha256",
         "curve25519-sha256",
@@ -53,31 +50,39 @@ async def test_the_default_profile_is_offered_literally(listener: Running) -> No
         "diffie-hellman-group16-sha512",
     ]
     assert sorted(offer.host_keys) == ["rsa-sha2-256", "rsa-sha2-512", "ssh-ed25519"]
-    assert list(offer.ciphers) == [
+    assert list(offer.ciphers_out) == [
         "aes128-gcm@openssh.com",
         "aes256-gcm@openssh.com",
-        "chacha20-poly1305@openssh.com",
-        "aes256-ctr",
-        "aes192-ctr",
         "aes128-ctr",
+        "aes192-ctr",
+        "aes256-ctr",
     ]
-    assert list(offer.macs) == [
+    assert list(offer.macs_out) == [
         "hmac-sha2-256-etm@openssh.com",
         "hmac-sha2-512-etm@openssh.com",
         "hmac-sha2-256",
         "hmac-sha2-512",
     ]
-    assert compressions == [["none"], ["none"]]
+    assert offer.compressions_in == offer.compressions_out == ("none",)
 
 
-async def test_the_legacy_profile_adds_two_names(tmp_path: Path, keys_dir: Path, listener: Running) -> None:
-    """legacy_algorithms adds ecdh-sha2-nistp256 and the ECDSA host key, nothing else."""
-    plain, *_ = await offered(listener.port)
-    async with running(tmp_path / ".", keys_dir, legacy_algorithms=True) as it:
-        legacy, *_ = await offered(it.port)
-    assert set(legacy.kex) - set(plain.kex) == {"ecdh-sha2-nistp256"}
-    assert set(legacy.host_keys) - set(plain.host_keys) == {"ecdsa-sha2-nistp256"}
-    assert (legacy.ciphers, legacy.macs) == (plain.ciphers, plain.macs)
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({"legacy_algorithms": True}, {"kex": "ecdh-sha2-nistp256", "host_keys": "ecdsa-sha2-nistp256"}),
+        ({"chacha20": True}, {"ciphers_in": CHACHA20, "ciphers_out": CHACHA20}),
+    ],
+)
+async def test_a_setting_adds_what_it_says(
+    tmp_path: Path, keys_dir: Path, listener: Running, settings: dict[str, bool], more: dict[str, str]
+) -> None:
+    """legacy_algorithms adds a key exchange and a host key, chacha20 the slow cipher that clients prefer; no more."""
+    plain = await offered(listener.port)
+    async with running(tmp_path / ".", keys_dir, **settings) as it:
+        offer = await offered(it.port)
+    for field in fields(Offer):
+        added = set(getattr(offer, field.name)) - set(getattr(plain, field.name))
+        assert added == ({more[field.name]} if field.name in more else set()), field.name
 
 
 async def test_the_signature_list_has_no_duplicates(listener: Running) -> None:
@@ -104,18 +109,18 @@ async def test_every_key_exchange_works(listener: Running, kex: str) -> None:
         assert listener.logins[-1].kex == kex
 
 
-@pytest.mark.parametrize("cipher", DEFAULT.ciphers)
+@pytest.mark.parametrize("cipher", Profile.of(chacha20=True).ciphers)
 @pytest.mark.parametrize("mac", DEFAULT.macs[::2])
-async def test_every_cipher_carries_a_file(listener: Running, cipher: str, mac: str) -> None:
-    """Each offered cipher and kind of MAC transfers a file whole."""
+async def test_every_cipher_carries_a_file(any_cipher: Running, cipher: str, mac: str) -> None:
+    """Each cipher that can be offered and kind of MAC transfers a file whole."""
     async with (
-        listener.connect(encryption_algs=[cipher], mac_algs=[mac]) as connection,
+        any_cipher.connect(encryption_algs=[cipher], mac_algs=[mac]) as connection,
         connection.start_sftp_client() as sftp,
     ):
         (name,) = await sftp.listdir("/")
         async with sftp.open(name, "rb") as file:
             assert await file.read() == bytes(range(256)) * 4096
-        assert listener.logins[-1].cipher == cipher
+        assert any_cipher.logins[-1].cipher == cipher
 
 
 @pytest.mark.filterwarnings("ignore:Diffie-Hellman over finite fields")
@@ -140,48 +145,65 @@ async def test_ssh_audit_finds_no_failure(tmp_path: Path, keys_dir: Path, legacy
     assert "throttling" not in json.dumps(report["additional_notes"])
 
 
-async def failing_login(port: int, **algorithms: Any) -> Any:
-    with capture_logs() as entries, pytest.raises(asyncssh.Error):
-        await asyncssh.connect(
-            "127.0.0.1",
-            port,
-            username="triton",
-            password=PASSWORD,
-            known_hosts=None,
-            client_keys=None,
-            agent_path=None,
-            config=None,
-            client_version="JSCH-0.1.55",
-            **algorithms,
-        )
+async def failing_login(listener: Running, **algorithms: Any) -> Any:
+    with capture_logs() as entries:
+        with pytest.raises(asyncssh.Error):
+            await listener.connect(client_version="JSCH-0.1.55", **algorithms)
+        await listener.left_alone()
     (line,) = [entry for entry in entries if entry.get("reason") == "no-common-algorithm"]
     return line
 
 
-async def test_a_failed_key_exchange_is_diagnosed(listener: Running) -> None:
-    """One line: who, what it offered, what we offer, and legacy_algorithms where that would help."""
-    line = await failing_login(listener.port, kex_algs=["ecdh-sha2-nistp256"])
+@pytest.mark.parametrize(
+    ("offer", "missing", "hint"),
+    [
+        ({"kex_algs": ["ecdh-sha2-nistp256"]}, "key exchange", "set legacy_algorithms = true in [sftp]"),
+        ({"server_host_key_algs": ["ecdsa-sha2-nistp256"]}, "host key", "set legacy_algorithms = true in [sftp]"),
+        ({"kex_algs": ["diffie-hellman-group14-sha1"]}, "key exchange", UPDATE),
+        ({"encryption_algs": ["aes128-cbc"]}, "cipher", UPDATE),
+        ({"encryption_algs": [CHACHA20]}, "cipher", "set chacha20 = true in [sftp]"),
+        ({"compression_algs": ["zlib@openssh.com"]}, "compression", UPDATE),
+    ],
+)
+async def test_a_failed_key_exchange_is_diagnosed(
+    listener: Running, offer: dict[str, list[str]], missing: str, hint: str
+) -> None:
+    """One line: who, what it offered, what we offer, and the setting that would help."""
+    line = await failing_login(listener, **offer)
     assert line["event"] == "sftp refused 127.0.0.1"
-    assert (line["client"], line["missing"]) == ("JSCH-0.1.55", "key exchange")
-    assert line["client_offers"].startswith("ecdh-sha2-nistp256")
-    assert line["we_offer"].startswith("mlkem768x25519-sha256,curve25519-sha256,")
-    assert line["hint"] == "set legacy_algorithms = true in [sftp]"
-    line = await failing_login(listener.port, server_host_key_algs=["ecdsa-sha2-nistp256"])
-    assert (line["missing"], line["hint"]) == ("host key", "set legacy_algorithms = true in [sftp]")
-    line = await failing_login(listener.port, kex_algs=["diffie-hellman-group14-sha1"])
-    assert line["hint"] == "the partner must update their SSH client"
-    line = await failing_login(listener.port, encryption_algs=["aes128-cbc"])
-    assert (line["missing"], line["client_offers"]) == ("cipher", "aes128-cbc")
+    assert (line["client"], line["missing"], line["hint"]) == ("JSCH-0.1.55", missing, hint)
+    ((theirs,),) = offer.values()
+    assert line["client_offers"].split(",")[0] == theirs
+    assert theirs not in line["we_offer"].split(",")
 
 
-def test_disagreements_are_found_in_order() -> None:
-    """The first list without a common name is named; agreement gives none; markers are no algorithms."""
-    ours = Offer(LEGACY.kex, LEGACY.host_keys, LEGACY.ciphers, LEGACY.macs)
-    assert find_disagreement(ours, ours, legacy=True) is None
-    assert negotiate(("ext-info-c", "a"), ("ext-info-c", "a")) == "a"
-    bad_mac = Offer(ours.kex, ours.host_keys, ("aes128-ctr",), ("hmac-md5",))
-    found = find_disagreement(bad_mac, ours, legacy=False)
-    assert found is not None
-    assert found.what == "MAC"
-    gcm_only = Offer(ours.kex, ours.host_keys, ("aes128-gcm@openssh.com",), ())
-    assert find_disagreement(gcm_only, ours, legacy=False) is None
+OURS = DEFAULT.offer
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "what", "hint"),
+    [
+        (OURS, OURS, None, ""),
+        (replace(OURS, ciphers_out=("aes128-ctr",), macs_out=("hmac-md5",)), OURS, "MAC", UPDATE),
+        (replace(OURS, ciphers_in=("aes128-ctr",), macs_in=("hmac-md5",)), OURS, "MAC", UPDATE),
+        (replace(OURS, ciphers_out=("aes128-gcm@openssh.com",), macs_out=()), OURS, None, ""),
+        (replace(OURS, ciphers_in=("aes128-cbc",)), OURS, "cipher", UPDATE),
+        (replace(OURS, kex=("ext-info-c", "a")), replace(OURS, kex=("ext-info-c", "b")), "key exchange", UPDATE),
+        (replace(OURS, kex=("ecdh-sha2-nistp256",)), LEGACY.offer, None, ""),
+        (
+            replace(OURS, kex=("ecdh-sha2-nistp256",), ciphers_in=(CHACHA20,), ciphers_out=(CHACHA20,)),
+            OURS,
+            "key exchange",
+            "set legacy_algorithms = true and chacha20 = true in [sftp]",
+        ),
+        (replace(OURS, ciphers_out=(CHACHA20,)), LEGACY.offer, "cipher", "set chacha20 = true in [sftp]"),
+        (replace(OURS, kex=("ecdh-sha2-nistp256",), macs_out=("x",), ciphers_out=("y",)), OURS, "key exchange", UPDATE),
+    ],
+)
+def test_the_first_disagreement_is_named_with_what_would_cure_it(
+    client: Offer, server: Offer, what: str | None, hint: str
+) -> None:
+    """Both directions are compared; markers are no algorithms; a setting is named where it alone would do."""
+    found = find_disagreement(client, server)
+    assert ("" if found is None else found.hint) == hint
+    assert (None if found is None else found.what) == what

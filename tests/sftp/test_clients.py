@@ -6,6 +6,9 @@ import asyncio
 import os
 import shutil
 import subprocess
+import time
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +16,21 @@ import asyncssh
 import paramiko
 import pytest
 
+from server.megaphone.exports import DayExport
 from server.pickups import Grade
+from server.settings import UserSettings
+from server.storage.ledger import Ledger
+from server.storage.records import LedgerLog, Publication
+from server.triton import LogRules
 
-from ..support.sftp import NAME, PASSWORD, Running, running
+from ..support.sftp import NAME, PASSWORD, REKEYED, RawSftp, Running, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 CLIENTS = Path(__file__).parent / "clients"
 JSCH = Path("/usr/share/java/jsch.jar")
+JSCH_PULL = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]
 SIZE = 5_000_011
 
 
@@ -34,8 +43,9 @@ def needs(*programs: str, package: str) -> Any:
 class Partner:
     """A partner's folder and programs, beside a running listener."""
 
-    def __init__(self, listener: Running, home: Path) -> None:
+    def __init__(self, listener: Running, home: Path, served_by_key: list[int]) -> None:
         self.listener = listener
+        self.served_by_key = served_by_key
         self.home = home
         self.content = listener.served.add(NAME, os.urandom(SIZE))
         self.before = listener.served.state()
@@ -82,6 +92,38 @@ class Partner:
             while len(self.complete) < pickups:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert self.listener.served.state() == self.before
+        assert sum(served > REKEYED // 2 for served in self.served_by_key) >= pickups, "keys were renewed meanwhile"
+
+    async def begin(self, target: str, size: int) -> None:
+        """Fetch the first ``size`` bytes into a file, as a client does whose connection is cut then."""
+        connection = await self.listener.connect()
+        raw = await RawSftp.open(connection)
+        handle = await raw.open_file(NAME)
+        with (self.home / target).open("wb") as file:
+            while file.tell() < size:
+                file.write(await raw.read(handle, file.tell(), min(100_000, size - file.tell())) or b"")
+        connection.abort()
+        await connection.wait_closed()
+        await self.listener.finished_pickups()
+
+    async def has_all(self, handles: int) -> None:
+        """Check that so many handles together make the file picked up."""
+        with closing(Ledger.open(self.home / "ledger.sqlite3")) as ledger:
+            size, now = len(self.content), datetime.now(UTC)
+            (entry,) = self.listener.served.files.values()
+            log = LedgerLog(entry.name, 0, size, "", 1, 1, "published")
+            export = DayExport(entry.name.day, "", "", 0, now)
+            ledger.adopt(Publication(0, entry.name.day, "adopted", export, LogRules(), None, now, now), [log])
+            async with asyncio.timeout(10):
+                while True:
+                    for pickup in list(self.listener.pickups):
+                        ledger.pickups.record(pickup)
+                    (found,) = ledger.pickups.delivered([entry.name])
+                    if found.completed is not None:
+                        break
+                    await asyncio.sleep(0.02)
+        assert found.handles >= handles and found.addresses == ("127.0.0.1",)
+        assert self.listener.served.state() == self.before
 
     @property
     def complete(self) -> list[Any]:
@@ -89,18 +131,14 @@ class Partner:
 
 
 @pytest.fixture
-async def partner(listener: Running, tmp_path: Path) -> Partner:
+async def partner(
+    tmp_path: Path, keys_dir: Path, served_by_key: list[int], request: pytest.FixtureRequest
+) -> AsyncIterator[Partner]:
+    """A partner whose server renews its keys in the middle of each file; the parameter is more of its settings."""
     home = tmp_path / "home"
     home.mkdir()
-    return Partner(listener, home)
-
-
-@pytest.fixture
-async def legacy_partner(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Partner]:
-    home = tmp_path / "home"
-    home.mkdir()
-    async with running(tmp_path, keys_dir, legacy_algorithms=True) as it:
-        yield Partner(it, home)
+    async with running(tmp_path, keys_dir, **getattr(request, "param", {})) as it:
+        yield Partner(it, home, served_by_key)
 
 
 OPENSSH = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
@@ -151,6 +189,65 @@ async def test_lftp(partner: Partner) -> None:
     assert output.count("Permission denied") >= 3
     partner.got("one", "two", f"mirrored/{NAME}")
     await partner.unharmed(3)
+
+
+def lftp(partner: Partner, commands: str) -> list[str]:
+    connect = "ssh -a -x -oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=no"
+    script = f"set sftp:auto-confirm yes; set net:max-retries 1; set sftp:connect-program '{connect}'; {commands}; bye"
+    return ["lftp", "-u", f"triton,{PASSWORD}", "-e", script, f"sftp://127.0.0.1:{partner.port}"]
+
+
+def psftp(partner: Partner, batch: str) -> list[str]:
+    key = asyncssh.read_private_key(partner.listener.keys_dir / "ssh_host_ed25519_key")
+    (partner.home / "batch").write_text(batch)
+    options = ("-batch", "-P", partner.port, "-pw", PASSWORD, "-hostkey", key.convert_to_public().get_fingerprint())
+    return ["psftp", *options, "-b", "batch", "triton@127.0.0.1"]
+
+
+def openssh(partner: Partner, batch: str) -> list[str]:
+    (partner.home / "batch").write_text(batch)
+    return ["sftp", *OPENSSH, "-oBatchMode=no", "-P", partner.port, "-b", "batch", "triton@127.0.0.1"]
+
+
+def curl(partner: Partner, *options: str) -> list[str]:
+    return ["curl", "-sS", "-k", "-u", f"triton:{PASSWORD}", *options, f"sftp://127.0.0.1:{partner.port}/{NAME}"]
+
+
+@pytest.mark.parametrize("program", [
+    pytest.param(lambda it: openssh(it, f"reget {NAME} one\n"), marks=needs("sftp", package="openssh-client")),
+    pytest.param(lambda it: psftp(it, f"reget {NAME} one\n"), marks=needs("psftp", package="putty-tools")),
+    pytest.param(lambda it: lftp(it, f"get -c {NAME} -o one"), marks=needs("lftp", package="lftp")),
+    pytest.param(lambda it: curl(it, "-C", "-", "-o", "one"), marks=needs("curl", package="curl")),
+], ids=["sftp reget", "psftp reget", "lftp get -c", "curl -C -"])  # fmt: skip
+async def test_a_resumed_download_is_a_pickup(partner: Partner, program: Callable[[Partner], list[str]]) -> None:
+    """A connection that was cut after two fifths, and a client that fetches the rest: together the whole file."""
+    await partner.begin("one", 2_000_000)
+    status, output = await partner.run(*program(partner))
+    assert status == 0, output
+    partner.got("one")
+    await partner.has_all(2)
+    assert partner.complete == []
+
+
+@needs("lftp", package="lftp")
+async def test_a_file_fetched_in_parallel_ranges_is_a_pickup(partner: Partner) -> None:
+    """lftp's pget: four connections, each with a part of the file, and the first may read on into the others'."""
+    status, output = await partner.run(*lftp(partner, f"set pget:min-chunk-size 100k; pget -n 4 {NAME} -o one"))
+    assert status == 0, output
+    partner.got("one")
+    await partner.has_all(1)
+
+
+@needs("rclone", package="rclone")
+async def test_rclone_in_streams(partner: Partner) -> None:
+    """Ranges of the file over several handles at once."""
+    _, obscured = await partner.run("rclone", "obscure", PASSWORD)
+    remote = ["--sftp-host=127.0.0.1", f"--sftp-port={partner.port}", "--sftp-user=triton"]
+    streams = ["--multi-thread-cutoff=1M", "--multi-thread-streams=4", f"--sftp-pass={obscured.strip()}"]
+    status, output = await partner.run("rclone", "copyto", f":sftp:{NAME}", "one", *remote, *streams)
+    assert status == 0, output
+    partner.got("one")
+    await partner.has_all(2)
 
 
 @needs("rclone", package="rclone")
@@ -280,17 +377,19 @@ async def test_node_ssh2_sftp_client(partner: Partner) -> None:
     await partner.unharmed(2)
 
 
+@pytest.mark.parametrize("partner", [{"legacy_algorithms": True}], indirect=True)
 @needs("java", package="default-jdk-headless libjsch-java")
 @pytest.mark.skipif(not JSCH.exists(), reason="JSch is missing: apt-get install libjsch-java")
-async def test_jsch_with_legacy_algorithms(legacy_partner: Partner) -> None:
+async def test_jsch_with_legacy_algorithms(partner: Partner) -> None:
     """JSch 0.1.5x, which an old JVM client is likely to use, fetches, is refused, and fetches again in its session."""
-    command = ["java", "-XX:+UseSerialGC", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]
-    status, output = await legacy_partner.run(*command, legacy_partner.port, PASSWORD, NAME, "one")
+    status, output = await partner.run(*JSCH_PULL, partner.port, PASSWORD, NAME, "one")
     assert status == 0, output
     assert output.count("refused 3") == 3
-    legacy_partner.got("one", "one.again")
-    await legacy_partner.unharmed(2)
-    assert legacy_partner.listener.logins[0].client.startswith("JSCH-0.1.5")
+    partner.got("one", "one.again")
+    await partner.unharmed(2)
+    assert partner.listener.logins[0].client.startswith("JSCH-0.1.5")
+    # It leaves with the code of a failed key exchange after a wrong password, which is not believed.
+    assert partner.listener.server.registry.counters.refusals.keys() == {"wrong-password"}
 
 
 @needs("java", package="default-jdk-headless libjsch-java")
@@ -299,14 +398,83 @@ async def test_jsch_without_them_is_diagnosed(partner: Partner) -> None:
     """The default profile refuses it, and the service log names the setting that would help."""
     from structlog.testing import capture_logs
 
-    command = ["java", "-XX:+UseSerialGC", "-cp", str(JSCH), str(CLIENTS / "JschPull.java")]
     with capture_logs() as entries:
-        status, output = await partner.run(*command, partner.port, PASSWORD, NAME, "one")
-        async with asyncio.timeout(10):
-            while partner.listener.server.registry.connected:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        status, output = await partner.run(*JSCH_PULL, partner.port, PASSWORD, NAME, "one")
+        await partner.listener.left_alone()
     assert status == 1
     assert "negotiation fail" in output
     (line,) = [entry for entry in entries if entry.get("reason") == "no-common-algorithm"]
     assert line["hint"] == "set legacy_algorithms = true in [sftp]"
     assert line["client"].startswith("JSCH-0.1.5")
+
+
+@pytest.fixture(scope="module", params=[1, 7, 33])
+def agent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path, Path]]:
+    """An agent with so many keys: their number, its socket, and the public key of the last."""
+    folder = tmp_path_factory.mktemp("agent")
+    paths = [folder / f"key{number}" for number in range(request.param)]
+    for path in paths:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        key.write_private_key(path)
+        path.chmod(0o600)
+        key.write_public_key(folder / f"{path.name}.pub")
+    socket = folder / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    try:
+        while not socket.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        environment = {"PATH": os.environ["PATH"], "SSH_AUTH_SOCK": os.fspath(socket)}
+        subprocess.run(["ssh-add", "-q", *paths], env=environment, check=True)
+        yield request.param, socket, folder / f"{paths[-1].name}.pub"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _pull_with_paramiko(port: str, target: Path) -> None:
+    client = paramiko.SSHClient()
+    client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+    client.connect("127.0.0.1", int(port), "triton", look_for_keys=False, timeout=10)
+    with client, client.open_sftp() as sftp:
+        sftp.get(NAME, str(target))
+
+
+@needs("ssh-agent", "ssh-add", package="openssh-client")
+@pytest.mark.parametrize(
+    "client",
+    [
+        pytest.param("openssh", marks=needs("sftp", package="openssh-client")),
+        "paramiko",
+        pytest.param("node", marks=pytest.mark.skipif(not _node_has_client(), reason="ssh2-sftp-client is missing")),
+        pytest.param("putty", marks=needs("psftp", package="putty-tools")),
+    ],
+)
+async def test_an_agent_with_many_keys(
+    client: str, agent: tuple[int, Path, Path], tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of its keys gets in; those before it are no failures, and the 31st of them is a line."""
+    count, socket, public = agent
+    (home := tmp_path / "home").mkdir()
+    (home / "batch").write_text(f"get {NAME} one\n")
+    users = [UserSettings(name="triton", authorized_keys=public)]
+    async with running(tmp_path, keys_dir, users=users, ban_after=1) as it:
+        partner = Partner(it, home, [])
+        here = ["-b", "batch", "-P", partner.port]
+        fingerprint = asyncssh.read_private_key(keys_dir / "ssh_host_ed25519_key").get_fingerprint()
+        commands = {
+            "openssh": ["sftp", "-F/dev/null", *OPENSSH, *here, "triton@127.0.0.1"],
+            "node": ["node", str(CLIENTS / "node_pull.js"), partner.port, "", NAME, "one"],
+            "putty": ["psftp", "-batch", "-be", "-hostkey", fingerprint, *here, "triton@127.0.0.1"],
+        }
+        if client == "paramiko":
+            monkeypatch.setenv("SSH_AUTH_SOCK", os.fspath(socket))
+            await asyncio.to_thread(_pull_with_paramiko, partner.port, home / "one")
+        else:
+            there = {"SSH_AUTH_SOCK": os.fspath(socket), "NODE_PATH": os.environ.get("NODE_PATH", "")}
+            status, output = await partner.run(*commands[client], **there)
+            assert status == 0, output
+        partner.got("one")
+        assert [login.method for login in it.logins] == ["publickey"]
+        assert it.server.registry.counters.refusals == ({"too-many-keys": 1} if count > 31 else {})
+        assert it.server.registry.bans() == []

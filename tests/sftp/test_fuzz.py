@@ -112,7 +112,6 @@ def test_fields_never_reach_past_their_request(data: bytes) -> None:
     try:
         fields.string()
         fields.skip_attrs()
-        fields.end()
     except Malformed:
         return
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,9 +21,13 @@ from server.sftp.limits import (
     Limits,
     LogBudget,
     OpenPace,
+    Penalty,
     Reason,
     parse_address,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GOOD, BAD = ip_address("198.51.100.7"), ip_address("203.0.113.9")
 OTHER = ip_address("192.0.2.9")
@@ -121,12 +126,62 @@ def test_an_ipv6_client_counts_by_its_64() -> None:
     assert parse_address("fe80::1%eth0") == ip_address("fe80::1")
 
 
-def test_the_table_of_addresses_is_bounded() -> None:
-    """A flood from everywhere does not fill the memory."""
-    it = guard(ban_after=5)
-    for number in range(3 * MAX_ADDRESSES):
-        it.failed(ip_address(number + (10 << 24)), 0.0)
-    assert len(it._records) == MAX_ADDRESSES
+def strangers(count: int) -> Iterator[IPv4Address]:
+    """So many addresses that nobody has seen yet."""
+    return (IPv4Address(number + (10 << 24)) for number in range(count))
+
+
+def test_the_tables_of_addresses_are_bounded() -> None:
+    """A flood from everywhere does not fill the memory, whether it connects, fails or is banned."""
+    it = guard(ban_after=5, connections=1 << 30)
+    for address in strangers(MAX_ADDRESSES + 500):
+        it.admit(address, 0.0)
+        it.leave(address)
+        it.failed(address, 0.0)
+    assert len(it._turns) == len(it._failures) == MAX_ADDRESSES
+    it = guard(ban_after=1)
+    assert sum(it.failed(address, 0.0).banned for address in strangers(MAX_ADDRESSES + 500)) == MAX_ADDRESSES
+    assert len(it.bans(0.0)) == MAX_ADDRESSES
+
+
+def test_a_ban_lasts_its_time_however_many_others_come_by() -> None:
+    """Connections, failures and bans of others forget no ban in force, and connections forget no failures."""
+    it = guard(ban_after=3, ban_time=1800, connections=1 << 30)
+    assert [it.failed(BAD, 0.0).banned for _ in range(3)] == [False, False, True]
+    assert [it.failed(OTHER, 0.0).banned for _ in range(2)] == [False, False]
+    for address in strangers(MAX_ADDRESSES + 500):
+        it.admit(address, 1.0)
+    assert it.failed(OTHER, 2.0).banned
+    for address in strangers(MAX_ADDRESSES + 500):
+        for _ in range(3):
+            it.failed(address, 3.0)
+    # Those who came when there was no room are delayed, and banned when there is.
+    late = IPv4Address((10 << 24) + MAX_ADDRESSES + 499)
+    assert it.admit(late, 4.0) == 0
+    assert it.failed(late, 4.0) == Penalty(0.5, banned=False)
+    assert it.admit(BAD, 1799.0) is Reason.BANNED
+    assert it.admit(OTHER, 1799.0) is Reason.BANNED
+    assert it.admit(BAD, 1800.5) == 0
+    assert it.failed(late, 10_000.0) == Penalty(0.0, banned=False)
+    assert [it.failed(late, 10_000.0).banned for _ in range(2)] == [False, True]
+
+
+def test_a_login_forgives_the_failures_for_its_user_and_no_others() -> None:
+    """Who has an account cannot wipe out their guesses at another's; and a ban stays."""
+    it = guard(ban_after=4)
+    for user in ("triton", "", "ops", "triton"):
+        penalty = it.failed(BAD, 0.0, user)
+    assert penalty.banned
+    it.forgive(BAD, "triton")
+    assert it.admit(BAD, 1.0) is Reason.BANNED
+    for _ in range(10):
+        assert not it.failed(OTHER, 2.0, "triton").banned
+        it.forgive(OTHER, "triton")
+    assert it._failures == {}
+    for user in ("ops", "triton", "triton"):
+        it.failed(OTHER, 3.0, user)
+    it.forgive(OTHER, "triton")
+    assert [it.failed(OTHER, 3.0, "triton").banned for _ in range(3)] == [False, False, True]
 
 
 def test_a_flood_of_refusals_becomes_a_summary() -> None:

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import ipaddress
+import re
 import shutil
 import socket
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import paramiko
 import pytest
+import structlog
+from argon2 import PasswordHasher
 from asyncssh.connection import SSHConnection
 from structlog.testing import capture_logs
 
+from server import log_output
 from server.errors import ConfigError
 from server.settings import UserSettings
 from server.sftp.keys import load_credentials
+from server.sftp.limits import Reason
+from server.sftp.users import hash_password
 
 from ..support.sftp import CHEAP_HASH, NAME, PASSWORD, RawSftp, Running, running, sftp_settings, string
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *(ROOT / "server" / "manual").glob("*.md")]
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 ELSEWHERE = ipaddress.ip_network("203.0.113.0/24")
 
@@ -62,7 +71,7 @@ async def test_a_user_logs_in_with_password_or_key(tmp_path: Path, keys_dir: Pat
         assert lines[0]["client"].startswith("AsyncSSH_")
         assert lines[0]["kex"] == "mlkem768x25519-sha256"
         assert lines[0]["host_key"] in ("ssh-ed25519", "rsa-sha2-256", "rsa-sha2-512")
-        assert lines[0]["cipher"] == lines[0]["mac"] == "chacha20-poly1305@openssh.com"
+        assert lines[0]["cipher"] == lines[0]["mac"] == "aes256-gcm@openssh.com"
         assert [login.method for login in it.logins] == ["publickey", "password"]
 
 
@@ -100,9 +109,26 @@ async def test_sha1_signatures_of_users_are_refused(tmp_path: Path, keys_dir: Pa
         pair.sig_algorithms = [b"ssh-rsa"]
         with pytest.raises(asyncssh.PermissionDenied), capture_logs() as entries:
             await it.connect(password=None, client_keys=[pair], signature_algs=["ssh-rsa"])
-        assert refusals(entries) == [("sftp refused 127.0.0.1", "bad-signature")]
+        (line,) = [entry for entry in entries if entry["event"].startswith("sftp refused")]
+        assert (line["reason"], line["algorithm"]) == ("sha1-signature", "ssh-rsa")
+        assert line["hint"].startswith("the partner's client signs with SHA-1: update it")
+        assert it.server.registry._guard._failures == {}
         async with it.connect(password=None, client_keys=[key]):
             pass
+
+
+async def test_a_bad_signature_by_a_registered_key_is_a_failure(tmp_path: Path, keys_dir: Path) -> None:
+    """By any other key it is not even looked at."""
+    async with with_key(tmp_path, keys_dir, ban_after=2) as (it, key):
+        pairs = asyncssh.load_keypairs([key, asyncssh.generate_private_key("ssh-ed25519")])
+        for pair in pairs:
+            pair.sign = lambda data: string(b"ssh-ed25519") + string(bytes(64))  # type: ignore[method-assign]
+        with capture_logs() as entries:
+            for pair in (pairs[1], pairs[1], pairs[1], pairs[0], pairs[0]):
+                with pytest.raises(asyncssh.Error):
+                    await it.connect(password=None, client_keys=[pair])
+        assert [reason for _, reason in refusals(entries)] == ["bad-signature"] * 2
+        assert [ban.address for ban in it.server.registry.bans()] == ["127.0.0.1"]
 
 
 async def test_a_failure_is_one_line_that_names_address_and_reason(listener: Running) -> None:
@@ -280,13 +306,110 @@ async def test_an_address_in_an_allow_list_is_never_banned(tmp_path: Path, keys_
             pass
 
 
-async def test_keys_that_are_offered_and_unknown_are_no_failures(tmp_path: Path, keys_dir: Path) -> None:
-    """An agent with many keys gets in with the last of them, and counts nothing towards a ban."""
+@pytest.mark.parametrize("unknown", [6, 32])
+async def test_keys_that_are_offered_and_unknown_are_no_failures(tmp_path: Path, keys_dir: Path, unknown: int) -> None:
+    """An agent gets in with the last of its keys, and counts nothing towards a ban; the 31st is a line with a cure."""
     async with with_key(tmp_path, keys_dir, ban_after=2) as (it, key):
-        others = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(10)]
-        async with it.connect(password=None, client_keys=[*others, key]):
-            pass
+        others = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(unknown)]
+        with capture_logs() as entries:
+            async with it.connect(password=None, client_keys=[*others, key]):
+                pass
+        assert [reason for _, reason in refusals(entries)] == ["too-many-keys"] * (unknown > 30)
+        assert all("IdentitiesOnly=yes" in entry["hint"] for entry in entries if "reason" in entry)
+        assert it.server.registry._guard._failures == {}
+
+
+async def test_unknown_keys_that_sign_at_once_are_no_failures(tmp_path: Path, keys_dir: Path) -> None:
+    """paramiko asks nothing first: seven keys, more than there are tries, and then the password, which is right."""
+
+    def log_in(port: int) -> bool:
+        with contextlib.closing(paramiko.Transport(("127.0.0.1", port))) as transport:
+            transport.start_client(timeout=20)
+            for _ in range(7):
+                with pytest.raises(paramiko.AuthenticationException):
+                    transport.auth_publickey("triton", paramiko.ECDSAKey.generate())
+            transport.auth_password("triton", PASSWORD, fallback=False)
+            return bool(transport.is_authenticated())
+
+    async with with_key(tmp_path, keys_dir, ban_after=2) as (it, _):
+        assert await asyncio.to_thread(log_in, it.port)
         assert it.server.registry.counters.refusals == {}
+
+
+async def test_a_login_forgives_the_failures_before_it(tmp_path: Path, keys_dir: Path) -> None:
+    """Three times a wrong password and then the right one, and nobody is banned; another user's are kept."""
+    users = [UserSettings(name=name, password_hash=CHEAP_HASH) for name in ("triton", "ops")]
+    async with running(tmp_path, keys_dir, ban_after=3, users=users) as it:
+        for _ in range(3):
+            with pytest.raises(asyncssh.PermissionDenied):
+                await it.connect(password="wrong")
+            async with it.connect():
+                pass
+        assert it.server.registry._guard._failures == {}
+        for _ in range(3):
+            with contextlib.suppress(asyncssh.Error, OSError):
+                await it.connect(username="ops", password="wrong")
+            with contextlib.suppress(asyncssh.Error, OSError):
+                await it.connect()
+        assert [ban.failures for ban in it.server.registry.bans()] == [3]
+
+
+def log_in_with(port: int, method: str, password: bytes) -> bool:
+    """Send these bytes as the password, by one method."""
+    with contextlib.closing(paramiko.Transport(("127.0.0.1", port))) as transport:
+        transport.start_client(timeout=20)
+        with contextlib.suppress(paramiko.AuthenticationException):
+            if method == "password":
+                transport.auth_password("triton", password, fallback=False)  # type: ignore[arg-type]
+            else:
+                transport.auth_interactive("triton", lambda *_: [password])
+        return bool(transport.is_authenticated())
+
+
+METHODS = ["password", "keyboard-interactive"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_what_hash_password_took_logs_in_by_every_method(
+    tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """However the client spells it; so does a hash of an emoji that an earlier version took."""
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr("server.sftp.users._HASHER", cheap)
+    hashed = hash_password("zw\u00f6lf\u00a0m\u00b2")
+    async with running(tmp_path, keys_dir, users=[UserSettings(name="triton", password_hash=hashed)]) as it:
+        for typed in ("zw\u00f6lf\u00a0m\u00b2", "zwo\u0308lf m2"):
+            assert await asyncio.to_thread(log_in_with, it.port, method, typed.encode())
+        assert not await asyncio.to_thread(log_in_with, it.port, method, b"zwolf m2")
+        settings = sftp_settings(users=[UserSettings(name="triton", password_hash=cheap.hash("old \U0001f600"))])
+        it.server.replace(settings, load_credentials(settings, keys_dir))
+        assert await asyncio.to_thread(log_in_with, it.port, method, "old \U0001f600".encode())
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_password_that_is_no_text_is_a_wrong_one(tmp_path: Path, keys_dir: Path, method: str) -> None:
+    """Latin-1, an emoji, a tab, nothing at all: one line each with its reason, and they lead to a ban like others."""
+    async with running(tmp_path, keys_dir, ban_after=4) as it:
+        with capture_logs() as entries:
+            for password in ("m\u00fcller".encode("latin-1"), "\U0001f600".encode(), b"a\tb", b""):
+                assert not await asyncio.to_thread(log_in_with, it.port, method, password)
+        assert refusals(entries) == [("sftp refused 127.0.0.1", "wrong-password")] * 4
+        assert [ban.failures for ban in it.server.registry.bans()] == [4]
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_fail2ban_reads_what_somebody_guessed_and_nothing_else(reason: Reason) -> None:
+    """The filter of README and manual against a line of each reason: no keys, slips of the network, limits."""
+    (pattern,) = {found for page in PAGES for found in re.findall(r"failregex = (.+)", page.read_text())}
+    stream = io.StringIO()
+    log_output.configure(stream=stream)
+    try:
+        structlog.get_logger().warning("sftp refused 203.0.113.9", reason=reason.value, user="triton", hint="do it")
+    finally:
+        structlog.reset_defaults()
+    matched = re.search(pattern.replace("<ADDR>", r"203\.0\.113\.9"), stream.getvalue()) is not None
+    guesses = {Reason.PASSWORD, Reason.USER, Reason.SIGNATURE, Reason.TRIES, Reason.BANNED}
+    assert matched is (reason in guesses), stream.getvalue()
 
 
 async def test_allow_lists_are_checked_before_key_exchange_when_every_user_has_one(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from types import SimpleNamespace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from server.pickups import Ending, Grade, Pickup
-from server.sftp.delivery import ByteStream
+from server.pickups import Ending, Grade, Pickup, PickupProgress
+from server.sftp.delivery import TELL_EVERY, ByteStream, CountedTransport
+from server.triton import LogName
 
-from ..support.sftp import NAME, RawSftp, Running
+from ..support.sftp import NAME, RawSftp, Running, acknowledged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -104,17 +105,33 @@ async def test_a_half_read_closed_cleanly_is_partial(listener: Running, raw: Raw
     assert (line["bytes"], line["of"], line["grade"], line["ended"]) == (200_000, SIZE, "partial", "closed")
 
 
-async def test_a_cut_connection_is_interrupted(listener: Running) -> None:
-    """Everything read and then no CLOSE: partial, interrupted, since the client may not have written it."""
+async def test_a_file_whose_last_byte_was_acknowledged_needs_no_close(listener: Running, raw: RawSftp) -> None:
+    """Everything read, nothing closed: complete while the session goes on, and told so once; then the session ends."""
+    handle = await raw.open_file(NAME)
+    for offset in range(0, SIZE, 200_000):
+        await raw.read(handle, offset, 200_000)
+    async with asyncio.timeout(20):
+        while listener.pickups[-1].grade is not Grade.COMPLETE:  # noqa: ASYNC110  # the listener calls back
+            await asyncio.sleep(0.01)
+    assert (listener.pickups[-1].ended, listener.pickups[-1].ranges) == (None, ((0, SIZE),))
+    assert await raw.read(handle, 0, 1000) is not None
+    raw.writer.channel.abort()
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (Grade.COMPLETE, Ending.INTERRUPTED, SIZE, SIZE + 1000)
+    assert len(listener.pickups) == 3
+
+
+async def test_a_cut_connection_proves_what_its_client_has(listener: Running) -> None:
+    """Half of a file read, then a cut: that half was delivered, to the byte, and a later session may read the rest."""
     connection = await listener.connect()
     raw = await RawSftp.open(connection)
     handle = await raw.open_file(NAME)
-    size = listener.served.files[NAME].size
-    for offset in range(0, size, 200_000):
-        await raw.read(handle, offset, 200_000)
+    for offset in range(0, 500_000, 10_000):
+        await raw.read(handle, offset, 10_000)
     connection.abort()
     (pickup,) = await listener.finished_pickups()
-    assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, size, size)
+    assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, 500_000, 500_000)
+    assert pickup.ranges == ((0, 500_000),)
 
 
 async def test_a_close_sent_ahead_of_the_bytes_proves_nothing(listener: Running) -> None:
@@ -209,25 +226,38 @@ async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(list
     assert verdict(pickup) == (Grade.PARTIAL, Ending.INTERRUPTED, 100_000, 100_000)
 
 
-def test_an_acknowledgement_in_the_middle_of_counting_is_counted_once() -> None:
-    """The position at which all bytes end is right even when the peer acknowledges while it is computed.
+def test_an_open_handle_is_told_now_and_then() -> None:
+    """What arrived on a handle that stays open is told within ten seconds, once; then nothing is waited for."""
+    reports: list[Pickup] = []
+    delivery = acknowledged(reports.append)
+    name = LogName.parse(NAME)
+    assert name is not None
+    progress = PickupProgress(name, SIZE, "triton", "198.51.100.7", "JSch", datetime(2026, 11, 21, 7, tzinfo=UTC))
+    delivery.answered(progress, 0, 10)
+    assert not delivery.waits  # it has not been sent
+    delivery.handed_over(23, data=True)
+    for _ in range(2 * TELL_EVERY):
+        delivery.tick()
+    (told,) = reports
+    assert (told.ranges, told.ended, told.grade) == (((0, 10),), None, Grade.PARTIAL)
+    assert not delivery.waits
 
-    A place too far would never be reached by a client that closes and leaves: its pickup would be "interrupted".
-    """
 
-    class Sending(ByteStream):
-        """Five bytes are sent; the acknowledgement comes while the system is asked how many are on their way."""
+def test_every_byte_that_is_written_counts() -> None:
+    """Whichever way it is written, and also when the transport breaks: to count too little would prove too much."""
 
-        def __init__(self) -> None:
-            super().__init__(SimpleNamespace(transport=None))  # type: ignore[arg-type]  # there is no connection
-            self.reached = 0
+    class Broken:
+        def get_extra_info(self, _: str) -> None:
+            return None
 
-        def acknowledged(self) -> int:
-            return self.reached
+        def write(self, _: bytes) -> None:
+            raise OSError
 
-        def _queued(self) -> int:
-            on_their_way = 5 - self.reached
-            self.reached = 5
-            return on_their_way
-
-    assert Sending().sent() == 5
+    transport = CountedTransport(Broken())  # type: ignore[arg-type]  # what it needs of one
+    for write in (lambda: transport.write(b"12345"), lambda: transport.writelines([b"67", b"8"])):
+        with pytest.raises(OSError):
+            write()
+    stream = ByteStream(transport)
+    assert stream.written == 8
+    with pytest.raises(OSError):
+        stream.acknowledged()

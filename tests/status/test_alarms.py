@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from server.pickups import PickupProgress
 from server.publish.holds import HoldPolicy
 from server.status.alarms import Alarm, Level, Measured, Partner, alarms
 from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, rows_of
@@ -39,6 +41,42 @@ async def test_a_day_on_its_way_alarms_nobody(site: Site) -> None:
         assert levels(site, now) == {}
     site.pick_up(at(1, "12:00"))
     assert levels(site, at(3, "01:00")) == {}
+
+
+def take(site: Site, now: datetime, *ranges: tuple[int, int]) -> int:
+    """A partner's client reads these ranges of the day's file, each on a handle that it never closes; the size."""
+    (file,) = site.point.served.values()
+    for start, end in ranges:
+        progress = PickupProgress(file.name, file.size, "triton", "198.51.100.7", "JSch", now)
+        progress.answered(start, end - start)
+        progress.delivered(start, end - start)
+        site.ledger.pickups.record(progress.finished(now, closed=False), now)
+    return file.size
+
+
+async def test_a_partner_at_work_is_asked_for_what_is_missing_and_not_whether_it_runs(site: Site) -> None:
+    """A file taken in pieces alarms nobody; of one with a gap, the hint says how much of it is there."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    late = at(2, "20:00")
+    assert "whether its puller runs" in of_day(site, late)["day_not_picked_up"].hint
+    size = take(site, at(1, "07:00"), (0, 10), (20, 30))
+    hint = of_day(site, late)["day_not_picked_up"].hint
+    assert f"triton has 20 of {size} bytes of" in hint and "puller" not in hint and "pickup-point trace" in hint
+    take(site, at(1, "08:00"), (5, 25), (25, size))
+    assert levels(site, late) == {} and site.state(late) == "picked up"
+    assert site.days(late)[DAY].deadlines.picked_up.done == at(1, "08:00")
+
+
+async def test_a_file_in_too_many_pieces_is_told_as_that(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a table of two ranges, since a file of three rows has no four thousand pieces."""
+    monkeypatch.setattr("server.pickups.MAX_RANGES", 2)
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    take(site, at(1, "07:00"), (0, 1), (2, 3), (4, 5))
+    assert (
+        "(too fragmented): ask the partner to fetch it again" in of_day(site, at(2, "20:00"))["day_not_picked_up"].hint
+    )
 
 
 async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(site: Site) -> None:
@@ -112,6 +150,26 @@ async def test_what_is_odd_about_a_published_day_is_noticed(site: Site) -> None:
     await site.round(at(1, "09:05"))
     noticed = [alarm.sentence for alarm in site.alarms(at(1, "09:05")) if alarm.name == "day_noticed"]
     assert len(noticed) == 1 and "20.0% of the IPv4 addresses end in 0" in noticed[0]
+
+
+async def test_a_published_day_with_fewer_rows_than_it_had_is_warned_of(site: Site) -> None:
+    """Rewritten to fewer rows, with or without new ones, until they are back or the day is sent again as it is."""
+
+    async def shrunk(now: str, *numbers: int, resend: str = "") -> list[str]:
+        site.put([one for n in numbers for one in rows_of(DAY, 1, n)], at(1, f"{int(now[:2]) - 2:02d}:00"))
+        with capture_logs() as entries:
+            await site.round(at(1, now), DAY, resend=resend)
+        found = [alarm for alarm in site.alarms(at(1, now)) if alarm.name == "day_shrunk"]
+        assert all(alarm.level is Level.WARNING and alarm.hint for alarm in found)
+        logged = [entry["why"] for entry in entries if entry["event"].startswith("feed noticed")]
+        assert [f"{DAY}: {why}" for why in logged] == [alarm.sentence for alarm in found]
+        return [alarm.sentence.partition("its export was ")[2] for alarm in found]
+
+    assert await shrunk("06:30", *range(10)) == []
+    assert await shrunk("09:00", *range(7)) == ["rewritten to 7 rows; it had 10 when it was published"]
+    assert await shrunk("12:00", *range(10), 10) == []
+    assert await shrunk("15:00", *range(5), 11) == ["rewritten to 6 rows; it had 11 when it was published"]
+    assert await shrunk("18:00", *range(4), resend="as it is") == []
 
 
 async def test_a_pruned_day_alarms_no_more(site: Site) -> None:

@@ -100,7 +100,8 @@ def test_a_publisher_gets_every_native_line_matched_and_the_rest_listed(
     assert day["lines"] == publisher.lines
     assert day["matched_share"] == pytest.approx(share, abs=1e-4)
     tally = day["publications"][0]["tally"]
-    assert tally["unmapped_episodes"] == publisher.foreign_lines
+    assert tally["unmapped_episodes"] == tally["unmatched"] == publisher.foreign_lines
+    assert day["publications"][0]["matched_share"] == day["matched_share"]
     stamp = day["publications"][0]["catalogue"]
     assert (stamp["episodes"], stamp["rss_feeds"]) == (5180, 3)
     assert len(stamp["version"]) == 12
@@ -148,6 +149,9 @@ def test_a_publisher_gets_every_native_line_matched_and_the_rest_listed(
         item = publisher.shows[number][place]
         assert (line["episode-guid"], line["url"], line["podcast-id"]) == (item.guid, item.url, PODCASTS[number])
     told = site.run("trace", f"TEST{second:%Y%m%d}-00.tsv.gz").stdout
+    assert json.loads(site.run("trace", f"TEST{first:%Y%m%d}-00.tsv.gz", "--json").stdout)["matched_share"] == round(
+        share, 4
+    )
     assert f"episode catalogue {day['publications'][0]['catalogue']['version']}: 5240 episodes" in told
     assert "which match 100.0% of the lines" in told
     assert "100.0% of the lines" in handover_lines(load_config(site.config))[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import orjson
@@ -117,8 +118,8 @@ def test_the_books_hold_no_more_of_a_name_than_an_id_has() -> None:
     assert max(map(len, books.tallies)) <= 200
 
 
-async def test_a_day_can_be_reconciled_with_its_late_rows_and_after_pruning(site: Site) -> None:
-    """Lines are all that were sent, the other counts those of the newest version; pruning takes nothing away."""
+async def test_a_day_can_be_reconciled_with_its_late_rows_until_it_is_pruned(site: Site) -> None:
+    """Lines are all that were sent, the other counts those of the newest version; the books go with the files."""
     rows = [*rows_of(DAY, 150, podcast_id="one"), *rows_of(DAY, 20, 150, podcast_id="two", blacklisted_ua=True)]
     site.put([*rows, *broken_rows(1)], at(1, "04:00"))
     await site.round(at(1, "05:35"))
@@ -139,7 +140,22 @@ async def test_a_day_can_be_reconciled_with_its_late_rows_and_after_pruning(site
     assert before[NO_PODCAST][1] == "1" and before[NO_PODCAST][malformed] == "1"
     assert before[ALL][:4] == [ALL, "176", "155", "155"]
     site.prune(at(70))
-    assert site.files() == [] and lines() == before
+    assert site.files() == [] and lines() == {}
+
+
+def test_no_podcast_sends_a_control_character_to_the_terminal() -> None:
+    """An export may name a podcast as it likes; two podcasts stay two."""
+    books = PodcastBooks()
+    books.count(["\x1b[2J\x9b1A\u2028", "%1B[2J\x7f", "p-1"], [True] * 3, {})
+    publication = SimpleNamespace(id=1, published_at=at(1), logs=[SimpleNamespace(superseded_by=None)])
+    lines = reconcile([publication], {1: books})  # type: ignore[list-item]  # what it asks of one
+    printed = (
+        reconciliation_text(lines, 0.5)
+        + reconciliation_csv(lines)
+        + orjson.dumps([x.as_json() for x in lines]).decode()
+    )
+    assert all(letter.isprintable() or letter == "\n" for letter in printed)
+    assert {line.podcast for line in lines} == {ALL, "%1B[2J%C2%9B1A%E2%80%A8", "%251B[2J%7F", "p-1"}
 
 
 def test_counts_of_a_line_stand_under_their_columns() -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from structlog.testing import capture_logs
+
+from server.settings import AlertSettings
+from server.status.webhook import Pushes
+
 from ..support.program import day_before, export_of
 
 if TYPE_CHECKING:
@@ -78,6 +83,18 @@ async def test_a_webhook_that_is_down_holds_nothing_up(service_site: ServiceSite
     assert await serving.running.stops() == 0
     assert serving.running.count("heartbeat failed") == 1  # a state, logged once
     assert "s3cret" not in serving.running.text
+
+
+async def test_a_host_that_no_name_can_be_is_a_push_that_failed() -> None:
+    """Only its use shows it; the tasks that push go on."""
+    url = f"http://{'a' * 70}.example/s3cret"
+    pushes = Pushes(lambda: AlertSettings(webhook_url=url, heartbeat_url=url))
+    with capture_logs() as entries:
+        assert not await pushes.alarm({})
+        await pushes.heartbeat()
+    await pushes.close()
+    assert [entry["event"] for entry in entries] == ["webhook did not accept alarms", "heartbeat failed"]
+    assert "s3cret" not in str(entries)
 
 
 async def test_the_heart_beats_after_good_rounds_only(service_site: ServiceSite, ear: Ear) -> None:

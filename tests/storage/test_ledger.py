@@ -339,13 +339,13 @@ def test_a_resend_supersedes_what_stood_before_it_and_nothing_else(ledger: Ledge
 
 @pytest.mark.parametrize(("present", "states", "checked", "withheld"), [
     ([0, 1, 2], ["published"] * 3, "etag", 4),
-    ([0], ["published"], "", 14),
+    ([0], ["published", "intended", "intended"], "", 4),
     ([], [], None, 0),
 ])  # fmt: skip
 def test_an_interrupted_intention_is_finished_by_what_is_there(
     ledger: Ledger, present: list[int], states: list[str], checked: str | None, withheld: int
 ) -> None:
-    """All there: published. Some: the rest counts as withheld. None: forgotten, and the names are free."""
+    """All there: published. Some: the rest keeps its names. None: forgotten, and the names are free."""
     ledger.see(DayRecord(DAY, "due", at(1), EXPORT))
     ledger.fail(DAY, Failure("torn", "", "etag", at(1), at(1), 1))
     number = ledger.intend(publication(), [log(0), log(1), log(2)], [5, 5, 5])
@@ -365,18 +365,40 @@ def test_an_interrupted_resend_supersedes_too(ledger: Ledger) -> None:
     assert [entry.superseded_by for entry in ledger.logs()] == [number, None]
 
 
+def test_what_is_missing_gets_its_names_or_another_publication_gets_them(ledger: Ledger) -> None:
+    """The rest of a publication is intended anew as its own, or as another one's; a resend frees what it supersedes."""
+    number = ledger.intend(publication(), [log(0), log(1), log(2)], [5, 5, 5])
+    ledger.finish_interrupted(number, [log_name(0)], at(1, "06:00"))
+    (found,) = ledger.publications()
+    assert [entry.name.number for entry in found.missing] == [1, 2]
+    assert ledger.intend(found, [log(1)], [10], rest_of=number) == number
+    ledger.finish_interrupted(number, [], at(1, "06:10"))
+    late = ledger.intend(publication(kind="late"), [log(1)], [10], rest_of=number)
+    assert [(p.id, [str(entry.state) for entry in p.logs]) for p in ledger.publications()] == [
+        (number, ["published"]), (late, ["intended"]),
+    ]  # fmt: skip
+    ledger.published(late, at(1, "06:20"), checked_etag="etag")
+    ledger.intend(found, [log(2)], [1], rest_of=number)
+    publish(ledger, 3, kind="resend")
+    assert [(entry.name.number, str(entry.state)) for entry in ledger.logs()] == [
+        (0, "published"), (1, "published"), (3, "published"),
+    ]  # fmt: skip
+
+
 def test_pickups_and_logins(ledger: Ledger) -> None:
     """A pickup is written at its opening and again at its end; the longest silence between logins is kept."""
     progress = PickupProgress(log_name(), 100, "triton", "198.51.100.7", "JSch", at(1, "07:00"))
-    ledger.record_pickup(progress.opened())
+    ledger.pickups.record(progress.opened())
     progress.answered(0, 100)
-    done = progress.finished(at(1, "07:01"), closed=True, taken=True)
-    ledger.record_pickup(done)
+    progress.delivered(0, 100)
+    done = progress.finished(at(1, "07:01"), closed=True)
+    ledger.pickups.record(done)
     other = PickupProgress(log_name(1), 100, "triton", "198.51.100.7", "JSch", at(1, "08:00"))
-    ledger.record_pickup(other.opened())
-    assert ledger.interrupt_open_pickups() == 1
-    assert ledger.pickups([log_name()]) == [done] and done.grade is Grade.COMPLETE
-    assert [str(pickup.ending) for pickup in ledger.pickups([log_name(), log_name(1)])] == ["closed", "interrupted"]
+    ledger.pickups.record(other.opened())
+    assert ledger.pickups.interrupt_open() == 1
+    assert ledger.pickups.handles([log_name()]) == [replace(done, ranges=())] and done.grade is Grade.COMPLETE
+    endings = [str(pickup.ending) for pickup in ledger.pickups.handles([log_name(), log_name(1)])]
+    assert endings == ["closed", "interrupted"]
     for hours in (0, 30, 31):
         ledger.record_login("triton", at(1) + timedelta(hours=hours), "198.51.100.7", "JSch")
     assert ledger.logins() == {"triton": (at(2, "07:00"), "198.51.100.7", "JSch", 30 * 3600)}

@@ -99,8 +99,10 @@ async def act(site: Site, scenario: str) -> None:
     """The round in which it dies."""
     if scenario == "unfinal":
         await site.round(at(1, "23:00"))
+    elif scenario == "late":
+        await site.round(at(2, "23:55"))
     elif scenario == "resend":
-        await site.round(at(1, "10:05"), DAY, resend="void")
+        await site.round(at(4, "10:05"), DAY, resend="void")
     else:
         await site.round(at(1, "10:05"))
 

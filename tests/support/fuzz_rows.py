@@ -11,6 +11,7 @@ import gzip
 import io
 import re
 import zlib
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ from server.cli.samples import day_rows
 from server.convert import lines as blocks
 from server.convert.block import BlockConverter
 from server.convert.day import SentLog, Tuning, convert_export
-from server.convert.export_row import identifier
+from server.convert.export_row import identifier, parse_fields
 from server.convert.job import Job, Result, Task
 from server.convert.lines import GzipText, cut_blocks
 from server.convert.log_writer import inflate
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 NAMES = sorted(RULES)
 _CATALOGUE, _FRESH, _ARRAY, _AMONG, _LATE, _FEW_ROWS, _MEMBERS = (1 << bit for bit in range(7))
 _FRESH_AFTER = f"{DAY} 12:00:00"
+_MARK = b"\xef\xbb\xbf"  # at the beginning of an export it is no part of the first row
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT)
 
@@ -126,8 +128,7 @@ def _books(lines: Sequence[bytes], made: Conversion, fresh_after: str | None, *,
         try:
             outcome = converter.convert(row)
         except RowRejected as rejected:
-            fields = None if rejected.reason is RejectReason.MALFORMED_JSON else orjson.loads(row)
-            podcast = identifier(fields.get("podcast_id")) if isinstance(fields, dict) else ""
+            podcast = "" if rejected.reason in _UNREADABLE else identifier(parse_fields(row).get("podcast_id"))
             books.reject(podcast, rejected.reason)
             continue
         if outcome.id in seen:
@@ -161,13 +162,18 @@ def day(data: bytes) -> None:
     if len(data) < 3:
         return
     made, flags, size, text = _conversion(data[0], data[1]), data[1], data[2] + 1, _text(data[3:], data[1])
-    lines = _lines(text)
+    lines = _lines(text.removeprefix(_MARK))
     array = lines[:1] in ([b"["], [b"[\r"])
     if array and size < len(b"[\n"):
         size = len(b"[\n")
     tuning = Tuning(block=size * 8, held=100)
     more = {"max_rows_per_file": 3 if flags & _FEW_ROWS else 0, "fresh_after": _FRESH_AFTER if flags & _FRESH else None}
     members = 3 if flags & _MEMBERS else 1
+    if array and not _is_closed(lines):
+        with suppress(ExportTorn):
+            _convert(text, made, members, tuning=tuning, **more)
+            raise AssertionError("an array without its closing bracket was converted")
+        return
     converted, sink = _convert(text, made, members, tuning=tuning, **more)
     slow = convert_slowly(lines, made, fresh_after=more["fresh_after"], array=array)
     headers = made.rules.layout.header_lines(DAY)
@@ -176,8 +182,9 @@ def day(data: bytes) -> None:
     assert converted.tally.as_json() == slow.tally.as_json()
     assert _told(converted.podcasts) == _told(_books(lines, made, more["fresh_after"], array=array))
     half = lines[: len(lines) // 2]
+    half += [b"]"] if array and half and not _is_closed(half) else []
     if flags & _LATE and half:
-        first, before = _convert(b"".join(line + b"\n" for line in half), made, 1, tuning=tuning)
+        first, before = _convert(_MARK + b"".join(line + b"\n" for line in half), made, 1, tuning=tuning)
         sent = [SentLog(made.rules.layout, lambda log=log: io.BytesIO(log.content)) for log in before.logs]
         again, late = _convert(text, made, members, tuning=tuning, sent=sent, **more)
         was = convert_slowly(half, made, array=array)
@@ -187,6 +194,17 @@ def day(data: bytes) -> None:
         assert "".join(late.texts).replace(headers, "").split("\n") == "".join(slow.lines).split("\n")
         sent_lines = dict(zip(was.cells, was.lines, strict=True))
         assert (again.changed, again.removed) == _changes(lines, made, sent_lines, array=array)
+
+
+def _is_closed(lines: Sequence[bytes]) -> bool:
+    """Whether the lines of an array end with its bracket, in a line of its own or behind the last row."""
+    last = next((line.strip() for line in reversed(lines[1:]) if line.decode(errors="surrogateescape").strip()), b"")
+    if not last.endswith(b"]"):
+        return False
+    try:
+        return last == b"]" or bool(parse_fields(last[:-1]))
+    except RowRejected:
+        return False
 
 
 def _convert(text: bytes, made: Conversion, members: int, **more: Any) -> tuple[Converted, MemorySink]:
@@ -205,26 +223,19 @@ def _convert(text: bytes, made: Conversion, members: int, **more: Any) -> tuple[
 
 def _changes(lines: Sequence[bytes], made: Conversion, sent: Mapping[str, str], *, array: bool) -> tuple[int, int]:
     """How many lines that were sent would be others now, and how many are gone."""
-    converter, changed = RowConverter(made), 0
+    converter, cell, changed = RowConverter(made), made.rules.layout.id_cell, 0
     left, seen, rejected = dict(sent), set[str](), set[str]()
     for row in _elements(lines, array=array):
         try:
             outcome = converter.convert(row)
         except RowRejected as why:
-            if why.reason not in _UNREADABLE and (row_id := identifier(orjson.loads(row).get("id"))):
-                rejected.add(_cell(made, row_id))
+            if why.reason not in _UNREADABLE and (row_id := identifier(parse_fields(row).get("id"))):
+                rejected.add(cell(row_id))
             continue
-        if outcome.id not in seen and outcome.metric_id in left:
-            changed += left.pop(outcome.metric_id) != f"{outcome.line}\n"
+        if outcome.id not in seen and cell(outcome.id) in left:
+            changed += left.pop(cell(outcome.id)) != f"{outcome.line}\n"
         seen.add(outcome.id)
     return changed + len(left.keys() & rejected), len(left.keys() - rejected)
-
-
-def _cell(made: Conversion, row_id: str) -> str:
-    """The id as it stands in its line."""
-    layout = made.rules.layout
-    cell = layout.clean(row_id)
-    return f"%23{cell[1:]}" if cell.startswith("#") and layout.id_column() == 0 else cell
 
 
 # A member whose header has a checksum of its own, or flags that RFC 1952 reserves: Python's module looks at neither.

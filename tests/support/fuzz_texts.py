@@ -213,6 +213,7 @@ def sftp(data: bytes) -> None:
                 continue
             if not isinstance(reply, bytes | bytearray):
                 reply = _loop().run_until_complete(reply)  # type: ignore[arg-type]  # it is a coroutine
+            delivery.handed_over(len(reply), data=isinstance(reply, bytearray))
             _answers(request, bytes(reply))
     finally:
         delivery.confirm()

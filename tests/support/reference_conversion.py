@@ -68,7 +68,8 @@ def convert_slowly(
             slow.tally.rejected[rejection.reason] += 1
             slow.rejected.append((number + 1, str(rejection.reason)))
             continue
-        _count(outcome, slow, outcome.metric_id in sent, fresh_after)
+        cell = conversion.rules.layout.id_cell(outcome.id)
+        _count(outcome, slow, cell, sent_before=cell in sent, fresh_after=fresh_after)
     return slow
 
 
@@ -79,7 +80,7 @@ def _first_of_its_id(outcome: Outcome, seen: set[str]) -> Outcome:
     return outcome
 
 
-def _count(outcome: Outcome, slow: Slow, sent_before: bool, fresh_after: str | None) -> None:
+def _count(outcome: Outcome, slow: Slow, cell: str, *, sent_before: bool, fresh_after: str | None) -> None:
     tally = slow.tally
     tally.reporting += outcome.reporting
     reason = FilterReason.SENT_BEFORE if sent_before else outcome.filtered
@@ -94,8 +95,11 @@ def _count(outcome: Outcome, slow: Slow, sent_before: bool, fresh_after: str | N
     tally.ends_in_zero += outcome.ends_in_zero
     tally.outside_day += outcome.outside_day
     tally.unmapped_episodes += outcome.unmapped
+    tally.readdressed += outcome.readdressed
+    tally.fallback_urls += outcome.fallback_url
+    tally.unmatched += outcome.unmatched
     slow.lines.append(f"{outcome.line}\n")
-    slow.cells.append(outcome.metric_id)
+    slow.cells.append(cell)
 
 
 class MemorySink:

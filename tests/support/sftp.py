@@ -15,6 +15,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from server.settings import SftpSettings, UserSettings
+from server.sftp.connection import SshConnection
 from server.sftp.delivery import Delivery
 from server.sftp.keys import load_credentials, make_keys
 from server.sftp.server import SftpServer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from server.sftp.registry import Login
 
 PASSWORD = "correct horse"
+REKEYED = 2_000_000  # bytes
 NAME = "MEGA20261120-00.tsv.gz"
 # As cheap as Argon2id can be: the tests log in often. The real cost has a test of its own.
 CHEAP_HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
@@ -124,6 +126,12 @@ class Running:
             while len(self.finished) < count:  # noqa: ASYNC110  # the listener calls back, it signals nothing
                 await asyncio.sleep(0.01)
         return self.finished
+
+    async def left_alone(self) -> None:
+        """Wait until nobody is connected."""
+        async with asyncio.timeout(20):
+            while self.server.registry.connected:  # noqa: ASYNC110  # the listener signals nothing
+                await asyncio.sleep(0.01)
 
     def connect(self, **options: Any) -> Any:
         """An asyncssh client, logged in as the partner unless told otherwise."""
@@ -255,11 +263,36 @@ async def listener(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Running]:
         yield it
 
 
+@pytest.fixture
+async def any_cipher(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Running]:
+    """A listener that offers every cipher that there is a setting for, with one small file."""
+    async with running(tmp_path, keys_dir, chacha20=True) as it:
+        it.served.add(NAME, bytes(range(256)) * 4096)
+        yield it
+
+
+@pytest.fixture
+def served_by_key(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the server renew its keys every `REKEYED` bytes; the bytes on the wire that each had served, when renewed."""
+    served: list[int] = []
+    began: dict[SshConnection, int] = {}
+    send_newkeys = SshConnection.send_newkeys
+
+    def watching(self: SshConnection, k: bytes, h: bytes) -> None:
+        position = self.stream.written
+        served.append(position - began.get(self, 0))
+        began[self] = position
+        send_newkeys(self, k, h)
+
+    monkeypatch.setattr(SshConnection, "send_newkeys", watching)
+    monkeypatch.setattr("server.sftp.connection.REKEY_BYTES", REKEYED)
+    return served
+
+
 class _AtOnce:
     """A stream whose every byte is acknowledged as soon as it is sent."""
 
-    def sent(self) -> int:
-        return 0
+    written = 0
 
     def acknowledged(self) -> int:
         return 0
@@ -267,4 +300,4 @@ class _AtOnce:
 
 def acknowledged(report: Callable[[Pickup], None]) -> Delivery:
     """For a request handler without a connection: everything sent has arrived."""
-    return Delivery(_AtOnce(), lambda: True, report)  # type: ignore[arg-type]  # what it asks of a stream
+    return Delivery(_AtOnce(), lambda: 0, report)  # type: ignore[arg-type]  # what it asks of a stream

@@ -179,8 +179,10 @@ class Site:
     def days(self, now: datetime, users: Sequence[tuple[str, bool]] = (("triton", True),)) -> dict[date, DayOverview]:
         """The days at a glance."""
         found = overview(
-            self.ledger.days(), self.ledger.publications(), self.ledger.first_pickups(), users, DeadlinePolicy(), now
-        )
+            self.ledger.days(), self.ledger.publications(),
+            self.ledger.pickups.delivered([log.name for log in self.ledger.logs()]), users, DeadlinePolicy(), now,
+            self.ledger.newest_late_checks(),
+        )  # fmt: skip
         return {day.day: day for day in found}
 
     def state(self, now: datetime, day: date = DAY) -> str:
@@ -228,9 +230,11 @@ class Site:
         for name in names or self.served():
             file: LogFile = self.point.served[name]
             progress = PickupProgress(file.name, file.size, user, "198.51.100.7", "Client 1.0", now)
-            self.ledger.record_pickup(progress.opened())
-            progress.answered(0, file.size if whole else file.size // 2)
-            self.ledger.record_pickup(progress.finished(now, closed=True, taken=True))
+            self.ledger.pickups.record(progress.opened())
+            count = file.size if whole else file.size // 2
+            progress.answered(0, count)
+            progress.delivered(0, count)
+            self.ledger.pickups.record(progress.finished(now, closed=True))
 
     def check_folder(self) -> None:
         """What holds after every round: whole files, known and served; spent names; nothing left in staging."""

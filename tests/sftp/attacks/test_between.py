@@ -58,7 +58,7 @@ class Target:
 async def target(tmp_path: Path, keys_dir: Path) -> AsyncIterator[Target]:
     """A listener with one file, whose keys lie beside it."""
     (tmp_path / "keys").symlink_to(keys_dir)
-    async with running(tmp_path, keys_dir) as listener:
+    async with running(tmp_path, keys_dir, chacha20=True) as listener:
         listener.served.add(NAME, CONTENT)
         yield Target(listener)
 

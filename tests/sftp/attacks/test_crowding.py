@@ -140,6 +140,6 @@ def test_failures_from_a_million_networks_stay_in_bounds() -> None:
     it = Guard(Limits(connections=50, ban_after=1), lambda _: False)
     for number in range(50_000):
         it.failed(ip_address((0x20010DB8 << 96) + (number << 64) + 1), float(number) / 1000)
-    assert len(it._records) <= MAX_ADDRESSES + 1
+    assert len(it._failures) <= MAX_ADDRESSES
     assert len(it.bans(50.0)) <= MAX_ADDRESSES
     assert it.admit(ONE, 50.0) == 0

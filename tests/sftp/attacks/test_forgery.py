@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.pickups import Ending, Grade
+from server.pickups import Coverage, Ending, Grade
 
 from ...support.sftp import NAME, RawSftp, Running
 
@@ -40,11 +40,11 @@ def of(pickups: list[Pickup], name: str) -> list[tuple[Grade, Ending | None]]:
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-async def test_a_reset_right_after_the_requests_proves_nothing(listener: Running, cipher: str) -> None:
+async def test_a_reset_right_after_the_requests_proves_nothing(any_cipher: Running, cipher: str) -> None:
     """READ and CLOSE, then a TCP reset: replies go to a dead socket, whose buffers are empty as if all were taken."""
-    listener.served.add(NAME, os.urandom(SIZE))
+    any_cipher.served.add(NAME, os.urandom(SIZE))
     for attempt in range(1, 6):
-        connection = await listener.connect(encryption_algs=[cipher])
+        connection = await any_cipher.connect(encryption_algs=[cipher])
         raw = await session(connection, 1 << 30)
         handle = await raw.open_file(NAME)
         ours = connection.get_extra_info("socket")
@@ -53,17 +53,17 @@ async def test_a_reset_right_after_the_requests_proves_nothing(listener: Running
         raw.send(read(handle))
         raw.send(CLOSE + bytes(4) + handle)
         connection._transport.abort()
-        pickups = await listener.finished_pickups(attempt)
+        pickups = await any_cipher.finished_pickups(attempt)
         assert of(pickups, NAME)[-1] in [(Grade.PARTIAL, Ending.INTERRUPTED), (Grade.OPENED, Ending.INTERRUPTED)]
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-async def test_a_channel_closed_over_unsent_bytes_proves_nothing(listener: Running, cipher: str) -> None:
+async def test_a_channel_closed_over_unsent_bytes_proves_nothing(any_cipher: Running, cipher: str) -> None:
     """A small window keeps the file in the channel, a heap of requests keeps the channel from being read, and its
     close empties the buffer: the record waits for bytes that are not on their way, and never becomes complete."""
-    listener.served.add(NAME, os.urandom(SIZE))
-    listener.served.add(OTHER, os.urandom(SIZE))
-    async with listener.connect(encryption_algs=[cipher]) as connection:
+    any_cipher.served.add(NAME, os.urandom(SIZE))
+    any_cipher.served.add(OTHER, os.urandom(SIZE))
+    async with any_cipher.connect(encryption_algs=[cipher]) as connection:
         raw = await session(connection, 2000)
         handle, other = await raw.open_file(NAME), await raw.open_file(OTHER)
         raw.writer.channel.pause_reading()
@@ -74,14 +74,14 @@ async def test_a_channel_closed_over_unsent_bytes_proves_nothing(listener: Runni
         await asyncio.sleep(0.2)
         raw.writer.channel.abort()
         await asyncio.sleep(0.3)
-    pickups = await listener.finished_pickups(2)
+    pickups = await any_cipher.finished_pickups(2)
     assert of(pickups, NAME) == [(Grade.PARTIAL, Ending.INTERRUPTED)]
 
 
 async def test_requests_after_noise_prove_nothing(listener: Running) -> None:
     """What ends the session leaves later requests unanswered: to have sent them is not a pickup."""
     listener.served.add(NAME, os.urandom(SIZE))
-    async with listener.connect(encryption_algs=[CIPHERS[1]]) as connection:
+    async with listener.connect(encryption_algs=[CIPHERS[2]]) as connection:
         raw = await session(connection, 2000)
         handle, other = await raw.open_file(NAME), await raw.open_file(NAME)
         raw.writer.channel.pause_reading()
@@ -116,9 +116,30 @@ async def test_all_but_one_byte_is_not_all(listener: Running, missing: int) -> N
     assert (pickup.grade, pickup.covered) == (Grade.PARTIAL, SIZE - 1)
 
 
+async def test_pieces_that_nobody_took_add_up_to_nothing(listener: Running) -> None:
+    """Every part of a file asked for, each on a handle of its own, by a client that takes no more than one window."""
+    size, parts, window = 8_000_000, 16, 65_536
+    listener.served.add(NAME, bytes(size))
+    connection = await listener.connect()
+    for _ in range(2):
+        raw = await session(connection, window)
+        handles = [await raw.open_file(NAME) for _ in range(parts)]
+        raw.writer.channel.pause_reading()
+        for number, handle in enumerate(handles):
+            for offset in range(number * size // parts, (number + 1) * size // parts, 100_000):
+                raw.send(read(handle, offset, 100_000))
+            raw.send(CLOSE + bytes(4) + handle)
+    await asyncio.sleep(0.3)
+    connection.abort()
+    pickups = await listener.finished_pickups(2 * parts)
+    union = Coverage(piece for pickup in pickups for piece in pickup.ranges)
+    assert union.bytes <= 2 * window
+    assert Grade.COMPLETE not in {pickup.grade for pickup in listener.pickups}
+
+
 async def test_one_handle_cannot_be_read_by_two_names(listener: Running) -> None:
-    """Halves of one file read over two handles are two partial pickups, also in overlapping turns; a closed handle
-    answers nothing more, and adds nothing to a record."""
+    """Halves of one file read over two handles are two partial handles, each with its half, also in overlapping turns;
+    a closed handle answers nothing more, and adds nothing to a record."""
     listener.served.add(NAME, os.urandom(SIZE))
     half = SIZE // 2
     async with listener.connect() as connection:
@@ -132,3 +153,4 @@ async def test_one_handle_cannot_be_read_by_two_names(listener: Running) -> None
         assert await raw.status(CLOSE[0], two) == 0
         pickups = await listener.finished_pickups(2)
     assert [(pickup.grade, pickup.covered) for pickup in pickups] == [(Grade.PARTIAL, half)] * 2
+    assert [pickup.ranges for pickup in pickups] == [((0, half),), ((half, SIZE),)]

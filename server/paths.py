@@ -1,0 +1,332 @@
+"""The paths that an operator typed: read and written so that no link leads root elsewhere.
+
+Touches the files and folders that it is given. The promises: a link on the way is followed by root only if root made
+it, since whoever else may write to a folder on the way could aim it at any file; what is written is new, private from
+its first moment to those whom its mode names, and appears whole; as root it belongs to the owner of its folder. What is
+no regular file is not read, and never replaced: a device, a FIFO and standard output are written into.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shlex
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STANDARD_OUTPUT = Path("-")
+_MOST_LINKS = 40  # as the kernel allows, path_resolution(7)
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READABLE_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def place_of(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
+    """Yield an open folder, and the name in it that a path stands for; there may be nothing of that name.
+
+    The links on the way are resolved here and not by the kernel, which asks for no owner. With ``follow`` the last name
+    is resolved as well, except in /proc, whose links lead to what is open.
+
+    Raises:
+        OSError: the way cannot be gone.
+    """
+    waiting = list(reversed(path.absolute().parts[1:]))
+    folder, name, links = os.open("/", _FOLDER), ".", 0
+    try:
+        while waiting:
+            name = waiting.pop()
+            try:
+                found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            except FileNotFoundError:
+                if waiting:
+                    raise
+                break
+            status = os.fstat(found)
+            if stat.S_ISLNK(status.st_mode):
+                try:
+                    if not waiting and (not follow or _is_of_proc(status)):
+                        break
+                    links += 1
+                    target = _target(found, status, path, links)
+                finally:
+                    os.close(found)
+                if target.is_absolute():
+                    os.close(folder)
+                    folder = os.open("/", _FOLDER)
+                waiting += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+                name = "."
+            elif waiting:
+                os.close(folder)
+                folder = found
+            else:
+                os.close(found)
+        yield folder, name
+    finally:
+        os.close(folder)
+
+
+def _is_of_proc(status: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        return status.st_dev == Path("/proc").stat().st_dev
+    return False
+
+
+def _target(link: int, status: os.stat_result, path: Path, links: int) -> Path:
+    """Return where a link leads, if it may be followed."""
+    if links > _MOST_LINKS:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if os.geteuid() == 0 and status.st_uid != 0:
+        why = f"a link of user {status.st_uid} is on the way, which root does not follow; readlink -f says where to"
+        raise PermissionError(errno.EACCES, why, str(path))
+    return Path(os.readlink("", dir_fd=link))
+
+
+def file_problem(path: Path) -> tuple[str, str] | None:
+    """Return why a path is no file and what to type about it, or None; never raise, whatever the path."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file", ""
+    except OSError as error:
+        return f"it cannot be looked at ({error.strerror})", f"namei -l {shlex.quote(str(path))}"
+    return None if stat.S_ISREG(mode) else ("it is no file", f"ls -ld {shlex.quote(str(path))}")
+
+
+def open_to_read(path: Path) -> io.FileIO:
+    """Open a regular file, without a buffer.
+
+    Raises:
+        OSError: it cannot be read, or is none.
+    """
+    with place_of(path) as (folder, name):
+        # O_NONBLOCK, since a FIFO in the file's place would keep us waiting for ever.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is not a regular file"
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, why, str(path))
+    return io.FileIO(descriptor, "rb")
+
+
+def create(folder: int, name: str, mode: int) -> int:
+    """Create a file in an open folder, and return its descriptor; as root it belongs to the folder's owner.
+
+    Raises:
+        FileExistsError: the name is taken, be it by a link to nothing.
+        OSError: it cannot be made.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, mode, dir_fd=folder)
+    try:
+        _give(descriptor, folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _give(descriptor: int, folder: int) -> None:
+    """Give what root has made to the owner of the folder that it lies in: root's own files there help nobody."""
+    if os.geteuid() == 0:
+        owner = os.fstat(folder)
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def is_standard_output(path: Path) -> bool:
+    """Return whether a path is ``-``, or leads to this process's standard output, as ``/dev/stdout`` does."""
+    if path == STANDARD_OUTPUT:
+        return True
+    with contextlib.suppress(OSError), place_of(path) as (folder, name):
+        return name == "1" and os.path.samestat(Path("/proc/self/fd").stat(), os.fstat(folder))
+    return False
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, private to the owner of the one above, unless it is there.
+
+    Raises:
+        OSError: it cannot be made, or is something else.
+    """
+    above = path.absolute().parent
+    if above != path.absolute():
+        make_folder(above)
+    with place_of(path) as (folder, name):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=folder)
+            made = os.open(name, _READABLE_FOLDER, dir_fd=folder)
+            try:
+                _give(made, folder)
+            finally:
+                os.close(made)
+        os.close(os.open(name, _FOLDER, dir_fd=folder))
+
+
+class Destination:
+    """Where an operator wants a file: made whole in ``folder`` (a descriptor), a private one, and then delivered.
+
+    ``replaces`` is whether a regular file will be made or replaced; else the bytes are written into what is there.
+    """
+
+    def __init__(self, path: Path, folder: int, *, replaces: bool, place: tuple[int, str] | None) -> None:
+        self.path = path
+        self.folder = folder
+        self.replaces = replaces
+        self._place = place
+
+    def deliver(self, part: str | None) -> None:
+        """Give the file ``part`` of the private folder its place; None: there is none, and what is there ends empty.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.replaces:
+            if part is not None:
+                self._rename(part)
+            return
+        with contextlib.ExitStack() as stack:
+            if self._place is None:
+                into = sys.stdout.fileno()
+            else:
+                into = os.open(self._place[1], os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=self._place[0])
+                stack.callback(os.close, into)
+            if part is not None:
+                descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
+                with open(descriptor, "rb") as file:  # noqa: PTH123  # a descriptor
+                    while chunk := memoryview(file.read(1 << 20)):
+                        while chunk:
+                            chunk = chunk[os.write(into, chunk) :]
+
+    def _rename(self, part: str) -> None:
+        assert self._place is not None  # noqa: S101  # standard output is never replaced
+        folder, name = self._place
+        descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
+        try:
+            # A file that was closed to others does not open because it is written anew.
+            with contextlib.suppress(FileNotFoundError):
+                before = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & before.st_mode)
+            _give(descriptor, folder)
+        finally:
+            os.close(descriptor)
+        os.rename(part, name, src_dir_fd=self.folder, dst_dir_fd=folder)
+
+
+@contextlib.contextmanager
+def destination(path: Path) -> Iterator[Destination]:
+    """Open the place that ``path`` names, ``-`` for standard output, and a private folder to make the file in.
+
+    Raises:
+        OSError: nothing can be written there; ``strerror`` says why.
+    """
+    with contextlib.ExitStack() as stack:
+        if is_standard_output(path):
+            if sys.stdout.isatty():
+                raise OSError(errno.EINVAL, "it is binary, and is not written to a terminal", "standard output")
+            yield Destination(path, stack.enter_context(_private_folder(None)), replaces=False, place=None)
+            return
+        folder, name = place = stack.enter_context(place_of(path))
+        status = None
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(name, dir_fd=folder)  # of proc's links, the file that is open
+        replaces = status is None or stat.S_ISREG(status.st_mode)
+        if status is not None and not replaces:
+            _check_written_into(status, path)
+        private = stack.enter_context(_private_folder(place if replaces else None))
+        yield Destination(path, private, replaces=replaces, place=place)
+
+
+def _check_written_into(status: os.stat_result, path: Path) -> None:
+    """Refuse what is neither a device of characters nor a FIFO, and as root a FIFO that somebody else waits at."""
+    why = ""
+    if stat.S_ISDIR(status.st_mode):
+        why = os.strerror(errno.EISDIR)
+    elif not stat.S_ISCHR(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
+        why = "it is neither a file nor anything to write into"
+    elif os.geteuid() == 0 and stat.S_ISFIFO(status.st_mode) and status.st_uid != 0:
+        why = f"it is a FIFO of user {status.st_uid}, and root does not write into it"
+    if why:
+        raise OSError(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL, why, str(path))
+
+
+@contextlib.contextmanager
+def _private_folder(beside: tuple[int, str] | None) -> Iterator[int]:
+    """Yield a new folder for nobody else, beside a name or where temporary files lie; remove it with what is in it."""
+    if beside is None:
+        import tempfile  # only here: a plain convert to a file need not wait for it
+
+        with tempfile.TemporaryDirectory(prefix="pickup-point-") as made:
+            descriptor = os.open(made, _READABLE_FOLDER)
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+        return
+    folder, name = beside
+    own = f".{name[:200]}.{os.urandom(4).hex()}"
+    os.mkdir(own, 0o700, dir_fd=folder)
+    descriptor = os.open(own, _READABLE_FOLDER, dir_fd=folder)
+    try:
+        # The owner of a folder may put another one in the place of ours, but none of our own making.
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise PermissionError(errno.EACCES, "somebody else writes to the folder", name)
+        yield descriptor
+    finally:
+        for part in os.listdir(descriptor):  # noqa: PTH208  # a descriptor
+            with contextlib.suppress(OSError):
+                os.unlink(part, dir_fd=descriptor)
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.rmdir(own, dir_fd=folder)
+
+
+def write_file(path: Path, data: bytes, mode: int) -> None:
+    """Write a file whole, in the place of the one that is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with destination(path) as wanted:
+        descriptor = create(wanted.folder, "part", mode)
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor
+            file.write(data)
+        wanted.deliver("part")
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:
+    """Write a file whole or not at all, and bring it to disk; return False when there is one of that name.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with place_of(path, follow=False) as (folder, name):
+        temporary = f".{name}.{os.urandom(4).hex()}"
+        descriptor = create(folder, temporary, mode)
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor
+                os.fchmod(descriptor, mode)  # whatever the umask takes away
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            try:
+                # A link refuses a name that exists; a rename would replace it.
+                os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            except FileExistsError:
+                return False
+        finally:
+            os.unlink(temporary, dir_fd=folder)
+        # After the temporary name is gone: one sync brings both changes to disk.
+        synced = os.open(".", _READABLE_FOLDER, dir_fd=folder)
+        try:
+            os.fsync(synced)
+        finally:
+            os.close(synced)
+    return True

@@ -1,0 +1,82 @@
+"""Why a connection ended, and what the service log says about it.
+
+Touches nothing outside: asks the connection, and tells the registry. Promise: what is said is true, since the partner's
+engineer will act on it. A cause is named where the connection shows it, never because a client gave a code: JSch, for
+one, calls whatever it does not like a failed key exchange.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import asyncssh
+import structlog
+
+from ..pickups import DOCTOR_CLIENT
+from .algorithms import find_disagreement, negotiate
+from .connection import TooManyRequests
+from .limits import Reason
+from .registry import plain
+
+if TYPE_CHECKING:
+    from .connection import SshConnection
+
+log = structlog.get_logger()
+
+# The errors that a scanner, a browser or a broken client ends in; one that just hangs up causes none of them.
+NOT_SSH = (
+    asyncssh.IllegalUserName,
+    asyncssh.MACError,
+    asyncssh.ProtocolError,
+    asyncssh.ProtocolNotSupported,
+    asyncssh.ServiceNotAvailable,
+    ValueError,  # raised by asyncssh's parsers, and the cryptography under them, for bytes that make no sense
+)
+# PROXY protocol, versions 1 and 2 (HAProxy, doc/proxy-protocol.txt, sections 2.1 and 2.2).
+BALANCER_GREETINGS = (b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n")
+BALANCER_HINT = (
+    "a load balancer sends PROXY protocol, which is not spoken here: switch it off for this port (HAProxy: no "
+    '"send-proxy"; nginx: "proxy_protocol off"; AWS: proxy_protocol_v2.enabled = false)'
+)
+HOST_KEY_HINT = (
+    "the partner's client may expect another host key, or ask somebody whether to trust this one: compare it with "
+    "what `pickup-point keygen` prints, and have the partner replace the old one"
+)
+MERE_LOOKERS = (DOCTOR_CLIENT, "OpenSSH-keyscan")  # clients that only want to see the host key
+
+
+def report_end(connection: SshConnection, exc: Exception | None) -> None:
+    """Log why a connection ended, if that is worth a line; ``exc`` is asyncssh's reason."""
+    registry, address, user, shown = connection.registry, connection.address, connection.user, connection.keys_sent
+    if not user and connection.greeting.startswith(BALANCER_GREETINGS):
+        registry.refused(address, Reason.BALANCER, hint=BALANCER_HINT)
+    elif disagreement := _disagreement(connection):
+        # Whoever ended it, and however: a client that finds nothing in common may hang up, reset or say so.
+        registry.refused(address, Reason.KEY_EXCHANGE, user, client=connection.client, **disagreement)
+    elif not user and "Login timeout" in str(exc):
+        registry.refused(address, Reason.LOGIN_TIMEOUT)
+    elif isinstance(exc, TooManyRequests):
+        registry.refused(address, Reason.FLOOD, user)
+    elif not user and (isinstance(exc, NOT_SSH) or (isinstance(exc, asyncssh.KeyExchangeFailed) and not shown)):
+        registry.refused(address, Reason.PROTOCOL, client=connection.client)
+    elif exc is not None and shown and not connection.wants_login:  # None: it was we who ended it
+        if connection.client not in MERE_LOOKERS:
+            offers = connection.offers()
+            host_key = (offers and negotiate(offers[0].host_keys, offers[1].host_keys)) or "-"
+            registry.turned_away(connection, client=connection.client, host_key=host_key, hint=HOST_KEY_HINT)
+    elif isinstance(exc, asyncssh.DisconnectError | ValueError) and not isinstance(exc, asyncssh.ConnectionLost):
+        registry.ended(connection, type(exc).__name__)
+    elif exc is None or isinstance(exc, asyncssh.Error | OSError):
+        pass  # the client hung up, or we did
+    elif registry.may_log("broke-off", address):  # within the budget: a traceback is long
+        log.error(f"{connection.label} broke off", error=type(exc).__name__, exc_info=exc)
+
+
+def _disagreement(connection: SshConnection) -> dict[str, str]:
+    """Return the details of a key exchange that could not succeed, or nothing."""
+    offers = connection.offers() if connection.exchanging else None
+    found = find_disagreement(*offers) if offers else None
+    if found is None:
+        return {}
+    theirs, ours = (",".join(plain(name) for name in names[:40]) for names in (found.client, found.server))
+    return {"missing": found.what, "client_offers": theirs, "we_offer": ours, "hint": found.hint}

@@ -1,0 +1,142 @@
+"""The pickups in the ledger: a row for each handle, for a while, and for good what each user has of each log.
+
+Uses the ledger's transactions. Promise: the union of what was delivered to a user is kept by user, name and SHA-256,
+and lives through restarts; a client that opens a file again and again does not make the ledger grow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from ..pickups import MAX_ADDRESSES, Coverage, Grade
+from .tables import DELIVERED, PICKUPS_OF, delivered_of, packed_ranges, pickup_of, text, unpacked_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+    from sqlite3 import Cursor, Row
+
+    from ..pickups import Delivered, Pickup
+    from ..triton import LogName
+
+MAX_HANDLES = 1000  # rows of one user and log; with more, the first, the last and the best `KEPT_HANDLES` remain
+KEPT_HANDLES = 500  # whole ones first, then the newest
+
+# Drops rows of one user and log (those of the doctor's reads apart) that are over; never the first, the last, the best.
+_THIN = """
+DELETE FROM pickup WHERE ending <> '' AND id IN (
+    SELECT id FROM (
+        SELECT id, started,
+        row_number() OVER (PARTITION BY grade = 'test' ORDER BY started, id) AS first,
+        row_number() OVER (PARTITION BY grade = 'test' ORDER BY started DESC, id DESC) AS last,
+        row_number() OVER (PARTITION BY grade = 'test' ORDER BY delivered DESC, covered DESC, started, id) AS best,
+        row_number() OVER (PARTITION BY grade = 'test' ORDER BY grade = 'complete' DESC, started DESC, id) AS place
+        FROM pickup WHERE log = ?1 AND user = ?2
+    ) WHERE first > 1 AND last > 1 AND best > 1 AND {})
+"""
+_THIN_BY_COUNT = _THIN.format("place > ?3")
+_THIN_BY_AGE = _THIN.format("started < ?3")
+_MANY = 500  # pairs of user and log that one pass thins out, so that no transaction takes long
+
+
+class PickupStore:
+    """The pickups of a ledger."""
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[Callable[..., Cursor]]],
+        rows: Callable[..., Sequence[Row]],
+    ) -> None:
+        self._transaction = transaction
+        self._rows = rows
+
+    def record(self, pickup: Pickup, at: datetime | None = None) -> Delivered | None:
+        """Record a pickup when its handle is opened, while it is read, and when it has ended; ``at`` is now.
+
+        Returns what the user has of the log if that became the whole of it just now, else None.
+        """
+        at = at or pickup.ended or pickup.started
+        values = (pickup.id, str(pickup.name), pickup.user, pickup.address, pickup.client, text(pickup.started),
+                  text(pickup.ended), pickup.size, pickup.bytes_answered, pickup.covered, str(pickup.grade),
+                  str(pickup.ending or ""), pickup.delivered)  # fmt: skip
+        with self._transaction() as run:
+            known = run("SELECT 1 FROM pickup WHERE id = ?", (pickup.id,)).fetchone()
+            run(
+                "INSERT OR REPLACE INTO pickup (id, log, user, address, client, started, ended, size, bytes, covered,"
+                " grade, ending, delivered) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                values,
+            )
+            owner = (str(pickup.name), pickup.user)
+            if known is None:
+                (count,) = run("SELECT count(*) FROM pickup WHERE log = ? AND user = ?", owner).fetchone()
+                if count > MAX_HANDLES:
+                    run(_THIN_BY_COUNT, (*owner, KEPT_HANDLES))
+            # What the doctor reads is nobody's.
+            return None if pickup.grade is Grade.TEST else self._add(run, pickup, at, is_new=known is None)
+
+    def _add(self, run: Callable[..., Cursor], pickup: Pickup, at: datetime, *, is_new: bool) -> Delivered | None:
+        """Add a handle's ranges to what the user has of the log; return that if it is whole now and was not before."""
+        found = run("SELECT sha256 FROM log WHERE name = ?", (str(pickup.name),)).fetchone()
+        key = (str(pickup.name), pickup.user, found[0] if found else "")
+        row = run("SELECT * FROM delivered WHERE log = ? AND user = ? AND sha256 = ?", key).fetchone()
+        before = delivered_of(row) if row is not None else None
+        if before is not None and before.completed is not None:
+            handles = before.handles + is_new
+            run(
+                "UPDATE delivered SET handles = ?, last_at = max(last_at, ?) WHERE log = ? AND user = ? AND sha256 = ?",
+                (handles, text(at), *key),
+            )
+            return None
+        union = Coverage(unpacked_ranges(row["ranges"]) if row is not None else ())
+        had = union.bytes
+        for start, end in ((0, pickup.size),) if pickup.grade is Grade.COMPLETE else pickup.ranges:
+            union.add(start, end)
+        whole = union.covers(pickup.size) and union.bytes > 0
+        addresses = list(before.addresses) if before is not None else []
+        if union.bytes > had and pickup.address not in addresses:
+            addresses = [*addresses, pickup.address][-MAX_ADDRESSES:]
+        fragmented = union.fragmented or pickup.fragmented or (before is not None and before.fragmented)
+        run(
+            "INSERT OR REPLACE INTO delivered VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (*key, pickup.size, union.bytes, len(union.ranges), int(fragmented and not whole),
+             b"" if whole else packed_ranges(union.ranges), (before.handles if before else 0) + is_new,
+             orjson.dumps(addresses).decode(), text(before.first if before else pickup.started), text(at),
+             text(at) if whole else None),
+        )  # fmt: skip
+        if not whole:
+            return None
+        row = run("SELECT * FROM delivered WHERE log = ? AND user = ? AND sha256 = ?", key).fetchone()
+        return delivered_of(row)
+
+    def interrupt_open(self) -> int:
+        """Mark what an earlier process left open as interrupted, and return how many there were; call it at start."""
+        with self._transaction() as run:
+            return run("UPDATE pickup SET ending = 'interrupted' WHERE ending = ''").rowcount
+
+    def delivered(self, names: Sequence[LogName]) -> list[Delivered]:
+        """Return what each user has of these logs."""
+        return [delivered_of(row) for row in self._rows(DELIVERED, [_names(names)])]
+
+    def handles(self, names: Sequence[LogName]) -> list[Pickup]:
+        """Return the handles of these logs that are still kept, in the order in which they were opened."""
+        return [pickup_of(row) for row in self._rows(PICKUPS_OF, [_names(names)])]
+
+    def thin_out(self, before: datetime) -> None:
+        """Drop the handles that were opened before then, except the first, the best and the last of a user and log."""
+        limit = text(before)
+        with self._transaction() as run:
+            query = (
+                "SELECT DISTINCT log, user FROM pickup INDEXED BY pickup_unsettled"
+                " WHERE settled = 0 AND started < ? AND ending <> '' LIMIT ?"
+            )
+            for owner in run(query, (limit, _MANY)).fetchall():
+                run(_THIN_BY_AGE, (*owner, limit))
+                # Not looked at again, until newer ones of the same user and log grow old.
+                run("UPDATE pickup SET settled = 1 WHERE log = ? AND user = ? AND started < ?", (*owner, limit))
+
+
+def _names(names: Sequence[LogName]) -> str:
+    return orjson.dumps([str(name) for name in names]).decode()

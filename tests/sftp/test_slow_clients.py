@@ -1,0 +1,112 @@
+"""A client behind a slow network lives as long as it takes bytes; one that takes none does not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from ..support.sftp import NAME, RawSftp, Running, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+SIZE = 1_500_000
+EACH = 150_000
+STEP, PAUSE = 4096, 0.04  # about 100 KB a second
+
+
+class SlowNetwork:
+    """A relay that passes on what the server sends in small steps, until it is told to hurry, or stops."""
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sockets: list[socket.socket] = []
+        self.hurry = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def between(self) -> socket.socket:
+        """The client's end of one connection to the server."""
+        loop = asyncio.get_running_loop()
+        there = socket.socket()
+        # Small segments and a small window, or half a megabyte would be acknowledged in one go.
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        there.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        there.setblocking(False)
+        await loop.sock_connect(there, ("127.0.0.1", self._server_port))
+        here, client = socket.socketpair()
+        here.setblocking(False)
+        self._sockets += [here, there]
+        self._tasks += [loop.create_task(self._carry(here, there)), loop.create_task(self._trickle(there, here))]
+        return client
+
+    async def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(source, 65_536):
+            await loop.sock_sendall(target, data)
+
+    async def _trickle(self, source: socket.socket, target: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(source, STEP):
+            await self.open.wait()
+            await loop.sock_sendall(target, data)
+            if not self.hurry.is_set():
+                await asyncio.sleep(PAUSE)
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for sock in self._sockets:
+            sock.close()
+
+
+@asynccontextmanager
+async def slow_pull(folder: Path, keys_dir: Path, **changes: Any) -> AsyncIterator[tuple[Running, SlowNetwork, Any]]:
+    """A listener, a slow network, and a client behind it that has asked for a whole file at once."""
+    async with running(folder, keys_dir, **changes) as it:
+        it.served.add(NAME, os.urandom(SIZE))
+        network = SlowNetwork(it.port)
+        network.hurry.set()
+        connection = await it.connect(sock=await network.between())
+        raw = await RawSftp.open(connection)
+        handle = await raw.open_file(NAME)
+        network.hurry.clear()
+        for offset in range(0, SIZE, EACH):
+            raw.send(b"\x05" + bytes(4) + handle + offset.to_bytes(8, "big") + EACH.to_bytes(4, "big"))
+        try:
+            yield it, network, raw
+        finally:
+            connection.abort()
+            await connection.wait_closed()
+            await network.end()
+
+
+@pytest.mark.parametrize("limit", ["keepalive", "idle_timeout"])
+async def test_a_client_that_takes_bytes_slowly_is_not_cut(tmp_path: Path, keys_dir: Path, limit: str) -> None:
+    """For several times as long as a silent client may be silent it asks nothing and answers nothing: what it should
+    answer is behind all that it has asked for. Then it has the whole file."""
+    seconds, slow = {"keepalive": (0.3, 4 * 0.3), "idle_timeout": (1.0, 2.0)}[limit]
+    async with slow_pull(tmp_path, keys_dir, **{limit: timedelta(seconds=seconds)}) as (it, network, raw):
+        with capture_logs() as entries:
+            await asyncio.sleep(2.5 * slow)
+            network.hurry.set()
+            got = b"".join([(await raw.receive())[9:] for _ in range(0, SIZE, EACH)])
+        assert got == (it.served.folder / NAME).read_bytes()
+        assert entries == []
+
+
+async def test_a_client_that_takes_nothing_is_cut_though_much_waits_for_it(tmp_path: Path, keys_dir: Path) -> None:
+    """Its system may have taken as much as it has room for; the rest proves that it hangs."""
+    async with slow_pull(tmp_path, keys_dir, keepalive=timedelta(seconds=0.3)) as (it, network, _):
+        network.open.clear()
+        await it.left_alone()

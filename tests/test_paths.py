@@ -1,0 +1,229 @@
+"""The paths that an operator typed: no link leads root elsewhere, and nothing but a file is replaced by one."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from server.errors import PickupPointError
+from server.paths import make_folder, open_to_read, place_of, write_file, write_new
+from server.status.episodes import new_csv
+
+from .support.program import GARBAGE, command, day_before, environment, export_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .support.program import Program, ServiceSite
+
+NOBODY = 65534
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to distrust the links of others")
+
+
+def of_somebody_else(link: Path, target: Path) -> Path:
+    """A link that root has not made."""
+    link.symlink_to(target)
+    os.lchown(link, NOBODY, NOBODY)
+    return link
+
+
+# What is there stays what it is
+
+
+def test_convert_writes_into_a_fifo_a_device_and_through_a_link(program: Program) -> None:
+    """All of them are there afterwards; the bytes are those that a file would have got."""
+    folder = program.folder
+    (folder / "x.gz").write_bytes(export_of(day_before(1), 5, *GARBAGE))
+    assert program.run("convert", "x.gz", "-o", "out.gz", "--rejects", "rejects.gz").returncode == 0
+    os.mkfifo(folder / "fifo")
+    (folder / "there.gz").write_bytes(b"old")
+    (folder / "there.gz").chmod(0o600)
+    (folder / "link").symlink_to("there.gz")
+    heard: list[bytes] = []
+    reader = threading.Thread(target=lambda: heard.append((folder / "fifo").read_bytes()))
+    reader.start()
+    done = program.run("convert", "x.gz", "-o", "fifo", "--rejects", "link")
+    # Whatever was done to the FIFO: the thread that reads it must end.
+    if stat.S_ISFIFO((folder / "fifo").stat().st_mode):
+        os.close(os.open(folder / "fifo", os.O_RDWR | os.O_NONBLOCK))
+    reader.join(30)
+    assert done.returncode == 0, done.stderr
+    assert stat.S_ISFIFO((folder / "fifo").stat().st_mode)
+    assert heard == [(folder / "out.gz").read_bytes()]
+    assert (folder / "link").is_symlink()
+    assert (folder / "there.gz").read_bytes() == (folder / "rejects.gz").read_bytes()
+    assert stat.S_IMODE((folder / "there.gz").stat().st_mode) == 0o600
+    assert {path.name for path in folder.iterdir()} == {"x.gz", "out.gz", "rejects.gz", "fifo", "link", "there.gz"}
+
+
+@root
+def test_a_device_is_written_into(tmp_path: Path) -> None:
+    """``/dev/null`` stays what it is; a disk is refused."""
+    os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    try:
+        os.close(os.open(tmp_path / "null", os.O_WRONLY))
+    except PermissionError:
+        pytest.skip("devices do not work in the folder for temporary files here")
+    write_file(tmp_path / "null", b"x", 0o600)
+    assert stat.S_ISCHR((tmp_path / "null").stat().st_mode)
+    os.mknod(tmp_path / "disk", 0o600 | stat.S_IFBLK, os.makedev(7, 255))
+    with pytest.raises(OSError, match="neither a file nor anything to write into"):
+        write_file(tmp_path / "disk", b"x", 0o600)
+
+
+@pytest.mark.parametrize("name", ["-", "out"])
+def test_convert_writes_the_log_to_standard_output(name: str, program: Program) -> None:
+    """Nothing but the log is there, also by a name such as /dev/stdout; what else is said goes to standard error."""
+    (program.folder / "out").symlink_to("/proc/self/fd/1")
+    (program.folder / "x.gz").write_bytes(export_of(day_before(1), 5))
+    done = subprocess.run(
+        command("convert", "x.gz", "-o", name), cwd=program.folder, env=environment(), capture_output=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"5 lines of 5 rows" in done.stderr
+    assert len(gzip.decompress(done.stdout).splitlines()) == 6
+    assert sorted(path.name for path in program.folder.iterdir()) == ["out", "x.gz"]
+    assert (program.folder / "out").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("fifo", "-o", "out.gz"), "fifo cannot be read: it is not a regular file"),
+        ((".", "-o", "out.gz"), ". cannot be read: Is a directory"),
+        (("x.gz", "-o", "out.gz", "--rejects", "out.gz"), "the log and the rejected rows cannot both go to out.gz"),
+        (("x.gz", "-o", "-", "--json"), "standard output is taken twice: by --json and by -"),
+        (("x.gz", "-o", "x.gz/out.gz"), "there is no folder "),
+        (("x.gz", "-o", "n" * 300), f"{'n' * 300}: File name too long"),
+    ],
+)
+def test_convert_refuses_what_it_cannot_read_or_write(
+    arguments: tuple[str, ...], sentence: str, program: Program
+) -> None:
+    """One sentence and one hint; nothing waits for a FIFO that nobody writes to."""
+    (program.folder / "x.gz").write_bytes(export_of(day_before(1), 5))
+    os.mkfifo(program.folder / "fifo")
+    done = program.run("convert", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[0].endswith(sentence) or sentence in done.stderr.splitlines()[0]
+    assert len(done.stderr.splitlines()) == 2
+    assert {path.name for path in program.folder.iterdir()} == {"x.gz", "fifo"}
+
+
+# Links
+
+
+def _writes_csv(path: Path) -> None:
+    with new_csv(path) as file:
+        file.write("x")
+
+
+WAYS: dict[str, Callable[[Path], object]] = {
+    "read": open_to_read,
+    "write": lambda path: write_file(path, b"x", 0o600),
+    "write a new one": lambda path: write_new(path, b"x"),
+    "make a folder": make_folder,
+    "fill in": _writes_csv,
+}
+
+
+@root
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("beyond", ["", "secret", "new"])
+def test_root_follows_no_link_of_somebody_elses(way: str, beyond: str, tmp_path: Path) -> None:
+    """Neither at the end nor on the way; what it leads to stays as it was."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    before = sorted(tmp_path.iterdir())
+    if beyond:
+        (tmp_path / "theirs").mkdir()
+        path = of_somebody_else(tmp_path / "theirs" / "link", tmp_path) / beyond
+    else:
+        (tmp_path / "theirs").mkdir()
+        path = of_somebody_else(tmp_path / "theirs" / "link", tmp_path / "secret")
+
+    def go() -> None:
+        if WAYS[way](path) is False:
+            raise FileExistsError("already exists")
+
+    with pytest.raises((OSError, PickupPointError), match=r"root does not follow|Not a directory|already exists"):
+        go()
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "theirs"])
+
+
+@root
+def test_what_root_writes_belongs_to_the_owner_of_the_folder_and_is_private(tmp_path: Path) -> None:
+    """Whoever owns the folder can read it; nobody else can, whatever the umask."""
+    os.chown(tmp_path, NOBODY, NOBODY)
+    write_file(tmp_path / "a", b"x", 0o600)
+    write_new(tmp_path / "b", b"x", 0o640)
+    make_folder(tmp_path / "c" / "d")
+    found = {path.name: path.stat() for path in tmp_path.rglob("*")}
+    assert {name: (at.st_uid, at.st_gid, stat.S_IMODE(at.st_mode)) for name, at in found.items()} == {
+        "a": (NOBODY, NOBODY, 0o600),
+        "b": (NOBODY, NOBODY, 0o640),
+        "c": (NOBODY, NOBODY, 0o700),
+        "d": (NOBODY, NOBODY, 0o700),
+    }
+
+
+def test_links_of_ones_own_lead_where_they_say(tmp_path: Path) -> None:
+    """Relative, absolute, upwards, one behind another; a circle ends in an error."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to(tmp_path / "b" / ".." / "b")
+    (tmp_path / "a" / "file").symlink_to("../c/real")
+    write_file(tmp_path / "c" / "file", b"x", 0o600)
+    assert (tmp_path / "a" / "real").read_bytes() == b"x"
+    with open_to_read(tmp_path / "b" / "file") as file:
+        assert file.read() == b"x"
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(OSError, match="symbolic links"), place_of(tmp_path / "round" / "x"):
+        pass
+
+
+# The commands that root types
+
+
+@root
+def test_a_handover_as_root_goes_through_no_link_and_shows_the_sample_to_nobody(service_site: ServiceSite) -> None:
+    """A file of root's is not overwritten, and listeners' data is closed to others from the first moment."""
+    service_site.put(day_before(1), export_of(day_before(1)))
+    secret = service_site.folder / "secret"
+    secret.write_text("secret")
+    theirs = service_site.folder / "theirs"
+    theirs.mkdir()
+    link = of_somebody_else(theirs / "known_hosts", secret)
+    os.chown(theirs, NOBODY, NOBODY)
+    done = service_site.run("handover", "--output", str(theirs))
+    assert done.returncode == 1
+    assert f"cannot write {link}: a link of user {NOBODY} is on the way" in done.stderr
+    assert secret.read_text() == "secret"
+    link.unlink()
+    assert service_site.run("handover", "--output", str(theirs)).returncode == 0
+    assert len(list(theirs.iterdir())) == 3
+    for path in theirs.iterdir():
+        assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (NOBODY, 0o600), path
+
+
+@root
+def test_convert_as_root_neither_reads_nor_writes_through_a_link_of_somebody_elses(program: Program) -> None:
+    """The export, the log and the rejected rows."""
+    (program.folder / "x.gz").write_bytes(export_of(day_before(1), 5, *GARBAGE))
+    (program.folder / "secret").write_bytes(b"secret")
+    of_somebody_else(program.folder / "to-x", program.folder / "x.gz")
+    of_somebody_else(program.folder / "to-secret", program.folder / "secret")
+    for arguments in (("to-x", "-o", "o"), ("x.gz", "-o", "to-secret"), ("x.gz", "-o", "o", "--rejects", "to-secret")):
+        done = program.run("convert", *arguments)
+        assert done.returncode == 1
+        assert "which root does not follow" in done.stderr
+    assert (program.folder / "secret").read_bytes() == b"secret"
+    assert {path.name for path in program.folder.iterdir()} == {"x.gz", "secret", "to-x", "to-secret"}
