@@ -190,9 +190,9 @@ def test_an_overview_reads_one_pickup_of_each_log_and_user(site: Site) -> None:
 def test_the_share_that_matched_stands_beside_each_tally_and_counts_no_fallback() -> None:
     """Of each publication, also of one that was sent again; of the day, that of those that stand."""
     stamp = CatalogueStamp("v", 1)
-    some = replace(TALLY, unmapped_episodes=1, fallback_urls=3, unmatched=4)
+    some = Tally(rows=10, lines=10, unmapped_episodes=1, fallback_urls=3, unmatched=4)
     first = publication(log(superseded_by=2), tally=some, catalogue=stamp)
-    again = publication(log(1, 2), number=2, kind="resend", tally=replace(TALLY, fallback_urls=2, unmatched=2),
+    again = publication(log(1, 2), number=2, kind="resend", tally=Tally(rows=10, lines=10, fallback_urls=2, unmatched=2),
                         catalogue=stamp)  # fmt: skip
     told = one(record("due"), [first, again]).as_json()
     assert [each["matched_share"] for each in told["publications"]] == [0.6, 0.8]
