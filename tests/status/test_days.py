@@ -192,8 +192,8 @@ def test_the_share_that_matched_stands_beside_each_tally_and_counts_no_fallback(
     stamp = CatalogueStamp("v", 1)
     some = Tally(rows=10, lines=10, unmapped_episodes=1, fallback_urls=3, unmatched=4)
     first = publication(log(superseded_by=2), tally=some, catalogue=stamp)
-    again = publication(log(1, 2), number=2, kind="resend", tally=Tally(rows=10, lines=10, fallback_urls=2, unmatched=2),
-                        catalogue=stamp)  # fmt: skip
+    fewer = Tally(rows=10, lines=10, fallback_urls=2, unmatched=2)
+    again = publication(log(1, 2), number=2, kind="resend", tally=fewer, catalogue=stamp)
     told = one(record("due"), [first, again]).as_json()
     assert [each["matched_share"] for each in told["publications"]] == [0.6, 0.8]
     assert told["matched_share"] == 0.8
