@@ -12,7 +12,7 @@ import pytest
 from server.convert.tally import Tally
 from server.episodes.catalogue import CatalogueStamp
 from server.megaphone.exports import DayExport
-from server.pickups import Delivered, Grade
+from server.pickups import Ending, Grade, Pickup, PickupProgress
 from server.status.days import DayOverview, overview, span
 from server.status.deadlines import DeadlinePolicy
 from server.storage.records import DayRecord, Failure, Hold, LedgerLog, Publication
@@ -40,20 +40,19 @@ def publication(*logs: LedgerLog, number: int = 1, **changes: object) -> Publica
     return replace(made, **changes)  # type: ignore[arg-type]  # by name
 
 
-def pickup(number: int = 0, user: str = "triton", grade: Grade = Grade.COMPLETE) -> Delivered:
-    """What a user has of a file, all of it since D+1 07:00 and some minutes, or half of it."""
+def pickup(number: int = 0, user: str = "triton", grade: Grade = Grade.COMPLETE) -> Pickup:
+    """A pickup that ended at D+1 07:00 and some minutes."""
     begun, ended = at(1, "07:00"), at(1, f"07:0{number + 1}")
-    whole = grade is Grade.COMPLETE
-    return Delivered(
-        log_name(number), user, 100, 100 if whole else 50, 1, False, 1, ("198.51.100.7",), begun, ended,
-        ended if whole else None,
+    return Pickup(
+        f"{number}{user}{grade}", log_name(number), 100, user, "198.51.100.7", "x", begun, ended, 100, 100, grade,
+        Ending.CLOSED,
     )  # fmt: skip
 
 
 def one(
     record: DayRecord | None = None,
     publications: Sequence[Publication] = (),
-    pickups: Sequence[Delivered] = (),
+    pickups: Sequence[Pickup] = (),
     users: Sequence[tuple[str, bool]] = (("triton", True), ("auditor", False)),
 ) -> DayOverview:
     """The overview of the one day."""
@@ -118,10 +117,10 @@ def test_a_day_is_picked_up_when_the_last_required_user_has_the_last_file() -> N
     files = [publication(log(), log(1))]
     taken = [pickup(0, "a"), pickup(1, "a"), pickup(0, "b")]
     assert one(None, files, taken, users).deadlines.picked_up.done is None
-    day = one(None, files, [*taken, pickup(1, "b"), pickup(0, "c", Grade.PARTIAL)], users)
+    day = one(None, files, [*taken, pickup(1, "b"), replace(pickup(1, "b"), id="again", ended=at(2))], users)
     assert day.deadlines.picked_up.done == at(1, "07:02")
     assert [(user.user, user.whole, user.files, user.begun) for user in day.pickups] == [
-        ("a", 2, 2, True), ("b", 2, 2, True), ("c", 0, 2, True),
+        ("a", 2, 2, True), ("b", 2, 2, True), ("c", 0, 2, False),
     ]  # fmt: skip
 
 
@@ -146,7 +145,7 @@ async def test_a_real_day_as_json(site: Site) -> None:
     assert shown["export"]["last_modified"] == "2026-11-21T04:10:00Z"
     assert [file["name"] for file in shown["files"]] == ["MEGA20261120-00.tsv.gz"]
     assert shown["publications"][0]["tally"]["rows"] == 10
-    assert shown["picked_up"] == [{"user": "triton", "files": 1, "of": 1, "at": "2026-11-21T07:00:00Z", "parts": []}]
+    assert shown["picked_up"] == [{"user": "triton", "files": 1, "of": 1, "at": "2026-11-21T07:00:00Z"}]
     assert shown["deadlines"]["published"] == {
         "by": "2026-11-22T00:00:00Z", "done": "2026-11-21T05:35:00Z", "state": "met", "seconds_left": 66300,
     }  # fmt: skip
@@ -167,13 +166,34 @@ def test_spans_read_as_people_say_them(left: timedelta, text: str) -> None:
     assert span(left) == text
 
 
+def test_an_overview_reads_one_pickup_of_each_log_and_user(site: Site) -> None:
+    """However often files were opened: the first whole one, else the first at all; an hour of it is 90 MB otherwise."""
+
+    def pick_up(minute: int, *, user: str = "triton", number: int = 0, whole: bool = False) -> Pickup:
+        started = at(1, f"07:{minute:02d}")
+        progress = PickupProgress(log_name(number), 100, user, "198.51.100.7", "JSch", started)
+        progress.answered(0, 100 if whole else 50)
+        site.ledger.record_pickup(pickup := progress.finished(started + timedelta(seconds=9), closed=True, taken=True))
+        return pickup
+
+    for minute in range(30):
+        pick_up(minute)
+    first = pick_up(30, whole=True)
+    pick_up(31, whole=True)
+    begun = pick_up(40, user="other")
+    pick_up(41, user="other")
+    second = pick_up(20, number=1, whole=True)
+    found = site.ledger.first_pickups()
+    assert sorted(found, key=lambda pickup: pickup.started) == [second, first, begun]
+
+
 def test_the_share_that_matched_stands_beside_each_tally_and_counts_no_fallback() -> None:
     """Of each publication, also of one that was sent again; of the day, that of those that stand."""
     stamp = CatalogueStamp("v", 1)
-    some = Tally.from_json(TALLY.as_json() | {"unmapped_episodes": 1, "fallback_urls": 3, "unmatched": 4})
+    some = Tally(rows=10, lines=10, unmapped_episodes=1, fallback_urls=3, unmatched=4)
     first = publication(log(superseded_by=2), tally=some, catalogue=stamp)
-    again = publication(log(1, 2), number=2, kind="resend", tally=Tally.from_json(TALLY.as_json() | {"fallback_urls": 2, "unmatched": 2}),
-                        catalogue=stamp)  # fmt: skip
+    fewer = Tally(rows=10, lines=10, fallback_urls=2, unmatched=2)
+    again = publication(log(1, 2), number=2, kind="resend", tally=fewer, catalogue=stamp)
     told = one(record("due"), [first, again]).as_json()
     assert [each["matched_share"] for each in told["publications"]] == [0.6, 0.8]
     assert told["matched_share"] == 0.8
