@@ -481,14 +481,14 @@ def test_what_is_not_a_place_in_the_program_is_left_out(tmp_path: Path, folder: 
 
 def test_one_that_never_ends_is_ended(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sends its last message and stays, or says nothing at all: it is killed before its files are examined."""
+    export = export_file(tmp_path, sample(5))
+    with planted(f"{liar(*spoken())}\nos._exit(3)"), pytest.raises(ConversionDied, match="status 3"):
+        apart_from(export, folder, by_podcast=True)
     monkeypatch.setattr(process, "_PATIENCE", 0.2)
     monkeypatch.setattr(process, "SILENCE", 0.5)
-    export = export_file(tmp_path, sample(5))
     for program in (f"{liar(*spoken())}\nos.close(1)\nimport time; time.sleep(60)", "import time; time.sleep(60)"):
         with planted(program), no_process_left(), pytest.raises(ConversionDied, match=r"did not end|said nothing"):
             apart_from(export, folder, by_podcast=True)
-    with planted(f"{liar(*spoken())}\nos._exit(3)"), pytest.raises(ConversionDied, match="status 3"):
-        apart_from(export, folder, by_podcast=True)
 
 
 # Neither are its files

@@ -78,6 +78,10 @@ EPISODES = Catalogue(
 )
 
 
+# What a text cell blanks, encodes or strips.
+CHANGED = [c for c in range(0x3100) if chr(c).isspace() or c < 0x20 or 0x7F <= c < 0xA0 or c in (0x22, 0x25, 0x5C)]
+
+
 def more_rows() -> list[bytes]:
     """Return rows for what the kernel does itself, in addition to those of `nasty_rows`."""
 
@@ -122,6 +126,7 @@ def more_rows() -> list[bytes]:
         "\u1680\u2000\u200a\u2029\u202f\u205f\u3000",
         "\ufeff",
         "\u07ff\u0800\uffff",
+        "x".join(map(chr, sorted({code + step for code in CHANGED for step in (-1, 0, 1)} - {-1}))),
     ]
     rows += [good(**{name: text}) for name in ("user_agent", "city", "country", "region") for text in texts]
     rows += [orjson.dumps({**GOOD, "city": text}).decode().encode("ascii", "backslashreplace") for text in texts]
