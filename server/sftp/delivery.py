@@ -22,13 +22,17 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
+
+from ..pickups import Coverage
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, MutableMapping
     from typing import Any
 
     from ..pickups import Pickup, PickupProgress
+    from ..triton import LogName
 
 MERGED = 64 * 1024  # bytes: neighbouring replies up to this are one entry, delivered together
 MAX_ON_THE_WAY = 4096  # entries of one session; what exceeds them is never proven
@@ -145,14 +149,31 @@ class _Entry(NamedTuple):
     progress: PickupProgress
     offset: int
     length: int
-    last: bool  # the handle has been answered to the end of the file: the client may leave
+    last: bool  # the client may have all that it wants now, and leave
+
+
+class Together:
+    """What was answered of one file to one user, over all connections that have a handle of it.
+
+    The last piece of a file that is fetched in parallel may be any, and the client leaves on all connections then.
+    """
+
+    def __init__(self) -> None:
+        self.deliveries: WeakSet[Delivery] = WeakSet()
+        self._coverage = Coverage()
+
+    def completed_by(self, start: int, end: int, size: int) -> bool:
+        """Add the range ``[start, end)``; return whether it was the one that was missing."""
+        before = self._coverage.covers(size)
+        self._coverage.add(start, end)
+        return not before and self._coverage.covers(size)
 
 
 class Delivery:
     """What one session has answered, until it is proven that the client's system has it.
 
     ``held_back`` says how many of the bytes that were handed to the channel have not left for the transport, or None
-    where nobody can say.
+    where nobody can say; ``together`` is shared by all sessions, by user and file, and holds its values weakly.
     """
 
     def __init__(
@@ -161,7 +182,10 @@ class Delivery:
         held_back: Callable[[], int | None],
         report: Callable[[Pickup], None],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        together: MutableMapping[tuple[str, LogName], Together] | None = None,
     ) -> None:
+        self._together = {} if together is None else together
+        self._parts: dict[str, Together] = {}  # of which the pickups that are not finished are parts
         self._stream = stream
         self._held_back = held_back
         self._report = report
@@ -198,11 +222,20 @@ class Delivery:
 
     def answered(self, progress: PickupProgress, offset: int, count: int) -> None:
         """Note which bytes of a file the next reply carries."""
+        part = self._parts.get(progress.id)
+        if part is None:
+            part = self._together.setdefault((progress.user, progress.name), Together())
+            part.deliveries.add(self)
+            self._parts[progress.id] = part
         before = progress.coverage.bytes
         progress.answered(offset, count)
+        whole = part.completed_by(offset, offset + count, progress.size)
+        if whole:
+            for other in part.deliveries - {self}:
+                other.ask(again=True)
         # A client that reads the last bytes again and again is not asked each time.
         last = offset + count >= progress.size and progress.coverage.bytes > before
-        self._answer = progress, offset, count, last
+        self._answer = progress, offset, count, last or whole
 
     def close_arrives(self) -> None:
         """Note what had been acknowledged before the client closed a handle, while nothing that it asked before waits.
@@ -224,7 +257,7 @@ class Delivery:
                 self._on_the_way.remove(entry)
                 progress.delivered(entry.offset, entry.length)
         # Before the reply to CLOSE, which a client waits for before it leaves.
-        self._ask(again=True)
+        self.ask(again=True)
 
     def handed_over(self, count: int, *, data: bool) -> None:
         """Note that a reply of ``count`` bytes, of file ``data`` or not, is about to leave for the channel."""
@@ -262,9 +295,9 @@ class Delivery:
                 self._on_the_way[-1] = _Entry(position, last.progress, last.offset, last.length + entry.length, False)
             elif len(self._on_the_way) < MAX_ON_THE_WAY:
                 self._on_the_way.append(_Entry(position, *entry[1:]))
-        self._ask(again=again)
+        self.ask(again=again)
 
-    def _ask(self, *, again: bool = False) -> None:
+    def ask(self, *, again: bool = False) -> None:
         """Ask behind what is on the way, unless that was done, or a question is under way and none is wanted again."""
         stream = self._stream
         if self._on_the_way and self._on_the_way[-1].end > stream.last_question and (again or not stream.asking):
@@ -281,7 +314,7 @@ class Delivery:
                     entry = self._on_the_way.popleft()
                     entry.progress.delivered(entry.offset, entry.length)
                     self._news[entry.progress.id] = entry.progress
-        self._ask()
+        self.ask()
         if self._closed:
             waiting = {entry.progress.id for entry in (*self._held, *self._on_the_way)}
             self._finish([progress for progress in self._closed if progress.id not in waiting])
@@ -303,10 +336,12 @@ class Delivery:
         for progress in still_open:
             self._report(progress.finished(self._clock(), closed=False))
         self._news.clear()
+        self._parts.clear()
 
     def _finish(self, finished: list[PickupProgress]) -> None:
         for progress in finished:
             # Taken off first, so that a report that fails is not made twice.
             self._closed.remove(progress)
             self._news.pop(progress.id, None)
+            self._parts.pop(progress.id, None)
             self._report(progress.finished(self._clock(), closed=True))

@@ -104,7 +104,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         # Before it can open a file: whether it is a client that answers.
         if not (connection.stream.answers or connection.stream.asking):
             connection.stream.ask()
-        self._delivery = Delivery(connection.stream, self._held_back, self._pickup)
+        self._delivery = Delivery(connection.stream, self._held_back, self._pickup, together=registry.together)
         self._handler = RequestHandler(
             delivery=self._delivery,
             files=registry.files,
