@@ -365,7 +365,7 @@ def demo(
     verbose: VerboseOption = False,
 ) -> None:
     """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
-    from ..service import assembled, load_keys
+    from ..service import CannotListen, assembled, load_keys
     from ..service import serve as run_service
     from ..systemd import Supervisor
     from .demo import introduction, prepare
@@ -389,11 +389,15 @@ def demo(
             return sorted(installation.folder.served)
 
     def introduce(listening: int) -> None:
-        print("\n".join(introduction(made, files, listening, program())), flush=True)
+        print("\n".join(introduction(made, files, listening, program(), now)), flush=True)
 
     # Published before the service starts: whoever connects first finds the files.
     files = run_loop(publish())
-    run_loop(run_service(settings, keys, supervisor, introduce))
+    try:
+        run_loop(run_service(settings, keys, supervisor, introduce))
+    except CannotListen as error:
+        hint = f"on any port that is free: pickup-point demo --directory {shlex.quote(str(directory))} --port 0"
+        raise CannotListen(str(error), hint=hint) from error
 
 
 @app.command(name="systemd-unit")

@@ -16,6 +16,8 @@ from ..megaphone.exports import METRICS, FinalityRule, start_of
 from ..paths import write_new
 from ..sftp.keys import make_keys
 from ..sftp.users import hash_password
+from ..status.days import span
+from ..triton import expires
 from .samples import write_day
 
 if TYPE_CHECKING:
@@ -68,8 +70,9 @@ def prepare(folder: Path, port: int, now: datetime) -> Demo:
     return Demo(folder, config, password, final_days, today)
 
 
-def introduction(demo: Demo, files: Sequence[str], port: int, program: str) -> list[str]:
+def introduction(demo: Demo, files: Sequence[str], port: int, program: str, now: datetime) -> list[str]:
     """Return the introduction for a newcomer, line by line, once ``files`` are served on ``port``."""
+    oldest = demo.final_days[0]
     return [
         "",
         f"The demo is in {demo.folder.absolute()}, and serves:",
@@ -84,6 +87,11 @@ def introduction(demo: Demo, files: Sequence[str], port: int, program: str) -> l
         "",
         f"Then: ls -l, get {files[-1] if files else 'NAME'}, bye; and afterwards:",
         f"{program} status --config {demo.config}",
+        "",
+        "Nobody has to fetch these days (the demo's user has required = false), so nothing is wrong with them.",
+        "If the user had to, as Triton's has within three days, status and check would say now:",
+        f"CRITICAL: {oldest} is not picked up yet; its deadline was {span(now - expires(oldest))} ago",
+        "",
         "Ctrl-C stops it.",
     ]
 
@@ -146,4 +154,5 @@ address = "127.0.0.1:{port}"
 [[sftp.users]]
 name = "demo"
 password_hash = "{password_hash}"   # the password is in password.txt
+required = false             # nobody has to fetch these days; Triton's user has true, and what it does not fetch alarms
 """

@@ -137,7 +137,8 @@ def _picked_up(day: DayOverview) -> list[str]:
 
 def _deadline(day: DayOverview) -> Text:
     """Return how the next deadline stands: that of the publication, then that of the pickup."""
-    if day.state in ("open", "pruned"):
+    unwatched = day.published_at is not None and not day.waits_for_pickup
+    if unwatched or day.state in ("open", "pruned"):
         return Text("-", style="dim")
     deadline = day.deadlines.picked_up if day.published_at is not None else day.deadlines.published
     style = _URGENCY_STYLE[deadline.urgency]
@@ -168,7 +169,9 @@ def calendar_strip(days: Sequence[DayOverview], today: date) -> list[Text]:
 
 def _strip_state(day: DayOverview) -> str:
     """Return the state to show: a published day whose pickup is overdue is as bad as a failed one."""
-    overdue = day.deadlines.picked_up.alarming and day.deadlines.picked_up.urgency is Urgency.LATE
+    overdue = (
+        day.waits_for_pickup and day.deadlines.picked_up.alarming and day.deadlines.picked_up.urgency is Urgency.LATE
+    )
     return "failed" if day.state == "published" and overdue else day.state
 
 

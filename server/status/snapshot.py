@@ -129,6 +129,7 @@ class Snapshot:
             pull_every=config.alerts.pull_every,
             rss_feeds=rss_feeds,
             refresh_every=config.feeds.refresh_every,
+            first_day=config.export.first_day,
         )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
 
