@@ -34,6 +34,7 @@ ALARMING_DAYS = (
     33  # the newest days: those whose alarms have not ended, and the four weeks that volumes are compared with
 )
 PATIENCE = timedelta(days=1)  # an empty place may be one that Megaphone has yet to write to
+NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
@@ -99,7 +100,11 @@ def alarms(
 ) -> list[Alarm]:
     """Return everything that is wrong, the worst first; nothing of a day before ``first_day``."""
     days = [day for day in days if first_day is None or day.day >= first_day]
-    found = [replace(alarm, subject=str(day.day)) for day in days for alarm in _of_day(day, holds, now)]
+    found = [
+        replace(alarm, subject=str(day.day))
+        for day in days
+        for alarm in _of_day(day, holds, now, pulled=bool(partners))
+    ]
     found += _of_volume(days, now)
     found += _of_matching(days)
     found += [alarm for feed in rss_feeds for alarm in _of_rss_feed(feed, refresh_every, now)]
@@ -110,8 +115,11 @@ def alarms(
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
 
 
-def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
-    """Return what is wrong with a day: its state, its deadlines, its late rows, its publications."""
+def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool) -> list[Alarm]:
+    """Return what is wrong with a day: its state, its deadlines, its late rows, its publications.
+
+    ``pulled`` is whether a partner has ever logged in.
+    """
     found = []
     over = now >= expires(day.day) + OVER_AFTER
     if over or day.state == "pruned":
@@ -131,7 +139,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
         hint = f"pickup-point status; pickup-point feed --day {day.day}"
         if verb == "picked up":
-            hint = _what_to_ask(day)
+            hint = _what_to_ask(day) if pulled else f"{NOT_BEGUN}; {_what_to_ask(day)}"
         name = f"day_not_{verb.replace(' ', '_')}"
         found.append(
             Alarm(level, name, f"{day.day} is not {verb} yet; its deadline {'was' if late else 'is'} {when}", hint)

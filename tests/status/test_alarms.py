@@ -154,7 +154,9 @@ async def test_a_day_before_the_first_one_is_nobodys_alarm(site: Site) -> None:
     """Published while nobody pulled yet, and before the day that Triton begins with, which was set later."""
     site.put(rows_of(DAY, 3), at(1, "04:00"))
     await site.round(at(1, "05:35"))
-    assert levels(site, at(3, "01:00")) == {"day_not_picked_up": "CRITICAL"}
+    told = of_day(site, at(3, "01:00"))
+    assert set(told) == {"day_not_picked_up"}
+    assert told["day_not_picked_up"].hint.startswith("if Triton has not begun to pull, set export.first_day")
     site.restart(first_day=DAY + timedelta(days=1))
     assert levels(site, at(3, "01:00")) == {}
 
