@@ -287,6 +287,6 @@ def _of_machine(measured: Measured) -> list[Alarm]:
     if measured.ledger_away:
         found.append(Alarm(Level.CRITICAL, "ledger_unreadable", measured.ledger_away, measured.ledger_hint))
     if measured.ledger_damage:
-        hint = "restore the ledger from a backup; the README says how"
+        hint = "restore the ledger from a backup: pickup-point manual restoring"
         found.append(Alarm(Level.CRITICAL, "ledger_damaged", f"the ledger is damaged: {measured.ledger_damage}", hint))
     return found
