@@ -343,7 +343,7 @@ def keygen(
         made = make_keys(keys_dir)
     except OSError as error:
         sentence = f"cannot create the keys in {keys_dir}: {error.strerror or error}"
-        raise PickupPointError(sentence, hint=f"ls -ld {keys_dir.absolute()}") from error
+        raise PickupPointError(sentence, hint=f"ls -ld {shlex.quote(str(keys_dir.absolute()))}") from error
     made = [
         key for key in made if key.path.name not in HOST_KEY_FILES or key.path.name in offered_host_keys(legacy=legacy)
     ]
@@ -485,7 +485,7 @@ def _print_version(wanted: bool) -> None:
     from ..convert.apart import kernel_lack
 
     lack = kernel_lack()
-    print(f"pickup-point {version('pickup-point')} ({'kernel in use' if lack is None else lack[0]})")
+    print("pickup-point", version("pickup-point"), f"({'kernel in use' if lack is None else lack[0]})")
     raise typer.Exit
 
 

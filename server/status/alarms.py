@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from .days import DayOverview
 
 
+PATIENCE = timedelta(days=1)  # an empty place may be one that Megaphone has yet to write to
+NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
 OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
 ALARMING_DAYS = (
     33  # the newest days: those whose alarms have not ended, and the four weeks that volumes are compared with
 )
-PATIENCE = timedelta(days=1)  # an empty place may be one that Megaphone has yet to write to
-NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
