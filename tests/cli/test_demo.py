@@ -21,7 +21,7 @@ import pytest
 
 from server.cli import demo as demo_module
 from server.cli.app import run
-from server.cli.demo import FINAL_DAYS, introduction, prepare
+from server.cli.demo import CAUGHT_UP_DAYS, FINAL_DAYS, introduction, prepare
 from server.config import load_config
 from server.megaphone.exports import FinalityRule, Listing
 from server.megaphone.folder import Folder
@@ -290,7 +290,7 @@ def _kept(folder: Path) -> Mapping[str, tuple[bytes, int]]:
 async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_days(
     days: int, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was fetched once stays as it is; the days since then are added, after a long absence the newest three."""
+    """What was fetched once stays as it is; the days since then are added, a week of them at most."""
     now = datetime.now(UTC)
     folder = tmp_path / "demo"
     earlier = now - timedelta(days=days)
@@ -307,7 +307,7 @@ async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_
     now_there = _published(folder)
     assert {name: now_there[name] for name in published} == published
     newest = made.final_days[-1] + timedelta(days=days)
-    wanted = {f"DEMO{newest - timedelta(days=back):%Y%m%d}-00.tsv.gz" for back in range(min(days, FINAL_DAYS))}
+    wanted = {f"DEMO{newest - timedelta(days=back):%Y%m%d}-00.tsv.gz" for back in range(min(days, CAUGHT_UP_DAYS))}
     assert set(now_there) - set(published) == wanted
     async with log_in(port, "demo", password) as connection, connection.start_sftp_client() as sftp:
         assert sorted(str(name) for name in await sftp.listdir("/") if name not in (".", "..")) == sorted(now_there)
@@ -315,18 +315,19 @@ async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("clock", ["00:10", "04:30", "23:59"])
+@pytest.mark.parametrize(("clock", "before"), [("00:10", 0), ("23:59", 0), ("00:10", 20)])
 async def test_the_demos_days_alarm_nobody_and_it_says_what_an_alarm_would_be(
-    clock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: str, before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also not the day whose deadline is over; with a user that has to fetch them the alarm is the one that is told."""
+    """Not the day whose deadline is over, nor those of a long absence; told is the alarm for one who has to fetch."""
     now = datetime.fromisoformat(f"2026-03-10T{clock}+00:00")
-    made = prepare(tmp_path / "demo", 0, now)
-    await _round_of(made.config, now, monkeypatch)
+    for start in [now - timedelta(days=before)] * bool(before) + [now]:
+        made = prepare(tmp_path / "demo", 0, start)
+        await _round_of(made.config, start, monkeypatch)
 
     def alarms() -> list[str]:
         found = Snapshot.take(load_config(made.config), now)
-        assert [day.state for day in found.days].count("published") == FINAL_DAYS
+        assert [day.state for day in found.days].count("published") == FINAL_DAYS + bool(before) * CAUGHT_UP_DAYS
         return [f"{alarm.level.name}: {alarm.sentence}" for alarm in found.alarms if alarm.subject]
 
     assert alarms() == []
