@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, PickupPointError
+from ..hints import Step, steps
 from .episodes import episode_commands
 from .options import (
     ConfigOption,
@@ -30,6 +31,7 @@ from .options import (
     load_settings,
     load_settings_as_owner,
     parse_day,
+    print_hint,
     print_json,
     program,
     run_loop,
@@ -87,7 +89,7 @@ def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = F
     if isinstance(error, OSError) and error.strerror:
         error = _of_the_system(error)
     if not isinstance(error, PickupPointError):
-        error = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
+        error = PickupPointError(f"{type(error).__name__}: {error}", hint="the same command with -v shows where")
     return _report(error, checking=checking)
 
 
@@ -113,11 +115,13 @@ def _output_works() -> bool:
 def _of_the_system(error: OSError) -> PickupPointError:
     """Return an error of the system that nobody foresaw, in words."""
     if not _output_works():
-        return PickupPointError(f"standard output: {error.strerror}", hint="df -h; give the output another place")
+        return PickupPointError(f"standard output: {error.strerror}", hint="give the output another place; df -h")
     if isinstance(error.filename, str):
         where = shlex.quote(error.filename)
-        return PickupPointError(f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same with -v")
-    return PickupPointError(f"the system refused: {error.strerror}", hint="the same with -v shows where")
+        return PickupPointError(
+            f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same command with -v"
+        )
+    return PickupPointError(f"the system refused: {error.strerror}", hint="the same command with -v shows where")
 
 
 def _report(error: PickupPointError, *, checking: bool) -> int:
@@ -129,9 +133,10 @@ def _report(error: PickupPointError, *, checking: bool) -> int:
     print(f"pickup-point: {error}", file=sys.stderr)
     if isinstance(error, ConfigError):
         for problem in error.problems:
-            print(f"  {problem}\n    → {problem.cure}", file=sys.stderr)
-    elif error.hint:
-        print(f"  → {error.hint}", file=sys.stderr)
+            print(f"  {problem}", file=sys.stderr)
+            print_hint(problem.cure, 4, sys.stderr)
+    else:
+        print_hint(error.hint, file=sys.stderr)
     return error.exit_code
 
 
@@ -171,7 +176,7 @@ def feed(
         raise Usage("--accept-rejects and --resend need --day", hint="pickup-point feed --help")
     # An empty one (a variable of a script that was not set) is no order to send a day as if it had never been sent.
     if resend is not None and not (resend.strip() and resend.isprintable()):
-        hint = 'pickup-point feed --day YYYY-MM-DD --resend "voided by the partner on the phone"'
+        hint = f'pickup-point feed --day {shlex.quote(day[0])} --resend "voided by the partner on the phone"'
         raise Usage("--resend needs a reason, on one line", hint=hint)
     request = FeedRequest(
         tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend or "", by_hand=True
@@ -182,7 +187,10 @@ def feed(
 
     results = run_loop(one_round(settings, hash_key, request))
     for result in results:
-        print(f"{result.day}  {result.word:10}  {result.sentence}")
+        # Its sentence may end with what to type.
+        what, *to_do = steps(result.sentence)
+        print(f"{result.day}  {result.word:10}  {what.prose}")
+        print_hint([Step("", what.command), *to_do], 24)
     if any(result.bad for result in results):
         raise Out(1)
 
@@ -268,9 +276,8 @@ def trace(
     settings = load_settings_as_owner(config, verbose=verbose)
     log_name = LogName.parse(Path(name).name)
     if log_name is None:
-        hint = (
-            f"log files are named like {settings.log.prefix}20261120-00.{settings.log.format}.gz; pickup-point status"
-        )
+        like = f"{settings.log.prefix}20261120-00.{settings.log.format}.gz"
+        hint = f"log files are named like {like}; to list them: pickup-point status --json"
         raise PickupPointError(f"{name} is not the name of a log file", hint=hint)
     found = trace_of(settings, log_name)
     if json:
@@ -335,7 +342,7 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
         made = make_keys(keys_dir)
     except OSError as error:
         sentence = f"cannot create the keys in {keys_dir}: {error.strerror or error}"
-        raise PickupPointError(sentence, hint=f"ls -ld {keys_dir.absolute()}") from error
+        raise PickupPointError(sentence, hint=f"ls -ld {shlex.quote(str(keys_dir.absolute()))}") from error
     for key in made:
         print(f"{'made' if key.made else 'kept'}  {key.path}  {key.fingerprint}".rstrip())
     print("\nFor the partner's known_hosts file:")
@@ -420,7 +427,8 @@ def systemd_unit(
     print(service_unit(path, keys_dir, settings.sftp.drain_seconds if settings is not None else 30), end="")
     if settings is not None and not settings.data_dir.is_relative_to(STATE_FOLDER):
         warning = f"data_dir is {settings.data_dir}, but this unit may only write below {STATE_FOLDER}"
-        print(f'pickup-point: {warning}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
+        print(f"pickup-point: {warning}", file=sys.stderr)
+        print_hint(f'set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shlex
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -166,7 +167,7 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
                     if ids and (episode_id := (row["episode_id"] or "").strip()) and not _ID.fullmatch(episode_id):
                         problems.append(_not_an_id(f"{path} line {reader.line_num}", episode_id))
     except OSError as error:
-        problems.append(Problem(str(path), f"cannot be read: {error.strerror}", f"ls -l {path}"))
+        problems.append(Problem(str(path), f"cannot be read: {error.strerror}", f"ls -l {shlex.quote(str(path))}"))
     except (UnicodeDecodeError, csv.Error) as error:
         problems.append(Problem(str(path), f"is not a CSV file in UTF-8: {error}", "save it as CSV, UTF-8"))
     return episodes

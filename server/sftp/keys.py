@@ -59,7 +59,7 @@ def load_credentials(settings: SftpSettings, keys_dir: Path) -> Credentials:
     for index, user in enumerate(settings.users):
         key = f"sftp.users[{index}]"
         if user.password_hash is not None and (wrong := password_hash_problem(user.password_hash)):
-            cure = "make a new one: pickup-point hash-password"
+            cure = "write what this prints: pickup-point hash-password"
             problems.append(Problem(f"{key}.password_hash", wrong, cure))
         public = frozenset[bytes]()
         if user.authorized_keys is not None:

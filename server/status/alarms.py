@@ -123,7 +123,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
         late = deadline.urgency is Urgency.LATE
         level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
-        hint = f"pickup-point status; pickup-point feed --day {day.day}"
+        hint = day.advice if day.state == "unknown" else f"pickup-point feed --day {day.day}"
         if verb == "picked up":
             hint = _what_to_ask(day)
         name = f"day_not_{verb.replace(' ', '_')}"
@@ -158,7 +158,7 @@ def _what_to_ask(day: DayOverview) -> str:
     """Return what to ask the partner of a day that is not picked up: of one who has begun, about what is missing."""
     begun = [(user, part) for user in day.pickups if not user.done for part in user.parts]
     if not begun:
-        return "ask the partner whether its puller runs; pickup-point status shows its last login"
+        return "ask the partner whether its puller runs; its last login: pickup-point status"
     user, part = begun[0]
     has = f"{user.user} has {part.bytes} of {part.size} bytes of {part.name}"
     if part.fragmented:
@@ -179,7 +179,7 @@ def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
         usual = median(before) if len(before) >= 3 else 0
         if usual and not usual * LEAST_SHARE <= rows[day.day] <= usual * MOST_SHARE:
             sentence = f"{day.day} has {rows[day.day]} rows; the same weekday usually has about {usual:.0f}"
-            hint = "compare with Megaphone's dashboard; pickup-point status"
+            hint = f"compare with Megaphone's dashboard: pickup-point reconcile {day.day}"
             found.append(Alarm(Level.WARNING, "day_volume", sentence, hint, str(day.day)))
     return found
 

@@ -134,7 +134,7 @@ def _episodes(file: Iterable[bytes], publication: Publication, day: date) -> Ite
     if episode is None:
         episode = next((i for i, s in enumerate(specs) if s.value == DerivedValue.EPISODE_GUID), None)
     if episode is None:
-        hint = "pickup-point check and pickup-point status show the share that does not match"
+        hint = "the share of the lines that match: pickup-point status"
         raise PickupPointError("the log files have no column with the episode", hint=hint)
     podcast = next(
         (i for i, s in enumerate(specs) if s.field == "podcast_id" or s.value == DerivedValue.PODCAST_ID), -1
