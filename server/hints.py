@@ -12,7 +12,7 @@ import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 OURS = "pickup-point"
 # The programs that a hint may name. A word of prose may look like one: "free some space" is no command, "free -m" is.
@@ -83,12 +83,12 @@ def _step(text: str) -> Step:
     return Step(text, "")
 
 
-def without_page(found: list[Step], page: str) -> list[Step]:
+def without_page(found: Iterable[Step], page: str) -> list[Step]:
     """Return steps without those that send the reader to the ``page`` (``status``) that he is reading."""
     return [step for step in found if step.command != f"{OURS} {page}"]
 
 
-def lines(found: list[Step], call: Call, installed: Callable[[str], bool] = lambda _: True) -> list[Line]:
+def lines(found: Iterable[Step], call: Call, installed: Callable[[str], bool] = lambda _: True) -> list[Line]:
     """Return what to print of steps; ``installed`` says whether a program is there, and a line tells if one is not."""
     printed = []
     for prose, command in found:

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from server.hints import PROGRAMS, WITHOUT_CONFIG, Call, Line, Step, lines, steps, without_page
+from server.hints import OURS, PROGRAMS, WITHOUT_CONFIG, Call, Line, Step, lines, steps, without_page
 
 ODD = shlex.quote("it's; void: ls")
 SERVER = Path(__file__).parent.parent / "server"
 # What stands in a command without being quoted: numbers, days, names of log files, options that are quoted already.
 SAFE = {"day", "record.day", "day.day", "lost[0]", "name", "log.name", "part.name", "port", "os.geteuid()", "command",
         "attempt.user", "option", "user", "self._ls", "self._options", "self.bucket", "self.scheme", "self.endpoint",
-        "host", "folder", "quoted", "quoted[0]", "quoted[1]", "where", "file", "login", "look", "_HINT", "cure",
-        "way_out(tally, accept)", "accept", "journal", "made", "sys.executable", "__package__"}  # fmt: skip
+        "host", "place", "folder", "quoted", "quoted[0]", "quoted[1]", "where", "file", "login", "look", "_HINT",
+        "cure",         "way_out(tally, accept)", "accept", "journal", "made", "sys.executable", "__package__"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("hint", "expected"), [
@@ -128,7 +128,7 @@ def test_no_hint_has_prose_in_a_command_or_a_command_in_prose() -> None:
     named = re.compile(rf"pickup-point ({'|'.join(map(re.escape, commands()))})\b")
     seen = 0
     for place, text, _ in texts():
-        if not named.search(text):
+        if not named.search(text) or f"`{OURS} " in text:  # Markdown is for another reader
             continue
         inside = [step.command for step in steps(text)]
         assert len(named.findall(text)) == sum(len(named.findall(command)) for command in inside), f"{place}: {text}"

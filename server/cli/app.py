@@ -28,6 +28,8 @@ from .options import (
     Out,
     Usage,
     VerboseOption,
+    call,
+    is_installed,
     load_settings,
     load_settings_as_owner,
     parse_day,
@@ -172,14 +174,15 @@ def feed(
     from ..publish.decisions import FeedRequest
     from .feed import one_round
 
-    if (accept_rejects or resend is not None) and not day:
+    typed = day or []
+    if (accept_rejects or resend is not None) and not typed:
         raise Usage("--accept-rejects and --resend need --day", hint="pickup-point feed --help")
     # An empty one (a variable of a script that was not set) is no order to send a day as if it had never been sent.
     if resend is not None and not (resend.strip() and resend.isprintable()):
-        hint = f'pickup-point feed --day {shlex.quote(day[0])} --resend "voided by the partner on the phone"'
+        hint = f'pickup-point feed --day {shlex.quote(typed[0])} --resend "voided by the partner on the phone"'
         raise Usage("--resend needs a reason, on one line", hint=hint)
     request = FeedRequest(
-        tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend or "", by_hand=True
+        tuple({parse_day(text, "feed"): None for text in typed}), accept_rejects, resend or "", by_hand=True
     )
     settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
@@ -228,22 +231,28 @@ def prune(
 
 
 @app.command()
-def status(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Show the state of the last days. Triton's activation sheet comes first; works also while no service runs."""
+def status(
+    config: ConfigOption = None,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Also show Triton's activation sheet.")] = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what is wrong, the last days, and the service. Works also while no service runs."""
     from ..status.snapshot import Snapshot
     from . import tables
 
     settings = load_settings_as_owner(config, verbose=verbose)
-    now = datetime.now(UTC)
-    snapshot = Snapshot.take(settings, now)
-    sheet = tables.activation_sheet(settings)
+    snapshot = Snapshot.take(settings, datetime.now(UTC))
+    activation = tables.activation_sheet(settings)
     if json:
-        print_json(snapshot.as_json() | {"activation_sheet": dict(sheet)})
+        print_json(snapshot.as_json() | {"activation_sheet": dict(activation)})
         return
     from rich.console import Console
 
     console = Console(highlight=False)
-    for part, long in tables.status_page(snapshot, sheet, now, console.width):
+    users = [user.name for user in settings.sftp.users]
+    shown = activation if sheet else ()
+    for part, long in tables.status_page(snapshot, users, console.width, call(), sheet=shown, installed=is_installed):
         console.print(part, soft_wrap=long)
 
 
@@ -255,7 +264,7 @@ def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 
     settings = load_settings_as_owner(config, verbose=verbose)
     snapshot = Snapshot.take(settings, datetime.now(UTC))
-    level, line = tables.check_line(snapshot.alarms, snapshot.days)
+    level, line = tables.check_line(snapshot.alarms, snapshot.days, call())
     print(line)
     if level:
         raise Out(int(level))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
 from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError
+from ..hints import Call
 from ..megaphone.source import open_source
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
@@ -251,7 +252,7 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)
     if not snapshot.alarms:
-        yield Finding(Level.OK, f"check: {check_line(snapshot.alarms, snapshot.days)[1]}".split(" | ")[0])
+        yield Finding(Level.OK, f"check: {check_line(snapshot.alarms, snapshot.days, Call())[1]}".split(" | ")[0])
 
 
 # The port, and a login
@@ -308,9 +309,9 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
     user = next(user for user in config.sftp.users if user.name == attempt.user)
     if not _may_come_from(where[0], user):
         sentence = f"login: {user.name} was not tried, because its allow_from does not include {where[0]}"
-        host, port = _split(config.sftp.address or where[0])
+        host, port = _split(config.sftp.address) if config.sftp.address else where
         login = shlex.quote(f"{user.name}@{host}")
-        cure = f"on a machine that is in it: sftp -P {port if config.sftp.address else where[1]} {login}"
+        cure = f"on a machine that is in it: sftp -P {port} {login}"
         return Finding(Level.WARNING, sentence, cure)
     try:
         found = await fetch_sha256(*where, attempt, host_keys, name)
@@ -353,8 +354,8 @@ def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
         if password_matches(user.password_hash, attempt.password.encode()):
             # Right by the file, so the service has another one in force, or refuses for another reason.
             return f"systemctl reload pickup-point; {journal}"
-        made = f"if the password is right, set password_hash of {user.name} to what this prints: "
-        return f"{made}pickup-point hash-password < {file}; {journal}"
+        set_it = f"set password_hash of {user.name} to what this prints: pickup-point hash-password < {file}"
+        return f"if the password in the file is right, {set_it}; {journal}"
     if user.authorized_keys is None:
         return f"set authorized_keys of {user.name}; systemctl reload pickup-point"
     return f"the line that must stand in {user.authorized_keys}: ssh-keygen -y -f {file}"

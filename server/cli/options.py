@@ -55,7 +55,7 @@ def load_settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> C
 
     settings = load_config(config_path(path))
     stream = None if verbose or not quiet else io.StringIO()
-    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream)
+    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream, hint=call().text)
     find_aws_key(settings)
     return settings
 

@@ -31,6 +31,7 @@ OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be me
 ALARMING_DAYS = (
     33  # the newest days: those whose alarms have not ended, and the four weeks that volumes are compared with
 )
+STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})  # those that tell a day's state
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
@@ -110,7 +111,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
     over = now >= expires(day.day) + OVER_AFTER
     if over or day.state == "pruned":
         return []
-    if day.state in ("held", "failed", "missing", "stale"):
+    if f"day_{day.state}" in STATE_ALARMS:
         level = Level.CRITICAL
         # While there is time, Megaphone may still deliver or rewrite the day.
         if day.state in ("missing", "stale") and day.deadlines.published.urgency is Urgency.AHEAD:
@@ -132,11 +133,14 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
         )
     if day.late_failure:
         sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
-        found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.advice or "pickup-point status"))
-    if day.shrunk:
-        found.append(
-            Alarm(Level.WARNING, "day_shrunk", f"{day.day}: {day.shrunk}", "ask support-megaphone@spotify.com")
-        )
+        found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.cure))
+    for name, note in (("day_shrunk", day.shrunk), ("day_noticed", day.foreign)):
+        if note:
+            found.append(Alarm(Level.WARNING, name, f"{day.day}: {note}", "ask support-megaphone@spotify.com"))
+    if day.unsent:
+        hint = f"tell the partner; the whole story: pickup-point trace {day.logs[0].name}"
+        sentence = f"{day.day}: {day.unsent} rows came too late to be sent"
+        found.append(Alarm(Level.WARNING, "day_unsent", sentence, hint))
     missing = [entry for publication in day.publications for entry in publication.missing]
     if missing:
         names, lines = ", ".join(str(entry.name) for entry in missing), sum(entry.lines for entry in missing)
@@ -145,7 +149,12 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
     for publication in day.publications:
         if publication.kind == "unfinal" or "give_up_waiting" in publication.remark:
             found.append(
-                Alarm(Level.WARNING, "day_given_up", f"{day.day}: {publication.remark}", "pickup-point status")
+                Alarm(
+                    Level.WARNING,
+                    "day_given_up",
+                    f"{day.day}: {publication.remark}",
+                    f"what it lacks is sent if it comes in time: pickup-point trace {publication.logs[0].name}",
+                )
             )
         if publication.tally is not None:
             judge = late_warnings if publication.kind == "late" else warnings
@@ -208,7 +217,7 @@ def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[
     if silence <= max(partner.longest_silence * 1.5, pull_every * 1.25):
         return []
     sentence = f"{partner.user} has not logged in for {span(silence)}"
-    hint = "ask the partner whether its puller runs; journalctl -u pickup-point | grep refused"
+    hint = "ask the partner whether its puller runs; logins that failed: journalctl -u pickup-point | grep refused"
     return [Alarm(Level.WARNING, "partner_silent", sentence, hint, partner.user)]
 
 
@@ -253,6 +262,6 @@ def _of_machine(measured: Measured) -> list[Alarm]:
     if measured.ledger_away:
         found.append(Alarm(Level.CRITICAL, "ledger_unreadable", measured.ledger_away, measured.ledger_hint))
     if measured.ledger_damage:
-        hint = "restore the ledger from a backup; the README says how"
+        hint = "restore the ledger from a backup: pickup-point manual restoring"
         found.append(Alarm(Level.CRITICAL, "ledger_damaged", f"the ledger is damaged: {measured.ledger_damage}", hint))
     return found

@@ -100,6 +100,7 @@ class Snapshot:
                         now,
                         ledger.newest_late_checks(since),
                         Calendar.of(config.export, config.retention.keep_days, known, now),
+                        ledger.unsent_checks(since),
                     )
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())

@@ -358,6 +358,11 @@ class Ledger:
         )
         return {check.day: check for check in map(late_check_of, self._rows(query, [delivery, since.isoformat()]))}
 
+    def unsent_checks(self, since: date = date.min, delivery: str = DELIVERY) -> list[LateCheck]:
+        """Return the late checks that left rows unsent, in order."""
+        query = "SELECT * FROM late_check WHERE delivery = ? AND day >= ? AND unsent > 0 ORDER BY id"
+        return [late_check_of(row) for row in self._rows(query, [delivery, since.isoformat()])]
+
     # Logins
 
     def record_login(self, user: str, at: datetime, address: str, client: str) -> None:
