@@ -19,7 +19,7 @@ SERVER = Path(__file__).parent.parent / "server"
 SAFE = {"day", "record.day", "day.day", "lost[0]", "name", "log.name", "part.name", "port", "os.geteuid()", "command",
         "attempt.user", "option", "user", "self._ls", "self._options", "self.bucket", "self.scheme", "self.endpoint",
         "host", "place", "folder", "quoted", "quoted[0]", "quoted[1]", "where", "file", "login", "look", "_HINT",
-        "cure",         "way_out(tally, accept)", "accept", "journal", "made", "sys.executable", "__package__"}  # fmt: skip
+        "cure", "way_out(tally, accept)", "accept", "journal", "sys.executable", "__package__"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("hint", "expected"), [

@@ -113,7 +113,7 @@ def call() -> Call:
 def config_given(arguments: Sequence[str]) -> str:
     """Return what --config was given on a command line, or ''."""
     given = ""
-    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if word in ("--config", "-c"):
             given = value
         elif word.startswith("--config="):

@@ -97,7 +97,8 @@ def load_urls(path: Path) -> list[str]:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {why}", f"ls -l {path}")]) from error
+        cure = f"ls -l {shlex.quote(str(path))}"
+        raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {why}", cure)]) from error
     urls, problems = [], []
     for number, line in enumerate(lines, 1):
         url = line.strip()

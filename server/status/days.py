@@ -16,7 +16,7 @@ from ..storage.records import matched_share
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ..convert.tally import Tally
     from ..megaphone.exports import DayExport
@@ -118,7 +118,7 @@ class DayOverview:
     def notes(self) -> list[str]:
         """The remarks, and what became of the day's export after it was published."""
         late = f"{self.unsent} rows came too late to be sent" if self.unsent else ""
-        return [*self.remarks, *filter(None, (late, self.shrunk, self.foreign))]
+        return list(dict.fromkeys([*self.remarks, *filter(None, (late, self.shrunk, self.foreign))]))
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -275,7 +275,7 @@ def _one(
         deadlines=day_deadlines(day, policy, now, published=published_at, picked_up=picked_up_at),
         why=why,
         cure=cure,
-        remarks=tuple(publication.remark for publication in publications if publication.remark),
+        remarks=tuple(_remarks(publications)),
         waits_for_pickup=bool(required),
         late_failure=_late_failure(record, publications),
     )
@@ -325,6 +325,15 @@ def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str
     return "".join(shrunk(rows[-1], max(rows))) if rows else ""
 
 
+def _remarks(publications: Sequence[Publication]) -> Iterator[str]:
+    """Yield what is worth knowing about publications: their remarks, and whose rows are another day's."""
+    for publication in publications:
+        if publication.remark:
+            yield publication.remark
+        if publication.tally is not None:
+            yield from outside_day(publication.tally)
+
+
 def _unsent(publications: Sequence[Publication], checks: Sequence[LateCheck]) -> int:
     """Return how many rows of a published day were never sent: the most that a check since then has left."""
     since = publications[-1].published_at if publications else None
@@ -336,7 +345,7 @@ def _foreign(publications: Sequence[Publication], check: LateCheck | None) -> st
     since = publications[-1].published_at if publications else None
     if check is None or since is None or check.at <= since:
         return ""
-    return "".join(f"its new version: {warning}" for warning in outside_day(check.tally))
+    return "".join(f"rows that its new version brought: {warning}" for warning in outside_day(check.tally))
 
 
 def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
