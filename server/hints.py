@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 OURS = "pickup-point"
-# The programs that a hint may name. A word of prose may look like one: "free some space" is no command, "free -m" is.
+# The programs that a hint may name. Where a word of prose, or of our log, looks like one, more must follow: "free some
+# space" is no command, "free -m" is.
 PROGRAMS = (
-    OURS, "aws", "cat", "chmod", "chown", "curl", "df", "dmesg", "findmnt", "gzip", "head", "iconv", "journalctl", "ls",
-    "mkdir", "mv", "namei", "openssl", "pip", "quota", "setfacl", "sftp", "ss", "ssh-keygen", "ssh-keyscan",
+    "aws", "cat", "chmod", "chown", "curl", "df", "dmesg", "findmnt", "gzip", "head", "iconv", "journalctl", "ls",
+    "mkdir", "mv", "namei", "openssl", "pip", "quota", "setfacl", "ss", "ssh-keygen", "ssh-keyscan",
     "systemctl", "timedatectl", "ulimit",
 )  # fmt: skip
-_COMMAND = re.compile(rf"(?:{'|'.join(map(re.escape, PROGRAMS))})(?= |$)|free(?= -)|/\S+(?= -m )")
+_COMMAND = re.compile(
+    rf"(?:{'|'.join(map(re.escape, PROGRAMS))})(?= |$)|{OURS}(?= [a-z-])|(?:free|sftp)(?= -)|/\S+(?= -m )"
+)
 # A quoted word is one whatever it holds; the apostrophe of "the day's end" follows a letter and begins none.
 _STEP = re.compile(r"""(?:(?<!\w)'[^']*'|"[^"]*"|(?!;[ ]).)+""")
 _PROSE = re.compile(r"""(?:(?<!\w)'[^']*'|"[^"]*"|.)*?:[ ]+""")

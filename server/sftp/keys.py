@@ -8,6 +8,7 @@ exists is never replaced, and everything is parsed and checked before anything u
 from __future__ import annotations
 
 import secrets
+import shlex
 from base64 import b64encode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -173,7 +174,9 @@ def _authorized_keys(path: Path, key: str, problems: list[Problem]) -> frozenset
         with open_to_read(path) as file:
             lines = file.read(MAX_KEY_BYTES).decode("utf-8", "replace").splitlines()
     except OSError as error:
-        problems.append(Problem(key, f"cannot read {path}: {error.strerror or error}", f"ls -l {path}"))
+        problems.append(
+            Problem(key, f"cannot read {path}: {error.strerror or error}", f"ls -l {shlex.quote(str(path))}")
+        )
         return frozenset()
     for number, raw in enumerate(lines, 1):
         line = raw.strip()

@@ -5,6 +5,7 @@ Pure: its arguments are the overview, the ledger's facts and what was measured. 
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import IntEnum
@@ -256,7 +257,7 @@ def _of_machine(measured: Measured) -> list[Alarm]:
             Alarm(level, "disk", f"only {free} of the data folder's disk is free", "df -h; pickup-point prune")
         )
     found += [
-        Alarm(Level.CRITICAL, "key_readable", f"{path} is readable by others", f"chmod 600 {path}")
+        Alarm(Level.CRITICAL, "key_readable", f"{path} is readable by others", f"chmod 600 {shlex.quote(str(path))}")
         for path in measured.readable_keys
     ]
     if measured.ledger_away:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -189,7 +190,7 @@ def new_csv(path: Path) -> Iterator[TextIO]:
         raise PickupPointError(f"{path} already exists", hint="give --export another name") from error
     except OSError as error:
         sentence = f"cannot write {path}: {error.strerror}"
-        raise PickupPointError(sentence, hint=f"ls -ld {path.absolute().parent}") from error
+        raise PickupPointError(sentence, hint=f"ls -ld {shlex.quote(str(path.absolute().parent))}") from error
 
 
 def write_export(file: TextIO, written: Mapping[str, Episode], unmatched: Sequence[Unmatched]) -> int:
