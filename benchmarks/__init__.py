@@ -1,1 +1,1 @@
-"""What is measured, and against what: see README.md, "Measured"."""
+"""What is measured, and against what: see server/manual/measured.md."""

@@ -5,7 +5,7 @@
 The days are those of `days`: one whose values repeat, one whose values do not, one of hash-like addresses. Prints for
 each the medians of wall time, their ratios, the peak memory of all processes, and the size of each output; says whether
 the outputs are the same text, where an engine can express the rule (the Hashed-IP column, a keyed hash, is left out);
-and at the end the README's table: each ratio on each day, and the worst of them. Peers are careful or lean (see
+and at the end the manual's table: each ratio on each day, and the worst of them. Peers are careful or lean (see
 `peers`); it is the fastest of a kind that counts. The floor is gunzip of the export, then gzip of the same log text,
 with isal in one process. `addresses` is the day `tokens` with addresses: what ours takes for the one over what it takes
 for the other says what tokens cost. `one worker` is ours in one thread; `late rows` is ours for a day of which one row
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _table(days: dict[str, dict[str, float]]) -> None:
-    """Print the README's table of ratios."""
+    """Print the manual's table of ratios."""
     print(f"| ours / the fastest | {' | '.join(days)} | worst | to reach |")
     print("|---|" + "---|" * (len(days) + 2))
     for kind, reach in REACH.items():

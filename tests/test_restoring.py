@@ -1,4 +1,4 @@
-"""Losing things, and getting them back: what the README's section on restoring says, held by real commands.
+"""Losing things, and getting them back: what the manual's chapter on restoring says, held by real commands.
 
 Nothing is published twice, whatever is lost.
 """
@@ -82,7 +82,7 @@ def test_a_ledger_restored_from_a_backup_keeps_the_history(site: ServiceSite, tm
 
 
 def test_a_backup_that_is_older_than_the_newest_file_is_left_out(service_site: ServiceSite, tmp_path: Path) -> None:
-    """A file published since the backup would be unknown to it: the README says to start without a ledger then."""
+    """A file published since the backup would be unknown to it: the manual says to start without a ledger then."""
     for back in (3, 2):
         service_site.put(day_before(back), export_of(day_before(back)))
     service_site.run("feed")
@@ -105,7 +105,7 @@ def lose_ledger(site: ServiceSite) -> None:
 
 def test_a_lost_data_folder_with_first_day_sends_no_name_a_second_time(site: ServiceSite) -> None:
     """Without it the days within look_back_days would go out again under names that Triton has had: `status` warns of
-    nothing then, so the README says to set it first."""
+    nothing then, so the manual says to set it first."""
     before = site.published()
     shutil.rmtree(site.folder / "data")
     site.configure(export=f'url = "exports"\nfirst_day = "{day_before(0)}"')

@@ -35,9 +35,11 @@ SFTP = (
 
 
 def blocks(section: str) -> list[str]:
-    """The shell blocks of a section of the README."""
+    """The shell blocks of a section of the README, or of a chapter of the manual with this heading."""
     readme = (container.ROOT / "README.md").read_text(encoding="utf-8")
-    text = readme.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    chapters = [path.read_text(encoding="utf-8") for path in (container.ROOT / "server" / "manual").glob("*.md")]
+    found = [text for text in chapters if text.startswith(f"# {section}\n")]
+    text = found[0] if found else readme.split(f"\n## {section}\n")[1].split("\n## ")[0]
     return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
 
 
@@ -238,8 +240,8 @@ def test_a_missing_credential_stops_the_start(machine: Machine) -> None:
 
 
 def test_port_22_comes_by_a_socket_and_needs_no_right(machine: Machine) -> None:
-    """The README's lines for it, typed as they are; a connection starts the service if it is not running."""
-    machine.run(blocks("Install for real")[2])
+    """The manual's lines for it, typed as they are; a connection starts the service if it is not running."""
+    machine.run(blocks("Installing")[2])
     machine.run("sed 's/^.127.0.0.1.:2222/127.0.0.1/' /root/known_hosts >> /root/known_hosts.22;"
                 " cat /root/known_hosts.22 >> /root/known_hosts")  # fmt: skip
     assert fetch(machine, small(), port=22) == published(machine, small())

@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults [PART ...] [--short] [--complete] [--seed 8] [--minutes N] [--folder DIR] [--json FILE]
 
-Runs the parts (all of them, or those named), each in a process of its own and bounded in time, and prints the README's
+Runs the parts (all of them, or those named), each in a process of its own and bounded in time, and prints the manual's
 table; exit 1 if anything was lost. `--short` is the form that CI runs. Wants the extras `test` and `fuzz`; a part that
 needs a program which is not there says so in its row and does without, unless `--complete` asks for every fault.
 Nothing listens beyond loopback.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MB, GB = 1 << 20, 1 << 30
-LINE_LIMIT = 16 << 20  # README: a line over 16 MiB is malformed
+LINE_LIMIT = 16 << 20  # manual, logs: a line over 16 MiB is malformed
 GOOD = 400  # good rows around what is hostile: one bad row among them is less than max_rejected
 _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 

@@ -1,4 +1,4 @@
-"""The campaign's words: what a part of it is given, and what it gives back, row by row of the README's table.
+"""The campaign's words: what a part of it is given, and what it gives back, row by row of the manual's table.
 
 No outside world.
 """
@@ -61,7 +61,7 @@ class Fault:
 
 
 def as_table(faults: list[Fault]) -> str:
-    """The README's table."""
+    """The manual's table."""
     lines = ["| fault | times tried | what was lost |", "|---|---:|---|"]
     for fault in faults:
         figures = "".join(f"; {name} {value}" for name, value in fault.figures.items())

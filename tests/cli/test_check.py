@@ -192,7 +192,7 @@ def test_a_private_key_that_others_can_read(service_site: ServiceSite) -> None:
 
 
 def test_a_ledger_that_is_damaged(service_site: ServiceSite) -> None:
-    """Damaged in the middle or as a whole: the line points at the README."""
+    """Damaged in the middle or as a whole: the line points at the manual."""
     fed(service_site, day_before(1))
     path = service_site.folder / "data" / "ledger.sqlite3"
     size = path.stat().st_size

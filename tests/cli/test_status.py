@@ -1,4 +1,4 @@
-"""`status`: the strip of the last days, the disk, and the JSON as the README documents it."""
+"""`status`: the strip of the last days, the disk, and the JSON as the manual documents it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..support.program import GARBAGE, day_before, environment, export_of, today
 if TYPE_CHECKING:
     from ..support.program import ServiceSite
 
-README = Path(__file__).parent.parent.parent / "README.md"
+MANUAL = Path(__file__).parent.parent.parent / "server" / "manual" / "monitoring.md"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_command_of_the_page_can_be_pasted(tmp_path: Path, service_site: Servi
 
 def test_the_json_holds_what_the_readme_says(site: ServiceSite) -> None:
     """Every documented name is there, at the top and in a day; nothing at the top is undocumented."""
-    section = README.read_text(encoding="utf-8").split("**`status --json`**")[1].split("A day's `state`")[0]
+    section = MANUAL.read_text(encoding="utf-8").split("`status --json`")[-1].split("A day's `state`")[0]
     rows = dict(re.findall(r"^\| (`.*?`) \| (.*) \|$", section, re.MULTILINE))
     documented = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
     found = site.status()
@@ -106,5 +106,5 @@ def test_the_json_holds_what_the_readme_says(site: ServiceSite) -> None:
         assert name in found["days"][0], name
     for name in ("published_at", "deadlines", "advice", "remarks", "rows", "lines", "filtered", "rejected"):
         assert f"`{name}`" in rows["`days`"] and name in found["days"][0]
-    states = README.read_text(encoding="utf-8").split("A day's `state` is one of ")[1].split("\n")[0]
+    states = MANUAL.read_text(encoding="utf-8").split("A day's `state` is one of ")[1].split("\n")[0]
     assert {day["state"] for day in found["days"]} <= set(re.findall(r"`([\w ]+)`", states))

@@ -86,7 +86,6 @@ REPLACED: dict[str, set[str]] = {
         "connection_lost",
         "connection_made",
         "data_received",
-        "eof_received",
         "log_received_packet",
         "log_sent_packet",
         "pause_writing",

@@ -227,7 +227,7 @@ def test_only_the_days_that_matter_are_read(ledger: Ledger) -> None:
     assert ledger.horizon() == days[-LIVE_DAYS]
     assert [publication.day for publication in ledger.live_publications()] == days[-LIVE_DAYS:]
     assert sorted(ledger.live_days()) == days[-LIVE_DAYS:]
-    assert ledger.day(days[0]) == DayRecord(days[0], "due", at(1), None, checked_etag="etag")
+    assert ledger.day(days[0]) == DayRecord(days[0], "due", at(1), None, checked_etag="etag", checked_at=at(1))
     assert ledger.published_logs() == [] and len(ledger.logs()) == len(days) + 1
     assert ledger.newest_mtime() == 1000
     assert ledger.row_totals() == {"line": 5 * (len(days) + 1)}

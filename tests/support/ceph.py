@@ -166,7 +166,7 @@ class Ceph:
         self._daemons["radosgw"].send_signal(signal.SIGCONT)
 
     def read_policy(self, bucket: str) -> str:
-        """The bucket policy that gives `READER` what the README asks for, and no more."""
+        """The bucket policy that gives `READER` what the manual asks for, and no more."""
         rights = {"s3:ListBucket": f"arn:aws:s3:::{bucket}", "s3:GetObject": f"arn:aws:s3:::{bucket}/*"}
         who = {"AWS": ["arn:aws:iam:::user/reader"]}
         statements = [

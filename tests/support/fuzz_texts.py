@@ -67,7 +67,7 @@ def names(data: bytes) -> None:
         assert found is None or found.format is log_format
         assert found is None or text.startswith(found.header_lines(DAY))
     with suppress(ValueError):
-        url = UrlTemplate(text).fill({"podcast_id": "p", "episode_id": "e"}, "guid")
+        url, _ = UrlTemplate(text).fill({"podcast_id": "p", "episode_id": "e"}, "guid")
         assert not re.search(r'[\s"\\]', url)
 
 

@@ -273,7 +273,8 @@ class Walk:
         """Update the model for this hour."""
         for day, plan in self.plans.items():
             version = plan.current(now)
-            if version is None or now.date() > day + timedelta(days=3):
+            # A published day stays in the rounds until what changed was compared, outages included.
+            if version is None or (now.date() > day + timedelta(days=3) and plan.first_chance is None):
                 continue
             final = RULE.final_time(day) <= now and version.at >= start_of(day + timedelta(days=1))
             due = final and now - version.at >= RULE.settle
