@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, PickupPointError
+from ..hints import Step, steps
 from .episodes import episode_commands
 from .options import (
     ConfigOption,
@@ -27,9 +28,12 @@ from .options import (
     Out,
     Usage,
     VerboseOption,
+    call,
+    is_installed,
     load_settings,
     load_settings_as_owner,
     parse_day,
+    print_hint,
     print_json,
     program,
     run_loop,
@@ -86,7 +90,7 @@ def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = F
     if isinstance(error, OSError) and error.strerror:
         error = _of_the_system(error)
     if not isinstance(error, PickupPointError):
-        error = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
+        error = PickupPointError(f"{type(error).__name__}: {error}", hint="the same command with -v shows where")
     return _report(error, checking=checking)
 
 
@@ -112,11 +116,13 @@ def _output_works() -> bool:
 def _of_the_system(error: OSError) -> PickupPointError:
     """Return an error of the system that nobody foresaw, in words."""
     if not _output_works():
-        return PickupPointError(f"standard output: {error.strerror}", hint="df -h; give the output another place")
+        return PickupPointError(f"standard output: {error.strerror}", hint="give the output another place; df -h")
     if isinstance(error.filename, str):
         where = shlex.quote(error.filename)
-        return PickupPointError(f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same with -v")
-    return PickupPointError(f"the system refused: {error.strerror}", hint="the same with -v shows where")
+        return PickupPointError(
+            f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same command with -v"
+        )
+    return PickupPointError(f"the system refused: {error.strerror}", hint="the same command with -v shows where")
 
 
 def _report(error: PickupPointError, *, checking: bool) -> int:
@@ -128,9 +134,10 @@ def _report(error: PickupPointError, *, checking: bool) -> int:
     print(f"pickup-point: {error}", file=sys.stderr)
     if isinstance(error, ConfigError):
         for problem in error.problems:
-            print(f"  {problem}\n    → {problem.cure}", file=sys.stderr)
-    elif error.hint:
-        print(f"  → {error.hint}", file=sys.stderr)
+            print(f"  {problem}", file=sys.stderr)
+            print_hint(problem.cure, 4, sys.stderr)
+    else:
+        print_hint(error.hint, file=sys.stderr)
     return error.exit_code
 
 
@@ -166,14 +173,15 @@ def feed(
     from ..publish.decisions import FeedRequest
     from .feed import one_round
 
-    if (accept_rejects or resend is not None) and not day:
+    typed = day or []
+    if (accept_rejects or resend is not None) and not typed:
         raise Usage("--accept-rejects and --resend need --day", hint="pickup-point feed --help")
     # An empty one (a variable of a script that was not set) is no order to send a day as if it had never been sent.
     if resend is not None and not (resend.strip() and resend.isprintable()):
-        hint = 'pickup-point feed --day YYYY-MM-DD --resend "voided by the partner on the phone"'
+        hint = f'pickup-point feed --day {shlex.quote(typed[0])} --resend "voided by the partner on the phone"'
         raise Usage("--resend needs a reason, on one line", hint=hint)
     request = FeedRequest(
-        tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend or "", by_hand=True
+        tuple({parse_day(text, "feed"): None for text in typed}), accept_rejects, resend or "", by_hand=True
     )
     settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
@@ -181,7 +189,10 @@ def feed(
 
     results = run_loop(one_round(settings, hash_key, request))
     for result in results:
-        print(f"{result.day}  {result.word:10}  {result.sentence}")
+        # Its sentence may end with what to type.
+        what, *to_do = steps(result.sentence)
+        print(f"{result.day}  {result.word:10}  {what.prose}")
+        print_hint([Step("", what.command), *to_do], 24)
     if any(result.bad for result in results):
         raise Out(1)
 
@@ -219,22 +230,28 @@ def prune(
 
 
 @app.command()
-def status(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Show the state of the last days. Triton's activation sheet comes first; works also while no service runs."""
+def status(
+    config: ConfigOption = None,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Also show Triton's activation sheet.")] = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what is wrong, the last days, and the service. Works also while no service runs."""
     from ..status.snapshot import Snapshot
     from . import tables
 
     settings = load_settings_as_owner(config, verbose=verbose)
-    now = datetime.now(UTC)
-    snapshot = Snapshot.take(settings, now)
-    sheet = tables.activation_sheet(settings)
+    snapshot = Snapshot.take(settings, datetime.now(UTC))
+    activation = tables.activation_sheet(settings)
     if json:
-        print_json(snapshot.as_json() | {"activation_sheet": dict(sheet)})
+        print_json(snapshot.as_json() | {"activation_sheet": dict(activation)})
         return
     from rich.console import Console
 
     console = Console(highlight=False)
-    for part, long in tables.status_page(snapshot, sheet, now, console.width):
+    users = [user.name for user in settings.sftp.users]
+    shown = activation if sheet else ()
+    for part, long in tables.status_page(snapshot, users, console.width, call(), sheet=shown, installed=is_installed):
         console.print(part, soft_wrap=long)
 
 
@@ -246,7 +263,7 @@ def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 
     settings = load_settings_as_owner(config, verbose=verbose)
     snapshot = Snapshot.take(settings, datetime.now(UTC))
-    level, line = tables.check_line(snapshot.alarms, snapshot.days)
+    level, line = tables.check_line(snapshot.alarms, snapshot.days, call())
     print(line)
     if level:
         raise Out(int(level))
@@ -267,9 +284,8 @@ def trace(
     settings = load_settings_as_owner(config, verbose=verbose)
     log_name = LogName.parse(Path(name).name)
     if log_name is None:
-        hint = (
-            f"log files are named like {settings.log.prefix}20261120-00.{settings.log.format}.gz; pickup-point status"
-        )
+        like = f"{settings.log.prefix}20261120-00.{settings.log.format}.gz"
+        hint = f"log files are named like {like}; to list them: pickup-point status --json"
         raise PickupPointError(f"{name} is not the name of a log file", hint=hint)
     found = trace_of(settings, log_name)
     if json:
@@ -458,7 +474,8 @@ def systemd_unit(
     print(service_unit(path, keys_dir, settings.sftp.drain_seconds if settings is not None else 30), end="")
     if settings is not None and not settings.data_dir.is_relative_to(STATE_FOLDER):
         warning = f"data_dir is {settings.data_dir}, but this unit may only write below {STATE_FOLDER}"
-        print(f'pickup-point: {warning}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
+        print(f"pickup-point: {warning}", file=sys.stderr)
+        print_hint(f'set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
 
 
 @app.command()

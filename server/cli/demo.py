@@ -89,7 +89,7 @@ def introduction(demo: Demo, files: Sequence[str], port: int, program: str, now:
         f"sftp -P {port} demo@127.0.0.1",
         f"password: {demo.password}",
         "",
-        f"Then: ls -l, get {files[-1] if files else 'NAME'}, bye; and afterwards:",
+        f"There, type ls -l, get {files[-1] if files else 'NAME'} and bye; afterwards, here:",
         f"{program} status --config {demo.config}",
         "",
         "Nobody has to fetch these days (the demo's user has required = false), so nothing is wrong with them.",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import typer
 
 from ..config import config_of
 from ..errors import ConfigError, PickupPointError, Problem
+from ..hints import steps, without_page
 from ..paths import write_new
 from .options import (
     ConfigOption,
@@ -28,6 +30,7 @@ from .options import (
     load_settings,
     load_settings_as_owner,
     port_of,
+    print_hint,
     print_json,
 )
 from .privileges import config_path
@@ -102,7 +105,7 @@ def init(
         print(f"password: {made}\n(it is stored nowhere else: hand it over separately)")
     print(f"{answers.first_day} is the first day: earlier days are not published, and no alarm is raised about them.")
     print("Triton starts to pull some days after it has its sheet: when it does, set export.first_day to that day.")
-    print(f"next: pickup-point keygen --config {path}")
+    print_hint(f"next: pickup-point keygen --config {shlex.quote(str(path))}")
 
 
 def _typed_password(path: Path | None, *, weak: bool) -> str:
@@ -176,12 +179,16 @@ def _first_line(path: Path) -> str:
         with path.open("rb") as file:
             password = file.readline().rstrip(b"\r\n").decode()
     except OSError as error:
-        raise PickupPointError(f"cannot read {path}: {error.strerror or error}", hint=f"ls -l {path}") from error
+        raise PickupPointError(
+            f"cannot read {path}: {error.strerror or error}", hint=f"ls -l {shlex.quote(str(path))}"
+        ) from error
     except UnicodeDecodeError as error:
         sentence = f"{path} is not UTF-8: its first line has the byte 0x{error.object[error.start]:02X}"
-        raise PickupPointError(sentence, hint=f"iconv -f ISO-8859-1 -t UTF-8 {path}") from None
+        raise PickupPointError(sentence, hint=f"iconv -f ISO-8859-1 -t UTF-8 {shlex.quote(str(path))}") from None
     if not password:
-        raise PickupPointError(f"{path} has no password in its first line", hint=f"openssl rand -base64 24 > {path}")
+        raise PickupPointError(
+            f"{path} has no password in its first line", hint=f"openssl rand -base64 24 > {shlex.quote(str(path))}"
+        )
     return password
 
 
@@ -219,8 +226,7 @@ def doctor(
     else:
         for finding in findings:
             print(f"{finding.level.name:8}  {finding.sentence}")
-            if finding.cure:
-                print(f"          → {finding.cure}")
+            print_hint(without_page(steps(finding.cure), "doctor"), 10)
     worst = max(finding.level for finding in findings)
     if worst > 1:
         raise Out(1)
@@ -239,21 +245,21 @@ def _login_attempt(
 
     names = [known.name for known in settings.sftp.users]
     if user and user not in names:
-        raise Usage(f"{user} is not a configured user", hint=f"pickup-point doctor --user {names[0]} …")
+        raise Usage(f"{user} is not a configured user", hint=f"the users are: {', '.join(names)}")
     if password_file is None and identity is None:
         if user:
             raise Usage(
                 "--user needs --password-file or --identity",
-                hint=f"pickup-point doctor --user {user} --password-file FILE",
+                hint="pickup-point doctor --help",
             )
         return None
     if not user and len(names) > 1:
-        raise Usage(f"missing --user: one of {', '.join(names)}", hint=f"pickup-point doctor --user {names[0]} …")
+        raise Usage(f"missing --user: one of {', '.join(names)}", hint="pickup-point doctor --help")
     name = user or names[0]
     if password_file is not None and identity is not None:
         raise Usage(
             "--password-file and --identity exclude each other",
-            hint=f"pickup-point doctor --user {name} --password-file {password_file}",
+            hint=f"pickup-point doctor --user {name} --password-file {shlex.quote(str(password_file))}",
         )
     if password_file is not None:
         return LoginAttempt(name, password_file, password=_first_line(password_file))
@@ -302,7 +308,7 @@ def backup(
     target = Path(file)
     taken = f"{target} already exists, and is not overwritten"
     if os.path.lexists(target):
-        raise PickupPointError(taken, hint=f"pickup-point backup {target}.new")
+        raise PickupPointError(taken, hint=f"pickup-point backup {shlex.quote(f'{target}.new')}")
     # Two processes: the ledger is read as its owner, the file is written as whoever typed the command.
     reading = [sys.executable, "-P", "-m", "server", "backup", "-", "--config", str(found)]
     done = subprocess.run(reading, stdout=subprocess.PIPE, check=False)  # noqa: S603  # our own arguments
@@ -310,9 +316,10 @@ def backup(
         raise Out(done.returncode)
     try:
         if not write_new(target, done.stdout):
-            raise PickupPointError(taken, hint=f"pickup-point backup {target}.new")
+            raise PickupPointError(taken, hint=f"pickup-point backup {shlex.quote(f'{target}.new')}")
     except OSError as error:
-        hint = f"ls -ld {target.absolute().parent}; df -h {target.absolute().parent}"
+        folder = shlex.quote(str(target.absolute().parent))
+        hint = f"ls -ld {folder}; df -h {folder}"
         raise PickupPointError(f"cannot write {target}: {error.strerror}", hint=hint) from error
     print(f"{target}: {len(done.stdout)} bytes")
 
@@ -394,7 +401,9 @@ def write_config(path: Path, answers: Answers) -> None:
             _check_free(path)
     except OSError as error:
         where = path.absolute().parent
-        raise PickupPointError(f"cannot write {path}: {error.strerror}", hint=f"ls -ld {where}") from error
+        raise PickupPointError(
+            f"cannot write {path}: {error.strerror}", hint=f"ls -ld {shlex.quote(str(where))}"
+        ) from error
 
 
 def _check_free(path: Path) -> None:

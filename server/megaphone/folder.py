@@ -179,14 +179,14 @@ class Folder:
                     f"{path} is no longer there", hint=f"nothing to do if it was replaced: ls -l {quoted}"
                 )
             return SourceRefused(
-                f"the export folder {path} does not exist", hint=f"mkdir -p {quoted}, or correct export.url"
+                f"the export folder {path} does not exist", hint=f"correct export.url, or: mkdir -p {quoted}"
             )
         if isinstance(error, NotADirectoryError):
             return SourceRefused(f"the export folder {path} is not a folder", hint="correct export.url")
         if isinstance(error, PermissionError):
             return SourceRefused(
                 f"this user may not read {path}",
-                hint=f"grant access: chmod o+rX {quoted}, or setfacl -m u:{os.geteuid()}:rX {quoted}",
+                hint=f"grant access: chmod o+rX {quoted}; or setfacl -m u:{os.geteuid()}:rX {quoted}",
             )
         return SourceUnreachable(f"{path} cannot be read ({error.strerror or error})", hint=f"ls -l {quoted}")
 

@@ -146,7 +146,7 @@ class Feed:
         if listing.own_clock:
             believe(self._ledger, listing.now)
         if abs(skew) > CLOCK_TOLERANCE:
-            hint = "timedatectl shows whether time synchronisation is running"
+            hint = "to see whether the clock is synchronised: timedatectl"
             log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)
 
     # Which days there are

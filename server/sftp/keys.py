@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from base64 import b64encode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ def load_credentials(settings: SftpSettings, keys_dir: Path) -> Credentials:
     for index, user in enumerate(settings.users):
         key = f"sftp.users[{index}]"
         if user.password_hash is not None and (wrong := password_hash_problem(user.password_hash)):
-            cure = "make a new one: pickup-point hash-password"
+            cure = "write what this prints: pickup-point hash-password"
             problems.append(Problem(f"{key}.password_hash", wrong, cure))
         public = frozenset[bytes]()
         if user.authorized_keys is not None:
@@ -187,7 +188,9 @@ def _authorized_keys(path: Path, key: str, problems: list[Problem]) -> frozenset
         with open_to_read(path) as file:
             lines = file.read(MAX_KEY_BYTES).decode("utf-8", "replace").splitlines()
     except OSError as error:
-        problems.append(Problem(key, f"cannot read {path}: {error.strerror or error}", f"ls -l {path}"))
+        problems.append(
+            Problem(key, f"cannot read {path}: {error.strerror or error}", f"ls -l {shlex.quote(str(path))}")
+        )
         return frozenset()
     for number, raw in enumerate(lines, 1):
         line = raw.strip()

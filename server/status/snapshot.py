@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..triton import LogName
     from .reconcile import PodcastLine
 
+_DAYS_HINT = "to see the days: pickup-point status"
 _PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY)
 
 
@@ -99,6 +100,7 @@ class Snapshot:
                         now,
                         ledger.newest_late_checks(since),
                         Calendar.of(config.export, config.retention.keep_days, known, now),
+                        ledger.unsent_checks(since),
                     )
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())
@@ -265,7 +267,9 @@ def trace_of(config: Config, name: LogName) -> Trace:
                         ledger.late_checks(name.day),
                         next((other for other in publications if other.id == entry.superseded_by), None),
                     )
-    raise PickupPointError(f"the ledger has never seen a file {name}", hint="pickup-point status lists the days")
+    raise PickupPointError(
+        f"the ledger has never seen a file {name}", hint="the days that there are: pickup-point status"
+    )
 
 
 def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None]:
@@ -280,7 +284,9 @@ def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], flo
     if not lines:
         pruned = [entry for publication in publications for entry in publication.logs if entry.state == "pruned"]
         why = ": it went with the day's files when they were pruned" if pruned else ""
-        raise PickupPointError(f"there is no tally by podcast of {day}{why}", hint="pickup-point status lists the days")
+        raise PickupPointError(
+            f"there is no tally by podcast of {day}{why}", hint="the days that there are: pickup-point status"
+        )
     return lines, matched_share(publications)
 
 

@@ -212,7 +212,7 @@ async def test_the_doctor_tells_the_way_from_the_service(service_site: ServiceSi
     assert done.returncode == 1
     assert f"OK        port: 127.0.0.1:{serving.port} exchanges keys" in done.stdout
     assert re.search("CRITICAL  address: no key exchange at 127.0.0.1:1: .*firewall", done.stdout)
-    assert "→ ssh-keyscan -p 1 127.0.0.1\n" in done.stdout
+    assert "\n              ssh-keyscan -p 1 127.0.0.1\n" in done.stdout
     assert await serving.running.stops() == 0
 
 
@@ -300,9 +300,9 @@ async def test_a_user_who_may_not_connect_from_this_machine_is_not_tried(service
 @pytest.mark.parametrize(
     ("options", "code", "sentence", "hint"),
     [
-        (("--user", "tritone"), 2, "tritone is not a configured user", "--user triton"),
-        (("--user", "triton"), 2, "--user needs --password-file or --identity", "--user triton --password-file FILE"),
-        (("--password-file", "password"), 2, "missing --user: one of triton, second", "--user triton"),
+        (("--user", "tritone"), 2, "tritone is not a configured user", "the users are: triton, second"),
+        (("--user", "triton"), 2, "--user needs --password-file or --identity", "doctor --help"),
+        (("--password-file", "password"), 2, "missing --user: one of triton, second", "doctor --help"),
         (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "exclude each other",
          "--user second --password-file password"),
         (("--user", "second", "--password-file", "nowhere"), 1, "cannot read nowhere", "ls -l nowhere"),

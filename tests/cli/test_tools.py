@@ -121,8 +121,7 @@ def test_convert_refuses_in_a_sentence_and_leaves_no_file(
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert lines[0].startswith(f"pickup-point: {sentence}")
-    assert lines[1].startswith("  → ")
-    assert len(lines) == 2
+    assert 2 <= len(lines) <= 3 and all(line.startswith("  ") for line in lines[1:])
     assert {path.name for path in program.folder.iterdir()} == {"good.gz", "torn.gz"}
     assert (program.folder / "good.gz").read_bytes() == whole
 

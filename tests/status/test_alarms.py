@@ -12,7 +12,7 @@ from server.errors import SourceUnreachable
 from server.pickups import PickupProgress
 from server.publish.holds import HoldPolicy
 from server.status.alarms import Alarm, Level, Measured, Partner, alarms
-from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, rows_of
+from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -264,6 +264,49 @@ async def test_a_published_day_with_fewer_rows_than_it_had_is_warned_of(site: Si
     assert await shrunk("12:00", *range(10), 10) == []
     assert await shrunk("15:00", *range(5), 11) == ["rewritten to 6 rows; it had 11 when it was published"]
     assert await shrunk("18:00", *range(4), resend="as it is") == []
+
+
+async def test_rows_that_came_too_late_are_told_until_the_day_is_over_or_sent_again(site: Site) -> None:
+    """They are a warning and a remark of the day, and no longer once the whole day was sent again."""
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    assert site.days(at(1, "05:35"))[DAY].notes == []
+    site.put(rows_of(DAY, 7), at(3, "00:30"))
+    await site.round(at(3, "02:00"))
+    site.pick_up(at(3, "02:01"))
+    alarm = of_day(site, at(3, "02:02"))["day_unsent"]
+    assert (alarm.level, alarm.sentence) == (Level.WARNING, f"{DAY}: 4 rows came too late to be sent")
+    assert f"pickup-point trace {name()}" in alarm.hint
+    assert site.days(at(3, "02:02"))[DAY].as_json()["remarks"] == ["4 rows came too late to be sent"]
+    await site.round(at(3, "05:00"), DAY, resend="Triton takes it")
+    assert "day_unsent" not in of_day(site, at(3, "05:01"))
+    assert site.days(at(3, "05:01"))[DAY].notes == ["Triton takes it"]
+
+
+async def test_a_new_version_with_the_rows_of_another_day_is_told(site: Site) -> None:
+    """Of which nothing was sent, since it came too late: a warning and a remark, as of fewer rows."""
+    site.put(rows_of(DAY, 9), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.put(rows_of(DAY, 1) + rows_of(DAY - timedelta(days=1), 5), at(3, "00:30"))
+    await site.round(at(3, "02:00"))
+    told = [alarm.sentence for alarm in site.alarms(at(3, "02:02")) if alarm.name in ("day_noticed", "day_shrunk")]
+    foreign, fewer = (
+        "its new version brought: 100.0% of the lines are outside their day",
+        "its export was rewritten to 6 rows",
+    )
+    assert any(foreign in sentence for sentence in told) and any(fewer in sentence for sentence in told)
+    notes = " ".join(site.days(at(3, "02:02"))[DAY].as_json()["remarks"])
+    assert foreign in notes and fewer in notes
+
+
+async def test_an_accepted_day_with_the_rows_of_another_day_is_told(site: Site) -> None:
+    """Though an operator accepted it: a warning and a remark."""
+    site.put(rows_of(DAY - timedelta(days=1), 5), at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "held"
+    assert await site.word(at(1, "06:00"), DAY, accept=True) == "published"
+    told = "100.0% of the lines are outside their day"
+    assert of_day(site, at(1, "06:01"))["day_noticed"].sentence == f"{DAY}: {told}"
+    assert told in site.days(at(1, "06:01"))[DAY].as_json()["remarks"]
 
 
 async def test_a_pruned_day_alarms_no_more(site: Site) -> None:

@@ -194,7 +194,17 @@ class Site:
         calendar = Calendar.of(self.export_settings, self.settings["keep_days"], known, now)
         delivered = self.ledger.pickups.delivered([log.name for log in self.ledger.logs()])
         checks = self.ledger.newest_late_checks()
-        found = overview(records, publications, delivered, users, DeadlinePolicy(), now, checks, calendar)
+        found = overview(
+            records,
+            publications,
+            delivered,
+            users,
+            DeadlinePolicy(),
+            now,
+            checks,
+            calendar,
+            self.ledger.unsent_checks(),
+        )
         return {day.day: day for day in found}
 
     def state(self, now: datetime, day: date = DAY) -> str:
