@@ -129,8 +129,9 @@ class Disk:
         elif name.startswith("link"):
             self._change(call.to, self._at(call.path))
         elif name.startswith("rename"):
-            self._change(call.to, self._at(call.path))
-            self._change(call.path, None)
+            if call.to != call.path:  # rename(2) to itself changes nothing
+                self._change(call.to, self._at(call.path))
+                self._change(call.path, None)
         elif name in ("fsync", "fdatasync", "syncfs"):
             self._synced(call)
         elif (file := self._files.get(call.inode)) is None:
