@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import json
 import re
+import shlex
 import tomllib
 from datetime import date, time, timedelta
 from typing import TYPE_CHECKING, Any, get_args
@@ -87,10 +88,10 @@ def load_config(path: Path) -> Config:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        cure = "pickup-point demo, or copy config.example.toml and change it"
+        cure = "to make one: pickup-point init; or, to try it out: pickup-point demo"
         raise ConfigError(str(path), [Problem(str(path), "there is no such file", cure)]) from None
     except OSError as error:
-        cure = f"ls -l {path}"
+        cure = f"ls -l {shlex.quote(str(path))}"
         raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {error.strerror}", cure)]) from error
     return config_of(text, path)
 
@@ -382,11 +383,13 @@ def _user_checks(sftp: dict[str, Any], folder: Path) -> list[Problem]:
             seen.add(name)
         if user.get("password_hash") is None and keys is None:
             who = f"user {_shown('name', name)}" if isinstance(name, str) else "this user"
-            cure = "add password_hash (pickup-point hash-password) or authorized_keys"
+            cure = "add authorized_keys, or password_hash with what this prints: pickup-point hash-password"
             problems.append(Problem(key, f"{who} has neither a password nor a key", cure))
         if isinstance(user.get("password_hash"), str) and not _ARGON2ID.fullmatch(user["password_hash"]):
             wrong = "is not an Argon2id hash (not shown)"
-            problems.append(Problem(f"{key}.password_hash", wrong, "type: pickup-point hash-password"))
+            problems.append(
+                Problem(f"{key}.password_hash", wrong, "write what this prints: pickup-point hash-password")
+            )
         if isinstance(keys, str):
             with contextlib.suppress(ValueError):  # reported already, as a wrong value
                 path = path_in(folder, keys)

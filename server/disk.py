@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 from typing import TYPE_CHECKING
 
@@ -73,12 +74,13 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 def data_folder_error(error: OSError, path: Path) -> DataFolderError:
     """Return an operating system error about the data folder as ours, with something to type."""
+    folder = shlex.quote(str(path.parent))
     hints = {
-        errno.ENOSPC: f"df -h {path.parent}  # free some space; the next round goes on by itself",
-        errno.EDQUOT: f"quota; df -h {path.parent}  # raise the quota or free some space",
-        errno.EROFS: f"dmesg | tail; findmnt -T {path.parent}  # the file system is read-only",
-        errno.EACCES: f"ls -ld {path.parent}  # the service's user must own it",
-        errno.EPERM: f"ls -ld {path.parent}  # the service's user must own it",
+        errno.ENOSPC: f"df -h {folder}; free some space, and the next round goes on by itself",
+        errno.EDQUOT: f"quota; df -h {folder}; raise the quota, or free some space",
+        errno.EROFS: f"dmesg | tail; findmnt -T {folder}; the file system is read-only",
+        errno.EACCES: f"ls -ld {folder}; the service's user must own it",
+        errno.EPERM: f"ls -ld {folder}; the service's user must own it",
     }
     return DataFolderError(f"{path}: {error.strerror}", hint=hints.get(error.errno or 0, "dmesg | tail; df -h"))
 
@@ -108,13 +110,13 @@ def read_private(name: str, keys_dir: Path, problems: list[Problem]) -> bytes | 
                 # Of the opened file: what the path names may change between two looks.
                 mode = os.fstat(file.fileno()).st_mode
                 if judged and stat.S_IMODE(mode) & 0o077:
-                    problems.append(Problem(str(path), "can be read by others", f"chmod 600 {path}"))
+                    problems.append(Problem(str(path), "can be read by others", f"chmod 600 {shlex.quote(str(path))}"))
                     return None
                 return file.read(MAX_KEY_BYTES)
         except FileNotFoundError:
             continue
         except OSError as error:
-            problems.append(Problem(str(path), f"cannot be read: {error.strerror}", f"ls -l {path}"))
+            problems.append(Problem(str(path), f"cannot be read: {error.strerror}", f"ls -l {shlex.quote(str(path))}"))
             return None
     cure = "make the missing keys: pickup-point keygen"
     problems.append(Problem(str(keys_dir / name), "no such file", cure))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     Event = MutableMapping[str, Any]
 
@@ -27,11 +27,26 @@ _ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what JSON leav
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
-def configure(log_format: str = "text", *, verbose: bool = False, stream: TextIO | None = None) -> None:
-    """Send the events of structlog and of the libraries to ``stream``, by default standard error."""
+def configure(
+    log_format: str = "text",
+    *,
+    verbose: bool = False,
+    stream: TextIO | None = None,
+    hint: Callable[[str], str] = str,
+) -> None:
+    """Send the events of structlog and of the libraries to ``stream``, by default standard error.
+
+    ``hint`` makes of an event's hint what can be pasted.
+    """
+
+    def fill_hint(_logger: object, _method: str, event: Event) -> Event:
+        if "hint" in event:
+            event["hint"] = hint(str(event["hint"]))
+        return event
+
     stream = stream or sys.stderr
     under_systemd = "JOURNAL_STREAM" in os.environ and stream is sys.stderr
-    processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info]
+    processors: list[Any] = [fill_hint, structlog.processors.add_log_level, structlog.processors.format_exc_info]
     if log_format == "json":
         processors += [structlog.processors.TimeStamper(fmt="iso", utc=True), _json_line]
     elif under_systemd:

@@ -26,7 +26,7 @@ from .episodes.source import CatalogueSource
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError, unexpected
 from .megaphone.source import open_source
 from .publish.clock import SteadyClock
-from .publish.decisions import FeedPolicy
+from .publish.decisions import FeedPolicy, Round
 from .publish.feed import Feed
 from .publish.holds import HoldPolicy
 from .publish.publisher import Publisher
@@ -208,12 +208,12 @@ class Service:
                 failures += 1
                 pause = self._retry_pause(failures)
                 self._log_source_state(f"{error}", error.hint)
-                facts = {"source_error": str(error), "source_hint": error.hint}
+                facts = round_facts(now, error)
             except (DataFolderError, LedgerError) as error:
                 failures += 1
                 pause = self._retry_pause(failures)
                 log.error("feed gave up on a round", why=str(error), hint=error.hint)
-                facts = {"round_error": str(error)}
+                facts = round_facts(now, error)
             else:
                 failures = 0
                 waited = outcome.at - now  # until the source was asked
@@ -224,17 +224,9 @@ class Service:
                     await self._pushes.heartbeat()
                 pause = self._config.export.poll_every
                 self._log_source_state("", "")
-                facts = {
-                    "source_error": "",
-                    "source_hint": "",
-                    "round_error": "",
-                    "last_good_round": now.isoformat(),
-                    "last_published": [str(name) for name in outcome.published],
-                }
-                if not outcome.published:
-                    facts.pop("last_published")
+                facts = round_facts(now, outcome)
             pause *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter: two services do not ask the bucket in step
-            facts |= {"last_round": now.isoformat(), "next_round": (datetime.now(UTC) + pause).isoformat()}
+            facts |= {"next_round": (datetime.now(UTC) + pause).isoformat()}
             await self._record_facts(facts)
             # The alarms are looked at after the facts of this round are in the ledger, from which they are read.
             self._rounds["failed" if failures else "good"] += 1
@@ -371,6 +363,18 @@ class Service:
         # Not before the first round: until then everything looks wrong.
         if self._rounds:
             self._alarms.check_now()
+
+
+def round_facts(at: datetime, ended: Round | PickupPointError) -> dict[str, Any]:
+    """Return what the ledger notes of a round that began ``at``, by how it ended."""
+    facts: dict[str, Any] = {"last_round": at.isoformat()}
+    if isinstance(ended, SourceError):
+        return facts | {"source_error": str(ended), "source_hint": ended.hint}
+    if isinstance(ended, PickupPointError):
+        return facts | {"round_error": str(ended)}
+    if ended.published:
+        facts["last_published"] = [str(name) for name in ended.published]
+    return facts | {"source_error": "", "source_hint": "", "round_error": "", "last_good_round": at.isoformat()}
 
 
 async def serve(

@@ -24,7 +24,7 @@ MOST_LINES = 600
 
 # From the bottom to the top, a floor a line; each room is a folder of server/, or the files named behind it.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"errors": "errors"},
+    {"errors": "errors hints"},
     {"threads": "threads", "log_output": "log_output", "systemd": "systemd"},
     {"disk": "disk paths rights", "s3": ""},
     {"megaphone": ""},
@@ -66,6 +66,7 @@ PRINTERS = {
 # No I/O, no clock, no loop, no log.
 PURE = [
     "errors",
+    "hints",
     "triton",
     "pickups",
     "megaphone.exports",

@@ -233,8 +233,10 @@ async def test_a_second_service_on_the_folder_refuses_with_a_sentence(service_si
     assert second.returncode == 1
     lines = second.stderr.splitlines()
     assert lines[0] == f"pickup-point: another pickup-point already serves {service_site.folder / 'data'}"
-    assert lines[1].startswith("  → pickup-point status")
-    assert len(lines) == 2
+    assert lines[1:] == [
+        f"      {sys.executable} -m server status --config {service_site.config}",
+        "      systemctl status pickup-point",
+    ]
     assert await service.names() == []
     assert await service.running.stops() == 0
 

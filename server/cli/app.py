@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, PickupPointError
+from ..hints import Step, steps
 from .episodes import episode_commands
 from .options import (
     ConfigOption,
@@ -27,19 +28,21 @@ from .options import (
     Out,
     Usage,
     VerboseOption,
+    call,
+    is_installed,
     load_settings,
     load_settings_as_owner,
     parse_day,
+    print_hint,
     print_json,
     program,
     run_loop,
 )
-from .privileges import become_owner, find_config, find_keys_dir
+from .privileges import KeysPlace, become_owner, find_config, find_keys
 from .setup import setup
 
 app = typer.Typer(
     name="pickup-point",
-    help="Megaphone's daily exports, as Triton Digital's podcast logs, at an SFTP pickup point.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -87,7 +90,7 @@ def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = F
     if isinstance(error, OSError) and error.strerror:
         error = _of_the_system(error)
     if not isinstance(error, PickupPointError):
-        error = PickupPointError(f"{type(error).__name__}: {error}", hint="the same with -v shows where")
+        error = PickupPointError(f"{type(error).__name__}: {error}", hint="the same command with -v shows where")
     return _report(error, checking=checking)
 
 
@@ -113,11 +116,13 @@ def _output_works() -> bool:
 def _of_the_system(error: OSError) -> PickupPointError:
     """Return an error of the system that nobody foresaw, in words."""
     if not _output_works():
-        return PickupPointError(f"standard output: {error.strerror}", hint="df -h; give the output another place")
+        return PickupPointError(f"standard output: {error.strerror}", hint="give the output another place; df -h")
     if isinstance(error.filename, str):
         where = shlex.quote(error.filename)
-        return PickupPointError(f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same with -v")
-    return PickupPointError(f"the system refused: {error.strerror}", hint="the same with -v shows where")
+        return PickupPointError(
+            f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same command with -v"
+        )
+    return PickupPointError(f"the system refused: {error.strerror}", hint="the same command with -v shows where")
 
 
 def _report(error: PickupPointError, *, checking: bool) -> int:
@@ -129,9 +134,10 @@ def _report(error: PickupPointError, *, checking: bool) -> int:
     print(f"pickup-point: {error}", file=sys.stderr)
     if isinstance(error, ConfigError):
         for problem in error.problems:
-            print(f"  {problem}\n    → {problem.cure}", file=sys.stderr)
-    elif error.hint:
-        print(f"  → {error.hint}", file=sys.stderr)
+            print(f"  {problem}", file=sys.stderr)
+            print_hint(problem.cure, 4, sys.stderr)
+    else:
+        print_hint(error.hint, file=sys.stderr)
     return error.exit_code
 
 
@@ -167,14 +173,15 @@ def feed(
     from ..publish.decisions import FeedRequest
     from .feed import one_round
 
-    if (accept_rejects or resend is not None) and not day:
+    typed = day or []
+    if (accept_rejects or resend is not None) and not typed:
         raise Usage("--accept-rejects and --resend need --day", hint="pickup-point feed --help")
     # An empty one (a variable of a script that was not set) is no order to send a day as if it had never been sent.
     if resend is not None and not (resend.strip() and resend.isprintable()):
-        hint = 'pickup-point feed --day YYYY-MM-DD --resend "voided by the partner on the phone"'
+        hint = f'pickup-point feed --day {shlex.quote(typed[0])} --resend "voided by the partner on the phone"'
         raise Usage("--resend needs a reason, on one line", hint=hint)
     request = FeedRequest(
-        tuple({parse_day(text, "feed"): None for text in day or ()}), accept_rejects, resend or "", by_hand=True
+        tuple({parse_day(text, "feed"): None for text in typed}), accept_rejects, resend or "", by_hand=True
     )
     settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
@@ -182,7 +189,10 @@ def feed(
 
     results = run_loop(one_round(settings, hash_key, request))
     for result in results:
-        print(f"{result.day}  {result.word:10}  {result.sentence}")
+        # Its sentence may end with what to type.
+        what, *to_do = steps(result.sentence)
+        print(f"{result.day}  {result.word:10}  {what.prose}")
+        print_hint([Step("", what.command), *to_do], 24)
     if any(result.bad for result in results):
         raise Out(1)
 
@@ -220,22 +230,28 @@ def prune(
 
 
 @app.command()
-def status(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Show the state of the last days. Triton's activation sheet comes first; works also while no service runs."""
+def status(
+    config: ConfigOption = None,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Also show Triton's activation sheet.")] = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what is wrong, the last days, and the service. Works also while no service runs."""
     from ..status.snapshot import Snapshot
     from . import tables
 
     settings = load_settings_as_owner(config, verbose=verbose)
-    now = datetime.now(UTC)
-    snapshot = Snapshot.take(settings, now)
-    sheet = tables.activation_sheet(settings)
+    snapshot = Snapshot.take(settings, datetime.now(UTC))
+    activation = tables.activation_sheet(settings)
     if json:
-        print_json(snapshot.as_json() | {"activation_sheet": dict(sheet)})
+        print_json(snapshot.as_json() | {"activation_sheet": dict(activation)})
         return
     from rich.console import Console
 
     console = Console(highlight=False)
-    for part, long in tables.status_page(snapshot, sheet, now, console.width):
+    users = [user.name for user in settings.sftp.users]
+    shown = activation if sheet else ()
+    for part, long in tables.status_page(snapshot, users, console.width, call(), sheet=shown, installed=is_installed):
         console.print(part, soft_wrap=long)
 
 
@@ -247,7 +263,7 @@ def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 
     settings = load_settings_as_owner(config, verbose=verbose)
     snapshot = Snapshot.take(settings, datetime.now(UTC))
-    level, line = tables.check_line(snapshot.alarms, snapshot.days)
+    level, line = tables.check_line(snapshot.alarms, snapshot.days, call())
     print(line)
     if level:
         raise Out(int(level))
@@ -268,16 +284,15 @@ def trace(
     settings = load_settings_as_owner(config, verbose=verbose)
     log_name = LogName.parse(Path(name).name)
     if log_name is None:
-        hint = (
-            f"log files are named like {settings.log.prefix}20261120-00.{settings.log.format}.gz; pickup-point status"
-        )
+        like = f"{settings.log.prefix}20261120-00.{settings.log.format}.gz"
+        hint = f"log files are named like {like}; to list them: pickup-point status --json"
         raise PickupPointError(f"{name} is not the name of a log file", hint=hint)
     found = trace_of(settings, log_name)
     if json:
         print_json(found.as_json())
         return
     print(name)
-    for at, what in tables.history(found.log, found.publication, found.pickups, found.delivered, found.checks):
+    for at, what in tables.history(found):
         print(f"  {at:20}  {what}")
 
 
@@ -321,21 +336,33 @@ def convert(
 
 
 @app.command()
-def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
+def keygen(
+    config: ConfigOption = None,
+    new_secret: Annotated[
+        bool, typer.Option("--new-secret", help="Make new keys in place of lost ones, which no backup has.")
+    ] = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Create the missing keys. Host keys and ip_hash.key; prints fingerprints and known_hosts lines."""
     from .. import log_output
-    from ..sftp.keys import known_hosts_lines, make_keys
+    from ..sftp.algorithms import HOST_KEY_FILES
+    from ..sftp.keys import known_hosts_lines, lost_keys, make_keys, offered_host_keys
+    from ..storage.ledger import LEDGER_FILE
 
     found = find_config(config)
     log_output.configure(verbose=verbose)
-    address, keys_dir = "", Path("keys")
-    if found is not None:
-        keys_dir, address = find_keys_dir(found)
+    keys_dir, data_dir, address, legacy = find_keys(found) if found is not None else KeysPlace()
+    lost, shown_by = lost_keys(keys_dir, legacy=legacy, ledger=data_dir / LEDGER_FILE)
+    if lost and not new_secret:
+        _ask_for_new_secret(keys_dir, lost, shown_by)
     try:
         made = make_keys(keys_dir)
     except OSError as error:
         sentence = f"cannot create the keys in {keys_dir}: {error.strerror or error}"
-        raise PickupPointError(sentence, hint=f"ls -ld {keys_dir.absolute()}") from error
+        raise PickupPointError(sentence, hint=f"ls -ld {shlex.quote(str(keys_dir.absolute()))}") from error
+    made = [
+        key for key in made if key.path.name not in HOST_KEY_FILES or key.path.name in offered_host_keys(legacy=legacy)
+    ]
     for key in made:
         print(f"{'made' if key.made else 'kept'}  {key.path}  {key.fingerprint}".rstrip())
     print("\nFor the partner's known_hosts file:")
@@ -343,9 +370,29 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
         print(line)
 
 
+def _ask_for_new_secret(keys_dir: Path, lost: list[str], shown_by: str) -> None:
+    """Ask on the terminal whether lost keys may be made anew.
+
+    Raises:
+        Usage: they may not, or there is nobody to ask.
+    """
+    names = " and ".join(filter(None, [", ".join(lost[:-1]), lost[-1]]))
+    sentence = f"{names} {'is' if len(lost) == 1 else 'are'} not in {keys_dir}, but {shown_by} is there"
+    why = "a new ip_hash.key gives every listener another hash, and a new host key looks like an attack to the partner"
+    hint = f"restore {names} from the backup: {why}; without a backup: pickup-point keygen --new-secret"
+    if not sys.stdin.isatty():
+        raise Usage(sentence, hint=hint)
+    print(f"pickup-point: {sentence}\n  → restore {names} from the backup: {why}", file=sys.stderr)
+    if not typer.confirm("Is there no backup, and should new ones be made?", default=False, err=True):
+        raise Usage("nothing was made", hint=hint)
+
+
 @app.command(name="hash-password")
-def hash_password() -> None:
+def hash_password(
+    weak: Annotated[bool, typer.Option("--weak", help="Accept fewer than 12 characters.")] = False,
+) -> None:
     """Hash a password for the configuration. Asks for it, or reads a line of standard input; prints Argon2id."""
+    from ..sftp.users import check_length
     from ..sftp.users import hash_password as hashed
 
     if sys.stdin.isatty():
@@ -353,7 +400,10 @@ def hash_password() -> None:
     else:
         # As bytes: how the terminal's locale would read them is not what a client sends.
         password = sys.stdin.buffer.readline().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
-    print(hashed(password))
+    result = hashed(password)
+    if not weak:
+        check_length(password)
+    print(result)
 
 
 @app.command()
@@ -365,7 +415,7 @@ def demo(
     verbose: VerboseOption = False,
 ) -> None:
     """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
-    from ..service import assembled, load_keys
+    from ..service import CannotListen, assembled, load_keys
     from ..service import serve as run_service
     from ..systemd import Supervisor
     from .demo import introduction, prepare
@@ -389,11 +439,15 @@ def demo(
             return sorted(installation.folder.served)
 
     def introduce(listening: int) -> None:
-        print("\n".join(introduction(made, files, listening, program())), flush=True)
+        print("\n".join(introduction(made, files, listening, program(), now)), flush=True)
 
     # Published before the service starts: whoever connects first finds the files.
     files = run_loop(publish())
-    run_loop(run_service(settings, keys, supervisor, introduce))
+    try:
+        run_loop(run_service(settings, keys, supervisor, introduce))
+    except CannotListen as error:
+        hint = f"on any port that is free: pickup-point demo --directory {shlex.quote(str(directory))} --port 0"
+        raise CannotListen(str(error), hint=hint) from error
 
 
 @app.command(name="systemd-unit")
@@ -420,7 +474,8 @@ def systemd_unit(
     print(service_unit(path, keys_dir, settings.sftp.drain_seconds if settings is not None else 30), end="")
     if settings is not None and not settings.data_dir.is_relative_to(STATE_FOLDER):
         warning = f"data_dir is {settings.data_dir}, but this unit may only write below {STATE_FOLDER}"
-        print(f'pickup-point: {warning}\n  → set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
+        print(f"pickup-point: {warning}", file=sys.stderr)
+        print_hint(f'set data_dir = "{STATE_FOLDER}" in {path}', file=sys.stderr)
 
 
 @app.command()
@@ -436,6 +491,34 @@ def manual(
         show(read_chapter(chapter), Console())
     else:
         print(contents(), end="")
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the version, and whether the kernel is in use."""
+    if not wanted:
+        return
+    from importlib.metadata import version
+
+    from ..convert.apart import kernel_lack
+
+    lack = kernel_lack()
+    print("pickup-point", version("pickup-point"), f"({'kernel in use' if lack is None else lack[0]})")
+    raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[  # typer calls back
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version, and whether the kernel is used.",
+        ),
+    ] = False,
+) -> None:
+    """Megaphone's daily exports, as Triton Digital's podcast logs, at an SFTP pickup point."""
 
 
 app.add_typer(setup)

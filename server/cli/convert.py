@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -87,7 +88,8 @@ def convert_by_hand(
                 refused.deliver("rejects" if converted.rejects else None)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else output
-        hint = f"ls -l {export}; ls -ld {output.absolute().parent}; df -h"
+        folder = shlex.quote(str(output.absolute().parent))
+        hint = f"ls -l {shlex.quote(str(export))}; ls -ld {folder}; df -h {folder}"
         raise PickupPointError(f"{where}: {error.strerror or error}", hint=hint) from error
     from ..publish.holds import ON_ONE_LINE, HoldPolicy, warnings
 
@@ -167,7 +169,9 @@ def _check_apart(export: Path, outputs: list[Path]) -> None:
                 raise PickupPointError(f"{wanted} is the export itself", hint="give --output another name")
         folder = wanted.absolute().parent
         if not os.path.isdir(folder):  # noqa: PTH112  # unlike Path.is_dir, it raises nothing
-            raise PickupPointError(f"there is no folder {folder} to write {wanted.name} to", hint=f"mkdir -p {folder}")
+            raise PickupPointError(
+                f"there is no folder {folder} to write {wanted.name} to", hint=f"mkdir -p {shlex.quote(str(folder))}"
+            )
         if os.path.isdir(wanted):  # noqa: PTH112
             raise PickupPointError(f"{wanted} is a folder", hint=f"give a file in it: {wanted / 'export.tsv.gz'}")
 

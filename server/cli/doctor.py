@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
 from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError
+from ..hints import Call
 from ..megaphone.source import open_source
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
@@ -147,8 +148,11 @@ async def _exports(config: Config) -> AsyncIterator[Finding]:
         yield Finding(Level.OK, f"exports: {source.name} can be listed, {len(listing.exports)} days found")
         yield _clock(listing, began)
         if not listing.exports:
+            others = listing.others
             cure = f"check export.url: {_listing_command(config)}"
-            yield Finding(Level.WARNING, f"exports: there is no metrics-day-*.json.gz in {source.name}", cure)
+            if others.elsewhere:
+                cure = f'set export.url = "{others.elsewhere}"'
+            yield Finding(Level.WARNING, f"exports: {others.sentence(source.name)}", cure)
             return
         newest = listing.exports[max(listing.exports)]
         await _read(source, newest)
@@ -216,7 +220,8 @@ def _data_folder(config: Config) -> Iterator[Finding]:
             os.close(descriptor)
             os.link(path, f"{path}.link")
     except OSError as error:
-        cure = f"ls -ld {folder}; df -h {folder}; the file system must support hard links"
+        quoted = shlex.quote(str(folder))
+        cure = f"the file system must support hard links; ls -ld {quoted}; df -h {quoted}"
         yield Finding(Level.CRITICAL, f"data folder: cannot write to {folder}: {error.strerror}", cure)
     else:
         yield Finding(Level.OK, f"data folder: {folder} is writable")
@@ -242,13 +247,15 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(Level.CRITICAL, "service: not running", "systemctl start pickup-point; or pickup-point serve")
     for alarm in snapshot.alarms:
         if alarm.name == "feed_not_running" and snapshot.running and "last_round" not in snapshot.facts:
-            yield Finding(Level.WARNING, "feed: the first round has not ended yet", "pickup-point status, in a while")
+            yield Finding(
+                Level.WARNING, "feed: the first round has not ended yet", "look again in a while: pickup-point status"
+            )
         elif alarm.name not in ("source", "key_readable"):  # examined above, just now
             # What is wrong with a day is not the installation's fault.
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)
     if not snapshot.alarms:
-        yield Finding(Level.OK, f"check: {check_line(snapshot.alarms, snapshot.days)[1]}".split(" | ")[0])
+        yield Finding(Level.OK, f"check: {check_line(snapshot.alarms, snapshot.days, Call())[1]}".split(" | ")[0])
 
 
 # The port, and a login
@@ -281,7 +288,7 @@ async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], co
         # The service closes a connection at once if no user may come from its address.
         if all(user.allow_from for user in config.sftp.users):
             sentence = f"{word}: {shown} closes connections from this machine, which is in no user's allow_from"
-            cure = f"{cure}, typed on a machine that is in one"
+            cure = f"on a machine that is in one: {cure}"
             return Finding(Level.WARNING, sentence, cure)
         cure = "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
         return Finding(Level.CRITICAL, f"{word}: no key exchange at {shown}: {error}", cure)
@@ -289,10 +296,10 @@ async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], co
         return Finding(Level.CRITICAL, f"{word}: no key exchange at {shown}: {error}", cure)
     if not host_keys:
         sentence = f"{word}: {shown} presents a host key, but there is none of ours to compare it with"
-        return Finding(Level.WARNING, sentence, "pickup-point keygen says what is wrong with ours")
+        return Finding(Level.WARNING, sentence, "to see what is wrong with ours: pickup-point keygen")
     if found not in host_keys:
         sentence = f"{word}: {shown} presents a host key that is not one of ours"
-        cure = f"{cure}; pickup-point keygen shows the keys that belong here; after a change of keys: "
+        cure = f"{cure}; the keys that belong here: pickup-point keygen; after a change of keys: "
         return Finding(Level.CRITICAL, sentence, f"{cure}systemctl restart pickup-point")
     return Finding(Level.OK, f"{word}: {shown} exchanges keys and presents our host key")
 
@@ -305,7 +312,9 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
     user = next(user for user in config.sftp.users if user.name == attempt.user)
     if not _may_come_from(where[0], user):
         sentence = f"login: {user.name} was not tried, because its allow_from does not include {where[0]}"
-        cure = f"sftp -P {where[1]} {user.name}@HOST, typed on a machine that is in its allow_from"
+        host, port = _split(config.sftp.address) if config.sftp.address else where
+        login = shlex.quote(f"{user.name}@{host}")
+        cure = f"on a machine that is in it: sftp -P {port} {login}"
         return Finding(Level.WARNING, sentence, cure)
     try:
         found = await fetch_sha256(*where, attempt, host_keys, name)
@@ -332,23 +341,27 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
 
 def _not_tried(attempt: LoginAttempt) -> Finding:
     sentence = f"login: {attempt.user} was not tried, because the service has not presented our host key"
-    option = "--password-file" if attempt.key is None else "--identity"
-    again = f"pickup-point doctor --user {attempt.user} {option} {attempt.file}"
-    return Finding(Level.WARNING, sentence, f"{again}, once the findings above are fixed")
+    file = shlex.quote(str(attempt.file))
+    again = f"pickup-point doctor --user {attempt.user} --identity {file}"
+    if attempt.key is None:
+        again = f"pickup-point doctor --user {attempt.user} --password-file {file}"
+    return Finding(Level.WARNING, sentence, f"once the findings above are mended: {again}")
 
 
 def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
     journal = "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
+    file = shlex.quote(str(attempt.file))
     if attempt.password is not None:
         if user.password_hash is None:
-            return f"set password_hash of {user.name}: pickup-point hash-password < {attempt.file}"
+            return f"set password_hash of {user.name} to what this prints: pickup-point hash-password < {file}"
         if password_matches(user.password_hash, attempt.password.encode()):
             # Right by the file, so the service has another one in force, or refuses for another reason.
             return f"systemctl reload pickup-point; {journal}"
-        return f"pickup-point hash-password < {attempt.file} makes password_hash of {user.name}; {journal}"
+        set_it = f"set password_hash of {user.name} to what this prints: pickup-point hash-password < {file}"
+        return f"if the password in the file is right, {set_it}; {journal}"
     if user.authorized_keys is None:
         return f"set authorized_keys of {user.name}; systemctl reload pickup-point"
-    return f"ssh-keygen -y -f {attempt.file} shows the line that must stand in {user.authorized_keys}"
+    return f"the line that must stand in {user.authorized_keys}: ssh-keygen -y -f {file}"
 
 
 def _may_come_from(host: str, user: UserSettings) -> bool:

@@ -6,6 +6,7 @@ Prints. Reads what is stored, and writes only with ``--refresh`` (the ledger) an
 from __future__ import annotations
 
 import contextlib
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path  # noqa: TC003  # typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from .options import (
     Usage,
     VerboseOption,
     load_settings,
+    print_hint,
     print_json,
     run_loop,
 )
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from ..status.episodes import Matching
 
 episode_commands = typer.Typer()
+
+UNMATCHED_SHOWN = 30  # those with the most lines
 
 
 @episode_commands.command()
@@ -54,7 +58,9 @@ def episodes(
     """Show the episode catalogue: what the RSS feeds and the CSV know, and which episodes of the logs match nothing."""
     if check is not None:
         if export is not None or unmatched or refresh:
-            raise Usage("--check excludes the other options", hint="pickup-point episodes --check FILE")
+            raise Usage(
+                "--check excludes the other options", hint=f"pickup-point episodes --check {shlex.quote(str(check))}"
+            )
         _check(check)
         return
     from ..episodes.source import episodes_snapshot
@@ -74,7 +80,8 @@ def episodes(
         count = write_export(file, snapshot.written, found.unmatched) if file is not None else 0
     if export is not None:
         print(f"{export}: {count} episodes to fill in, and {len(snapshot.written)} that are filled in")
-        print(f"  then: pickup-point episodes --check {export}, and set log.episodes to it")
+        print_hint(f"fill them in, then: pickup-point episodes --check {shlex.quote(str(export))}")
+        print_hint(f"then set log.episodes to {export}")
     elif unmatched:
         _print_unmatched(found, json=json)
     elif json:
@@ -88,7 +95,8 @@ def _check(path: Path) -> None:
 
     problems = check_episodes(path)
     for problem in problems:
-        print(f"{problem}\n  → {problem.cure}")
+        print(problem)
+        print_hint(problem.cure)
     if problems:
         print(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
         raise Out(2)
@@ -106,8 +114,8 @@ def _refresh(settings: Config, *, quiet: bool) -> None:
         source = CatalogueSource(settings, ledger.rss)
         outcomes = run_loop(source.refresh(datetime.now(UTC), force=True))
     for outcome in outcomes if not quiet else ():
-        hint = f"\n  → {outcome.hint}" if outcome.hint else ""
-        print(f"{outcome.word:10}{outcome.name}  {outcome.sentence}{hint}")
+        print(f"{outcome.word:10}{outcome.name}  {outcome.sentence}")
+        print_hint(outcome.hint)
 
 
 def _print_summary(snapshot: EpisodesSnapshot, found: Matching, settings: Config) -> None:
@@ -124,11 +132,15 @@ def _print_summary(snapshot: EpisodesSnapshot, found: Matching, settings: Config
     for url, feed in snapshot.feeds:
         print(f"  {feed.item_count if feed is not None else 0:>6}  {_feed_text(url, feed, now)}")
         if feed is not None and feed.error:
-            print(f"          {feed.error}\n          → {feed.hint}")
+            print(f"          {feed.error}")
+            print_hint(feed.hint, 10)
+        elif feed is None:
+            print_hint("pickup-point episodes --refresh", 10)
     if found.share is not None:
         print(f"\n{found.share:.1%} of the {found.lines} lines of the last {len(found.days)} published days match")
         if found.unmatched:
-            print(f"  {len(found.unmatched)} episodes match nothing: pickup-point episodes --unmatched")
+            print(f"  {len(found.unmatched)} episodes match nothing")
+            print_hint("pickup-point episodes --unmatched")
 
 
 def _feed_text(url: str, feed: RssFeed | None, now: datetime) -> str:
@@ -136,7 +148,7 @@ def _feed_text(url: str, feed: RssFeed | None, now: datetime) -> str:
     from ..status.days import span
 
     if feed is None:
-        return f"{safe_url(url)}  not read yet: pickup-point episodes --refresh"
+        return f"{safe_url(url)}  not read yet"
     age = f"read {span(now - feed.read_at)} ago" if feed.read_at is not None else "never read"
     return f"{safe_url(url)}  {age}" + (f"  {feed.title}" if feed.title else "")
 
@@ -146,15 +158,19 @@ def _print_unmatched(found: Matching, *, json: bool) -> None:
         print_json(found.as_json())
         return
     if not found.days:
-        print("there is no log file to read: pickup-point status")
+        print("there is no log file to read")
+        print_hint("pickup-point status")
         return
     if not found.unmatched:
         print(f"every one of the {found.lines} lines of the last {len(found.days)} published days matches")
         return
     print(f"{'lines':>10}  {'episode_id':36}  {'podcast_id':36}  last day")
-    for episode in found.unmatched:
+    for episode in found.unmatched[:UNMATCHED_SHOWN]:
         print(f"{episode.lines:>10}  {episode.episode_id:36}  {episode.podcast_id:36}  {episode.last}")
+    if (more := len(found.unmatched) - UNMATCHED_SHOWN) > 0:
+        print(f"{'':>10}  and {more} more: pickup-point episodes --unmatched --json")
     share = f"{1 - (found.share or 0):.1%}"
     lines = sum(episode.lines for episode in found.unmatched)
     print(f"\n{lines} of {found.lines} lines ({share}) in {len(found.unmatched)} episodes match nothing")
-    print("  → pickup-point episodes --export episodes.csv, fill in the guids of the RSS feeds, set log.episodes to it")
+    print_hint("pickup-point episodes --export episodes.csv")
+    print_hint("fill in the guids of the RSS feeds, and set log.episodes to the file")

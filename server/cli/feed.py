@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import signal
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError
+from ..errors import DataFolderError, LedgerError, SourceError
 from ..megaphone.source import open_source
 from ..publish.clock import believe, doubt
 from ..publish.retention import prune
-from ..service import FIRST_CATALOGUE, assembled
+from ..service import FIRST_CATALOGUE, assembled, round_facts
 from ..storage.folder import DataFolder
 from ..storage.ledger import Ledger
 from ..threads import in_thread
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> list[DayResult]:
-    """Run one round now; return what became of each day."""
+    """Run one round now, which counts like one of the service's; return what became of each day."""
     with progress_bars() as show:
         progress = None if show is None else lambda day, done, total: show(str(day), done, total)
         async with assembled(config, hash_key, progress=progress) as installation:
@@ -40,7 +40,20 @@ async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> li
                     async with asyncio.timeout(FIRST_CATALOGUE):
                         if await in_thread(installation.catalogue.untried):
                             await installation.catalogue.refresh(datetime.now(UTC))
-                return (await installation.feed.run_round(datetime.now(UTC), request)).results
+                now = datetime.now(UTC)
+                try:
+                    outcome = await installation.feed.run_round(now, request)
+                except (SourceError, DataFolderError, LedgerError) as error:
+                    # The round's own error is the one to tell.
+                    with contextlib.suppress(LedgerError):
+                        await in_thread(_note, installation.ledger, round_facts(now, error))
+                    raise
+                await in_thread(_note, installation.ledger, round_facts(now, outcome))
+                return outcome.results
+
+
+def _note(ledger: Ledger, facts: dict[str, Any]) -> None:
+    ledger.note(**facts)
 
 
 async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_wait: Callable[[], None]) -> Pruned:

@@ -7,6 +7,7 @@ secret, neither the password nor its hash nor ``ip_hash.key``; it warns of what 
 from __future__ import annotations
 
 import gzip
+import shlex
 import tempfile
 import zlib
 from contextlib import suppress
@@ -62,7 +63,8 @@ async def write_handover(config: Config, folder: Path) -> Handover:
         write_file(folder / "handover.md", _document(config, warnings, sample).encode(), _PRIVATE)
         written.append(folder / "handover.md")
     except OSError as error:
-        hint = f"ls -ld {folder}; df -h {folder.absolute().parent}"
+        quoted = shlex.quote(str(folder)), shlex.quote(str(folder.absolute().parent))
+        hint = f"ls -ld {quoted[0]}; df -h {quoted[1]}"
         where = error.filename if isinstance(error.filename, str) else folder
         raise PickupPointError(f"cannot write {where}: {error.strerror or error}", hint=hint) from error
     return Handover(written, warnings)

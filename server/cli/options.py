@@ -6,20 +6,23 @@ Prints for `app` and the other modules of commands.
 from __future__ import annotations
 
 import io
+import shlex
+import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import orjson
 import typer
 
 from ..config import load_config
 from ..errors import PickupPointError
+from ..hints import OURS, Call, Step, lines, steps
 from ..megaphone.exports import calendar_day
 from .privileges import become_owner, config_path, find_aws_key
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
     from datetime import date
 
     from ..settings import Config
@@ -52,7 +55,7 @@ def load_settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> C
 
     settings = load_config(config_path(path))
     stream = None if verbose or not quiet else io.StringIO()
-    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream)
+    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream, hint=call().text)
     find_aws_key(settings)
     return settings
 
@@ -95,8 +98,40 @@ def parse_day(text: str, command: str) -> date:
 
 
 def program() -> str:
-    """Return how this program was called, for a command that can be typed again."""
-    return sys.argv[0] if sys.argv[0].endswith("pickup-point") else f"{sys.executable} -m server"
+    """Return how this program was called, quoted, for a command that can be pasted."""
+    if not sys.argv[0].endswith(OURS):
+        return f"{shlex.quote(sys.executable)} -m server"
+    # What the shell finds by its name alone was called, or can be called, by its name alone.
+    return OURS if shutil.which(OURS) == sys.argv[0] else shlex.quote(sys.argv[0])
+
+
+def call() -> Call:
+    """Return how this program was called, --config included."""
+    return Call(program(), config_given(sys.argv[1:]))
+
+
+def config_given(arguments: Sequence[str]) -> str:
+    """Return what --config was given on a command line, or ''."""
+    given = ""
+    for word, value in zip(arguments, [*arguments[1:], ""], strict=False):
+        if word in ("--config", "-c"):
+            given = value
+        elif word.startswith("--config="):
+            given = word.partition("=")[2]
+        elif word.startswith("-c"):
+            given = word[2:]
+    return given
+
+
+def print_hint(found: str | list[Step], indent: int = 2, file: TextIO | None = None) -> None:
+    """Print a hint: what to do behind an arrow, each command alone on its line, as it can be pasted."""
+    for line in lines(steps(found) if isinstance(found, str) else found, call(), is_installed):
+        print(" " * indent + ("    " if line.is_command else "→ ") + line.text, file=file)
+
+
+def is_installed(name: str) -> bool:
+    """Return whether the shell would find a program."""
+    return name == "ulimit" or shutil.which(name) is not None
 
 
 def print_json(value: Any) -> None:

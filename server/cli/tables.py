@@ -14,21 +14,24 @@ from rich.table import Table
 from rich.text import Text
 
 from ..convert.tally import Tally
+from ..hints import Call, Step, lines, without_page
 from ..status.alarms import Level
+from ..status.causes import causes, notes
 from ..status.days import DayOverview, span
 from ..status.deadlines import Urgency
 from ..status.reconcile import COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ..pickups import Delivered, Pickup
     from ..publish.retention import Pruned
     from ..settings import Config
     from ..status.alarms import Alarm
+    from ..status.causes import Cause
     from ..status.reconcile import PodcastLine
-    from ..status.snapshot import Snapshot
-    from ..storage.records import LateCheck, LedgerLog, Publication
+    from ..status.snapshot import Snapshot, Trace
+    from ..storage.records import Publication
 
 _STATE_STYLE = {
     "picked up": "green", "published": "cyan", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",
@@ -71,22 +74,22 @@ def activation_sheet(config: Config) -> list[tuple[str, str]]:
 
 def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> list[tuple[str, str]]:
     """Return the state of the service: pairs of label and text."""
-    lines = [("Service", "not running")]
+    said = [("Service", "not running")]
     if running and "service_started" in facts:
         since = datetime.fromisoformat(facts["service_started"])
-        lines = [("Service", f"running for {span(now - since)}, port {facts.get('service_port', '?')}")]
+        said = [("Service", f"running for {span(now - since)}, port {facts.get('service_port', '?')}")]
     for label, name in (("Last round", "last_round"), ("Next round", "next_round")):
         if name in facts and (running or name == "last_round"):
             at = datetime.fromisoformat(facts[name])
-            lines.append((label, f"{at:%Y-%m-%d %H:%M:%SZ}"))
+            said.append((label, f"{at:%Y-%m-%d %H:%M:%SZ}"))
     if facts.get("source_error"):
-        lines.append(("Export source", f"{facts['source_error']}; {facts.get('source_hint', '')}"))
+        said.append(("Export source", "cannot be used, see above"))
     elif "last_good_round" in facts:
-        lines.append(("Export source", "reachable"))
+        said.append(("Export source", "reachable"))
     bans = [ban for ban in facts.get("bans", ()) if datetime.fromisoformat(ban["until"]) > now] if running else []
     if bans:
-        lines.append(("Banned", ", ".join(f"{ban['address']} until {ban['until'][11:16]}Z" for ban in bans)))
-    return lines
+        said.append(("Banned", ", ".join(f"{ban['address']} until {ban['until'][11:16]}Z" for ban in bans)))
+    return said
 
 
 def disk_line(snapshot: Snapshot) -> tuple[str, str]:
@@ -94,10 +97,10 @@ def disk_line(snapshot: Snapshot) -> tuple[str, str]:
     return "Disk", f"{size_text(snapshot.measured.disk_free_bytes)} free ({snapshot.measured.disk_free:.0%})"
 
 
-def label_lines(lines: Sequence[tuple[str, str]]) -> list[Text]:
+def label_lines(pairs: Sequence[tuple[str, str]]) -> list[Text]:
     """Return pairs of label and text as aligned lines."""
-    width = max(len(label) for label, _ in lines)
-    return [Text.assemble((label.ljust(width), "bold"), f"  {answer}") for label, answer in lines]
+    width = max(len(label) for label, _ in pairs)
+    return [Text.assemble((label.ljust(width), "bold"), f"  {answer}") for label, answer in pairs]
 
 
 def day_table(days: Sequence[DayOverview], width: int) -> Table:
@@ -137,7 +140,8 @@ def _picked_up(day: DayOverview) -> list[str]:
 
 def _deadline(day: DayOverview) -> Text:
     """Return how the next deadline stands: that of the publication, then that of the pickup."""
-    if day.state in ("open", "pruned"):
+    unwatched = day.published_at is not None and not day.waits_for_pickup
+    if unwatched or day.state in ("open", "pruned"):
         return Text("-", style="dim")
     deadline = day.deadlines.picked_up if day.published_at is not None else day.deadlines.published
     style = _URGENCY_STYLE[deadline.urgency]
@@ -168,31 +172,80 @@ def calendar_strip(days: Sequence[DayOverview], today: date) -> list[Text]:
 
 def _strip_state(day: DayOverview) -> str:
     """Return the state to show: a published day whose pickup is overdue is as bad as a failed one."""
-    overdue = day.deadlines.picked_up.alarming and day.deadlines.picked_up.urgency is Urgency.LATE
+    overdue = (
+        day.waits_for_pickup and day.deadlines.picked_up.alarming and day.deadlines.picked_up.urgency is Urgency.LATE
+    )
     return "failed" if day.state == "published" and overdue else day.state
 
 
 def status_page(
-    snapshot: Snapshot, sheet: Sequence[tuple[str, str]], now: datetime, width: int
+    snapshot: Snapshot,
+    users: Sequence[str],
+    width: int,
+    call: Call,
+    *,
+    sheet: Sequence[tuple[str, str]] = (),
+    installed: Callable[[str], bool] = lambda _: True,
 ) -> list[tuple[Table | Text, bool]]:
-    """Return what ``status`` shows, part by part, each with whether the terminal may wrap its long lines."""
+    """Return what ``status`` shows, part by part, each with whether it may be wider than the terminal.
+
+    What is wrong comes first, then the days, then the service and its ``users``, last an activation ``sheet``. A
+    command, which somebody will paste, is never wrapped.
+    """
+    now, blank = snapshot.at, (Text(), False)
     days = snapshot.days[:DAYS_SHOWN]
-    page: list[tuple[Table | Text, bool]] = [(line, True) for line in label_lines(sheet)]
-    page.append((Text(), True))
-    service = service_lines(snapshot.facts, now, running=snapshot.running)
-    page += [(line, True) for line in label_lines([*service, disk_line(snapshot), *episode_lines(snapshot, now)])]
+    found = causes(snapshot.alarms, snapshot.days)
+    page = [part for cause in found for part in _cause_parts(cause, call, installed)]
+    if not found:
+        page.append((Text.assemble(("OK", "green"), ": nothing is wrong"), False))
     if days:
-        page.append((Text(), True))
-        page += [(line, True) for line in calendar_strip(snapshot.days, now.date())]
-        page += [(Text(), True), (Text("Days and times are UTC.", style="dim"), True), (day_table(days, width), False)]
-    if any(day.advice or day.remarks for day in days) or snapshot.alarms:
-        page.append((Text(), True))
-    page += [(Text(line), False) for line in advice_lines(days)]
-    for alarm in snapshot.alarms:
-        style = "bold red" if alarm.level is Level.CRITICAL else "yellow"
-        hint = f" → {alarm.hint}" if alarm.hint else ""
-        page.append((Text.assemble((alarm.level.name, style), f": {alarm.sentence}{hint}"), False))
+        page += [blank, *((line, True) for line in calendar_strip(snapshot.days, now.date())), blank]
+        page += [(Text("Days and times are UTC.", style="dim"), False), (day_table(days, width), False)]
+        remarks = notes(days, found)
+        page += [blank] * bool(remarks)
+        page += [(_beside("" if n else "Remarks", "bold", remark), False) for n, remark in enumerate(remarks)]
+    service = service_lines(snapshot.facts, now, running=snapshot.running)
+    service += [disk_line(snapshot), *episode_lines(snapshot, now), *login_lines(snapshot, users, now)]
+    page += [blank, *((_beside(label, "bold", answer), False) for label, answer in service)]
+    if sheet:
+        page += [blank, *((line, True) for line in label_lines(sheet))]
     return page
+
+
+_LABEL, _LEVEL = 14, 8  # columns
+
+
+def _beside(label: str, style: str, text: str, width: int = _LABEL) -> Table:
+    """Return a label with a text beside it, whose further lines begin where the first did."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=width, no_wrap=True, style=style)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label), Text(text))
+    return grid
+
+
+def _cause_parts(cause: Cause, call: Call, installed: Callable[[str], bool]) -> Iterator[tuple[Table | Text, bool]]:
+    """Yield one line about what is wrong, then what to do, each command on a line of its own."""
+    style = "bold red" if cause.level is Level.CRITICAL else "yellow"
+    yield _beside(cause.level.name, style, cause.sentence, _LEVEL), False
+    for line in lines(without_page(cause.steps, "status"), call, installed):
+        if line.is_command:
+            yield Text(" " * (_LEVEL + 4) + line.text), True
+        else:
+            yield _beside("", "", f"→ {line.text}", _LEVEL), False
+
+
+def login_lines(snapshot: Snapshot, users: Sequence[str], now: datetime) -> list[tuple[str, str]]:
+    """Return when each user logged in last, and with what: label and text."""
+    said: list[tuple[str, str]] = []
+    for user in users:
+        login = snapshot.logins.get(user)
+        text = "has never logged in"
+        if login is not None:
+            client = f", client {login[2]}" if login[2] else ""
+            text = f"last login {login[0]:%Y-%m-%d %H:%M}, {span(now - login[0])} ago{client}"
+        said.append(("Users" if not said else "", f"{user}: {text}"))
+    return said
 
 
 def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
@@ -208,38 +261,42 @@ def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
     return lines
 
 
-def advice_lines(days: Sequence[DayOverview]) -> list[str]:
-    """Return what is wrong, day by day, and what to type."""
-    lines = [f"{day.day} {day.state}: {day.advice}" for day in days if day.advice]
-    lines += [f"{day.day}: {remark}" for day in days for remark in day.remarks]
-    return lines
+CHECK_LINE = 300  # characters that no line of `check` reaches: some monitors cut it there
 
 
-def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview]) -> tuple[Level, str]:
-    """Return the level and the one line of a Nagios plug-in."""
+def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call) -> tuple[Level, str]:
+    """Return the level and the one line of a Nagios plug-in: the worst first, and how many more there are."""
     level = max((alarm.level for alarm in alarms), default=Level.OK)
     waiting = sum(1 for day in days if day.state == "published")
-    perfdata = f"alarms={len(alarms)} waiting={waiting}"
+    head, perfdata = f"PICKUP-POINT {level.name} - ", f" | alarms={len(alarms)} waiting={waiting}"
     if not alarms:
         newest = next((day for day in days if day.published_at is not None), None)
-        what = f"{newest.day} is {newest.state}" if newest is not None else "nothing is due"
-        return level, f"PICKUP-POINT OK - {what} | {perfdata}"
-    # A bar would begin the performance data, so no sentence may have one.
-    text = "; ".join(alarm.sentence + (f" [{alarm.hint}]" if alarm.hint else "") for alarm in alarms).replace("|", "/")
-    return level, f"PICKUP-POINT {level.name} - {text} | {perfdata}".replace("\n", " ")
+        return level, f"{head}{f'{newest.day} is {newest.state}' if newest is not None else 'nothing is due'}{perfdata}"
+    found = causes(alarms, days)
+    text, room = "", CHECK_LINE - 1 - len(head) - len(perfdata)
+    for number, cause in enumerate(found):
+        more = f"and {len(found) - number} more"
+        left = room - len(text) - (len(f"; {more}") if number < len(found) - 1 else 0)
+        said = next((way for way in _ways_to_say(cause, call) if len(way) <= left), None)
+        if said is None and number:
+            text += more
+            break
+        text += said or f"{cause.sentence[: left - 1]}…"
+        text += "; " if number < len(found) - 1 else ""
+    return level, f"{head}{text}{perfdata}".replace("\n", " ")
 
 
-def history(
-    entry: LedgerLog,
-    publication: Publication,
-    pickups: Sequence[Pickup],
-    delivered: Sequence[Delivered],
-    checks: Sequence[LateCheck],
-) -> list[tuple[str, str]]:
-    """Return the history of one file in order: pairs of when ('' if unknown) and what happened.
+def _ways_to_say(cause: Cause, call: Call) -> list[str]:
+    """Return a cause with what to do, with less of that, and without. A bar would begin the performance data."""
+    said = [Step(step.prose, call.command(step.command)) for step in cause.steps if "|" not in step.command]
+    hints = ["; ".join(": ".join(filter(None, step)) for step in said[:count]).replace("|", "/") for count in (9, 1)]
+    sentence = cause.sentence.replace("|", "/")
+    return [f"{sentence} [{hint}]" for hint in hints if hint] + [sentence]
 
-    The ``pickups`` are single handles, those that the ledger still has.
-    """
+
+def history(trace: Trace) -> list[tuple[str, str]]:
+    """Return the history of one file in order: pairs of when ('' if unknown) and what happened."""
+    entry, publication = trace.log, trace.publication
     export = publication.export
     lines = []
     if export.key:
@@ -256,13 +313,14 @@ def history(
     if publication.kind == "late":
         counts = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
         lines.append((_at(publication.published_at), counts))
-    lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in pickups]
-    lines += [(_at(what.completed or what.last), _delivered_text(what)) for what in delivered]
-    for check in checks:
+    lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in trace.pickups]
+    lines += [(_at(what.completed or what.last), _delivered_text(what)) for what in trace.delivered]
+    for check in trace.checks:
         counts = f"{check.unsent} new rows came too late, {check.changed} changed, {check.removed} gone"
         lines.append((_at(check.at), f"the export had changed (etag {check.etag}): {counts}"))
-    if entry.superseded_by is not None:
-        lines.append(("", f"superseded by publication {entry.superseded_by}"))
+    if trace.superseded_by is not None:
+        names = ", ".join(str(log.name) for log in trace.superseded_by.logs)
+        lines.append((_at(trace.superseded_by.published_at), f"superseded by {names}"))
     if entry.pruned_at is not None:
         lines.append((_at(entry.pruned_at), "pruned; its name is never used again"))
     return sorted(lines, key=lambda line: line[0] or "9")
@@ -304,7 +362,7 @@ def episode_lines(snapshot: Snapshot, now: datetime) -> list[tuple[str, str]]:
         items = sum(feed.item_count for feed in snapshot.rss_feeds)
         age = f"read {span(now - min(read))} ago" if read else "not read yet"
         failed = sum(1 for feed in snapshot.rss_feeds if feed.error)
-        failing = f", {failed} of them cannot be read now: pickup-point episodes" if failed else ""
+        failing = f", {failed} of them cannot be read now" if failed else ""
         count = "1 RSS feed" if len(snapshot.rss_feeds) == 1 else f"{len(snapshot.rss_feeds)} RSS feeds"
         parts.append(f"{items} items in {count}, {age}{failing}")
     return [("Episodes", "; ".join(parts))] if parts else []
@@ -322,19 +380,19 @@ def _at(at: datetime | None) -> str:
     return "" if at is None else f"{at:%Y-%m-%d %H:%M:%SZ}"
 
 
-def reconciliation_csv(lines: Sequence[PodcastLine]) -> str:
+def reconciliation_csv(podcasts: Sequence[PodcastLine]) -> str:
     """Return a day by podcast as CSV with a header line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(line.cells() for line in lines)
+    writer.writerows(line.cells() for line in podcasts)
     return text.getvalue()
 
 
-def reconciliation_text(lines: Sequence[PodcastLine], matched: float | None) -> str:
+def reconciliation_text(podcasts: Sequence[PodcastLine], matched: float | None) -> str:
     """Return a day by podcast as text: a line for each, with reasons; last, what the episode catalogue matched."""
     shown = [f"{'podcast':36}  {'rows':>9}  {'reporting':>9}  {'lines':>9}  filtered and rejected"]
-    for line in lines:
+    for line in podcasts:
         reasons = [f"{reason} {count}" for counts in (line.filtered, line.rejected) for reason, count in counts.items()]
         text = f"{line.podcast:36}  {line.rows:9}  {line.reporting:9}  {line.lines:9}  {', '.join(reasons)}"
         shown.append(text.rstrip())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ConversionDied, DataFolderError, PickupPointError
@@ -150,7 +151,7 @@ class AnswerReader:
             return damaged(log, _one_of(fields.get("word"), TORN, "what is wrong with a log"))
         if kind == "disk":
             why = os.strerror(_number(fields.get("errno"), "number of an error", 4095))
-            hint = f"df -h {self._folder}"
+            hint = f"df -h {shlex.quote(str(self._folder))}"
             return DataFolderError(f"the conversion of {self._name} could not be written: {why}", hint=hint)
         if kind == "memory":
             hint = "please report it, with the size of the export and of its longest line"

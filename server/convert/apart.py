@@ -8,6 +8,7 @@ gets a checked answer or an error, and by then the other one is gone.
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -85,7 +86,9 @@ def convert_apart(
         try:
             file = stack.enter_context(open_to_read(export))
         except OSError as error:
-            raise SourceError(f"{export} cannot be read: {error.strerror}", hint=f"ls -l {export}") from error
+            raise SourceError(
+                f"{export} cannot be read: {error.strerror}", hint=f"ls -l {shlex.quote(str(export))}"
+            ) from error
         folders = [outputs.folder, scratch, *([outputs.rejects[0]] if outputs.rejects is not None else [])]
         opened = [stack.enter_context(_Folder(folder)).descriptor for folder in folders]
         logs = [stack.enter_context(log.open()).fileno() for log in sent]

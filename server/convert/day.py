@@ -11,6 +11,7 @@ turns.
 from __future__ import annotations
 
 import re
+import shlex
 import threading
 from collections import Counter, deque
 from contextlib import ExitStack
@@ -127,7 +128,7 @@ def convert_export(
             return run.late(sent) if sent else run.whole(sink)
     except OSError as error:
         sentence = f"the conversion of {export.name} could not be written: {error.strerror or error}"
-        raise DataFolderError(sentence, hint=f"df -h {scratch}") from error
+        raise DataFolderError(sentence, hint=f"df -h {shlex.quote(str(scratch))}") from error
 
 
 class _Threads:

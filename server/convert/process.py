@@ -40,7 +40,7 @@ _POLL = 0.1  # seconds between two looks at the stop token
 _PATIENCE = 10.0  # seconds in which it must exit after its last message
 # All that it gets of the environment: what Python and the C library need to start.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LANG", "LC_ALL")
-_HINT = "the next round tries again; journalctl -k shows whether memory ran out"
+_HINT = "the next round tries again; to see whether memory ran out: journalctl -k"
 
 
 def start(descriptors: Sequence[int], environment: dict[str, str]) -> subprocess.Popen[bytes]:

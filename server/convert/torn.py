@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 
 from ..errors import DataFolderError, ExportTorn, SourceError
 
@@ -23,16 +24,17 @@ TORN = {
 
 def torn(name: str, word: str) -> ExportTorn:
     """Return the error about a file that is not whole, for one of the words of `TORN`."""
-    look = f"gzip -dc {name} | tail -c 100" if word == "unclosed" else f"gzip -t {name}"
+    quoted = shlex.quote(name)
+    look = f"gzip -dc {quoted} | tail -c 100" if word == "unclosed" else f"gzip -t {quoted}"
     return ExportTorn(f"{name} {TORN[word]}", hint=f"{look}; wait for its next version", word=word)
 
 
 def unreadable(name: str, number: int | None) -> SourceError:
     """Return the error about a file that the system cannot read."""
-    return SourceError(f"{name} cannot be read: {os.strerror(number or errno.EIO)}", hint=f"ls -l {name}")
+    return SourceError(f"{name} cannot be read: {os.strerror(number or errno.EIO)}", hint=f"ls -l {shlex.quote(name)}")
 
 
 def damaged(name: str, word: str) -> DataFolderError:
     """Return the error about a published log that is no longer a complete gzip file."""
-    hint = f"gzip -t {name}; restore it from a backup, with its mtime"
+    hint = f"gzip -t {shlex.quote(name)}; restore it from a backup, with its mtime"
     return DataFolderError(f"the published log {name} is damaged: it {TORN[word]}", hint=hint)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shlex
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,7 +97,8 @@ def load_urls(path: Path) -> list[str]:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {why}", f"ls -l {path}")]) from error
+        cure = f"ls -l {shlex.quote(str(path))}"
+        raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {why}", cure)]) from error
     urls, problems = [], []
     for number, line in enumerate(lines, 1):
         url = line.strip()
@@ -166,7 +168,7 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
                     if ids and (episode_id := (row["episode_id"] or "").strip()) and not _ID.fullmatch(episode_id):
                         problems.append(_not_an_id(f"{path} line {reader.line_num}", episode_id))
     except OSError as error:
-        problems.append(Problem(str(path), f"cannot be read: {error.strerror}", f"ls -l {path}"))
+        problems.append(Problem(str(path), f"cannot be read: {error.strerror}", f"ls -l {shlex.quote(str(path))}"))
     except (UnicodeDecodeError, csv.Error) as error:
         problems.append(Problem(str(path), f"is not a CSV file in UTF-8: {error}", "save it as CSV, UTF-8"))
     return episodes

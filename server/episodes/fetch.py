@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import shlex
 import socket
 import zlib
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ class RssReader:
 
     @staticmethod
     def _unread(url: str, what: str) -> RssUnread:
-        return RssUnread(f"the RSS feed {safe_url(url)} {what}", hint=f"curl -sSIL '{safe_url(url)}'")
+        return RssUnread(f"the RSS feed {safe_url(url)} {what}", hint=f"curl -sSIL {shlex.quote(safe_url(url))}")
 
     @staticmethod
     def _private(url: str, address: str) -> RssUnread:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -138,7 +139,7 @@ async def _one(store: RssStore, reader: RssReader, url: str, known: RssFeed | No
 def _check_emptied(answer: RssAnswer, name: str, held: int) -> None:
     """Refuse an RSS feed that had items and now has none: most likely its host made a mistake."""
     if held and answer.items is not None and not answer.items:
-        hint = f"curl -sSL '{name}' | head -50"
+        hint = f"curl -sSL {shlex.quote(name)} | head -50"
         raise RssUnread(f"the RSS feed {name} has no items now, but had {held} before", hint=hint)
 
 

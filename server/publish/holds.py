@@ -65,7 +65,7 @@ def way_out(tally: Tally, command: str) -> str:
     """Return how a held day can be published: by ``command``, if it is acceptable."""
     if acceptable(tally):
         return f"to publish it: {command}"
-    return "no line would remain, so it cannot be accepted: wait for another version of its export, or correct [log]"
+    return "no line would remain, so it cannot be accepted; wait for another version of its export, or correct [log]"
 
 
 def published_when_given_up(hold: Hold) -> bool:
@@ -80,7 +80,7 @@ def shrunk(rows: int, before: int) -> list[str]:
 
 def late_warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
     """Return the warnings about late rows: a bad new version is not held, since its good rows must not be lost."""
-    found = _outside_day(tally)
+    found = outside_day(tally)
     if tally.rejected_share > policy.max_rejected:
         found.append(
             f"{tally.rejected.total()} of {tally.rows} rows of its new version were rejected; look at rejects/"
@@ -88,14 +88,15 @@ def late_warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
     return found
 
 
-def _outside_day(tally: Tally) -> list[str]:
+def outside_day(tally: Tally) -> list[str]:
+    """Return the warning about a day of which some lines, or most, are another day's."""
     share = tally.share_of_lines(tally.outside_day)
     return [f"{share:.1%} of the lines are outside their day"] if share > OUTSIDE_DAY_SHARE else []
 
 
 def warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
     """Return the warnings about a day that is published all the same."""
-    found = _outside_day(tally)
+    found = outside_day(tally)
     tokens = tally.share_of_lines(tally.not_an_address)
     if tally.not_an_address and policy.tokens is None:
         found.append(

@@ -117,13 +117,13 @@ class BucketPlace:
         if answer.code in _WRONG_KEY or answer.status == 401:
             return _refused(
                 f"{self} refused the credentials: the access key or secret key is wrong ({answer.code})",
-                "aws configure list shows where the keys come from; test them: aws sts get-caller-identity",
+                "to see where the keys come from: aws configure list; to test them: aws sts get-caller-identity",
                 Remedy.NEW_CREDENTIALS,
             )
         if answer.code in _EXPIRED:
             return _refused(
                 f"the credentials for {self} have expired ({answer.code})",
-                "renew them at their origin (aws configure list shows it); every try reads them again",
+                "renew them at their origin, every try reads them again; to see where that is: aws configure list",
                 Remedy.NEW_CREDENTIALS,
             )
         if answer.code == "InvalidObjectState":
@@ -140,7 +140,7 @@ class BucketPlace:
         if answer.code == "NoSuchBucket" or (answer.status == 404 and key is None):
             return _refused(
                 f"there is no bucket {self.bucket} at {self.endpoint}",
-                f"correct export.url or export.endpoint_url; aws s3 ls{self._options} lists the buckets there",
+                f"correct export.url or export.endpoint_url; the buckets that are there: aws s3 ls{self._options}",
             )
         if answer.status in (404, 412, 410):
             gone = "was rewritten after it was listed" if answer.status == 412 else "is no longer there"
@@ -210,7 +210,7 @@ class BucketPlace:
         """Return the failure of a chain that has no credentials or is broken; ``why`` must contain no secret."""
         return _refused(
             f"there are no usable credentials for {self} ({why})",
-            "aws configure, or set AWS_SHARED_CREDENTIALS_FILE for the service; aws configure list shows what is found",
+            "set AWS_SHARED_CREDENTIALS_FILE for the service, or: aws configure; what is found: aws configure list",
         )
 
     def unreachable(self, why: str) -> FailedAttempt:
@@ -218,8 +218,8 @@ class BucketPlace:
         return FailedAttempt(
             SourceUnreachable(
                 f"{self} is unreachable: {self.endpoint} {why}",
-                hint=f"curl -sI {self.scheme}://{self.endpoint}/ must answer; otherwise check export.endpoint_url, "
-                "DNS, the firewall and HTTPS_PROXY",
+                hint="check export.endpoint_url, DNS, the firewall and HTTPS_PROXY, until this answers: "
+                f"curl -sI {self.scheme}://{self.endpoint}/",
             ),
             Remedy.WAIT,
             sdk_tried=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shlex
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,10 +66,12 @@ def read_identity(path: Path) -> asyncssh.SSHKey:
     try:
         return asyncssh.read_private_key(path)
     except OSError as error:
-        raise PickupPointError(f"{path} cannot be read: {error.strerror}", hint=f"ls -l {path}") from error
+        raise PickupPointError(
+            f"{path} cannot be read: {error.strerror}", hint=f"ls -l {shlex.quote(str(path))}"
+        ) from error
     except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, ValueError) as error:
         sentence = f"{path} is not a private key without a passphrase"
-        raise PickupPointError(sentence, hint=f"ssh-keygen -y -P '' -f {path}") from error
+        raise PickupPointError(sentence, hint=f"ssh-keygen -y -P '' -f {shlex.quote(str(path))}") from error
 
 
 async def host_key(host: str, port: int) -> bytes:

@@ -39,8 +39,8 @@ BALANCER_HINT = (
     '"send-proxy"; nginx: "proxy_protocol off"; AWS: proxy_protocol_v2.enabled = false)'
 )
 HOST_KEY_HINT = (
-    "the partner's client may expect another host key, or ask somebody whether to trust this one: compare it with "
-    "what `pickup-point keygen` prints, and have the partner replace the old one"
+    "the partner's client may expect another host key, or ask somebody whether to trust this one: have "
+    "the partner replace the old one; to compare it with ours: pickup-point keygen"
 )
 MERE_LOOKERS = (DOCTOR_CLIENT, "OpenSSH-keyscan")  # clients that only want to see the host key
 

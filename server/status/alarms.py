@@ -5,15 +5,18 @@ Pure: its arguments are the overview, the ledger's facts and what was measured. 
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from enum import IntEnum
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..episodes.rss import safe_url
+from ..megaphone.exports import start_of
 from ..publish.clock import LEAP_HINT, STOPPED
 from ..publish.decisions import CLOCK_TOLERANCE
+from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
 from ..publish.holds import HoldPolicy, late_warnings, warnings
 from ..triton import expires
 from .days import span
@@ -26,11 +29,14 @@ if TYPE_CHECKING:
     from .days import DayOverview
 
 
+PATIENCE = timedelta(days=1)  # an empty place may be one that Megaphone has yet to write to
+NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
 OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
 ALARMING_DAYS = (
     33  # the newest days: those whose alarms have not ended, and the four weeks that volumes are compared with
 )
+STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})  # those that tell a day's state
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
@@ -92,25 +98,35 @@ def alarms(
     pull_every: timedelta = timedelta(hours=24),
     rss_feeds: Sequence[RssFeed] = (),
     refresh_every: timedelta = timedelta(hours=6),
+    first_day: date | None = None,
 ) -> list[Alarm]:
-    """Return everything that is wrong, the worst first."""
-    found = [replace(alarm, subject=str(day.day)) for day in days for alarm in _of_day(day, holds, now)]
+    """Return everything that is wrong, the worst first; nothing of a day before ``first_day``."""
+    days = [day for day in days if first_day is None or day.day >= first_day]
+    found = [
+        replace(alarm, subject=str(day.day))
+        for day in days
+        for alarm in _of_day(day, holds, now, pulled=bool(partners))
+    ]
     found += _of_volume(days, now)
     found += _of_matching(days)
     found += [alarm for feed in rss_feeds for alarm in _of_rss_feed(feed, refresh_every, now)]
     found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
     found += _of_service(facts, poll_every, now)
+    found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
 
 
-def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
-    """Return what is wrong with a day: its state, its deadlines, its late rows, its publications."""
+def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool) -> list[Alarm]:
+    """Return what is wrong with a day: its state, its deadlines, its late rows, its publications.
+
+    ``pulled`` is whether a partner has ever logged in.
+    """
     found = []
     over = now >= expires(day.day) + OVER_AFTER
     if over or day.state == "pruned":
         return []
-    if day.state in ("held", "failed", "missing", "stale"):
+    if f"day_{day.state}" in STATE_ALARMS:
         level = Level.CRITICAL
         # While there is time, Megaphone may still deliver or rewrite the day.
         if day.state in ("missing", "stale") and day.deadlines.published.urgency is Urgency.AHEAD:
@@ -123,20 +139,23 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
         late = deadline.urgency is Urgency.LATE
         level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
-        hint = f"pickup-point status; pickup-point feed --day {day.day}"
+        hint = day.advice if day.state == "unknown" else f"pickup-point feed --day {day.day}"
         if verb == "picked up":
-            hint = _what_to_ask(day)
+            hint = _what_to_ask(day) if pulled else f"{NOT_BEGUN}; {_what_to_ask(day)}"
         name = f"day_not_{verb.replace(' ', '_')}"
         found.append(
             Alarm(level, name, f"{day.day} is not {verb} yet; its deadline {'was' if late else 'is'} {when}", hint)
         )
     if day.late_failure:
         sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
-        found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.advice or "pickup-point status"))
-    if day.shrunk:
-        found.append(
-            Alarm(Level.WARNING, "day_shrunk", f"{day.day}: {day.shrunk}", "ask support-megaphone@spotify.com")
-        )
+        found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.cure))
+    for name, note in (("day_shrunk", day.shrunk), ("day_noticed", day.foreign)):
+        if note:
+            found.append(Alarm(Level.WARNING, name, f"{day.day}: {note}", "ask support-megaphone@spotify.com"))
+    if day.unsent:
+        hint = f"tell the partner; the whole story: pickup-point trace {day.logs[0].name}"
+        sentence = f"{day.day}: {day.unsent} rows came too late to be sent"
+        found.append(Alarm(Level.WARNING, "day_unsent", sentence, hint))
     missing = [entry for publication in day.publications for entry in publication.missing]
     if missing:
         names, lines = ", ".join(str(entry.name) for entry in missing), sum(entry.lines for entry in missing)
@@ -145,7 +164,12 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
     for publication in day.publications:
         if publication.kind == "unfinal" or "give_up_waiting" in publication.remark:
             found.append(
-                Alarm(Level.WARNING, "day_given_up", f"{day.day}: {publication.remark}", "pickup-point status")
+                Alarm(
+                    Level.WARNING,
+                    "day_given_up",
+                    f"{day.day}: {publication.remark}",
+                    f"what it lacks is sent if it comes in time: pickup-point trace {publication.logs[0].name}",
+                )
             )
         if publication.tally is not None:
             judge = late_warnings if publication.kind == "late" else warnings
@@ -158,7 +182,7 @@ def _what_to_ask(day: DayOverview) -> str:
     """Return what to ask the partner of a day that is not picked up: of one who has begun, about what is missing."""
     begun = [(user, part) for user in day.pickups if not user.done for part in user.parts]
     if not begun:
-        return "ask the partner whether its puller runs; pickup-point status shows its last login"
+        return "ask the partner whether its puller runs; its last login: pickup-point status"
     user, part = begun[0]
     has = f"{user.user} has {part.bytes} of {part.size} bytes of {part.name}"
     if part.fragmented:
@@ -179,7 +203,7 @@ def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
         usual = median(before) if len(before) >= 3 else 0
         if usual and not usual * LEAST_SHARE <= rows[day.day] <= usual * MOST_SHARE:
             sentence = f"{day.day} has {rows[day.day]} rows; the same weekday usually has about {usual:.0f}"
-            hint = "compare with Megaphone's dashboard; pickup-point status"
+            hint = f"compare with Megaphone's dashboard: pickup-point reconcile {day.day}"
             found.append(Alarm(Level.WARNING, "day_volume", sentence, hint, str(day.day)))
     return found
 
@@ -208,7 +232,7 @@ def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[
     if silence <= max(partner.longest_silence * 1.5, pull_every * 1.25):
         return []
     sentence = f"{partner.user} has not logged in for {span(silence)}"
-    hint = "ask the partner whether its puller runs; journalctl -u pickup-point | grep refused"
+    hint = "ask the partner whether its puller runs; logins that failed: journalctl -u pickup-point | grep refused"
     return [Alarm(Level.WARNING, "partner_silent", sentence, hint, partner.user)]
 
 
@@ -237,6 +261,26 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) 
     return found
 
 
+def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) -> list[Alarm]:
+    """Return whether the source has never delivered an export though it should have."""
+    nothing = NothingDelivered.of(facts)
+    if nothing is None:
+        return []
+    others = nothing.others
+    begins = nothing.since if first_day is None else max(nothing.since, start_of(first_day))
+    # What lies elsewhere shows a wrong export.url at once, other objects only when there should be exports among them.
+    # In an empty place Megaphone may still have to begin: it writes every hour, so after a day it has not.
+    patience_ends = begins + (timedelta() if others.objects else PATIENCE)
+    if not others.elsewhere and now < patience_ends:
+        return []
+    hint = "pickup-point doctor"
+    if others.elsewhere:
+        hint = f'set export.url = "{others.elsewhere}"'
+    elif others.looks:
+        hint = "ask support-megaphone@spotify.com for the Metrics Export Service"
+    return [Alarm(Level.WARNING, NOTHING_DELIVERED, f"no export has ever come: {nothing.sentence}", hint)]
+
+
 def _of_machine(measured: Measured) -> list[Alarm]:
     """Return what is wrong with the disk, the key files and the ledger."""
     found = []
@@ -247,7 +291,7 @@ def _of_machine(measured: Measured) -> list[Alarm]:
             Alarm(level, "disk", f"only {free} of the data folder's disk is free", "df -h; pickup-point prune")
         )
     found += [
-        Alarm(Level.CRITICAL, "key_readable", f"{path} is readable by others", f"chmod 600 {path}")
+        Alarm(Level.CRITICAL, "key_readable", f"{path} is readable by others", f"chmod 600 {shlex.quote(str(path))}")
         for path in measured.readable_keys
     ]
     if measured.ledger_away:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..megaphone.exports import FinalityRule
 from ..publish.decisions import accept_command
-from ..publish.holds import shrunk, way_out
+from ..publish.holds import outside_day, shrunk, way_out
 from ..storage.records import matched_share
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ..convert.tally import Tally
     from ..megaphone.exports import DayExport
@@ -85,7 +85,8 @@ class DayOverview:
 
     ``state`` is one word: open, settling, due, missing, stale, unknown (no round could look at it since it can be
     final), held, failed, published, picked up, pruned.
-    ``advice`` says what is wrong and what to type, '' if nothing is; ``remarks`` are worth knowing.
+    ``why`` says what is wrong and ``cure`` what to do, as a hint; both are '' if nothing is, or the state says it all.
+    ``remarks`` are worth knowing.
     """
 
     day: date
@@ -99,11 +100,25 @@ class DayOverview:
     published_at: datetime | None
     pickups: tuple[UserPickups, ...]
     deadlines: DayDeadlines
-    advice: str
+    why: str
+    cure: str
     remarks: tuple[str, ...]
     waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
+    unsent: int = 0  # rows that came, or were still withheld, when it was too late to send them
+    foreign: str = ""  # that a version of its export which sent nothing has many rows of other days
+
+    @property
+    def advice(self) -> str:
+        """What is wrong and what to do, or ''."""
+        return "; ".join(filter(None, (self.why, self.cure)))
+
+    @property
+    def notes(self) -> list[str]:
+        """The remarks, and what became of the day's export after it was published."""
+        late = f"{self.unsent} rows came too late to be sent" if self.unsent else ""
+        return list(dict.fromkeys([*self.remarks, *filter(None, (late, self.shrunk, self.foreign))]))
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -176,7 +191,7 @@ class DayOverview:
                 "picked_up": _deadline_json(self.deadlines.picked_up),
             },
             "advice": self.advice,
-            "remarks": list(self.remarks),
+            "remarks": self.notes,
         }
 
 
@@ -194,10 +209,12 @@ def overview(
     now: datetime,
     checks: Mapping[date, LateCheck] | None = None,
     calendar: Calendar | None = None,
+    unsent: Iterable[LateCheck] = (),
 ) -> list[DayOverview]:
     """Return these days, and those that should exist by the ``calendar``, the newest first.
 
-    ``users`` are names with whether their pickups are required; ``checks`` is the last late check of each day.
+    ``users`` are names with whether their pickups are required; ``checks`` is the last late check of each day,
+    ``unsent`` are those that left rows unsent.
     """
     checks, calendar = checks or {}, calendar or Calendar()
     by_day: dict[date, list[Publication]] = {}
@@ -205,11 +222,16 @@ def overview(
         if publication.published_at is not None:
             by_day.setdefault(publication.day, []).append(publication)
     by_owner = {(str(what.name), what.user): what for what in delivered}
+    lost: dict[date, list[LateCheck]] = {}
+    for check in unsent:
+        lost.setdefault(check.day, []).append(check)
     days = sorted({*records, *by_day, *calendar.days}, reverse=True)
     return [
         replace(
             _one(day, records.get(day), by_day.get(day, []), by_owner, users, policy, now, calendar),
             shrunk=_shrunk(by_day.get(day, []), checks.get(day)),
+            unsent=_unsent(by_day.get(day, []), lost.get(day, [])),
+            foreign=_foreign(by_day.get(day, []), checks.get(day)),
         )
         for day in days
     ]
@@ -229,15 +251,18 @@ def _one(
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
     taken = tuple(_user(name, standing, by_owner) for name, _ in users)
     required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
-    # The last required user to have the last file decides; without a required user nobody is waited for.
-    all_done = bool(required) and all(user.done for user in required)
-    picked_up_at = max((user.last for user in required if user.last), default=None) if all_done else None
+    # The last required user to have the last file decides; where nobody is required nobody is waited for, and the day
+    # is picked up once all have it.
+    asked = required or taken
+    all_done = bool(asked) and all(user.done for user in asked)
+    picked_up_at = max((user.last for user in asked if user.last), default=None) if all_done else None
     published_at = publications[0].published_at if publications else None
     tallies = [publication.tally for publication in publications if publication.tally is not None]
     newest: Tally | None = tallies[-1] if tallies else None
     if newest is None and record is not None and record.hold is not None:
         newest = record.hold.tally
     state = _state(record, publications, all_done, overdue=calendar.first <= day <= calendar.overdue)
+    why, cure = _advice(day, record, state)
     return DayOverview(
         day=day,
         state=state,
@@ -250,8 +275,9 @@ def _one(
         published_at=published_at,
         pickups=taken,
         deadlines=day_deadlines(day, policy, now, published=published_at, picked_up=picked_up_at),
-        advice=_advice(day, record, state),
-        remarks=tuple(publication.remark for publication in publications if publication.remark),
+        why=why,
+        cure=cure,
+        remarks=tuple(_remarks(publications)),
         waits_for_pickup=bool(required),
         late_failure=_late_failure(record, publications),
     )
@@ -301,25 +327,48 @@ def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str
     return "".join(shrunk(rows[-1], max(rows))) if rows else ""
 
 
-def _advice(day: date, record: DayRecord | None, state: str) -> str:
-    """Return what is wrong with a day and what to type, or ''."""
-    if state == "unknown":
-        return "no round could ask the source for it since it can be final: pickup-point doctor"
-    if record is None:
+def _remarks(publications: Sequence[Publication]) -> Iterator[str]:
+    """Yield what is worth knowing about publications: their remarks, and whose rows are another day's."""
+    for publication in publications:
+        if publication.remark:
+            yield publication.remark
+        if publication.tally is not None:
+            yield from outside_day(publication.tally)
+
+
+def _unsent(publications: Sequence[Publication], checks: Sequence[LateCheck]) -> int:
+    """Return how many rows of a published day were never sent: the most that a check since then has left."""
+    since = publications[-1].published_at if publications else None
+    return max((check.unsent for check in checks if since is not None and check.at > since), default=0)
+
+
+def _foreign(publications: Sequence[Publication], check: LateCheck | None) -> str:
+    """Return that the newest version of a published day, of which nothing was sent, is not all of the day, or ''."""
+    since = publications[-1].published_at if publications else None
+    if check is None or since is None or check.at <= since:
         return ""
+    return "".join(f"rows that its new version brought: {warning}" for warning in outside_day(check.tally))
+
+
+def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
+    """Return what is wrong with a day, '' if the state says it all, and what to do as a hint, or ''."""
+    if state == "unknown":
+        return "no round could ask the source for it since it can be final", "pickup-point doctor"
+    if record is None:
+        return "", ""
     if state == "held" and record.hold is not None:
         way = way_out(record.hold.tally, accept_command(day))
         if record.hold.reason == "rejected":
             way = way.replace("to publish it:", "look at rejects/, then:")
-        return f"{record.hold.why}; {way}"
+        return record.hold.why, way
     if record.failure is not None:
-        hint = f"; {record.failure.hint}" if record.failure.hint else ""
-        return f"{record.failure.sentence}{hint} (next try {record.failure.next_try:%Y-%m-%d %H:%MZ})"
+        next_try = f"the next try is at {record.failure.next_try:%Y-%m-%d %H:%MZ}"
+        return record.failure.sentence, "; ".join(filter(None, (record.failure.hint, next_try)))
     if state == "missing":
-        return f"no export for {day}: ask support-megaphone@spotify.com, Megaphone does not backfill on its own"
+        return "", "ask support-megaphone@spotify.com, Megaphone does not backfill on its own"
     if state == "stale":
-        return "the export was last written before the day's end: ask support-megaphone@spotify.com"
-    return ""
+        return "its export was last written before the day's end", "ask support-megaphone@spotify.com for the rest"
+    return "", ""
 
 
 def _deadline_json(deadline: Deadline) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -134,7 +135,7 @@ def _episodes(file: Iterable[bytes], publication: Publication, day: date) -> Ite
     if episode is None:
         episode = next((i for i, s in enumerate(specs) if s.value == DerivedValue.EPISODE_GUID), None)
     if episode is None:
-        hint = "pickup-point check and pickup-point status show the share that does not match"
+        hint = "the share of the lines that match: pickup-point status"
         raise PickupPointError("the log files have no column with the episode", hint=hint)
     podcast = next(
         (i for i, s in enumerate(specs) if s.field == "podcast_id" or s.value == DerivedValue.PODCAST_ID), -1
@@ -189,7 +190,7 @@ def new_csv(path: Path) -> Iterator[TextIO]:
         raise PickupPointError(f"{path} already exists", hint="give --export another name") from error
     except OSError as error:
         sentence = f"cannot write {path}: {error.strerror}"
-        raise PickupPointError(sentence, hint=f"ls -ld {path.absolute().parent}") from error
+        raise PickupPointError(sentence, hint=f"ls -ld {shlex.quote(str(path.absolute().parent))}") from error
 
 
 def write_export(file: TextIO, written: Mapping[str, Episode], unmatched: Sequence[Unmatched]) -> int:

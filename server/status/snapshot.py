@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..triton import LogName
     from .reconcile import PodcastLine
 
+_DAYS_HINT = "to see the days: pickup-point status"
 _PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY)
 
 
@@ -99,6 +100,7 @@ class Snapshot:
                         now,
                         ledger.newest_late_checks(since),
                         Calendar.of(config.export, config.retention.keep_days, known, now),
+                        ledger.unsent_checks(since),
                     )
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())
@@ -129,6 +131,7 @@ class Snapshot:
             pull_every=config.alerts.pull_every,
             rss_feeds=rss_feeds,
             refresh_every=config.feeds.refresh_every,
+            first_day=config.export.first_day,
         )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
 
@@ -165,13 +168,14 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Everything that the ledger knows of one file."""
+    """Everything that the ledger knows of one file; ``pickups`` are the single handles that it still has."""
 
     log: LedgerLog
     publication: Publication
     pickups: list[Pickup]
     delivered: list[Delivered]
     checks: list[LateCheck]
+    superseded_by: Publication | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the trace as ``trace --json`` prints it."""
@@ -185,6 +189,7 @@ class Trace:
             "lines": self.log.lines,
             "mtime": self.log.mtime,
             "superseded": self.log.superseded_by is not None,
+            "superseded_by": [str(log.name) for log in self.superseded_by.logs] if self.superseded_by else [],
             "export": {
                 "key": export.key,
                 "etag": export.etag,
@@ -249,7 +254,8 @@ def trace_of(config: Config, name: LogName) -> Trace:
         PickupPointError: it has never seen the name.
     """
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
-        for publication in ledger.publications(name.day):
+        publications = ledger.publications(name.day)
+        for publication in publications:
             for entry in publication.logs:
                 if entry.name == name:
                     pickups = ledger.pickups
@@ -259,8 +265,11 @@ def trace_of(config: Config, name: LogName) -> Trace:
                         pickups.handles([name]),
                         pickups.delivered([name]),
                         ledger.late_checks(name.day),
+                        next((other for other in publications if other.id == entry.superseded_by), None),
                     )
-    raise PickupPointError(f"the ledger has never seen a file {name}", hint="pickup-point status lists the days")
+    raise PickupPointError(
+        f"the ledger has never seen a file {name}", hint="the days that there are: pickup-point status"
+    )
 
 
 def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None]:
@@ -275,7 +284,9 @@ def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], flo
     if not lines:
         pruned = [entry for publication in publications for entry in publication.logs if entry.state == "pruned"]
         why = ": it went with the day's files when they were pruned" if pruned else ""
-        raise PickupPointError(f"there is no tally by podcast of {day}{why}", hint="pickup-point status lists the days")
+        raise PickupPointError(
+            f"there is no tally by podcast of {day}{why}", hint="the days that there are: pickup-point status"
+        )
     return lines, matched_share(publications)
 
 

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import threading
@@ -84,11 +85,13 @@ class DataFolder:
                     raise DataFolderError(
                         f"{self.staging_dir} and {folder} are on different file systems, so a file cannot "
                         "appear whole in one step",
-                        hint=f"df {self.staging_dir} {folder}",
+                        hint=f"df {shlex.quote(str(self.staging_dir))} {shlex.quote(str(folder))}",
                     )
             for folder in (self.pickup_dir, self.staging_dir, self.rejects_dir):
                 if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-                    raise DataFolderError(f"this user cannot write to {folder}", hint=f"ls -ld {folder}")
+                    raise DataFolderError(
+                        f"this user cannot write to {folder}", hint=f"ls -ld {shlex.quote(str(folder))}"
+                    )
 
     def clear_staging(self, keep: Collection[str] = ()) -> list[str]:
         """Remove what an earlier run left in staging, except the names to ``keep``; return what was removed.

@@ -8,6 +8,7 @@ used from any thread; it calls SQLite from one at a time.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sqlite3
 import threading
 import zlib
@@ -77,9 +78,7 @@ class Ledger:
         """Open a ledger for `status`, `check` and `trace`: change nothing, even while a service writes it."""
         with translate_sqlite_errors(path):
             if not path.exists():
-                raise LedgerError(
-                    f"there is no ledger at {path}", hint="pickup-point serve (or pickup-point feed) makes it"
-                )
+                raise LedgerError(f"there is no ledger at {path}", hint="the first start makes it: pickup-point serve")
             connection = _connect(path)
             try:
                 connection.execute("PRAGMA query_only=ON")
@@ -89,7 +88,7 @@ class Ledger:
                 raise
         if version != len(MIGRATIONS):
             connection.close()
-            hint = "pickup-point serve (or pickup-point feed) brings it up to date"
+            hint = "a start brings it up to date: pickup-point serve"
             raise LedgerError(f"{path} has schema version {version}, this program needs {len(MIGRATIONS)}", hint=hint)
         return cls(path, connection, created=False)
 
@@ -359,6 +358,11 @@ class Ledger:
         )
         return {check.day: check for check in map(late_check_of, self._rows(query, [delivery, since.isoformat()]))}
 
+    def unsent_checks(self, since: date = date.min, delivery: str = DELIVERY) -> list[LateCheck]:
+        """Return the late checks that left rows unsent, in order."""
+        query = "SELECT * FROM late_check WHERE delivery = ? AND day >= ? AND unsent > 0 ORDER BY id"
+        return [late_check_of(row) for row in self._rows(query, [delivery, since.isoformat()])]
+
     # Logins
 
     def record_login(self, user: str, at: datetime, address: str, client: str) -> None:
@@ -469,11 +473,13 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        hint = f"ls -ld {path.parent}; df -h {path.parent}"
+        folder = shlex.quote(str(path.parent))
+        hint = f"ls -ld {folder}; df -h {folder}"
         if isinstance(error, OSError):
             raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}", hint=hint) from error
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
-            hint = f"mv {path} {path}.damaged  # then restore a backup, or let a new ledger adopt the files"
+            quoted = shlex.quote(str(path)), shlex.quote(f"{path}.damaged")
+            hint = f"mv {quoted[0]} {quoted[1]}; then restore a backup, or let a new ledger adopt the files"
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
 
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from server.cli.tables import CHECK_LINE, check_line
+from server.hints import Call
+from server.status.alarms import Alarm, Level
 from server.storage.ledger import Ledger
 
 from ..support.program import PATIENCE, command, day_before, environment, export_of
@@ -35,8 +38,6 @@ def fed(
         site.put(day, export_of(day, rows))
     site.configure(export=f'url = "exports"\nfirst_day = "{first or min(days)}"', log=log, more=more)
     assert site.run("feed").returncode in (0, 1)
-    with closing(ledger(site)) as diary:
-        diary.note(last_round=datetime.now(UTC).isoformat())  # as the service does
 
 
 def pulled(site: ServiceSite, *days: date) -> None:
@@ -66,15 +67,19 @@ def checked(site: ServiceSite) -> tuple[int, str]:
     (line,) = done.stdout.splitlines()
     word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[done.returncode]
     assert re.fullmatch(rf"PICKUP-POINT {word} - [^|]+(\| alarms=\d+ waiting=\d+)?", line), line
+    assert len(line) < CHECK_LINE
     return done.returncode, line
 
 
-def raised(site: ServiceSite, level: int, *words: str) -> None:
-    """Assert that `check` has at least this level, and that its line contains the words."""
+def raised(site: ServiceSite, level: int, *words: str, hint: str = "") -> None:
+    """Assert that `check` has at least this level, that its line contains the words, and that `status` has the hint."""
     code, line = checked(site)
     assert level <= code < UNKNOWN, line
     for word in words:
         assert word in line, line
+    if hint not in line:
+        page = site.run("status", env={"COLUMNS": "500"}).stdout
+        assert hint in page, page
 
 
 def test_all_is_well(service_site: ServiceSite) -> None:
@@ -95,9 +100,9 @@ def test_a_day_that_is_late(service_site: ServiceSite) -> None:
     raised(
         service_site,
         CRITICAL,
-        f"{late} is failed",
-        f"{late} is not published yet; its deadline was",
-        f"feed --day {late}",
+        f"{late} is failed: metrics-day-{late}.json.gz is not a complete gzip file",
+        "; its deadline was",
+        hint=f"feed --day {late}",
     )
 
 
@@ -107,13 +112,13 @@ def test_a_day_that_is_held(service_site: ServiceSite) -> None:
     service_site.put(held, export_of(held, 2, b"no JSON"))
     service_site.configure(export=f'url = "exports"\nfirst_day = "{held}"')
     assert service_site.run("feed").returncode == 1
-    raised(service_site, CRITICAL, f"{held} is held", f"pickup-point feed --day {held} --accept-rejects")
+    raised(service_site, CRITICAL, f"{held} is held", hint=f" feed --day {held} --accept-rejects")
 
 
 def test_a_day_that_is_missing(service_site: ServiceSite) -> None:
     """The line says whom to ask."""
     fed(service_site, day_before(1), first=day_before(2))
-    raised(service_site, WARNING, f"{day_before(2)} is missing", "support-megaphone@spotify.com")
+    raised(service_site, WARNING, f"{day_before(2)} is missing", hint="support-megaphone@spotify.com")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_a_day_that_nobody_picks_up(service_site: ServiceSite, days: int, alerts
     text = f'url = "exports"\nfirst_day = "{day}"'
     service_site.configure(export=text, more=f"[alerts]\n{alerts}")
     service_site.run("feed", "--day", str(day))
-    raised(service_site, level, f"{day} {words}", "ask the partner whether its puller runs")
+    raised(service_site, level, f"{day} {words}", hint="ask the partner whether its puller runs")
     pulled(service_site, day)
     assert f"{day} is not picked up" not in checked(service_site)[1]
 
@@ -143,7 +148,7 @@ def test_a_partner_that_fell_silent(service_site: ServiceSite) -> None:
     with closing(ledger(service_site)) as diary:
         for days in (6, 5, 4, 3):
             diary.record_login("triton", now - timedelta(days=days), "203.0.113.9", "JSCH")
-    raised(service_site, WARNING, "triton has not logged in for 3 d", "ask the partner")
+    raised(service_site, WARNING, "triton has not logged in for 3 d", hint="ask the partner")
     with closing(ledger(service_site)) as diary:
         diary.record_login("triton", now, "203.0.113.9", "JSCH")
     assert "has not logged in" not in checked(service_site)[1]
@@ -151,12 +156,12 @@ def test_a_partner_that_fell_silent(service_site: ServiceSite) -> None:
 
 def test_a_feed_that_does_not_run(service_site: ServiceSite) -> None:
     """It never ran, or has stopped."""
-    raised(service_site, CRITICAL, "no round has run yet", "systemctl start pickup-point")
+    raised(service_site, CRITICAL, "no round has run yet", hint="systemctl start pickup-point")
     fed(service_site, day_before(1))
     assert "round" not in checked(service_site)[1]
     with closing(ledger(service_site)) as diary:
         diary.note(last_round=(datetime.now(UTC) - timedelta(hours=2)).isoformat())
-    raised(service_site, CRITICAL, "the last round was 2 h ago", "journalctl -u pickup-point")
+    raised(service_site, CRITICAL, "the last round was 2 h ago", hint="journalctl -u pickup-point")
 
 
 def test_a_source_that_cannot_be_reached(service_site: ServiceSite) -> None:
@@ -164,10 +169,10 @@ def test_a_source_that_cannot_be_reached(service_site: ServiceSite) -> None:
     fed(service_site, day_before(1))
     with closing(ledger(service_site)) as diary:
         diary.note(source_error="the bucket is unreachable", source_hint="curl -sI URL")
-    raised(service_site, WARNING, "the bucket is unreachable", "curl -sI URL")
+    raised(service_site, WARNING, "the bucket is unreachable", hint="curl -sI URL")
     # A day that should be there is counted down all the same, though no round has ever seen it.
     service_site.configure(export=f'url = "exports"\nfirst_day = "{day_before(3)}"')
-    raised(service_site, CRITICAL, f"{day_before(3)} is not published yet", "curl -sI URL")
+    raised(service_site, CRITICAL, f"{day_before(3)}, {day_before(2)}: 2 days not published yet", hint="curl -sI URL")
 
 
 def test_a_clock_that_is_wrong(service_site: ServiceSite) -> None:
@@ -175,7 +180,7 @@ def test_a_clock_that_is_wrong(service_site: ServiceSite) -> None:
     fed(service_site, day_before(1))
     with closing(ledger(service_site)) as diary:
         diary.note(clock_skew=-120.0)
-    raised(service_site, WARNING, "the local clock is -120 s off", "timedatectl")
+    raised(service_site, WARNING, "the local clock is -120 s off", hint="timedatectl")
 
 
 def test_a_private_key_that_others_can_read(service_site: ServiceSite) -> None:
@@ -183,7 +188,7 @@ def test_a_private_key_that_others_can_read(service_site: ServiceSite) -> None:
     fed(service_site, day_before(1))
     key = service_site.folder / "keys" / "ssh_host_ed25519_key"
     key.chmod(0o640)
-    raised(service_site, CRITICAL, f"{key} is readable by others", f"chmod 600 {key}")
+    raised(service_site, CRITICAL, f"{key} is readable by others", hint=f"chmod 600 {key}")
 
 
 def test_a_ledger_that_is_damaged(service_site: ServiceSite) -> None:
@@ -196,7 +201,7 @@ def test_a_ledger_that_is_damaged(service_site: ServiceSite) -> None:
         file.write(os.urandom(size - 8192))
     raised(service_site, CRITICAL, "the ledger", "ledger")
     path.write_bytes(b"this is no database, and it is long enough to be looked at" * 100)
-    raised(service_site, CRITICAL, "ledger is damaged", "restore")
+    raised(service_site, CRITICAL, "ledger is damaged", hint="manual restoring")
 
 
 def test_tokens_that_nobody_has_decided(service_site: ServiceSite) -> None:
@@ -279,3 +284,19 @@ def test_a_ledger_that_cannot_be_opened_is_not_called_damaged(service_site: Serv
         database.execute("PRAGMA user_version = 99")
     line = service_site.run("check").stdout
     assert "schema version 99" in line and "damaged" not in line and "restore" not in line
+
+
+def test_the_line_has_the_worst_first_and_counts_the_rest() -> None:
+    """Below 300 characters whatever is wrong; what to do about the worst is told whole or not at all."""
+    many = [Alarm(Level.CRITICAL, "one", "the worst of them", "look: ls | head; df -h")]
+    many += [Alarm(Level.WARNING, f"n{n}", f"number {n} is {'wrong ' * 9}", "pickup-point status") for n in range(9)]
+    call = Call("/opt/it", "/etc/it.toml")
+    level, line = check_line(many, [], call)
+    assert level is Level.CRITICAL and len(line) < 300
+    assert line.startswith("PICKUP-POINT CRITICAL - the worst of them [df -h]; number 0 is wrong")
+    assert re.search(r"; and [78] more \| alarms=10 waiting=0$", line), line
+    assert "[/opt/it status --config /etc/it.toml]" in line
+    endless = Alarm(Level.CRITICAL, "long", "so much " * 99)
+    line = check_line([endless, *many], [], call)[1]
+    assert len(line) == 299 and "…; and 10 more |" in line
+    assert len(check_line([endless], [], call)[1]) == 299

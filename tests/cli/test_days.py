@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sqlite3
+import sys
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -32,11 +33,12 @@ def test_feed_prints_a_line_a_day_and_fails_when_a_day_is_held(service_site: Ser
     first = service_site.run("feed")
     assert first.returncode == 1
     lines = first.stdout.splitlines()
-    assert [line[:22].rstrip() for line in lines] == [
+    assert [line[:22].rstrip() for line in lines if line[0] != " "] == [
         f"{day_before(2)}  held", f"{day_before(1)}  published", f"{day_before(0)}  open",
     ]  # fmt: skip
-    assert lines[0].endswith(f"to publish it: pickup-point feed --day {day_before(2)} --accept-rejects")
-    assert f"{log_of(1)} (20 lines of 20 rows)" in lines[1]
+    accept = f"feed --day {day_before(2)} --accept-rejects --config {service_site.config}"
+    assert [line.strip() for line in lines[1:3]] == ["→ to publish it:", f"{sys.executable} -m server {accept}"]
+    assert f"{log_of(1)} (20 lines of 20 rows)" in lines[3]
     assert f"feed published {log_of(1)} rows=20 lines=20" in first.stderr
     again = service_site.run("feed")
     assert again.returncode == 1
@@ -66,6 +68,8 @@ def test_feed_resend_sends_a_day_once_under_the_next_number(fed: ServiceSite) ->
     done = fed.run("feed", "--day", day, "--day", day, "--resend", "the partner voided it")
     assert done.returncode == 0
     assert sorted(fed.published()) == sorted([log_of(1), log_of(1, 1)])
+    assert f"  superseded by {log_of(1, 1)}\n" in fed.run("trace", log_of(1)).stdout
+    assert json.loads(fed.run("trace", log_of(1), "--json").stdout)["superseded_by"] == [log_of(1, 1)]
     never = fed.run("feed", "--day", str(day_before(2)), "--resend", "why not")
     assert "it was never published" in never.stdout
 
@@ -91,7 +95,7 @@ def test_feed_refuses_options_that_make_no_sense(
     """It prints one sentence and where to read on; exit code 2."""
     done = service_site.run("feed", *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"pickup-point: {sentence}\n  → pickup-point feed --")
+    assert done.stderr.startswith(f"pickup-point: {sentence}\n      {sys.executable} -m server feed --")
     assert len(done.stderr.splitlines()) == 2
     assert not (service_site.folder / "data").exists()
 
@@ -102,7 +106,7 @@ def test_feed_without_its_source_says_what_to_do(service_site: ServiceSite) -> N
     done = service_site.run("feed")
     assert done.returncode == 1
     assert "exports does not exist" in done.stderr
-    assert "  → mkdir -p " in done.stderr
+    assert "\n      mkdir -p " in done.stderr
 
 
 def test_sigterm_ends_a_feed_by_hand_and_leaves_nothing_behind(service_site: ServiceSite) -> None:
@@ -134,7 +138,7 @@ def test_prune_asks_before_it_trusts_a_clock_that_leapt(service_site: ServiceSit
     for option in ("--dry-run", ""):
         done = service_site.run("prune", *filter(None, [option]))
         assert done.returncode == 1 and "nothing is pruned: the clock says" in done.stderr
-        assert "pickup-point prune --clock-is-right" in done.stderr
+        assert f"-m server prune --clock-is-right --config {service_site.config}\n" in done.stderr
         assert done.stdout == ("nothing is older than keep_days\n" if option else "")
     done = service_site.run("prune", "--clock-is-right")
     assert (done.returncode, done.stdout) == (0, "nothing is older than keep_days\n")
@@ -167,10 +171,10 @@ def test_prune_says_first_what_it_would_remove_and_then_removes_it(service_site:
 
 
 def test_status_shows_a_day_a_line_at_80_columns(fed: ServiceSite) -> None:
-    """The sheet's six lines come first, then the service, then the days; no line of the table wraps."""
-    done = fed.run("status", env={"COLUMNS": "80"})
+    """What is wrong comes first, then the days, the service and the sheet's six lines; no line of the table wraps."""
+    done = fed.run("status", "--sheet", env={"COLUMNS": "80"})
     lines = [line.rstrip() for line in done.stdout.splitlines()]
-    assert lines[:6] == [
+    assert lines[-6:] == [
         "Server address       sftp.example.com:2222",
         "User name            triton",
         "Password             set, handed over separately",
@@ -178,14 +182,16 @@ def test_status_shows_a_day_a_line_at_80_columns(fed: ServiceSite) -> None:
         "Partitioned by date  no",
         "Naming convention    TESTYYYYMMDD-NN.tsv.gz",
     ]
-    assert "Service" in lines[7] and lines[7].endswith("not running")
+    service = next(n for n, line in enumerate(lines) if line.startswith("Service "))
+    assert lines[service].endswith("not running")
     head = next(n for n, line in enumerate(lines) if line.startswith("day "))
     assert lines[head].split() == ["day", "state", "rows", "rej.", "published", "picked", "up", "deadline"]
     days = lines[head + 1 : head + 4]
     assert [line[:10] for line in days] == [str(day_before(n)) for n in (0, 1, 2)]
     assert re.fullmatch(r"\S+ published +20 +0 \d\d-\d\d \d\d:\d\d - +in \d+ h", days[1])
-    assert max(map(len, lines)) <= 80
-    assert f"{day_before(2)} held: 3 of 6 rows were rejected" in " ".join(lines)
+    assert head < service < len(lines) - 6
+    assert lines[0].startswith(f"CRITICAL  {day_before(2)} is held: 3 of 6 rows were rejected")
+    assert [line for line in lines if len(line) > 80] == [line for line in lines if " -m server feed --day" in line]
 
 
 def test_status_shows_more_on_a_wide_terminal(fed: ServiceSite) -> None:
@@ -194,15 +200,15 @@ def test_status_shows_more_on_a_wide_terminal(fed: ServiceSite) -> None:
     head = next(line for line in lines if line.startswith("day "))
     assert head.split() == ["day", "state", "export", "rows", "rej.", "lines", "files", "published", "picked", "up",
                             "deadline"]  # fmt: skip
-    assert max(len(line.rstrip()) for line in lines) <= 120
+    assert max(len(line.rstrip()) for line in lines if " -m server " not in line) <= 120
 
 
 def test_status_works_before_anything_ever_ran(service_site: ServiceSite) -> None:
     """A new installation has the sheet to copy, and looking at it creates nothing."""
-    done = service_site.run("status")
+    done = service_site.run("status", "--sheet")
     assert done.returncode == 0
-    assert done.stdout.startswith("Server address")
-    assert "no round has run yet" in done.stdout
+    assert done.stdout.startswith("CRITICAL  no round has run yet\n            systemctl start pickup-point\n")
+    assert "\nServer address " in done.stdout and "triton: has never logged in\n" in done.stdout
     assert not (service_site.folder / "data").exists()
 
 

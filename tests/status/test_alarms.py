@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +12,7 @@ from server.errors import SourceUnreachable
 from server.pickups import PickupProgress
 from server.publish.holds import HoldPolicy
 from server.status.alarms import Alarm, Level, Measured, Partner, alarms
-from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, rows_of
+from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +95,72 @@ async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(sit
     assert levels(site, at(6, "23:59")) and not levels(site, at(7))
 
 
+def of_source(site: Site, now: datetime) -> Alarm | None:
+    """Return the alarm about a source that has never delivered."""
+    return next((alarm for alarm in site.alarms(now) if alarm.name == "nothing_delivered"), None)
+
+
+@pytest.mark.parametrize("first", [None, DAY])
+async def test_an_empty_source_warns_after_a_day(make_site: Callable[..., Site], first: date | None) -> None:
+    """Megaphone may still have to begin; the first export ends it for ever, whatever becomes of that export."""
+    site = make_site(first=first)
+    for now in (at(0, "09:00"), at(1, "08:00"), at(1, "09:00")):
+        await site.round(now)
+    assert of_source(site, at(1, "08:59")) is None
+    found = of_source(site, at(1, "09:00"))
+    assert found is not None and found.level is Level.WARNING
+    assert found.sentence == f"no export has ever come: there is nothing at {site.exports}"
+    site.put(rows_of(DAY, 3), at(1, "09:30"))
+    await site.round(at(1, "09:40"))
+    assert of_source(site, at(2)) is None
+    for path in site.exports.iterdir():
+        path.unlink()
+    await site.round(at(2, "09:40"))
+    assert of_source(site, at(9)) is None
+
+
+async def test_other_objects_in_place_of_exports_warn_at_once_and_exports_close_by_even_before(
+    make_site: Callable[..., Site],
+) -> None:
+    """A wrong prefix is seen in the first round, with what to write; other objects say nothing before the first day."""
+    site = make_site(first=DAY)
+    (site.exports / f"delivery-v2-day-{DAY}.json.gz").write_bytes(b"x")
+    await site.round(at(-2, "12:00"))
+    assert of_source(site, at(-1, "23:59")) is None
+    found = of_source(site, at(0))
+    assert found is not None and "none named metrics-day-YYYY-MM-DD.json.gz, but Delivery exports V2" in found.sentence
+    assert found.hint == "ask support-megaphone@spotify.com for the Metrics Export Service"
+    (site.exports / "sub").mkdir()
+    (site.exports / "sub" / f"metrics-day-{DAY}.json.gz").write_bytes(b"x")
+    await site.round(at(-2, "12:10"))
+    found = of_source(site, at(-2, "12:10"))
+    assert found is not None and f"did you mean {site.exports}/sub?" in found.sentence
+    assert found.hint == f'set export.url = "{site.exports}/sub"'
+
+
+async def test_another_place_is_a_source_that_has_delivered_nothing(site: Site) -> None:
+    """A typo in `export.url` after a good year is told as well."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    for path in site.exports.iterdir():
+        path.rename(site.exports / "renamed")
+    site.source.name = "s3://elsewhere"
+    await site.round(at(1, "05:45"))
+    found = of_source(site, at(1, "05:46"))
+    assert found is not None and "there is one object at s3://elsewhere" in found.sentence
+
+
+async def test_a_day_before_the_first_one_is_nobodys_alarm(site: Site) -> None:
+    """Published while nobody pulled yet, and before the day that Triton begins with, which was set later."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    told = of_day(site, at(3, "01:00"))
+    assert set(told) == {"day_not_picked_up"}
+    assert told["day_not_picked_up"].hint.startswith("if Triton has not begun to pull, set export.first_day")
+    site.restart(first_day=DAY + timedelta(days=1))
+    assert levels(site, at(3, "01:00")) == {}
+
+
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_deadlines_pass_aloud_while_the_source_is_lost(make_site: Callable[..., Site], delivered: bool) -> None:
     """Twelve days without a listing: each day that should be there is counted down, and alarms until it is over."""
@@ -156,6 +222,9 @@ async def test_where_nobody_is_required_nobody_is_waited_for(site: Site) -> None
     days = list(site.days(now, [("auditor", False)]).values())
     found = alarms(days, {"last_round": now.isoformat()}, HEALTHY, HoldPolicy(), TEN, now)
     assert "day_not_picked_up" not in {alarm.name for alarm in found}
+    assert site.days(now, [("auditor", False)])[DAY].state == "published"
+    site.pick_up(at(3, "06:00"), user="auditor")
+    assert site.days(at(3, "07:00"), [("auditor", False)])[DAY].state == "picked up"
 
 
 async def test_a_day_published_unfinal_is_a_warning(site: Site) -> None:
@@ -195,6 +264,49 @@ async def test_a_published_day_with_fewer_rows_than_it_had_is_warned_of(site: Si
     assert await shrunk("12:00", *range(10), 10) == []
     assert await shrunk("15:00", *range(5), 11) == ["rewritten to 6 rows; it had 11 when it was published"]
     assert await shrunk("18:00", *range(4), resend="as it is") == []
+
+
+async def test_rows_that_came_too_late_are_told_until_the_day_is_over_or_sent_again(site: Site) -> None:
+    """They are a warning and a remark of the day, and no longer once the whole day was sent again."""
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    assert site.days(at(1, "05:35"))[DAY].notes == []
+    site.put(rows_of(DAY, 7), at(3, "00:30"))
+    await site.round(at(3, "02:00"))
+    site.pick_up(at(3, "02:01"))
+    alarm = of_day(site, at(3, "02:02"))["day_unsent"]
+    assert (alarm.level, alarm.sentence) == (Level.WARNING, f"{DAY}: 4 rows came too late to be sent")
+    assert f"pickup-point trace {name()}" in alarm.hint
+    assert site.days(at(3, "02:02"))[DAY].as_json()["remarks"] == ["4 rows came too late to be sent"]
+    await site.round(at(3, "05:00"), DAY, resend="Triton takes it")
+    assert "day_unsent" not in of_day(site, at(3, "05:01"))
+    assert site.days(at(3, "05:01"))[DAY].notes == ["Triton takes it"]
+
+
+async def test_a_new_version_with_the_rows_of_another_day_is_told(site: Site) -> None:
+    """Of which nothing was sent, since it came too late: a warning and a remark, as of fewer rows."""
+    site.put(rows_of(DAY, 9), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.put(rows_of(DAY, 1) + rows_of(DAY - timedelta(days=1), 5), at(3, "00:30"))
+    await site.round(at(3, "02:00"))
+    told = [alarm.sentence for alarm in site.alarms(at(3, "02:02")) if alarm.name in ("day_noticed", "day_shrunk")]
+    foreign, fewer = (
+        "its new version brought: 100.0% of the lines are outside their day",
+        "its export was rewritten to 6 rows",
+    )
+    assert any(foreign in sentence for sentence in told) and any(fewer in sentence for sentence in told)
+    notes = " ".join(site.days(at(3, "02:02"))[DAY].as_json()["remarks"])
+    assert foreign in notes and fewer in notes
+
+
+async def test_an_accepted_day_with_the_rows_of_another_day_is_told(site: Site) -> None:
+    """Though an operator accepted it: a warning and a remark."""
+    site.put(rows_of(DAY - timedelta(days=1), 5), at(1, "04:10"))
+    assert await site.word(at(1, "05:35")) == "held"
+    assert await site.word(at(1, "06:00"), DAY, accept=True) == "published"
+    told = "100.0% of the lines are outside their day"
+    assert of_day(site, at(1, "06:01"))["day_noticed"].sentence == f"{DAY}: {told}"
+    assert told in site.days(at(1, "06:01"))[DAY].as_json()["remarks"]
 
 
 async def test_a_pruned_day_alarms_no_more(site: Site) -> None:

@@ -138,7 +138,7 @@ def test_the_calendar_begins_with_the_first_day_that_should_be_there() -> None:
 @pytest.mark.parametrize(("day", "advice"), [
     (one(record("open")), ""),
     (one(record("due", hold=HELD)), f"look at rejects/, then: pickup-point feed --day {DAY} --accept-rejects"),
-    (one(record("due", failure=FAILED)), "it is truncated; gzip -t (next try 2026-11-21 09:10Z)"),
+    (one(record("due", failure=FAILED)), "it is truncated; gzip -t; the next try is at 2026-11-21 09:10Z"),
     (one(record("missing", export=None)), "ask support-megaphone@spotify.com"),
     (one(record("stale")), "ask support-megaphone@spotify.com"),
     (one(record("missing", export=None), [publication(log())]), ""),

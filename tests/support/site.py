@@ -97,7 +97,7 @@ class ClockedFolder(Folder):
             content = content if self.by_content else export.etag
             exports[day] = export._replace(etag=content)
             self.versions[content] = export
-        return Listing(exports, self.now, self.own_clock)
+        return Listing(exports, self.now, self.own_clock, listing.others)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """The folder's fetch of exactly the listed version."""
@@ -194,7 +194,17 @@ class Site:
         calendar = Calendar.of(self.export_settings, self.settings["keep_days"], known, now)
         delivered = self.ledger.pickups.delivered([log.name for log in self.ledger.logs()])
         checks = self.ledger.newest_late_checks()
-        found = overview(records, publications, delivered, users, DeadlinePolicy(), now, checks, calendar)
+        found = overview(
+            records,
+            publications,
+            delivered,
+            users,
+            DeadlinePolicy(),
+            now,
+            checks,
+            calendar,
+            self.ledger.unsent_checks(),
+        )
         return {day.day: day for day in found}
 
     def state(self, now: datetime, day: date = DAY) -> str:
@@ -204,7 +214,8 @@ class Site:
     def alarms(self, now: datetime, measured: Measured = HEALTHY) -> list[Alarm]:
         """What `check` would say; the last round is said to be just now."""
         facts = {"last_round": now.isoformat()} | self.ledger.facts()
-        return alarms(list(self.days(now).values()), facts, measured, self.holds, timedelta(minutes=10), now)
+        days, first_day = list(self.days(now).values()), self.export_settings.first_day
+        return alarms(days, facts, measured, self.holds, timedelta(minutes=10), now, first_day=first_day)
 
     def alarm_names(self, now: datetime) -> set[str]:
         """The names of the alarms."""

@@ -1,0 +1,140 @@
+"""Causes: what is wrong, a line each, with what to do about it; `status`, `check` and the doctor show them.
+
+Alarms tell the days one by one, and a day's state apart from its deadline, since each of them is raised and cleared by
+itself. Whoever reads them all wants to be told once: days of one cause are joined. Pure: arguments are a snapshot's.
+"""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..hints import Step, steps
+from .alarms import STATE_ALARMS
+from .days import span
+from .deadlines import Urgency
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .alarms import Alarm, Level
+    from .days import DayOverview
+    from .deadlines import Deadline
+
+_DAY = "\0day\0"  # stands for the day in what is compared
+
+
+class Cause(NamedTuple):
+    """One thing that is wrong, the days that it concerns, in order, and what to do that was not said above."""
+
+    level: Level
+    sentence: str
+    steps: tuple[Step, ...]
+    days: tuple[date, ...] = ()
+
+
+class _Part(NamedTuple):
+    """What an alarm says of one day, and of which kind that is: parts of one kind are joined."""
+
+    kind: tuple[str, ...]
+    day: date
+    level: Level
+    says: str
+    hint: str
+    deadline: Deadline | None = None
+
+
+def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
+    """Return what is wrong, the worst first; at one level what concerns no single day comes first."""
+    by_day = {str(day.day): day for day in days}
+    late = {alarm.subject: alarm for alarm in alarms if alarm.name == "day_not_published"}
+    in_state = {alarm.subject for alarm in alarms if alarm.name in STATE_ALARMS}
+    found, parts = [], []
+    for alarm in alarms:
+        day = by_day.get(alarm.subject)
+        if day is None:
+            found.append(Cause(alarm.level, alarm.sentence, tuple(steps(alarm.hint))))
+        elif alarm.name != "day_not_published" or alarm.subject not in in_state:
+            parts.append(_part(alarm, day, late.get(alarm.subject)))
+    joined: dict[tuple[str, ...], list[_Part]] = {}
+    for part in sorted(parts, key=lambda part: part.day):
+        joined.setdefault(part.kind, []).append(part)
+    found += [_join(kind) for kind in joined.values()]
+    return _once(sorted(found, key=lambda cause: (-cause.level, bool(cause.days))))
+
+
+def notes(days: Iterable[DayOverview], told: Sequence[Cause]) -> list[str]:
+    """Return what else is worth knowing about the days, joined in the same way."""
+    said = " ".join(cause.sentence for cause in told)
+    found: dict[str, list[date]] = {}
+    for day in days:
+        for note in day.notes:
+            if note not in said:
+                found.setdefault(note, []).append(day.day)
+    return [f"{ranges(sorted(on))}: {note}" for note, on in found.items()]
+
+
+def ranges(days: Sequence[date]) -> str:
+    """Return days, in order, in words: ``2026-11-18, 2026-11-21 to 2026-11-27``."""
+    runs: list[list[date]] = []
+    for day in days:
+        if runs and day - runs[-1][-1] == timedelta(days=1):
+            runs[-1].append(day)
+        else:
+            runs.append([day])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _part(alarm: Alarm, day: DayOverview, late: Alarm | None) -> _Part:
+    """Return what an alarm says about a day, without the day and without the time that is left."""
+    says, hint, deadline, level = alarm.sentence, alarm.hint, None, alarm.level
+    if alarm.name in STATE_ALARMS:
+        says, hint = f"{day.day} is {day.state}" + (f": {day.why}" if day.why else ""), day.cure
+        if late is not None:
+            deadline, level = day.deadlines.published, max(level, late.level)
+    elif alarm.name == "day_not_published":
+        says, deadline = f"{day.day} is not published yet", day.deadlines.published
+    elif alarm.name == "day_not_picked_up":
+        says, deadline = f"{day.day} is not picked up yet", day.deadlines.picked_up
+    says, hint = (text.replace(str(day.day), _DAY) for text in (says, hint))
+    return _Part((alarm.name, says, hint), day.day, level, says, hint, deadline)
+
+
+def _join(parts: Sequence[_Part]) -> Cause:
+    """Return what several alarms say of their days, once."""
+    days = tuple(part.day for part in parts)
+    says, count = parts[0].says, len(days)
+    if count > 1 and says.startswith(f"{_DAY} is "):
+        says = f"{_DAY}: {count} days {says.removeprefix(f'{_DAY} is ')}"
+    says = says.replace(_DAY, ranges(days)) + _time_left([part.deadline for part in parts if part.deadline])
+    to_do = [_for_days(step, days) for step in steps(parts[0].hint)]
+    return Cause(max(part.level for part in parts), says, tuple(to_do), days)
+
+
+def _for_days(step: Step, days: Sequence[date]) -> Step:
+    """Return a step with the days put in: all of them, or the newest where a command takes but one."""
+    every = " ".join(f"--day {day}" for day in days)
+    command = step.command.replace(f"--day {_DAY}", every).replace(_DAY, str(days[-1]))
+    return Step(step.prose.replace(_DAY, ranges(days)), command)
+
+
+def _time_left(deadlines: Sequence[Deadline]) -> str:
+    """Return how the deadlines stand, to be added to a sentence; '' without any."""
+    over = [deadline for deadline in deadlines if deadline.urgency is Urgency.LATE]
+    ahead = [deadline.left for deadline in deadlines if deadline.urgency is not Urgency.LATE]
+    if len(deadlines) == 1:
+        left = span(deadlines[0].left)
+        return f"; its deadline was {left} ago" if over else f"; its deadline is in {left}"
+    parts = [f"{len(over)} deadlines are over" if len(over) > 1 else "1 deadline is over"] if over else []
+    parts += [f"the next is in {span(min(ahead))}"] if ahead else []
+    return f"; {', '.join(parts)}" if parts else ""
+
+
+def _once(found: Iterable[Cause]) -> list[Cause]:
+    """Return the causes without the steps that stand above already."""
+    said: set[Step] = set()
+    told = []
+    for cause in found:
+        told.append(cause._replace(steps=tuple(step for step in cause.steps if step not in said)))
+        said.update(cause.steps)
+    return told
