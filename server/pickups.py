@@ -1,7 +1,7 @@
 """What a partner's client has really taken: unions of byte ranges, and the records made from them.
 
 A sum of bytes proves nothing, since clients read past the end, read tails again and read in any order. What counts is
-the union of the ranges that were proven delivered: sent, and acknowledged by the client's system. A `Pickup` is the
+the union of the ranges that were proven delivered: sent, and answered from behind by the client. A `Pickup` is the
 record of one handle. A `Delivered` is what a user has of a file, over all handles and sessions: a file is picked up
 when that union covers it, so a download that was resumed or made in pieces counts, and no CLOSE is needed. Either
 means "delivered to their client", never "counted by Triton".
@@ -103,7 +103,7 @@ class Pickup:
     """What was read on one handle; ``ended`` and ``ending`` are None while it is open.
 
     ``bytes_answered`` counts every byte each time it was sent; ``covered`` counts each byte of the file once, and
-    ``delivered`` those of them that the client's system acknowledged. ``ranges`` are the latter, half-open; they count
+    ``delivered`` those of them that were proven to have arrived. ``ranges`` are the latter, half-open; they count
     for the user, and the ledger gives none back. ``fragmented``: there were more of them than are kept.
     """
 
@@ -178,7 +178,7 @@ class PickupProgress:
         self.coverage.add(offset, offset + count)
 
     def delivered(self, offset: int, count: int) -> None:
-        """Note that an answer has arrived at the client's system."""
+        """Note that an answer is proven to have arrived."""
         self.bytes_delivered += count
         self.proven.add(offset, offset + count)
 

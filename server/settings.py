@@ -162,6 +162,13 @@ def _user_name(value: str) -> str:
     return value
 
 
+def _public_address(value: str) -> str:
+    match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(?::([0-9]{1,5}))?", value)
+    if match is None or not 0 < int(match[1] or 22) <= 65535:
+        raise ValueError('not a host with a port; write "sftp.example.com:2222", or "[2001:db8::1]:2222"')
+    return value
+
+
 def _listen_address(value: str) -> str:
     match = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[^:\s\[\]]+):([0-9]{1,5})", value)
     if match is None:
@@ -181,6 +188,7 @@ WebAddress = Annotated[str, BeforeValidator(_web_address)]
 LogPrefix = Annotated[str, AfterValidator(_log_prefix)]
 UrlTemplateText = Annotated[str, AfterValidator(_url_template)]
 UserName = Annotated[str, AfterValidator(_user_name)]
+PublicAddress = Annotated[str, AfterValidator(_public_address)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 
 
@@ -320,7 +328,7 @@ class SftpSettings(Section):
 
     host: str = Field("0.0.0.0", min_length=1)  # noqa: S104  # the service's purpose is to be reached by the partner
     port: int = Field(2222, ge=0, le=65535)
-    address: str | None = None
+    address: PublicAddress | None = None
     max_connections: int = Field(50, ge=1, le=10000)
     max_connections_per_address: int = Field(10, ge=1, le=10000)
     max_sessions_per_user: int = Field(10, ge=1, le=10000)

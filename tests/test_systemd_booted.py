@@ -74,8 +74,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
             machine.put(f"/srv/exports/{export_name(day)}", export)
             machine.run(f"touch -d '{day} +1 day 03:00Z' /srv/exports/{export_name(day)}")
         yours, rest = blocks("Install for real")[:2]
-        assert set(re.findall(r"^(\w+)=", yours, re.MULTILINE)) == {"export_url", "address"}
-        typed = f"cp -r /mnt/repo /root/clone; cd /root/clone; export_url=/srv/exports; address=127.0.0.1:2222\n{rest}"
+        assert set(re.findall(r"^(\w+)=", yours, re.MULTILINE)) == {"export_url", "address", "first_day"}
+        answers = f"export_url=/srv/exports; address=127.0.0.1:2222; first_day={small()}"
+        typed = f"cp -r /mnt/repo /root/clone; cd /root/clone; {answers}\n{rest}"
         printed = machine.run(typed, timeout=240).stdout
         machine.put("/root/askpass", b"#!/bin/sh\ncat /root/triton-password\n")
         machine.run("chmod +x /root/askpass; pickup-point keygen | grep ^.127 > /root/known_hosts")
@@ -167,7 +168,8 @@ def test_a_file_is_pulled_and_root_sees_it_in_status(machine: Machine) -> None:
 def test_a_reload_takes_a_new_password_and_keeps_the_old_settings_when_the_file_is_broken(machine: Machine) -> None:
     """The same process all the while."""
     pid, wanted = machine.show("MainPID"), published(machine, small())
-    machine.run("echo another > /root/triton-password; hashed=$(pickup-point hash-password < /root/triton-password);"
+    machine.run("echo another-password > /root/triton-password;"
+                " hashed=$(pickup-point hash-password < /root/triton-password);"
                 ' sed -i "s|^password_hash.*|password_hash = \\"$hashed\\"|" /etc/pickup-point/config.toml;'
                 " systemctl reload pickup-point")  # fmt: skip
     machine.until("journalctl -q -o cat -u pickup-point | grep -q 'reloaded users'", "the reload")

@@ -158,12 +158,13 @@ def deep(path: Path, day: date) -> Outcome:
 
 @hostile("NUL, BOM, surrogates, broken UTF-8", _JSON)
 def bad_text(path: Path, day: date) -> Outcome:
-    """What no JSON text may hold; and beside it what it may, written as escapes."""
-    own = _own(day, 3)
-    odd = ["\0\x01", "\u2028\u0085", "\U0001f3a7"]
+    """What no JSON text may hold; and beside it what it may, written as escapes, halves of an emoji among them."""
+    own = _own(day, 5)
+    odd = ["\0\x01", "\u2028\u0085", "\U0001f3a7", "@", "@"]
     lines = [row(id=one, created_at=f"{day}T12:00:00Z", user_agent=agent) for one, agent in zip(own, odd, strict=True)]
+    lines[3:] = [lines[3].replace(b"@", b"\\ud800"), lines[4].replace(b"@", b"\\udfff\\ud800")]
     plain = row(user_agent="@")
-    bad = [b"\0", b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\\ud800", b"\\udfff\\ud800", b"\x01"]
+    bad = [b"\0", b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\x01"]
     lines += [plain.replace(b"@", one) for one in bad]
     lines += [b"\xef\xbb\xbf" + plain, b"\0" + plain, plain + b"\0", b"\0" * 100_000]
     return _rows_among_good(path, day, lines, own, rejected=len(bad) + 4)
@@ -221,10 +222,18 @@ def utf16(path: Path, day: date) -> Outcome:
 
 @hostile("a JSON array", _JSON)
 def array(path: Path, day: date) -> Outcome:
-    """Of one row a line, with a line of 1 GB in it, and no bracket at its end."""
+    """Of one row a line, with a line of 1 GB in it."""
     lines, ids = good(day)
-    bomb(path, [(b"[\n" + b"".join(line + b",\n" for line in lines), 1), (b"[" * MB, GB // MB), (b"\n", 1)])
+    bomb(path, [(b"[\n" + b"".join(line + b",\n" for line in lines), 1), (b"[" * MB, GB // MB), (b"\n]\n", 1)])
     return Outcome(ids=ids, rejected=Counter(malformed_json=1), at={GOOD + 2: "malformed_json"})
+
+
+@hostile("a JSON array without its end", _JSON)
+def unclosed(path: Path, day: date) -> Outcome:
+    """Whoever wrote it died: nothing is published."""
+    lines, _ = good(day)
+    bomb(path, [(b"[\n" + b"".join(line + b",\n" for line in lines), 1)])
+    return Outcome("failed", why="no closing bracket")
 
 
 @hostile("all rows in one line", _JSON)

@@ -38,12 +38,11 @@ from .options import (
     program,
     run_loop,
 )
-from .privileges import become_owner, find_config, find_keys_dir
+from .privileges import KeysPlace, become_owner, find_config, find_keys
 from .setup import setup
 
 app = typer.Typer(
     name="pickup-point",
-    help="Megaphone's daily exports, as Triton Digital's podcast logs, at an SFTP pickup point.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -293,7 +292,7 @@ def trace(
         print_json(found.as_json())
         return
     print(name)
-    for at, what in tables.history(found.log, found.publication, found.pickups, found.delivered, found.checks):
+    for at, what in tables.history(found):
         print(f"  {at:20}  {what}")
 
 
@@ -337,21 +336,33 @@ def convert(
 
 
 @app.command()
-def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
+def keygen(
+    config: ConfigOption = None,
+    new_secret: Annotated[
+        bool, typer.Option("--new-secret", help="Make new keys in place of lost ones, which no backup has.")
+    ] = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Create the missing keys. Host keys and ip_hash.key; prints fingerprints and known_hosts lines."""
     from .. import log_output
-    from ..sftp.keys import known_hosts_lines, make_keys
+    from ..sftp.algorithms import HOST_KEY_FILES
+    from ..sftp.keys import known_hosts_lines, lost_keys, make_keys, offered_host_keys
+    from ..storage.ledger import LEDGER_FILE
 
     found = find_config(config)
     log_output.configure(verbose=verbose)
-    address, keys_dir = "", Path("keys")
-    if found is not None:
-        keys_dir, address = find_keys_dir(found)
+    keys_dir, data_dir, address, legacy = find_keys(found) if found is not None else KeysPlace()
+    lost, shown_by = lost_keys(keys_dir, legacy=legacy, ledger=data_dir / LEDGER_FILE)
+    if lost and not new_secret:
+        _ask_for_new_secret(keys_dir, lost, shown_by)
     try:
         made = make_keys(keys_dir)
     except OSError as error:
         sentence = f"cannot create the keys in {keys_dir}: {error.strerror or error}"
         raise PickupPointError(sentence, hint=f"ls -ld {shlex.quote(str(keys_dir.absolute()))}") from error
+    made = [
+        key for key in made if key.path.name not in HOST_KEY_FILES or key.path.name in offered_host_keys(legacy=legacy)
+    ]
     for key in made:
         print(f"{'made' if key.made else 'kept'}  {key.path}  {key.fingerprint}".rstrip())
     print("\nFor the partner's known_hosts file:")
@@ -359,9 +370,30 @@ def keygen(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
         print(line)
 
 
+def _ask_for_new_secret(keys_dir: Path, lost: list[str], shown_by: str) -> None:
+    """Ask on the terminal whether lost keys may be made anew.
+
+    Raises:
+        Usage: they may not, or there is nobody to ask.
+    """
+    names = " and ".join(filter(None, [", ".join(lost[:-1]), lost[-1]]))
+    sentence = f"{names} {'is' if len(lost) == 1 else 'are'} not in {keys_dir}, but {shown_by} is there"
+    why = "a new ip_hash.key gives every listener another hash, and a new host key looks like an attack to the partner"
+    hint = f"restore {names} from the backup: {why}; without a backup: pickup-point keygen --new-secret"
+    if not sys.stdin.isatty():
+        raise Usage(sentence, hint=hint)
+    print(f"pickup-point: {sentence}", file=sys.stderr)
+    print_hint(f"restore {names} from the backup: {why}", file=sys.stderr)
+    if not typer.confirm("Is there no backup, and should new ones be made?", default=False, err=True):
+        raise Usage("nothing was made", hint=hint)
+
+
 @app.command(name="hash-password")
-def hash_password() -> None:
+def hash_password(
+    weak: Annotated[bool, typer.Option("--weak", help="Accept fewer than 12 characters.")] = False,
+) -> None:
     """Hash a password for the configuration. Asks for it, or reads a line of standard input; prints Argon2id."""
+    from ..sftp.users import check_length
     from ..sftp.users import hash_password as hashed
 
     if sys.stdin.isatty():
@@ -369,7 +401,10 @@ def hash_password() -> None:
     else:
         # As bytes: how the terminal's locale would read them is not what a client sends.
         password = sys.stdin.buffer.readline().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
-    print(hashed(password))
+    result = hashed(password)
+    if not weak:
+        check_length(password)
+    print(result)
 
 
 @app.command()
@@ -381,7 +416,7 @@ def demo(
     verbose: VerboseOption = False,
 ) -> None:
     """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
-    from ..service import assembled, load_keys
+    from ..service import CannotListen, assembled, load_keys
     from ..service import serve as run_service
     from ..systemd import Supervisor
     from .demo import introduction, prepare
@@ -405,11 +440,15 @@ def demo(
             return sorted(installation.folder.served)
 
     def introduce(listening: int) -> None:
-        print("\n".join(introduction(made, files, listening, program())), flush=True)
+        print("\n".join(introduction(made, files, listening, program(), now)), flush=True)
 
     # Published before the service starts: whoever connects first finds the files.
     files = run_loop(publish())
-    run_loop(run_service(settings, keys, supervisor, introduce))
+    try:
+        run_loop(run_service(settings, keys, supervisor, introduce))
+    except CannotListen as error:
+        hint = f"on any port that is free: pickup-point demo --directory {shlex.quote(str(directory))} --port 0"
+        raise CannotListen(str(error), hint=hint) from error
 
 
 @app.command(name="systemd-unit")
@@ -453,6 +492,34 @@ def manual(
         show(read_chapter(chapter), Console())
     else:
         print(contents(), end="")
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the version, and whether the kernel is in use."""
+    if not wanted:
+        return
+    from importlib.metadata import version
+
+    from ..convert.apart import kernel_lack
+
+    lack = kernel_lack()
+    print("pickup-point", version("pickup-point"), f"({'kernel in use' if lack is None else lack[0]})")
+    raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[  # typer calls back
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version, and whether the kernel is used.",
+        ),
+    ] = False,
+) -> None:
+    """Megaphone's daily exports, as Triton Digital's podcast logs, at an SFTP pickup point."""
 
 
 app.add_typer(setup)

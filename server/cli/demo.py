@@ -16,6 +16,8 @@ from ..megaphone.exports import METRICS, FinalityRule, start_of
 from ..paths import write_new
 from ..sftp.keys import make_keys
 from ..sftp.users import hash_password
+from ..status.days import span
+from ..triton import expires
 from .samples import write_day
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 ROWS = 4000
 FINAL_DAYS = 3
+CAUGHT_UP_DAYS = 7  # at a later start: of the days before these no alarm is left that they are missing
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
 _WRITTEN_AT = time(3, 10)  # of the next day: Megaphone's last rewrite, final and settled at 04:30Z
 _RULE = FinalityRule()
@@ -51,7 +54,10 @@ def prepare(folder: Path, port: int, now: datetime) -> Demo:
     password = _password(folder / "password.txt")
     config = folder / "config.toml"
     if not os.path.lexists(config):
-        write_new(config, _CONFIG.format(port=port, password_hash=hash_password(password)).encode())
+        # Port 0 is any that is free, and no address.
+        address = f'address = "127.0.0.1:{port}"\n' if port else ""
+        text = _CONFIG.format(port=port, address=address, password_hash=hash_password(password))
+        write_new(config, text.encode())
     today = now.date()
     newest = today - timedelta(days=1)
     while now < _RULE.final_time(newest):
@@ -68,8 +74,9 @@ def prepare(folder: Path, port: int, now: datetime) -> Demo:
     return Demo(folder, config, password, final_days, today)
 
 
-def introduction(demo: Demo, files: Sequence[str], port: int, program: str) -> list[str]:
+def introduction(demo: Demo, files: Sequence[str], port: int, program: str, now: datetime) -> list[str]:
     """Return the introduction for a newcomer, line by line, once ``files`` are served on ``port``."""
+    oldest = demo.final_days[0]
     return [
         "",
         f"The demo is in {demo.folder.absolute()}, and serves:",
@@ -84,14 +91,19 @@ def introduction(demo: Demo, files: Sequence[str], port: int, program: str) -> l
         "",
         f"There, type ls -l, get {files[-1] if files else 'NAME'} and bye; afterwards, here:",
         f"{program} status --config {demo.config}",
+        "",
+        "Nobody has to fetch these days (the demo's user has required = false), so nothing is wrong with them.",
+        "If the user had to, as Triton's has within three days, status and check would say now:",
+        f"CRITICAL: {oldest} is not picked up yet; its deadline was {span(now - expires(oldest))} ago",
+        "",
         "Ctrl-C stops it.",
     ]
 
 
 def _days(exports: Path, final_days: tuple[date, ...]) -> list[date]:
-    """Return the newest final days, and those between them and an earlier start."""
+    """Return the newest final days, and those between them and an earlier start that would be missing."""
     written = [day for path in exports.glob("metrics-day-*.json.gz") if (day := METRICS.day_of(path.name)) is not None]
-    first = min([day for day in written if (final_days[-1] - day).days <= FINAL_DAYS + 1], default=final_days[0])
+    first = max(min(written, default=final_days[0]), final_days[-1] - timedelta(days=CAUGHT_UP_DAYS - 1))
     first = min(first, final_days[0])
     return [first + timedelta(days=n) for n in range((final_days[-1] - first).days + 1)]
 
@@ -132,7 +144,7 @@ keys_dir = "keys"            # host keys, and the secret for hashed addresses
 [export]
 url = "exports"              # a folder; for a real bucket: "s3://bucket"
 poll_every = "10s"           # a real bucket is listed every 10 minutes
-look_back_days = 4           # before 04:30Z yesterday is not final yet, so the three newest final days reach back four
+look_back_days = 8           # a later start publishes the days since the last one, at most a week of them
 
 [log]
 prefix = "DEMO"              # DEMO{{YYYYMMDD}}-00.tsv.gz
@@ -141,9 +153,9 @@ tokens = "hash"              # some addresses come as hash-like tokens; a real s
 [sftp]
 host = "127.0.0.1"           # the demo is not reachable from outside
 port = {port}
-address = "127.0.0.1:{port}"
-
+{address}
 [[sftp.users]]
 name = "demo"
 password_hash = "{password_hash}"   # the password is in password.txt
+required = false             # nobody has to fetch these days; Triton's user has true, and what it does not fetch alarms
 """

@@ -148,8 +148,11 @@ async def _exports(config: Config) -> AsyncIterator[Finding]:
         yield Finding(Level.OK, f"exports: {source.name} can be listed, {len(listing.exports)} days found")
         yield _clock(listing, began)
         if not listing.exports:
+            others = listing.others
             cure = f"check export.url: {_listing_command(config)}"
-            yield Finding(Level.WARNING, f"exports: there is no metrics-day-*.json.gz in {source.name}", cure)
+            if others.elsewhere:
+                cure = f'set export.url = "{others.elsewhere}"'
+            yield Finding(Level.WARNING, f"exports: {others.sentence(source.name)}", cure)
             return
         newest = listing.exports[max(listing.exports)]
         await _read(source, newest)

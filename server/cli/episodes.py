@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 episode_commands = typer.Typer()
 
+UNMATCHED_SHOWN = 30  # those with the most lines
+
 
 @episode_commands.command()
 def episodes(
@@ -122,7 +124,7 @@ def _print_summary(snapshot: EpisodesSnapshot, found: Matching, settings: Config
     if stamp is None:
         print("no episode catalogue is in use: every line is sent with Megaphone's episode_id as episode-guid")
         if not settings.feeds.configured and settings.log.episodes is None:
-            print("  → set feeds.urls to your RSS feeds, to see what Triton can match")
+            print_hint("set feeds.urls to your RSS feeds, to see what Triton can match")
     else:
         print(f"version {stamp.version}: {stamp.episodes} episodes")
     if settings.log.episodes is not None:
@@ -163,8 +165,10 @@ def _print_unmatched(found: Matching, *, json: bool) -> None:
         print(f"every one of the {found.lines} lines of the last {len(found.days)} published days matches")
         return
     print(f"{'lines':>10}  {'episode_id':36}  {'podcast_id':36}  last day")
-    for episode in found.unmatched:
+    for episode in found.unmatched[:UNMATCHED_SHOWN]:
         print(f"{episode.lines:>10}  {episode.episode_id:36}  {episode.podcast_id:36}  {episode.last}")
+    if (more := len(found.unmatched) - UNMATCHED_SHOWN) > 0:
+        print(f"{'':>10}  and {more} more: pickup-point episodes --unmatched --json")
     share = f"{1 - (found.share or 0):.1%}"
     lines = sum(episode.lines for episode in found.unmatched)
     print(f"\n{lines} of {found.lines} lines ({share}) in {len(found.unmatched)} episodes match nothing")

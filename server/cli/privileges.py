@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..disk import translate_os_errors
 from ..errors import ConfigError, Problem
@@ -112,11 +112,20 @@ def find_aws_key(config: Config) -> None:
         os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(path.absolute())
 
 
-def find_keys_dir(path: Path) -> tuple[Path, str]:
-    """Return keys_dir and the public address, also of a configuration that cannot be loaded before its keys exist.
+class KeysPlace(NamedTuple):
+    """Where the keys are, where the ledger is, under which address clients know them, and which of them are offered."""
+
+    keys_dir: Path = Path("keys")
+    data_dir: Path = Path("data")
+    address: str = ""
+    legacy: bool = False
+
+
+def find_keys(path: Path) -> KeysPlace:
+    """Return what a configuration says of the keys, be it one that cannot be loaded before they exist.
 
     Raises:
-        ConfigError: keys_dir is no path.
+        ConfigError: keys_dir or data_dir is no path.
     """
     import tomllib  # only here: a plain convert needs none of it
 
@@ -126,15 +135,19 @@ def find_keys_dir(path: Path) -> tuple[Path, str]:
         raw = tomllib.loads(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError):
         raw = {}
-    sftp = raw.get("sftp")
-    address = sftp.get("address", "") if isinstance(sftp, dict) else ""
-    keys = raw.get("keys_dir", "keys")
-    try:
-        keys_dir = path_in(path.absolute().parent, keys if isinstance(keys, str) else "keys")
-    except ValueError as error:
-        what, _, cure = str(error).rpartition("; ")
-        raise ConfigError(str(path), [Problem("keys_dir", f"is {what}", cure)]) from error
-    return keys_dir, address if isinstance(address, str) else ""
+    sftp = found if isinstance(found := raw.get("sftp"), dict) else {}
+    folders = []
+    for key in ("keys_dir", "data_dir"):
+        default = key.removesuffix("_dir")
+        text = raw.get(key, default)
+        try:
+            folders.append(path_in(path.absolute().parent, text if isinstance(text, str) else default))
+        except ValueError as error:
+            what, _, cure = str(error).rpartition("; ")
+            raise ConfigError(str(path), [Problem(key, f"is {what}", cure)]) from error
+    address = sftp.get("address", "")
+    legacy = sftp.get("legacy_algorithms") is True
+    return KeysPlace(folders[0], folders[1], address if isinstance(address, str) else "", legacy)
 
 
 SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))

@@ -10,14 +10,15 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..config import config_of
-from ..errors import PickupPointError
+from ..errors import ConfigError, PickupPointError, Problem
 from ..hints import steps, without_page
 from ..paths import write_new
 from .options import (
@@ -66,52 +67,113 @@ def init(
     ] = "",
     region: Annotated[str, _option("--region", "The bucket's region.")] = "",
     endpoint_url: Annotated[str, _option("--endpoint-url", "The URL of an S3 service other than Amazon's.")] = "",
-    first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD.")] = "",
+    first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD; by default today.")] = "",
+    weak: Annotated[bool, typer.Option("--weak", help="Accept a password of fewer than 12 characters.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write a configuration. Asks six questions, or takes the answers from options; overwrites nothing."""
+    """Write a configuration. Asks seven questions, or takes the answers from options; overwrites nothing."""
     from .. import log_output
     from ..sftp.users import hash_password
 
     log_output.configure(verbose=verbose)
     path = (config or Path("config.toml")).absolute()
     _check_free(path)
+    given = {
+        "export": export, "address": address, "user": user, "prefix": prefix, "data_dir": data_dir,
+        "first_day": first_day, "authorized_keys": authorized_keys, "region": region, "endpoint_url": endpoint_url,
+    }  # fmt: skip
+    interview = Interview(path, {name: answer for name, answer in given.items() if answer})
+    # Before anything is asked: a mistake in an option is told first.
+    if problems := interview.problems():
+        raise ConfigError(str(path), problems)
+    hashed = _typed_password(password_file, weak=weak)
     own_folder = "/var/lib/pickup-point" if path.parent == _ETC else "data"
-    export = export or _ask("--export", "Where does Megaphone deliver (s3://bucket/prefix, or a folder)?")
-    address = address or _ask("--address", "At which address does the partner reach this machine (host:port)?")
-    user = user or _ask("--user", "The partner's user name?", "triton")
-    prefix = prefix or _ask("--prefix", "What should the name of every log file begin with?", "MEGA")
-    data_dir = data_dir or _ask("--data-dir", "In which folder should the service keep its files?", own_folder)
-    made, password = "", ""
-    if password_file is not None:
-        password = _first_line(password_file)
-    elif not authorized_keys:
-        if sys.stdin.isatty():
-            password = typer.prompt("The partner's password (empty: make one)", "", hide_input=True, show_default=False)
-        made = "" if password else _new_password()
-    hashed = hash_password(password or made) if password or made else ""
-    answers = Answers(
-        export, address, user, prefix, data_dir, hashed, authorized_keys, region, endpoint_url, first_day
-    )  # fmt: skip
+    _ask(interview, "export", "Where does Megaphone deliver (s3://bucket/prefix, or a folder)?")
+    _ask(interview, "address", "At which address does the partner reach this machine (host:port)?")
+    _ask(interview, "user", "The partner's user name?", "triton")
+    _ask(interview, "prefix", "What should the name of every log file begin with?", "MEGA")
+    _ask(interview, "data_dir", "In which folder should the service keep its files?", own_folder)
+    _ask(interview, "first_day", "The first day to publish (YYYY-MM-DD)?", str(datetime.now(UTC).date()))
+    made = ""
+    if not hashed and not authorized_keys:
+        hashed = _ask_password(weak=weak)
+        made = "" if hashed else _new_password()
+    answers = replace(interview.answers, password_hash=hashed or (hash_password(made) if made else ""))
     write_config(path, answers)
     print(f"wrote {path}")
     if made:
         print(f"password: {made}\n(it is stored nowhere else: hand it over separately)")
+    print(f"{answers.first_day} is the first day: earlier days are not published, and no alarm is raised about them.")
+    print("Triton starts to pull some days after it has its sheet: when it does, set export.first_day to that day.")
     print_hint(f"next: pickup-point keygen --config {shlex.quote(str(path))}")
 
 
-def _ask(option: str, question: str, default: str | None = None) -> str:
-    """Ask on the terminal; return the default without one.
+def _typed_password(path: Path | None, *, weak: bool) -> str:
+    """Return the hash of the password in a file; '' without a file.
+
+    Raises:
+        PickupPointError: it cannot be used.
+    """
+    from ..sftp.users import check_length, hash_password
+
+    if path is None:
+        return ""
+    password = _first_line(path)
+    hashed = hash_password(password)
+    if not weak:
+        check_length(password)
+    return hashed
+
+
+def _ask_password(*, weak: bool) -> str:
+    """Ask for a password on the terminal, again and again while it cannot be used; return its hash, '' for none."""
+    from ..sftp.users import check_length, hash_password
+
+    while sys.stdin.isatty():
+        question = "The partner's password (empty: make one)"
+        password = typer.prompt(question, "", hide_input=True, show_default=False)
+        if not password:
+            break
+        try:
+            hashed = hash_password(password)
+            if not weak:
+                check_length(password)
+        except PickupPointError as error:
+            print(f"  {error}", file=sys.stderr)
+            print_hint(error.hint, 4, sys.stderr)
+        else:
+            return hashed
+    return ""
+
+
+def _ask(interview: Interview, name: str, question: str, default: str | None = None) -> None:
+    """Ask on the terminal for what was not given, again and again while the answer cannot be used.
+
+    Without a terminal the default is the answer.
 
     Raises:
         Usage: there is neither a terminal nor a default.
+        ConfigError: the default cannot be used.
     """
-    if sys.stdin.isatty():
-        answer: str = typer.prompt(question, default)
-        return answer
-    if default is None:
-        raise Usage(f"missing {option} (no terminal to prompt on)", hint="pickup-point init --help")
-    return default
+    if name in interview.given:
+        return
+    while True:
+        if not sys.stdin.isatty():
+            if default is None:
+                option = f"--{name.replace('_', '-')}"
+                raise Usage(f"missing {option} (no terminal to prompt on)", hint="pickup-point init --help")
+            interview.given[name] = default
+        else:
+            interview.given[name] = typer.prompt(question, default)
+        problems = interview.problems()
+        if not problems:
+            return
+        if not sys.stdin.isatty():
+            raise ConfigError(str(interview.path), problems)
+        # The good answers stay; only this one is asked for again.
+        for problem in problems:
+            print(f"  {problem}", file=sys.stderr)
+            print_hint(problem.cure, 4, sys.stderr)
 
 
 def _first_line(path: Path) -> str:
@@ -269,7 +331,7 @@ _MODE = 0o640  # the service's group reads the file again at a reload
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers to `init`; the last four come from options only.
+    """The answers to `init`; ``authorized_keys``, ``region`` and ``endpoint_url`` come from options only.
 
     ``address`` is ``host`` or ``host:port``; one of ``password_hash`` and ``authorized_keys`` is not empty.
     """
@@ -284,6 +346,44 @@ class Answers:
     region: str = ""
     endpoint_url: str = ""
     first_day: str = ""
+
+
+# By answer: the keys of the configuration that it decides.
+_KEYS = {
+    "export": {"export.url"}, "address": {"sftp.address", "sftp.port"}, "user": {"sftp.users[0].name"},
+    "prefix": {"log.prefix"}, "data_dir": {"data_dir"}, "first_day": {"export.first_day"},
+    "authorized_keys": {"sftp.users[0].authorized_keys"}, "region": {"export.region"},
+    "endpoint_url": {"export.endpoint_url"},
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Interview:
+    """The answers so far, by the names of `Answers`; what was not asked yet has an innocent one."""
+
+    path: Path
+    given: dict[str, str]
+
+    @property
+    def answers(self) -> Answers:
+        """The answers as they stand."""
+        innocent = {
+            "export": "s3://any-bucket",
+            "address": "localhost:2222",
+            "user": "any",
+            "prefix": "ANY",
+            "data_dir": "data",
+        }
+        return Answers(**(innocent | self.given))
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the answers so far."""
+        decided = {key for name in self.given for key in _KEYS[name]}
+        try:
+            config_of(config_text(self.answers).encode(), self.path)
+        except ConfigError as error:
+            return [problem for problem in error.problems if problem.key in decided]
+        return []
 
 
 def write_config(path: Path, answers: Answers) -> None:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ..status.alarms import Alarm
     from ..status.causes import Cause
     from ..status.reconcile import PodcastLine
-    from ..status.snapshot import Snapshot
-    from ..storage.records import LateCheck, LedgerLog, Publication
+    from ..status.snapshot import Snapshot, Trace
+    from ..storage.records import Publication
 
 _STATE_STYLE = {
     "picked up": "green", "published": "cyan", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",
@@ -140,7 +140,8 @@ def _picked_up(day: DayOverview) -> list[str]:
 
 def _deadline(day: DayOverview) -> Text:
     """Return how the next deadline stands: that of the publication, then that of the pickup."""
-    if day.state in ("open", "pruned"):
+    unwatched = day.published_at is not None and not day.waits_for_pickup
+    if unwatched or day.state in ("open", "pruned"):
         return Text("-", style="dim")
     deadline = day.deadlines.picked_up if day.published_at is not None else day.deadlines.published
     style = _URGENCY_STYLE[deadline.urgency]
@@ -171,7 +172,9 @@ def calendar_strip(days: Sequence[DayOverview], today: date) -> list[Text]:
 
 def _strip_state(day: DayOverview) -> str:
     """Return the state to show: a published day whose pickup is overdue is as bad as a failed one."""
-    overdue = day.deadlines.picked_up.alarming and day.deadlines.picked_up.urgency is Urgency.LATE
+    overdue = (
+        day.waits_for_pickup and day.deadlines.picked_up.alarming and day.deadlines.picked_up.urgency is Urgency.LATE
+    )
     return "failed" if day.state == "published" and overdue else day.state
 
 
@@ -301,17 +304,9 @@ def _ways_to_say(cause: Cause, call: Call) -> list[str]:
     return [f"{sentence} [{hint}]" for hint in hints if hint] + [sentence]
 
 
-def history(
-    entry: LedgerLog,
-    publication: Publication,
-    pickups: Sequence[Pickup],
-    delivered: Sequence[Delivered],
-    checks: Sequence[LateCheck],
-) -> list[tuple[str, str]]:
-    """Return the history of one file in order: pairs of when ('' if unknown) and what happened.
-
-    The ``pickups`` are single handles, those that the ledger still has.
-    """
+def history(trace: Trace) -> list[tuple[str, str]]:
+    """Return the history of one file in order: pairs of when ('' if unknown) and what happened."""
+    entry, publication = trace.log, trace.publication
     export = publication.export
     lines = []
     if export.key:
@@ -328,13 +323,14 @@ def history(
     if publication.kind == "late":
         counts = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
         lines.append((_at(publication.published_at), counts))
-    lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in pickups]
-    lines += [(_at(what.completed or what.last), _delivered_text(what)) for what in delivered]
-    for check in checks:
+    lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in trace.pickups]
+    lines += [(_at(what.completed or what.last), _delivered_text(what)) for what in trace.delivered]
+    for check in trace.checks:
         counts = f"{check.unsent} new rows came too late, {check.changed} changed, {check.removed} gone"
         lines.append((_at(check.at), f"the export had changed (etag {check.etag}): {counts}"))
-    if entry.superseded_by is not None:
-        lines.append(("", f"superseded by publication {entry.superseded_by}"))
+    if trace.superseded_by is not None:
+        names = ", ".join(str(log.name) for log in trace.superseded_by.logs)
+        lines.append((_at(trace.superseded_by.published_at), f"superseded by {names}"))
     if entry.pruned_at is not None:
         lines.append((_at(entry.pruned_at), "pruned; its name is never used again"))
     return sorted(lines, key=lambda line: line[0] or "9")

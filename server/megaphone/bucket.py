@@ -9,14 +9,16 @@ on disk or by the chain are picked up automatically.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ..errors import SourceError
 from ..s3.client import BucketClient, has_status
 from ..s3.errors import Answer, BucketPlace, FailedAttempt, Remedy
 from ..s3.retry import RateWatch, RetryCounter, RetryPolicy
 from .download import WRITE_SIZE, DownloadFile
-from .exports import METRICS, DayExport, Listing, calendar_instant
+from .exports import METRICS, DayExport, Listing, Others, calendar_instant
 
 if TYPE_CHECKING:
     from datetime import date, datetime
@@ -92,6 +94,7 @@ class Bucket:
 
     async def _list(self, client: Any) -> Listing:
         exports: dict[date, DayExport] = {}
+        others = Others(self._kind.file_name)
         now: datetime | None = None
         page: dict[str, Any] = {}
         tokens: set[str] = set()
@@ -110,10 +113,31 @@ class Bucket:
             # The first page's clock: a day must not look older only because the listing took long.
             now = now or self._server_clock(page)
             for entry in page.get("Contents", ()):
-                day = self._kind.day_of(entry.get("Key", "").removeprefix(self._place.prefix))
+                name = entry.get("Key", "").removeprefix(self._place.prefix)
+                day = self._kind.day_of(name)
                 if day is not None:
                     exports[day] = self._day_export(day, entry)
-        return Listing(exports, now)
+                else:
+                    others = others.and_one(name)
+        if not exports:
+            others = others._replace(elsewhere=await self._elsewhere(client))
+        return Listing(exports, now, others=others)
+
+    async def _elsewhere(self, client: Any) -> str:
+        """Return where else in the bucket exports are, '' if a page below the prefix and one of all show none."""
+        for prefix in dict.fromkeys((self._place.prefix, "")):
+            try:
+                async with self._client.answering():
+                    page = await client.list_objects_v2(
+                        Bucket=self._place.bucket, Prefix=prefix, MaxKeys=self._page_size
+                    )
+            except (FailedAttempt, SourceError):  # the rights may end at the prefix, which was listed just now
+                continue
+            for entry in page.get("Contents", ()):
+                folder, _, name = entry.get("Key", "").rpartition("/")
+                if self._kind.day_of(name) is not None and folder.isprintable():
+                    return str(replace(self._place, prefix=f"{folder}/" if folder else ""))
+        return ""
 
     def _next_page(self, page: dict[str, Any], tokens: set[str]) -> str:
         # A token that comes twice would keep us listing for ever.

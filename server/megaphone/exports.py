@@ -50,11 +50,12 @@ class ExportKind(NamedTuple):
     """One of Megaphone's export services.
 
     ``key_pattern`` matches an object's name after the bucket prefix; its group ``day`` is the UTC day as YYYY-MM-DD.
-    ``fields`` are the row's fields in Megaphone's order.
+    ``file_name`` is that name for people; ``fields`` are the row's fields in Megaphone's order.
     """
 
     name: str
     key_pattern: str
+    file_name: str
     fields: tuple[str, ...]
 
     def day_of(self, name: str) -> date | None:
@@ -69,6 +70,7 @@ class ExportKind(NamedTuple):
 METRICS = ExportKind(
     name="metrics",
     key_pattern=r"metrics-day-(?P<day>\d{4}-\d{2}-\d{2})\.json\.gz",
+    file_name="metrics-day-YYYY-MM-DD.json.gz",
     fields=(
         "country", "dma_name", "normalized_user_agent", "city", "ip", "created_at", "podcast_id", "source", "filesize",
         "bytes_sent", "seconds_downloaded", "duration", "blacklisted_ip", "episode_id", "blacklisted_ua", "id",
@@ -91,12 +93,64 @@ class DayExport(NamedTuple):
     last_modified: datetime
 
 
+# What Megaphone's other services deliver into the same bucket: how a name begins, and what an operator calls it.
+_OTHER_EXPORTS = {
+    "delivery-v2-day": "Delivery exports V2",
+    "_finalized_delivery": "Delivery exports V2",
+    "impressions-v2-day": "Impressions exports V2",
+    "_finalized_impressions": "Impressions exports V2",
+    "impression-day": "Impression exports",
+}
+_LONGEST_EXAMPLE = 80
+
+
+class Others(NamedTuple):
+    """What a place holds beside the exports: how many objects or files, what they are called and what they look like.
+
+    ``wanted`` is how an export is named, ``example`` another name that is there; ``looks`` are Megaphone's other
+    exports among them. Where there is no export, ``elsewhere`` is a place close by that has some, as ``export.url``
+    names it, or ''.
+    """
+
+    wanted: str = ""
+    objects: int = 0
+    example: str = ""
+    looks: tuple[str, ...] = ()
+    elsewhere: str = ""
+
+    def and_one(self, name: str) -> Others:
+        """Count one more name; those that begin with a dot, and a folder's own empty object, are nothing."""
+        if not name or name.startswith("."):
+            return self
+        look = next((look for begin, look in _OTHER_EXPORTS.items() if name.startswith(begin)), None)
+        looks = self.looks if look is None or look in self.looks else (*self.looks, look)
+        return self._replace(objects=self.objects + 1, example=self.example or _printable(name), looks=looks)
+
+    def sentence(self, place: str) -> str:
+        """Return that ``place`` has no export, and what it has instead."""
+        number = {0: "nothing", 1: "one object"}.get(self.objects, f"{self.objects} objects")
+        here = f"there {'are' if self.objects > 1 else 'is'} {number} at {place}"
+        if self.objects:
+            seen = f", but {' and '.join(self.looks)}" if self.looks else f"; one is {self.example}"
+            here = f"{here}, none named {self.wanted}{seen}"
+        return f"{here}; did you mean {self.elsewhere}?" if self.elsewhere else here
+
+
+def _printable(name: str) -> str:
+    text = "".join(character if character.isprintable() else "?" for character in name)
+    return text if len(text) <= _LONGEST_EXAMPLE else f"{text[: _LONGEST_EXAMPLE - 3]}..."
+
+
 class Listing(NamedTuple):
-    """The exports that are there, and the time (UTC) by the source's ``own_clock``, or by the local one."""
+    """The exports that are there, and the time (UTC) by the source's ``own_clock``, or by the local one.
+
+    ``others`` is what else is there.
+    """
 
     exports: Mapping[date, DayExport]
     now: datetime
     own_clock: bool = True
+    others: Others = Others()
 
 
 class FinalityRule(NamedTuple):

@@ -11,6 +11,7 @@ mounts (FUSE, rclone) give new ones for old files, and some give new modificatio
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -22,7 +23,7 @@ from ..errors import ExportChanged, SourceRefused, SourceUnreachable
 from ..rights import without_read_right
 from ..threads import in_thread
 from .download import WRITE_SIZE, DownloadFile
-from .exports import METRICS, DayExport, Listing, calendar_instant
+from .exports import METRICS, DayExport, Listing, Others, calendar_instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EDGE = 1 << 16  # bytes at either end of a file that tell its versions apart
+_MOST_FOLDERS = 20  # in a folder without exports, so many others are looked into
 _UNREAD = "unread"  # the version of a file that cannot be read
 # Without O_NONBLOCK, a FIFO in the file's place would block the thread for ever.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -56,8 +58,8 @@ class Folder:
             SourceRefused: an operator must act before the folder can be read.
             SourceUnreachable: the folder cannot be read now.
         """
-        exports = await self._ask(self._path, self._scan)
-        return Listing({export.day: export for export in exports}, datetime.now(UTC), own_clock=False)
+        exports, others = await self._ask(self._path, self._scan)
+        return Listing({export.day: export for export in exports}, datetime.now(UTC), own_clock=False, others=others)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """Copy exactly the version that was listed.
@@ -114,12 +116,16 @@ class Folder:
         except OSError as error:
             raise self._translated(error, path) from error
 
-    def _scan(self) -> list[DayExport]:
-        exports, known = [], {}
+    def _scan(self) -> tuple[list[DayExport], Others]:
+        exports, known, folders, others = [], {}, [], Others(self._kind.file_name)
         with without_read_right(), os.scandir(self._path) as entries:
             for entry in entries:
                 day = self._kind.day_of(entry.name)
                 if day is None:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.name)
+                    else:
+                        others = others.and_one(entry.name)
                     continue
                 try:
                     status = entry.stat()
@@ -138,7 +144,18 @@ class Folder:
                 known[entry.name] = status.st_size, status.st_mtime_ns, version
                 exports.append(DayExport(day, entry.name, version, status.st_size, modified))
         self._known = known
-        return exports
+        if not exports:
+            with without_read_right():
+                others = others._replace(elsewhere=self._elsewhere(sorted(folders)[:_MOST_FOLDERS]))
+        return exports, others
+
+    def _elsewhere(self, folders: list[str]) -> str:
+        """Return the first of these folders in this one that holds an export, or ''."""
+        for name in folders:
+            with contextlib.suppress(OSError), os.scandir(self._path / name) as entries:
+                if name.isprintable() and any(self._kind.day_of(entry.name) for entry in entries):
+                    return str(self._path / name)
+        return ""
 
     def _version_of(self, entry: os.DirEntry[str], status: os.stat_result) -> str:
         """Return the version of a file of this size and modification time; read it only if either is new."""

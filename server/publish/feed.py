@@ -12,7 +12,7 @@ import shlex
 from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -36,12 +36,13 @@ from .decisions import (
     decide,
     despite_hold,
 )
+from .first_delivery import NothingDelivered, source_facts
 from .holds import late_warnings, published_when_given_up, shrunk, warnings, way_out
 from .window import KnownDays, window
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import date, datetime
 
     from ..episodes.catalogue import Catalogue
@@ -153,7 +154,9 @@ class Feed:
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
         publications, horizon = self._ledger.live_publications(), self._ledger.horizon()
-        known = KnownDays.of(self._ledger.live_days(), publications, self._ledger.facts(), horizon)
+        facts = self._ledger.facts()
+        known = KnownDays.of(self._ledger.live_days(), publications, facts, horizon)
+        self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
         # However old: what was promised a name gets it.
         missing = {p.day for p in publications if p.missing}
@@ -165,6 +168,17 @@ class Feed:
                 self._ledger.see(DayRecord(day, seen, listing.now, export))
         self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
         return sorted(request.days) if request.days else days
+
+    def _note_delivery(self, facts: Mapping[str, Any], known: KnownDays, listing: Listing) -> None:
+        """Record whether the source has ever delivered; log once what is there instead of exports."""
+        delivered = bool(known.published) or any(record.export is not None for record in known.records.values())
+        changed = source_facts(facts, self._source.name, listing, delivered=delivered)
+        if changed:
+            self._ledger.note(**changed)
+        nothing = NothingDelivered.of(changed)
+        before = NothingDelivered.of(facts)
+        if nothing is not None and (before is None or before.since != nothing.since):
+            log.warning("feed found no export", why=nothing.sentence, hint="pickup-point doctor")
 
     def _note_passed_over(self, days: Sequence[date], known: KnownDays, listing: Listing) -> None:
         """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""

@@ -38,7 +38,7 @@ SERVER_VERSION = "pickup-point"  # gives away no version number
 REKEY_BYTES = 1 << 35
 REKEY_SECONDS = 24 * 3600
 KEEPALIVES_MISSED = 3
-KEEPALIVES_LENGTH = 1024  # bytes on the wire: more than all questions that wait for an answer have
+KEEPALIVES_LENGTH = 2048  # bytes on the wire: more than all questions that wait for an answer have
 
 UNSENT_HIGH = 256 * 1024  # bytes, of one channel and of the socket
 UNSENT_LOW = 64 * 1024
@@ -54,6 +54,7 @@ EXCHANGE_BYTES, EXCHANGE_SECONDS = 32 * 1024, 60.0
 MAX_AUTH_REQUESTS = 100  # on one connection, including those that try nothing ("none", a change of password)
 MAX_DEFERRED = 4096  # packets that wait for the end of a key exchange, during which a client may ask for nothing
 MIN_PACKET = 512  # bytes of data; all known clients take 16 KiB or more, and each packet sets up the cipher anew
+MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE = 81, 82  # RFC 4254, section 4
 MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST = 93, 97, 98  # RFC 4254, section 9
 MAX_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
 
@@ -79,7 +80,7 @@ class Session(Protocol):
         """Pump soon."""
 
     def confirm_delivery(self) -> None:
-        """Take note of what the client's system has acknowledged."""
+        """Take note of what is proven to have arrived."""
 
     def window_opened(self) -> None:
         """Go on soon: the client is about to open its window."""
@@ -160,7 +161,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         counted = CountedTransport(cast("asyncio.Transport", transport))
         self.transport = cast("asyncio.Transport", counted)
         # Before anything is written.
-        self.stream = ByteStream(counted)
+        self.stream = ByteStream(counted, self._send_question)
         self.transport.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
         super().connection_made(self.transport)
 
@@ -187,6 +188,22 @@ class SshConnection(asyncssh.SSHServerConnection):
         # Soon, not now: asyncssh calls this while it handles a packet.
         for session in list(self.sessions):
             session.plan_pump()
+
+    async def _make_global_request(self, request: bytes, *args: bytes) -> tuple[int, SSHPacket]:
+        """Ask the client something, as asyncssh's keepalives do: its answer proves what lies before it."""
+        self.stream.asked()
+        return await super()._make_global_request(request, *args)
+
+    def _send_question(self) -> None:
+        """Send a keepalive now, within this call: a client may leave as soon as it has the bytes before it."""
+        if self._transport is None or self.broken:
+            return
+        self.stream.asked()
+        # asyncssh takes an answer off this list, and does nothing with it.
+        answer = asyncio.get_running_loop().create_future()
+        answer.cancel()
+        self._global_request_waiters.append(answer)
+        self._send_global_request(b"keepalive@openssh.com", want_reply=True)
 
     def touch(self) -> None:
         """Note that the client did something, for the idle timeout."""
@@ -288,6 +305,11 @@ class SshConnection(asyncssh.SSHServerConnection):
         if pkttype == MSG_KEXINIT:
             # Now: asyncssh looks at it in a task, which never runs when the client resets the connection.
             self._client_offer = Offer.parse(packet.get_full_payload())
+        if pkttype in (MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE):
+            # At once: the next packet may end the connection.
+            self.stream.answered()
+            for session in list(self.sessions):
+                session.confirm_delivery()
         self.wants_login |= pkttype == MSG_SERVICE_REQUEST
         self._packets_before_login += not self.user
         self._exchanges += pkttype == MSG_KEXINIT

@@ -1,13 +1,17 @@
-"""What proves that a client has the bytes it was sent: the acknowledgements of its TCP, past the end of each reply.
+"""What proves that a client has the bytes it was sent: its answer to a question that lies behind them in the stream.
 
-Touches the connection's socket, and only queries it. Promise: a byte counts as delivered only when the client's system
-has acknowledged it; whatever is uncertain counts as not delivered.
+Touches the connection's socket, and only queries it. Promise: a byte counts as delivered only when TCP has acknowledged
+it and the client itself has answered from behind it; whatever is uncertain counts as not delivered.
+
+An acknowledgement alone proves too little: a network in between that ends TCP can acknowledge bytes and keep them. But
+SSH's packets are authenticated and in order, so who answers a question has all that was sent before it. The question is
+the keepalive that every client must answer, be it with a refusal (RFC 4254, section 4). One is under way while anything
+waits for its proof; one more follows at once where a client may have all that it wants, and leave.
 
 The way of a byte: a reply leaves the session for its channel (which may hold it back), the channel for the transport
 (which may), the transport for the kernel, the kernel for the peer. `CountedTransport` counts what was written to the
-transport, so a reply that nothing holds back any more ends, at the latest, at the count of that moment; it is delivered
-when the peer has acknowledged so many bytes. What a broken transport throws away is counted too, but never
-acknowledged.
+transport, so a reply that nothing holds back any more ends, at the latest, at the count of that moment; a question
+that is asked then proves it. What a broken transport throws away is counted too, but never answered.
 """
 
 from __future__ import annotations
@@ -15,20 +19,25 @@ from __future__ import annotations
 import socket
 import struct
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
+
+from ..pickups import Coverage
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, MutableMapping
     from typing import Any
 
     from ..pickups import Pickup, PickupProgress
+    from ..triton import LogName
 
 MERGED = 64 * 1024  # bytes: neighbouring replies up to this are one entry, delivered together
 MAX_ON_THE_WAY = 4096  # entries of one session; what exceeds them is never proven
 TELL_EVERY = 200  # ticks between two records of an open handle
+MAX_QUESTIONS = 4  # without an answer, on one connection
 
 
 class CountedTransport:
@@ -38,16 +47,31 @@ class CountedTransport:
         self.written = 0
         self._write = transport.write
         self._transport = transport
+        self._gathered: bytearray | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write, and count."""
         # First: a failure may come after a part was sent, and to count too much proves too little.
         self.written += len(data)
-        self._write(data)
+        if self._gathered is None:
+            self._write(data)
+        else:
+            self._gathered += data
 
     def writelines(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
         """Write several, and count."""
         self.write(b"".join(parts))
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Write at the end, and at once, what is written meanwhile."""
+        self._gathered = bytearray()
+        try:
+            yield
+        finally:
+            gathered, self._gathered = self._gathered, None
+            if gathered:
+                self._write(gathered)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -56,10 +80,18 @@ class CountedTransport:
 class ByteStream:
     """The bytes that one connection has sent, as positions counted from its beginning; made before the first one.
 
-    Without a ``transport`` it is that of a connection that has none yet.
+    Without a ``transport`` it is that of a connection that has none yet. ``send_question`` sends one, and calls `asked`
+    before.
     """
 
-    def __init__(self, transport: CountedTransport | None = None) -> None:
+    def __init__(
+        self, transport: CountedTransport | None = None, send_question: Callable[[], None] = lambda: None
+    ) -> None:
+        self.proven = 0  # the position up to which the client has answered
+        self.answers = False  # the client has ever answered
+        self.last_question = 0  # its position
+        self._questions: deque[int] = deque()  # the positions of those without an answer
+        self._send_question = send_question
         self._transport = transport
         self._socket: Any = None if transport is None else transport.get_extra_info("socket")
         self._before = 0
@@ -71,6 +103,28 @@ class ByteStream:
     def written(self) -> int:
         """The position at which everything written so far ends."""
         return 0 if self._transport is None else self._transport.written
+
+    @property
+    def asking(self) -> bool:
+        """Whether a question waits for its answer."""
+        return bool(self._questions)
+
+    def ask(self) -> None:
+        """Ask the client for an answer behind everything written so far."""
+        # Who answers nothing is not asked for ever.
+        if len(self._questions) < MAX_QUESTIONS:
+            self._send_question()
+
+    def asked(self) -> None:
+        """Note that a question is about to be written."""
+        self.last_question = self.written
+        self._questions.append(self.written)
+
+    def answered(self) -> None:
+        """Note an answer: they come in the order of the questions."""
+        if self._questions:
+            self.proven = self._questions.popleft()
+            self.answers = True
 
     def acknowledged(self) -> int:
         """Return the position up to which the peer's system has acknowledged; raise `OSError` without a socket."""
@@ -95,13 +149,31 @@ class _Entry(NamedTuple):
     progress: PickupProgress
     offset: int
     length: int
+    last: bool  # the client may have all that it wants now, and leave
+
+
+class Together:
+    """What was answered of one file to one user, over all connections that have a handle of it.
+
+    The last piece of a file that is fetched in parallel may be any, and the client leaves on all connections then.
+    """
+
+    def __init__(self) -> None:
+        self.deliveries: WeakSet[Delivery] = WeakSet()
+        self._coverage = Coverage()
+
+    def completed_by(self, start: int, end: int, size: int) -> bool:
+        """Add the range ``[start, end)``; return whether it was the one that was missing."""
+        before = self._coverage.covers(size)
+        self._coverage.add(start, end)
+        return not before and self._coverage.covers(size)
 
 
 class Delivery:
     """What one session has answered, until it is proven that the client's system has it.
 
     ``held_back`` says how many of the bytes that were handed to the channel have not left for the transport, or None
-    where nobody can say.
+    where nobody can say; ``together`` is shared by all sessions, by user and file, and holds its values weakly.
     """
 
     def __init__(
@@ -110,16 +182,20 @@ class Delivery:
         held_back: Callable[[], int | None],
         report: Callable[[Pickup], None],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        together: MutableMapping[tuple[str, LogName], Together] | None = None,
     ) -> None:
+        self._together = {} if together is None else together
+        self._parts: dict[str, Together] = {}  # of which the pickups that are not finished are parts
         self._stream = stream
         self._held_back = held_back
         self._report = report
         self._clock = clock
         self._handed = 0  # bytes of replies
-        self._answer: tuple[PickupProgress, int, int] | None = None  # of the reply that comes next
+        self._answer: tuple[PickupProgress, int, int, bool] | None = None  # of the reply that comes next
         self._held: deque[_Entry] = deque()  # end: in the channel
         self._on_the_way: deque[_Entry] = deque()  # end: in the connection
         self._closed: list[PickupProgress] = []
+        self._before_close = 0  # the position that was acknowledged before the last CLOSE arrived
         self._news: dict[str, PickupProgress] = {}  # open handles with something delivered that was not told
         self._ticks = 0
         self._lost = False  # a reply never left: of what is held, nothing more can be proven
@@ -139,15 +215,49 @@ class Delivery:
         """Whether file data has not left for the transport."""
         return bool(self._held)
 
+    @property
+    def asks(self) -> bool:
+        """Whether a question is to follow what has not left."""
+        return bool(self._held) and (not self._stream.asking or any(entry.last for entry in self._held))
+
     def answered(self, progress: PickupProgress, offset: int, count: int) -> None:
         """Note which bytes of a file the next reply carries."""
+        part = self._parts.get(progress.id)
+        if part is None:
+            part = self._together.setdefault((progress.user, progress.name), Together())
+            part.deliveries.add(self)
+            self._parts[progress.id] = part
+        before = progress.coverage.bytes
         progress.answered(offset, count)
-        self._answer = progress, offset, count
+        whole = part.completed_by(offset, offset + count, progress.size)
+        if whole:
+            for other in part.deliveries - {self}:
+                other.ask(again=True)
+        # A client that reads the last bytes again and again is not asked each time.
+        last = offset + count >= progress.size and progress.coverage.bytes > before
+        self._answer = progress, offset, count, last or whole
+
+    def close_arrives(self) -> None:
+        """Note what had been acknowledged before the client closed a handle, while nothing that it asked before waits.
+
+        Some clients answer no questions (as SSH.NET did not: its issue 709); they close when they have all. From others
+        a CLOSE proves nothing: who has the bytes has answered, and who gave up closes too.
+        """
+        if not self._stream.answers:
+            with suppress(OSError):  # the socket is gone
+                self._before_close = self._stream.acknowledged()
 
     def closed(self, progress: PickupProgress) -> None:
         """Wait for the proof that the client has what it read on a handle that it closed."""
         self._news.pop(progress.id, None)
         self._closed.append(progress)
+        if not self._stream.answers:
+            mine = [e for e in self._on_the_way if e.progress is progress and e.end <= self._before_close]
+            for entry in mine:
+                self._on_the_way.remove(entry)
+                progress.delivered(entry.offset, entry.length)
+        # Before the reply to CLOSE, which a client waits for before it leaves.
+        self.ask(again=True)
 
     def handed_over(self, count: int, *, data: bool) -> None:
         """Note that a reply of ``count`` bytes, of file ``data`` or not, is about to leave for the channel."""
@@ -171,9 +281,10 @@ class Delivery:
         """Note, of the replies that have left for the transport, where in the connection's bytes they end."""
         if self._lost or not self._held or (back := self._held_back()) is None:
             return
-        left, position = self._handed - back, self._stream.written
+        left, position, again = self._handed - back, self._stream.written, False
         while self._held and self._held[0].end <= left:
             entry = self._held.popleft()
+            again |= entry.last
             last = self._on_the_way[-1] if self._on_the_way else None
             if (
                 last is not None
@@ -181,20 +292,29 @@ class Delivery:
                 and last.offset + last.length == entry.offset
                 and last.length + entry.length <= MERGED
             ):
-                self._on_the_way[-1] = _Entry(position, last.progress, last.offset, last.length + entry.length)
+                self._on_the_way[-1] = _Entry(position, last.progress, last.offset, last.length + entry.length, False)
             elif len(self._on_the_way) < MAX_ON_THE_WAY:
-                self._on_the_way.append(_Entry(position, entry.progress, entry.offset, entry.length))
+                self._on_the_way.append(_Entry(position, *entry[1:]))
+        self.ask(again=again)
+
+    def ask(self, *, again: bool = False) -> None:
+        """Ask behind what is on the way, unless that was done, or a question is under way and none is wanted again."""
+        stream = self._stream
+        if self._on_the_way and self._on_the_way[-1].end > stream.last_question and (again or not stream.asking):
+            stream.ask()
 
     def confirm(self) -> None:
-        """Take note of what the client's system has acknowledged, and finish the closed pickups that are delivered."""
+        """Take note of what is proven, finish the closed pickups that are delivered, and ask again for the rest."""
         self.mark()
         if self._on_the_way:
             with suppress(OSError):  # the socket is gone: nothing more can be proven
-                acknowledged = self._stream.acknowledged()
-                while self._on_the_way and self._on_the_way[0].end <= acknowledged:
-                    _, progress, offset, length = self._on_the_way.popleft()
-                    progress.delivered(offset, length)
-                    self._news[progress.id] = progress
+                # Both: a client that answers before it has the bytes has them when its system acknowledges them.
+                proven = min(self._stream.proven, self._stream.acknowledged())
+                while self._on_the_way and self._on_the_way[0].end <= proven:
+                    entry = self._on_the_way.popleft()
+                    entry.progress.delivered(entry.offset, entry.length)
+                    self._news[entry.progress.id] = entry.progress
+        self.ask()
         if self._closed:
             waiting = {entry.progress.id for entry in (*self._held, *self._on_the_way)}
             self._finish([progress for progress in self._closed if progress.id not in waiting])
@@ -210,16 +330,18 @@ class Delivery:
                     self._report(progress.so_far())
 
     def abandon(self, still_open: Iterable[PickupProgress]) -> None:
-        """Finish every pickup: the session is over, and what was not acknowledged by now may be lost on the way."""
+        """Finish every pickup: the session is over, and what was not proven by now may be lost on the way."""
         self.confirm()
         self._finish(list(self._closed))
         for progress in still_open:
             self._report(progress.finished(self._clock(), closed=False))
         self._news.clear()
+        self._parts.clear()
 
     def _finish(self, finished: list[PickupProgress]) -> None:
         for progress in finished:
             # Taken off first, so that a report that fails is not made twice.
             self._closed.remove(progress)
             self._news.pop(progress.id, None)
+            self._parts.pop(progress.id, None)
             self._report(progress.finished(self._clock(), closed=True))

@@ -7,6 +7,7 @@ exists is never replaced, and everything is parsed and checked before anything u
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
 from base64 import b64encode
@@ -55,7 +56,7 @@ def load_credentials(settings: SftpSettings, keys_dir: Path) -> Credentials:
         ConfigError: names every problem of every file.
     """
     problems: list[Problem] = []
-    host_keys = [_host_key(name, keys_dir, problems) for name in _offered(settings)]
+    host_keys = [_host_key(name, keys_dir, problems) for name in offered_host_keys(legacy=settings.legacy_algorithms)]
     users = []
     for index, user in enumerate(settings.users):
         key = f"sftp.users[{index}]"
@@ -106,6 +107,19 @@ def make_keys(keys_dir: Path) -> list[MadeKey]:
     return result
 
 
+def lost_keys(keys_dir: Path, *, legacy: bool, ledger: Path) -> tuple[list[str], str]:
+    """Return the keys that are not there though they once were, and what shows it: another key, or the ledger.
+
+    A host key that is offered with ``legacy`` algorithms only is not missed otherwise.
+    """
+    names = [*offered_host_keys(legacy=legacy), IP_HASH_KEY]
+    missing = [name for name in names if not exists(name, keys_dir)]
+    shows = [keys_dir / name for name in names if name not in missing]
+    if os.path.lexists(ledger):
+        shows.insert(0, ledger)
+    return (missing, str(shows[0])) if missing and shows else ([], "")
+
+
 def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
     """Return the host keys that are offered to clients, as they are; make none.
 
@@ -114,7 +128,7 @@ def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
     """
     found = []
     problems: list[Problem] = []
-    for name in _offered(settings):
+    for name in offered_host_keys(legacy=settings.legacy_algorithms):
         pair = _host_key(name, keys_dir, problems)
         if pair is not None:
             public = asyncssh.import_public_key(public_line(pair.public_data))
@@ -134,8 +148,8 @@ def known_hosts_lines(keys: list[MadeKey], address: str) -> list[str]:
     return [f"{name} {key.public}" for key in keys if key.public]
 
 
-def _offered(settings: SftpSettings) -> list[str]:
-    legacy = settings.legacy_algorithms
+def offered_host_keys(*, legacy: bool) -> list[str]:
+    """Return the names of the host keys that clients are offered."""
     return [name for name, algorithm in HOST_KEY_FILES.items() if legacy or algorithm != LEGACY_HOST_KEY]
 
 

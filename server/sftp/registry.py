@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from ..pickups import Pickup
     from ..settings import SftpSettings
+    from ..triton import LogName
+    from .delivery import Together
     from .handler import ServedFiles
     from .keys import Credentials
     from .limits import Address
@@ -135,6 +138,7 @@ class Registry:
         self.counters = Counters()
         self.draining = False
         self.disk_threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="sftp-disk")
+        self.together: WeakValueDictionary[tuple[str, LogName], Together] = WeakValueDictionary()
         self._passwords = PasswordChecks()
         self._guard = Guard(Limits.of(settings), lambda address: self.access.is_listed(address))
         self._opens = OpenPace()

@@ -8,20 +8,22 @@ reported as interrupted.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, cast
 
 import asyncssh
 import structlog
 
 from .connection import UNSENT_HIGH, UNSENT_LOW
-from .delivery import Delivery
+from .delivery import CountedTransport, Delivery
 from .fast_send import FastSender
 from .handler import Client, Events, RequestHandler
 from .limits import Reason
-from .protocol import MAX_PACKET
+from .protocol import MAX_PACKET, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from contextlib import AbstractContextManager
 
     from ..pickups import Pickup
     from .connection import SshConnection
@@ -99,7 +101,10 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             return False
         connection = self._connection
         registry = connection.registry
-        self._delivery = Delivery(connection.stream, self._held_back, self._pickup)
+        # Before it can open a file: whether it is a client that answers.
+        if not (connection.stream.answers or connection.stream.asking):
+            connection.stream.ask()
+        self._delivery = Delivery(connection.stream, self._held_back, self._pickup, together=registry.together)
         self._handler = RequestHandler(
             delivery=self._delivery,
             files=registry.files,
@@ -121,6 +126,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         """Take in bytes of requests, and answer those that are whole."""
         if self._handler is not None and not self._lost:
+            if self._delivery is not None and not self._inbox and data[4:5] == bytes([Kind.CLOSE]):
+                self._delivery.close_arrives()
             self._inbox += data
             # A planned pump answers later: who sends a lot at once must not take the others' turn.
             if self._pump_planned:
@@ -166,10 +173,11 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         inbox = self._inbox
         handler = self._handler
         # The rest of the last reply comes first: replies may not overtake each other.
-        if self._rest is not None and not (self._lost or self._connection.choked):
-            self._send_rest()
-        if self._delivery is not None:
-            self._delivery.mark()
+        with self._at_once():
+            if self._rest is not None and not (self._lost or self._connection.choked):
+                self._send_rest()
+            if self._delivery is not None:
+                self._delivery.mark()
         while handler is not None and not (self._lost or self._blocked):
             if len(inbox) - position < 4:
                 break
@@ -248,15 +256,22 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         if self._delivery is not None:
             # Before the reply leaves: what is marked from here on must lie behind it.
             self._delivery.handed_over(len(reply), data=data)
-        if data:
-            self._rest = memoryview(reply)
-            self._send_rest()
-        else:
-            self._write(bytes(reply))
-        if self._delivery is not None and self._delivery.waits:
-            self._delivery.mark()
-            self._plan_tick()
+        with self._at_once():
+            if data:
+                self._rest = memoryview(reply)
+                self._send_rest()
+            else:
+                self._write(bytes(reply))
+            if self._delivery is not None and self._delivery.waits:
+                self._delivery.mark()
+                self._plan_tick()
         self._connection.registry.counters.bytes_sent += len(reply)
+
+    def _at_once(self) -> AbstractContextManager[None]:
+        """Let a reply and the question behind it leave together: a client may leave as soon as it has the reply."""
+        if self._delivery is None or not self._delivery.asks or self._connection.broken:
+            return nullcontext()
+        return cast("CountedTransport", self._connection.transport).at_once()
 
     def _send_rest(self) -> None:
         """Send on a reply of file data, as far as the client's window allows."""
@@ -291,7 +306,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._delivery.channel_closed()
 
     def confirm_delivery(self) -> None:
-        """Take note of what the client's system has acknowledged."""
+        """Take note of what is proven to have arrived."""
         if self._delivery is not None:
             self._delivery.confirm()
 
@@ -302,7 +317,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         return self._channel.get_write_buffer_size() + (len(self._rest) if self._rest is not None else 0)
 
     def _plan_tick(self) -> None:
-        """Look at the acknowledgements soon, and again until there is nothing to wait for: the kernel reports none."""
+        """Look at what is proven soon, and again until there is nothing to wait for: the kernel reports none."""
         if not self._tick_planned:
             self._tick_planned = True
             asyncio.get_running_loop().call_later(CONFIRM_POLL, self._tick)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Network = IPv4Network | IPv6Network
 MAX_MEMORY_KIB = 256 * 1024  # for one check; two run at once
 CHECKS_AT_ONCE = 2
-MAX_PASSWORD = 1024  # characters
+LEAST_PASSWORD, MAX_PASSWORD = 12, 1024  # characters
 VERDICT_STEP = 4  # times the measured length of a check: when two run at once, nearly all still end within one step
 _MEASUREMENTS = 3  # of each kind of hash; the shortest counts, since whatever else runs only adds to it
 # 19 MiB and two passes: OWASP's recommendation for Argon2id, and two checks at once stay under 40 MiB.
@@ -59,6 +59,17 @@ def hash_password(password: str) -> str:
     if max(len(password), len(prepared)) > MAX_PASSWORD:
         raise PickupPointError(f"the password is longer than {MAX_PASSWORD} characters", hint=hint)
     return _HASHER.hash(prepared)
+
+
+def check_length(password: str) -> None:
+    """Check that a password is not one that is soon guessed.
+
+    Raises:
+        PickupPointError: it is shorter than `LEAST_PASSWORD` characters.
+    """
+    if len(password) < LEAST_PASSWORD:
+        hint = "take a longer one, or give --weak if the partner cannot; openssl rand -base64 24"
+        raise PickupPointError(f"the password is shorter than {LEAST_PASSWORD} characters", hint=hint)
 
 
 def password_matches(password_hash: str, password: bytes) -> bool:

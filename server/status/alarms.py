@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from enum import IntEnum
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..episodes.rss import safe_url
+from ..megaphone.exports import start_of
 from ..publish.clock import LEAP_HINT, STOPPED
 from ..publish.decisions import CLOCK_TOLERANCE
+from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
 from ..publish.holds import HoldPolicy, late_warnings, warnings
 from ..triton import expires
 from .days import span
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from .days import DayOverview
 
 
+PATIENCE = timedelta(days=1)  # an empty place may be one that Megaphone has yet to write to
+NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
 OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
 ALARMING_DAYS = (
@@ -94,20 +98,30 @@ def alarms(
     pull_every: timedelta = timedelta(hours=24),
     rss_feeds: Sequence[RssFeed] = (),
     refresh_every: timedelta = timedelta(hours=6),
+    first_day: date | None = None,
 ) -> list[Alarm]:
-    """Return everything that is wrong, the worst first."""
-    found = [replace(alarm, subject=str(day.day)) for day in days for alarm in _of_day(day, holds, now)]
+    """Return everything that is wrong, the worst first; nothing of a day before ``first_day``."""
+    days = [day for day in days if first_day is None or day.day >= first_day]
+    found = [
+        replace(alarm, subject=str(day.day))
+        for day in days
+        for alarm in _of_day(day, holds, now, pulled=bool(partners))
+    ]
     found += _of_volume(days, now)
     found += _of_matching(days)
     found += [alarm for feed in rss_feeds for alarm in _of_rss_feed(feed, refresh_every, now)]
     found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
     found += _of_service(facts, poll_every, now)
+    found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
 
 
-def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
-    """Return what is wrong with a day: its state, its deadlines, its late rows, its publications."""
+def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool) -> list[Alarm]:
+    """Return what is wrong with a day: its state, its deadlines, its late rows, its publications.
+
+    ``pulled`` is whether a partner has ever logged in.
+    """
     found = []
     over = now >= expires(day.day) + OVER_AFTER
     if over or day.state == "pruned":
@@ -127,7 +141,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime) -> list[Alarm]:
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
         hint = day.advice if day.state == "unknown" else f"pickup-point feed --day {day.day}"
         if verb == "picked up":
-            hint = _what_to_ask(day)
+            hint = _what_to_ask(day) if pulled else f"{NOT_BEGUN}; {_what_to_ask(day)}"
         name = f"day_not_{verb.replace(' ', '_')}"
         found.append(
             Alarm(level, name, f"{day.day} is not {verb} yet; its deadline {'was' if late else 'is'} {when}", hint)
@@ -245,6 +259,26 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) 
     if abs(skew) > CLOCK_TOLERANCE.total_seconds():
         found.append(Alarm(Level.WARNING, "clock", f"the local clock is {skew:+.0f} s off the bucket's", "timedatectl"))
     return found
+
+
+def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) -> list[Alarm]:
+    """Return whether the source has never delivered an export though it should have."""
+    nothing = NothingDelivered.of(facts)
+    if nothing is None:
+        return []
+    others = nothing.others
+    begins = nothing.since if first_day is None else max(nothing.since, start_of(first_day))
+    # What lies elsewhere shows a wrong export.url at once, other objects only when there should be exports among them.
+    # In an empty place Megaphone may still have to begin: it writes every hour, so after a day it has not.
+    patience_ends = begins + (timedelta() if others.objects else PATIENCE)
+    if not others.elsewhere and now < patience_ends:
+        return []
+    hint = "pickup-point doctor"
+    if others.elsewhere:
+        hint = f'set export.url = "{others.elsewhere}"'
+    elif others.looks:
+        hint = "ask support-megaphone@spotify.com for the Metrics Export Service"
+    return [Alarm(Level.WARNING, NOTHING_DELIVERED, f"no export has ever come: {nothing.sentence}", hint)]
 
 
 def _of_machine(measured: Measured) -> list[Alarm]:

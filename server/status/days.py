@@ -251,9 +251,11 @@ def _one(
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
     taken = tuple(_user(name, standing, by_owner) for name, _ in users)
     required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
-    # The last required user to have the last file decides; without a required user nobody is waited for.
-    all_done = bool(required) and all(user.done for user in required)
-    picked_up_at = max((user.last for user in required if user.last), default=None) if all_done else None
+    # The last required user to have the last file decides; where nobody is required nobody is waited for, and the day
+    # is picked up once all have it.
+    asked = required or taken
+    all_done = bool(asked) and all(user.done for user in asked)
+    picked_up_at = max((user.last for user in asked if user.last), default=None) if all_done else None
     published_at = publications[0].published_at if publications else None
     tallies = [publication.tally for publication in publications if publication.tally is not None]
     newest: Tally | None = tallies[-1] if tallies else None

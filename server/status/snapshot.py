@@ -131,6 +131,7 @@ class Snapshot:
             pull_every=config.alerts.pull_every,
             rss_feeds=rss_feeds,
             refresh_every=config.feeds.refresh_every,
+            first_day=config.export.first_day,
         )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
 
@@ -167,13 +168,14 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Everything that the ledger knows of one file."""
+    """Everything that the ledger knows of one file; ``pickups`` are the single handles that it still has."""
 
     log: LedgerLog
     publication: Publication
     pickups: list[Pickup]
     delivered: list[Delivered]
     checks: list[LateCheck]
+    superseded_by: Publication | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the trace as ``trace --json`` prints it."""
@@ -187,6 +189,7 @@ class Trace:
             "lines": self.log.lines,
             "mtime": self.log.mtime,
             "superseded": self.log.superseded_by is not None,
+            "superseded_by": [str(log.name) for log in self.superseded_by.logs] if self.superseded_by else [],
             "export": {
                 "key": export.key,
                 "etag": export.etag,
@@ -251,7 +254,8 @@ def trace_of(config: Config, name: LogName) -> Trace:
         PickupPointError: it has never seen the name.
     """
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
-        for publication in ledger.publications(name.day):
+        publications = ledger.publications(name.day)
+        for publication in publications:
             for entry in publication.logs:
                 if entry.name == name:
                     pickups = ledger.pickups
@@ -261,6 +265,7 @@ def trace_of(config: Config, name: LogName) -> Trace:
                         pickups.handles([name]),
                         pickups.delivered([name]),
                         ledger.late_checks(name.day),
+                        next((other for other in publications if other.id == entry.superseded_by), None),
                     )
     raise PickupPointError(
         f"the ledger has never seen a file {name}", hint="the days that there are: pickup-point status"

@@ -7,15 +7,18 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
 from server.cli import privileges
-from server.cli.app import app, exit_code
+from server.cli.app import app, exit_code, run
 from server.cli.units import service_unit
 from server.config import load_config
+from server.convert.apart import kernel_lack
+from server.convert.kernel import SWITCH
 from server.errors import PickupPointError
 from server.status.snapshot import Snapshot
 from server.storage.ledger import Ledger
@@ -44,6 +47,19 @@ def test_the_list_of_commands_names_all_of_them(program: Program) -> None:
     listed = re.findall(r"^  ([a-z-]+) {2,}\S", done.stdout.partition("Commands:")[2], re.MULTILINE)
     assert sorted(listed) == COMMANDS
     assert set(COMMANDS) >= CONTRACT
+
+
+@pytest.mark.parametrize("switch", ["", "none"])
+def test_the_version_says_whether_the_kernel_is_in_use(
+    switch: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any command, and without a configuration."""
+    monkeypatch.setenv(SWITCH, switch)
+    lack = kernel_lack()
+    assert run(["--version"]) == 0
+    said = "kernel in use" if lack is None else lack[0]
+    assert capsys.readouterr().out == f"pickup-point {metadata.version('pickup-point')} ({said})\n"
+    assert said == "exact way only: no kernel (PICKUP_POINT_KERNEL is none)" or not switch
 
 
 def test_the_installed_command_is_the_same_as_python_m_server() -> None:

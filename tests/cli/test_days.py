@@ -68,6 +68,8 @@ def test_feed_resend_sends_a_day_once_under_the_next_number(fed: ServiceSite) ->
     done = fed.run("feed", "--day", day, "--day", day, "--resend", "the partner voided it")
     assert done.returncode == 0
     assert sorted(fed.published()) == sorted([log_of(1), log_of(1, 1)])
+    assert f"  superseded by {log_of(1, 1)}\n" in fed.run("trace", log_of(1)).stdout
+    assert json.loads(fed.run("trace", log_of(1), "--json").stdout)["superseded_by"] == [log_of(1, 1)]
     never = fed.run("feed", "--day", str(day_before(2)), "--resend", "why not")
     assert "it was never published" in never.stdout
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -19,11 +20,13 @@ import asyncssh
 import pytest
 
 from server.cli import demo as demo_module
-from server.cli.demo import FINAL_DAYS, introduction, prepare
+from server.cli.app import run
+from server.cli.demo import CAUGHT_UP_DAYS, FINAL_DAYS, introduction, prepare
 from server.config import load_config
 from server.megaphone.exports import FinalityRule, Listing
 from server.megaphone.folder import Folder
 from server.service import assembled, load_keys
+from server.status.snapshot import Snapshot
 
 from ..support.program import Program, Running, listening_addresses, log_in, not_just_before, port_of, secrets_of
 
@@ -287,7 +290,7 @@ def _kept(folder: Path) -> Mapping[str, tuple[bytes, int]]:
 async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_days(
     days: int, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was fetched once stays as it is; the days since then are added, after a long absence the newest three."""
+    """What was fetched once stays as it is; the days since then are added, a week of them at most."""
     now = datetime.now(UTC)
     folder = tmp_path / "demo"
     earlier = now - timedelta(days=days)
@@ -304,11 +307,45 @@ async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_
     now_there = _published(folder)
     assert {name: now_there[name] for name in published} == published
     newest = made.final_days[-1] + timedelta(days=days)
-    wanted = {f"DEMO{newest - timedelta(days=back):%Y%m%d}-00.tsv.gz" for back in range(min(days, FINAL_DAYS))}
+    wanted = {f"DEMO{newest - timedelta(days=back):%Y%m%d}-00.tsv.gz" for back in range(min(days, CAUGHT_UP_DAYS))}
     assert set(now_there) - set(published) == wanted
     async with log_in(port, "demo", password) as connection, connection.start_sftp_client() as sftp:
         assert sorted(str(name) for name in await sftp.listdir("/") if name not in (".", "..")) == sorted(now_there)
     assert await running.stops() == 0
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("clock", "before"), [("00:10", 0), ("23:59", 0), ("00:10", 20)])
+async def test_the_demos_days_alarm_nobody_and_it_says_what_an_alarm_would_be(
+    clock: str, before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the day whose deadline is over, nor those of a long absence; told is the alarm for one who has to fetch."""
+    now = datetime.fromisoformat(f"2026-03-10T{clock}+00:00")
+    for start in [now - timedelta(days=before)] * bool(before) + [now]:
+        made = prepare(tmp_path / "demo", 0, start)
+        await _round_of(made.config, start, monkeypatch)
+
+    def alarms() -> list[str]:
+        found = Snapshot.take(load_config(made.config), now)
+        assert [day.state for day in found.days].count("published") == FINAL_DAYS + bool(before) * CAUGHT_UP_DAYS
+        return [f"{alarm.level.name}: {alarm.sentence}" for alarm in found.alarms if alarm.subject]
+
+    assert alarms() == []
+    made.config.write_text(made.config.read_text().replace("required = false", "required = true"))
+    assert set(alarms()) & set(introduction(made, [], 2222, "pickup-point", now))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_port_that_is_taken_is_no_reason_to_change_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hint is a command of the demo's own."""
+    monkeypatch.setattr(demo_module, "FINAL_DAYS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = ["demo", "--directory", str(tmp_path / "a demo"), "--port", str(taken.getsockname()[1])]
+        assert run(arguments) == 1
+    said = capsys.readouterr().err
+    assert f"pickup-point demo --directory '{tmp_path}/a demo' --port 0" in said and "sftp.port" not in said
 
 
 def _published(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -341,8 +378,9 @@ def test_a_demo_that_cannot_be_made_says_where_to_make_it(program: Program, tmp_
 @pytest.mark.usefixtures("small")
 def test_the_introduction_names_the_command_that_was_typed(tmp_path: Path) -> None:
     """The status command can be copied as it is, and lines to type contain nothing else."""
-    made = prepare(tmp_path, 0, datetime(2026, 3, 10, 6, 0, tzinfo=UTC))
-    told = introduction(made, ["DEMO20260309-00.tsv.gz"], 2222, sys.executable)
+    now = datetime(2026, 3, 10, 6, 0, tzinfo=UTC)
+    made = prepare(tmp_path, 0, now)
+    told = introduction(made, ["DEMO20260309-00.tsv.gz"], 2222, sys.executable, now)
     assert "sftp -P 2222 demo@127.0.0.1" in told
     assert f"{sys.executable} status --config {made.config}" in told
-    assert introduction(made, [], 2222, "pickup-point")  # nothing published is no reason to fail
+    assert introduction(made, [], 2222, "pickup-point", now)  # nothing published is no reason to fail

@@ -27,7 +27,7 @@ from server.settings import LogSettings
 from server.sftp.client import LoginAttempt, NoAnswer, fetch_sha256
 from server.triton import DerivedValue
 
-from ..support.program import command, day_before, environment, export_of, log_of, until
+from ..support.program import command, day_before, environment, export_of, log_of, today, until
 from ..support.sftp import CHEAP_HASH, PASSWORD
 
 if TYPE_CHECKING:
@@ -384,7 +384,9 @@ def test_init_writes_what_it_was_told_and_never_overwrites(program: Program, tmp
     assert done.returncode == 0, done.stderr
     path = tmp_path / "config.toml"
     raw = tomllib.loads(path.read_text())
+    assert raw["export"].pop("first_day") in (str(today()), str(day_before(1)))  # a midnight may lie between
     assert raw["export"] == {"url": "s3://a-bucket/exports", "region": "eu-west-1"}
+    assert "no alarm is raised" in done.stdout and "Triton starts to pull some days after" in done.stdout
     assert raw["sftp"]["port"] == 22 and raw["sftp"]["address"] == "sftp.example.com:22"
     assert raw["sftp"]["users"][0]["password_hash"].startswith("$argon2id$")
     assert "correct horse" not in path.read_text() + done.stdout + done.stderr
@@ -397,15 +399,18 @@ def test_init_writes_what_it_was_told_and_never_overwrites(program: Program, tmp
     assert sorted(found.name for found in tmp_path.iterdir()) == ["config.toml", "password"]
 
 
-def test_init_asks_six_questions_on_a_terminal(tmp_path: Path) -> None:
-    """Four have a default; the password that it makes is printed once, and logs in."""
+def test_init_asks_seven_questions_on_a_terminal_and_each_until_its_answer_can_be_used(tmp_path: Path) -> None:
+    """Five have a default; a wrong answer is told at once, and asked for again; the password that it makes logs in."""
     leader, follower = pty.openpty()
     asked = subprocess.Popen(
         command("init"), cwd=tmp_path, env=environment(), stdin=follower, stdout=follower, stderr=follower,
         start_new_session=True,
     )  # fmt: skip
     os.close(follower)
-    typed = [b"exports\n", b"sftp.example.com:2222\n", b"\n", b"\n", b"\n", b"\n"]
+    typed = [
+        b"ftp://x\n", b"exports\n", b"s3://a-bucket\n", b"sftp.example.com:2222\n", b"\n", b"2 words\n", b"\n", b"\n",
+        b"29.11.2026\n", b"2026-11-29\n", b"short\n", b"\n",
+    ]  # fmt: skip
     said = b""
     with suppress(OSError):  # a terminal whose other end is closed
         while chunk := os.read(leader, 4096):
@@ -415,11 +420,14 @@ def test_init_asks_six_questions_on_a_terminal(tmp_path: Path) -> None:
     assert asked.wait(60) == 0, said
     os.close(leader)
     text = said.decode()
-    assert len(re.findall(r"\?.*:|\(empty: make one\)", text)) == 6
+    assert len(re.findall(r"\?.*:|\(empty: make one\)", text)) == 7 + 5 and not typed
+    for wrong in ("export.url: is", "sftp.address: is", "log.prefix: is", "export.first_day: is", "shorter than 12"):
+        assert text.count(wrong) == 1
     made = re.search(r"password: (\S+)", text)
     assert made is not None and len(made[1]) >= 20
     raw = tomllib.loads((tmp_path / "config.toml").read_text())
     assert (raw["sftp"]["users"][0]["name"], raw["log"]["prefix"], raw["data_dir"]) == ("triton", "MEGA", "data")
+    assert raw["export"]["first_day"] == "2026-11-29" and raw["sftp"]["address"] == "sftp.example.com:2222"
 
 
 def test_init_says_what_is_missing_and_what_is_wrong(program: Program, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from argon2 import PasswordHasher
 
+from server.cli.app import run
 from server.cli.convert import day_in
 from server.cli.start import plain_convert
 
@@ -174,18 +176,17 @@ def test_only_a_plain_convert_begins_at_once(
 
 
 def test_keygen_makes_what_is_missing_once_and_private(program: Program) -> None:
-    """Four files, mode 0600, known_hosts lines for the three host keys; the second time everything is kept."""
+    """Four files, mode 0600; what is printed are the keys that clients are offered. Then everything is kept."""
     first = program.run("keygen")
     assert first.returncode == 0
     keys = {path.name: path.read_bytes() for path in (program.folder / "keys").iterdir()}
     assert set(keys) == {"ssh_host_ed25519_key", "ssh_host_ecdsa_key", "ssh_host_rsa_key", "ip_hash.key"}
     for path in (program.folder / "keys").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert first.stdout.count("made  keys/") == 4
-    assert first.stdout.count("SHA256:") == 3
-    assert (
-        len(re.findall(r"^\[127\.0\.0\.1\]:2222 (ssh-ed25519|ecdsa-\S+|ssh-rsa) AAAA", first.stdout, re.MULTILINE)) == 3
-    )
+    assert first.stdout.count("made  keys/") == 3
+    assert first.stdout.count("SHA256:") == 2
+    known = re.findall(r"^\[127\.0\.0\.1\]:2222 (ssh-\S+|ecdsa-\S+) AAAA", first.stdout, re.MULTILINE)
+    assert known == ["ssh-ed25519", "ssh-rsa"]
     again = program.run("keygen")
     assert again.stdout == first.stdout.replace("made  ", "kept  ")
     assert {path.name: path.read_bytes() for path in (program.folder / "keys").iterdir()} == keys
@@ -211,6 +212,42 @@ def test_keygen_replaces_no_key_that_it_cannot_read(service_site: ServiceSite) -
     assert key.read_text() == "damaged\n"
 
 
+@pytest.mark.parametrize(
+    ("lost", "there"),
+    [
+        (["ip_hash.key"], "keys/ssh_host_ed25519_key is there"),
+        (["ssh_host_rsa_key", "ip_hash.key"], "keys/ssh_host_ed25519_key is there"),
+        (["ssh_host_ed25519_key", "ssh_host_rsa_key", "ip_hash.key"], "data/ledger.sqlite3 is there"),
+    ],
+)
+def test_keygen_makes_no_lost_key_anew_unasked(
+    lost: list[str],
+    there: str,
+    service_site: ServiceSite,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another key or the ledger shows that it was there: the backup comes first. A key that is not offered is none."""
+    keys, asked = service_site.folder / "keys", ["keygen", "--config", str(service_site.config)]
+    (service_site.folder / "data").mkdir(exist_ok=True)
+    (service_site.folder / "data" / "ledger.sqlite3").touch()
+    if len(lost) < 3:
+        (service_site.folder / "data" / "ledger.sqlite3").unlink()
+    for name in [*lost, "ssh_host_ecdsa_key"]:
+        (keys / name).unlink()
+    before = sorted(path.name for path in keys.iterdir())
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert run(asked) == 2
+    said = capsys.readouterr().err
+    assert (
+        there in said and f"restore {' and '.join([', '.join(lost[:-1]), lost[-1]]).removeprefix(' and ')} from" in said
+    )
+    assert sorted(path.name for path in keys.iterdir()) == before
+    assert run([*asked, "--new-secret"]) == 0
+    assert {path.name for path in keys.iterdir()} >= {*lost, "ssh_host_ecdsa_key"}
+    assert capsys.readouterr().out.count("made  ") == len(lost)
+
+
 def test_keygen_where_nothing_can_be_made_says_where(program: Program) -> None:
     """With a file in the way it prints one sentence; exit code 1."""
     (program.folder / "keys").write_text("")
@@ -221,10 +258,19 @@ def test_keygen_where_nothing_can_be_made_says_where(program: Program) -> None:
 
 def test_hash_password_reads_standard_input_and_its_hash_verifies(program: Program) -> None:
     """Blanks inside count, the line's end does not; the hash is Argon2id."""
-    done = program.run("hash-password", stdin=" två ord \n".encode())
+    done = program.run("hash-password", stdin=" två hela ord \n".encode())
     assert done.returncode == 0
     assert done.stdout.startswith("$argon2id$")
-    assert PasswordHasher().verify(done.stdout.strip(), " två ord ")
+    assert PasswordHasher().verify(done.stdout.strip(), " två hela ord ")
+
+
+def test_hash_password_takes_a_short_one_with_weak_only(program: Program) -> None:
+    """Eleven characters are refused, twelve are not."""
+    done = program.run("hash-password", stdin=b"eleven-char\n")
+    assert (done.returncode, done.stdout) == (1, "") and "shorter than 12 characters" in done.stderr
+    assert program.run("hash-password", stdin=b"twelve-chars\n").returncode == 0
+    weak = program.run("hash-password", "--weak", stdin=b"eleven-char\n")
+    assert PasswordHasher().verify(weak.stdout.strip(), "eleven-char")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DAY = date(2026, 11, 20)
 KEY = f"metrics-day-{DAY}.json.gz"
+THREE = "there are 3 objects at s3://exports, none named metrics-day-YYYY-MM-DD.json.gz"
 QUICK = RetryPolicy(connect=1, silence=1, call=8, window=1, tries=3, first_pause=0.01, longest_pause=0.05, sdk_tries=1)
 
 
@@ -54,6 +55,31 @@ async def test_a_day_is_listed_and_read_whole(s3: S3Server) -> None:
     await bucket.fetch(export, into)
     assert into.getvalue() == b"before" + body
     await bucket.close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "prefix", "said"),
+    [
+        ([], "", "there is nothing at s3://exports"),
+        (["a\x07b"], "", "there is one object at s3://exports, none named metrics-day-YYYY-MM-DD.json.gz; one is a?b"),
+        (
+            [f"delivery-v2-day-{DAY}.json.gz", f"_finalized_delivery_{DAY}_1", f"x/{KEY}", "impression-day-1.json.gz"],
+            "",
+            f"{THREE}, but Delivery exports V2 and Impression exports; did you mean s3://exports/x?",
+        ),
+        ([f"a/b/{KEY}", "a/"], "a", "there is nothing at s3://exports/a; did you mean s3://exports/a/b?"),
+        ([KEY], "a/b", "there is nothing at s3://exports/a/b; did you mean s3://exports?"),
+    ],
+)  # fmt: skip
+async def test_without_an_export_the_listing_says_what_is_there_instead(
+    s3: S3Server, keys: list[str], prefix: str, said: str
+) -> None:
+    """How many other objects, whose they look, and where in the bucket exports are."""
+    for key in keys:
+        s3.put(key)
+    bucket = await bucket_of(s3, prefix)
+    listing = await bucket.day_exports()
+    assert not listing.exports and listing.others.sentence(bucket.name) == said
 
 
 async def test_a_prefix_may_hold_what_a_web_address_would_not(s3: S3Server) -> None:

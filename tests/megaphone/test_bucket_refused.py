@@ -9,7 +9,19 @@ import pytest
 
 from server.errors import SourceRefused, SourceUnreachable
 
-from ..support.fault_s3 import BUCKET, Fault, FaultServer, fault_server, hang_up, page, raw, redirect, refuse, silent
+from ..support.fault_s3 import (
+    BUCKET,
+    Fault,
+    FaultServer,
+    fault_server,
+    hang_up,
+    listing,
+    page,
+    raw,
+    redirect,
+    refuse,
+    silent,
+)
 from ..support.faulty_bucket import KEY, QUICK, SIZE, body_of, bucket_of, listed, read
 
 
@@ -29,6 +41,15 @@ async def test_a_redirect_is_never_followed(faulty: FaultServer, status: int, re
             await (await bucket_of(faulty)).day_exports()
         assert elsewhere.reads == []
         assert len(faulty.reads) == 1
+
+
+async def test_rights_that_end_at_the_prefix_do_not_fail_the_listing(faulty: FaultServer) -> None:
+    """Where else in the bucket exports are is then not known, and not said."""
+    faulty.objects.clear()
+    faulty.put("notes.txt", b"x")
+    faulty.listing_script.extend([listing, refuse(403, "AccessDenied")] * 6)
+    others = (await (await bucket_of(faulty)).day_exports()).others
+    assert (others.objects, others.elsewhere) == (1, "") and len(faulty.listing_script) == 10
 
 
 async def test_a_redirect_is_not_followed_on_the_same_host_either(faulty: FaultServer) -> None:

@@ -40,6 +40,17 @@ async def test_a_day_is_listed_and_read_whole(tmp_path: Path) -> None:
     await folder.close()
 
 
+async def test_without_an_export_the_listing_says_what_is_there_instead(tmp_path: Path) -> None:
+    """How many other files, and the folder beside them that has exports; a file that begins with a dot is nothing."""
+    for name in (".DS_Store", "impression-day-2026-11-20.json.gz", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b" / KEY).write_bytes(b"x")
+    others = (await Folder(tmp_path).day_exports()).others
+    assert others.objects == 2 and others.looks == ("Impression exports",) and others.elsewhere == str(tmp_path / "b")
+
+
 async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None:
     """Folders, FIFOs, sockets, links to nothing, impossible days, other names: ignored; a link to a file counts."""
     for name in ("impression-day-2026-11-20.json.gz", "metrics-day-2026-13-45.json.gz", KEY + ".part", ".DS_Store"):

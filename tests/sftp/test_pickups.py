@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.pickups import Ending, Grade, Pickup, PickupProgress
-from server.sftp.delivery import TELL_EVERY, ByteStream, CountedTransport
+from server.sftp.delivery import TELL_EVERY, ByteStream, CountedTransport, Delivery
 from server.triton import LogName
 
 from ..support.sftp import NAME, RawSftp, Running, acknowledged
@@ -119,6 +119,26 @@ async def test_a_file_whose_last_byte_was_acknowledged_needs_no_close(listener: 
     (pickup,) = await listener.finished_pickups()
     assert verdict(pickup) == (Grade.COMPLETE, Ending.INTERRUPTED, SIZE, SIZE + 1000)
     assert len(listener.pickups) == 3
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_of_a_client_that_answers_no_questions_only_the_close_proves_something(
+    listener: Running, closes: bool
+) -> None:
+    """SSH.NET answered none for years: complete when it closes behind the bytes, partial when it does not."""
+    async with listener.connect() as connection:
+        connection._process_keepalive_at_openssh_dot_com_global_request = lambda _: None
+        raw = await RawSftp.open(connection)
+        handle = await raw.open_file(NAME)
+        size = listener.served.files[NAME].size
+        for offset in range(0, size, 200_000):
+            await raw.read(handle, offset, 200_000)
+        if closes:
+            await raw.status(CLOSE, handle)
+    (pickup,) = await listener.finished_pickups()
+    assert verdict(pickup) == (
+        (Grade.COMPLETE, Ending.CLOSED, size, size) if closes else (Grade.PARTIAL, Ending.INTERRUPTED, size, size)
+    )
 
 
 async def test_a_cut_connection_proves_what_its_client_has(listener: Running) -> None:
@@ -241,6 +261,51 @@ def test_an_open_handle_is_told_now_and_then() -> None:
     (told,) = reports
     assert (told.ranges, told.ended, told.grade) == (((0, 10),), None, Grade.PARTIAL)
     assert not delivery.waits
+
+
+class Unanswered:
+    """A stream of bytes that all arrive, and of questions that nobody answers."""
+
+    written = proven = last_question = asked = 0
+    answers = True
+
+    @property
+    def asking(self) -> bool:
+        return self.asked > 0
+
+    def acknowledged(self) -> int:
+        return self.written
+
+    def ask(self) -> None:
+        self.asked += 1
+        self.last_question = self.written
+
+
+def test_a_question_follows_what_a_client_may_leave_after() -> None:
+    """One is under way while something waits; one more behind the end of a file, and behind the last missing piece."""
+    streams = Unanswered(), Unanswered()
+    together: dict[Any, Any] = {}
+    one, two = (Delivery(stream, lambda: 0, lambda _: None, together=together) for stream in streams)  # type: ignore[arg-type]  # what it asks of one
+    name = LogName.parse(NAME)
+    assert name is not None
+    first, second = (
+        PickupProgress(name, 100, "triton", "198.51.100.7", "lftp", datetime(2026, 11, 21, 7, tzinfo=UTC)) for _ in "12"
+    )
+
+    def asked(delivery: Delivery, progress: PickupProgress, offset: int, count: int) -> tuple[int, int]:
+        delivery.answered(progress, offset, count)
+        delivery.handed_over(count, data=True)
+        streams[delivery is two].written += count
+        delivery.mark()
+        return streams[0].asked, streams[1].asked
+
+    assert asked(one, first, 0, 20) == (1, 0)
+    assert asked(one, first, 20, 20) == (1, 0)
+    assert asked(two, second, 60, 30) == (1, 1)
+    assert asked(two, second, 90, 10) == (1, 2)  # the end
+    assert asked(two, second, 90, 10) == (1, 2)
+    assert asked(two, second, 50, 10) == (1, 2)
+    assert asked(one, first, 40, 10) == (2, 3)  # the last piece, and what two had not asked about
 
 
 def test_every_byte_that_is_written_counts() -> None:

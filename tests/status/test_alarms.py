@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,6 +95,72 @@ async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(sit
     assert levels(site, at(6, "23:59")) and not levels(site, at(7))
 
 
+def of_source(site: Site, now: datetime) -> Alarm | None:
+    """Return the alarm about a source that has never delivered."""
+    return next((alarm for alarm in site.alarms(now) if alarm.name == "nothing_delivered"), None)
+
+
+@pytest.mark.parametrize("first", [None, DAY])
+async def test_an_empty_source_warns_after_a_day(make_site: Callable[..., Site], first: date | None) -> None:
+    """Megaphone may still have to begin; the first export ends it for ever, whatever becomes of that export."""
+    site = make_site(first=first)
+    for now in (at(0, "09:00"), at(1, "08:00"), at(1, "09:00")):
+        await site.round(now)
+    assert of_source(site, at(1, "08:59")) is None
+    found = of_source(site, at(1, "09:00"))
+    assert found is not None and found.level is Level.WARNING
+    assert found.sentence == f"no export has ever come: there is nothing at {site.exports}"
+    site.put(rows_of(DAY, 3), at(1, "09:30"))
+    await site.round(at(1, "09:40"))
+    assert of_source(site, at(2)) is None
+    for path in site.exports.iterdir():
+        path.unlink()
+    await site.round(at(2, "09:40"))
+    assert of_source(site, at(9)) is None
+
+
+async def test_other_objects_in_place_of_exports_warn_at_once_and_exports_close_by_even_before(
+    make_site: Callable[..., Site],
+) -> None:
+    """A wrong prefix is seen in the first round, with what to write; other objects say nothing before the first day."""
+    site = make_site(first=DAY)
+    (site.exports / f"delivery-v2-day-{DAY}.json.gz").write_bytes(b"x")
+    await site.round(at(-2, "12:00"))
+    assert of_source(site, at(-1, "23:59")) is None
+    found = of_source(site, at(0))
+    assert found is not None and "none named metrics-day-YYYY-MM-DD.json.gz, but Delivery exports V2" in found.sentence
+    assert found.hint == "ask support-megaphone@spotify.com for the Metrics Export Service"
+    (site.exports / "sub").mkdir()
+    (site.exports / "sub" / f"metrics-day-{DAY}.json.gz").write_bytes(b"x")
+    await site.round(at(-2, "12:10"))
+    found = of_source(site, at(-2, "12:10"))
+    assert found is not None and f"did you mean {site.exports}/sub?" in found.sentence
+    assert found.hint == f'set export.url = "{site.exports}/sub"'
+
+
+async def test_another_place_is_a_source_that_has_delivered_nothing(site: Site) -> None:
+    """A typo in `export.url` after a good year is told as well."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    for path in site.exports.iterdir():
+        path.rename(site.exports / "renamed")
+    site.source.name = "s3://elsewhere"
+    await site.round(at(1, "05:45"))
+    found = of_source(site, at(1, "05:46"))
+    assert found is not None and "there is one object at s3://elsewhere" in found.sentence
+
+
+async def test_a_day_before_the_first_one_is_nobodys_alarm(site: Site) -> None:
+    """Published while nobody pulled yet, and before the day that Triton begins with, which was set later."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    told = of_day(site, at(3, "01:00"))
+    assert set(told) == {"day_not_picked_up"}
+    assert told["day_not_picked_up"].hint.startswith("if Triton has not begun to pull, set export.first_day")
+    site.restart(first_day=DAY + timedelta(days=1))
+    assert levels(site, at(3, "01:00")) == {}
+
+
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_deadlines_pass_aloud_while_the_source_is_lost(make_site: Callable[..., Site], delivered: bool) -> None:
     """Twelve days without a listing: each day that should be there is counted down, and alarms until it is over."""
@@ -156,6 +222,9 @@ async def test_where_nobody_is_required_nobody_is_waited_for(site: Site) -> None
     days = list(site.days(now, [("auditor", False)]).values())
     found = alarms(days, {"last_round": now.isoformat()}, HEALTHY, HoldPolicy(), TEN, now)
     assert "day_not_picked_up" not in {alarm.name for alarm in found}
+    assert site.days(now, [("auditor", False)])[DAY].state == "published"
+    site.pick_up(at(3, "06:00"), user="auditor")
+    assert site.days(at(3, "07:00"), [("auditor", False)])[DAY].state == "picked up"
 
 
 async def test_a_day_published_unfinal_is_a_warning(site: Site) -> None:

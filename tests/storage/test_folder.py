@@ -88,12 +88,13 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_folders_are_private_and_files_read_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_folders_are_private_and_files_read_only_under_any_umask(umask: int, tmp_path: Path) -> None:
     """``data_dir`` is made 0700 even if it was open before, its folders are made 0700, published files are 0440."""
     (tmp_path / "data").mkdir(mode=0o755)
     (tmp_path / "data").chmod(0o755)
     point = DataFolder(tmp_path / "data")
-    before = os.umask(0)
+    before = os.umask(umask)
     try:
         point.prepare()
         publish(point, b"x\n")

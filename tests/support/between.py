@@ -6,6 +6,7 @@ It stands between an asyncssh client, which knows the host key, and a service.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -167,7 +168,7 @@ async def fetch(
         "server_host_key_algs": ["ssh-ed25519"],
     }  # fmt: skip
     name = target.big
-    whole, connection = False, None
+    whole, connection, file = False, None, None
     try:
         async with asyncio.timeout(3):
             connection = await target.connect("middle", dice, NETWORK, **(settings | options))
@@ -189,6 +190,11 @@ async def fetch(
     ):  # ValueError: asyncssh's, of what makes no sense
         pass
     finally:
+        if file is not None and not whole:
+            # Who gives up closes, too.
+            with suppress(asyncssh.Error, OSError, TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await file.close()
         if connection is not None:
             connection.abort()
             await connection.wait_closed()

@@ -20,6 +20,7 @@ from server.convert.block import BlockConverter
 from server.convert.job import Job, Task
 from server.convert.kernel import Kernel
 from server.convert.log_writer import inflate
+from server.convert.tally import RowRejected
 from server.episodes.catalogue import Catalogue, Episode
 from server.triton import ColumnSpec, DerivedValue, Layout, LogFormat, LogRules
 
@@ -27,10 +28,10 @@ from .odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
 from .reference_conversion import DAY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from server.convert.job import Result
-    from server.convert.row import Conversion
+    from server.convert.row import Conversion, Outcome
 
 LIBRARY = "PICKUP_POINT_TEST_KERNEL"  # the path of a kernel that was built with sanitizers, or by another compiler
 
@@ -319,12 +320,37 @@ def more_rows() -> list[bytes]:
 ROWS = with_ids([*nasty_rows(), *more_rows()])
 
 
+class _Remembering:
+    """What the exact rules make of a row, remembered."""
+
+    def __init__(self, convert: Callable[[bytes], Outcome]) -> None:
+        self._convert = convert
+        self._known: dict[bytes, Outcome | RowRejected] = {}
+
+    def __call__(self, row: bytes) -> Outcome:
+        """Return the outcome, or raise the rejection, of the first time."""
+        known = self._known.get(row)
+        if known is None:
+            try:
+                known = self._convert(row)
+            except RowRejected as rejected:
+                known = rejected
+            self._known[row] = known
+        if isinstance(known, RowRejected):
+            raise known
+        return known
+
+
 class Ways:
     """The two ways to do one conversion."""
 
     def __init__(self, made: Conversion, fresh_after: str | None = None, *, by_podcast: bool = True) -> None:
         self.by_kernel = BlockConverter(kernel(), made, fresh_after, by_podcast=by_podcast)
         self.exactly = BlockConverter(None, made, fresh_after, by_podcast=by_podcast)
+        # Both leave odd rows to the same rules, which need not be asked twice.
+        remembered = _Remembering(self.exactly._exact.convert)
+        for converter in (self.by_kernel, self.exactly):
+            converter._exact.convert = remembered  # type: ignore[method-assign]
 
     def agree(self, job: Job) -> Result:
         """Do a job both ways and return the result, which must be the same."""

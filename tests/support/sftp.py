@@ -290,9 +290,10 @@ def served_by_key(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class _AtOnce:
-    """A stream whose every byte is acknowledged as soon as it is sent."""
+    """A stream whose every byte is acknowledged, and every question answered, as soon as it is sent."""
 
-    written = 0
+    written = proven = last_question = 0
+    asking = answers = True
 
     def acknowledged(self) -> int:
         return 0

@@ -97,7 +97,7 @@ class ClockedFolder(Folder):
             content = content if self.by_content else export.etag
             exports[day] = export._replace(etag=content)
             self.versions[content] = export
-        return Listing(exports, self.now, self.own_clock)
+        return Listing(exports, self.now, self.own_clock, listing.others)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """The folder's fetch of exactly the listed version."""
@@ -214,7 +214,8 @@ class Site:
     def alarms(self, now: datetime, measured: Measured = HEALTHY) -> list[Alarm]:
         """What `check` would say; the last round is said to be just now."""
         facts = {"last_round": now.isoformat()} | self.ledger.facts()
-        return alarms(list(self.days(now).values()), facts, measured, self.holds, timedelta(minutes=10), now)
+        days, first_day = list(self.days(now).values()), self.export_settings.first_day
+        return alarms(days, facts, measured, self.holds, timedelta(minutes=10), now, first_day=first_day)
 
     def alarm_names(self, now: datetime) -> set[str]:
         """The names of the alarms."""

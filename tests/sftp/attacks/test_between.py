@@ -167,7 +167,7 @@ async def test_one_bit_is_noticed(target: Target, sender: str, place: int) -> No
 
 
 async def test_a_network_that_keeps_the_end_forges_no_pickup(target: Target) -> None:
-    """It takes all from us, and our system believes that it arrived; the client closes nothing that it has not got."""
+    """It takes all from us, and our system believes that it arrived; the client gives up, and closes."""
     change = Change(of=SERVER, cipher=lambda place, data: data if place < 200_000 else b"")
     whole, _ = await fetch(target, random.Random(1), [], change)
     assert not whole

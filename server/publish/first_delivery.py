@@ -1,0 +1,56 @@
+"""Whether the source has ever delivered an export, as the ledger's facts keep it.
+
+Pure. Promise: a source that has delivered once never counts as one that has not; another place, as `export.url` may
+name one later, is another source.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..megaphone.exports import Others
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..megaphone.exports import Listing
+
+NOTHING_DELIVERED = "nothing_delivered"  # a fact of the ledger: a `NothingDelivered` as JSON; None once there was one
+_DELIVERED_BY = "delivered_by"  # a fact of the ledger: the name of the source that last had an export
+
+
+class NothingDelivered(NamedTuple):
+    """A source without any export ``since`` its first listing, and what it holds instead."""
+
+    source: str
+    since: datetime
+    others: Others
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> NothingDelivered | None:
+        """Return what the facts say; None where the source has delivered, or was never listed."""
+        fact = facts.get(NOTHING_DELIVERED)
+        if fact is None:
+            return None
+        others = Others(**{**fact["others"], "looks": tuple(fact["others"]["looks"])})
+        return cls(fact["source"], datetime.fromisoformat(fact["since"]), others)
+
+    @property
+    def sentence(self) -> str:
+        """What is at the source instead of exports."""
+        return self.others.sentence(self.source)
+
+
+def source_facts(facts: Mapping[str, Any], source: str, listing: Listing, *, delivered: bool) -> dict[str, Any]:
+    """Return the facts that a listing changes; ``delivered``: the ledger knows an export or a publication."""
+    if listing.exports:
+        changed: dict[str, Any] = {_DELIVERED_BY: source, NOTHING_DELIVERED: None}
+    elif facts.get(_DELIVERED_BY, source if delivered else None) == source:
+        changed = {NOTHING_DELIVERED: None}
+    else:
+        known = NothingDelivered.of(facts)
+        since = known.since if known is not None and known.source == source else listing.now
+        others = {**listing.others._asdict(), "looks": list(listing.others.looks)}
+        changed = {NOTHING_DELIVERED: {"source": source, "since": since.isoformat(), "others": others}}
+    return {name: value for name, value in changed.items() if facts.get(name) != value}
