@@ -155,3 +155,11 @@ def test_what_is_put_into_a_command_is_quoted() -> None:
         if put[number] not in SAFE and "quote(" not in put[number]
     ]
     assert bare == []
+
+
+def test_hints_are_printed_in_one_way() -> None:
+    """Whatever prints an arrow itself does not tell a command from prose."""
+    printing = {
+        str(path.relative_to(SERVER)) for path in SERVER.rglob("*.py") if "→" in path.read_text(encoding="utf-8")
+    }
+    assert printing == {"cli/options.py", "cli/tables.py"}

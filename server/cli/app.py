@@ -382,7 +382,8 @@ def _ask_for_new_secret(keys_dir: Path, lost: list[str], shown_by: str) -> None:
     hint = f"restore {names} from the backup: {why}; without a backup: pickup-point keygen --new-secret"
     if not sys.stdin.isatty():
         raise Usage(sentence, hint=hint)
-    print(f"pickup-point: {sentence}\n  → restore {names} from the backup: {why}", file=sys.stderr)
+    print(f"pickup-point: {sentence}", file=sys.stderr)
+    print_hint(f"restore {names} from the backup: {why}", file=sys.stderr)
     if not typer.confirm("Is there no backup, and should new ones be made?", default=False, err=True):
         raise Usage("nothing was made", hint=hint)
 

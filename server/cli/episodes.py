@@ -124,7 +124,7 @@ def _print_summary(snapshot: EpisodesSnapshot, found: Matching, settings: Config
     if stamp is None:
         print("no episode catalogue is in use: every line is sent with Megaphone's episode_id as episode-guid")
         if not settings.feeds.configured and settings.log.episodes is None:
-            print("  → set feeds.urls to your RSS feeds, to see what Triton can match")
+            print_hint("set feeds.urls to your RSS feeds, to see what Triton can match")
     else:
         print(f"version {stamp.version}: {stamp.episodes} episodes")
     if settings.log.episodes is not None:

@@ -139,7 +139,8 @@ def _ask_password(*, weak: bool) -> str:
             if not weak:
                 check_length(password)
         except PickupPointError as error:
-            print(f"  {error}\n    → {error.hint}", file=sys.stderr)
+            print(f"  {error}", file=sys.stderr)
+            print_hint(error.hint, 4, sys.stderr)
         else:
             return hashed
     return ""
@@ -171,7 +172,8 @@ def _ask(interview: Interview, name: str, question: str, default: str | None = N
             raise ConfigError(str(interview.path), problems)
         # The good answers stay; only this one is asked for again.
         for problem in problems:
-            print(f"  {problem}\n    → {problem.cure}", file=sys.stderr)
+            print(f"  {problem}", file=sys.stderr)
+            print_hint(problem.cure, 4, sys.stderr)
 
 
 def _first_line(path: Path) -> str:

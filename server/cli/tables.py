@@ -272,22 +272,32 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call)
     if not alarms:
         newest = next((day for day in days if day.published_at is not None), None)
         return level, f"{head}{f'{newest.day} is {newest.state}' if newest is not None else 'nothing is due'}{perfdata}"
-    found = causes(alarms, days)
-    text, room = "", CHECK_LINE - 1 - len(head) - len(perfdata)
-    for number, cause in enumerate(found):
-        more = f"and {len(found) - number} more"
-        left = room - len(text) - (len(f"; {more}") if number < len(found) - 1 else 0)
-        said = next((way for way in _ways_to_say(cause, call) if len(way) <= left), None)
-        if said is None and number:
-            text += more
+    found = [_ways_to_say(cause, call) for cause in causes(alarms, days)]
+    room = CHECK_LINE - 1 - len(head) - len(perfdata)
+
+    def text(said: Sequence[str]) -> str:
+        more = len(found) - len(said)
+        return "; ".join([*said, f"and {more} more"] if more else said)
+
+    # First what is wrong, as much of it as there is room for; then what to do, the worst's before all others'.
+    said = [found[0][-1]]
+    if (over := len(text(said)) - room) > 0:
+        said = [f"{said[0][: -over - 1]}…"]
+    for *_, sentence in found[1:]:
+        if len(text([*said, sentence])) > room:
             break
-        text += said or f"{cause.sentence[: left - 1]}…"
-        text += "; " if number < len(found) - 1 else ""
-    return level, f"{head}{text}{perfdata}".replace("\n", " ")
+        said.append(sentence)
+    for place, ways in enumerate(found[: len(said)]):
+        for way in ways:
+            longer = [*said[:place], way, *said[place + 1 :]]
+            if len(text(longer)) <= room:
+                said = longer
+                break
+    return level, f"{head}{text(said)}{perfdata}".replace("\n", " ")
 
 
 def _ways_to_say(cause: Cause, call: Call) -> list[str]:
-    """Return a cause with what to do, with less of that, and without. A bar would begin the performance data."""
+    """Return a cause with what to do, with less of that, and, last, without. A bar would begin the performance data."""
     said = [Step(step.prose, call.command(step.command)) for step in cause.steps if "|" not in step.command]
     hints = ["; ".join(": ".join(filter(None, step)) for step in said[:count]).replace("|", "/") for count in (9, 1)]
     sentence = cause.sentence.replace("|", "/")

@@ -289,14 +289,18 @@ def test_a_ledger_that_cannot_be_opened_is_not_called_damaged(service_site: Serv
 def test_the_line_has_the_worst_first_and_counts_the_rest() -> None:
     """Below 300 characters whatever is wrong; what to do about the worst is told whole or not at all."""
     many = [Alarm(Level.CRITICAL, "one", "the worst of them", "look: ls | head; df -h")]
-    many += [Alarm(Level.WARNING, f"n{n}", f"number {n} is {'wrong ' * 9}", "pickup-point status") for n in range(9)]
+    many += [Alarm(Level.WARNING, f"n{n}", f"number {n} is {'wrong ' * 9}", f"ls {n}") for n in range(9)]
     call = Call("/opt/it", "/etc/it.toml")
     level, line = check_line(many, [], call)
     assert level is Level.CRITICAL and len(line) < 300
     assert line.startswith("PICKUP-POINT CRITICAL - the worst of them [df -h]; number 0 is wrong")
-    assert re.search(r"; and [78] more \| alarms=10 waiting=0$", line), line
-    assert "[/opt/it status --config /etc/it.toml]" in line
+    assert re.search(r"; and 6 more \| alarms=10 waiting=0$", line), line
+    two = [
+        Alarm(Level.WARNING, "n", "so", f"wait {'long ' * 60}"),
+        Alarm(Level.WARNING, "o", "so", "pickup-point status"),
+    ]
+    assert "so; so [/opt/it status --config /etc/it.toml] |" in check_line(two, [], call)[1]
     endless = Alarm(Level.CRITICAL, "long", "so much " * 99)
     line = check_line([endless, *many], [], call)[1]
     assert len(line) == 299 and "…; and 10 more |" in line
-    assert len(check_line([endless], [], call)[1]) == 299
+    assert len(check_line([endless], [], call)[1]) == 299 and "more |" not in check_line([endless], [], call)[1]

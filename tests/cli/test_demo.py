@@ -372,7 +372,7 @@ def test_a_demo_that_cannot_be_made_says_where_to_make_it(program: Program, tmp_
     done = program.run("demo", "--directory", "taken")
     assert done.returncode == 1
     assert done.stderr.startswith("pickup-point: cannot create the demo in taken: ")
-    assert "pickup-point demo --directory " in done.stderr.splitlines()[1]
+    assert done.stderr.splitlines()[1].startswith(f"      {sys.executable} -m server demo --directory ")
 
 
 @pytest.mark.usefixtures("small")
