@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import pytest
+import structlog
 from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterator
 
 pytest_plugins = [
     name
@@ -49,3 +52,14 @@ class _TogetherByFile(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Distribute the tests. The mark xdist_group has no effect under pytest 9.2 with xdist 3.8."""
     return _TogetherByFile(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _log_output_as_it_was() -> Iterator[None]:
+    """Forget how a command that ran in this process has set up the log: its standard error ends with its test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from server import log_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .support.program import ServiceSite
 
 NASTY = [
@@ -42,17 +40,6 @@ GRAMMAR = re.compile(
 ANY_VALUE = st.one_of(
     st.text(st.characters()), st.integers(), st.floats(), st.binary(), st.none(), st.lists(st.text(), max_size=3)
 )
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    """structlog and logging as they were."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def said(log_format: str, level: str, event: str, **values: Any) -> str:

@@ -345,7 +345,7 @@ def test_a_port_that_is_taken_is_no_reason_to_change_a_file(
         arguments = ["demo", "--directory", str(tmp_path / "a demo"), "--port", str(taken.getsockname()[1])]
         assert run(arguments) == 1
     said = capsys.readouterr().err
-    assert f"pickup-point demo --directory '{tmp_path}/a demo' --port 0" in said and "sftp.port" not in said
+    assert f" demo --directory '{tmp_path}/a demo' --port 0" in said and "sftp.port" not in said
 
 
 def _published(folder: Path) -> dict[str, tuple[bytes, int]]:
