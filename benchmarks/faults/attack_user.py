@@ -68,7 +68,11 @@ async def paths(target: Target, dice: random.Random, row: Fault) -> int:
                 more = b"\0\0\0\1" + bytes(4) if kind is Kind.OPEN else b""
                 reply = await raw.ask(kind, string(name) + more)
                 status = int.from_bytes(reply[5:9], "big") if reply[0] == Kind.STATUS else -1
-                row.expect(status == NO_SUCH_FILE, f"{kind.name} of {name[:60]!r} was answered {reply[:20]!r}")
+                # REALPATH says how a name would be spelled, as OpenSSH does, and nothing of whether it is there.
+                spelled = kind is Kind.REALPATH and reply[0] == Kind.NAME and reply[13:14] == b"/"
+                row.expect(
+                    spelled or status == NO_SUCH_FILE, f"{kind.name} of {name[:60]!r} was answered {reply[:20]!r}"
+                )
     return len(names) * 5
 
 
