@@ -112,6 +112,7 @@ async def never_closed(target: Target, dice: random.Random, _: Fault) -> None:
     async with opened(target, dice, ENDLESS) as (_connection, raw, handle):
         for at in range(0, size, PIECE):
             await raw.read(handle, at, PIECE)
+        target.fetched["evil", target.big] += 1  # no CLOSE is needed for that
         if dice.random() < 0.5:
             raw.writer.write_eof()
             await asyncio.sleep(0.1)
