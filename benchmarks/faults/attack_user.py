@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 
+from server.pickups import Coverage
 from server.sftp.protocol import Kind
 from tests.support.program import log_of
 from tests.support.sftp import RawSftp, string
@@ -87,12 +88,15 @@ async def reads(target: Target, dice: random.Random, row: Fault) -> int:
         foreign = await other.open_file(target.big)
         foreign = await other.open_file(target.big)
         foreign = await other.open_file(target.big)
+        seen = Coverage()
         for _ in range(60):
             offset = dice.choice([*edges, dice.randrange(1, len(content))])
             length = dice.choice([0, 1, 255, LONGEST_ANSWER, LONGEST_ANSWER + 1, (1 << 31), (1 << 32) - 1])
             got = await raw.read(handle, offset, length)
             wanted = content[offset : offset + min(length, LONGEST_ANSWER)]
             row.expect((got or b"") == wanted, f"READ {offset} {length} gave {len(got or b'')} bytes")
+            seen.add(offset, offset + len(got or b""))
+        target.fetched["evil", target.big] += seen.covers(len(content))  # then it was picked up
         for wrong in (closed, foreign, string(b""), string(b"\xff" * 256), string(dice.randbytes(4))):
             row.expect(await raw.read(wrong, 0, 100) is None, f"the handle {wrong!r} can be read")
         many = 10_000
