@@ -264,12 +264,16 @@ def moment(value: str | None) -> datetime:
     return instant(value) or _EPOCH
 
 
+def _log_name(text: str) -> LogName:
+    name = LogName.parse(text)
+    assert name is not None  # noqa: S101  # only str(LogName) is ever written
+    return name
+
+
 def log_of(row: Row) -> LedgerLog:
     """Build a log from a row of ``log``."""
-    name = LogName.parse(row["name"])
-    assert name is not None  # noqa: S101  # only str(LogName) is ever written
     return LedgerLog(
-        name=name,
+        name=_log_name(row["name"]),
         publication=row["publication"],
         size=row["size"],
         sha256=row["sha256"],
@@ -356,11 +360,9 @@ def late_check_of(row: Row) -> LateCheck:
 
 def pickup_of(row: Row) -> Pickup:
     """Build a pickup from a row of ``pickup``."""
-    name = LogName.parse(row["log"])
-    assert name is not None  # noqa: S101  # only str(LogName) is ever written
     return Pickup(
         id=row["id"],
-        name=name,
+        name=_log_name(row["log"]),
         size=row["size"],
         user=row["user"],
         address=row["address"],
@@ -377,10 +379,8 @@ def pickup_of(row: Row) -> Pickup:
 
 def delivered_of(row: Row) -> Delivered:
     """Build what a user has of a log from a row of ``delivered``."""
-    name = LogName.parse(row["log"])
-    assert name is not None  # noqa: S101  # only str(LogName) is ever written
     return Delivered(
-        name=name,
+        name=_log_name(row["log"]),
         user=row["user"],
         size=row["size"],
         bytes=row["bytes"],

@@ -238,13 +238,18 @@ async def test_a_file_fetched_in_parallel_ranges_is_a_pickup(partner: Partner) -
     await partner.has_all(1)
 
 
+async def remote_of(partner: Partner) -> list[str]:
+    """Return rclone's options for the partner's server and login."""
+    _, obscured = await partner.run("rclone", "obscure", PASSWORD)
+    return ["--sftp-host=127.0.0.1", f"--sftp-port={partner.port}", "--sftp-user=triton",
+            f"--sftp-pass={obscured.strip()}"]  # fmt: skip
+
+
 @needs("rclone", package="rclone")
 async def test_rclone_in_streams(partner: Partner) -> None:
     """Ranges of the file over several handles at once."""
-    _, obscured = await partner.run("rclone", "obscure", PASSWORD)
-    remote = ["--sftp-host=127.0.0.1", f"--sftp-port={partner.port}", "--sftp-user=triton"]
-    streams = ["--multi-thread-cutoff=1M", "--multi-thread-streams=4", f"--sftp-pass={obscured.strip()}"]
-    status, output = await partner.run("rclone", "copyto", f":sftp:{NAME}", "one", *remote, *streams)
+    streams = ["--multi-thread-cutoff=1M", "--multi-thread-streams=4"]
+    status, output = await partner.run("rclone", "copyto", f":sftp:{NAME}", "one", *await remote_of(partner), *streams)
     assert status == 0, output
     partner.got("one")
     await partner.has_all(2)
@@ -253,9 +258,7 @@ async def test_rclone_in_streams(partner: Partner) -> None:
 @needs("rclone", package="rclone")
 async def test_rclone(partner: Partner) -> None:
     """rclone copies, finds nothing new the second time, and is refused delete, move and upload."""
-    _, obscured = await partner.run("rclone", "obscure", PASSWORD)
-    remote = ["--sftp-host=127.0.0.1", f"--sftp-port={partner.port}", "--sftp-user=triton"]
-    once = ["--retries=1", "--low-level-retries=1", f"--sftp-pass={obscured.strip()}"]
+    remote, once = await remote_of(partner), ["--retries=1", "--low-level-retries=1"]
     for _ in range(2):
         status, output = await partner.run("rclone", "copy", ":sftp:", "copied", *remote, *once)
         assert status == 0, output
