@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from ..triton import LogName
     from .reconcile import PodcastLine
 
-_DAYS_HINT = "to see the days: pickup-point status"
 _PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY)
 
 
