@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from .disk import read_private
 from .errors import ConfigError, Problem
 from .paths import file_problem
+from .s3.errors import BucketPlace
 from .settings import (
     AlertSettings,
     Config,
@@ -32,6 +33,7 @@ from .settings import (
     RetentionSettings,
     Section,
     SftpSettings,
+    StoreSettings,
     TopSettings,
     UserSettings,
     duration_text,
@@ -53,6 +55,7 @@ __all__ = [
     "MetricsSettings",
     "RetentionSettings",
     "SftpSettings",
+    "StoreSettings",
     "UserSettings",
     "load_config",
     "parse_config",
@@ -69,6 +72,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "sftp": SftpSettings,
     "alerts": AlertSettings,
     "metrics": MetricsSettings,
+    "store": StoreSettings,
     "log_output": LogOutputSettings,
 }
 # What a wrong required key is replaced with, so that the checks across keys still run on the others.
@@ -76,6 +80,7 @@ _STAND_INS: dict[str, dict[str, Any]] = {
     "export": {"url": "s3://any-bucket"},
     "sftp": {"users": [{"name": "any"}]},
 }
+_OPTIONAL = frozenset({"metrics", "store"})  # tables without which something is not done
 _TOP_KEYS = ("data_dir", "keys_dir")
 
 
@@ -154,7 +159,7 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
     top = _section("", TopSettings, top_raw, context, problems)
     sections: dict[str, Any] = {}
     for name, model in _SECTIONS.items():
-        value = raw.get(name, None if name == "metrics" else {})
+        value = raw.get(name, None if name in _OPTIONAL else {})
         sections[name] = _section(name, model, value, context, problems) if isinstance(value, dict) else None
     problems += _cross_checks(sections)
     for name, check in (("log", _column_checks), ("sftp", _user_checks)):
@@ -295,6 +300,7 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
         )
     if export:
         problems += _export_checks(export)
+        problems += _store_checks(sections["store"], export)
     for key, path, cure in (
         ("log.episodes", log.episodes if log else None, "put the file there, or remove the key"),
         (
@@ -344,6 +350,17 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
             cure = "remove it, or write s3://bucket in export.url"
             problems.append(Problem(f"export.{key}", "is given, but export.url is a folder", cure))
     return problems
+
+
+def _store_checks(store: StoreSettings | None, export: ExportSettings) -> list[Problem]:
+    """Return whether exports lie where the partner may read: under the prefix that he is given."""
+    if store is None or not isinstance(export.place, BucketPlace):
+        return []
+    ours, theirs = store.place, export.place
+    if (ours.bucket, ours.endpoint) != (theirs.bucket, theirs.endpoint) or not theirs.prefix.startswith(ours.prefix):
+        return []
+    wrong = f'is "{store.url}": the exports of export.url lie under it, and the partner could read them'
+    return [Problem("store.url", wrong, "give the logs a prefix of their own")]
 
 
 def _column_checks(log: dict[str, Any], _folder: Path) -> list[Problem]:

@@ -6,6 +6,7 @@
     │   ├── SourceUnreachable            wait: it may come back by itself
     │   ├── SourceRefused                an operator must act: credentials, rights, region, name of the bucket
     │   └── ExportChanged                the object was rewritten while it was read: begin the day again
+    ├── StoreError                       the bucket of the published logs gave no usable answer: nothing is lost by it
     ├── ExportTorn                       the object is not a complete gzip file: wait for its next version
     ├── ConversionFailed                 the conversion was stopped: repeat the day
     │   └── ConversionDied               its process died: repeat the day, the third time the exact way
@@ -70,6 +71,14 @@ class SourceRefused(SourceError):
 
 class ExportChanged(SourceError):
     """The export is no longer the version that was listed: begin the day again."""
+
+
+class StoreError(PickupPointError):
+    """The bucket of the published logs gave no usable answer; ``status`` is that of HTTP, 0 where there was none."""
+
+    def __init__(self, sentence: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(sentence, hint=hint)
+        self.status = status
 
 
 class ExportTorn(PickupPointError):

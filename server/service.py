@@ -31,12 +31,14 @@ from .publish.feed import Feed
 from .publish.holds import HoldPolicy
 from .publish.publisher import Publisher
 from .publish.retention import prune, thin_out_pickups
+from .publish.store_copy import StoreCopy
 from .sftp.keys import load_credentials
 from .sftp.server import SftpServer
 from .status.metrics import MetricsServer, take_reading
 from .status.webhook import AlarmWatch, Pushes
 from .storage.folder import DataFolder
 from .storage.ledger import Ledger
+from .storage.log_store import LogStore
 from .storage.pickup_writer import PickupWriter
 from .systemd import Listener, keep_watchdog_fed
 from .threads import in_thread
@@ -97,6 +99,7 @@ class Service:
         )
         self._pushes = Pushes(lambda: self._config.alerts)
         self._alarms = AlarmWatch(lambda: self._config, installation.ledger, self._pushes)
+        self._store = _store_copy(config, installation)
 
     async def run(self, on_listening: Callable[[int], None]) -> None:
         """Serve logs and run rounds until `stop`, then shut down in order.
@@ -131,6 +134,9 @@ class Service:
                 "rss": self._installation.catalogue.keep_fresh(self._catalogue_read),
             }.items()
         }
+        if self._store is not None:
+            following = self._store.keep(self._config.export.poll_every, self._alarms.check_now)
+            tasks["store"] = asyncio.create_task(following, name="store")
         log.info(
             "service started listening",
             host=self._config.sftp.host,
@@ -231,6 +237,7 @@ class Service:
             # The alarms are looked at after the facts of this round are in the ledger, from which they are read.
             self._rounds["failed" if failures else "good"] += 1
             self._alarms.check_now()
+            self._wake_store()
             self._supervisor.status(
                 f"Serving {len(self._installation.folder.served)} log files; "
                 f"next round {datetime.now(UTC) + pause:%H:%M:%SZ}"
@@ -277,6 +284,7 @@ class Service:
                 await in_thread(self._prune)
             except (DataFolderError, LedgerError) as error:
                 log.error("retention gave up on a pass", why=str(error), hint=error.hint)
+            self._wake_store()
             await asyncio.sleep(PRUNE_EVERY.total_seconds())
 
     def _prune(self) -> None:
@@ -294,11 +302,16 @@ class Service:
                 now = await in_thread(self._installation.ledger.changed_elsewhere)
                 if seen is not None and now != seen:
                     await in_thread(self._installation.publisher.serve_published)
+                    self._wake_store()
                 seen = now
             except (LedgerError, DataFolderError) as error:
                 log.error("service could not read the ledger", why=str(error), hint=error.hint)
                 seen = -1  # no version: whatever the ledger says next is new
             await asyncio.sleep(REFRESH_EVERY.total_seconds())
+
+    def _wake_store(self) -> None:
+        if self._store is not None:
+            self._store.wake()
 
     async def _note_facts_forever(self) -> None:
         """Record what `status` shows of the running service, whenever it changes."""
@@ -363,6 +376,14 @@ class Service:
         # Not before the first round: until then everything looks wrong.
         if self._rounds:
             self._alarms.check_now()
+
+
+def _store_copy(config: Config, installation: Installation) -> StoreCopy | None:
+    """Return what makes the store follow, or None where there is no store."""
+    if config.store is None:
+        return None
+    store = LogStore(config.store.place, config.store.state_prefix)
+    return StoreCopy(store, installation.ledger, installation.folder, installation.stop.is_set)
 
 
 def round_facts(at: datetime, ended: Round | PickupPointError) -> dict[str, Any]:

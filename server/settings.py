@@ -26,6 +26,7 @@ _S3_URL = re.compile(
     r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint[:/][a-z0-9-]{3,50})"
     r"(?:/(.*))?"
 )
+STATE_FOLDER = ".pickup-point/"  # of a bucket of published logs
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -142,6 +143,30 @@ def _export_url(value: object, info: ValidationInfo) -> object:
     return path_in(_folder(info), path).absolute().as_uri()
 
 
+def _bucket_of(url: str) -> str | None:
+    """Return the bucket's name, or the ARN of its access point; None for a folder."""
+    match = _S3_URL.fullmatch(url)
+    return match[1] if match is not None else None
+
+
+def _prefix_of(url: str) -> str:
+    """Return the prefix of every key in the bucket: empty, or ending with a slash."""
+    match = _S3_URL.fullmatch(url)
+    prefix = (match[2] or "").strip("/") if match is not None else ""
+    return f"{prefix}/" if prefix else ""
+
+
+def _store_url(value: str) -> str:
+    form = 'write "s3://bucket/prefix"'
+    if re.search(r"[\x00-\x1f\x7f]", unquote(value)) or _bucket_of(value) is None:
+        raise ValueError(f"not a bucket with a prefix; {form}")
+    if not (prefix := _prefix_of(value)):
+        raise ValueError(f"a bucket without a prefix, under which nothing but logs lies; {form}")
+    if prefix.startswith(STATE_FOLDER):
+        raise ValueError(f"a prefix in {STATE_FOLDER}, where the service keeps its own objects; {form}")
+    return value
+
+
 def _log_prefix(value: str) -> str:
     if wrong := prefix_problem(value):
         raise ValueError(f'{wrong}; use letters, digits, - and _, beginning with a letter: "MEGA"')
@@ -189,6 +214,7 @@ LogPrefix = Annotated[str, AfterValidator(_log_prefix)]
 UrlTemplateText = Annotated[str, AfterValidator(_url_template)]
 UserName = Annotated[str, AfterValidator(_user_name)]
 PublicAddress = Annotated[str, AfterValidator(_public_address)]
+StoreUrl = Annotated[str, AfterValidator(_store_url)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 
 
@@ -221,15 +247,12 @@ class ExportSettings(Section):
     @property
     def bucket(self) -> str | None:
         """The bucket's name, or the ARN of its access point; None for a folder."""
-        match = _S3_URL.fullmatch(self.url)
-        return match[1] if match is not None else None
+        return _bucket_of(self.url)
 
     @property
     def prefix(self) -> str:
         """The prefix of every key in the bucket: empty, or ending with a slash."""
-        match = _S3_URL.fullmatch(self.url)
-        prefix = (match[2] or "").strip("/") if match is not None else ""
-        return f"{prefix}/" if prefix else ""
+        return _prefix_of(self.url)
 
     @property
     def place(self) -> Path | BucketPlace:
@@ -237,6 +260,28 @@ class ExportSettings(Section):
         if self.bucket is None:
             return Path(unquote(urlsplit(self.url).path))
         return BucketPlace(self.bucket, self.prefix, self.region, self.endpoint_url)
+
+
+class StoreSettings(Section):
+    """``[store]``: the bucket in which the published logs lie too."""
+
+    url: StoreUrl
+    region: str | None = Field(None, min_length=1)
+    endpoint_url: WebAddress | None = None
+    profile: str | None = Field(None, min_length=1)
+    required: bool = False
+
+    @property
+    def place(self) -> BucketPlace:
+        """The bucket, and the prefix under which nothing but logs lies."""
+        bucket = _bucket_of(self.url)
+        assert bucket is not None  # noqa: S101  # by `_store_url`
+        return BucketPlace(bucket, _prefix_of(self.url), self.region, self.endpoint_url, self.profile, "store")
+
+    @property
+    def state_prefix(self) -> str:
+        """The prefix of the service's own objects in that bucket, out of what the partner may see."""
+        return f"{STATE_FOLDER}{self.place.prefix}"
 
 
 class ColumnSettings(Section):
@@ -386,4 +431,5 @@ class Config(Section):
     sftp: SftpSettings
     alerts: AlertSettings
     metrics: MetricsSettings | None
+    store: StoreSettings | None
     log_output: LogOutputSettings

@@ -25,6 +25,7 @@ from server.settings import (
     MetricsSettings,
     RetentionSettings,
     SftpSettings,
+    StoreSettings,
     UserSettings,
     duration_text,
     parse_duration,
@@ -44,6 +45,7 @@ TABLES: dict[str, type[Any]] = {
     "sftp.users": UserSettings,
     "alerts": AlertSettings,
     "metrics": MetricsSettings,
+    "store": StoreSettings,
     "log_output": LogOutputSettings,
 }
 
@@ -79,6 +81,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "webhook_url": None, "heartbeat_url": None,
     },
     "metrics": {"listen": ...},
+    "store": {"url": ..., "region": None, "endpoint_url": None, "profile": None, "required": False},
     "log_output": {"format": "text"},
 }  # fmt: skip
 
@@ -96,6 +99,7 @@ def test_two_keys_make_a_configuration(tmp_path: Path) -> None:
     assert config.path == tmp_path / "config.toml"
     assert (config.data_dir, config.keys_dir) == (tmp_path / "data", tmp_path / "keys")
     assert config.metrics is None
+    assert config.store is None
     assert config.sftp.users[0].name == "triton"
     for table in ("log", "feeds", "retention", "alerts", "log_output"):
         section = getattr(config, table)

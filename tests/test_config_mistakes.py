@@ -162,6 +162,12 @@ MISTAKES = [
     ("metrics", 'listen = "::1:9108"', "metrics.listen", '"::1:9108"', "127.0.0.1:9108"),
     ("metrics", 'listen = "127.0.0.1:65536"', "metrics.listen", "65536", "127.0.0.1:9108"),
     ("metrics", "listen = 9108", "metrics.listen", "is 9108", "metrics.listen"),
+    ("store", "", "store.url", "is missing", "[store]"),
+    ("store", 'url = "/srv/logs"', "store.url", '"/srv/logs"', "s3://bucket/prefix"),
+    ("store", 'url = "s3://bucket/"', "store.url", "without a prefix", "s3://bucket/prefix"),
+    ("store", 'url = "s3://bucket/.pickup-point/x"', "store.url", "keeps its own objects", "s3://bucket/prefix"),
+    ("store", 'url = "s3://b/a\\u0007"', "store.url", "not a bucket with a prefix", "s3://bucket/prefix"),
+    ("store", 'url = "s3://bucket/logs"\nshard = true', "store.shard", "not a known key", "remove it"),
     ("log_output", 'format = "xml"', "log_output.format", '"xml"', "log_output.format"),
 ]  # fmt: skip
 
@@ -217,7 +223,23 @@ def test_a_folder_has_no_region_and_no_endpoint(key: str) -> None:
     assert "export.url" in problems[0].cure
 
 
-@pytest.mark.parametrize("name", ["export", "log", "retention", "sftp", "alerts", "metrics", "log_output"])
+def test_the_partner_must_not_be_given_the_exports(tmp_path: Path) -> None:
+    """Who may read the logs could read what lies under them too; beside each other, and elsewhere, they may lie."""
+    for store, export, wrong in (
+        ("s3://bucket/logs", "s3://bucket/logs", True),
+        ("s3://bucket/logs/", "s3://bucket/logs/exports", True),
+        ("s3://bucket/logs", "s3://bucket/logs-of-megaphone", False),
+        ("s3://bucket/logs", "s3://bucket", False),
+        ("s3://bucket/logs", "s3://other/logs", False),
+    ):
+        text = f'[export]\nurl = "{export}"\n{USER}\n[store]\nurl = "{store}"\n'
+        if wrong:
+            assert [problem.key for problem in problems_of(text)] == ["store.url"]
+        else:
+            assert parse(text, tmp_path).store is not None
+
+
+@pytest.mark.parametrize("name", ["export", "log", "retention", "sftp", "alerts", "metrics", "store", "log_output"])
 @pytest.mark.parametrize("value", ['"text"', "5", "[1]", "[{ url = 1 }]"])
 def test_a_section_must_be_a_table(name: str, value: str) -> None:
     """``export = "s3://…"`` is reported as such, with the brackets to write."""

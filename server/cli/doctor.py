@@ -1,8 +1,8 @@
 """The doctor: examines every part of an installation from outside; each finding has its cure.
 
-Touches what it examines: the keys, the exports (read), the data folder (one small file, removed again), and the port
-and the public address of the service. Promise: it changes nothing, and goes on whatever it finds; it sends a password
-only to a server with our host key, and a file that it fetches does not count as a pickup.
+Touches what it examines: the keys, the exports (read), the data folder and the store (one small file each, removed
+again), and the port and the public address of the service. Promise: it changes nothing, and goes on whatever it finds;
+it sends a password only to a server with our host key, and a file that it fetches does not count as a pickup.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
-from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError
+from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError, StoreError
 from ..hints import Call
 from ..megaphone.source import open_source
 from ..publish.decisions import CLOCK_TOLERANCE
@@ -29,6 +29,7 @@ from ..sftp.users import password_matches
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
 from ..storage.ledger import LEDGER_FILE, Ledger
+from ..storage.log_store import LogStore
 from .options import port_of
 from .privileges import become_owner
 from .tables import check_line, size_text
@@ -71,6 +72,7 @@ async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[F
     # so do the exports, of which it matters whether the service can read them.
     become_owner(config)
     findings += [finding async for finding in _exports(config)]
+    findings += [finding async for finding in _store(config)]
     findings += _data_folder(config)
     findings.append(_kernel())
     try:
@@ -201,7 +203,27 @@ def _listing_command(config: Config) -> str:
     return f"ls -l {place}" if config.export.bucket is None else f"aws s3 ls {place}"
 
 
-# The data folder and the service
+# The store, the data folder and the service
+
+
+async def _store(config: Config) -> AsyncIterator[Finding]:
+    """See whether the store lets us do what we need, and honours the condition under which we write."""
+    if config.store is None:
+        return
+    store = LogStore(config.store.place, config.store.state_prefix)
+    try:
+        refuses = await store.try_rights()
+    except StoreError as error:
+        yield Finding(Level.CRITICAL, f"store: {error}", error.hint)
+        return
+    yield Finding(Level.OK, f"store: {store.name} can be listed, written, read and cleaned up")
+    if refuses:
+        yield Finding(Level.OK, "store: it replaces nothing that is there (If-None-Match)")
+        return
+    cure = "let nothing but this service write there; ask whoever runs the store to honour If-None-Match"
+    yield Finding(
+        Level.WARNING, "store: it ignores If-None-Match, so two writers could replace each other's logs", cure
+    )
 
 
 def _data_folder(config: Config) -> Iterator[Finding]:
@@ -250,7 +272,7 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(
                 Level.WARNING, "feed: the first round has not ended yet", "look again in a while: pickup-point status"
             )
-        elif alarm.name not in ("source", "key_readable"):  # examined above, just now
+        elif alarm.name not in ("source", "store", "key_readable"):  # examined above, just now
             # What is wrong with a day is not the installation's fault.
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)

@@ -7,6 +7,7 @@ secret, neither the password nor its hash nor ``ip_hash.key``; it warns of what 
 from __future__ import annotations
 
 import gzip
+import json
 import shlex
 import tempfile
 import zlib
@@ -123,6 +124,7 @@ def _document(config: Config, warnings: list[str], sample: Path | None) -> str:
         sheet=sheet,
         example=f"{prefix}20261120-00.{kind}.gz",
         late=f"{prefix}20261120-01.{kind}.gz",
+        store=_store_text(config),
         keys=keys or "(there are none yet: `pickup-point keygen`)",
         columns=column_table(config.log),
         rules=rules_text(config.log),
@@ -132,6 +134,26 @@ def _document(config: Config, warnings: list[str], sample: Path | None) -> str:
         rss="\n".join(_rss_lines(config)),
         questions="\n".join(f"{number}. {text}" for number, text in enumerate(QUESTIONS, 1)),
     )
+
+
+def _store_text(config: Config) -> str:
+    """Return the chapter about the bucket, if the logs lie in one too, with the policy of its reader."""
+    if config.store is None:
+        return ""
+    place = config.store.place
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": "s3:ListBucket",
+                "Resource": place.arn,
+                "Condition": {"StringLike": {"s3:prefix": [place.prefix, f"{place.prefix}*"]}},
+            },
+            {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"{place.objects_arn}/{place.prefix}*"},
+        ],
+    }
+    return _STORE.format(url=f"{place}/", policy=json.dumps(policy, indent=2))
 
 
 def _rss_lines(config: Config) -> list[str]:
@@ -165,7 +187,7 @@ Times are UTC, in names and in lines. A day is final at Megaphone at {final_at} 
 is published soon after. Please pull at least once a day, leave the files where they are (deleting and renaming is
 refused), and tell us the hour.
 
-## Host keys
+{store}## Host keys
 
 {keys}
 
@@ -192,6 +214,23 @@ as derived is not in the export. {rules}
 
 The data is for measurement only. Megaphone requires a measurement partner to use the data for nothing else; nobody may
 try to reverse a hash.
+"""
+
+
+_STORE = """\
+## The same logs in S3
+
+Every file also lies in `{url}`, under the same name with the same bytes: Content-Type `application/gzip`, no
+Content-Encoding, its SHA-256 and its time of publication as metadata (`sha256`; `mtime`, seconds since 1970). An object
+appears once it is complete, is never written again, and is removed like the file. Nothing else lies there. Read either
+from there or by SFTP, not both: each name is to be processed once.
+
+The policy that the reader's access keys have; they are handed over separately:
+
+```json
+{policy}
+```
+
 """
 
 

@@ -26,6 +26,7 @@ CHAPTERS = (
     "first-week",
     "telling-triton",
     "bucket",
+    "store",
     "logs",
     "episodes",
     "operating",

@@ -69,6 +69,21 @@ def activation_sheet(config: Config) -> list[tuple[str, str]]:
         ("Remote directory", "/"),
         ("Partitioned by date", "no"),
         ("Naming convention", f"{config.log.prefix}YYYYMMDD-NN.{config.log.format}.gz"),
+        *_store_answers(config),
+    ]
+
+
+def _store_answers(config: Config) -> list[tuple[str, str]]:
+    """Return what Triton needs to read from the bucket instead of the server, if there is one."""
+    if config.store is None:
+        return []
+    place = config.store.place
+    where = f"S3 service at {place.scheme}://{place.endpoint}" if place.endpoint_url else "Amazon S3"
+    return [
+        ("Or from S3: bucket", f"{place.bucket} ({where})"),
+        ("S3 prefix", place.prefix),
+        ("S3 region", place.region or "set store.region"),
+        ("S3 access keys", "handed over separately; they may list and read this prefix and nothing else"),
     ]
 
 

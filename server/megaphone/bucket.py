@@ -96,20 +96,7 @@ class Bucket:
         exports: dict[date, DayExport] = {}
         others = Others(self._kind.file_name)
         now: datetime | None = None
-        page: dict[str, Any] = {}
-        tokens: set[str] = set()
-        while now is None or page["IsTruncated"]:
-            more = {"ContinuationToken": self._next_page(page, tokens)} if now else {}
-            async with self._client.answering():
-                page = await client.list_objects_v2(
-                    Bucket=self._place.bucket,
-                    Prefix=self._place.prefix,
-                    Delimiter="/",
-                    MaxKeys=self._page_size,
-                    **more,
-                )
-            if "IsTruncated" not in page:
-                raise self._place.no_s3("no listing in the answer")
+        async for page in self._client.pages(client, Prefix=self._place.prefix, Delimiter="/", MaxKeys=self._page_size):
             # The first page's clock: a day must not look older only because the listing took long.
             now = now or self._server_clock(page)
             for entry in page.get("Contents", ()):
@@ -119,6 +106,7 @@ class Bucket:
                     exports[day] = self._day_export(day, entry)
                 else:
                     others = others.and_one(name)
+        assert now is not None  # noqa: S101  # a listing has a page
         if not exports:
             others = others._replace(elsewhere=await self._elsewhere(client))
         return Listing(exports, now, others=others)
@@ -138,14 +126,6 @@ class Bucket:
                 if self._kind.day_of(name) is not None and folder.isprintable():
                     return str(replace(self._place, prefix=f"{folder}/" if folder else ""))
         return ""
-
-    def _next_page(self, page: dict[str, Any], tokens: set[str]) -> str:
-        # A token that comes twice would keep us listing for ever.
-        token = page.get("NextContinuationToken")
-        if not token or token in tokens:
-            raise self._place.no_s3("the listing never ends")
-        tokens.add(token)
-        return str(token)
 
     def _server_clock(self, page: dict[str, Any]) -> datetime:
         try:

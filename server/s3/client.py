@@ -22,7 +22,7 @@ from botocore import exceptions as sdk  # type: ignore[import-untyped]  # ships 
 from botocore.loaders import Loader  # type: ignore[import-untyped]  # ships no types
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # ships no types
 
-from .errors import Answer, Remedy, safe_word
+from .errors import OPERATIONS, Answer, Remedy, safe_word
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -84,6 +84,13 @@ class BucketClient:
     def __init__(self, place: BucketPlace, policy: RetryPolicy) -> None:
         self._place = place
         self._policy = policy
+        self._s3_options: dict[str, Any] = {}
+        if place.endpoint_url and not place.is_access_point:
+            self._s3_options["addressing_style"] = "path"
+
+    def write_unsigned(self) -> None:
+        """Sign no bodies: the SDK would read each one on the event loop for it. Content-MD5 vouches for the bytes."""
+        self._s3_options["payload_signing_enabled"] = False
 
     @staticmethod
     async def prepare() -> None:
@@ -111,14 +118,14 @@ class BucketClient:
     async def connect(self) -> AsyncIterator[Any]:
         """Open a client with the credentials that the chain gives now; all its connections end with it."""
         # A session caches its credentials, so one that outlived this connection would never see renewed ones.
-        session = AioSession()
+        session = AioSession(profile=self._place.profile)
         session.register_component("data_loader", _models())
         opening = session.create_client(
             "s3",
             region_name=self._place.region,
             endpoint_url=self._place.endpoint_url,
             config=AioConfig(
-                s3={"addressing_style": "path"} if self._place.endpoint_url and not self._place.is_access_point else {},
+                s3=self._s3_options,
                 signature_version="s3v4",
                 connect_timeout=self._policy.connect,
                 read_timeout=self._policy.silence,
@@ -137,15 +144,39 @@ class BucketClient:
         finally:
             await opening.__aexit__(None, None, None)
 
+    async def pages(self, client: Any, **query: Any) -> AsyncIterator[dict[str, Any]]:
+        """Yield the pages of a listing.
+
+        Raises:
+            FailedAttempt: a page could not be read, or the listing does not end.
+        """
+        tokens: set[str] = set()
+        more: dict[str, str] = {}
+        while True:
+            async with self.answering():
+                page = await client.list_objects_v2(Bucket=self._place.bucket, **query, **more)
+            if "IsTruncated" not in page:
+                raise self._place.no_s3("no listing in the answer")
+            yield page
+            if not page["IsTruncated"]:
+                return
+            # A token that comes twice would keep us listing for ever.
+            token = page.get("NextContinuationToken")
+            if not token or token in tokens:
+                raise self._place.no_s3("the listing never ends")
+            tokens.add(token)
+            more = {"ContinuationToken": str(token)}
+
     @asynccontextmanager
-    async def answering(self, key: str | None = None, seconds: float | None = None) -> AsyncIterator[None]:
+    async def answering(self, key: str | None = None, seconds: float | None = None) -> AsyncIterator[asyncio.Timeout]:
         """Turn foreign exceptions into `FailedAttempt`; wrap it around waiting for the server, and nothing else.
 
-        ``key`` is the object being read, if there is one; ``seconds`` is the longest wait.
+        ``key`` is the object concerned, if there is one; ``seconds`` is the longest wait, which the time-out that is
+        yielded may put off.
         """
         try:
-            async with asyncio.timeout(seconds or self._policy.call):
-                yield
+            async with asyncio.timeout(seconds or self._policy.call) as limit:
+                yield limit
         except _FOREIGN as error:
             raise self._failed_attempt(error, key) from error
         except RuntimeError as error:
@@ -158,10 +189,10 @@ class BucketClient:
     def _failed_attempt(self, error: Exception, key: str | None) -> FailedAttempt:
         if isinstance(error, sdk.ClientError):
             # Any other operation is the credential chain's own: AssumeRole and the like.
-            if error.operation_name not in ("ListObjectsV2", "GetObject"):
+            if error.operation_name not in OPERATIONS:
                 code = safe_word(error.response.get("Error", {}).get("Code"))
                 return self._place.no_credentials(f"{error.operation_name} was refused: {code}")
-            return self._place.meaning(_answer(error), key)
+            return self._place.meaning(_answer(error), key, error.operation_name)
         # The order matters: several of these classes derive from one another or from OSError.
         if isinstance(error, _CREDENTIALS):
             return self._place.no_credentials(type(error).__name__.removesuffix("Error"))
@@ -215,7 +246,12 @@ def _answer(error: Any) -> Answer:
     )
 
 
+def status_of(attempt: FailedAttempt) -> int:
+    """Return the HTTP status that the server answered this attempt with, or 0 where it did not answer."""
+    cause = attempt.__cause__
+    return _answer(cause).status if isinstance(cause, sdk.ClientError) else 0
+
+
 def has_status(attempt: FailedAttempt, status: int) -> bool:
     """Return whether the server answered this attempt with the HTTP status ``status``."""
-    cause = attempt.__cause__
-    return isinstance(cause, sdk.ClientError) and _answer(cause).status == status
+    return status_of(attempt) == status

@@ -55,14 +55,29 @@ _BUSY |= {"Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyR
 _SDK_DOES_NOT_RETRY = {409, 429}
 
 
+# What an operation of the SDK does to an object, and the right that it takes.
+_RIGHTS = {
+    "GetObject": ("read", "s3:GetObject"),
+    "HeadObject": ("read", "s3:GetObject"),
+    "PutObject": ("write", "s3:PutObject"),
+    "DeleteObject": ("remove", "s3:DeleteObject"),
+}
+OPERATIONS = frozenset({"ListObjectsV2", *_RIGHTS})
+
+
 @dataclass(frozen=True, slots=True)
 class BucketPlace:
-    """The bucket (or its access point's ARN) as the configuration names it, and commands that show what is wrong."""
+    """The bucket (or its access point's ARN) as the configuration names it, and commands that show what is wrong.
+
+    ``table`` is the table of the configuration that names it; ``profile`` one of the AWS chain, None for its default.
+    """
 
     bucket: str
     prefix: str
     region: str | None
     endpoint_url: str | None
+    profile: str | None = None
+    table: str = "export"
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -73,13 +88,14 @@ class BucketPlace:
         return self.bucket.startswith("arn:")
 
     @property
-    def _arn(self) -> str:
-        """What a policy for the listing names; for reading, the keys follow `_objects`."""
+    def arn(self) -> str:
+        """What a policy for the listing names; for reading, the keys follow `objects_arn`."""
         return self.bucket if self.is_access_point else f"arn:aws:s3:::{self.bucket}"
 
     @property
-    def _objects(self) -> str:
-        return f"{self._arn}/object" if self.is_access_point else self._arn
+    def objects_arn(self) -> str:
+        """What a policy for objects begins with; a slash and their keys follow."""
+        return f"{self.arn}/object" if self.is_access_point else self.arn
 
     @property
     def endpoint(self) -> str:
@@ -99,11 +115,12 @@ class BucketPlace:
 
     @property
     def _options(self) -> str:
-        options = f" --region {self.region}" if self.region else ""
+        options = f" --profile {shlex.quote(self.profile)}" if self.profile else ""
+        options += f" --region {self.region}" if self.region else ""
         return f"{options} --endpoint-url {self.scheme}://{self.endpoint}" if self.endpoint_url else options
 
-    def meaning(self, answer: Answer, key: str | None = None) -> FailedAttempt:
-        """Return what an answer to a listing means, or (with ``key``) an answer to reading that object."""
+    def meaning(self, answer: Answer, key: str | None = None, operation: str = "GetObject") -> FailedAttempt:
+        """Return what an answer to a listing means, or (with ``key``) to an operation on that object."""
         # The order matters: 400 and 403 carry many codes, so the specific ones come before the bare status.
         if answer.code == "RequestTimeTooSkewed":
             return _refused(
@@ -133,14 +150,15 @@ class BucketPlace:
                 f"--restore-request Days=7{self._options}",
             )
         if answer.status == 403:
-            return self._not_allowed(answer, key)
+            return self._not_allowed(answer, key, operation)
         return self._other(answer, key)
 
     def _other(self, answer: Answer, key: str | None) -> FailedAttempt:
         if answer.code == "NoSuchBucket" or (answer.status == 404 and key is None):
             return _refused(
                 f"there is no bucket {self.bucket} at {self.endpoint}",
-                f"correct export.url or export.endpoint_url; the buckets that are there: aws s3 ls{self._options}",
+                f"correct {self.table}.url or {self.table}.endpoint_url; the buckets that are there: "
+                f"aws s3 ls{self._options}",
             )
         if answer.status in (404, 412, 410):
             gone = "was rewritten after it was listed" if answer.status == 412 else "is no longer there"
@@ -167,19 +185,28 @@ class BucketPlace:
             f"{self} refused the request ({answer.status} {answer.code})", f"compare with the AWS tool: {self._ls}"
         )
 
-    def _not_allowed(self, answer: Answer, key: str | None) -> FailedAttempt:
+    def _not_allowed(self, answer: Answer, key: str | None, operation: str) -> FailedAttempt:
         if key is None:
             return _refused(
                 f"the credentials may not list {self} (s3:ListBucket is missing, {answer.code})",
-                f"put s3:ListBucket on {self._arn} into the policy, then try: {self._ls}",
+                f"put s3:ListBucket on {self.arn} into the policy, then try: {self._ls}",
+                Remedy.NEW_CREDENTIALS,
+            )
+        verb, right = _RIGHTS[operation]
+        kms = {"read": "kms:Decrypt", "write": "kms:GenerateDataKey"}.get(verb)
+        encrypted = f" (and {kms} if the bucket is encrypted with a KMS key)" if kms else ""
+        folder = self.prefix if self.table == "export" else f"{key.rpartition('/')[0]}/"
+        grant = f"put {right} on {self.objects_arn}/{folder}* into the policy{encrypted}"
+        if verb != "read":
+            return _refused(
+                f"the credentials may not {verb} {key} in {self} ({right} is missing, {answer.code})",
+                f"{grant}, then try: pickup-point doctor",
                 Remedy.NEW_CREDENTIALS,
             )
         # Without s3:ListBucket, S3 also answers 403 for an object that does not exist.
         return _refused(
             f"the credentials may not read {key} in {self} (s3:GetObject is missing, {answer.code})",
-            f"put s3:GetObject on {self._objects}/{self.prefix}* into the policy (and kms:Decrypt if the "
-            f"bucket is encrypted with a KMS key), then try: "
-            f"aws s3 cp {shlex.quote(f's3://{self.bucket}/{key}')} /dev/null{self._options}",
+            f"{grant}, then try: aws s3 cp {shlex.quote(f's3://{self.bucket}/{key}')} /dev/null{self._options}",
             Remedy.NEW_CREDENTIALS,
         )
 
@@ -187,19 +214,20 @@ class BucketPlace:
         is_in = f"is in region {answer.region}" if answer.region else "is in another region"
         ours = f"the configuration says {self.region}" if self.region else "the configuration names no region"
         cure = (
-            f'write in [export]: region = "{answer.region}"'
+            f'write in [{self.table}]: region = "{answer.region}"'
             if answer.region
-            else f"write in export.region what this prints: aws s3api get-bucket-location --bucket {self.bucket}"
+            else f"write in {self.table}.region what this prints: aws s3api get-bucket-location --bucket {self.bucket}"
         )
         return _refused(f"the bucket {self.bucket} {is_in}, {ours}", cure)
 
     def _redirect(self, answer: Answer) -> FailedAttempt:
         to = f" to {answer.location}" if answer.location else ""
+        what = "the day's export would come from" if self.table == "export" else "the logs would go to"
         return _refused(
-            f"{self.endpoint} redirects{to} ({answer.status}), which is never followed: the day's export would come "
-            "from a host that is not configured",
-            "if that host is right, write it in export.endpoint_url; otherwise ask whoever runs the proxy in between: "
-            f"curl -sI {self.scheme}://{self.endpoint}/",
+            f"{self.endpoint} redirects{to} ({answer.status}), which is never followed: {what} a host that is not "
+            "configured",
+            f"if that host is right, write it in {self.table}.endpoint_url; otherwise ask whoever runs the proxy in "
+            f"between: curl -sI {self.scheme}://{self.endpoint}/",
         )
 
     @property
@@ -218,7 +246,7 @@ class BucketPlace:
         return FailedAttempt(
             SourceUnreachable(
                 f"{self} is unreachable: {self.endpoint} {why}",
-                hint="check export.endpoint_url, DNS, the firewall and HTTPS_PROXY, until this answers: "
+                hint=f"check {self.table}.endpoint_url, DNS, the firewall and HTTPS_PROXY, until this answers: "
                 f"curl -sI {self.scheme}://{self.endpoint}/",
             ),
             Remedy.WAIT,
@@ -237,7 +265,7 @@ class BucketPlace:
         """Return the failure of an endpoint that answers, but not like S3."""
         return _refused(
             f"{self.endpoint} does not answer like S3 ({why})",
-            f"correct export.endpoint_url, or bypass the proxy that alters the answers; compare: {self._ls}",
+            f"correct {self.table}.endpoint_url, or bypass the proxy that alters the answers; compare: {self._ls}",
         )
 
     def altered(self, key: str, why: str) -> FailedAttempt:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from enum import IntEnum
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..episodes.rss import safe_url
 from ..megaphone.exports import start_of
@@ -20,12 +20,13 @@ from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
 from ..publish.holds import HoldPolicy, late_warnings, warnings
 from ..triton import expires
 from .days import span
-from .deadlines import Urgency, patience
+from .deadlines import DeadlinePolicy, Urgency, patience, still_open
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..episodes.rss import RssFeed
+    from ..publish.store_copy import StoreState
     from .days import DayOverview
 
 
@@ -86,6 +87,13 @@ class Partner:
     longest_silence: timedelta
 
 
+class Store(NamedTuple):
+    """The bucket of published logs; with ``deadlines`` the partner reads from it, so days must be there by then."""
+
+    state: StoreState
+    deadlines: DeadlinePolicy | None
+
+
 def alarms(
     days: Sequence[DayOverview],
     facts: Mapping[str, Any],
@@ -99,6 +107,7 @@ def alarms(
     rss_feeds: Sequence[RssFeed] = (),
     refresh_every: timedelta = timedelta(hours=6),
     first_day: date | None = None,
+    store: Store | None = None,
 ) -> list[Alarm]:
     """Return everything that is wrong, the worst first; nothing of a day before ``first_day``."""
     days = [day for day in days if first_day is None or day.day >= first_day]
@@ -114,6 +123,7 @@ def alarms(
     found += _of_service(facts, poll_every, now)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
+    found += _of_store(store, days, now) if store is not None else []
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
 
 
@@ -279,6 +289,28 @@ def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) 
     elif others.looks:
         hint = "ask support-megaphone@spotify.com for the Metrics Export Service"
     return [Alarm(Level.WARNING, NOTHING_DELIVERED, f"no export has ever come: {nothing.sentence}", hint)]
+
+
+def _of_store(store: Store, days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
+    """Return what is wrong with the store: its answers, what else lies in it, and days that are not in it in time."""
+    state, hint = store.state, "pickup-point doctor"
+    found = [Alarm(Level.WARNING, "store", state.error, state.hint)] if state.error else []
+    level = Level.WARNING if store.deadlines is None else Level.CRITICAL
+    found += [Alarm(level, "store_differs", sentence, "pickup-point manual store") for sentence in state.wrong]
+    if store.deadlines is None:
+        return found
+    for day in days:
+        lacking = [entry for entry in day.logs if entry.superseded_by is None and state.lacks(entry)]
+        deadline = still_open(day.deadlines.published, store.deadlines, now)
+        if not lacking or not deadline.alarming or now >= expires(day.day) + OVER_AFTER:
+            continue
+        late = deadline.urgency is Urgency.LATE
+        level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
+        names, when = ", ".join(str(entry.name) for entry in lacking), span(deadline.left)
+        sentence = f"{names} of {day.day} is not in the store, where the partner reads; the deadline "
+        sentence += f"was {when} ago" if late else f"is in {when}"
+        found.append(Alarm(level, "day_not_stored", sentence, hint, str(day.day)))
+    return found
 
 
 def _of_machine(measured: Measured) -> list[Alarm]:

@@ -83,6 +83,11 @@ def day_deadlines(
     )
 
 
+def still_open(deadline: Deadline, policy: DeadlinePolicy, now: datetime) -> Deadline:
+    """Return a deadline as one that has not been met."""
+    return _deadline(deadline.by, None, policy, now)
+
+
 def _deadline(by: datetime, done: datetime | None, policy: DeadlinePolicy, now: datetime) -> Deadline:
     left = by - (now if done is None else done)
     if left < timedelta():

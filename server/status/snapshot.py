@@ -21,11 +21,12 @@ from ..disk import translate_os_errors
 from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
+from ..publish.store_copy import StoreState
 from ..publish.window import KnownDays
 from ..sftp.algorithms import HOST_KEY_FILES
 from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
-from .alarms import Alarm, Level, Measured, Partner, alarms
+from .alarms import Alarm, Level, Measured, Partner, Store, alarms
 from .days import Calendar, DayOverview, overview, rounded
 from .deadlines import DeadlinePolicy
 from .reconcile import reconcile
@@ -131,6 +132,7 @@ class Snapshot:
             rss_feeds=rss_feeds,
             refresh_every=config.feeds.refresh_every,
             first_day=config.export.first_day,
+            store=_store(config, facts),
         )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
 
@@ -287,6 +289,14 @@ def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], flo
             f"there is no tally by podcast of {day}{why}", hint="the days that there are: pickup-point status"
         )
     return lines, matched_share(publications)
+
+
+def _store(config: Config, facts: Mapping[str, Any]) -> Store | None:
+    """Return how the bucket of published logs is, if there is one."""
+    if config.store is None:
+        return None
+    state = StoreState.of(facts, str(config.store.place))
+    return Store(state, DeadlinePolicy.of(config.alerts) if config.store.required else None)
 
 
 _examined: dict[Path, tuple[date, str]] = {}

@@ -25,7 +25,7 @@ from .rss_feeds import RssFeedStore
 from .tables import MIGRATIONS, late_check_of, log_of, moment, publication_of, record_of, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
@@ -249,6 +249,11 @@ class Ledger:
     def logs(self) -> list[LedgerLog]:
         """Return every log that was ever recorded, in the order of publication."""
         return [log_of(row) for row in self._rows("SELECT * FROM log ORDER BY mtime, name")]
+
+    def logs_of(self, names: Iterable[LogName]) -> list[LedgerLog]:
+        """Return those of the named logs that were ever recorded."""
+        query = "SELECT * FROM log WHERE name IN (SELECT value FROM json_each(?)) ORDER BY mtime, name"
+        return [log_of(row) for row in self._rows(query, [_json([str(name) for name in names])])]
 
     def published_logs(self) -> list[LedgerLog]:
         """Return the logs that are in the folder, in the order of publication."""

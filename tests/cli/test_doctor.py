@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..support.program import Program, ServiceSite, Serving
+    from ..support.s3 import S3Server
 
 
 def configure(site: ServiceSite, port: int, address: str = "", more: str = "") -> None:
@@ -366,6 +367,40 @@ async def test_what_is_broken_is_found_with_its_cure(
     found = await examined(service_site)
     assert found[word][0] == "CRITICAL" and sentence in found[word][1]
     assert {"configuration", "keys", "exports", "service"} <= set(found)
+
+
+async def test_a_store_is_filled_examined_and_handed_over(service_site: ServiceSite, s3: S3Server) -> None:
+    """The service puts what it has published there; doctor finds it well; Triton is told where, and gets its policy."""
+    store = f'[store]\nurl = "s3://{s3.bucket}/for/triton"\nregion = "eu-west-1"\nendpoint_url = "{s3.url}"\n'
+    serving = await served(service_site, store + "required = true\n")
+    await serving.running.says(f"store received {log_of(1)}")
+    held = s3.client.get_object(Bucket=s3.bucket, Key=f"for/triton/{log_of(1)}")
+    assert held["Body"].read() == (service_site.pickup / log_of(1)).read_bytes()
+    found = await examined(service_site)
+    assert found["store"] == ("OK", "store: it replaces nothing that is there (If-None-Match)", "")
+    assert (await asyncio.to_thread(service_site.run, "check")).returncode == 0
+    assert [entry["Key"] for entry in s3.client.list_objects_v2(Bucket=s3.bucket)["Contents"]] == [
+        f"for/triton/{log_of(1)}"
+    ]
+    sheet = service_site.status()["activation_sheet"]
+    assert sheet["Or from S3: bucket"].startswith(f"{s3.bucket} (S3 service at http://127.0.0.1:")
+    assert (sheet["S3 prefix"], sheet["S3 region"]) == ("for/triton/", "eu-west-1")
+    done = await asyncio.to_thread(service_site.run, "handover", "--output", service_site.folder / "for-triton")
+    text = (service_site.folder / "for-triton" / "handover.md").read_text()
+    assert done.returncode == 0 and f"`s3://{s3.bucket}/for/triton/`" in text
+    allowed = json.loads(text.partition("```json\n")[2].partition("```")[0])["Statement"]
+    assert [(rule["Action"], rule["Resource"]) for rule in allowed] == [
+        ("s3:ListBucket", f"arn:aws:s3:::{s3.bucket}"), ("s3:GetObject", f"arn:aws:s3:::{s3.bucket}/for/triton/*"),
+    ]  # fmt: skip
+    assert allowed[0]["Condition"] == {"StringLike": {"s3:prefix": ["for/triton/", "for/triton/*"]}}
+    # What was removed behind the service's back comes again.
+    s3.delete(f"for/triton/{log_of(1)}")
+    await serving.running.says(f"store received {log_of(1)}", 2)
+    assert await serving.running.stops() == 0
+    away = store.replace(s3.bucket, "no-such-bucket")
+    configure(service_site, serving.port, more=away)
+    level, sentence, cure = (await examined(service_site))["store"]
+    assert (level, "there is no bucket no-such-bucket" in sentence, "store.url" in cure) == ("CRITICAL", True, True)
 
 
 # init

@@ -11,14 +11,18 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # ships no types
 
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
 from server.megaphone.bucket import Bucket
+from server.publish.store_copy import StoreCopy
 from server.s3.errors import BucketPlace
 from server.s3.retry import RetryPolicy
+from server.storage.log_store import LogStore
 
 from ..support.ceph import OWNER, READER, STRANGER, Ceph
 from ..support.s3 import REGION, AwsChain, S3Server, bucket_settings, client_of
+from ..support.site import Site, at, log_name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,3 +217,34 @@ async def test_a_rewrite_while_the_gateway_is_away_is_an_export_changed(s3: S3Se
     with pytest.raises(ExportChanged):
         await bucket.fetch(export, into)
     assert into.killed
+
+
+async def test_published_logs_lie_in_a_real_store_too(
+    site: Site, s3: S3Server, ceph: Ceph, aws_chain: AwsChain
+) -> None:
+    """Written once, on the condition; its gateway dies meanwhile; what was pruned is removed, and nothing else."""
+    aws_chain.use(*OWNER)
+    place = BucketPlace(s3.bucket, "for triton/", REGION, s3.url, None, "store")
+    store = LogStore(place, ".pickup-point/for triton/", QUICK)
+    assert await store.try_rights()
+    copy = StoreCopy(store, site.ledger, site.point, lambda: False)
+    site.put(rows_of(DAY, 40), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    ceph.kill_gateway()
+    try:
+        assert "cannot be connected to" in (await copy.follow()).error
+    finally:
+        await asyncio.to_thread(ceph.start_gateway)
+    site.put(rows_of(DAY, 45), at(1, "09:00"))
+    await site.round(at(1, "10:15"))
+    assert (await copy.follow()).there == (str(log_name()), str(log_name(1)))
+    for log in site.ledger.logs():
+        found = s3.client.get_object(Bucket=s3.bucket, Key=f"for triton/{log.name}")
+        assert found["Body"].read() == (site.point.pickup_dir / str(log.name)).read_bytes()
+        assert (found["ContentType"], found["Metadata"]["sha256"]) == ("application/gzip", log.sha256)
+        assert "ContentEncoding" not in found
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        s3.client.put_object(Bucket=s3.bucket, Key=f"for triton/{log_name()}", Body=b"", IfNoneMatch="*")
+    site.prune(at(62, "06:00"))
+    assert (await copy.follow()).there == ()
+    assert "Contents" not in s3.client.list_objects_v2(Bucket=s3.bucket)

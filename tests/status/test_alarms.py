@@ -11,7 +11,9 @@ from structlog.testing import capture_logs
 from server.errors import SourceUnreachable
 from server.pickups import PickupProgress
 from server.publish.holds import HoldPolicy
-from server.status.alarms import Alarm, Level, Measured, Partner, alarms
+from server.publish.store_copy import StoreState
+from server.status.alarms import Alarm, Level, Measured, Partner, Store, alarms
+from server.status.deadlines import DeadlinePolicy
 from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, name, rows_of
 
 if TYPE_CHECKING:
@@ -403,3 +405,39 @@ async def test_late_rows_that_cannot_be_published_alarm(site: Site) -> None:
     site.put(rows_of(DAY, 30), at(1, "10:30"))
     await site.round(at(1, "12:00"))
     assert "day_late_failed" not in of_day(site, at(1, "12:00"))
+
+
+@pytest.mark.parametrize(
+    ("there", "required", "now", "expected"),
+    [
+        (False, True, at(1, "11:00"), {}),
+        (False, True, at(1, "14:00"), {"day_not_stored": "WARNING"}),
+        (False, True, at(1, "20:00"), {"day_not_stored": "CRITICAL"}),
+        (False, True, at(2, "03:00"), {"day_not_stored": "CRITICAL"}),
+        (False, True, at(7, "03:00"), {}),
+        (True, True, at(1, "20:00"), {}),
+        (False, False, at(1, "20:00"), {}),
+    ],
+)
+async def test_where_the_partner_reads_from_the_store_a_day_must_be_there_in_time(
+    site: Site, there: bool, required: bool, now: datetime, expected: dict[str, str]
+) -> None:
+    """By the deadline of its publication; what the store answers meanwhile is a warning of its own."""
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    state = StoreState("s3://b/l", (name(),) if there else (), (), "it does not answer", "wait")
+    store = Store(state, DeadlinePolicy() if required else None)
+    days = list(site.days(now).values())
+    found = alarms(days, {"last_round": now.isoformat()}, HEALTHY, HoldPolicy(), TEN, now, store=store)
+    of_store = {alarm.name: alarm for alarm in found if alarm.name in ("store", "day_not_stored")}
+    assert {word: alarm.level.name for word, alarm in of_store.items()} == {"store": "WARNING"} | expected
+    if expected:
+        assert name() in of_store["day_not_stored"].sentence and of_store["day_not_stored"].subject == str(DAY)
+
+
+def test_what_else_lies_in_the_store_is_told() -> None:
+    """A stranger's file where the partner reads is critical."""
+    state = StoreState("s3://b/l", wrong=(f"{name()} in the store was never published",))
+    for deadlines, level in ((None, "WARNING"), (DeadlinePolicy(), "CRITICAL")):
+        found = alarms([], RUNNING, HEALTHY, HoldPolicy(), TEN, NOW, store=Store(state, deadlines))
+        assert [(alarm.level.name, alarm.name) for alarm in found] == [(level, "store_differs")]

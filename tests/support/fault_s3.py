@@ -1,4 +1,4 @@
-"""An S3 server that fails on command: a listing, conditional and ranged reads, and a script of faults.
+"""An S3 server that fails on command: listings, conditional and ranged reads, conditional writes, a script of faults.
 
 Listens on 127.0.0.1, a free port. `FaultServer.script` holds what befalls the next requests, one fault each; when it is
 empty, requests are answered as S3 answers them. Keys and signatures are not checked (moto and Ceph do that).
@@ -8,6 +8,7 @@ A fault gets the request and the object, and sends the answer, or a part of it.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import socket
 import struct
@@ -34,6 +35,7 @@ class Version:
 
     body: bytes
     modified: datetime
+    headers: tuple[tuple[str, str], ...] = ()  # those that it was written with
 
     @property
     def etag(self) -> str:
@@ -60,6 +62,10 @@ class FaultServer:
     objects: dict[str, Version] = field(default_factory=dict)
     script: deque[Fault] = field(default_factory=deque)
     listing_script: deque[Fault] = field(default_factory=deque)
+    put_script: deque[Fault] = field(default_factory=deque)
+    weather: Callable[[web.Request], Fault | None] = lambda _: None  # asked where no script says what happens
+    written: list[str] = field(default_factory=list)  # the keys of the objects that a PUT has made, in order
+    removed: list[str] = field(default_factory=list)
     reads: list[Seen] = field(default_factory=list)
     spellings: tuple[str, ...] = ('"{}"', "{}")
     page_size: int = 1000
@@ -72,13 +78,20 @@ class FaultServer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request: a listing or a read, as the script wants it."""
         key = request.match_info["key"]
+        nothing = Version(b"", datetime.now(UTC))
+        if request.method == "PUT":
+            return await self._fault(self.put_script, request, write)(self, request, nothing)
+        if request.method == "DELETE":
+            return await self._fault(deque(), request, remove)(self, request, nothing)
         if not key:
-            nothing = Version(b"", datetime.now(UTC))
-            return await (self.listing_script.popleft() if self.listing_script else listing)(self, request, nothing)
+            return await self._fault(self.listing_script, request, listing)(self, request, nothing)
         self.reads.append(Seen(key, request.headers.get("Range"), request.headers.get("If-Match")))
         if key not in self.objects:
             return error(404, "NoSuchKey")
-        return await (self.script.popleft() if self.script else answer)(self, request, self.objects[key])
+        return await self._fault(self.script, request, answer)(self, request, self.objects[key])
+
+    def _fault(self, script: deque[Fault], request: web.Request, none: Fault) -> Fault:
+        return script.popleft() if script else self.weather(request) or none
 
 
 def error(status: int, code: str, **headers: str) -> web.Response:
@@ -90,8 +103,14 @@ def error(status: int, code: str, **headers: str) -> web.Response:
 
 async def listing(server: FaultServer, request: web.Request, _: Version) -> web.Response:
     """ListObjectsV2; the token is the last key of the page before."""
-    query = request.query
-    keys = sorted(key for key in server.objects if key > query.get("continuation-token", ""))
+    query, prefix = request.query, request.query.get("prefix", "")
+    keys = sorted(
+        key
+        for key in server.objects
+        if key > query.get("continuation-token", "")
+        and key.startswith(prefix)
+        and "/" not in key[len(prefix) :].rstrip("/")
+    )
     page, more = keys[: server.page_size], len(keys) > server.page_size
     entries = "".join(
         f"<Contents><Key>{escape(key)}</Key><LastModified>{server.objects[key].modified:%Y-%m-%dT%H:%M:%S.000Z}"
@@ -109,6 +128,7 @@ async def listing(server: FaultServer, request: web.Request, _: Version) -> web.
 
 def _headers(version: Version, start: int) -> dict[str, str]:
     headers = {"ETag": f'"{version.etag}"', "Last-Modified": format_datetime(version.modified, usegmt=True)}
+    headers |= dict(version.headers)
     if start:
         headers["Content-Range"] = f"bytes {start}-{len(version.body) - 1}/{len(version.body)}"
     return headers
@@ -117,6 +137,40 @@ def _headers(version: Version, start: int) -> dict[str, str]:
 def start_of(request: web.Request) -> int:
     """The first byte that the request asks for."""
     return int(request.headers["Range"].removeprefix("bytes=").removesuffix("-")) if "Range" in request.headers else 0
+
+
+async def write(server: FaultServer, request: web.Request, _: Version) -> web.StreamResponse:
+    """As S3 writes: not where there is something, if that is the condition, and only what Content-MD5 says."""
+    key, body = request.match_info["key"], await request.read()
+    digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+    if request.headers.get("Content-MD5", digest) != digest:
+        return error(400, "BadDigest")
+    if request.headers.get("If-None-Match") == "*" and key in server.objects:
+        return error(412, "PreconditionFailed")
+    kept = ("content-type", "content-encoding")
+    said = [(name.lower(), value) for name, value in request.headers.items()]
+    headers = tuple((name, value) for name, value in said if name in kept or name.startswith("x-amz-meta-"))
+    server.objects[key] = Version(body, datetime.now(UTC), headers)
+    server.written.append(key)
+    return web.Response(headers={"ETag": f'"{server.objects[key].etag}"'})
+
+
+async def remove(server: FaultServer, request: web.Request, _: Version) -> web.StreamResponse:
+    """As S3 removes: whether it is there or not."""
+    if server.objects.pop(request.match_info["key"], None) is not None:
+        server.removed.append(request.match_info["key"])
+    return web.Response(status=204)
+
+
+def done_but(then: Fault) -> Fault:
+    """What was asked for is done, and something else is answered."""
+
+    async def fault(server: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
+        act = {"PUT": write, "DELETE": remove}.get(request.method, answer)
+        await act(server, request, version)
+        return await then(server, request, version)
+
+    return fault
 
 
 async def answer(server: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
@@ -333,8 +387,8 @@ def rewritten(body: bytes, then: Fault) -> Fault:
 async def fault_server(server: FaultServer | None = None) -> AsyncIterator[FaultServer]:
     """A running fault server; ``server`` may be one with a script of its own."""
     server = server or FaultServer()
-    app = web.Application()
-    app.router.add_get(f"/{BUCKET}{{_:/?}}{{key:.*}}", server.handle)
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", f"/{BUCKET}{{_:/?}}{{key:.*}}", server.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     try:

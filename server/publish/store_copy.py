@@ -1,0 +1,205 @@
+"""The store follows the folder: what is published lies there too, in the same order, and is removed with it.
+
+Touches the store (written), the folder (read) and a fact of the ledger. Promises: publication never waits for the
+store; what is missing there is put later, in the order of publication; only what the ledger says is pruned is removed;
+a stranger's object is neither replaced nor removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import structlog
+
+from ..errors import LedgerError, StoreError
+from ..storage.log_store import NotTheLog
+from ..threads import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from ..s3.objects import StoredObject
+    from ..storage.folder import DataFolder
+    from ..storage.ledger import Ledger
+    from ..storage.log_store import ConnectedLogStore, LogStore
+    from ..storage.records import LedgerLog
+    from ..triton import LogName
+
+log = structlog.get_logger()
+
+FIRST_RETRY = timedelta(seconds=15)  # after a pass that did not come to its end; doubled up to ``every``
+STORE = "store"  # a fact of the ledger: a `StoreState` as JSON
+
+
+class StoreState(NamedTuple):
+    """What is known of the store at ``url``: the logs that lie there as they were published, and what is wrong.
+
+    ``wrong`` are sentences about names, ``error`` is why the last pass did not come to its end.
+    """
+
+    url: str
+    there: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    error: str = ""
+    hint: str = ""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], url: str) -> StoreState:
+        """Return what the facts say; of another store than ``url`` they say nothing."""
+        fact = facts.get(STORE)
+        if fact is None or fact["url"] != url:
+            return cls(url)
+        return cls(**{**fact, "there": tuple(fact["there"]), "wrong": tuple(fact["wrong"])})
+
+    def lacks(self, entry: LedgerLog) -> bool:
+        """Return whether a published log does not lie in the store."""
+        return entry.state == "published" and str(entry.name) not in self.there
+
+
+class Plan(NamedTuple):
+    """What a pass has to do: logs to ``put``, in order, names to ``remove``, logs to ``compare``; what is ``wrong``."""
+
+    put: tuple[LedgerLog, ...]
+    remove: tuple[LogName, ...]
+    compare: tuple[LedgerLog, ...]
+    wrong: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        published: Iterable[LedgerLog],
+        stored: Mapping[LogName, StoredObject],
+        known: Iterable[LedgerLog],
+        compared: Mapping[LogName, str],
+    ) -> Plan:
+        """Return the plan: ``known`` are the ledger's logs whose names are stored, ``compared`` ETags found right."""
+        published = sorted(published, key=lambda entry: (entry.mtime, entry.name))
+        remembered = {entry.name: entry for entry in known}
+        wrong = [f"{name} in the store was never published" for name in stored if name not in remembered]
+        new = [
+            entry for entry in published if entry.name in stored and compared.get(entry.name) != stored[entry.name].etag
+        ]
+        wrong += [f"{entry.name} in the store has another size" for entry in new if _size(stored, entry) != entry.size]
+        return cls(
+            tuple(entry for entry in published if entry.name not in stored),
+            tuple(sorted(name for name in stored if name in remembered and remembered[name].state == "pruned")),
+            tuple(entry for entry in new if _size(stored, entry) == entry.size),
+            tuple(wrong),
+        )
+
+
+def _size(stored: Mapping[LogName, StoredObject], entry: LedgerLog) -> int:
+    return stored[entry.name].size
+
+
+class StoreCopy:
+    """Keeps the store as the ledger says; one pass at a time."""
+
+    def __init__(self, store: LogStore, ledger: Ledger, folder: DataFolder, stopped: Callable[[], bool]) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._folder = folder
+        self._stopped = stopped
+        self._compared: dict[LogName, str] = {}  # by name, the ETag of an object that was the log, this run
+        self._due = asyncio.Event()
+
+    def wake(self) -> None:
+        """Ask for a pass: something was published or pruned."""
+        self._due.set()
+
+    async def keep(self, every: timedelta, on_pass: Callable[[], None]) -> None:
+        """Run passes for ever: at once, when woken, ``every`` so often, and sooner after a failure."""
+        failures = 0
+        while True:
+            # Cleared before the pass: what is published during it asks for one more.
+            self._due.clear()
+            try:
+                state = await self.follow()
+                failures = failures + 1 if state.error else 0
+            except LedgerError as error:
+                log.error("store could not be compared with the ledger", why=str(error), hint=error.hint)
+                failures += 1
+            on_pass()
+            pause = min(FIRST_RETRY * (1 << min(failures - 1, 12)), every) if failures else every
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), timeout=pause.total_seconds())
+
+    async def follow(self) -> StoreState:
+        """Run one pass, and record and return how the store is now.
+
+        Raises:
+            LedgerError: the ledger cannot be read or written.
+        """
+        before = StoreState.of(await in_thread(self._ledger.facts), self._store.name)
+        there, wrong = set(before.there), list(before.wrong)
+        error, hint = "", ""
+        try:
+            async with self._store.connected() as store:
+                plan = await self._plan(store, there, wrong)
+                await self._carry_out(store, plan, there, wrong)
+        except StoreError as failed:
+            error, hint = str(failed), failed.hint
+        state = StoreState(before.url, tuple(sorted(there)), tuple(dict.fromkeys(wrong)), error, hint)
+        if state != before:
+            self._report(before, state)
+            await in_thread(lambda: self._ledger.note(**{STORE: state._asdict()}))
+        return state
+
+    async def _plan(self, store: ConnectedLogStore, there: set[str], wrong: list[str]) -> Plan:
+        """Look at the store and the ledger; ``there`` and ``wrong`` become what is known from now on."""
+        found = await store.logs()
+        # After the listing: a log that was published meanwhile is put, one that was pruned meanwhile is removed.
+        published, known = await in_thread(lambda: (self._ledger.published_logs(), self._ledger.logs_of(found.logs)))
+        plan = Plan.of(published, found.logs, known, self._compared)
+        self._compared = {name: etag for name, etag in self._compared.items() if name in found.logs}
+        wrong[:] = plan.wrong
+        if found.strangers:
+            wrong.append(f"{found.strangers} objects that are no logs lie in the store beside them")
+        # What was right at the last pass, perhaps of an earlier run, counts until it is compared again.
+        there &= {str(entry.name) for entry in published if entry.name in found.logs}
+        for entry in plan.compare:
+            there.discard(str(entry.name))
+            try:
+                if await store.compare(entry):
+                    self._compared[entry.name] = found.logs[entry.name].etag
+                    there.add(str(entry.name))
+            except NotTheLog as other:
+                wrong.append(str(other))
+        return plan
+
+    async def _carry_out(self, store: ConnectedLogStore, plan: Plan, there: set[str], wrong: list[str]) -> None:
+        for name in plan.remove:
+            await store.remove(name)
+            log.info(f"store removed {name}", store=self._store.name)
+        for entry in plan.put:
+            # Read again before each: an upload may take long, and what is pruned must not come back.
+            now = await in_thread(self._ledger.logs_of, [entry.name])
+            if self._stopped() or not now or now[0].state != "published":
+                continue
+            try:
+                file = await in_thread(self._folder.open_log, entry.name)
+            except OSError:  # `serve_published` tells of it
+                wrong.append(f"{entry.name} cannot be put into the store: it is not in the folder")
+                continue
+            try:
+                await store.put(entry, file)
+            except NotTheLog as other:
+                wrong.append(str(other))
+                continue
+            finally:
+                file.close()
+            there.add(str(entry.name))
+            log.info(f"store received {entry.name}", store=self._store.name)
+
+    def _report(self, before: StoreState, now: StoreState) -> None:
+        """Log what has changed about the store, once."""
+        if now.error and now.error != before.error:
+            log.error("store cannot be used", why=now.error, hint=now.hint)
+        elif before.error and not now.error:
+            log.info("store answers again", store=self._store.name)
+        for sentence in now.wrong:
+            if sentence not in before.wrong:
+                log.error("store has something else", why=sentence, hint="pickup-point manual store")

@@ -1,0 +1,190 @@
+"""Objects of one bucket that are written once: by name, on the condition that there is none of that name.
+
+Touches one bucket through `BucketClient`. Promises: nothing that is there is ever replaced; every wait ends; whoever
+lost an answer can look. What a write did whose answer was lost or is no clear yes is never guessed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import StoreError
+from .client import BucketClient, status_of
+from .errors import FailedAttempt
+from .retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from .errors import BucketPlace
+
+MOST_BYTES = 5 << 30  # of an object that is written in one request, by S3's rules
+
+
+class StoredObject(NamedTuple):
+    """An object as a listing or a look at it shows it; a listing shows no ``metadata``."""
+
+    key: str
+    size: int
+    etag: str
+    metadata: Mapping[str, str] = {}
+
+
+class ObjectStore:
+    """The objects of the bucket at ``place``; keys are whole ones."""
+
+    def __init__(self, place: BucketPlace, policy: RetryPolicy | None = None) -> None:
+        self.place = place
+        self._policy = policy or RetryPolicy()
+        self._client = BucketClient(place, self._policy)
+        self._client.write_unsigned()
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Objects]:
+        """Give the objects, by one client with the credentials that the chain has now.
+
+        Raises:
+            StoreError: there are no usable credentials.
+        """
+        await self._client.prepare()
+        opening = self._client.connect()
+        # By hand: only what opening raises is translated here.
+        try:
+            sdk = await opening.__aenter__()
+        except FailedAttempt as attempt:
+            raise _store_error(attempt) from attempt
+        try:
+            yield Objects(self.place, self._policy, self._client, sdk)
+        finally:
+            await opening.__aexit__(None, None, None)
+
+
+class Objects:
+    """A connection to the objects. Every method raises `StoreError` when there is no usable answer."""
+
+    def __init__(self, place: BucketPlace, policy: RetryPolicy, client: BucketClient, sdk: Any) -> None:
+        self._place = place
+        self._policy = policy
+        self._client = client
+        self._sdk = sdk
+
+    async def list(self, prefix: str) -> list[StoredObject]:
+        """Return the objects directly under a prefix, in the order of their keys."""
+        found = []
+        try:
+            async for page in self._client.pages(self._sdk, Prefix=prefix, Delimiter="/"):
+                found += [
+                    StoredObject(entry["Key"], entry["Size"], entry["ETag"]) for entry in page.get("Contents", ())
+                ]
+        except FailedAttempt as attempt:
+            raise _store_error(attempt) from attempt
+        except KeyError as missing:
+            raise _store_error(self._place.no_s3(f"an object without {missing.args[0]} in the listing")) from None
+        return found
+
+    async def look(self, key: str) -> StoredObject | None:
+        """Return what is there under a key, or None."""
+        try:
+            async with self._asking(key):
+                reply = await self._sdk.head_object(Bucket=self._place.bucket, Key=key)
+        except StoreError as error:
+            if error.status == 404:
+                return None
+            raise
+        return StoredObject(key, reply.get("ContentLength", -1), reply.get("ETag", ""), reply.get("Metadata", {}))
+
+    async def read(self, key: str, most: int) -> bytes | None:
+        """Return a small object whole, or None where there is none; more than ``most`` bytes are an error."""
+        try:
+            async with self._asking(key):
+                reply = await self._sdk.get_object(Bucket=self._place.bucket, Key=key)
+        except StoreError as error:
+            if error.status == 404:
+                return None
+            raise
+        async with reply["Body"] as body:
+            length = reply.get("ContentLength")
+            if length is None or length > most:
+                raise _store_error(self._place.altered(key, "no Content-Length, or more bytes than it can have"))
+            async with self._asking(key):
+                data = b"".join([chunk async for chunk in body.iter_chunks(1 << 16)])
+        if len(data) != length:
+            raise _store_error(self._place.unreachable("ended the object early"))
+        return data
+
+    async def put_new(
+        self, key: str, body: bytes | int, size: int, md5: str, content_type: str, metadata: Mapping[str, str]
+    ) -> bool:
+        """Write an object where there is none; return False when it was not written: then look what is there.
+
+        ``body`` is the bytes or the descriptor of a file, ``md5`` their digest in base64. After an exception too, the
+        object may be there.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with self._asking(key) as limit:
+
+                def put_off(sent: int) -> None:
+                    # Each piece that is taken gives time for the next, and all of them at the lowest rate there may be.
+                    most = began + self._policy.call + sent / self._policy.least_rate
+                    when = min(loop.time() + self._policy.call, most)
+                    loop.call_soon_threadsafe(_reschedule, limit, when)
+
+                await self._sdk.put_object(
+                    Bucket=self._place.bucket,
+                    Key=key,
+                    Body=_Taken(body, put_off) if isinstance(body, int) else body,
+                    ContentLength=size,
+                    ContentMD5=md5,
+                    ContentType=content_type,
+                    Metadata=dict(metadata),
+                    IfNoneMatch="*",
+                )
+        except StoreError as error:
+            # 409 ConditionalRequestConflict: two writes overlapped, and this one was not done.
+            if error.status in (409, 412):
+                return False
+            raise
+        return True
+
+    async def remove(self, key: str) -> None:
+        """Remove an object, whether it is there or not."""
+        async with self._asking(key):
+            await self._sdk.delete_object(Bucket=self._place.bucket, Key=key)
+
+    @asynccontextmanager
+    async def _asking(self, key: str) -> AsyncIterator[asyncio.Timeout]:
+        try:
+            async with self._client.answering(key) as limit:
+                yield limit
+        except FailedAttempt as attempt:
+            raise _store_error(attempt) from attempt
+
+
+class _Taken(io.FileIO):
+    """A file by its descriptor, which it does not close; it tells how much of it was taken so far."""
+
+    def __init__(self, descriptor: int, on_read: Callable[[int], None]) -> None:
+        super().__init__(descriptor, "rb", closefd=False)
+        self.seek(0)  # the descriptor has one position, whoever reads by it
+        self._on_read = on_read
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(-1 if size is None else size) or b""
+        self._on_read(self.tell())
+        return data
+
+
+def _reschedule(limit: asyncio.Timeout, when: float) -> None:
+    with contextlib.suppress(RuntimeError):  # the wait is over
+        limit.reschedule(when)
+
+
+def _store_error(attempt: FailedAttempt) -> StoreError:
+    """Return a failed attempt as an error about the store."""
+    return StoreError(str(attempt.error), hint=attempt.error.hint, status=status_of(attempt))

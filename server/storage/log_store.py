@@ -1,0 +1,157 @@
+"""The bucket of published logs: under its prefix lies nothing but them, each under its own name, with the same bytes.
+
+Touches one bucket through `s3.objects`. Promises: an object appears whole or not at all, and none is ever replaced;
+what lies under a log's name is compared with what was published, never trusted for its name.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import StoreError
+from ..s3.objects import MOST_BYTES, ObjectStore
+from ..threads import in_thread
+from ..triton import LogName
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from typing import BinaryIO
+
+    from ..s3.errors import BucketPlace
+    from ..s3.objects import Objects, StoredObject
+    from ..s3.retry import RetryPolicy
+    from .records import LedgerLog
+
+CONTENT_TYPE = "application/gzip"  # and no Content-Encoding, for which clients would unpack a log on their way
+_CHUNK = 1 << 20
+
+
+class NotTheLog(Exception):
+    """Something lies where a log should, in the store or in the folder, and is not it: an operator must look."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLogs:
+    """What lies under the prefix: objects by the names of logs, and how many others there are."""
+
+    logs: dict[LogName, StoredObject]
+    strangers: int
+
+
+class LogStore:
+    """The logs in the bucket at ``place``, without sending it a request yet.
+
+    ``state_prefix`` is where the service's own objects lie in the same bucket.
+    """
+
+    def __init__(self, place: BucketPlace, state_prefix: str, policy: RetryPolicy | None = None) -> None:
+        self._store = ObjectStore(place, policy)
+        self._state_prefix = state_prefix
+        self.name = str(place)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[ConnectedLogStore]:
+        """Give the store, by one client.
+
+        Raises:
+            StoreError: there are no usable credentials.
+        """
+        async with self._store.connected() as objects:
+            yield ConnectedLogStore(objects, self._store.place.prefix)
+
+    async def try_rights(self) -> bool:
+        """List, write, read and remove a small object of our own; return whether the store refuses to replace it.
+
+        Raises:
+            StoreError: one of these is not possible.
+        """
+        key = f"{self._state_prefix}trial-{os.urandom(8).hex()}"
+        body = b"pickup-point tries what it may do here\n"
+        md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        async with self._store.connected() as objects:
+            await objects.list(self._store.place.prefix)
+            await objects.put_new(key, body, len(body), md5, "text/plain", {})
+            try:
+                if await objects.read(key, len(body)) != body:
+                    raise StoreError(f"{self.name} does not give back what was written", hint="ask whoever runs it")
+                return not await objects.put_new(key, body, len(body), md5, "text/plain", {})
+            finally:
+                await objects.remove(key)
+
+
+class ConnectedLogStore:
+    """The logs in the bucket. Every method raises `StoreError` when there is no usable answer."""
+
+    def __init__(self, objects: Objects, prefix: str) -> None:
+        self._objects = objects
+        self._prefix = prefix
+
+    async def logs(self) -> StoredLogs:
+        """Return what lies under the prefix."""
+        found, strangers = {}, 0
+        for stored in await self._objects.list(self._prefix):
+            name = LogName.parse(stored.key.removeprefix(self._prefix))
+            if name is None:
+                strangers += 1
+            else:
+                found[name] = stored
+        return StoredLogs(found, strangers)
+
+    async def compare(self, log: LedgerLog) -> bool:
+        """Return False where nothing lies under a log's name.
+
+        Raises:
+            NotTheLog: what lies there is not the log.
+        """
+        stored = await self._objects.look(self._key(log))
+        if stored is None:
+            return False
+        # The digest is of our own making: whoever may write there can forge both, but not by accident.
+        if stored.size != log.size or stored.metadata.get("sha256") != log.sha256:
+            raise NotTheLog(f"{log.name} in the store is not the file that was published")
+        return True
+
+    async def put(self, log: LedgerLog, file: BinaryIO) -> None:
+        """Put a log under its name, from the published file; do nothing where it lies there already.
+
+        Raises:
+            NotTheLog: the file is not the log, or something else lies under its name; that was not touched.
+            StoreError: also where another write came in between; and the log may be there all the same.
+        """
+        if log.size > MOST_BYTES:
+            raise NotTheLog(
+                f"{log.name} is larger than the 5 GiB that S3 takes in one piece; set log.max_rows_per_file"
+            )
+        sha256, md5 = await in_thread(_digests, file)
+        if sha256 != log.sha256:
+            raise NotTheLog(f"{log.name} in the folder is not the file that was published")
+        metadata = {"sha256": log.sha256, "mtime": str(log.mtime)}
+        key, descriptor = self._key(log), file.fileno()
+        if await self._objects.put_new(key, descriptor, log.size, md5, CONTENT_TYPE, metadata):
+            return
+        # Perhaps our own, of which the answer was lost before the SDK tried again.
+        if not await self.compare(log):
+            raise StoreError(f"another write to {log.name} in the store came in between", hint="nothing to do")
+
+    async def remove(self, name: LogName) -> None:
+        """Remove a log, as retention removes the file."""
+        await self._objects.remove(f"{self._prefix}{name}")
+
+    def _key(self, log: LedgerLog) -> str:
+        return f"{self._prefix}{log.name}"
+
+
+def _digests(file: BinaryIO) -> tuple[str, str]:
+    """Return the SHA-256 of a file in hex, and its MD5 in base64, which S3 compares with what arrives."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    offset = 0
+    while chunk := os.pread(file.fileno(), _CHUNK, offset):
+        offset += len(chunk)
+        sha256.update(chunk)
+        md5.update(chunk)
+    return sha256.hexdigest(), base64.b64encode(md5.digest()).decode()
