@@ -7,6 +7,8 @@
     │   ├── SourceRefused                an operator must act: credentials, rights, region, name of the bucket
     │   └── ExportChanged                the object was rewritten while it was read: begin the day again
     ├── StoreError                       the bucket of the published logs gave no usable answer: nothing is lost by it
+    ├── Overtaken                        another node of a shared store was first: decide anew, at once
+    ├── NodesDiffer                      this node has another key or other rules than the rest: correct it
     ├── ExportTorn                       the object is not a complete gzip file: wait for its next version
     ├── ConversionFailed                 the conversion was stopped: repeat the day
     │   └── ConversionDied               its process died: repeat the day, the third time the exact way
@@ -79,6 +81,14 @@ class StoreError(PickupPointError):
     def __init__(self, sentence: str, *, hint: str = "", status: int = 0) -> None:
         super().__init__(sentence, hint=hint)
         self.status = status
+
+
+class Overtaken(PickupPointError):
+    """Another node has published meanwhile: what was decided before is decided anew."""
+
+
+class NodesDiffer(PickupPointError):
+    """This node may not publish into the shared store: it differs from the others in what all must agree on."""
 
 
 class ExportTorn(PickupPointError):

@@ -23,22 +23,31 @@ import structlog
 from .config import after_reload, changed_keys, load_config, load_ip_hash_key
 from .convert.apart import kernel_lack
 from .episodes.source import CatalogueSource
-from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError, unexpected
+from .errors import (
+    ConfigError,
+    DataFolderError,
+    LedgerError,
+    NodesDiffer,
+    PickupPointError,
+    Problem,
+    SourceError,
+    StoreError,
+    unexpected,
+)
 from .megaphone.source import open_source
 from .publish.clock import SteadyClock
 from .publish.decisions import FeedPolicy, Round
 from .publish.feed import Feed
 from .publish.holds import HoldPolicy
+from .publish.nodes import refuse_unfit_store, shared_sequence, store_copy
 from .publish.publisher import Publisher
 from .publish.retention import prune, thin_out_pickups
-from .publish.store_copy import StoreCopy
 from .sftp.keys import load_credentials
 from .sftp.server import SftpServer
 from .status.metrics import MetricsServer, take_reading
 from .status.webhook import AlarmWatch, Pushes
 from .storage.folder import DataFolder
 from .storage.ledger import Ledger
-from .storage.log_store import LogStore
 from .storage.pickup_writer import PickupWriter
 from .systemd import Listener, keep_watchdog_fed
 from .threads import in_thread
@@ -47,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from datetime import date
 
+    from .publish.shared import SharedSequence
     from .settings import Config
     from .sftp.keys import Credentials
     from .systemd import Supervisor
@@ -99,7 +109,8 @@ class Service:
         )
         self._pushes = Pushes(lambda: self._config.alerts)
         self._alarms = AlarmWatch(lambda: self._config, installation.ledger, self._pushes)
-        self._store = _store_copy(config, installation)
+        parts = installation.ledger, installation.folder, installation.publisher
+        self._store = store_copy(config, *parts, installation.stop.is_set)
 
     async def run(self, on_listening: Callable[[int], None]) -> None:
         """Serve logs and run rounds until `stop`, then shut down in order.
@@ -215,7 +226,7 @@ class Service:
                 pause = self._retry_pause(failures)
                 self._log_source_state(f"{error}", error.hint)
                 facts = round_facts(now, error)
-            except (DataFolderError, LedgerError) as error:
+            except (DataFolderError, LedgerError, StoreError, NodesDiffer) as error:
                 failures += 1
                 pause = self._retry_pause(failures)
                 log.error("feed gave up on a round", why=str(error), hint=error.hint)
@@ -282,7 +293,7 @@ class Service:
         while True:
             try:
                 await in_thread(self._prune)
-            except (DataFolderError, LedgerError) as error:
+            except (DataFolderError, LedgerError, StoreError, NodesDiffer) as error:
                 log.error("retention gave up on a pass", why=str(error), hint=error.hint)
             self._wake_store()
             await asyncio.sleep(PRUNE_EVERY.total_seconds())
@@ -291,7 +302,8 @@ class Service:
         installation = self._installation
         with installation.folder.round_lock(lambda: None, installation.stop.is_set):
             if (now := self._clock.now(monotonic())) is not None:
-                prune(installation.ledger, installation.folder, self._config.retention.keep_days, now, steady=True)
+                keep_days, shared = self._config.retention.keep_days, installation.shared
+                prune(installation.ledger, installation.folder, keep_days, now, steady=True, shared=shared)
                 thin_out_pickups(installation.ledger, self._config.retention.keep_pickups_days, now)
 
     async def _refresh_forever(self) -> None:
@@ -378,19 +390,13 @@ class Service:
             self._alarms.check_now()
 
 
-def _store_copy(config: Config, installation: Installation) -> StoreCopy | None:
-    """Return what makes the store follow, or None where there is no store."""
-    if config.store is None:
-        return None
-    store = LogStore(config.store.place, config.store.state_prefix)
-    return StoreCopy(store, installation.ledger, installation.folder, installation.stop.is_set)
-
-
 def round_facts(at: datetime, ended: Round | PickupPointError) -> dict[str, Any]:
     """Return what the ledger notes of a round that began ``at``, by how it ended."""
     facts: dict[str, Any] = {"last_round": at.isoformat()}
     if isinstance(ended, SourceError):
         return facts | {"source_error": str(ended), "source_hint": ended.hint}
+    if isinstance(ended, StoreError):  # `StoreCopy` tells of it, and serving goes on
+        return facts | {"round_error": ""}
     if isinstance(ended, PickupPointError):
         return facts | {"round_error": str(ended)}
     if ended.published:
@@ -418,6 +424,7 @@ async def serve(
         # Before anything in the folder is opened, and until everything is closed.
         stack.enter_context(folder.service_lock())
         installation = await stack.enter_async_context(assembled(config, hash_key))
+        await refuse_unfit_store(config)
         # Before the listener exists: no client may see a folder that a crash left between two steps.
         await in_thread(_recover, installation)
         if lack := await in_thread(kernel_lack):
@@ -445,6 +452,10 @@ def _recover(installation: Installation) -> None:
         installation.publisher.recover(now)
         installation.publisher.adopt(installation.feed.rules, now)
         installation.publisher.serve_published()
+        try:
+            installation.publisher.catch_up()
+        except (StoreError, NodesDiffer) as error:  # what is there is served; the rounds try again
+            log.error("service could not take over what other nodes have published", why=str(error), hint=error.hint)
 
 
 @contextlib.contextmanager
@@ -494,6 +505,7 @@ class Installation:
     feed: Feed
     catalogue: CatalogueSource
     stop: threading.Event
+    shared: SharedSequence | None = None
 
 
 @contextlib.asynccontextmanager
@@ -513,6 +525,7 @@ async def assembled(
     try:
         catalogue = CatalogueSource(config, ledger.rss)
         holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
+        shared = shared_sequence(config, ledger, folder, hash_key)
         publisher = Publisher(
             ledger,
             folder,
@@ -521,6 +534,7 @@ async def assembled(
             workers=config.log.workers,
             max_rows_per_file=config.log.max_rows_per_file,
             stop=stop,
+            shared=shared,
         )
         policy = FeedPolicy(
             config.export,
@@ -535,7 +549,7 @@ async def assembled(
             feed = Feed(
                 policy, source, publisher, ledger, folder, catalogue=catalogue.snapshot, stop=stop, progress=progress
             )
-            yield Installation(config, folder, ledger, publisher, feed, catalogue, stop)
+            yield Installation(config, folder, ledger, publisher, feed, catalogue, stop, shared)
         finally:
             await source.close()
     finally:

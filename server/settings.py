@@ -270,6 +270,7 @@ class StoreSettings(Section):
     endpoint_url: WebAddress | None = None
     profile: str | None = Field(None, min_length=1)
     required: bool = False
+    shared: bool = False
 
     @property
     def place(self) -> BucketPlace:

@@ -81,7 +81,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "webhook_url": None, "heartbeat_url": None,
     },
     "metrics": {"listen": ...},
-    "store": {"url": ..., "region": None, "endpoint_url": None, "profile": None, "required": False},
+    "store": {"url": ..., "region": None, "endpoint_url": None, "profile": None, "required": False,
+              "shared": False},
     "log_output": {"format": "text"},
 }  # fmt: skip
 

@@ -167,7 +167,7 @@ MISTAKES = [
     ("store", 'url = "s3://bucket/"', "store.url", "without a prefix", "s3://bucket/prefix"),
     ("store", 'url = "s3://bucket/.pickup-point/x"', "store.url", "keeps its own objects", "s3://bucket/prefix"),
     ("store", 'url = "s3://b/a\\u0007"', "store.url", "not a bucket with a prefix", "s3://bucket/prefix"),
-    ("store", 'url = "s3://bucket/logs"\nshard = true', "store.shard", "not a known key", "remove it"),
+    ("store", 'url = "s3://bucket/logs"\nshard = true', "store.shard", "not a known key", "did you mean shared?"),
     ("log_output", 'format = "xml"', "log_output.format", '"xml"', "log_output.format"),
 ]  # fmt: skip
 

@@ -12,9 +12,10 @@ import signal
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataFolderError, LedgerError, SourceError
+from ..errors import DataFolderError, LedgerError, NodesDiffer, SourceError, StoreError
 from ..megaphone.source import open_source
 from ..publish.clock import believe, doubt
+from ..publish.nodes import shared_sequence
 from ..publish.retention import prune
 from ..service import FIRST_CATALOGUE, assembled, round_facts
 from ..storage.folder import DataFolder
@@ -43,7 +44,7 @@ async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> li
                 now = datetime.now(UTC)
                 try:
                     outcome = await installation.feed.run_round(now, request)
-                except (SourceError, DataFolderError, LedgerError) as error:
+                except (SourceError, DataFolderError, LedgerError, StoreError, NodesDiffer) as error:
                     # The round's own error is the one to tell.
                     with contextlib.suppress(LedgerError):
                         await in_thread(_note, installation.ledger, round_facts(now, error))
@@ -77,7 +78,17 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
                     await source.close()
                 if listing.own_clock:
                     believe(ledger, listing.now)
-        return prune(ledger, folder, config.retention.keep_days, now, dry_run=dry_run, steady=clock_is_right)
+        # Off the event loop: a shared store is asked by one of its own.
+        return await in_thread(
+            prune,
+            ledger,
+            folder,
+            config.retention.keep_days,
+            now,
+            dry_run=dry_run,
+            steady=clock_is_right,
+            shared=shared_sequence(config, ledger, folder),
+        )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import structlog
 from ..convert.apart import DIED_OFTEN
 from ..convert.tally import Tally
 from ..disk import discard, translate_os_errors
-from ..errors import ConversionDied, ExportChanged, ExportTorn, PickupPointError, unexpected
+from ..errors import ConversionDied, ExportChanged, ExportTorn, Overtaken, PickupPointError, unexpected
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+MOST_TURNS = 10  # that a day waits for other nodes that were first, in one round
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
 DEATHS = "conversion_deaths"  # a fact of the ledger: by day, a version of its export and how often its process died
 
@@ -98,6 +99,7 @@ class Feed:
         Raises:
             SourceError: the source could not be listed; nothing was done.
             DataFolderError, LedgerError: the data folder or the ledger cannot be used.
+            StoreError, NodesDiffer: other nodes publish too, and this one cannot take part now.
         """
         request = request or FeedRequest()
         began = monotonic()
@@ -105,6 +107,8 @@ class Feed:
             # First finish what a killed process left, here or in a command typed by hand: under this lock nobody else
             # publishes, so whatever is in staging is left over.
             await in_thread(self._publisher.recover, now)
+            # Before anything is decided: what other nodes have done is as if this one had done it.
+            await in_thread(self._publisher.catch_up)
             await in_thread(self._publisher.adopt, self._policy.rules, now)
             await in_thread(self._publisher.serve_published)
             # After the adoption, whose files are as old as they are; before anything is published by this clock.
@@ -213,6 +217,9 @@ class Feed:
         """Publish a day if it is time; turn any error into its result, so that the other days go on."""
         export = listing.exports.get(day)
         try:
+            for _ in range(MOST_TURNS):
+                with contextlib.suppress(Overtaken):
+                    return await self._decide_and_publish(day, export, listing.now, now, request)
             return await self._decide_and_publish(day, export, listing.now, now, request)
         except PickupPointError as error:
             return await in_thread(self._failed, day, export, now, error)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..storage.ledger import Ledger
     from ..storage.staging import Staging
     from ..triton import Layout, LogRules
+    from .shared import SharedSequence
 
 log = structlog.get_logger()
 
@@ -58,7 +59,7 @@ class Done:
 
 
 class Publisher:
-    """Carries out orders on one data folder."""
+    """Carries out orders on one data folder; with ``shared``, as one of several nodes that publish together."""
 
     def __init__(
         self,
@@ -70,7 +71,9 @@ class Publisher:
         workers: int,
         max_rows_per_file: int,
         stop: threading.Event,
+        shared: SharedSequence | None = None,
     ) -> None:
+        self._shared = shared
         self._ledger = ledger
         self._folder = folder
         self._hash_key = hash_key
@@ -84,7 +87,8 @@ class Publisher:
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
         """Return the next name of a day that neither the ledger nor the folder has ever seen."""
         promised = [entry.name for publication in self._ledger.publications(day) for entry in publication.logs]
-        spent = [*promised, *self._folder.names()]
+        # Where several nodes publish, the number is the sequence's: a file that lies in one folder is not known to all.
+        spent = promised if self._shared is not None else [*promised, *self._folder.names()]
         numbers = [name.number for name in spent if name.day == day]
         return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
 
@@ -185,6 +189,14 @@ class Publisher:
         Each step leaves enough on disk for `recover` to finish the sequence, or to undo it, after a crash.
         """
         header = publication.rules.layout.header_lines(publication.day)
+        if self._shared is not None:
+            files = self._shared.publish(
+                publication,
+                lambda earliest: staging.seal(written, header, earliest, self._stop),
+                [log.lines for log in written],
+            )
+            self.serve_published()
+            return files
         # Whole and on disk, with size, digest and mtime final: only such a file may be promised.
         logs = staging.seal(written, header, self._next_mtime(now), self._stop)
         # Set first: once the ledger has promised the names, `recover` links from staging what is not linked here.
@@ -272,8 +284,20 @@ class Publisher:
                 served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
             self._folder.serve(served)
 
+    def catch_up(self) -> None:
+        """Take over what other nodes have published and pruned; without other nodes, do nothing.
+
+        Raises:
+            StoreError: the shared store cannot be read.
+            NodesDiffer: this data folder has a history of its own.
+        """
+        if self._shared is not None and self._shared.catch_up():
+            self.serve_published()
+
     def adopt(self, rules: LogRules, now: datetime) -> int:
         """Record the whole files that an empty ledger finds in the folder as published, once; return how many."""
+        if self._shared is not None:  # the sequence knows them better
+            return 0
         if "folder_adopted" in self._ledger.facts():
             return 0
         days: dict[date, list[FoundFile]] = {}

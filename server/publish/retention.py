@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..storage.ledger import Ledger
     from ..storage.records import LedgerLog, Publication
     from ..triton import LogName
+    from .shared import SharedSequence
 
 log = structlog.get_logger()
 
@@ -83,14 +84,23 @@ def unclaimed(files: Iterable[Expiring], delivered: Iterable[Delivered], now: da
 
 
 def prune(
-    ledger: Ledger, folder: DataFolder, keep_days: int, now: datetime, *, dry_run: bool = False, steady: bool = False
+    ledger: Ledger,
+    folder: DataFolder,
+    keep_days: int,
+    now: datetime,
+    *,
+    dry_run: bool = False,
+    steady: bool = False,
+    shared: SharedSequence | None = None,
 ) -> Pruned:
     """Run one retention pass, under the round lock; with ``dry_run`` only return what it would remove.
 
     ``now`` is the local clock, or, if ``steady``, one that needs no comparison with the source's: a `SteadyClock`'s, or
-    the local one by the word of an operator. A clock in doubt removes nothing.
+    the local one by the word of an operator. A clock in doubt removes nothing. What is pruned with ``shared`` is pruned
+    on all nodes.
 
     Raises:
+        StoreError: the shared store does not answer; the next pass goes on.
         DataFolderError, LedgerError: the disk failed; what was removed before stays removed and recorded.
     """
     # A local clock ahead of the source's must not remove what the partner has yet to fetch.
@@ -107,8 +117,15 @@ def prune(
     keep = timedelta(days=keep_days)
     old_rejects = [name for name, mtime in folder.rejects() if now > moment(mtime) + keep]
     waiting = unclaimed(files, ledger.pickups.delivered([file.log.name for file in files]), now)
-    if not dry_run:
+    if not dry_run and shared is not None:
+        chosen = shared.prune(
+            lambda: [file.log.name for file in expired(ages(ledger.live_publications(), keep_days), now)]
+        )
+        gone = [file for file in gone if file.log.name in chosen]
         for file in gone:
+            log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")
+    if not dry_run:
+        for file in gone if shared is None else ():
             # The file first: a crash in between leaves a file that is gone and recorded as published, which the next
             # pass records; the other way round it would stay for ever, since only published entries grow old.
             folder.remove(file.log.name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from ..errors import LedgerError, StoreError
+from ..errors import DataFolderError, LedgerError, NodesDiffer, StoreError
 from ..storage.log_store import NotTheLog
 from ..threads import in_thread
 
@@ -96,9 +96,22 @@ def _size(stored: Mapping[LogName, StoredObject], entry: LedgerLog) -> int:
 
 
 class StoreCopy:
-    """Keeps the store as the ledger says; one pass at a time."""
+    """Keeps the store as the ledger says; one pass at a time.
 
-    def __init__(self, store: LogStore, ledger: Ledger, folder: DataFolder, stopped: Callable[[], bool]) -> None:
+    ``catch_up`` comes before each pass: where other nodes publish and prune too, a log that is missing may be pruned.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        ledger: Ledger,
+        folder: DataFolder,
+        stopped: Callable[[], bool],
+        catch_up: Callable[[], None] | None = None,
+        look_every: timedelta | None = None,
+    ) -> None:
+        self._catch_up = catch_up
+        self._look_every = look_every
         self._store = store
         self._ledger = ledger
         self._folder = folder
@@ -113,6 +126,7 @@ class StoreCopy:
     async def keep(self, every: timedelta, on_pass: Callable[[], None]) -> None:
         """Run passes for ever: at once, when woken, ``every`` so often, and sooner after a failure."""
         failures = 0
+        every = min(every, self._look_every or every)
         while True:
             # Cleared before the pass: what is published during it asks for one more.
             self._due.clear()
@@ -137,10 +151,12 @@ class StoreCopy:
         there, wrong = set(before.there), list(before.wrong)
         error, hint = "", ""
         try:
+            if self._catch_up is not None:
+                await in_thread(self._catch_up)
             async with self._store.connected() as store:
                 plan = await self._plan(store, there, wrong)
                 await self._carry_out(store, plan, there, wrong)
-        except StoreError as failed:
+        except (StoreError, NodesDiffer, DataFolderError) as failed:
             error, hint = str(failed), failed.hint
         state = StoreState(before.url, tuple(sorted(there)), tuple(dict.fromkeys(wrong)), error, hint)
         if state != before:

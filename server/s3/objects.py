@@ -9,19 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..errors import StoreError
+from ..threads import in_thread
 from .client import BucketClient, status_of
 from .errors import FailedAttempt
-from .retry import RetryPolicy
+from .retry import RateWatch, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+    from datetime import datetime
 
     from .errors import BucketPlace
 
+_CHUNK = 1 << 20
 MOST_BYTES = 5 << 30  # of an object that is written in one request, by S3's rules
 
 
@@ -31,6 +36,7 @@ class StoredObject(NamedTuple):
     key: str
     size: int
     etag: str
+    modified: datetime | None = None
     metadata: Mapping[str, str] = {}
 
 
@@ -71,14 +77,22 @@ class Objects:
         self._policy = policy
         self._client = client
         self._sdk = sdk
+        self.clock: datetime | None = None  # the store's own, as its last answer had it
+
+    def _heard(self, reply: dict[str, Any]) -> None:
+        date = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+        with contextlib.suppress(ValueError, OverflowError):
+            self.clock = parsedate_to_datetime(date)
 
     async def list(self, prefix: str) -> list[StoredObject]:
         """Return the objects directly under a prefix, in the order of their keys."""
         found = []
         try:
             async for page in self._client.pages(self._sdk, Prefix=prefix, Delimiter="/"):
+                self._heard(page)
                 found += [
-                    StoredObject(entry["Key"], entry["Size"], entry["ETag"]) for entry in page.get("Contents", ())
+                    StoredObject(entry["Key"], entry["Size"], entry["ETag"], entry.get("LastModified"))
+                    for entry in page.get("Contents", ())
                 ]
         except FailedAttempt as attempt:
             raise _store_error(attempt) from attempt
@@ -95,7 +109,13 @@ class Objects:
             if error.status == 404:
                 return None
             raise
-        return StoredObject(key, reply.get("ContentLength", -1), reply.get("ETag", ""), reply.get("Metadata", {}))
+        return StoredObject(
+            key,
+            reply.get("ContentLength", -1),
+            reply.get("ETag", ""),
+            reply.get("LastModified"),
+            reply.get("Metadata", {}),
+        )
 
     async def read(self, key: str, most: int) -> bytes | None:
         """Return a small object whole, or None where there is none; more than ``most`` bytes are an error."""
@@ -106,6 +126,7 @@ class Objects:
             if error.status == 404:
                 return None
             raise
+        self._heard(reply)
         async with reply["Body"] as body:
             length = reply.get("ContentLength")
             if length is None or length > most:
@@ -115,6 +136,25 @@ class Objects:
         if len(data) != length:
             raise _store_error(self._place.unreachable("ended the object early"))
         return data
+
+    async def fetch(self, key: str, size: int, into: BinaryIO) -> None:
+        """Write an object of ``size`` bytes to ``into``; what came before an error is there and means nothing."""
+        async with self._asking(key):
+            reply = await self._sdk.get_object(Bucket=self._place.bucket, Key=key)
+        self._heard(reply)
+        rate, count = RateWatch(self._policy), 0
+        async with reply["Body"] as body:
+            if reply.get("ContentLength") != size:
+                raise _store_error(self._place.altered(key, "a Content-Length other than its size"))
+            while count < size:
+                began = time.monotonic()
+                async with self._asking(key):
+                    chunk = await body.read(_CHUNK)
+                waited = time.monotonic() - began
+                count += len(chunk)
+                if not chunk or rate.too_slow(waited, len(chunk)):
+                    raise _store_error(self._place.unreachable("ended the object early, or sends too slowly"))
+                await in_thread(into.write, chunk)
 
     async def put_new(
         self, key: str, body: bytes | int, size: int, md5: str, content_type: str, metadata: Mapping[str, str]
@@ -135,7 +175,7 @@ class Objects:
                     when = min(loop.time() + self._policy.call, most)
                     loop.call_soon_threadsafe(_reschedule, limit, when)
 
-                await self._sdk.put_object(
+                reply = await self._sdk.put_object(
                     Bucket=self._place.bucket,
                     Key=key,
                     Body=_Taken(body, put_off) if isinstance(body, int) else body,
@@ -150,6 +190,7 @@ class Objects:
             if error.status in (409, 412):
                 return False
             raise
+        self._heard(reply)
         return True
 
     async def remove(self, key: str) -> None:
@@ -163,6 +204,7 @@ class Objects:
             async with self._client.answering(key) as limit:
                 yield limit
         except FailedAttempt as attempt:
+            self._heard(getattr(attempt.__cause__, "response", {}))
             raise _store_error(attempt) from attempt
 
 

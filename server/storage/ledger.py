@@ -19,6 +19,7 @@ import orjson
 
 from ..convert.tally import PodcastBooks
 from ..errors import LedgerError
+from .entry_store import EntryStore
 from .pickup_store import PickupStore
 from .records import DELIVERY
 from .rss_feeds import RssFeedStore
@@ -43,7 +44,8 @@ _BUSY_SECONDS = 30
 class Ledger:
     """An open ledger, made by `open` or `read`; ``created`` is True when there was none before.
 
-    ``rss`` stores the RSS feeds, ``books`` the tallies by podcast, ``pickups`` what was delivered to whom. Every method
+    ``rss`` stores the RSS feeds, ``books`` the tallies by podcast, ``pickups`` what was delivered to whom, ``entries``
+    those of a shared store. Every method
     raises `LedgerError` when SQLite cannot do what is asked.
     """
 
@@ -55,6 +57,7 @@ class Ledger:
         self.rss = RssFeedStore(self._transaction, self._rows)
         self.books = PodcastBookStore(self._transaction, self._rows)
         self.pickups = PickupStore(self._transaction, self._rows)
+        self.entries = EntryStore(self._transaction, self._rows)
 
     @classmethod
     def open(cls, path: Path) -> Ledger:

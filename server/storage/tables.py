@@ -237,6 +237,12 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE day ADD COLUMN checked_at TEXT;
     UPDATE day SET checked_at = seen_at WHERE checked_etag IS NOT NULL;
     """,
+    """
+    -- The entries of a shared store's sequence that were applied, as compressed JSON, and which publication came with
+    -- which of them; NULL where none did.
+    CREATE TABLE entry (number INTEGER PRIMARY KEY, id TEXT NOT NULL, node TEXT NOT NULL, data BLOB NOT NULL);
+    ALTER TABLE publication ADD COLUMN entry INTEGER REFERENCES entry (number);
+    """,
 )
 
 DELIVERED = (

@@ -28,6 +28,7 @@ from server.publish.feed import Feed
 from server.publish.holds import HoldPolicy
 from server.publish.publisher import Publisher
 from server.publish.retention import Pruned, prune
+from server.publish.shared import SharedSequence
 from server.publish.window import KnownDays
 from server.settings import ExportSettings
 from server.status.alarms import Alarm, Measured, alarms
@@ -35,7 +36,9 @@ from server.status.days import Calendar, DayOverview, overview
 from server.status.deadlines import DeadlinePolicy
 from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
+from server.storage.sequence import Terms
 from server.triton import LogFile, LogName, LogRules
+from tests.support.folder_shelf import FolderShelf
 from tests.support.rows import KEY, row
 from tests.support.warm import WARM
 
@@ -114,9 +117,10 @@ class Site:
         self.root = root
         self.settings: dict[str, Any] = {
             "prefix": "MEGA", "rules": LogRules(), "keep_days": 60, "max_rows_per_file": 0, "max_rejected": 0.01,
-            "tokens": None, "first_day": first, "look_back_days": 3, "pull_every": timedelta(hours=24),
+            "tokens": None, "first_day": first, "look_back_days": 3, "pull_every": timedelta(hours=24), "store": None,
+            "key": KEY,
         } | settings  # fmt: skip
-        self.exports = root / "exports"
+        self.exports = self.settings.pop("exports", root / "exports")
         self.exports.mkdir(parents=True, exist_ok=True)
         self.source = ClockedFolder(self.exports)
         self.skew = timedelta()
@@ -132,9 +136,15 @@ class Site:
         self.point = DataFolder(self.root / "data")
         self.point.prepare()
         self.ledger = Ledger.open(self.point.ledger_path)
+        self.shared: SharedSequence | None = None
+        if self.settings["store"] is not None:
+            self.shelf = FolderShelf(self.settings["store"], lambda: self.source.now)
+            rules, prefix = self.settings["rules"].as_json(), self.settings["prefix"]
+            terms = Terms(hashlib.sha256(self.settings["key"]).hexdigest()[:16], rules, prefix)
+            self.shared = SharedSequence(lambda: self.shelf.opened(), self.ledger, self.point, terms, self.root.name)
         self.publisher = Publisher(
-            self.ledger, self.point, hash_key=KEY, policy=self.holds, workers=1,
-            max_rows_per_file=self.settings["max_rows_per_file"], stop=self.stop_event,
+            self.ledger, self.point, hash_key=self.settings["key"], policy=self.holds, workers=1,
+            max_rows_per_file=self.settings["max_rows_per_file"], stop=self.stop_event, shared=self.shared,
         )  # fmt: skip
         policy = FeedPolicy(
             self.export_settings, self.settings["rules"], self.settings["prefix"], self.holds,
@@ -183,7 +193,8 @@ class Site:
         """One retention pass by hand, as `prune` does it."""
         if self.source.own_clock:
             believe(self.ledger, now - self.skew)
-        return prune(self.ledger, self.point, self.settings["keep_days"], now, dry_run=dry_run)
+        keep_days = self.settings["keep_days"]
+        return prune(self.ledger, self.point, keep_days, now, dry_run=dry_run, shared=self.shared)
 
     # What became of it
 

@@ -1,0 +1,97 @@
+"""The store of the configuration: what makes it follow, and this node's part in it where it is shared.
+
+Touches a fact of the ledger, the node's name, and once the store, to try it. Promise: a node that is started again is
+the same one; a store that cannot say who was first is not shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import socket
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ..errors import ConfigError, Problem, StoreError
+from ..s3.objects import ObjectStore
+from ..storage.log_store import LogStore
+from ..storage.sequence import Terms
+from ..storage.shelf import open_shelf
+from .shared import SharedSequence
+from .store_copy import StoreCopy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..settings import Config
+    from ..storage.folder import DataFolder
+    from ..storage.ledger import Ledger
+    from .publisher import Publisher
+
+log = structlog.get_logger()
+
+LOOK_EVERY = timedelta(seconds=30)  # at the sequence: what other nodes publish is served soon
+NODE = "node"  # a fact of the ledger: this node's name
+
+
+def shared_sequence(
+    config: Config, ledger: Ledger, folder: DataFolder, hash_key: bytes | None = None
+) -> SharedSequence | None:
+    """Return the sequence that this node takes part in, or None; without ``hash_key`` it may only prune."""
+    if config.store is None or not config.store.shared:
+        return None
+    terms = None
+    if hash_key is not None:
+        # A fingerprint: what it is of cannot be found from it, and a wrong key is told by it.
+        fingerprint = hashlib.sha256(b"pickup-point ip_hash.key" + hash_key).hexdigest()[:16]
+        terms = Terms(fingerprint, config.log.log_rules.as_json(), config.log.prefix)
+    shelf = partial(open_shelf, ObjectStore(config.store.place), config.store.state_prefix)
+    return SharedSequence(shelf, ledger, folder, terms, node_name(ledger))
+
+
+def store_copy(
+    config: Config, ledger: Ledger, folder: DataFolder, publisher: Publisher, stopped: Callable[[], bool]
+) -> StoreCopy | None:
+    """Return what makes the store follow, or None where there is no store."""
+    if config.store is None:
+        return None
+
+    def catch_up() -> None:
+        # Not beside a round: what that decides by must not change before it has written it.
+        with folder.round_lock(lambda: None, stopped):
+            publisher.catch_up()
+
+    store = LogStore(config.store.place, config.store.state_prefix)
+    if not config.store.shared:
+        return StoreCopy(store, ledger, folder, stopped)
+    return StoreCopy(store, ledger, folder, stopped, catch_up, look_every=LOOK_EVERY)
+
+
+async def refuse_unfit_store(config: Config) -> None:
+    """Refuse a shared store that would replace what is there: two nodes could each believe to have been first.
+
+    Raises:
+        ConfigError: it ignores the condition.
+    """
+    if config.store is None or not config.store.shared:
+        return
+    try:
+        refuses = await LogStore(config.store.place, config.store.state_prefix).try_rights()
+    except StoreError as error:  # what is published is served without it
+        log.error("service could not try the shared store", why=str(error), hint=error.hint)
+        return
+    if not refuses:
+        wrong = f"is true, but {config.store.place} ignores If-None-Match, so it cannot say who was first"
+        raise ConfigError(str(config.path), [Problem("store.shared", wrong, "use another store, or one service only")])
+
+
+def node_name(ledger: Ledger) -> str:
+    """Return this node's name: the machine's, and some letters, for two may run on one machine."""
+    name = ledger.facts().get(NODE)
+    if name is None:
+        name = f"{socket.gethostname().partition('.')[0]}-{secrets.token_hex(2)}"
+        ledger.note(**{NODE: name})
+    return str(name)

@@ -1,0 +1,61 @@
+"""The entries of a shared sequence that a ledger holds the effects of, and which publications came with them.
+
+Uses the ledger's transactions. Promise: the newest number, and what the entries up to it did, are written together.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from sqlite3 import Cursor, Row
+
+
+class EntryStore:
+    """The applied entries of a ledger."""
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[Callable[..., Cursor]]],
+        rows: Callable[..., Sequence[Row]],
+    ) -> None:
+        self._transaction = transaction
+        self._rows = rows
+
+    def head(self) -> int:
+        """Return the number of the newest applied entry, 0 for none."""
+        return int(self._rows("SELECT coalesce(max(number), 0) FROM entry")[0][0])
+
+    def applied(self, number: int, entry_id: str, node: str, data: bytes) -> None:
+        """Record that an entry was applied; call it in the transaction that applies it."""
+        with self._transaction() as run:
+            run("INSERT INTO entry VALUES (?, ?, ?, ?)", (number, entry_id, node, zlib.compress(data)))
+
+    def belongs(self, publication: int, number: int) -> None:
+        """Record with which entry a publication came."""
+        with self._transaction() as run:
+            run("UPDATE publication SET entry = ? WHERE id = ?", (number, publication))
+
+    def strangers(self) -> list[tuple[str, str]]:
+        """Return name and digest of the logs that came with no entry."""
+        query = (
+            "SELECT l.name, l.sha256 FROM log l JOIN publication p ON p.id = l.publication"
+            " WHERE p.entry IS NULL ORDER BY l.name"
+        )
+        return [(row[0], row[1]) for row in self._rows(query)]
+
+    def data(self, first: int, last: int) -> list[bytes]:
+        """Return entries as their objects hold them, in order."""
+        rows = self._rows("SELECT data FROM entry WHERE number BETWEEN ? AND ? ORDER BY number", (first, last))
+        return [zlib.decompress(row[0]) for row in rows]
+
+    def blobs(self) -> set[tuple[str, str]]:
+        """Return digest and entry id of every log that stands."""
+        query = (
+            "SELECT l.sha256, e.id FROM log l JOIN publication p ON p.id = l.publication JOIN entry e"
+            " ON e.number = p.entry WHERE l.state = 'published'"
+        )
+        return {(row[0], row[1]) for row in self._rows(query)}

@@ -1,0 +1,124 @@
+"""The service's own objects in a shared store, from a thread: entries of the sequence, contents, checkpoints.
+
+Touches one bucket. `Shelf` is what the sequence needs of a store; `open_shelf` gives it for a bucket. Names are
+relative to the service's own prefix. Every method raises `StoreError` when there is no usable answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ..errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+    from datetime import datetime
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from ..s3.objects import Objects, ObjectStore
+
+_CHUNK = 1 << 20
+
+
+class Shelved(NamedTuple):
+    """An object in a listing: its name, and when it was written by the store's clock."""
+
+    name: str
+    modified: datetime | None
+
+
+class Shelf(Protocol):
+    """What the sequence needs of a store."""
+
+    @property
+    def clock(self) -> datetime:
+        """The store's clock, as its last answer had it."""
+
+    def list(self, folder: str) -> list[Shelved]:
+        """Return the objects directly in a folder, in the order of their names, which are without it."""
+
+    def read(self, name: str, most: int) -> bytes | None:
+        """Return a small object whole, or None where there is none."""
+
+    def fetch(self, name: str, size: int, into: BinaryIO) -> None:
+        """Write an object of this size to a file; after an error nothing in it means anything."""
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write an object where there is none; False: it was not written. After an error it may be there, or come."""
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Write a file's content under a name that nobody else uses."""
+
+    def remove(self, name: str) -> None:
+        """Remove an object, whether it is there or not."""
+
+
+@contextmanager
+def open_shelf(store: ObjectStore, state_prefix: str) -> Iterator[Shelf]:
+    """Give the shelf of a bucket, by one client and an event loop of this thread's own; not on a running loop.
+
+    Raises:
+        StoreError: there are no usable credentials.
+    """
+    with asyncio.Runner() as runner:
+        opening = store.connected()
+        objects = runner.run(opening.__aenter__())
+        try:
+            yield _BucketShelf(objects, state_prefix, runner)
+        finally:
+            runner.run(opening.__aexit__(None, None, None))
+
+
+class _BucketShelf:
+    def __init__(self, objects: Objects, prefix: str, runner: asyncio.Runner) -> None:
+        self._objects = objects
+        self._prefix = prefix
+        self._runner = runner
+
+    @property
+    def clock(self) -> datetime:
+        if self._objects.clock is None:
+            raise StoreError("the store's answers have no Date, by which logs are dated", hint="pickup-point doctor")
+        return self._objects.clock
+
+    def list(self, folder: str) -> list[Shelved]:
+        prefix = f"{self._prefix}{folder}/"
+        found = self._run(self._objects.list(prefix))
+        return [Shelved(stored.key.removeprefix(prefix), stored.modified) for stored in found]
+
+    def read(self, name: str, most: int) -> bytes | None:
+        data: bytes | None = self._run(self._objects.read(f"{self._prefix}{name}", most))
+        return data
+
+    def fetch(self, name: str, size: int, into: BinaryIO) -> None:
+        self._run(self._objects.fetch(f"{self._prefix}{name}", size, into))
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        key = f"{self._prefix}{name}"
+        made: bool = self._run(self._objects.put_new(key, data, len(data), md5, "application/json", {}))
+        return made
+
+    def put_file(self, name: str, path: Path) -> None:
+        md5, size = hashlib.md5(usedforsecurity=False), 0
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                md5.update(chunk)
+                size += len(chunk)
+            digest = base64.b64encode(md5.digest()).decode()
+            put = self._objects.put_new(f"{self._prefix}{name}", file.fileno(), size, digest, "application/gzip", {})
+            # The name is ours alone: where it is taken, an answer of ours was lost.
+            if not self._run(put) and self._run(self._objects.look(f"{self._prefix}{name}")) is None:
+                raise StoreError(f"{os.fspath(path.name)} could not be written to the store", hint="it is tried again")
+
+    def remove(self, name: str) -> None:
+        self._run(self._objects.remove(f"{self._prefix}{name}"))
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._runner.run(work)
