@@ -44,6 +44,7 @@ from ..triton import LogFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
@@ -254,28 +255,42 @@ class SharedSequence:
                 ledger.pruned(part.name, part.pruned_at or at)
 
     def _bring(self, shelf: Shelf, entry: Entry, part: LedgerLog) -> None:
-        """Bring a file into the folder: it is there, or in staging, or in the store."""
-        if self._folder.finish(part):
-            return
+        """Bring a file into the folder, with its mtime: it is there, or in staging, or in the store."""
         path, staged = self._folder.pickup_dir / str(part.name), self._folder.staging_dir / str(part.name)
-        if os.path.lexists(path):
-            quoted = shlex.quote(str(path)), shlex.quote(str(self._folder.data_dir))
-            raise DataFolderError(
-                f"{path} is in the way: another file was published under its name", hint=f"mv {quoted[0]} {quoted[1]}/"
-            )
+        with translate_os_errors(path):
+            if not self._folder.finish(part):
+                if os.path.lexists(path):
+                    quoted = shlex.quote(str(path)), shlex.quote(str(self._folder.data_dir))
+                    raise DataFolderError(
+                        f"{path} is in the way: another file was published under its name",
+                        hint=f"mv {quoted[0]} {quoted[1]}/",
+                    )
+                self._download(shelf, entry, part, staged)
+                if not self._folder.finish(part):
+                    raise StoreError(
+                        f"the content of {part.name} in the shared store is not what was published",
+                        hint="ask whoever else writes to the store",
+                    )
+            # What this node had staged itself, before another one was first, may be the same but for its mtime; and a
+            # folder may have been copied without. Nobody is shown the file yet.
+            if path.lstat().st_mtime != part.mtime:
+                os.utime(path, (part.mtime, part.mtime), follow_symlinks=False)
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def _download(self, shelf: Shelf, entry: Entry, part: LedgerLog, staged: Path) -> None:
+        """Write a file's content from the store into staging, and bring it to disk."""
         discard(staged)
-        with translate_os_errors(staged):
-            with staged.open("xb") as file:
-                shelf.fetch(f"blobs/{blob_name(part.sha256, entry.id)}", part.size, file)
-                file.flush()
-                os.fchmod(file.fileno(), 0o440)
-                os.utime(file.fileno(), (part.mtime, part.mtime))
-                os.fsync(file.fileno())
-            fsync_folder(self._folder.staging_dir)
-        if not self._folder.finish(part):
-            discard(staged)
-            raise StoreError(f"the content of {part.name} in the shared store is not what was published",
-                             hint="ask whoever else writes to the store")  # fmt: skip
+        with staged.open("xb") as file:
+            shelf.fetch(f"blobs/{blob_name(part.sha256, entry.id)}", part.size, file)
+            file.flush()
+            os.fchmod(file.fileno(), 0o440)
+            os.utime(file.fileno(), (part.mtime, part.mtime))
+            os.fsync(file.fileno())
+        fsync_folder(self._folder.staging_dir)
 
     def _checkpoint(self, shelf: Shelf, number: int) -> None:
         """Write all entries so far as one object, for who joins; whoever writes it, it is the same."""

@@ -157,6 +157,8 @@ class StoreCopy:
                 plan = await self._plan(store, there, wrong)
                 await self._carry_out(store, plan, there, wrong)
         except (StoreError, NodesDiffer, DataFolderError) as failed:
+            if self._stopped():  # no fault of the store
+                return before
             error, hint = str(failed), failed.hint
         state = StoreState(before.url, tuple(sorted(there)), tuple(dict.fromkeys(wrong)), error, hint)
         if state != before:

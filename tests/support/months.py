@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import orjson
 from structlog.testing import capture_logs
 
 from server.convert import apart
-from server.errors import SourceUnreachable
+from server.errors import SourceUnreachable, StoreError
 from server.megaphone.exports import FinalityRule, start_of
 from server.triton import Layout, LogFormat, expires
 from tests.support.apart import ConversionHere
@@ -152,6 +152,16 @@ def planned(day: date, kind: str, rng: random.Random) -> Plan:
     return plan
 
 
+@contextmanager
+def conversions_here() -> Iterator[None]:
+    """Convert in this process, and not in one of its own for each."""
+    process, apart.ConversionProcess = apart.ConversionProcess, ConversionHere  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        apart.ConversionProcess = process  # type: ignore[misc]
+
+
 class Inline(ThreadPoolExecutor):
     """Threads that are none: a walk has thousands of rounds, each with dozens of short errands to a thread."""
 
@@ -223,8 +233,7 @@ class Walk:
     def run(self) -> None:
         """Step by step until some days after the last one."""
         self._loop.get_loop().set_default_executor(Inline())
-        process, apart.ConversionProcess = apart.ConversionProcess, ConversionHere  # type: ignore[misc,assignment]
-        try:
+        with conversions_here():
             now = start_of(DAY) + timedelta(minutes=55)
             while now < self.end and not self.wrong:
                 self._step(now)
@@ -236,9 +245,7 @@ class Walk:
                 self._deliver(now)
                 self._round(now)
                 self._look(now)
-        finally:
-            apart.ConversionProcess = process  # type: ignore[misc]
-            self._loop.close()
+        self._loop.close()
 
     def _step(self, now: datetime) -> None:
         up = not any(start <= now < stop for start, stop in self.outages)
@@ -250,7 +257,8 @@ class Walk:
             self._mischief(now)
         self._round(now)
         self._look(now)
-        self.site.prune(now)
+        with suppress(StoreError):
+            self.site.prune(now)
         if self.dice.random() < 0.02:
             self.site.restart(**(self._settings() if self.wild else {}))
 
@@ -304,6 +312,8 @@ class Walk:
                 fuse = Fuse(at_step)
                 fuse.lay()
                 self.site.start()
+                if self.site.shared is not None:
+                    self.site.shelf.weather = lambda *_: fuse.step()
                 with asyncio.Runner() as runner:
                     runner.get_loop().set_default_executor(Inline())
                     runner.run(self.site.round(now))
@@ -321,7 +331,7 @@ class Walk:
 
     def _round(self, now: datetime, *days: date, **words: Any) -> None:
         self.rounds += 1
-        with capture_logs() as entries, suppress(SourceUnreachable):
+        with capture_logs() as entries, suppress(SourceUnreachable, StoreError):
             self._loop.run(self.site.round(now, *days, **words))
             self.good_rounds += [] if days else [now]
         for entry in entries:
