@@ -130,7 +130,8 @@ class Delivered:
 
     ``completed`` is when the union covered the file, or None. ``pieces`` is the number of ranges that it consists of;
     ``fragmented``: there were more than `MAX_RANGES`, and some were not counted. ``handles`` counts the file's opened
-    handles, ``addresses`` are the client's that contributed bytes, at most `MAX_ADDRESSES`.
+    handles, ``addresses`` are the client's that contributed bytes, at most `MAX_ADDRESSES`. ``nodes`` are the other
+    nodes of a shared store that have told of some of it.
     """
 
     name: LogName
@@ -144,6 +145,7 @@ class Delivered:
     first: datetime
     last: datetime
     completed: datetime | None
+    nodes: tuple[str, ...] = ()
 
     @property
     def state(self) -> str:

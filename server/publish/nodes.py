@@ -21,6 +21,7 @@ from ..storage.log_store import LogStore
 from ..storage.sequence import Terms
 from ..storage.shelf import open_shelf
 from .shared import SharedSequence
+from .shared_pickups import SharedPickups
 from .store_copy import StoreCopy
 
 if TYPE_CHECKING:
@@ -59,14 +60,18 @@ def store_copy(
     if config.store is None:
         return None
 
+    store = LogStore(config.store.place, config.store.state_prefix)
+    if not config.store.shared:
+        return StoreCopy(store, ledger, folder, stopped)
+    shelf = partial(open_shelf, ObjectStore(config.store.place), config.store.state_prefix)
+    pickups = SharedPickups(shelf, ledger, node_name(ledger))
+
     def catch_up() -> None:
         # Not beside a round: what that decides by must not change before it has written it.
         with folder.round_lock(lambda: None, stopped):
             publisher.catch_up()
+        pickups.exchange()
 
-    store = LogStore(config.store.place, config.store.state_prefix)
-    if not config.store.shared:
-        return StoreCopy(store, ledger, folder, stopped)
     return StoreCopy(store, ledger, folder, stopped, catch_up, look_every=LOOK_EVERY)
 
 

@@ -1,7 +1,7 @@
 """Objects of one bucket that are written once: by name, on the condition that there is none of that name.
 
-Touches one bucket through `BucketClient`. Promises: nothing that is there is ever replaced; every wait ends; whoever
-lost an answer can look. What a write did whose answer was lost or is no clear yes is never guessed here.
+Touches one bucket through `BucketClient`. Promises: nothing that is there is replaced, unless it is asked for; every
+wait ends; whoever lost an answer can look. What a write did whose answer was lost or is no clear yes is never guessed.
 """
 
 from __future__ import annotations
@@ -157,12 +157,20 @@ class Objects:
                 await in_thread(into.write, chunk)
 
     async def put_new(
-        self, key: str, body: bytes | int, size: int, md5: str, content_type: str, metadata: Mapping[str, str]
+        self,
+        key: str,
+        body: bytes | int,
+        size: int,
+        md5: str,
+        content_type: str,
+        metadata: Mapping[str, str],
+        *,
+        new: bool = True,
     ) -> bool:
         """Write an object where there is none; return False when it was not written: then look what is there.
 
-        ``body`` is the bytes or the descriptor of a file, ``md5`` their digest in base64. After an exception too, the
-        object may be there.
+        Without ``new`` it replaces what is there. ``body`` is the bytes or the descriptor of a file, ``md5`` their
+        digest in base64. After an exception too, the object may be there.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -183,7 +191,7 @@ class Objects:
                     ContentMD5=md5,
                     ContentType=content_type,
                     Metadata=dict(metadata),
-                    IfNoneMatch="*",
+                    **({"IfNoneMatch": "*"} if new else {}),
                 )
         except StoreError as error:
             # 409 ConditionalRequestConflict: two writes overlapped, and this one was not done.

@@ -214,6 +214,7 @@ class Trace:
                     "pieces": what.pieces,
                     "handles": what.handles,
                     "addresses": list(what.addresses),
+                    "nodes": list(what.nodes),
                     "first": what.first.isoformat(),
                     "last": what.last.isoformat(),
                     "completed": what.completed.isoformat() if what.completed else None,

@@ -12,7 +12,7 @@ import shlex
 import sqlite3
 import threading
 import zlib
-from datetime import date
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -26,9 +26,8 @@ from .rss_feeds import RssFeedStore
 from .tables import MIGRATIONS, late_check_of, log_of, moment, publication_of, record_of, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from datetime import datetime
     from pathlib import Path
     from sqlite3 import Row
 
@@ -278,6 +277,10 @@ class Ledger:
             run("UPDATE log SET state = 'pruned', pruned_at = ? WHERE name = ?", (text(at), str(name)))
             run("UPDATE delivered SET ranges = x'' WHERE log = ?", (str(name),))
             run(
+                "UPDATE delivered_elsewhere SET progress = json_set(progress, '$.ranges', json('[]')) WHERE log = ?",
+                (str(name),),
+            )
+            run(
                 "DELETE FROM podcast_books WHERE publication = (SELECT publication FROM log WHERE name = ?) AND"
                 " NOT EXISTS (SELECT 1 FROM log WHERE publication = podcast_books.publication AND state <> 'pruned')",
                 (str(name),),
@@ -384,6 +387,18 @@ class Ledger:
         """Return, by user, the last login's instant, address and client, and the longest silence so far (seconds)."""
         rows = self._rows("SELECT user, at, address, client, longest_silence FROM login ORDER BY user")
         return {row[0]: (moment(row[1]), row[2], row[3], row[4]) for row in rows}
+
+    def merge_logins(self, logins: Mapping[str, Sequence[str]]) -> None:
+        """Take over later logins at other nodes: by user, instant, address and client."""
+        with self._transaction() as run:
+            for user, (at, address, client) in logins.items():
+                when = text(datetime.fromisoformat(at))
+                run(
+                    "INSERT INTO login VALUES (?1,?2,?3,?4,0) ON CONFLICT DO UPDATE SET at = ?2, address = ?3,"
+                    " client = ?4, longest_silence = max(longest_silence,"
+                    " CAST((julianday(?2) - julianday(at)) * 86400 AS INTEGER)) WHERE ?2 > at",
+                    (user, when, address, client),
+                )
 
     # Facts about the service itself
 

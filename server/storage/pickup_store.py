@@ -6,21 +6,31 @@ and lives through restarts; a client that opens a file again and again does not 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..pickups import MAX_ADDRESSES, Coverage, Grade
-from .tables import DELIVERED, PICKUPS_OF, delivered_of, packed_ranges, pickup_of, text, unpacked_ranges
+from ..pickups import MAX_ADDRESSES, Coverage, Delivered, Grade
+from ..triton import LogName
+from .tables import (
+    DELIVERED,
+    ELSEWHERE,
+    PICKUPS_OF,
+    PROGRESS,
+    delivered_of,
+    packed_ranges,
+    pickup_of,
+    text,
+    unpacked_ranges,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
-    from datetime import datetime
     from sqlite3 import Cursor, Row
 
-    from ..pickups import Delivered, Pickup
-    from ..triton import LogName
+    from ..pickups import Pickup
 
 MAX_HANDLES = 1000  # rows of one user and log; with more, the first, the last and the best `KEPT_HANDLES` remain
 KEPT_HANDLES = 500  # whole ones first, then the newest
@@ -117,8 +127,61 @@ class PickupStore:
             return run("UPDATE pickup SET ending = 'interrupted' WHERE ending = ''").rowcount
 
     def delivered(self, names: Sequence[LogName]) -> list[Delivered]:
-        """Return what each user has of these logs."""
-        return [delivered_of(row) for row in self._rows(DELIVERED, [_names(names)])]
+        """Return what each user has of these logs, here and at the other nodes together."""
+        rows = self._rows(DELIVERED, [_names(names)])
+        found = {(row["log"], row["user"]): delivered_of(row) for row in rows}
+        elsewhere = self._rows(ELSEWHERE, [_names(names)])
+        if not elsewhere:
+            return list(found.values())
+        ranges = {(row["log"], row["user"]): unpacked_ranges(row["ranges"]) for row in rows}
+        for row in elsewhere:
+            owner = (row["log"], row["user"])
+            theirs = orjson.loads(row["progress"])
+            if theirs["sha256"] == row["sha256"]:
+                union = Coverage([*ranges.get(owner, ()), *map(tuple, theirs["ranges"])])
+                ranges[owner] = list(union.ranges)
+                found[owner] = _together(found.get(owner), theirs, row, union)
+        return [found[owner] for owner in sorted(found)]
+
+    def progress(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """Return log, user and what the user has of it here, for the other nodes: of every log that is there."""
+        return [
+            (
+                row["log"],
+                row["user"],
+                {
+                    "sha256": row["sha256"],
+                    "ranges": unpacked_ranges(row["ranges"]),
+                    "fragmented": bool(row["fragmented"]),
+                    "handles": row["handles"],
+                    "addresses": orjson.loads(row["addresses"]),
+                    "first": row["first_at"],
+                    "last": row["last_at"],
+                    "completed": row["completed_at"],
+                },
+            )
+            for row in self._rows(PROGRESS)
+        ]
+
+    def merge(self, log: str, user: str, node: str, progress: dict[str, Any]) -> None:
+        """Take over what a user has of a log at another node.
+
+        Raises:
+            ValueError, KeyError, TypeError: this is no progress.
+        """
+        checked = {
+            "sha256": str(progress["sha256"]),
+            "ranges": [[int(start), int(end)] for start, end in progress["ranges"]],
+            "fragmented": bool(progress["fragmented"]),
+            "handles": int(progress["handles"]),
+            "addresses": [str(address) for address in progress["addresses"]][-MAX_ADDRESSES:],
+            "first": datetime.fromisoformat(progress["first"]).isoformat(),
+            "last": datetime.fromisoformat(progress["last"]).isoformat(),
+            "completed": progress["completed"] and datetime.fromisoformat(progress["completed"]).isoformat(),
+        }
+        with self._transaction() as run:
+            values = (log, user, node, orjson.dumps(checked).decode())
+            run("INSERT OR REPLACE INTO delivered_elsewhere VALUES (?,?,?,?)", values)
 
     def handles(self, names: Sequence[LogName]) -> list[Pickup]:
         """Return the handles of these logs that are still kept, in the order in which they were opened."""
@@ -136,6 +199,39 @@ class PickupStore:
                 run(_THIN_BY_AGE, (*owner, limit))
                 # Not looked at again, until newer ones of the same user and log grow old.
                 run("UPDATE pickup SET settled = 1 WHERE log = ? AND user = ? AND started < ?", (*owner, limit))
+
+
+def _together(ours: Delivered | None, theirs: dict[str, Any], row: Row, union: Coverage) -> Delivered:
+    """Return what a user has of a log at two places; ``union`` is of the ranges, where neither is whole."""
+    first, last = (datetime.fromisoformat(theirs[name]) for name in ("first", "last"))
+    ends = [datetime.fromisoformat(theirs["completed"])] if theirs["completed"] else []
+    if ours is not None:
+        first, last = min(first, ours.first), max(last, ours.last)
+        ends += [ours.completed] if ours.completed is not None else []
+    size: int = row["size"]
+    if not ends and union.bytes and union.covers(size):
+        ends = [last]
+    addresses = dict.fromkeys([*(ours.addresses if ours else ()), *theirs["addresses"]])
+    return Delivered(
+        name=_log_name(row["log"]),
+        user=row["user"],
+        size=size,
+        bytes=size if ends else union.bytes,
+        pieces=1 if ends else len(union.ranges),
+        fragmented=not ends and (union.fragmented or theirs["fragmented"] or (ours is not None and ours.fragmented)),
+        handles=theirs["handles"] + (ours.handles if ours else 0),
+        addresses=tuple(addresses)[-MAX_ADDRESSES:],
+        first=first,
+        last=last,
+        completed=min(ends, default=None),
+        nodes=(*(ours.nodes if ours else ()), row["node"]),
+    )
+
+
+def _log_name(text: str) -> LogName:
+    name = LogName.parse(text)
+    assert name is not None  # noqa: S101  # of a row that names a log
+    return name
 
 
 def _names(names: Sequence[LogName]) -> str:

@@ -27,10 +27,11 @@ _CHUNK = 1 << 20
 
 
 class Shelved(NamedTuple):
-    """An object in a listing: its name, and when it was written by the store's clock."""
+    """An object in a listing: its name, when it was written by the store's clock, and its version."""
 
     name: str
     modified: datetime | None
+    etag: str
 
 
 class Shelf(Protocol):
@@ -51,6 +52,9 @@ class Shelf(Protocol):
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Write an object where there is none; False: it was not written. After an error it may be there, or come."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object, in the place of what this node has written there before."""
 
     def put_file(self, name: str, path: Path) -> None:
         """Write a file's content under a name that nobody else uses."""
@@ -90,7 +94,7 @@ class _BucketShelf:
     def list(self, folder: str) -> list[Shelved]:
         prefix = f"{self._prefix}{folder}/"
         found = self._run(self._objects.list(prefix))
-        return [Shelved(stored.key.removeprefix(prefix), stored.modified) for stored in found]
+        return [Shelved(stored.key.removeprefix(prefix), stored.modified, stored.etag) for stored in found]
 
     def read(self, name: str, most: int) -> bytes | None:
         data: bytes | None = self._run(self._objects.read(f"{self._prefix}{name}", most))
@@ -100,9 +104,15 @@ class _BucketShelf:
         self._run(self._objects.fetch(f"{self._prefix}{name}", size, into))
 
     def put_new(self, name: str, data: bytes) -> bool:
+        return self._put(name, data, new=True)
+
+    def put(self, name: str, data: bytes) -> None:
+        self._put(name, data, new=False)
+
+    def _put(self, name: str, data: bytes, *, new: bool) -> bool:
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-        key = f"{self._prefix}{name}"
-        made: bool = self._run(self._objects.put_new(key, data, len(data), md5, "application/json", {}))
+        key, size = f"{self._prefix}{name}", len(data)
+        made: bool = self._run(self._objects.put_new(key, data, size, md5, "application/json", {}, new=new))
         return made
 
     def put_file(self, name: str, path: Path) -> None:

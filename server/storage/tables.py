@@ -242,12 +242,29 @@ MIGRATIONS: tuple[str, ...] = (
     -- which of them; NULL where none did.
     CREATE TABLE entry (number INTEGER PRIMARY KEY, id TEXT NOT NULL, node TEXT NOT NULL, data BLOB NOT NULL);
     ALTER TABLE publication ADD COLUMN entry INTEGER REFERENCES entry (number);
+
+    -- What users have of logs at other nodes of a shared store, as those told it: a `Progress` as JSON.
+    CREATE TABLE delivered_elsewhere (
+        log TEXT NOT NULL,
+        user TEXT NOT NULL,
+        node TEXT NOT NULL,
+        progress TEXT NOT NULL,
+        PRIMARY KEY (log, user, node)
+    ) WITHOUT ROWID;
     """,
 )
 
 DELIVERED = (
     "SELECT d.* FROM delivered d JOIN log l ON l.name = d.log AND l.sha256 = d.sha256"
     " WHERE d.log IN (SELECT value FROM json_each(?)) ORDER BY d.log, d.user"
+)
+PROGRESS = (
+    "SELECT d.* FROM delivered d JOIN log l ON l.name = d.log AND l.sha256 = d.sha256 WHERE l.state = 'published'"
+    " ORDER BY d.log, d.user"
+)
+ELSEWHERE = (
+    "SELECT e.log, e.user, e.node, e.progress, l.sha256, l.size FROM delivered_elsewhere e JOIN log l ON l.name = e.log"
+    " WHERE e.log IN (SELECT value FROM json_each(?)) ORDER BY e.log, e.user, e.node"
 )
 PICKUPS_OF = "SELECT * FROM pickup WHERE log IN (SELECT value FROM json_each(?)) ORDER BY started"
 

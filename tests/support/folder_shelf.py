@@ -55,7 +55,10 @@ class FolderShelf:
         def act() -> list[Shelved]:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
             found = sorted((self.root / folder).iterdir())
-            return [Shelved(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)) for path in found]
+            return [
+                Shelved(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC), str(path.stat().st_ino))
+                for path in found
+            ]
 
         return self._step("list", folder, act)  # type: ignore[return-value]
 
@@ -76,6 +79,15 @@ class FolderShelf:
     def put_new(self, name: str, data: bytes) -> bool:
         """A conditional write."""
         return bool(self._step("put_new", name, lambda: self._link(name, data)))
+
+    def put(self, name: str, data: bytes) -> None:
+        """A write of a node's own."""
+
+        def act() -> None:
+            self.remove(name)
+            self._link(name, data)
+
+        self._step("put", name, act)
 
     def put_file(self, name: str, path: Path) -> None:
         """A file's content."""

@@ -109,6 +109,14 @@ class NodesWalk(Walk):
         super()._killed_in(now)
         self._set_weather(self.site, now)
 
+    def _check_folder(self) -> None:
+        if self._calm:
+            super()._check_folder()
+            return
+        # An entry of which the files are there and the ledger does not know yet: until the store answers again.
+        published = sorted(str(log.name) for log in self.site.ledger.logs() if log.state == "published")
+        assert published == self.site.served() and set(published) <= set(self.site.files())
+
     def look_as_a_client(self, now: datetime) -> None:
         """Look at every node: a name has one content, one size and one mtime, wherever and whenever it is seen."""
         for node in self.nodes:

@@ -1,0 +1,105 @@
+"""Pickups at several nodes count as those of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from server.pickups import PickupProgress
+from server.publish.shared_pickups import SharedPickups
+from tests.support.site import DAY, Site, at, name, rows_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from server.pickups import Delivered
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> Any:
+    """Two nodes that serve a day, each with what it exchanges pickups by."""
+    sites = [Site(tmp_path / word, store=tmp_path / "store", exports=tmp_path / "exports") for word in "ab"]
+    sites[0].put(rows_of(DAY, 50), at(1, "04:10"))
+    for site in sites:
+        await site.round(at(1, "05:35"))
+    yield sites
+    for site in sites:
+        site.stop()
+
+
+def pickups_of(site: Site) -> SharedPickups:
+    """As a start of the service makes it."""
+    return SharedPickups(lambda: site.shelf.opened(), site.ledger, site.root.name)
+
+
+def read(site: Site, now: datetime, start: float, end: float) -> None:
+    """A client reads a part of the day's file."""
+    (file,) = site.point.served.values()
+    progress = PickupProgress(file.name, file.size, "triton", f"198.51.100.{ord(site.root.name)}", "JSch", now)
+    first, last = int(file.size * start), int(file.size * end)
+    progress.answered(first, last - first)
+    progress.delivered(first, last - first)
+    site.ledger.pickups.record(progress.finished(now, closed=True), now)
+    site.ledger.record_login("triton", now, "198.51.100.7", "JSch")
+
+
+def delivered(site: Site) -> Delivered:
+    """What the partner has, as this node knows it."""
+    (found,) = site.ledger.pickups.delivered([log.name for log in site.ledger.logs()])
+    return found
+
+
+async def test_a_file_that_is_read_at_two_nodes_is_picked_up(nodes: list[Site]) -> None:
+    """The union decides, on both; deadlines follow; a file that one has whole is whole."""
+    a, b = nodes
+    read(a, at(1, "08:00"), 0, 0.6)
+    read(b, at(1, "09:00"), 0.5, 1)
+    for site in (a, b, a):
+        pickups_of(site).exchange()
+    for site in nodes:
+        found = delivered(site)
+        assert (found.state, found.bytes, found.handles, found.completed) == ("complete", found.size, 2, at(1, "09:00"))
+        assert found.addresses != () and len(set(found.addresses)) == 2
+        assert site.state(at(1, "10:00")) == "picked up"
+        assert "day_not_picked_up" not in site.alarm_names(at(2, "23:00"))
+        assert site.ledger.logins()["triton"][0] == at(1, "09:00")
+    assert delivered(a).nodes == ("b",)
+
+
+async def test_what_one_does_not_have_whole_is_not_whole(nodes: list[Site]) -> None:
+    """Halves that overlap do not make a whole; what is read again is not counted twice."""
+    a, b = nodes
+    read(a, at(1, "08:00"), 0, 0.5)
+    read(b, at(1, "09:00"), 0.2, 0.7)
+    for site in (a, b, a, b):
+        pickups_of(site).exchange()
+    for site in nodes:
+        found = delivered(site)
+        assert (found.state, found.bytes) == ("partial", int(found.size * 0.7))
+        assert "day_not_picked_up" in site.alarm_names(at(2, "23:00"))
+    read(b, at(1, "11:00"), 0.6, 1)
+    exchanges = [pickups_of(site) for site in nodes]
+    for exchange in (*exchanges[::-1], *exchanges):
+        exchange.exchange()
+    assert delivered(a).state == delivered(b).state == "complete"
+
+
+async def test_strange_objects_claim_nothing_and_pruned_logs_leave_none(nodes: list[Site]) -> None:
+    """Nothing that another version or a stranger writes stops the exchange."""
+    a, b = nodes
+    read(a, at(1, "08:00"), 0, 1)
+    for site in nodes:
+        pickups_of(site).exchange()
+    for number, data in enumerate((b"", b"[]", b"{}", b'{"sha256":1,"ranges":[1]}', b"\xff")):
+        a.shelf.put(f"pickups/{name()}~triton~stranger-{number}", data)
+    a.shelf.put("pickups/nonsense", b"{}")
+    pickups_of(b).exchange()
+    assert delivered(b).state == "complete" and delivered(b).nodes == ("a",)
+    b.prune(at(62, "00:00"))
+    pickups_of(b).exchange()
+    assert [shelved.name for shelved in a.shelf.list("pickups")] == ["logins~~a", "logins~~b", "nonsense"]
+    a.publisher.catch_up()
+    pickups_of(a).exchange()
+    assert [shelved.name for shelved in a.shelf.list("pickups")] == ["logins~~a", "logins~~b", "nonsense"]
