@@ -285,12 +285,15 @@ async def test_a_header_that_is_cut_short_is_a_line_and_a_mere_look_is_none(bala
 
 @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", block(0x20, 0, b""), block(0x21, 0x31, bytes(216))])
 async def test_a_health_check_may_look_and_is_not_counted(balanced: Running, header: bytes) -> None:
-    """It sees the banner, and leaves no line and no count."""
+    """It sees the banner, says what it likes, and leaves no line and no count."""
     with capture_logs() as entries:
         for _ in range(3):
             with closing(await connected(balanced, header)) as sock:
                 assert (await answer(sock)).startswith(b"SSH-2.0-")
                 assert balanced.server.registry.connected == 0
+                sock.send(b"QUIT\r\n")
+                while await answer(sock):
+                    pass
         await until(lambda: not list(balanced.server.registry.connections()))
     assert entries == []
     assert balanced.server.registry.counters.connections == 0
