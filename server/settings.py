@@ -106,6 +106,14 @@ def _network(value: object) -> object:
         raise ValueError(f'{error}; write a network like "203.0.113.0/24" or an address') from None
 
 
+def _balancer(value: Network) -> Network:
+    if value.prefixlen == 0:
+        raise ValueError(
+            'every address there is, which lets anybody pretend to be anybody; write the balancers\' own: "10.0.0.5"'
+        )
+    return value
+
+
 def _web_address(value: object) -> object:
     if isinstance(value, str) and not re.search(r"[\s\x00-\x20\x7f]", value):
         # urllib's message about a bad URL repeats parts of it, which may be a secret: it must not get out.
@@ -183,6 +191,7 @@ ClockTime = Annotated[time, BeforeValidator(_clock)]
 Day = Annotated[date, BeforeValidator(_day)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+BalancerNetwork = Annotated[Network, AfterValidator(_balancer)]
 ExportUrl = Annotated[str, BeforeValidator(_export_url)]
 WebAddress = Annotated[str, BeforeValidator(_web_address)]
 LogPrefix = Annotated[str, AfterValidator(_log_prefix)]
@@ -342,6 +351,7 @@ class SftpSettings(Section):
     drain_seconds: int = Field(30, ge=0, le=3600)
     legacy_algorithms: bool = False
     chacha20: bool = False
+    proxy_protocol_from: list[BalancerNetwork] = []
     users: list[UserSettings] = Field(min_length=1)
 
 

@@ -69,7 +69,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_sessions_per_user": 10, "login_timeout": timedelta(seconds=30), "idle_timeout": timedelta(minutes=15),
         "max_auth_tries": 6, "max_handles_per_session": 64, "keepalive": timedelta(seconds=30), "ban_after": 20,
         "ban_time": timedelta(minutes=30), "drain_seconds": 30, "legacy_algorithms": False, "chacha20": False,
-        "users": ...,
+        "proxy_protocol_from": [], "users": ...,
     },
     "sftp.users": {
         "name": ..., "password_hash": None, "authorized_keys": None, "allow_from": [], "required": True,

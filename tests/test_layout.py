@@ -90,6 +90,7 @@ PURE = [
     "status.reconcile",
     "sftp.algorithms",
     "sftp.protocol",
+    "sftp.proxy_protocol",
     "sftp.saslprep",
     "cli.samples",
 ]
