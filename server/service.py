@@ -503,13 +503,13 @@ async def assembled(
         )
         policy = FeedPolicy(
             config.export,
-            config.log.log_rules,
+            config.log_rules,
             config.log.prefix,
             holds,
             config.retention.keep_days,
             config.alerts.pull_every,
         )
-        source = await open_source(config.export.place)
+        source = await open_source(config.export.place, config.export.export_kind)
         try:
             feed = Feed(
                 policy, source, publisher, ledger, folder, catalogue=catalogue.snapshot, stop=stop, progress=progress

@@ -139,7 +139,7 @@ def _make(export: Path, config: Config | None) -> _Made:
     from ..convert.row import Conversion
     from ..triton import LogRules
 
-    rules = config.log.log_rules if config is not None else LogRules()
+    rules = config.log_rules if config is not None else LogRules()
     key, key_known = _hash_key(config)
     catalogue, notes = _catalogue(config)
     return _Made(Conversion(rules, key, catalogue, day_in(export.name)), key_known, notes)

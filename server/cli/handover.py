@@ -84,7 +84,7 @@ async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | N
     with tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch, tempfile.TemporaryFile() as whole:
         try:
             with as_owner(config):
-                source = await open_source(config.export.place)
+                source = await open_source(config.export.place, config.export.export_kind)
                 try:
                     exports = (await source.day_exports()).exports
                     if not exports:

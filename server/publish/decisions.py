@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from ..megaphone.exports import DayExport, FinalityRule, start_of
+from ..megaphone.exports import DayExport, start_of
 from ..triton import LogName, expires
 from .holds import published_when_given_up, way_out
 
@@ -79,11 +79,6 @@ class FeedPolicy:
     holds: HoldPolicy
     keep_days: int
     pull_every: timedelta = timedelta(hours=24)  # how often the partner pulls
-
-    @property
-    def finality(self) -> FinalityRule:
-        """The rule by which a day is final."""
-        return FinalityRule(self.export.final_at, self.export.settle)
 
     def out_of_reach(self, day: date, now: datetime) -> str:
         """Return why the service does not publish a day, or does so no more, or ''."""
@@ -363,4 +358,5 @@ _SENTENCES = {
     "missing": "there is no export: Megaphone does not deliver a day twice, ask support-megaphone@spotify.com",
     "stale": "its export is older than the end of the day",
     "settling": "its export changed too recently to be final",
+    "unmarked": "Megaphone has not marked its export as final yet",
 }

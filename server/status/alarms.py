@@ -274,8 +274,8 @@ def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) 
     if not others.elsewhere and now < patience_ends:
         return []
     hint = "pickup-point doctor"
-    if others.elsewhere:
-        hint = f'set export.url = "{others.elsewhere}"'
+    if others.cure:
+        hint = others.cure
     elif others.looks:
         hint = "ask support-megaphone@spotify.com for the Metrics Export Service"
     return [Alarm(Level.WARNING, NOTHING_DELIVERED, f"no export has ever come: {nothing.sentence}", hint)]

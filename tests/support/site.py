@@ -19,7 +19,7 @@ import pytest
 
 from server.convert import process
 from server.errors import SourceUnreachable
-from server.megaphone.exports import DayExport, Listing
+from server.megaphone.exports import METRICS, DayExport, ExportKind, Listing
 from server.megaphone.folder import Folder
 from server.pickups import PickupProgress
 from server.publish.clock import believe
@@ -75,8 +75,8 @@ def broken_rows(count: int) -> list[bytes]:
 class ClockedFolder(Folder):
     """A folder whose clock is the test's, and whose versions are told by their content, as a bucket's are."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, kind: ExportKind = METRICS) -> None:
+        super().__init__(path, kind)
         self.now = at(0)
         self.away = False
         self.own_clock = True  # False: the folder's clock is the local one, as a real folder's is
@@ -97,7 +97,7 @@ class ClockedFolder(Folder):
             content = content if self.by_content else export.etag
             exports[day] = export._replace(etag=content)
             self.versions[content] = export
-        return Listing(exports, self.now, self.own_clock, listing.others)
+        return Listing(exports, self.now, self.own_clock, listing.others, listing.markers)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """The folder's fetch of exactly the listed version."""
