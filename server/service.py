@@ -22,6 +22,7 @@ import structlog
 
 from .config import after_reload, changed_keys, load_config, load_ip_hash_key
 from .convert.apart import kernel_lack
+from .convert.identity import with_fingerprint
 from .episodes.source import CatalogueSource
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError, unexpected
 from .megaphone.source import open_source
@@ -503,7 +504,7 @@ async def assembled(
         )
         policy = FeedPolicy(
             config.export,
-            config.log_rules,
+            with_fingerprint(config.log_rules, hash_key),
             config.log.prefix,
             holds,
             config.retention.keep_days,

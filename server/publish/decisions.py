@@ -260,7 +260,7 @@ def _decide_rest(
         why = _SENTENCES.get(record.seen, record.seen)
         return Decision(DayResult(day, "failed", f"a crash lost {names}, to be converted again, but {why}"))
     standing = _standing(publications)
-    if why := _incomparable(standing):
+    if why := _incomparable(standing, policy.rules):
         return Decision(_published(day, publications), left_alone=why)
     withheld = same and rest.tally is not None and rest.tally.filtered["too_fresh"]
     order = Order(
@@ -282,8 +282,12 @@ def _standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
     return tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
 
 
-def _incomparable(standing: Sequence[Publication]) -> str:
-    """Return why it cannot be told which rows were sent, or ''."""
+def _incomparable(standing: Sequence[Publication], rules: LogRules) -> str:
+    """Return why it cannot be told which rows were sent, or ''; ``rules`` are those in force."""
+    if any(publication.rules.kind != rules.kind for publication in standing):
+        return "it was published from the other kind of export, whose rows cannot be told from those of this one"
+    if rules.export_kind.identity and not all(p.rules.id_key == rules.id_key != "" for p in standing):
+        return "its rows got their ids by another ip_hash.key, or one that is not known: late rows cannot be recognised"
     if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
         return UNKNOWN_LAYOUT
     # Every file must still be there to be read.
@@ -315,7 +319,7 @@ def _decide_late(
     if record.seen != "due" and not _sent_as_it_is(record, policy, source_now):
         return Decision(result)
     standing = _standing(publications)
-    if why := _incomparable(standing):
+    if why := _incomparable(standing, policy.rules):
         return Decision(result, left_alone=why)
     order = Order(
         "late",

@@ -23,7 +23,7 @@ from server.megaphone.exports import (
     start_of,
 )
 
-from ..support.rows import ABSENT, GOOD, result, row, rules
+from ..support.rows import ABSENT, GOOD, result, row, row_v2, rules
 
 DAY = date(2026, 11, 20)
 
@@ -370,6 +370,64 @@ DEFECTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+# The same of the Delivery export V2, where a row with an id and with sizes is judged by them as ever.
+DEFECTS_V2: list[tuple[str, dict[str, Any]]] = [
+    ("no_id", {"id": 1.5}),
+    ("bad_created_at", {"created_at": "x"}),
+    ("no_ip", {"ip": ""}),
+    ("no_episode", {"podcast_id": None, "episode_id": None}),
+    ("bad_delivery_type", {"delivery_type": "stream"}),
+    ("bad_filesize", {"filesize": 0}),
+    ("bad_bytes_sent", {"bytes_sent": -1}),
+    ("url_too_long", {"podcast_id": "x" * 2100}),
+    ("play", {"delivery_type": "play"}),
+    ("no_bytes", {"bytes_sent": 0}),
+    ("blacklisted_ip", {"blacklisted_ip": True}),
+    ("blacklisted_ua", {"blacklisted_ua": "true"}),
+    ("short", {"seconds_downloaded": 1}),
+]
+
+
+def test_the_other_kind_counts_a_row_under_the_first_reason_too() -> None:
+    """Every pair of defects, in a row with all fields of both kinds."""
+    for first, (reason, change) in enumerate(DEFECTS_V2):
+        for _, other in DEFECTS_V2[first:]:
+            later = {key: value for key, value in other.items() if key not in change}
+            raw = row(**({"delivery_type": "download"} | later | change))
+            assert result(raw, rules(kind="delivery-v2", rows="reporting")) == reason
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "line"),
+        ({"id": "x"}, "line"),
+        ({"id": None}, "line"),
+        ({"id": ""}, "no_id"),
+        ({"id": []}, "no_id"),
+        ({"delivery_type": ABSENT}, "bad_delivery_type"),
+        ({"delivery_type": None}, "bad_delivery_type"),
+        ({"delivery_type": "Download"}, "bad_delivery_type"),
+        ({"delivery_type": ["download"]}, "bad_delivery_type"),
+        ({"delivery_type": "play"}, "play"),
+        ({"delivery_type": "play", "blacklisted_ip": True}, "play"),
+        ({"media_type": "video"}, "line"),
+        ({"filesize": None, "bytes_sent": None}, "line"),
+        ({"filesize": 5}, "bad_bytes_sent"),
+        ({"bytes_sent": 5}, "bad_filesize"),
+        ({"filesize": 5, "bytes_sent": 0}, "no_bytes"),
+        ({"seconds_downloaded": 59}, "short"),
+        ({"seconds_downloaded": "x"}, "short"),
+        ({"user_agent": ABSENT, "episode_id": ABSENT}, "line"),
+    ],
+)
+def test_a_row_of_the_other_kind_needs_what_is_known_of_it(change: dict[str, Any], expected: str) -> None:
+    """No id, no bytes and no seconds are no fault; a delivery that is neither download nor play is one."""
+    assert result(row_v2(**change), rules(kind="delivery-v2", rows="reporting")) == expected
+    reporting = ExportRow.parse(row_v2(**change), DELIVERY_V2).reporting if expected in ("line", "play") else None
+    assert reporting is {"line": True, "play": False}.get(expected)
+
+
 @pytest.mark.parametrize("first", range(len(DEFECTS)), ids=lambda i: DEFECTS[i][0])
 @pytest.mark.parametrize("second", range(len(DEFECTS)), ids=lambda i: DEFECTS[i][0])
 def test_a_row_is_counted_under_the_first_reason_that_applies(first: int, second: int) -> None:
@@ -382,10 +440,12 @@ def test_a_row_is_counted_under_the_first_reason_that_applies(first: int, second
 def test_the_reasons_stand_in_the_order_of_the_books() -> None:
     """The order of the rejection reasons is the contract's."""
     assert [str(reason) for reason in RejectReason] == [
-        "malformed_json", "not_an_object", "no_id", "bad_created_at", "no_ip", "no_episode", "bad_filesize",
-        "bad_bytes_sent", "url_too_long", "duplicate_id",
+        "malformed_json", "not_an_object", "no_id", "bad_created_at", "no_ip", "no_episode", "bad_delivery_type",
+        "bad_filesize", "bad_bytes_sent", "url_too_long", "duplicate_id",
     ]  # fmt: skip
-    assert [name for name, _ in DEFECTS[:7]] == [str(reason) for reason in RejectReason][2:9]
+    named = [str(reason) for reason in RejectReason if reason is not RejectReason.BAD_DELIVERY_TYPE]
+    assert [name for name, _ in DEFECTS[:7]] == named[2:9]
+    assert [name for name, _ in DEFECTS_V2[:7]] == [str(reason) for reason in RejectReason][2:9]
 
 
 def test_a_rejection_says_why() -> None:
