@@ -60,8 +60,10 @@ class ExportKind(NamedTuple):
     Its rows: ``fields`` may be named in a column or a URL. ``identity`` are the fields by which a row without ``id`` is
     told from others; empty where every row must have one. ``delivery_types`` are the values of ``delivery_type``: of
     rows that are sent, and of rows that are left out; None where there is no such field. ``bytes_optional``: a row may
-    have neither ``filesize`` nor ``bytes_sent``, and no ``seconds_downloaded``. ``unknown`` says what nobody outside
-    Megaphone knows of it, and what to ask Triton; '' where there is nothing.
+    have neither ``filesize`` nor ``bytes_sent``, and no ``seconds_downloaded``.
+
+    ``unknown`` says what nobody outside Megaphone knows of it, and ``question`` what Triton has to agree to until then;
+    both are '' where all is known. ``hours`` says when its days are final, with ``{final_at}`` in it.
     """
 
     name: str
@@ -76,6 +78,8 @@ class ExportKind(NamedTuple):
     delivery_types: tuple[str, str] | None = None
     bytes_optional: bool = False
     unknown: str = ""
+    question: str = ""
+    hours: str = ""
 
     def day_of(self, name: str) -> date | None:
         """Return the UTC day in an object's name, or None when it is not an export of this kind."""
@@ -103,6 +107,7 @@ METRICS = ExportKind(
         "region", "user_agent",
     ),
     final_at=time(4, 30),
+    hours="at Megaphone at {final_at} UTC on the next day at the earliest",
 )  # fmt: skip
 
 # Megaphone, "Delivery & Impressions Export V2", as far as it is public: names, finality, the marker. The fields are
@@ -120,9 +125,11 @@ DELIVERY_V2 = ExportKind(
     delivery_types=("download", "play"),
     bytes_optional=True,
     unknown=(
-        "Megaphone's list of fields of the Delivery export V2 is not public, and no row that was ever described had "
-        "bytes, sizes or an id: ask Triton whether it counts lines whose bytes, object-size and byte-range are -"
+        "which fields Delivery exports V2 have is not public: as far as it is known, their rows have no bytes and no "
+        "sizes, and Triton has not agreed to lines without them"
     ),
+    question="do lines count whose `bytes`, `object-size` and `byte-range` are `-`, with status 200 (`agreed = true`)?",
+    hours="once Megaphone marks it, by {final_at} UTC on the next day or about an hour later",
 )
 
 KINDS = {kind.name: kind for kind in (METRICS, DELIVERY_V2)}
