@@ -11,12 +11,21 @@ import ipaddress
 import re
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    model_validator,
+)
 
-from .megaphone.exports import calendar_day
+from .megaphone.exports import KINDS, METRICS, ExportKind, FinalityRule, calendar_day
 from .s3.errors import BucketPlace
 from .triton import DEFAULT_URL, ColumnSpec, Layout, LogFormat, LogRules, UrlTemplate, prefix_problem
 
@@ -220,12 +229,30 @@ class ExportSettings(Section):
     url: ExportUrl
     region: str | None = Field(None, min_length=1)
     endpoint_url: WebAddress | None = None
-    final_at: ClockTime = time(4, 30)
+    kind: Literal["metrics", "delivery-v2"] = "metrics"
+    agreed: bool = False
+    final_at: ClockTime = METRICS.final_at
     settle: Duration = timedelta(minutes=65)
     poll_every: Duration = timedelta(minutes=10)
     look_back_days: int = Field(3, ge=1, le=365)
     first_day: Day | None = None
     give_up_waiting: Duration = timedelta(hours=47)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_kind(cls, given: Any) -> Any:
+        kind = KINDS.get(str(given.get("kind"))) if isinstance(given, dict) else None
+        return given if kind is None else {"final_at": kind.final_at} | given
+
+    @property
+    def export_kind(self) -> ExportKind:
+        """Which of Megaphone's exports are read."""
+        return KINDS[self.kind]
+
+    @property
+    def finality(self) -> FinalityRule:
+        """The rule by which a day is final."""
+        return FinalityRule(self.final_at, self.settle, bool(self.export_kind.marker_pattern))
 
     @property
     def bucket(self) -> str | None:
@@ -268,6 +295,7 @@ class LogSettings(Section):
     tokens: Literal["hash", "hold"] | None = None
     partial_status: Literal[206, 200] = 206
     bytes: Literal["clamped", "as-sent"] = "clamped"
+    object_size: Literal["export", "rss"] = "export"
     text: Literal["safe", "percent"] = "safe"
     url: UrlTemplateText = DEFAULT_URL
     episodes: FilePath | None = None
@@ -298,6 +326,7 @@ class LogSettings(Section):
             partial_status=self.partial_status,
             bytes=self.bytes,
             url=self.url,
+            object_size=self.object_size,
         )
 
 
@@ -397,3 +426,8 @@ class Config(Section):
     alerts: AlertSettings
     metrics: MetricsSettings | None
     log_output: LogOutputSettings
+
+    @property
+    def log_rules(self) -> LogRules:
+        """The rules by which rows of the configured kind of export become lines."""
+        return self.log.log_rules._replace(kind=self.export.kind)

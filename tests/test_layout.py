@@ -74,6 +74,7 @@ PURE = [
     "s3.retry",
     "episodes.rss",
     "convert.export_row",
+    "convert.identity",
     "convert.tally",
     "convert.row",
     "convert.job",
