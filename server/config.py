@@ -301,6 +301,8 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
     if export:
         problems += _export_checks(export)
         problems += _store_checks(sections["store"], export)
+    if export and log:
+        problems += _kind_checks(export, log, feeds)
     for key, path, cure in (
         ("log.episodes", log.episodes if log else None, "put the file there, or remove the key"),
         (
@@ -361,6 +363,26 @@ def _store_checks(store: StoreSettings | None, export: ExportSettings) -> list[P
         return []
     wrong = f'is "{store.url}": the exports of export.url lie under it, and the partner could read them'
     return [Problem("store.url", wrong, "give the logs a prefix of their own")]
+
+
+def _kind_checks(export: ExportSettings, log: LogSettings, feeds: FeedsSettings | None) -> list[Problem]:
+    """Return the problems of keys that do not go together with the kind of export."""
+    kind, problems = export.export_kind, []
+    if export.agreed and not kind.unknown:
+        wrong = f'is true, but export.kind is "{kind.name}", of which nothing has to be agreed'
+        problems.append(Problem("export.agreed", wrong, 'remove it, or set export.kind = "delivery-v2"'))
+    if log.object_size == "rss" and not kind.bytes_optional:
+        wrong = f'is "rss", but export.kind is "{kind.name}", whose rows have a size of their own'
+        problems.append(Problem("log.object_size", wrong, 'remove it, or set export.kind = "delivery-v2"'))
+    elif log.object_size == "rss" and feeds is not None and not feeds.configured:
+        wrong = 'is "rss", but there is no RSS feed to take a size from'
+        problems.append(Problem("log.object_size", wrong, "set feeds.urls or feeds.file, or remove it"))
+    # Of a key that has a problem of its own, what stands here is the default.
+    for field in sorted(log.log_rules.fields.difference(kind.fields, {"", None})):
+        key = "log.url" if f"{{{field}}}" in log.url else "log.columns"
+        wrong = f'asks for the field "{field}", which {kind.label} do not have'
+        problems.append(Problem(key, wrong, f"the fields are: {', '.join(kind.fields)}"))
+    return problems
 
 
 def _column_checks(log: dict[str, Any], _folder: Path) -> list[Problem]:

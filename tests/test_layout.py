@@ -74,6 +74,7 @@ PURE = [
     "s3.retry",
     "episodes.rss",
     "convert.export_row",
+    "convert.identity",
     "convert.tally",
     "convert.row",
     "convert.job",
@@ -90,6 +91,7 @@ PURE = [
     "status.reconcile",
     "sftp.algorithms",
     "sftp.protocol",
+    "sftp.proxy_protocol",
     "sftp.saslprep",
     "cli.samples",
 ]

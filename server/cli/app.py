@@ -166,6 +166,9 @@ def feed(
         str | None,
         typer.Option("--resend", metavar="REASON", help="Send the whole day again: the partner voided it."),
     ] = None,
+    change_rules: Annotated[
+        bool, typer.Option("--change-rules", help="First make this node's [log] that of all nodes of a shared store.")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Run one round now: publish what is newly final. Prints a line per day; exit 1 if a due day failed or is held."""
@@ -187,7 +190,7 @@ def feed(
     hash_key = load_ip_hash_key(settings.keys_dir)
     become_owner(settings)
 
-    results = run_loop(one_round(settings, hash_key, request))
+    results = run_loop(one_round(settings, hash_key, request, change_rules=change_rules))
     for result in results:
         # Its sentence may end with what to type.
         what, *to_do = steps(result.sentence)
@@ -413,6 +416,9 @@ def demo(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; at first 2222.")
     ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="Which exports: metrics or delivery-v2.", show_default=False)
+    ] = "",
     verbose: VerboseOption = False,
 ) -> None:
     """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
@@ -424,7 +430,7 @@ def demo(
     supervisor = Supervisor.from_environment()
     now = datetime.now(UTC)
     try:
-        made = prepare(directory, 2222 if port is None else port, now)
+        made = prepare(directory, 2222 if port is None else port, now, kind)
     except OSError as error:
         hint = "pickup-point demo --directory /tmp/pickup-point-demo"
         raise PickupPointError(f"cannot create the demo in {directory}: {error}", hint=hint) from error

@@ -29,7 +29,6 @@ from ..sftp.users import password_matches
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
 from ..storage.ledger import LEDGER_FILE, Ledger
-from ..storage.log_store import LogStore
 from .options import port_of
 from .privileges import become_owner
 from .tables import check_line, size_text
@@ -143,7 +142,7 @@ class _Sampler:
 
 async def _exports(config: Config) -> AsyncIterator[Finding]:
     """List the exports, read one, and see whether If-Match is honoured."""
-    source = await open_source(config.export.place)
+    source = await open_source(config.export.place, config.export.export_kind)
     try:
         began = datetime.now(UTC)
         listing = await source.day_exports()
@@ -151,9 +150,7 @@ async def _exports(config: Config) -> AsyncIterator[Finding]:
         yield _clock(listing, began)
         if not listing.exports:
             others = listing.others
-            cure = f"check export.url: {_listing_command(config)}"
-            if others.elsewhere:
-                cure = f'set export.url = "{others.elsewhere}"'
+            cure = others.cure or f"check export.url: {_listing_command(config)}"
             yield Finding(Level.WARNING, f"exports: {others.sentence(source.name)}", cure)
             return
         newest = listing.exports[max(listing.exports)]
@@ -210,6 +207,8 @@ async def _store(config: Config) -> AsyncIterator[Finding]:
     """See whether the store lets us do what we need, and honours the condition under which we write."""
     if config.store is None:
         return
+    from ..storage.log_store import LogStore
+
     store = LogStore(config.store.place, config.store.state_prefix)
     try:
         refuses = await store.try_rights()
@@ -219,6 +218,10 @@ async def _store(config: Config) -> AsyncIterator[Finding]:
     yield Finding(Level.OK, f"store: {store.name} can be listed, written, read and cleaned up")
     if refuses:
         yield Finding(Level.OK, "store: it replaces nothing that is there (If-None-Match)")
+        return
+    if config.store.shared:
+        sentence = "store: it ignores If-None-Match, so it cannot say which of the nodes was first"
+        yield Finding(Level.CRITICAL, sentence, "use another store, or set store.shared = false on one service only")
         return
     cure = "let nothing but this service write there; ask whoever runs the store to honour If-None-Match"
     yield Finding(
@@ -305,7 +308,8 @@ async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], co
     shown = _shown(where)
     cure = f"ssh-keyscan -p {port} {host}"
     try:
-        found = await host_key(host, port)
+        # Between us and the public address stands the balancer, which sends the header itself.
+        found = await host_key(host, port, config.sftp.proxy_protocol_from if where == _own(config) else ())
     except HungUp as error:
         # The service closes a connection at once if no user may come from its address.
         if all(user.allow_from for user in config.sftp.users):
@@ -339,7 +343,7 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         cure = f"on a machine that is in it: sftp -P {port} {login}"
         return Finding(Level.WARNING, sentence, cure)
     try:
-        found = await fetch_sha256(*where, attempt, host_keys, name)
+        found = await fetch_sha256(*where, attempt, host_keys, name, config.sftp.proxy_protocol_from)
     except LoginRefused as error:
         sentence = f"login: {shown} refuses {attempt.user} with {attempt.file}"
         if str(error) != attempt.methods[0]:

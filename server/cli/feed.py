@@ -28,11 +28,17 @@ if TYPE_CHECKING:
 
     from ..publish.decisions import DayResult, FeedRequest
     from ..publish.retention import Pruned
+    from ..service import Installation
     from ..settings import Config
 
 
-async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> list[DayResult]:
-    """Run one round now, which counts like one of the service's; return what became of each day."""
+async def one_round(
+    config: Config, hash_key: bytes, request: FeedRequest, *, change_rules: bool = False
+) -> list[DayResult]:
+    """Run one round now, which counts like one of the service's; return what became of each day.
+
+    With ``change_rules``, this node's terms become those of a shared store before.
+    """
     with progress_bars() as show:
         progress = None if show is None else lambda day, done, total: show(str(day), done, total)
         async with assembled(config, hash_key, progress=progress) as installation:
@@ -41,6 +47,8 @@ async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> li
                     async with asyncio.timeout(FIRST_CATALOGUE):
                         if await in_thread(installation.catalogue.untried):
                             await installation.catalogue.refresh(datetime.now(UTC))
+                if change_rules and installation.shared is not None:
+                    await in_thread(_change_rules, installation)
                 now = datetime.now(UTC)
                 try:
                     outcome = await installation.feed.run_round(now, request)
@@ -51,6 +59,12 @@ async def one_round(config: Config, hash_key: bytes, request: FeedRequest) -> li
                     raise
                 await in_thread(_note, installation.ledger, round_facts(now, outcome))
                 return outcome.results
+
+
+def _change_rules(installation: Installation) -> None:
+    with installation.folder.round_lock(lambda: None, installation.stop.is_set):
+        assert installation.shared is not None  # noqa: S101  # by the caller
+        installation.shared.change_rules()
 
 
 def _note(ledger: Ledger, facts: dict[str, Any]) -> None:
@@ -71,7 +85,7 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
         elif doubt(ledger, now):
             # A bucket has a clock of its own; only then is it worth asking.
             with contextlib.suppress(SourceError):
-                source = await open_source(config.export.place)
+                source = await open_source(config.export.place, config.export.export_kind)
                 try:
                     listing = await source.day_exports()
                 finally:

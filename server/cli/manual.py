@@ -27,6 +27,7 @@ CHAPTERS = (
     "telling-triton",
     "bucket",
     "store",
+    "delivery-v2",
     "logs",
     "episodes",
     "operating",

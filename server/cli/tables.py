@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..convert.tally import Tally
 from ..hints import Call, Step, lines, without_page
+from ..publish.store_state import NODE
 from ..status.alarms import Level
 from ..status.causes import causes, notes
 from ..status.days import DayOverview, span
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _STATE_STYLE = {
     "picked up": "green", "published": "cyan", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",
+    "unmarked": "dim",
     "missing": "bold red", "stale": "bold red", "held": "bold red", "failed": "bold red",
     "unknown": "bold red",
 }  # fmt: skip
@@ -46,7 +48,7 @@ DAYS_SHOWN = 14
 STRIP_DAYS = 60
 # One cell a day. Shapes differ as well as colours: not everybody sees colours, and not every terminal has them.
 _CELLS = {
-    "picked up": "█", "published": "▄", "open": "·", "settling": "·", "due": "·", "pruned": "░",
+    "picked up": "█", "published": "▄", "open": "·", "unmarked": "·", "settling": "·", "due": "·", "pruned": "░",
     "missing": "!", "stale": "!", "held": "!", "failed": "!", "unknown": "!",
 }  # fmt: skip
 _WIDE = 116
@@ -93,6 +95,8 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
     if running and "service_started" in facts:
         since = datetime.fromisoformat(facts["service_started"])
         said = [("Service", f"running for {span(now - since)}, port {facts.get('service_port', '?')}")]
+    if NODE in facts:
+        said.append(("Node", str(facts[NODE])))
     for label, name in (("Last round", "last_round"), ("Next round", "next_round")):
         if name in facts and (running or name == "last_round"):
             at = datetime.fromisoformat(facts[name])

@@ -16,26 +16,26 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..errors import ConfigError, Problem, StoreError
-from ..s3.objects import ObjectStore
-from ..storage.log_store import LogStore
 from ..storage.sequence import Terms
 from ..storage.shelf import open_shelf
 from .shared import SharedSequence
 from .shared_pickups import SharedPickups
-from .store_copy import StoreCopy
+from .store_state import NODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-    from ..settings import Config
+    from ..settings import Config, StoreSettings
     from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
+    from ..storage.shelf import Shelf
     from .publisher import Publisher
+    from .store_copy import StoreCopy
 
 log = structlog.get_logger()
 
 LOOK_EVERY = timedelta(seconds=30)  # at the sequence: what other nodes publish is served soon
-NODE = "node"  # a fact of the ledger: this node's name
 
 
 def shared_sequence(
@@ -48,9 +48,14 @@ def shared_sequence(
     if hash_key is not None:
         # A fingerprint: what it is of cannot be found from it, and a wrong key is told by it.
         fingerprint = hashlib.sha256(b"pickup-point ip_hash.key" + hash_key).hexdigest()[:16]
-        terms = Terms(fingerprint, config.log.log_rules.as_json(), config.log.prefix)
-    shelf = partial(open_shelf, ObjectStore(config.store.place), config.store.state_prefix)
-    return SharedSequence(shelf, ledger, folder, terms, node_name(ledger))
+        terms = Terms(fingerprint, config.log_rules.as_json(), config.log.prefix)
+    return SharedSequence(_shelf(config.store), ledger, folder, terms, node_name(ledger))
+
+
+def _shelf(store: StoreSettings) -> Callable[[], AbstractContextManager[Shelf]]:
+    from ..s3.objects import ObjectStore
+
+    return partial(open_shelf, ObjectStore(store.place), store.state_prefix)
 
 
 def store_copy(
@@ -59,12 +64,14 @@ def store_copy(
     """Return what makes the store follow, or None where there is no store."""
     if config.store is None:
         return None
+    # Here, as below: who has no store does not load the AWS SDK.
+    from ..storage.log_store import LogStore
+    from .store_copy import StoreCopy
 
     store = LogStore(config.store.place, config.store.state_prefix)
     if not config.store.shared:
         return StoreCopy(store, ledger, folder, stopped)
-    shelf = partial(open_shelf, ObjectStore(config.store.place), config.store.state_prefix)
-    pickups = SharedPickups(shelf, ledger, node_name(ledger))
+    pickups = SharedPickups(_shelf(config.store), ledger, node_name(ledger))
 
     def catch_up() -> None:
         # Not beside a round: what that decides by must not change before it has written it.
@@ -83,6 +90,8 @@ async def refuse_unfit_store(config: Config) -> None:
     """
     if config.store is None or not config.store.shared:
         return
+    from ..storage.log_store import LogStore
+
     try:
         refuses = await LogStore(config.store.place, config.store.state_prefix).try_rights()
     except StoreError as error:  # what is published is served without it

@@ -43,7 +43,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class DayOutcome:
     """What became of an order: files, or a reason (word, sentence) to hold the day, or neither.
 
     ``unsent`` is the number of lines that were not published because the order did not allow it.
@@ -83,6 +83,8 @@ class Publisher:
         self._stop = stop
         self._reported_missing: set[LogName] = set()
         self._serving = threading.Lock()  # what is served is never set from a ledger and a folder read at two instants
+        if shared is not None:
+            shared.on_change = self.serve_published
 
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
         """Return the next name of a day that neither the ledger nor the folder has ever seen."""
@@ -99,7 +101,7 @@ class Publisher:
         catalogue: Catalogue | None,
         now: datetime,
         progress: Callable[[int], None] | None = None,
-    ) -> Done:
+    ) -> DayOutcome:
         """Convert the export in ``spool`` and publish it, or return why it is not published.
 
         Raises:
@@ -151,13 +153,13 @@ class Publisher:
                 held = ON_ONE_LINE
             staging.keep_rejects(written=converted.rejects)
             if held is not None:
-                return Done(tally, held=held)
+                return DayOutcome(tally, held=held)
             if not converted.logs:
                 if rest is not None:  # its rows are no longer in the export
                     self._ledger.release_missing(rest.id)
-                return Done(tally, changed=changed, removed=removed)
+                return DayOutcome(tally, changed=changed, removed=removed)
             if not order.may_publish:
-                return Done(tally, changed=changed, removed=removed, unsent=tally.lines)
+                return DayOutcome(tally, changed=changed, removed=removed, unsent=tally.lines)
             publication = Publication(
                 id=0,
                 day=day,
@@ -176,7 +178,7 @@ class Publisher:
             if rest is not None and completes:
                 publication = rest
             files = self._link(staging, publication, converted.logs, now, rest.id if rest is not None else 0)
-        return Done(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)
+        return DayOutcome(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)
 
     def _opener(self, name: LogName) -> Callable[[], BinaryIO]:
         return lambda: self._folder.open_log(name)
@@ -190,13 +192,11 @@ class Publisher:
         """
         header = publication.rules.layout.header_lines(publication.day)
         if self._shared is not None:
-            files = self._shared.publish(
+            return self._shared.publish(
                 publication,
                 lambda earliest: staging.seal(written, header, earliest, self._stop),
                 [log.lines for log in written],
             )
-            self.serve_published()
-            return files
         # Whole and on disk, with size, digest and mtime final: only such a file may be promised.
         logs = staging.seal(written, header, self._next_mtime(now), self._stop)
         # Set first: once the ledger has promised the names, `recover` links from staging what is not linked here.
@@ -291,8 +291,8 @@ class Publisher:
             StoreError: the shared store cannot be read.
             NodesDiffer: this data folder has a history of its own.
         """
-        if self._shared is not None and self._shared.catch_up():
-            self.serve_published()
+        if self._shared is not None:
+            self._shared.catch_up()
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
         """Record the whole files that an empty ledger finds in the folder as published, once; return how many."""
@@ -342,7 +342,10 @@ class Publisher:
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
                 # Which release wrote the file, and so how ids stand in it, does not show.
-                rules=rules if layout is None else rules._replace(layout=layout._replace(ids=IdCells.UNKNOWN)),
+                # Nor does the key by which rows without an id got theirs.
+                rules=rules._replace(
+                    layout=rules.layout if layout is None else layout._replace(ids=IdCells.UNKNOWN), id_key=""
+                ),
                 tally=None,
                 intended_at=now,
                 published_at=published,

@@ -17,6 +17,7 @@ import os
 import secrets
 import shlex
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ from ..storage.sequence import (
 from ..triton import LogFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -77,19 +78,31 @@ class SharedSequence:
         self._folder = folder
         self._terms = terms
         self._node = node
+        self.on_change: Callable[[], None] = lambda: None  # called when other files are published than before
+
+    @contextmanager
+    def _connected(self) -> Iterator[Shelf]:
+        head = self._ledger.entries.head()
+        try:
+            with self._open() as shelf:
+                yield shelf
+        finally:
+            # Whatever ended it: what was applied before is published.
+            if self._ledger.entries.head() != head:
+                self.on_change()
 
     # What the publisher and retention ask for
 
-    def catch_up(self) -> int:
-        """Apply what is new in the sequence; return how many entries that were.
+    def catch_up(self) -> None:
+        """Apply what is new in the sequence.
 
         Raises:
             StoreError: it cannot be read; what was applied stays.
             NodesDiffer: this ledger has a history of its own.
             DataFolderError, LedgerError: the disk failed; the next time goes on.
         """
-        with self._open() as shelf:
-            return self._catch_up(shelf)
+        with self._connected() as shelf:
+            self._catch_up(shelf)
 
     def publish(
         self, publication: Publication, seal: Callable[[int], Sequence[StagedLog]], lines: Sequence[int]
@@ -101,7 +114,7 @@ class SharedSequence:
             NodesDiffer: this node may not publish.
             StoreError: it is not known whether it was published; catching up will show.
         """
-        with self._open() as shelf:
+        with self._connected() as shelf:
             self._take_turn(shelf)
             newest = self._ledger.newest_mtime()
             earliest = int(shelf.clock.timestamp())
@@ -127,7 +140,7 @@ class SharedSequence:
         Raises:
             StoreError: it is not known whether it was pruned; catching up will show.
         """
-        with self._open() as shelf:
+        with self._connected() as shelf:
             for _ in range(MOST_TURNS):
                 self._catch_up(shelf)
                 if self._known_terms() is None:
@@ -145,7 +158,7 @@ class SharedSequence:
     def change_rules(self) -> list[str]:
         """Make this node's terms those of the sequence; return what changed. The other nodes must follow."""
         assert self._terms is not None  # noqa: S101  # by the caller
-        with self._open() as shelf:
+        with self._connected() as shelf:
             self._catch_up(shelf)
             if (known := self._known_terms()) is None:
                 return []

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 from ..errors import DataFolderError, LedgerError, NodesDiffer, StoreError
 from ..storage.log_store import NotTheLog
 from ..threads import in_thread
+from .store_state import STORE, StoreState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,32 +32,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FIRST_RETRY = timedelta(seconds=15)  # after a pass that did not come to its end; doubled up to ``every``
-STORE = "store"  # a fact of the ledger: a `StoreState` as JSON
-
-
-class StoreState(NamedTuple):
-    """What is known of the store at ``url``: the logs that lie there as they were published, and what is wrong.
-
-    ``wrong`` are sentences about names, ``error`` is why the last pass did not come to its end.
-    """
-
-    url: str
-    there: tuple[str, ...] = ()
-    wrong: tuple[str, ...] = ()
-    error: str = ""
-    hint: str = ""
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any], url: str) -> StoreState:
-        """Return what the facts say; of another store than ``url`` they say nothing."""
-        fact = facts.get(STORE)
-        if fact is None or fact["url"] != url:
-            return cls(url)
-        return cls(**{**fact, "there": tuple(fact["there"]), "wrong": tuple(fact["wrong"])})
-
-    def lacks(self, entry: LedgerLog) -> bool:
-        """Return whether a published log does not lie in the store."""
-        return entry.state == "published" and str(entry.name) not in self.there
 
 
 class Plan(NamedTuple):

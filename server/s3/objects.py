@@ -79,7 +79,9 @@ class Objects:
         self._sdk = sdk
         self.clock: datetime | None = None  # the store's own, as its last answer had it
 
-    def _heard(self, reply: dict[str, Any]) -> None:
+    def _heard(self, reply: Any) -> None:
+        if not isinstance(reply, dict):
+            return
         date = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
         with contextlib.suppress(ValueError, OverflowError):
             self.clock = parsedate_to_datetime(date)
@@ -212,7 +214,7 @@ class Objects:
             async with self._client.answering(key) as limit:
                 yield limit
         except FailedAttempt as attempt:
-            self._heard(getattr(attempt.__cause__, "response", {}))
+            self._heard(getattr(attempt.__cause__, "response", None))
             raise _store_error(attempt) from attempt
 
 

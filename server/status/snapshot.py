@@ -21,7 +21,7 @@ from ..disk import translate_os_errors
 from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
-from ..publish.store_copy import StoreState
+from ..publish.store_state import StoreState
 from ..publish.window import KnownDays
 from ..sftp.algorithms import HOST_KEY_FILES
 from ..storage.ledger import LEDGER_FILE, Ledger
@@ -133,6 +133,7 @@ class Snapshot:
             refresh_every=config.feeds.refresh_every,
             first_day=config.export.first_day,
             store=_store(config, facts),
+            unagreed="" if config.export.agreed else config.export.export_kind.unknown,
         )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
 

@@ -238,6 +238,11 @@ MIGRATIONS: tuple[str, ...] = (
     UPDATE day SET checked_at = seen_at WHERE checked_etag IS NOT NULL;
     """,
     """
+    -- What the last handle left when it was interrupted, as JSON: `Pickup.tail` and the client's address. The next one
+    -- may show that it arrived.
+    ALTER TABLE delivered ADD COLUMN tail TEXT;
+    """,
+    """
     -- The entries of a shared store's sequence that were applied, as compressed JSON, and which publication came with
     -- which of them; NULL where none did.
     CREATE TABLE entry (number INTEGER PRIMARY KEY, id TEXT NOT NULL, node TEXT NOT NULL, data BLOB NOT NULL);

@@ -179,7 +179,7 @@ async def test_an_existing_folder_becomes_the_first_entry(node: Callable[..., Si
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"key": b"x" * 32}, "ip_hash.key"), ({"prefix": "OTHER"}, "log.prefix")]
+    ("settings", "words"), [({"hash_key": b"x" * 32}, "ip_hash.key"), ({"prefix": "OTHER"}, "log.prefix")]
 )
 async def test_a_node_that_differs_publishes_nothing_and_says_in_what(
     node: Callable[..., Site], settings: dict[str, Any], words: str

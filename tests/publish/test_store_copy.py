@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.publish.store_copy import STORE, StoreCopy
+from server.publish.store_copy import StoreCopy
+from server.publish.store_state import STORE
 from server.s3.errors import BucketPlace
 from server.storage.log_store import LogStore
 from tests.support.fault_s3 import BUCKET, cut, done_but, hang_up, page, redirect, refuse, silent

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from server.errors import SourceUnreachable
 from server.pickups import PickupProgress
 from server.publish.holds import HoldPolicy
-from server.publish.store_copy import StoreState
+from server.publish.store_state import StoreState
 from server.status.alarms import Alarm, Level, Measured, Partner, Store, alarms
 from server.status.deadlines import DeadlinePolicy
 from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, name, rows_of
@@ -131,7 +131,11 @@ async def test_other_objects_in_place_of_exports_warn_at_once_and_exports_close_
     assert of_source(site, at(-1, "23:59")) is None
     found = of_source(site, at(0))
     assert found is not None and "none named metrics-day-YYYY-MM-DD.json.gz, but Delivery exports V2" in found.sentence
-    assert found.hint == "ask support-megaphone@spotify.com for the Metrics Export Service"
+    assert found.hint == 'set export.kind = "delivery-v2"'
+    (site.exports / f"delivery-v2-day-{DAY}.json.gz").rename(site.exports / "impression-day-1.json.gz")
+    await site.round(at(-2, "12:05"))
+    found = of_source(site, at(0))
+    assert found is not None and found.hint == "ask support-megaphone@spotify.com for the Metrics Export Service"
     (site.exports / "sub").mkdir()
     (site.exports / "sub" / f"metrics-day-{DAY}.json.gz").write_bytes(b"x")
     await site.round(at(-2, "12:10"))

@@ -1,0 +1,41 @@
+"""What the ledger's facts say of the store of published logs: apart, so that a question does not load the AWS SDK.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..storage.records import LedgerLog
+
+STORE = "store"  # a fact of the ledger: a `StoreState` as JSON
+NODE = "node"  # a fact of the ledger: this node's name among those of a shared store
+
+
+class StoreState(NamedTuple):
+    """What is known of the store at ``url``: the logs that lie there as they were published, and what is wrong.
+
+    ``wrong`` are sentences about names, ``error`` is why the last pass did not come to its end.
+    """
+
+    url: str
+    there: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    error: str = ""
+    hint: str = ""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], url: str) -> StoreState:
+        """Return what the facts say; of another store than ``url`` they say nothing."""
+        fact = facts.get(STORE)
+        if fact is None or fact["url"] != url:
+            return cls(url)
+        return cls(**{**fact, "there": tuple(fact["there"]), "wrong": tuple(fact["wrong"])})
+
+    def lacks(self, entry: LedgerLog) -> bool:
+        """Return whether a published log does not lie in the store."""
+        return entry.state == "published" and str(entry.name) not in self.there
