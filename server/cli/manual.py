@@ -27,6 +27,7 @@ CHAPTERS = (
     "telling-triton",
     "bucket",
     "store",
+    "two-nodes",
     "delivery-v2",
     "logs",
     "episodes",
