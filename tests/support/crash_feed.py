@@ -143,7 +143,7 @@ class Fuse:
         return stepped
 
     def lay(self) -> None:
-        """Into everything that is a step."""
+        """Into everything that is a step; into a store besides where there is one, see `FolderShelf.weather`."""
         for owner, attribute in STEPS:
             setattr(owner, attribute, self.around(getattr(owner, attribute)))
 
