@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[float, float]] = {
     "network": (41, 40),
     "clock": (5, 50),
     "months": (30, 60),
+    "nodes": (30, 60),
     "exports": (5, 45),
     "fuzz": (61, 45),
     "attack": (5, 60),

@@ -30,6 +30,7 @@ from ..storage.records import LedgerLog
 from ..storage.sequence import (
     CHECKPOINT_EVERY,
     MOST_BYTES,
+    MOST_CHECKPOINT,
     Entry,
     NoEntry,
     Terms,
@@ -123,6 +124,9 @@ class SharedSequence:
                 LedgerLog(entry.name, 0, entry.size, entry.sha256, entry.mtime, count, "published")
                 for entry, count in zip(staged, lines, strict=True)
             )
+            # Never: it was decided by the ledger as it stands. But nothing could take such an entry back.
+            if self._ledger.logs_of(part.name for part in logs):
+                raise Overtaken("a name was spent meanwhile")
             at = datetime.fromtimestamp(logs[0].mtime, UTC)
             entry = self._next("publication", shelf, publications=(as_committed(publication, logs, at),))
             began = time.monotonic()
@@ -200,7 +204,7 @@ class SharedSequence:
     def _from_checkpoint(self, shelf: Shelf) -> list[Entry]:
         """Return the entries of the newest checkpoint, for a ledger that has none yet."""
         names = [shelved.name for shelved in shelf.list("checkpoints")]
-        data = shelf.read(f"checkpoints/{names[-1]}", MOST_BYTES) if names else None
+        data = shelf.read(f"checkpoints/{names[-1]}", MOST_CHECKPOINT) if names else None
         if data is None:
             return []
         return [self._entry(number, line) for number, line in enumerate(gzip.decompress(data).splitlines(), 1)]
@@ -284,15 +288,16 @@ class SharedSequence:
                         f"the content of {part.name} in the shared store is not what was published",
                         hint="ask whoever else writes to the store",
                     )
-            # What this node had staged itself, before another one was first, may be the same but for its mtime; and a
-            # folder may have been copied without. Nobody is shown the file yet.
-            if path.lstat().st_mtime != part.mtime:
-                os.utime(path, (part.mtime, part.mtime), follow_symlinks=False)
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            # What lay in staging may be this node's own, made before another one was first: the same bytes, but perhaps
+            # not on disk yet, and with another mtime. A folder may have been copied without its times. Nobody is shown
+            # the file before this is done.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, 0o440)
+                os.utime(descriptor, (part.mtime, part.mtime))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _download(self, shelf: Shelf, entry: Entry, part: LedgerLog, staged: Path) -> None:
         """Write a file's content from the store into staging, and bring it to disk."""

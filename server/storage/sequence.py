@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MOST_BYTES = 64 << 20  # of an entry: the books by podcast are the most of it
+MOST_CHECKPOINT = 1 << 30  # bytes of a checkpoint, compressed
 CHECKPOINT_EVERY = 100
 
 EntryKind = Literal["begin", "publication", "prune", "rules"]

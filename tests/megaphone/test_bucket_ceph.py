@@ -8,18 +8,21 @@ import random
 import threading
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # ships no types
 
-from server.errors import ExportChanged, SourceRefused, SourceUnreachable
+from server.errors import ExportChanged, SourceRefused, SourceUnreachable, StoreError
 from server.megaphone.bucket import Bucket
 from server.megaphone.exports import DELIVERY_V2, METRICS, ExportKind, FinalityRule
 from server.publish.store_copy import StoreCopy
 from server.s3.errors import BucketPlace
+from server.s3.objects import ObjectStore
 from server.s3.retry import RetryPolicy
 from server.storage.log_store import LogStore
+from server.storage.shelf import open_shelf
 
 from ..support.ceph import OWNER, READER, STRANGER, Ceph
 from ..support.s3 import REGION, AwsChain, S3Server, bucket_settings, client_of
@@ -27,6 +30,7 @@ from ..support.site import Site, at, log_name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from server.megaphone.exports import DayExport
 
@@ -265,3 +269,31 @@ async def test_published_logs_lie_in_a_real_store_too(
     site.prune(at(62, "06:00"))
     assert (await copy.follow()).there == ()
     assert "Contents" not in s3.client.list_objects_v2(Bucket=s3.bucket)
+
+
+async def test_two_nodes_publish_by_a_real_store(tmp_path: Path, s3: S3Server, ceph: Ceph, aws_chain: AwsChain) -> None:
+    """Its condition decides; the gateway dies when one of them publishes; both show the same in the end."""
+    aws_chain.use(*OWNER)
+    place = BucketPlace(s3.bucket, "logs/", REGION, s3.url, None, "store")
+    shared = {"store": True, "open_shelf": partial(open_shelf, ObjectStore(place, QUICK), ".pickup-point/logs/")}
+    nodes = [Site(tmp_path / word, exports=tmp_path / "exports", **shared) for word in "ab"]
+    try:
+        nodes[0].put(rows_of(DAY, 40), at(1, "04:10"))
+        await asyncio.gather(*(site.round(at(1, "05:35")) for site in nodes))
+        nodes[0].put(rows_of(DAY, 45), at(1, "09:00"))
+        ceph.kill_gateway()
+        try:
+            with pytest.raises(StoreError):
+                await nodes[0].round(at(1, "10:15"))
+        finally:
+            await asyncio.to_thread(ceph.start_gateway)
+        for site in (*nodes, nodes[0]):
+            await site.round(at(1, "11:15"))
+        shown = [{log.name: (log.sha256, log.mtime) for log in site.ledger.logs()} for site in nodes]
+        assert shown[0] == shown[1]
+        for site in nodes:
+            site.check_folder()
+            assert site.standing_ids() == {f"{DAY}-{n}": 1 for n in range(45)}
+    finally:
+        for site in nodes:
+            site.stop()

@@ -142,10 +142,14 @@ class Site:
         self.ledger = Ledger.open(self.point.ledger_path)
         self.shared: SharedSequence | None = None
         if self.settings["store"] is not None:
-            self.shelf = FolderShelf(self.settings["store"], lambda: self.source.now)
+            opened = self.settings.get("open_shelf")
+            if opened is None:
+                self.shelf = FolderShelf(self.settings["store"], lambda: self.source.now)
             rules, prefix = self.settings["rules"].as_json(), self.settings["prefix"]
             terms = Terms(hashlib.sha256(self.settings["hash_key"]).hexdigest()[:16], rules, prefix)
-            self.shared = SharedSequence(lambda: self.shelf.opened(), self.ledger, self.point, terms, self.root.name)
+            self.shared = SharedSequence(
+                opened or (lambda: self.shelf.opened()), self.ledger, self.point, terms, self.root.name
+            )
         self.publisher = Publisher(
             self.ledger, self.point, hash_key=self.settings["hash_key"], policy=self.holds, workers=1,
             max_rows_per_file=self.settings["max_rows_per_file"], stop=self.stop_event, shared=self.shared,
