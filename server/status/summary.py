@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..convert.tally import FilterReason
 from ..hints import Step, steps
 from ..megaphone.exports import FinalityRule
 from .days import span
@@ -82,8 +83,14 @@ def rows_sentence(day: DayOverview) -> str:
     if not (day.rows or day.publications):
         return ""
     kept = [f"{day.lines:,} lines for the partner"] if day.publications else []
-    kept += [f"{day.filtered:,} filtered", f"{day.rejected:,} rejected"]
+    kept += [f"{left_out(day):,} filtered", f"{day.rejected:,} rejected"]
     return f"{day.rows:,} rows from Megaphone: {', '.join(kept)}."
+
+
+def left_out(day: DayOverview) -> int:
+    """Return how many rows were filtered; not those of a later version that an earlier file of the day has sent."""
+    newest = next((it.tally for it in reversed(day.publications) if it.tally is not None), None)
+    return day.filtered - (newest.filtered[FilterReason.SENT_BEFORE] if newest is not None else 0)
 
 
 def instant(at: datetime) -> str:

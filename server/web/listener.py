@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 HEADER_SECONDS = 10.0  # from the connection to the end of the request's header
 ANSWER_SECONDS = 60.0  # from there to the end of the connection
+CLOSE_SECONDS = 1.0  # that answers under way have at the end
 MAX_REQUEST = 16 * 1024  # bytes; no request has a body
 MAX_LINE = 4 * 1024
 METHODS = ("GET", "HEAD")
@@ -61,7 +62,7 @@ class Listener:
         """
         host, port = self._settings.host_and_port
         loop = asyncio.get_running_loop()
-        manager = self._manager = web.Server(self._handle)
+        manager = self._manager = web.Server(self._handle, handler_cancellation=True)
         try:
             self._server = await loop.create_server(lambda: _Connection(self, manager, loop), host, port)
         except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
@@ -76,7 +77,7 @@ class Listener:
             self._server.close()
             for connection in list(self._connections):
                 connection.abort()
-            await self._manager.shutdown(0)
+            await self._manager.shutdown(CLOSE_SECONDS)
             self._server = None
 
     # Connections

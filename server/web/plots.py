@@ -132,7 +132,7 @@ def rows_plot(days: Mapping[date, DayOverview], today: date) -> RowsPlot | None:
         )
     with_rows = [day for day in shown if day in counted]
     words = f"{len(with_rows)} days with rows, from {min(counted[d].rows for d in with_rows):,} to {most:,} rows a day"
-    y_marks = tuple(Mark(y(top * part // 2), _short(top * part // 2)) for part in range(3))
+    y_marks = tuple(Mark(y(top * part // 2), _short(top * part // 2)) for part in (0, 1, 2))
     return RowsPlot(tuple(bars), _x_marks(shown, slot), y_marks, words)
 
 
@@ -215,13 +215,11 @@ def _x_marks(shown: Sequence[date], slot: float) -> tuple[Mark, ...]:
 
 
 def _round_up(most: int) -> int:
-    """Return the next number of the form 2, 4, 10 times a power of ten."""
+    """Return the next number that is easy to read, and so is its half."""
     power = 1
-    while True:
-        for step in (2, 4, 10):
-            if most <= step * power:
-                return step * power
+    while most > 10 * power:
         power *= 10
+    return next(round(step * power) for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if most <= step * power)
 
 
 def _short(count: int) -> str:

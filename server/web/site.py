@@ -45,7 +45,7 @@ _STATIC = {"/style.css": "text/css; charset=utf-8", "/icon.svg": "image/svg+xml"
 class Page:
     """The page of a service; without ``[web]`` it does nothing.
 
-    ``unhealthy_reason`` says why the service does not work, or ''.
+    ``unhealthy_reason`` says why the service does not work, or ''; ``clock`` is told by tests only.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class Page:
         config: Callable[[], Config],
         read_metrics: Callable[[], Reading],
         unhealthy_reason: Callable[[], Awaitable[str]],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._config = config
         self._read_metrics = read_metrics
         self._unhealthy_reason = unhealthy_reason
+        self._clock = clock
         self._parts: tuple[Listener, Door, Reader] | None = None
         self._static = {path: (FOLDER / "static" / path[1:]).read_bytes() for path in _STATIC}
         self._templates = templates()
@@ -113,7 +115,7 @@ class Page:
             return self._sorry(404 if path.startswith(("/days/", "/files/")) else 503, error)
 
     def _page(self, path: str, *, still: bool) -> Answer:
-        config, now = self._config(), datetime.now(UTC)
+        config, now = self._config(), self._clock()
         match path.split("/")[1:]:
             case [""]:
                 return self._html(
@@ -152,7 +154,7 @@ class Page:
         return Answer(status, HTML, body.encode(), {} if still else {"Refresh": str(REFRESH_SECONDS)})
 
     def _sorry(self, status: int, error: PickupPointError) -> Answer:
-        values = {"now": datetime.now(UTC), "sentence": str(error), "steps": steps(error.hint)}
+        values = {"now": self._clock(), "sentence": str(error), "steps": steps(error.hint)}
         return self._html("sorry.html", "", False, values, status)
 
 

@@ -11,7 +11,7 @@ from ..hints import Call, lines, without_page
 from ..status.alarms import Level
 from ..status.causes import causes, notes
 from ..status.deadlines import Urgency
-from ..status.summary import rows_sentence, summary
+from ..status.summary import left_out, rows_sentence, summary
 from ..status.words import (
     calendar_state,
     disk_line,
@@ -183,7 +183,7 @@ def one_day(day: DayOverview, details: DayDetails, config: Config, call: Call, n
         "day": day,
         "look": look,
         "sign": sign,
-        "card": card(day, config, call, str(day.day)),
+        "card": card(day, config, call, "In plain words"),
         "deadlines": [
             (what, deadline.by, deadline.done, str(deadline.urgency), _URGENCY_LOOKS[deadline.urgency])
             for what, deadline in (("published", day.deadlines.published), ("picked up", day.deadlines.picked_up))
@@ -236,7 +236,7 @@ def _row(day: DayOverview) -> Row:
     words, urgency = next_deadline(day)
     return Row(
         day.day, day.state, look, sign, size_text(day.export.size) if day.export is not None else "",
-        bool(day.publications or day.rows), day.rows, day.filtered, day.rejected, day.lines, len(day.logs),
+        bool(day.publications or day.rows), day.rows, left_out(day), day.rejected, day.lines, len(day.logs),
         day.published_at, pickup_words(day), words, _URGENCY_LOOKS[urgency],
     )  # fmt: skip
 
