@@ -23,7 +23,16 @@ import structlog
 from .config import after_reload, changed_keys, load_config, load_ip_hash_key
 from .convert.apart import kernel_lack
 from .episodes.source import CatalogueSource
-from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError, unexpected
+from .errors import (
+    CannotListen,
+    ConfigError,
+    DataFolderError,
+    LedgerError,
+    PickupPointError,
+    Problem,
+    SourceError,
+    unexpected,
+)
 from .megaphone.source import open_source
 from .publish.clock import SteadyClock
 from .publish.decisions import FeedPolicy, Round
@@ -64,10 +73,6 @@ class TaskDied(PickupPointError):
     """A background task ended by itself; the service ends with it, and systemd starts it again."""
 
 
-class CannotListen(PickupPointError):
-    """The configured address and port cannot be bound."""
-
-
 class Service:
     """A running pickup point, from `run` to its end."""
 
@@ -103,7 +108,7 @@ class Service:
         self._listener = Listener(lambda: self._server.arrived, lambda: self._server.waiting)
         self._alarms = AlarmWatch(lambda: self._config, installation.ledger, self._pushes)
 
-    async def run(self, on_listening: Callable[[int], None]) -> None:
+    async def run(self, on_listening: Callable[[int, int | None], None]) -> None:
         """Serve logs and run rounds until `stop`, then shut down in order.
 
         Raises:
@@ -117,7 +122,7 @@ class Service:
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
             why = getattr(error, "strerror", None) or "it is no host"
             raise CannotListen(f"cannot listen on {where}: {why}", hint=hint) from error
-        await self._page.start()
+        page = await self._page.start()
         tasks = {
             name: asyncio.create_task(job, name=name)
             for name, job in {
@@ -141,7 +146,7 @@ class Service:
         )
         # Only now: systemd starts what depends on the service, and the port answers.
         self._supervisor.ready(f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}")
-        on_listening(self._server.port)
+        on_listening(self._server.port, page)
         stopping = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
             done, _ = await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -389,7 +394,7 @@ async def serve(
     config: Config,
     keys: tuple[Credentials, bytes],
     supervisor: Supervisor,
-    on_listening: Callable[[int], None] = lambda _: None,
+    on_listening: Callable[[int, int | None], None] = lambda _, __: None,
 ) -> None:
     """Run the service until SIGTERM or SIGINT; SIGHUP reloads. ``keys`` are those of `load_keys`.
 

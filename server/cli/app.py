@@ -418,10 +418,11 @@ def demo(
     verbose: VerboseOption = False,
 ) -> None:
     """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
-    from ..service import CannotListen, assembled, load_keys
+    from ..errors import CannotListen
+    from ..service import assembled, load_keys, round_facts
     from ..service import serve as run_service
     from ..systemd import Supervisor
-    from .demo import introduction, prepare
+    from .demo import introduction, on_port, prepare
 
     supervisor = Supervisor.from_environment()
     now = datetime.now(UTC)
@@ -432,17 +433,19 @@ def demo(
         raise PickupPointError(f"cannot create the demo in {directory}: {error}", hint=hint) from error
     settings = load_settings(made.config, verbose=verbose)
     if port is not None and port != settings.sftp.port:
-        settings = settings.model_copy(update={"sftp": settings.sftp.model_copy(update={"port": port})})
+        settings = on_port(settings, port)
 
     keys = load_keys(settings)
 
     async def publish() -> list[str]:
         async with assembled(settings, keys[1]) as installation:
-            await installation.feed.run_round(now)
+            outcome = await installation.feed.run_round(now)
+            # Or status, and the page that is opened at once, would say that no round has run.
+            installation.ledger.note(**round_facts(now, outcome))
             return sorted(installation.folder.served)
 
-    def introduce(listening: int) -> None:
-        print("\n".join(introduction(made, files, listening, program(), now)), flush=True)
+    def introduce(listening: int, page: int | None) -> None:
+        print("\n".join(introduction(made, files, listening, page, program(), now)), flush=True)
 
     # Published before the service starts: whoever connects first finds the files.
     files = run_loop(publish())

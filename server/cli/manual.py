@@ -31,6 +31,7 @@ CHAPTERS = (
     "operating",
     "glossary",
     "monitoring",
+    "web",
     "trouble",
     "restoring",
     "changing-keys",

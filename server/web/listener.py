@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 from aiohttp import web
 
-from ..errors import PickupPointError, unexpected
+from ..errors import CannotListen, unexpected
 from ..sftp.limits import Reason, address_group, connection_to_drop, parse_address
 from ..sftp.registry import free_descriptors
 from .access import is_own_name
@@ -58,7 +58,7 @@ class Listener:
         """Start listening, and return the port.
 
         Raises:
-            PickupPointError: the address cannot be bound.
+            CannotListen: the address cannot be bound.
         """
         host, port = self._settings.host_and_port
         loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class Listener:
         except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
             hint = f"ss -ltnp 'sport = :{port}'; set web.listen"
             why = getattr(error, "strerror", None) or "it is no host"
-            raise PickupPointError(f"cannot listen on {host}:{port} for the page: {why}", hint=hint) from error
+            raise CannotListen(f"cannot listen on {host}:{port} for the page: {why}", hint=hint) from error
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:

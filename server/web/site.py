@@ -68,7 +68,7 @@ class Page:
 
         Raises:
             ConfigError: the password hash cannot be used.
-            PickupPointError: the address cannot be bound.
+            CannotListen: the address cannot be bound.
         """
         settings = self._config().web
         if settings is None:

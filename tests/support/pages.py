@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from base64 import b64encode
 from contextlib import asynccontextmanager, contextmanager
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
@@ -38,11 +39,14 @@ MORE = date(2026, 11, 18)  # a day with late rows
 CLIENT = "JSCH-0.2.9"
 
 
-async def live(site: Site) -> None:
-    """Let seven weeks pass: exports arrive, rounds publish them, and Triton comes every morning at seven."""
+async def live(site: Site, first: date = FIRST) -> None:
+    """Let seven weeks pass, or the days since ``first``.
+
+    Exports arrive, rounds publish them, and Triton comes every morning at seven.
+    """
     volume = random.Random(7)
-    for number in range((TODAY - FIRST).days):
-        day = FIRST + timedelta(days=number)
+    for number in range((TODAY - first).days):
+        day = first + timedelta(days=number)
         rows = rows_of(day, volume.randrange(950, 1050) - 200 * (day.weekday() > 4))
         if day == HELD:
             rows = rows[:-90] + broken_rows(90)
@@ -127,6 +131,11 @@ async def serving(root: Path, now: datetime = NOW, **web: Any) -> AsyncIterator[
         yield served
     finally:
         await served.page.close()
+
+
+def basic(password: str, name: str = "anybody") -> str:
+    """The header that a browser sends after it has asked."""
+    return f"Authorization: Basic {b64encode(f'{name}:{password}'.encode()).decode()}"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ A real page on loopback, spoken to over plain sockets.
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,13 +18,8 @@ from server.web import access, listener
 from server.web.access import MAX_CONNECTIONS_PER_ADDRESS, Door, is_own_name, load_access
 from server.web.answer import ALWAYS
 
-from ..support.pages import HOST, page_config, serving
+from ..support.pages import HOST, basic, page_config, serving
 from ..support.sftp import CHEAP_HASH, PASSWORD
-
-
-def basic(password: str, name: str = "anybody") -> str:
-    """The header that a browser sends after it has asked."""
-    return f"Authorization: Basic {b64encode(f'{name}:{password}'.encode()).decode()}"
 
 
 async def test_every_answer_forbids_whatever_a_browser_could_be_made_to_do(tmp_path: Path) -> None:
