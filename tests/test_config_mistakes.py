@@ -162,6 +162,11 @@ MISTAKES = [
     ("web", 'listen = "::1:9108"', "web.listen", '"::1:9108"', "127.0.0.1:9108"),
     ("web", 'listen = "127.0.0.1:65536"', "web.listen", "65536", "127.0.0.1:9108"),
     ("web", "listen = 9108", "web.listen", "is 9108", "web.listen"),
+    ("web", 'listen = "0.0.0.0:9108"', "web.password_hash", "other machines", "hash-password"),
+    ("web", 'listen = "status.example.com:9108"', "web.password_hash", "other machines", "127.0.0.1"),
+    ("web", 'listen = "[::1]:1"\npassword_hash = "pw"', "web.password_hash", "Argon2id", "hash-password"),
+    ("web", 'listen = "[::1]:1"\nhosts = ["a.example:80"]', "web.hosts[0]", '"a.example:80"', "status.example.com"),
+    ("metrics", 'listen = "127.0.0.1:9108"', "metrics", "is [web] now", "write [web]"),
     ("log_output", 'format = "xml"', "log_output.format", '"xml"', "log_output.format"),
 ]  # fmt: skip
 

@@ -82,7 +82,8 @@ def rows_sentence(day: DayOverview) -> str:
     """Return what became of a day's rows, or ''."""
     if not (day.rows or day.publications):
         return ""
-    kept = [f"{day.lines:,} lines for the partner"] if day.publications else []
+    good = day.rows - day.filtered - day.rejected
+    kept = [f"{day.lines:,} lines for the partner" if day.publications else f"{good:,} could be lines"]
     kept += [f"{left_out(day):,} filtered", f"{day.rejected:,} rejected"]
     return f"{day.rows:,} rows from Megaphone: {', '.join(kept)}."
 
