@@ -21,6 +21,7 @@ from ..sftp.limits import Limits
 from ..status.metrics import METRICS_TYPE, exposition
 from ..status.snapshot import Snapshot, details_of, reconciliation_of, trace_of
 from ..status.words import activation_sheet, reconciliation_csv
+from ..threads import in_thread
 from ..triton import LogName
 from . import views
 from .access import Door, load_access
@@ -91,7 +92,7 @@ class Page:
         self._parts = None
         await listener.close()
         door.close()
-        reader.close()
+        await in_thread(reader.close)  # an answer may be under way in its thread
 
     async def answer(self, path: str, query: str) -> Answer:
         """Return the answer to a request for a path, by somebody who may see it."""
