@@ -76,6 +76,7 @@ PURE = [
     "s3.retry",
     "episodes.rss",
     "convert.export_row",
+    "convert.identity",
     "convert.tally",
     "convert.row",
     "convert.job",
@@ -97,6 +98,7 @@ PURE = [
     "web.views",
     "sftp.algorithms",
     "sftp.protocol",
+    "sftp.proxy_protocol",
     "sftp.saslprep",
     "cli.samples",
 ]

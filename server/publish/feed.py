@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
     from ..triton import LogRules
-    from .publisher import Done, Publisher
+    from .publisher import DayOutcome, Publisher
 
 log = structlog.get_logger()
 
@@ -163,11 +163,14 @@ class Feed:
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
-                export = listing.exports.get(day)
-                seen = self._policy.finality.state(day, export, listing.now)
-                self._ledger.see(DayRecord(day, seen, listing.now, export))
+                self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, listing.exports.get(day)))
         self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
         return sorted(request.days) if request.days else days
+
+    def _state(self, day: date, listing: Listing) -> str:
+        """Return the word for what the listing shows of a day: see `FinalityRule.state`."""
+        rule = self._policy.export.finality
+        return rule.state(day, listing.exports.get(day), listing.now, listing.markers.get(day))
 
     def _note_delivery(self, facts: Mapping[str, Any], known: KnownDays, listing: Listing) -> None:
         """Record whether the source has ever delivered; log once what is there instead of exports."""
@@ -185,7 +188,7 @@ class Feed:
         lost = []
         for day in days:
             record, export = known.records.get(day), listing.exports.get(day)
-            state = self._policy.finality.state(day, export, listing.now)
+            state = self._state(day, listing)
             if record is None or (record.seen, record.export) != (state, export):
                 self._ledger.see(DayRecord(day, state, listing.now, export))
             lost += [day] if export else []
@@ -197,13 +200,8 @@ class Feed:
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
         """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
-            state = self._policy.finality.state
             done = {publication.day for publication in self._ledger.live_publications()}
-            due = [
-                str(day)
-                for day in days
-                if day not in done and state(day, listing.exports.get(day), listing.now) == "due"
-            ]
+            due = [str(day) for day in days if day not in done and self._state(day, listing) == "due"]
             log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", key="first_day")
             self._ledger.note(first_start=listing.now.isoformat())
 
@@ -320,7 +318,7 @@ class Feed:
                 return await self._carry_out(despite_hold(order, hold), now)
         return result
 
-    def _record_outcome(self, order: Order, done: Done, now: datetime) -> DayResult:
+    def _record_outcome(self, order: Order, done: DayOutcome, now: datetime) -> DayResult:
         """Record and log what became of an order."""
         day, tally = order.export.day, done.tally
         if done.held is not None:

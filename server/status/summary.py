@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..convert.tally import FilterReason
 from ..hints import Step, steps
-from ..megaphone.exports import FinalityRule
 from .days import span
 from .deadlines import Urgency
 
@@ -45,9 +44,12 @@ def summary(day: DayOverview, config: Config) -> Summary:
     partner = _named(user.name for user in config.sftp.users if user.required) or "The partner"
     match day.state:
         case "open":
-            final = FinalityRule(config.export.final_at).final_time(day.day)
+            final = config.export.finality.final_time(day.day)
             sentence = f"Megaphone is still writing this day, which can be final from {instant(final)} on."
             return Summary("Not yet", "waiting", sentence)
+        case "unmarked":
+            sentence = "Megaphone's export is there, but nothing has marked it as final yet, which it must."
+            return Summary("Not yet", "waiting", sentence, NOBODY, to_do)
         case "settling":
             written = f" at {instant(day.export.last_modified)}" if day.export is not None else ""
             patience = span(config.export.settle)

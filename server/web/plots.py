@@ -7,12 +7,13 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..convert.tally import FilterReason, RejectReason
-from ..megaphone.exports import FinalityRule, start_of
+from ..megaphone.exports import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..convert.tally import Tally
+    from ..megaphone.exports import FinalityRule
     from ..settings import ExportSettings
     from ..status.days import DayOverview
 
@@ -140,7 +141,7 @@ def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSett
     """Return the plot of the last `SHOWN` days; None when none of them was published."""
     shown = _shown(today)
     slot = (WIDTH - LEFT - RIGHT) / SHOWN
-    rule = FinalityRule(export.final_at)
+    rule = export.finality
     low, high = _HOURS
     base = float(HEIGHT - BOTTOM)
 
@@ -198,7 +199,9 @@ def books(tally: Tally) -> list[Part]:
 
 
 def _final(day: DayOverview, rule: FinalityRule, settle: timedelta) -> datetime | None:
-    """Return when the day's first publication could be made, if what was published was final."""
+    """Return when the day's first publication could be made, if what was published was final and the clock says so."""
+    if rule.marked:  # an object of Megaphone's proves it, whose time is not kept
+        return None
     export = day.publications[0].export
     at = max(rule.final_time(day.day), export.last_modified + settle)
     return at if day.published_at is not None and at <= day.published_at else None

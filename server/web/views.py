@@ -39,7 +39,8 @@ FIRST_ROWS = 14  # days of the table that are not folded away
 MOST_PODCASTS = 200  # on a page; the CSV has all of them
 # How a state looks: a class of the stylesheet, and a sign for those who see no colours.
 LOOKS: Mapping[str, tuple[str, str]] = {
-    "picked up": ("good", "✓"), "published": ("ready", "•"), "open": ("later", "·"), "settling": ("later", "·"),
+    "picked up": ("good", "✓"), "published": ("ready", "•"), "open": ("later", "·"), "unmarked": ("later", "·"),
+    "settling": ("later", "·"),
     "due": ("later", "·"), "pruned": ("gone", "□"), "missing": ("bad", "!"), "stale": ("bad", "!"),
     "held": ("bad", "!"), "failed": ("bad", "!"), "unknown": ("bad", "!"),
 }  # fmt: skip

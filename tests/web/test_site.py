@@ -10,9 +10,11 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
+from server.cli.tables import _CELLS
 from server.triton import safe_id
 from server.web.answer import json as json_answer
 from server.web.site import FOLDER
+from server.web.views import LOOKS
 
 from ..support.pages import HOSTILE, facts_at, hostile_rows, serving
 from ..support.program import secrets_of
@@ -178,6 +180,13 @@ async def test_many_who_ask_the_same_get_one_answer(site: Site) -> None:
         for _ in range(5):
             assert (await served.get("/"))[0] == 200
     assert len(made) < 5
+
+
+def test_every_state_of_a_day_has_a_look() -> None:
+    """The same states as in a terminal, each with a sign of its kind."""
+    assert set(LOOKS) == set(_CELLS)
+    assert {LOOKS[state][1] == "!" for state in LOOKS} == {True, False}
+    assert [state for state in LOOKS if (LOOKS[state][1] == "!") != (_CELLS[state] == "!")] == []
 
 
 def test_json_holds_no_tag() -> None:
