@@ -55,6 +55,7 @@ class _Gathered:
         self.tally = Tally()
         self.podcasts = PodcastBooks()
         self.rejected: list[tuple[int, RejectReason, bytes, str]] = []  # line, why, row, podcast
+        self.out_of_order: list[bytes] = []  # derived ids of which the kernel's row is not the first
         self.kept_after = False  # whether a row that was not rejected follows the last one that was
         self.lines = 0
 
@@ -65,6 +66,27 @@ class _Seen:
     def __init__(self, job: Job) -> None:
         self.ids = set(unpack(job.duplicates))
         self.numbers = dict(_numbers(job))
+        self._ordinary: list[bytes] = []  # ids that the kernel derived
+        self._odd: set[bytes] = set()  # those that were derived by the exact rules
+        self.out_of_order: list[bytes] = []
+
+    def number(self, packed_id: bytes) -> int:
+        """Return the number of the next row that gets this id."""
+        number = self.numbers.get(packed_id)
+        if number is None:  # the kernel gives an id to the first row only, and then calls the others odd
+            number = int(any(_holds(ids, packed_id) for ids in self._ordinary))
+        self.numbers[packed_id] = number + 1
+        self._odd.add(packed_id)
+        return number
+
+    def ordinary(self) -> tuple[bytes, ...]:
+        """Return the ids that the kernel derived."""
+        return unpack(b"".join(self._ordinary))
+
+    def add_ordinary(self, ids: bytes) -> None:
+        """Remember the ids of rows that the kernel took for the first of their equals, and which of them are not."""
+        self._ordinary.append(ids)
+        self.out_of_order += [packed_id for packed_id in self._odd if _holds(ids, packed_id)]
 
 
 class BlockConverter:
@@ -105,21 +127,15 @@ class BlockConverter:
         if self._kernel is None:
             block = self._convert_exactly(job, text)
             return self._result(job, block, _joined(block.ids))
-        numbered = {row_id for row_id, _ in _numbers(job)}
-        repeated = job.duplicates + b"".join(numbered)
+        repeated = job.duplicates + b"".join(row_id for row_id, _ in _numbers(job))
         block = self._convert(self._kernel, job, text, repeated)
         ids = _joined(block.ids)
-        # The kernel does not see an id that stands twice in a block. Rare, so the block is simply converted once more,
-        # and the kernel leaves every row of these ids to the exact rules, which reject or number all but the first.
-        twice = [
-            row_id
-            for some in (ids, _joined(block.derived))
-            if not self._kernel.ids_differ(some)
-            for row_id, rows in Counter(unpack(some)).items()
-            if rows > 1 and row_id not in numbered
-        ]
-        if twice:
-            block = self._convert(self._kernel, job, text, repeated + b"".join(twice))
+        # The kernel does not see an id that stands twice in a block, nor that an odd row before it got the id which it
+        # derived. Rare, so the block is simply converted once more, and the kernel leaves every row of these ids to the
+        # exact rules, which reject or number all but the first.
+        if block.out_of_order or not self._kernel.ids_differ(ids):
+            twice = [row_id for row_id, rows in Counter(unpack(ids)).items() if rows > 1]
+            block = self._convert(self._kernel, job, text, repeated + b"".join([*twice, *block.out_of_order]))
             ids = _joined(block.ids)
         return self._result(job, block, ids)
 
@@ -137,7 +153,9 @@ class BlockConverter:
         start = block.lines = _skipped(job)
         if start:
             start = bytes(text[:_BEGINNING]).find(b"\n") + 1
+        calls = 0
         while start < len(text):
+            calls += 1
             done = rooms.block(start, names, array=job.array, derive=derive, fresh=fresh, repeated=table)
             kernel.convert(rules, done)
             end = start + done.taken
@@ -152,12 +170,13 @@ class BlockConverter:
             for odd in rooms.odd(done):
                 if odd.rows > rows:
                     self._add_ordinary(job, block, out[written : odd.written], ids[16 * packed : 16 * odd.ids],
-                                       digests[8 * packed : 8 * odd.ids], derive=derive)  # fmt: skip
+                                       digests[8 * packed : 8 * odd.ids], seen if derive else None)  # fmt: skip
                 written, packed, rows = odd.written, odd.ids, odd.rows
                 raw = bytes(text[start + odd.begin : start + odd.end])
                 self._add_odd(job, block, raw, first_line + odd.line, exact_fresh, seen)
             if done.row_count > rows:
-                self._add_ordinary(job, block, out[written:], ids[16 * packed :], digests[8 * packed :], derive=derive)
+                self._add_ordinary(job, block, out[written:], ids[16 * packed :], digests[8 * packed :],
+                                   seen if derive else None)  # fmt: skip
             block.lines += done.line_count
             block.tally.add(
                 Tally(
@@ -180,6 +199,10 @@ class BlockConverter:
                         Tally(rows=rows, reporting=reporting, lines=lines, filtered=Counter(reasons))
                     )
             start = end
+        block.out_of_order = seen.out_of_order
+        # Within one call the kernel knows which derived ids it has given; only a huge block takes several.
+        if derive and calls > 1:
+            block.out_of_order += [row_id for row_id, rows in Counter(seen.ordinary()).items() if rows > 1]
         return block
 
     def _convert_exactly(self, job: Job, text: memoryview) -> _Gathered:
@@ -193,11 +216,15 @@ class BlockConverter:
 
     @staticmethod
     def _add_ordinary(
-        job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview, *, derive: bool
+        job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview, derived: _Seen | None
     ) -> None:
-        """Add rows that the kernel converted; with ``derive`` their ids are not their own."""
+        """Add rows that the kernel converted; ``derived`` if their ids are not their own."""
         block.kept_after = True
-        (block.derived if derive else block.ids).append(ids)
+        if derived is None:
+            block.ids.append(ids)
+        else:
+            block.derived.append(ids)
+            derived.add_ordinary(bytes(ids))
         if job.task is Task.RENDER:
             block.texts.append(text)
         else:
@@ -235,9 +262,7 @@ class BlockConverter:
             block.ids.append(packed)
         elif outcome.filtered is None:  # what is left out must not move the numbers of what is not
             block.derived.append(packed)
-            number = seen.numbers.get(packed, 0)
-            seen.numbers[packed] = number + 1
-            if number:
+            if number := seen.number(packed):
                 outcome = self._exact.convert(row, number)
         if job.task is Task.RENDER:
             outcome = self._freshly(outcome, fresh)
@@ -336,6 +361,14 @@ def _joined(pieces: Sequence[bytes | memoryview]) -> bytes:
 def _skipped(job: Job) -> int:
     """Return how many lines at the beginning are not rows: the one with the opening bracket of an array."""
     return int(job.array and job.number == 0)
+
+
+def _holds(ids: bytes, packed_id: bytes) -> bool:
+    """Return whether an id is among others, all of them of 16 bytes."""
+    at = ids.find(packed_id)
+    while at % 16 and at >= 0:
+        at = ids.find(packed_id, at + 1)
+    return at >= 0
 
 
 def _numbers(job: Job) -> Iterator[tuple[bytes, int]]:

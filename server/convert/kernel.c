@@ -24,7 +24,8 @@
  *   - created_at is a real instant in UTC                                                             is_instant
  *   - ip is an IPv4 or IPv6 address, written as `ipaddress` writes it, or certainly neither           judge_address
  *   - id, podcast_id and episode_id are of characters that no column or URL changes                   is_plain
- *   - where rows have no id, their user_agent has no escape: the six fields stand as they are hashed   derive_id
+ *   - where rows have no id, the six fields that are hashed for one have no escapes, but user_agent    derive_id
+ *   - where rows have no id, no row before it in this call got the same one                           convert_row
  *   - the URL has at most 2048 bytes, the line does not begin with #                                  write_url, convert_row
  *
  * TRUSTED is what kernel.py builds: `struct rules` and everything it points to, the names, the rooms and their sizes.
@@ -103,7 +104,8 @@ struct block {
     /* set by the caller */
     const uint8_t *text;
     int64_t size, array; /* array: one comma may follow each row */
-    int64_t derive; /* rows have no id (one with an id is odd), and get one; or they have one, and one without is odd */
+    uint32_t *seen_slots; /* not NULL: rows have no id, and get one (one with an id is odd); more zeros than rows, a power of two */
+    int64_t seen_slot_count;
     const uint8_t *names; /* a byte of field, a byte of length, the name in quotes with its colon, …; with 8 bytes more */
     int64_t name_count;
     uint8_t *out;
@@ -857,7 +859,7 @@ struct row {
 /* Reads the values of one row; returns what follows its newline, or NULL if it is odd. */
 static text read_row(const struct rules *rules, const struct block *block, const struct name *names, int64_t name_count, text at,
                      struct row *row) {
-    uint32_t given = 0, required = (uint32_t)rules->required | (uint32_t)!block->derive << ID;
+    uint32_t given = 0, required = (uint32_t)rules->required | (uint32_t)!block->seen_slots << ID;
     uint64_t seen[2] = { 0, 0 };
     int64_t expected = 0;
     if (*at++ != '{') return NULL;
@@ -906,9 +908,13 @@ static int derive_id(const struct hmac *hmac, uint8_t identity[IDENTITY_ROOM], s
         const struct value *value = &row->values[NAMED[i]];
         if (value->kind == NOTHING) { memset(out, 0xFF, 4); out += 4; continue; }
         /* 16 for what a copy writes too many, and 8 for the number: the bounds hold for the fields before as well */
-        if (value->kind != STRING || value->escapes || value->length > IDENTITY_ROOM || end - out < value->length + 4 * 6 + 16 + 8) return 0;
-        memcpy(out, &value->length, 4);
-        out = put(out + 4, value->at, value->length);
+        if (value->kind != STRING || value->length > IDENTITY_ROOM || end - out < value->length + 4 * 6 + 16 + 8) return 0;
+        uint8_t *begin = out + 4;
+        out = begin;
+        if (!value->escapes) out = put(out, value->at, value->length);
+        else for (text at = value->at, last = at + value->length; at < last;) out += encode(next_character(&at), out); /* never longer */
+        uint32_t length = (uint32_t)(out - begin);
+        memcpy(begin - 4, &length, 4);
     }
     memset(out, 0, 8); /* the number */
     write_hmac(hmac, identity, out + 8 - identity, hex, 4);
@@ -1124,12 +1130,12 @@ static inline enum filter own_filter(const struct rules *rules, const struct row
     return rules->rows == REPORTING_ROWS && is_short ? SHORT : KEPT;
 }
 
-/* The same, or because of what was sent before or is too fresh. Nothing was ever sent of a row without an id (`derive`) that
- * is left out for what it is. */
+/* The same, or because of what was sent before or is too fresh. Nothing was ever sent of a row without an id that is left
+ * out for what it is. */
 static inline enum filter filter_of(const struct rules *rules, const struct block *block, const struct row *row, enum filter own) {
     int64_t slot;
     text created = row->values[CREATED_AT].at;
-    if (own != KEPT && block->derive) return own;
+    if (own != KEPT && block->seen_slots) return own;
     if (block->fresh && !find_id(block->fresh, block->fresh_slots, block->fresh_slot_count, row->packed_id, &slot)) return SENT_BEFORE;
     if (own != KEPT) return own;
     if (rules->has_fresh_after) {
@@ -1168,8 +1174,8 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
     struct row *row = &work->row;
     if (block->id_count == block->most_ids) return FULL;
     text next = read_row(rules, block, work->names, block->name_count, *at, row);
-    if (!next || !judge_row(rules, row, block->derive != 0)) return ODD;
-    if (block->derive && !derive_id(&work->ids_hmac, work->identity, row)) return ODD;
+    if (!next || !judge_row(rules, row, block->seen_slots != NULL)) return ODD;
+    if (block->seen_slots && !derive_id(&work->ids_hmac, work->identity, row)) return ODD;
     if (is_repeated(block, row) || !write_url(rules, row)) return ODD;
 
     const struct value *seconds = &row->values[SECONDS_DOWNLOADED];
@@ -1177,7 +1183,10 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
     int bad_ip = is_flag_set(&row->values[BLACKLISTED_IP]), bad_ua = is_flag_set(&row->values[BLACKLISTED_UA]);
     int reporting = !is_short && !bad_ip && !bad_ua && !row->play;
     enum filter own = own_filter(rules, row, bad_ip, bad_ua, is_short), filter = filter_of(rules, block, row, own);
-    int has_id = own == KEPT || !block->derive; /* what is left out must not move the numbers of what is not */
+    int has_id = own == KEPT || !block->seen_slots; /* what is left out must not move the numbers of what is not */
+    int64_t slot = 0;
+    /* The second of equal rows has another id: the exact rules number it. */
+    if (has_id && block->seen_slots && find_id(block->ids, block->seen_slots, block->seen_slot_count, row->packed_id, &slot)) return ODD;
     uint8_t *line = block->out + block->written, *end = line;
     if (filter == KEPT) {
         int odd;
@@ -1196,6 +1205,7 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
     }
     block->row_count++;
     if (has_id) memcpy(block->ids + 16 * block->id_count++, row->packed_id, 16);
+    if (has_id && block->seen_slots) block->seen_slots[slot] = (uint32_t)block->id_count;
     block->written += end - line;
     block->reporting += reporting;
     if (podcast) { podcast->rows++; podcast->reporting += reporting; }
@@ -1245,7 +1255,7 @@ PUBLIC void convert_block(const struct rules *rules, struct block *block) {
     struct work work;
     text at = block->text, end = at + block->size, names = block->names;
     if (rules->hashes) begin_hmac(&work.hmac, rules->hash_key, rules->features);
-    if (block->derive) begin_hmac(&work.ids_hmac, rules->id_key, rules->features);
+    if (block->seen_slots) begin_hmac(&work.ids_hmac, rules->id_key, rules->features);
     if (rules->by_podcast) memset(work.podcast_slots, 0, sizeof work.podcast_slots);
     for (int64_t i = 0; i < block->name_count; i++) {
         work.names[i].field = names[0];

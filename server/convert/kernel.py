@@ -85,7 +85,8 @@ class _Podcast(ctypes.Structure):
 
 class _Block(ctypes.Structure):
     _fields_: ClassVar = [
-        ("text", c_void_p), ("size", c_int64), ("array", c_int64), ("derive", c_int64),
+        ("text", c_void_p), ("size", c_int64), ("array", c_int64),
+        ("seen_slots", c_void_p), ("seen_slot_count", c_int64),
         ("names", c_char_p), ("name_count", c_int64),
         ("out", c_void_p), ("out_room", c_int64), ("ids", c_void_p), ("digests", c_void_p), ("most_ids", c_int64),
         ("odd", POINTER(_Odd)), ("most_odd", c_int64), ("podcasts", POINTER(_Podcast)),
@@ -412,7 +413,6 @@ class Rooms(threading.local):
             text=ctypes.addressof(self._text) + start,
             size=self._loaded - start,
             array=array,
-            derive=derive,
             names=names[0],
             name_count=names[1],
             out=ctypes.addressof(self._out),
@@ -424,6 +424,10 @@ class Rooms(threading.local):
             most_odd=_MOST_ODD,
             podcasts=self._podcasts,
         )
+        if derive:
+            # No row is shorter than its newline. Kept alive by the structure, which is all that points to it.
+            block.seen = slots = _slots(block.size // _SHORTEST_ROW)
+            block.seen_slots, block.seen_slot_count = ctypes.addressof(slots), len(slots)
         if fresh is not None:
             block.fresh, block.fresh_slots, block.fresh_slot_count = fresh.ids, fresh.address, len(fresh.slots)
         if repeated is not None:

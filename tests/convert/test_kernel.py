@@ -25,9 +25,11 @@ from server.convert.row import Conversion, RowConverter
 from server.convert.row_ids import pack_id
 from server.convert.tally import FilterReason, RowRejected
 from server.megaphone.exports import DELIVERY_V2
+from server.triton import ColumnSpec, Layout, LogRules
 
 from ..support.kernel_ways import (
     EPISODES,
+    EVERY_VALUE,
     FRESH_AFTER,
     MORE_RULES,
     ROWS,
@@ -97,9 +99,21 @@ def test_every_row_of_the_other_kind_is_the_same_by_kernel_and_by_the_exact_rule
         ways.agree(job(block))
 
 
+def test_equal_rows_are_numbered_in_a_block_that_takes_several_calls() -> None:
+    """Before and behind a room that is full, by the kernel and by the exact rules, the odd one first or last."""
+    odd, even = row_v2(ip=" 203.0.113.9"), row_v2(ip="203.0.113.8")
+    same = [row_v2(delivery_type="download", note=[]), row_v2()]  # equal, and the first of them is odd to the kernel
+    filling = [row_v2(created_at=f"{DAY}T12:00:00.{n}Z", user_agent='"' * 90) for n in range(400)]
+    for rows in ([*same, odd, even], [*reversed(same), even, odd, *same], [same[1], even, *same, odd]):
+        columns = (ColumnSpec("long", constant="ä" * 900), *EVERY_VALUE)
+        conversion = Conversion(LogRules(Layout(columns=columns), kind="delivery-v2"), KEY, None, DAY)
+        result = Ways(conversion).agree(job(text_of([*rows, *filling, *rows, *filling[:9]])))
+        assert result.tally.lines == 2 * len(rows) + 409
+
+
 def test_a_day_of_the_other_kind_is_left_to_no_other() -> None:
     """The kernel takes every row of a realistic day of either sort: without ids and sizes, and with them."""
-    rows = [row for row in day_rows(DAY, 2000, kind=DELIVERY_V2) if b"\\" not in row]
+    rows = list(dict.fromkeys(day_rows(DAY, 2000, kind=DELIVERY_V2)))  # the second of equal ones is odd
     own = [
         orjson.dumps(orjson.loads(row) | {"id": f"i{n}", "filesize": 9, "bytes_sent": 9}) for n, row in enumerate(rows)
     ]

@@ -63,7 +63,7 @@ UNSEEN static void judge(const struct rules *rules, const struct block *block) {
     for (int i = 0; i < FILTERS; i++) filtered += block->filtered[i];
     HOLDS(rules->index_rows ? !block->written : lines == block->lines);
     HOLDS(block->row_count == block->lines + filtered && block->reporting <= block->row_count);
-    HOLDS(block->derive ? block->id_count <= block->row_count : block->id_count == block->row_count);
+    HOLDS(block->seen_slots ? block->id_count <= block->row_count : block->id_count == block->row_count);
     for (int64_t i = 0, end = 0; i < block->odd_count; i++) {
         const struct odd_row *odd = &block->odd[i];
         HOLDS(odd->begin >= end && odd->end > odd->begin && odd->end <= block->taken && block->text[odd->end - 1] == '\n');
@@ -104,6 +104,9 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int64_t out_room = CELL_ROOM + (flags & SMALL_ROOM ? 37 * length % 1500 : 4 * length + 8192), most = flags & SMALL_ROOM ? 3 : length / 64 + 1;
     uint8_t *out = room(out_room), *ids = room(16 * most), *digests = room(8 * most), last_id[16] = { 0 };
     uint32_t slots[4] = { 0 };
+    int64_t seen_count = 2;
+    while (seen_count <= most) seen_count *= 2;
+    uint32_t *seen = room(4 * seen_count);
     struct odd_row *odd = room(most * (int64_t)sizeof *odd);
     struct podcast *podcasts = room(rules.by_podcast * MOST_PODCASTS * (int64_t)sizeof *podcasts);
     for (int64_t at = 0; at < length; at += block.taken) {
@@ -111,7 +114,11 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         block.text = text + at;
         block.size = length - at;
         block.array = flags & ARRAY;
-        block.derive = rules.typed && at % 2 == 0; /* of the kind that may lack ids, now the one and now the other */
+        if (rules.typed && at % 2 == 0) { /* of the kind that may lack ids, now the one and now the other */
+            memset(seen, 0, (size_t)(4 * seen_count));
+            block.seen_slots = seen;
+            block.seen_slot_count = seen_count;
+        }
         block.names = names;
         block.name_count = NAME_COUNT;
         block.out = out;
@@ -152,7 +159,7 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         partition_ids(ids, rules.index_rows ? digests : NULL, block.id_count, counts, sorted);
         free(sorted);
     }
-    free(text); free(names); free(out); free(ids); free(digests); free(odd); free(podcasts);
+    free(text); free(names); free(out); free(ids); free(digests); free(odd); free(podcasts); free(seen);
     return 0;
 }
 
