@@ -109,6 +109,7 @@ def test_equal_rows_are_numbered_in_a_block_that_takes_several_calls() -> None:
         conversion = Conversion(LogRules(Layout(columns=columns), kind="delivery-v2"), KEY, None, DAY)
         result = Ways(conversion).agree(job(text_of([*rows, *filling, *rows, *filling[:9]])))
         assert result.tally.lines == 2 * len(rows) + 409
+        Ways(conversion).agree(job(text_of(rows)))  # in one call
 
 
 def test_a_day_of_the_other_kind_is_left_to_no_other() -> None:
