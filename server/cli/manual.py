@@ -34,6 +34,7 @@ CHAPTERS = (
     "operating",
     "glossary",
     "monitoring",
+    "web",
     "trouble",
     "restoring",
     "changing-keys",

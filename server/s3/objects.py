@@ -141,8 +141,14 @@ class Objects:
 
     async def fetch(self, key: str, size: int, into: BinaryIO) -> None:
         """Write an object of ``size`` bytes to ``into``; what came before an error is there and means nothing."""
-        async with self._asking(key):
-            reply = await self._sdk.get_object(Bucket=self._place.bucket, Key=key)
+        try:
+            async with self._asking(key):
+                reply = await self._sdk.get_object(Bucket=self._place.bucket, Key=key)
+        except StoreError as error:
+            if error.status != 404:
+                raise
+            hint = "restore it from the bucket's versions; pickup-point manual two-nodes"
+            raise StoreError(f"{key} is not in {self._place}", hint=hint, status=404) from error
         self._heard(reply)
         rate, count = RateWatch(self._policy), 0
         async with reply["Body"] as body:
