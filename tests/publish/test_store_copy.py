@@ -16,7 +16,7 @@ from server.publish.store_state import STORE
 from server.s3.errors import BucketPlace
 from server.storage.log_store import LogStore
 from tests.support.fault_s3 import BUCKET, cut, done_but, hang_up, page, redirect, refuse, silent
-from tests.support.faulty_bucket import QUICK
+from tests.support.faulty_bucket import UNHURRIED
 from tests.support.s3 import REGION
 from tests.support.site import DAY, Site, at, name, rows_of
 
@@ -35,7 +35,7 @@ LOGS = [name(number) for number in range(4)]
 def copy_of(site: Site, url: str, bucket: str = BUCKET) -> StoreCopy:
     """What makes a store follow, as a start of the service makes it."""
     place = BucketPlace(bucket, PREFIX, REGION, url, None, "store")
-    return StoreCopy(LogStore(place, f".pickup-point/{PREFIX}", QUICK), site.ledger, site.point, lambda: False)
+    return StoreCopy(LogStore(place, f".pickup-point/{PREFIX}", UNHURRIED), site.ledger, site.point, lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ async def test_a_store_that_was_there_counts_while_it_is_away(published: Site, f
     state = await copy_of(published, faulty.url).follow()
     assert state.there == tuple(LOGS) and "503" in state.error
     other = StoreCopy(
-        LogStore(BucketPlace(BUCKET, "other/", REGION, faulty.url, None, "store"), ".pickup-point/other/", QUICK),
+        LogStore(BucketPlace(BUCKET, "other/", REGION, faulty.url, None, "store"), ".pickup-point/other/", UNHURRIED),
         published.ledger, published.point, lambda: False,
     )  # fmt: skip
     faulty.listing_script.extend([refuse(503, "SlowDown")] * 2)

@@ -10,7 +10,7 @@ from server.errors import StoreError
 from server.s3.errors import BucketPlace
 from server.storage.log_store import LogStore
 from tests.support.fault_s3 import BUCKET, write
-from tests.support.faulty_bucket import QUICK
+from tests.support.faulty_bucket import UNHURRIED
 from tests.support.s3 import REGION
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ STATE = ".pickup-point/logs/"
 
 def store_at(url: str) -> LogStore:
     """The store, with little patience."""
-    return LogStore(BucketPlace(BUCKET, "logs/", REGION, url, None, "store"), STATE, QUICK)
+    return LogStore(BucketPlace(BUCKET, "logs/", REGION, url, None, "store"), STATE, UNHURRIED)
 
 
 async def test_four_rights_are_enough_and_each_that_is_missing_is_named(s3_auth: S3Users) -> None:
@@ -59,4 +59,4 @@ async def test_an_unknown_profile_is_told_as_that(faulty: FaultServer) -> None:
     """`store.profile` names another one of the chain's."""
     place = BucketPlace(BUCKET, "logs/", REGION, faulty.url, "nobody", "store")
     with pytest.raises(StoreError, match=r"no usable credentials .*ProfileNotFound"):
-        await LogStore(place, STATE, QUICK).try_rights()
+        await LogStore(place, STATE, UNHURRIED).try_rights()

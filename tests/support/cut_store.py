@@ -18,7 +18,7 @@ from server.s3.objects import ObjectStore
 from server.storage.shelf import open_shelf
 
 from .fault_s3 import BUCKET, FaultServer, cut, done_but, fault_server, hang_up, refuse
-from .faulty_bucket import QUICK
+from .faulty_bucket import UNHURRIED
 from .months import conversions_here
 from .s3 import REGION
 from .site import DAY, Site, at, rows_of
@@ -38,7 +38,7 @@ STATE = ".pickup-point/logs/"
 def shared_over(url: str) -> dict[str, object]:
     """The settings of a `Site` whose store is a bucket."""
     place = BucketPlace(BUCKET, "logs/", REGION, url, None, "store")
-    return {"store": True, "open_shelf": partial(open_shelf, ObjectStore(place, QUICK), STATE)}
+    return {"store": True, "open_shelf": partial(open_shelf, ObjectStore(place, UNHURRIED), STATE)}
 
 
 def cut_days(folder: Path, dice: random.Random) -> tuple[int, list[str]]:
