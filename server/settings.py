@@ -115,6 +115,14 @@ def _network(value: object) -> object:
         raise ValueError(f'{error}; write a network like "203.0.113.0/24" or an address') from None
 
 
+def _balancer(value: Network) -> Network:
+    if value.prefixlen == 0:
+        raise ValueError(
+            'every address there is, which lets anybody pretend to be anybody; write the balancers\' own: "10.0.0.5"'
+        )
+    return value
+
+
 def _web_address(value: object) -> object:
     if isinstance(value, str) and not re.search(r"[\s\x00-\x20\x7f]", value):
         # urllib's message about a bad URL repeats parts of it, which may be a secret: it must not get out.
@@ -187,11 +195,18 @@ def _listen_address(value: str) -> str:
     return value
 
 
+def _host_name(value: str) -> str:
+    if not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*", value):
+        raise ValueError('not the name of a host; write it without a port: "status.example.com"')
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(str)]
 ClockTime = Annotated[time, BeforeValidator(_clock)]
 Day = Annotated[date, BeforeValidator(_day)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+BalancerNetwork = Annotated[Network, AfterValidator(_balancer)]
 ExportUrl = Annotated[str, BeforeValidator(_export_url)]
 WebAddress = Annotated[str, BeforeValidator(_web_address)]
 LogPrefix = Annotated[str, AfterValidator(_log_prefix)]
@@ -199,6 +214,7 @@ UrlTemplateText = Annotated[str, AfterValidator(_url_template)]
 UserName = Annotated[str, AfterValidator(_user_name)]
 PublicAddress = Annotated[str, AfterValidator(_public_address)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 
 
 class Section(BaseModel):
@@ -371,6 +387,7 @@ class SftpSettings(Section):
     drain_seconds: int = Field(30, ge=0, le=3600)
     legacy_algorithms: bool = False
     chacha20: bool = False
+    proxy_protocol_from: list[BalancerNetwork] = []
     users: list[UserSettings] = Field(min_length=1)
 
 
@@ -384,16 +401,27 @@ class AlertSettings(Section):
     heartbeat_url: WebAddress | None = Field(None, repr=False)
 
 
-class MetricsSettings(Section):
-    """``[metrics]``: the listener for Prometheus."""
+class WebSettings(Section):
+    """``[web]``: the page, and what programs ask for over HTTP."""
 
     listen: ListenAddress
+    password_hash: str | None = Field(None, repr=False)
+    hosts: list[HostName] = []
 
     @property
     def host_and_port(self) -> tuple[str, int]:
         """The host and port to listen on."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Whether other machines can connect."""
+        host, _ = self.host_and_port
+        try:
+            return not ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host.lower() != "localhost"
 
 
 class LogOutputSettings(Section):
@@ -414,7 +442,7 @@ class Config(Section):
     retention: RetentionSettings
     sftp: SftpSettings
     alerts: AlertSettings
-    metrics: MetricsSettings | None
+    web: WebSettings | None
     log_output: LogOutputSettings
 
     @property

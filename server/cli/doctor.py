@@ -28,10 +28,11 @@ from ..sftp.limits import parse_address
 from ..sftp.users import password_matches
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
+from ..status.words import size_text
 from ..storage.ledger import LEDGER_FILE, Ledger
 from .options import port_of
 from .privileges import become_owner
-from .tables import check_line, size_text
+from .tables import check_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -281,7 +282,8 @@ async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], co
     shown = _shown(where)
     cure = f"ssh-keyscan -p {port} {host}"
     try:
-        found = await host_key(host, port)
+        # Between us and the public address stands the balancer, which sends the header itself.
+        found = await host_key(host, port, config.sftp.proxy_protocol_from if where == _own(config) else ())
     except HungUp as error:
         # The service closes a connection at once if no user may come from its address.
         if all(user.allow_from for user in config.sftp.users):
@@ -315,7 +317,7 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         cure = f"on a machine that is in it: sftp -P {port} {login}"
         return Finding(Level.WARNING, sentence, cure)
     try:
-        found = await fetch_sha256(*where, attempt, host_keys, name)
+        found = await fetch_sha256(*where, attempt, host_keys, name, config.sftp.proxy_protocol_from)
     except LoginRefused as error:
         sentence = f"login: {shown} refuses {attempt.user} with {attempt.file}"
         if str(error) != attempt.methods[0]:

@@ -23,10 +23,10 @@ from ..paths import make_folder, write_file
 from ..sftp.keys import known_hosts_lines, public_host_keys
 from ..status.alarms import NOT_AGREED
 from ..status.episodes import handover_lines
+from ..status.words import activation_sheet
 from ..triton import DEFAULT_URL
 from .convert import convert_by_hand
 from .privileges import as_owner
-from .tables import activation_sheet
 
 if TYPE_CHECKING:
     from ..megaphone.exports import ExportKind

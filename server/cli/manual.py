@@ -32,6 +32,7 @@ CHAPTERS = (
     "operating",
     "glossary",
     "monitoring",
+    "web",
     "trouble",
     "restoring",
     "changing-keys",
