@@ -11,12 +11,21 @@ import ipaddress
 import re
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    model_validator,
+)
 
-from .megaphone.exports import calendar_day
+from .megaphone.exports import KINDS, METRICS, ExportKind, FinalityRule, calendar_day
 from .s3.errors import BucketPlace
 from .triton import DEFAULT_URL, ColumnSpec, Layout, LogFormat, LogRules, UrlTemplate, prefix_problem
 
@@ -186,6 +195,12 @@ def _listen_address(value: str) -> str:
     return value
 
 
+def _host_name(value: str) -> str:
+    if not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*", value):
+        raise ValueError('not the name of a host; write it without a port: "status.example.com"')
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(str)]
 ClockTime = Annotated[time, BeforeValidator(_clock)]
 Day = Annotated[date, BeforeValidator(_day)]
@@ -199,6 +214,7 @@ UrlTemplateText = Annotated[str, AfterValidator(_url_template)]
 UserName = Annotated[str, AfterValidator(_user_name)]
 PublicAddress = Annotated[str, AfterValidator(_public_address)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 
 
 class Section(BaseModel):
@@ -220,12 +236,30 @@ class ExportSettings(Section):
     url: ExportUrl
     region: str | None = Field(None, min_length=1)
     endpoint_url: WebAddress | None = None
-    final_at: ClockTime = time(4, 30)
+    kind: Literal["metrics", "delivery-v2"] = "metrics"
+    agreed: bool = False
+    final_at: ClockTime = METRICS.final_at
     settle: Duration = timedelta(minutes=65)
     poll_every: Duration = timedelta(minutes=10)
     look_back_days: int = Field(3, ge=1, le=365)
     first_day: Day | None = None
     give_up_waiting: Duration = timedelta(hours=47)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_kind(cls, given: Any) -> Any:
+        kind = KINDS.get(str(given.get("kind"))) if isinstance(given, dict) else None
+        return given if kind is None else {"final_at": kind.final_at} | given
+
+    @property
+    def export_kind(self) -> ExportKind:
+        """Which of Megaphone's exports are read."""
+        return KINDS[self.kind]
+
+    @property
+    def finality(self) -> FinalityRule:
+        """The rule by which a day is final."""
+        return FinalityRule(self.final_at, self.settle, bool(self.export_kind.marker_pattern))
 
     @property
     def bucket(self) -> str | None:
@@ -268,6 +302,7 @@ class LogSettings(Section):
     tokens: Literal["hash", "hold"] | None = None
     partial_status: Literal[206, 200] = 206
     bytes: Literal["clamped", "as-sent"] = "clamped"
+    object_size: Literal["export", "rss"] = "export"
     text: Literal["safe", "percent"] = "safe"
     url: UrlTemplateText = DEFAULT_URL
     episodes: FilePath | None = None
@@ -298,6 +333,7 @@ class LogSettings(Section):
             partial_status=self.partial_status,
             bytes=self.bytes,
             url=self.url,
+            object_size=self.object_size,
         )
 
 
@@ -365,16 +401,27 @@ class AlertSettings(Section):
     heartbeat_url: WebAddress | None = Field(None, repr=False)
 
 
-class MetricsSettings(Section):
-    """``[metrics]``: the listener for Prometheus."""
+class WebSettings(Section):
+    """``[web]``: the page, and what programs ask for over HTTP."""
 
     listen: ListenAddress
+    password_hash: str | None = Field(None, repr=False)
+    hosts: list[HostName] = []
 
     @property
     def host_and_port(self) -> tuple[str, int]:
         """The host and port to listen on."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Whether other machines can connect."""
+        host, _ = self.host_and_port
+        try:
+            return not ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host.lower() != "localhost"
 
 
 class LogOutputSettings(Section):
@@ -395,5 +442,10 @@ class Config(Section):
     retention: RetentionSettings
     sftp: SftpSettings
     alerts: AlertSettings
-    metrics: MetricsSettings | None
+    web: WebSettings | None
     log_output: LogOutputSettings
+
+    @property
+    def log_rules(self) -> LogRules:
+        """The rules by which rows of the configured kind of export become lines."""
+        return self.log.log_rules._replace(kind=self.export.kind)

@@ -22,10 +22,10 @@ from server.settings import (
     FeedsSettings,
     LogOutputSettings,
     LogSettings,
-    MetricsSettings,
     RetentionSettings,
     SftpSettings,
     UserSettings,
+    WebSettings,
     duration_text,
     parse_duration,
 )
@@ -43,7 +43,7 @@ TABLES: dict[str, type[Any]] = {
     "sftp": SftpSettings,
     "sftp.users": UserSettings,
     "alerts": AlertSettings,
-    "metrics": MetricsSettings,
+    "web": WebSettings,
     "log_output": LogOutputSettings,
 }
 
@@ -53,13 +53,15 @@ TABLES: dict[str, type[Any]] = {
 # DESIGN.md §4, key by key; `...` marks a key without a default.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "export": {
-        "url": ..., "region": None, "endpoint_url": None, "final_at": time(4, 30), "settle": timedelta(minutes=65),
+        "url": ..., "region": None, "endpoint_url": None, "kind": "metrics", "agreed": False,
+        "final_at": time(4, 30), "settle": timedelta(minutes=65),
         "poll_every": timedelta(minutes=10), "look_back_days": 3, "first_day": None,
         "give_up_waiting": timedelta(hours=47),
     },
     "log": {
         "prefix": "MEGA", "format": "tsv", "header": "plain", "rows": "not-blacklisted", "ip": "full", "tokens": None,
-        "partial_status": 206, "bytes": "clamped", "text": "safe", "url": "/{podcast_id}/{episode_id}.mp3",
+        "partial_status": 206, "bytes": "clamped", "object_size": "export", "text": "safe",
+        "url": "/{podcast_id}/{episode_id}.mp3",
         "episodes": None, "max_rows_per_file": 0, "max_rejected": 0.01, "workers": 0, "columns": None,
     },
     "feeds": {"urls": [], "file": None, "refresh_every": timedelta(hours=6), "allow_local": False},
@@ -78,7 +80,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pull_every": timedelta(hours=24), "warn_before": timedelta(hours=12), "critical_before": timedelta(hours=6),
         "webhook_url": None, "heartbeat_url": None,
     },
-    "metrics": {"listen": ...},
+    "web": {"listen": ..., "password_hash": None, "hosts": []},
     "log_output": {"format": "text"},
 }  # fmt: skip
 
@@ -95,13 +97,24 @@ def test_two_keys_make_a_configuration(tmp_path: Path) -> None:
     config = parse(MINIMAL, tmp_path)
     assert config.path == tmp_path / "config.toml"
     assert (config.data_dir, config.keys_dir) == (tmp_path / "data", tmp_path / "keys")
-    assert config.metrics is None
+    assert config.web is None
     assert config.sftp.users[0].name == "triton"
     for table in ("log", "feeds", "retention", "alerts", "log_output"):
         section = getattr(config, table)
         assert {name: getattr(section, name) for name in DEFAULTS[table]} == DEFAULTS[table]
     assert config.export.first_day is None
     assert config.export.settle == timedelta(minutes=65)
+
+
+def test_the_other_kind_of_export_has_defaults_of_its_own(tmp_path: Path) -> None:
+    """11:00 where no final_at is given; it decides nothing alone. The rules of the rows name the kind."""
+    text = MINIMAL.replace("[export]", '[export]\nkind = "delivery-v2"\nagreed = true')
+    config = parse(text, tmp_path)
+    assert (config.export.final_at, config.export.finality.marked) == (time(11, 0), True)
+    assert config.log_rules.kind == config.export.export_kind.name == "delivery-v2"
+    given = parse(text.replace("agreed = true", 'final_at = "12:30"'), tmp_path).export
+    assert (given.final_at, given.agreed) == (time(12, 30), False)
+    assert not parse(MINIMAL, tmp_path).export.finality.marked
 
 
 def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +179,7 @@ def test_values_are_given_to_the_service_as_types() -> None:
         '[export]\nurl = "s3://bucket"\nfinal_at = "05:15"\nsettle = "0s"\npoll_every = "90s"\n'
         "first_day = 2026-12-01\ngive_up_waiting = \"2d\"\n[log]\nformat = \"w3c\"\n"
         'columns = [{ name = "id", value = "x-metric-id" }, { name = "ps", field = "normalized_user_agent" }, '
-        '{ name = "dist", constant = "B" }]\n[metrics]\nlisten = "[::1]:9108"\n'
+        '{ name = "dist", constant = "B" }]\n[web]\nlisten = "[::1]:9108"\n'
         + USER
         + 'allow_from = ["203.0.113.0/24", "2001:db8::1"]\n'
     )  # fmt: skip
@@ -182,8 +195,8 @@ def test_values_are_given_to_the_service_as_types() -> None:
         ColumnSpec("dist", constant="B"),
     )
     assert config.sftp.users[0].allow_from == [ip_network("203.0.113.0/24"), ip_network("2001:db8::1/128")]
-    assert config.metrics is not None
-    assert config.metrics.host_and_port == ("::1", 9108)
+    assert config.web is not None
+    assert config.web.host_and_port == ("::1", 9108)
 
 
 @pytest.mark.parametrize("text", ["0s", "90s", "65m", "47h", "60h"])
@@ -206,7 +219,7 @@ def test_the_example_is_loaded_as_it_stands() -> None:
     """A copy of the manual is a configuration, without any other file."""
     config = load_config(EXAMPLE)
     assert config.export.bucket == "example-megaphone-exports"
-    assert config.metrics is None
+    assert config.web is None
 
 
 def test_the_example_shows_the_defaults() -> None:

@@ -28,10 +28,11 @@ from ..sftp.limits import parse_address
 from ..sftp.users import password_matches
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
+from ..status.words import size_text
 from ..storage.ledger import LEDGER_FILE, Ledger
 from .options import port_of
 from .privileges import become_owner
-from .tables import check_line, size_text
+from .tables import check_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -141,7 +142,7 @@ class _Sampler:
 
 async def _exports(config: Config) -> AsyncIterator[Finding]:
     """List the exports, read one, and see whether If-Match is honoured."""
-    source = await open_source(config.export.place)
+    source = await open_source(config.export.place, config.export.export_kind)
     try:
         began = datetime.now(UTC)
         listing = await source.day_exports()
@@ -149,9 +150,7 @@ async def _exports(config: Config) -> AsyncIterator[Finding]:
         yield _clock(listing, began)
         if not listing.exports:
             others = listing.others
-            cure = f"check export.url: {_listing_command(config)}"
-            if others.elsewhere:
-                cure = f'set export.url = "{others.elsewhere}"'
+            cure = others.cure or f"check export.url: {_listing_command(config)}"
             yield Finding(Level.WARNING, f"exports: {others.sentence(source.name)}", cure)
             return
         newest = listing.exports[max(listing.exports)]

@@ -17,17 +17,20 @@ from typing import IO, TYPE_CHECKING
 
 from ..episodes.rss import safe_url
 from ..errors import ConfigError, DataFolderError, LedgerError, PickupPointError
+from ..megaphone.exports import METRICS
 from ..megaphone.source import open_source
 from ..paths import make_folder, write_file
 from ..sftp.keys import known_hosts_lines, public_host_keys
+from ..status.alarms import NOT_AGREED
 from ..status.episodes import handover_lines
+from ..status.words import activation_sheet
 from ..triton import DEFAULT_URL
 from .convert import convert_by_hand
 from .privileges import as_owner
-from .tables import activation_sheet
 
 if TYPE_CHECKING:
-    from ..settings import Config, LogSettings
+    from ..megaphone.exports import ExportKind
+    from ..settings import Config, ExportSettings, LogSettings
     from ..triton import ColumnSpec
 
 _PRIVATE = 0o600  # the sample is listeners' data, and the rest goes with it
@@ -60,6 +63,8 @@ async def write_handover(config: Config, folder: Path) -> Handover:
         if hosts:
             write_file(folder / "known_hosts", "".join(f"{line}\n" for line in hosts).encode(), _PRIVATE)
             written.append(folder / "known_hosts")
+        if not config.export.agreed and config.export.export_kind.unknown:
+            warnings.append(f"{config.export.export_kind.unknown} ({NOT_AGREED})")
         write_file(folder / "handover.md", _document(config, warnings, sample).encode(), _PRIVATE)
         written.append(folder / "handover.md")
     except OSError as error:
@@ -84,7 +89,7 @@ async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | N
     with tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch, tempfile.TemporaryFile() as whole:
         try:
             with as_owner(config):
-                source = await open_source(config.export.place)
+                source = await open_source(config.export.place, config.export.export_kind)
                 try:
                     exports = (await source.day_exports()).exports
                     if not exports:
@@ -95,7 +100,7 @@ async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | N
                 finally:
                     await source.close()
             whole.seek(0)
-            part = Path(scratch, f"metrics-day-{newest.day}.json.gz")
+            part = Path(scratch, config.export.export_kind.file_name.replace("YYYY-MM-DD", str(newest.day)))
             _first_rows(whole, part)
             target = folder / f"SAMPLE-{config.log.prefix}{newest.day:%Y%m%d}-00.{config.log.format}.gz"
             convert_by_hand(part, target, None, config, mode=_PRIVATE)
@@ -124,13 +129,14 @@ def _document(config: Config, warnings: list[str], sample: Path | None) -> str:
         example=f"{prefix}20261120-00.{kind}.gz",
         late=f"{prefix}20261120-01.{kind}.gz",
         keys=keys or "(there are none yet: `pickup-point keygen`)",
-        columns=column_table(config.log),
-        rules=rules_text(config.log),
-        final_at=f"{config.export.final_at:%H:%M}",
+        columns=column_table(config.log, config.export.export_kind),
+        rules=rules_text(config.log, config.export.export_kind),
+        export=config.export.export_kind.label,
+        hours=config.export.export_kind.hours.format(final_at=f"{config.export.final_at:%H:%M}"),
         keep_days=config.retention.keep_days,
         sample=f"`{sample.name}`, of at most {SAMPLE_ROWS} rows" if sample is not None else "not made: " + warnings[-1],
         rss="\n".join(_rss_lines(config)),
-        questions="\n".join(f"{number}. {text}" for number, text in enumerate(QUESTIONS, 1)),
+        questions="\n".join(f"{number}. {text}" for number, text in enumerate(_questions(config.export), 1)),
     )
 
 
@@ -161,8 +167,8 @@ There is one file for each UTC day, for example `{example}`. Rows that Megaphone
 of the same day: `{late}`. A name is never used twice, a file never changes, and it appears only once it is complete.
 Files stay for {keep_days} days.
 
-Times are UTC, in names and in lines. A day is final at Megaphone at {final_at} UTC on the next day at the earliest, and
-is published soon after. Please pull at least once a day, leave the files where they are (deleting and renaming is
+Times are UTC, in names and in lines. A day is final {hours}, and is published
+soon after. Please pull at least once a day, leave the files where they are (deleting and renaming is
 refused), and tell us the hour.
 
 ## Host keys
@@ -175,8 +181,8 @@ The file `known_hosts` beside this one has them in OpenSSH's format.
 
 {columns}
 
-A missing value is `-`. One row of Megaphone's export sums up one download, it is not one HTTP request: what is marked
-as derived is not in the export. {rules}
+A missing value is `-`. The source is Megaphone's {export}: one row sums up one download, it is not one HTTP request.
+What is marked as derived is not in the export. {rules}
 
 ## Sample
 
@@ -207,8 +213,30 @@ QUESTIONS = (
 )
 
 
-def explained(log: LogSettings) -> dict[str, tuple[str, str]]:
+def _questions(export: ExportSettings) -> list[str]:
+    """Return what to settle with Triton: first what nobody knows of this kind of export, unless it was agreed."""
+    question = "" if export.agreed else export.export_kind.question
+    return [f"{export.export_kind.label}: {question}", *QUESTIONS] if question else list(QUESTIONS)
+
+
+def explained(log: LogSettings, kind: ExportKind = METRICS) -> dict[str, tuple[str, str]]:
     """Return, by derived value, the fields of the export that it comes from, and how; marked if it is derived."""
+    known = _explained(log)
+    if not kind.bytes_optional:
+        return known
+    lack = "`-` where the row has no filesize and no bytes_sent"
+    sizes = "the enclosure's length in the RSS feed" if log.object_size == "rss" else "`-`"
+    for name in ("bytes", "byte-range"):
+        known[name] = (known[name][0], f"{lack}; else {known[name][1]}")
+    known["status"] = (known["status"][0], f"derived: 200 {lack.removeprefix('`-` ')}; else {known['status'][1]}")
+    known["object-size"] = ("filesize", f"{sizes} where the row has no filesize and no bytes_sent; else as it came")
+    ours = f"of {', '.join(kind.identity)}, and of its number among equal rows"
+    known["x-metric-id"] = ("id", f"as it came; in a row without one, HMAC-SHA-256 under our secret {ours}")
+    known["Hashed-IP"] = ("ip", f"{known['Hashed-IP'][1]}; as far as it is known, every ip is a token")
+    return known
+
+
+def _explained(log: LogSettings) -> dict[str, tuple[str, str]]:
     truncated = log.ip == "truncated"
     partial = log.partial_status == 206
     url = log.url + (" or the URL of the episode catalogue" if log.url == DEFAULT_URL else "")
@@ -233,9 +261,9 @@ def explained(log: LogSettings) -> dict[str, tuple[str, str]]:
     }  # fmt: skip
 
 
-def column_table(log: LogSettings) -> str:
+def column_table(log: LogSettings, kind: ExportKind = METRICS) -> str:
     """Return the columns in order, as a Markdown table."""
-    known = explained(log)
+    known = explained(log, kind)
     lines = ["| # | column | from Megaphone's | how |", "|---|---|---|---|"]
     lines += [
         f"| {number} | `{spec.name}` | {source or 'nothing'} | {how} |"
@@ -253,7 +281,7 @@ def _of(spec: ColumnSpec, known: dict[str, tuple[str, str]]) -> tuple[str, str]:
     return known[str(spec.value)]
 
 
-def rules_text(log: LogSettings) -> str:
+def rules_text(log: LogSettings, kind: ExportKind = METRICS) -> str:
     """Return which rows become lines and how the file is written, in sentences."""
     rows = {
         "not-blacklisted": "Rows that Megaphone marked as bots or as blacklisted addresses are left out",
@@ -267,6 +295,9 @@ def rules_text(log: LogSettings) -> str:
     }[log.header]
     if log.format == "w3c":
         header = "the directives of the W3C format come before the first entry"
+    if kind.delivery_types is not None:
+        sent, left_out = kind.delivery_types
+        rows = f"Rows whose `delivery_type` is `{left_out}`, not `{sent}`, are left out: plays inside an app. {rows}"
     return (
         f'{rows} (`rows = "{log.rows}"`); rows that transferred nothing are never sent. Each file is one gzip member, '
         f"UTF-8, tab-separated, lines end with `\\n`; {header}."

@@ -20,6 +20,7 @@ import typer
 from ..config import config_of
 from ..errors import ConfigError, PickupPointError, Problem
 from ..hints import steps, without_page
+from ..megaphone.exports import DELIVERY_V2
 from ..paths import write_new
 from .options import (
     ConfigOption,
@@ -67,6 +68,7 @@ def init(
     ] = "",
     region: Annotated[str, _option("--region", "The bucket's region.")] = "",
     endpoint_url: Annotated[str, _option("--endpoint-url", "The URL of an S3 service other than Amazon's.")] = "",
+    kind: Annotated[str, _option("--kind", 'Which exports are there: "metrics" (the default) or "delivery-v2".')] = "",
     first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD; by default today.")] = "",
     weak: Annotated[bool, typer.Option("--weak", help="Accept a password of fewer than 12 characters.")] = False,
     verbose: VerboseOption = False,
@@ -81,6 +83,7 @@ def init(
     given = {
         "export": export, "address": address, "user": user, "prefix": prefix, "data_dir": data_dir,
         "first_day": first_day, "authorized_keys": authorized_keys, "region": region, "endpoint_url": endpoint_url,
+        "kind": kind,
     }  # fmt: skip
     interview = Interview(path, {name: answer for name, answer in given.items() if answer})
     # Before anything is asked: a mistake in an option is told first.
@@ -104,6 +107,10 @@ def init(
     if made:
         print(f"password: {made}\n(it is stored nowhere else: hand it over separately)")
     print(f"{answers.first_day} is the first day: earlier days are not published, and no alarm is raised about them.")
+    if kind == DELIVERY_V2.name:
+        print(f"A day of these exports is final {DELIVERY_V2.hours.format(final_at=f'{DELIVERY_V2.final_at:%H:%M}')}:")
+        print("some eight hours later than with metrics, so Triton should pull in the evening (UTC), or twice a day.")
+        print(f"To settle with Triton: {DELIVERY_V2.question}")
     print("Triton starts to pull some days after it has its sheet: when it does, set export.first_day to that day.")
     print_hint(f"next: pickup-point keygen --config {shlex.quote(str(path))}")
 
@@ -331,7 +338,7 @@ _MODE = 0o640  # the service's group reads the file again at a reload
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers to `init`; ``authorized_keys``, ``region`` and ``endpoint_url`` come from options only.
+    """The answers to `init`; ``authorized_keys``, ``region``, ``endpoint_url`` and ``kind`` come from options only.
 
     ``address`` is ``host`` or ``host:port``; one of ``password_hash`` and ``authorized_keys`` is not empty.
     """
@@ -346,6 +353,7 @@ class Answers:
     region: str = ""
     endpoint_url: str = ""
     first_day: str = ""
+    kind: str = ""
 
 
 # By answer: the keys of the configuration that it decides.
@@ -353,7 +361,7 @@ _KEYS = {
     "export": {"export.url"}, "address": {"sftp.address", "sftp.port"}, "user": {"sftp.users[0].name"},
     "prefix": {"log.prefix"}, "data_dir": {"data_dir"}, "first_day": {"export.first_day"},
     "authorized_keys": {"sftp.users[0].authorized_keys"}, "region": {"export.region"},
-    "endpoint_url": {"export.endpoint_url"},
+    "endpoint_url": {"export.endpoint_url"}, "kind": {"export.kind"},
 }  # fmt: skip
 
 
@@ -417,7 +425,7 @@ def _check_free(path: Path) -> None:
 def config_text(answers: Answers) -> str:
     """Return the text of the configuration."""
     address = answers.address if answers.address.rpartition(":")[2].isdecimal() else f"{answers.address}:2222"
-    optional = {"region": answers.region, "endpoint_url": answers.endpoint_url, "first_day": answers.first_day}
+    optional = {name: getattr(answers, name) for name in ("region", "endpoint_url", "kind", "first_day")}
     user = {"password_hash": answers.password_hash, "authorized_keys": answers.authorized_keys}
     return "\n".join(
         [

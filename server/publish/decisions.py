@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from ..megaphone.exports import DayExport, FinalityRule, start_of
+from ..megaphone.exports import DayExport, start_of
 from ..triton import LogName, expires
 from .holds import published_when_given_up, way_out
 
@@ -80,11 +80,6 @@ class FeedPolicy:
     keep_days: int
     pull_every: timedelta = timedelta(hours=24)  # how often the partner pulls
 
-    @property
-    def finality(self) -> FinalityRule:
-        """The rule by which a day is final."""
-        return FinalityRule(self.export.final_at, self.export.settle)
-
     def out_of_reach(self, day: date, now: datetime) -> str:
         """Return why the service does not publish a day, or does so no more, or ''."""
         if self.export.first_day is not None and day < self.export.first_day:
@@ -110,6 +105,7 @@ def catching_up(days: Iterable[date], now: datetime) -> list[date]:
     return sorted(days, key=lambda day: (now >= expires(day), day))
 
 
+DOUBTED = "by the clock they come too late, and the clock is in doubt: pickup-point prune --clock-is-right"
 UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows already sent"
 
 
@@ -166,10 +162,12 @@ def decide(
     *,
     now: datetime,
     source_now: datetime,
+    clock_doubted: bool = False,
 ) -> Decision:
     """Decide what a round does about one day.
 
     ``record`` is what the round has just seen of the day; ``publications`` are its finished ones, the oldest first.
+    A clock in doubt publishes, but no rows are given up by it: they may still be in time.
     """
     day, export, failure = record.day, record.export, record.failure
     if reason := policy.out_of_reach(day, source_now):
@@ -196,7 +194,7 @@ def decide(
     if rest is not None:
         return _decide_rest(rest, record, publications, policy, source_now)
     if publications:
-        return _decide_late(record, publications, policy, source_now)
+        return _decide_late(record, publications, policy, source_now, clock_doubted=clock_doubted)
     return _decide_first(record, policy, request, source_now)
 
 
@@ -265,7 +263,7 @@ def _decide_rest(
         why = _SENTENCES.get(record.seen, record.seen)
         return Decision(DayResult(day, "failed", f"a crash lost {names}, to be converted again, but {why}"))
     standing = _standing(publications)
-    if why := _incomparable(standing):
+    if why := _incomparable(standing, policy.rules):
         return Decision(_published(day, publications), left_alone=why)
     withheld = same and rest.tally is not None and rest.tally.filtered["too_fresh"]
     order = Order(
@@ -287,8 +285,12 @@ def _standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
     return tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
 
 
-def _incomparable(standing: Sequence[Publication]) -> str:
-    """Return why it cannot be told which rows were sent, or ''."""
+def _incomparable(standing: Sequence[Publication], rules: LogRules) -> str:
+    """Return why it cannot be told which rows were sent, or ''; ``rules`` are those in force."""
+    if any(publication.rules.kind != rules.kind for publication in standing):
+        return "it was published from the other kind of export, whose rows cannot be told from those of this one"
+    if rules.export_kind.identity and not all(p.rules.id_key == rules.id_key != "" for p in standing):
+        return "its rows got their ids by another ip_hash.key, or one that is not known: late rows cannot be recognised"
     if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
         return UNKNOWN_LAYOUT
     # Every file must still be there to be read.
@@ -303,12 +305,19 @@ def _fresh_after(export: DayExport) -> str:
 
 
 def _decide_late(
-    record: DayRecord, publications: Sequence[Publication], policy: FeedPolicy, source_now: datetime
+    record: DayRecord,
+    publications: Sequence[Publication],
+    policy: FeedPolicy,
+    source_now: datetime,
+    *,
+    clock_doubted: bool,
 ) -> Decision:
     """Decide about a published day, whose export may have changed, or some of whose rows may be withheld."""
     day, export = record.day, record.export
     result = _published(day, publications)
     changed = export is not None and export.etag != record.checked_etag
+    if clock_doubted and source_now >= expires(day):
+        return Decision(result, left_alone=DOUBTED if changed or record.withheld else "")
     if record.withheld and source_now >= expires(day):
         # The rows can only be counted now; where even that is impossible, their number is known all the same.
         if export is None:
@@ -320,7 +329,7 @@ def _decide_late(
     if record.seen != "due" and not _sent_as_it_is(record, policy, source_now):
         return Decision(result)
     standing = _standing(publications)
-    if why := _incomparable(standing):
+    if why := _incomparable(standing, policy.rules):
         return Decision(result, left_alone=why)
     order = Order(
         "late",
@@ -363,4 +372,5 @@ _SENTENCES = {
     "missing": "there is no export: Megaphone does not deliver a day twice, ask support-megaphone@spotify.com",
     "stale": "its export is older than the end of the day",
     "settling": "its export changed too recently to be final",
+    "unmarked": "Megaphone has not marked its export as final yet",
 }

@@ -23,7 +23,7 @@ from ..errors import ConversionDied, ExportChanged, ExportTorn, PickupPointError
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
-from .clock import believe, saw_local_clock
+from .clock import believe, doubt, saw_local_clock
 from .decisions import (
     CLOCK_TOLERANCE,
     DayResult,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
     from ..triton import LogRules
-    from .publisher import Done, Publisher
+    from .publisher import DayOutcome, Publisher
 
 log = structlog.get_logger()
 
@@ -83,6 +83,7 @@ class Feed:
         self._stop = stop
         self._progress = progress
         self._warned: set[tuple[date, str]] = set()
+        self._clock_doubted = False
 
     @property
     def rules(self) -> LogRules:
@@ -113,6 +114,7 @@ class Feed:
             # Waiting for another round or a slow bucket may have taken minutes: compare the clocks at one instant.
             now += timedelta(seconds=int(monotonic() - began))
             await in_thread(self._check_clock, now, listing)
+            self._clock_doubted = bool(await in_thread(doubt, self._ledger, listing.now))
             outcome = Round(now, listing.now)
             days = await in_thread(self._look, listing, request)
             await in_thread(self._announce_first_start, days, listing)
@@ -153,9 +155,9 @@ class Feed:
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
-        publications, horizon = self._ledger.live_publications(), self._ledger.horizon()
-        facts = self._ledger.facts()
-        known = KnownDays.of(self._ledger.live_days(), publications, facts, horizon)
+        horizon = self._ledger.horizon(today=listing.now.date())
+        publications, facts = self._ledger.live_publications(horizon), self._ledger.facts()
+        known = KnownDays.of(self._ledger.live_days(horizon), publications, facts, horizon)
         self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
         # However old: what was promised a name gets it.
@@ -163,11 +165,14 @@ class Feed:
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
             if not self._policy.out_of_reach(day, listing.now):
-                export = listing.exports.get(day)
-                seen = self._policy.finality.state(day, export, listing.now)
-                self._ledger.see(DayRecord(day, seen, listing.now, export))
+                self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, listing.exports.get(day)))
         self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
         return sorted(request.days) if request.days else days
+
+    def _state(self, day: date, listing: Listing) -> str:
+        """Return the word for what the listing shows of a day: see `FinalityRule.state`."""
+        rule = self._policy.export.finality
+        return rule.state(day, listing.exports.get(day), listing.now, listing.markers.get(day))
 
     def _note_delivery(self, facts: Mapping[str, Any], known: KnownDays, listing: Listing) -> None:
         """Record whether the source has ever delivered; log once what is there instead of exports."""
@@ -185,7 +190,7 @@ class Feed:
         lost = []
         for day in days:
             record, export = known.records.get(day), listing.exports.get(day)
-            state = self._policy.finality.state(day, export, listing.now)
+            state = self._state(day, listing)
             if record is None or (record.seen, record.export) != (state, export):
                 self._ledger.see(DayRecord(day, state, listing.now, export))
             lost += [day] if export else []
@@ -197,13 +202,8 @@ class Feed:
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
         """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
-            state = self._policy.finality.state
             done = {publication.day for publication in self._ledger.live_publications()}
-            due = [
-                str(day)
-                for day in days
-                if day not in done and state(day, listing.exports.get(day), listing.now) == "due"
-            ]
+            due = [str(day) for day in days if day not in done and self._state(day, listing) == "due"]
             log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", key="first_day")
             self._ledger.note(first_start=listing.now.isoformat())
 
@@ -261,7 +261,9 @@ class Feed:
         finished = [publication for publication in known if publication.published_at is not None]
         # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
         record = seen or DayRecord(day, "", source_now, export)
-        decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
+        decision = decide(
+            record, finished, self._policy, request, now=now, source_now=source_now, clock_doubted=self._clock_doubted
+        )
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
         if decision.lost:
@@ -320,7 +322,7 @@ class Feed:
                 return await self._carry_out(despite_hold(order, hold), now)
         return result
 
-    def _record_outcome(self, order: Order, done: Done, now: datetime) -> DayResult:
+    def _record_outcome(self, order: Order, done: DayOutcome, now: datetime) -> DayResult:
         """Record and log what became of an order."""
         day, tally = order.export.day, done.tally
         if done.held is not None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from ..convert.tally import Tally
     from ..episodes.rss import RssFeed
     from ..pickups import Delivered, Pickup
     from ..settings import Config
@@ -85,7 +86,8 @@ class Snapshot:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
                     damage = _damage_of(ledger, now.date())
-                    since = ledger.newest_days(newest) if newest else ledger.horizon()
+                    today = now.date()
+                    since = ledger.newest_days(newest, today=today) if newest else ledger.horizon(today=today)
                     records, publications = ledger.live_days(since), ledger.live_publications(since)
                     names = [entry.name for publication in publications for entry in publication.logs]
                     facts, logins, row_totals = ledger.facts(), ledger.logins(), ledger.row_totals()
@@ -131,6 +133,7 @@ class Snapshot:
             rss_feeds=rss_feeds,
             refresh_every=config.feeds.refresh_every,
             first_day=config.export.first_day,
+            unagreed="" if config.export.agreed else config.export.export_kind.unknown,
         )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
 
@@ -271,6 +274,26 @@ def trace_of(config: Config, name: LogName) -> Trace:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class DayDetails:
+    """What an overview leaves out of a day: its late checks, the books of a held version, and those by podcast."""
+
+    checks: list[LateCheck]
+    held: Tally | None
+    podcasts: list[PodcastLine]
+
+
+def details_of(config: Config, day: date) -> DayDetails:
+    """Return the details of a day, empty where there are none."""
+    with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
+        publications, record = ledger.publications(day), ledger.day(day)
+        return DayDetails(
+            ledger.late_checks(day),
+            record.hold.tally if record is not None and record.hold is not None else None,
+            reconcile(publications, ledger.books.get([publication.id for publication in publications])),
+        )
+
+
 def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None]:
     """Return a published day, podcast by podcast, and the share of its lines that a catalogue matched.
 
@@ -330,7 +353,9 @@ def _measured(config: Config, damage: str) -> Measured:
         while not folder.exists() and folder != folder.parent:  # before the first start
             folder = folder.parent
         usage = shutil.disk_usage(folder)
-    return Measured(usage.free / usage.total, usage.free, tuple(_readable_keys(config.keys_dir)), damage)
+    # A file system may report no size at all: then nothing is known of what is free.
+    share = usage.free / usage.total if usage.total else 1.0
+    return Measured(share, usage.free, tuple(_readable_keys(config.keys_dir)), damage)
 
 
 def _readable_keys(keys_dir: Path) -> Iterator[str]:

@@ -380,12 +380,13 @@ def answers(**changes: str) -> list[str]:
 def test_init_writes_what_it_was_told_and_never_overwrites(program: Program, tmp_path: Path) -> None:
     """Its options make a configuration that loads; a second run changes no byte."""
     (tmp_path / "password").write_text("correct horse\n")
-    done = program.run("init", *answers(region="eu-west-1"), "--password-file", "password")
+    done = program.run("init", *answers(region="eu-west-1", kind="delivery-v2"), "--password-file", "password")
     assert done.returncode == 0, done.stderr
     path = tmp_path / "config.toml"
     raw = tomllib.loads(path.read_text())
     assert raw["export"].pop("first_day") in (str(today()), str(day_before(1)))  # a midnight may lie between
-    assert raw["export"] == {"url": "s3://a-bucket/exports", "region": "eu-west-1"}
+    assert raw["export"] == {"url": "s3://a-bucket/exports", "region": "eu-west-1", "kind": "delivery-v2"}
+    assert "once Megaphone marks it, by 11:00 UTC" in done.stdout and "To settle with Triton: do lines" in done.stdout
     assert "no alarm is raised" in done.stdout and "Triton starts to pull some days after" in done.stdout
     assert raw["sftp"]["port"] == 22 and raw["sftp"]["address"] == "sftp.example.com:22"
     assert raw["sftp"]["users"][0]["password_hash"].startswith("$argon2id$")
