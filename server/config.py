@@ -29,6 +29,7 @@ from .settings import (
     LogOutputSettings,
     LogSettings,
     MetricsSettings,
+    PublisherSettings,
     RetentionSettings,
     Section,
     SftpSettings,
@@ -62,6 +63,7 @@ __all__ = [
 _SECRET_KEYS = {"password_hash", "webhook_url", "heartbeat_url"}
 _EMPTY = '""'  # how TOML writes an empty key
 _SECTIONS: dict[str, type[Section]] = {
+    "publisher": PublisherSettings,
     "export": ExportSettings,
     "log": LogSettings,
     "feeds": FeedsSettings,
@@ -112,7 +114,11 @@ def config_of(text: bytes, path: Path) -> Config:
 
 
 # What a running service takes from the file again; the rest of it was built into its parts at the start.
-_RELOADED = {"sftp": {"host", "port"}, "alerts": set[str]()}  # the tables, and the keys of each that stay
+_RELOADED = {
+    "sftp": {"host", "port"},
+    "alerts": set[str](),
+    "publisher": set[str](),
+}  # the tables, and the keys of each that stay
 
 
 def after_reload(old: Config, new: Config) -> Config:

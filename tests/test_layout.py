@@ -50,6 +50,7 @@ OWNERS: dict[str, str] = {
     "asyncssh": "sftp.server sftp.connection sftp.login sftp.password_methods sftp.endings sftp.session sftp.fast_send "
     "sftp.keys sftp.client",
     "botocore": "s3.client",
+    "markdown_it": "cli.handover",
     "prometheus_client": "status.metrics",
     "pydantic": "settings config",
     "rich": "cli.app cli.manual cli.progress cli.tables",
@@ -91,6 +92,7 @@ PURE = [
     "sftp.algorithms",
     "sftp.protocol",
     "sftp.saslprep",
+    "cli.handover_document",
     "cli.samples",
 ]
 IMPURE = {

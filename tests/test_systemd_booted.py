@@ -74,8 +74,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
             machine.put(f"/srv/exports/{export_name(day)}", export)
             machine.run(f"touch -d '{day} +1 day 03:00Z' /srv/exports/{export_name(day)}")
         yours, rest = blocks("Install for real")[:2]
-        assert set(re.findall(r"^(\w+)=", yours, re.MULTILINE)) == {"export_url", "address", "first_day"}
-        answers = f"export_url=/srv/exports; address=127.0.0.1:2222; first_day={small()}"
+        assert set(re.findall(r"^(\w+)=", yours, re.MULTILINE)) == {
+            "export_url", "address", "first_day", "publisher", "contact",
+        }  # fmt: skip
+        answers = f"export_url=/srv/exports; address=127.0.0.1:2222; first_day={small()}; publisher=P; contact=C"
         typed = f"cp -r /mnt/repo /root/clone; cd /root/clone; {answers}\n{rest}"
         printed = machine.run(typed, timeout=240).stdout
         machine.put("/root/askpass", b"#!/bin/sh\ncat /root/triton-password\n")
