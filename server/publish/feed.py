@@ -162,8 +162,10 @@ class Feed:
         missing = {p.day for p in publications if p.missing}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
-            if not self._policy.out_of_reach(day, listing.now):
-                export = listing.exports.get(day)
+            export = listing.exports.get(day)
+            # A day that was typed wrong leaves no trace: no round would look at it, and nothing was ever there.
+            typed_wrong = day not in days and export is None and self._ledger.day(day) is None
+            if not typed_wrong and not self._policy.out_of_reach(day, listing.now):
                 seen = self._policy.finality.state(day, export, listing.now)
                 self._ledger.see(DayRecord(day, seen, listing.now, export))
         self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
@@ -259,8 +261,8 @@ class Feed:
         """Decide about a day, and carry out the decision."""
         known, seen = await in_thread(lambda: (self._ledger.publications(day), self._ledger.day(day)))
         finished = [publication for publication in known if publication.published_at is not None]
-        # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
-        record = seen or DayRecord(day, "", source_now, export)
+        # A day that is out of reach or was typed wrong has no record.
+        record = seen or DayRecord(day, self._policy.finality.state(day, export, source_now), source_now, export)
         decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
