@@ -111,7 +111,9 @@ def alarms(
     found += _of_matching(days)
     found += [alarm for feed in rss_feeds for alarm in _of_rss_feed(feed, refresh_every, now)]
     found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
-    found += _of_service(facts, poll_every, now)
+    # Of a ledger that cannot be read nobody knows whether there was a round.
+    if facts or not (measured.ledger_damage or measured.ledger_away):
+        found += _of_service(facts, poll_every, now)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))

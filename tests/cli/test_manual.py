@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pty
 import re
@@ -15,8 +16,12 @@ import pytest
 import typer
 from markdown_it import MarkdownIt
 
+from server.cli import tables
 from server.cli.app import app
 from server.cli.manual import CHAPTERS, FOLDER, read_chapter
+from server.publish.clock import STOPPED
+from server.publish.first_delivery import NOTHING_DELIVERED
+from server.status.alarms import STATE_ALARMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,3 +122,27 @@ def test_every_command_that_is_printed_parses(page: Path) -> None:
             sub.make_context(words[0], words[1:], parent=group.context_class(group))
         except Exception as error:
             pytest.fail(f"{command}: {error}")
+
+
+def test_every_alarm_is_in_the_manual() -> None:
+    """What it means and what to do, under the name that `check`, metrics and the webhook use."""
+    tree = ast.parse((ROOT / "server" / "status" / "alarms.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Alarm"]
+    names = {call.args[1].value for call in calls if isinstance(call.args[1], ast.Constant)}
+    names |= {*STATE_ALARMS, "day_not_published", "day_not_picked_up", "day_shrunk", NOTHING_DELIVERED, STOPPED}
+    assert len(names) > 20
+    section = (FOLDER / "operating.md").read_text(encoding="utf-8").split("\n## Alarms\n")[1].split("\n## ")[0]
+    assert names == {name for row in re.findall(r"(?m)^\| (`.*?) \|", section) for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_every_word_of_the_status_page_is_in_the_glossary() -> None:
+    """The states, the heads of the table, the labels, and the key of the strip."""
+    glossary = (FOLDER / "glossary.md").read_text(encoding="utf-8")
+    explained = {word for row in re.findall(r"(?m)^\| (.*?) \|", glossary) for word in row.replace("`", "").split(", ")}
+    source = (ROOT / "server" / "cli" / "tables.py").read_text(encoding="utf-8")
+    # A label is the first of a pair: `("Last round", …`, or stands before `if not said else ""`.
+    labels = set(re.findall(r'"([A-Z][a-z]+(?: [a-z]+)*)"(?:, |\.ljust| if )', source)) | {"Remarks", "Disk", "Banned"}
+    assert {"Service", "Users", "Episodes", "Export source", "Server address"} <= labels
+    key = {"picked up", "published", "not due", "wrong", "pruned"}
+    heads = {header for header, _, _ in tables._COLUMNS}
+    assert {*tables._STATE_STYLE, *heads, *labels, *key} <= explained
