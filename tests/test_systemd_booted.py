@@ -40,7 +40,7 @@ def blocks(section: str) -> list[str]:
     chapters = [path.read_text(encoding="utf-8") for path in (container.ROOT / "server" / "manual").glob("*.md")]
     found = [text for text in chapters if text.startswith(f"# {section}\n")]
     text = found[0] if found else readme.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return re.findall(r"```sh[^\n]*\n(.*?)```", text, re.DOTALL)
 
 
 def name_of(day: object) -> str:

@@ -168,7 +168,8 @@ def _print_unmatched(found: Matching, *, json: bool) -> None:
     for episode in found.unmatched[:UNMATCHED_SHOWN]:
         print(f"{episode.lines:>10}  {episode.episode_id:36}  {episode.podcast_id:36}  {episode.last}")
     if (more := len(found.unmatched) - UNMATCHED_SHOWN) > 0:
-        print(f"{'':>10}  and {more} more: pickup-point episodes --unmatched --json")
+        print(f"{'':>10}  and {more} more")
+        print_hint("all of them: pickup-point episodes --unmatched --json", 10)
     share = f"{1 - (found.share or 0):.1%}"
     lines = sum(episode.lines for episode in found.unmatched)
     print(f"\n{lines} of {found.lines} lines ({share}) in {len(found.unmatched)} episodes match nothing")
