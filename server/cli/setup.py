@@ -58,7 +58,7 @@ def init(
     address: Annotated[str, _option("--address", "Where the partner reaches this machine: host:port.")] = "",
     user: Annotated[str, _option("--user", "The partner's user name.")] = "",
     prefix: Annotated[str, _option("--prefix", "What the name of every log file begins with.")] = "",
-    data_dir: Annotated[str, _option("--data-dir", "The service's own folder.")] = "",
+    data_dir: Annotated[str, _option("--data-dir", "The folder for the service's own files.")] = "",
     password_file: Annotated[
         Path | None, typer.Option("--password-file", help="A file with the partner's password in its first line.")
     ] = None,
