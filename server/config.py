@@ -338,8 +338,8 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
             Problem(
                 "export.look_back_days",
                 f"is {export.look_back_days}: that covers a day for {duration_text(covered)} after its start, and "
-                f'give_up_waiting ("{duration_text(export.give_up_waiting)}") is not over before: a day that never '
-                "becomes final would not be published",
+                f'give_up_waiting ("{duration_text(export.give_up_waiting)}") ends later: a day that never becomes '
+                "final would not be published",
                 f"set look_back_days to at least {export.give_up_waiting // timedelta(days=1)}, or give_up_waiting to "
                 f'at most "{duration_text(longest)}"',
             )

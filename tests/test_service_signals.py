@@ -187,7 +187,7 @@ async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
     await ear.until(lambda: bool(ear.told("raised", "day_missing")), "the missing day, at the new webhook")
     await ear.until(lambda: ear.beats > 0, "a beat at the new address")
     await until(lambda: f"{done} 1.0" in scrape(), "nobody else to wait for")
-    assert service.running.count("service goes on with the old value of some keys .*keys=log.rows( |$)") == 1
+    assert service.running.count("service kept the old value of some keys .*keys=log.rows( |$)") == 1
     assert await service.running.stops() == 0
     assert "s3cret" not in service.running.text
 

@@ -112,7 +112,7 @@ def published(machine: Machine, day: object) -> str:
 def test_the_lines_of_the_readme_lead_to_a_service_that_a_doctor_finds_well(installed: tuple[Machine, str]) -> None:
     """Typed as they are, every one of them succeeds, and the last says that the partner can log in."""
     machine, printed = installed
-    assert "OK        login: triton gets in at 127.0.0.1:2222" in printed and "CRITICAL" not in printed
+    assert "OK        login: triton can log in at 127.0.0.1:2222" in printed and "CRITICAL" not in printed
     assert machine.show("ActiveState") == "active"
     assert machine.show("StatusText").startswith("Serving ")
 

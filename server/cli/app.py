@@ -116,11 +116,13 @@ def _output_works() -> bool:
 def _of_the_system(error: OSError) -> PickupPointError:
     """Return an error of the system that nobody foresaw, in words."""
     if not _output_works():
-        return PickupPointError(f"standard output: {error.strerror}", hint="give the output another place; df -h")
+        return PickupPointError(
+            f"standard output: {error.strerror}", hint="send it to a disk with room, or to somebody who reads it; df -h"
+        )
     if isinstance(error.filename, str):
         where = shlex.quote(error.filename)
         return PickupPointError(
-            f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same command with -v"
+            f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same command with -v shows where"
         )
     return PickupPointError(f"the system refused: {error.strerror}", hint="the same command with -v shows where")
 
@@ -387,7 +389,7 @@ def _ask_for_new_secret(keys_dir: Path, lost: list[str], shown_by: str) -> None:
         raise Usage(sentence, hint=hint)
     print(f"pickup-point: {sentence}", file=sys.stderr)
     print_hint(f"restore {names} from the backup: {why}", file=sys.stderr)
-    if not typer.confirm("Is there no backup, and should new ones be made?", default=False, err=True):
+    if not typer.confirm("Make new ones? Do it only if there is no backup.", default=False, err=True):
         raise Usage("nothing was made", hint=hint)
 
 

@@ -327,15 +327,15 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         cure = "journalctl -u pickup-point | tail -n 20"
         return Finding(Level.CRITICAL, f"login: {attempt.user} at {shown} was cut off: {error}", cure)
     except FileNotFoundError:
-        sentence = f"login: {attempt.user} gets in at {shown}, but {name} is not served"
+        sentence = f"login: {attempt.user} can log in at {shown}, but {name} is not served"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
     ways = " and by ".join(attempt.methods)
     if newest is None:
-        return Finding(Level.OK, f"login: {attempt.user} gets in at {shown} by {ways}; no log is published yet")
+        return Finding(Level.OK, f"login: {attempt.user} can log in at {shown} by {ways}; no log is published yet")
     if found != newest.sha256:
         sentence = f"login: {name} as fetched from {shown} is not the file that was published (SHA-256 {found})"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
-    sentence = f"login: {attempt.user} gets in at {shown} and {name} arrives whole (SHA-256 as in the ledger)"
+    sentence = f"login: {attempt.user} can log in at {shown} and {name} arrives whole (SHA-256 as in the ledger)"
     return Finding(Level.OK, f"{sentence}; tried by {ways}, as a test that does not count as a pickup")
 
 
@@ -345,7 +345,7 @@ def _not_tried(attempt: LoginAttempt) -> Finding:
     again = f"pickup-point doctor --user {attempt.user} --identity {file}"
     if attempt.key is None:
         again = f"pickup-point doctor --user {attempt.user} --password-file {file}"
-    return Finding(Level.WARNING, sentence, f"once the findings above are mended: {again}")
+    return Finding(Level.WARNING, sentence, f"once the findings above are fixed: {again}")
 
 
 def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:

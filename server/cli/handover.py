@@ -44,10 +44,10 @@ VOLUME_DAYS = 7  # published days that the expected volume is told from
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """The files that were written, and warnings about what is missing."""
+    """The files that were written, and what is missing, each with what to do about it."""
 
     written: list[Path]
-    warnings: list[str]
+    warnings: list[PickupPointError]
 
 
 async def write_handover(config: Config, folder: Path) -> Handover:
@@ -86,16 +86,19 @@ async def write_handover(config: Config, folder: Path) -> Handover:
     return Handover(written, warnings)
 
 
-def _lacks(config: Config) -> list[str]:
+def _lacks(config: Config) -> list[PickupPointError]:
     """Return what the configuration does not say, though Triton needs it."""
-    wanted = {
-        "the publisher's name is missing: set publisher.name": config.publisher.name,
-        "nobody is named whom Triton can ask: set publisher.contacts": config.publisher.contacts,
-        "the address is not the one that Triton uses: set sftp.address": config.sftp.address,
-        "the list of RSS feeds is missing: set feeds.urls": config.feeds.configured,
-        "all users are on the sheet, since none has required = true": any(u.required for u in config.sftp.users),
-    }
-    return [sentence for sentence, there in wanted.items() if not there]
+    wanted = (
+        ("the publisher's name is missing", "publisher.name", config.publisher.name),
+        ("nobody is named whom Triton can ask", "publisher.contacts", config.publisher.contacts),
+        ("the address at which Triton reaches this machine is missing", "sftp.address", config.sftp.address),
+        ("the list of RSS feeds is missing", "feeds.urls", config.feeds.configured),
+    )
+    found = [PickupPointError(sentence, hint=f"set {key}") for sentence, key, there in wanted if not there]
+    if not any(user.required for user in config.sftp.users):
+        hint = "set required = true for the partner's users"
+        found.append(PickupPointError("all users are on the sheet, since nobody's pickups are required", hint=hint))
+    return found
 
 
 def _fingerprints(config: Config) -> list[tuple[str, str]]:
@@ -124,16 +127,17 @@ def _volumes(config: Config) -> list[Volume]:
     return []
 
 
-def _known_hosts(config: Config, warnings: list[str]) -> list[str]:
+def _known_hosts(config: Config, warnings: list[PickupPointError]) -> list[str]:
     """Return the lines of a known_hosts file; without host keys, none and a warning."""
     try:
         return known_hosts_lines(public_host_keys(config.sftp, config.keys_dir), config.sftp.address or "127.0.0.1")
     except ConfigError as error:
-        warnings.append(f"there are no host keys: {error.problems[0]} ({error.problems[0].cure})")
+        problem = error.problems[0]
+        warnings.append(PickupPointError(f"there are no host keys: {problem}", hint=problem.cure))
         return []
 
 
-async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | None:
+async def _sample(config: Config, folder: Path, warnings: list[PickupPointError]) -> Path | None:
     """Convert the first rows of the newest final export; return the log file, or None and a warning without one."""
     with tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch, tempfile.TemporaryFile() as whole:
         try:
@@ -145,7 +149,7 @@ async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | N
                     final = [e for day, e in listing.exports.items() if rule.state(day, e, listing.now) == "due"]
                     if not final:
                         lack = "holds no final day yet" if listing.exports else "holds no export yet"
-                        warnings.append(f"there is no sample: {source.name} {lack}")
+                        warnings.append(PickupPointError(f"there is no sample: {source.name} {lack}"))
                         return None
                     newest = max(final)
                     await source.fetch(newest, whole)
@@ -157,7 +161,8 @@ async def _sample(config: Config, folder: Path, warnings: list[str]) -> Path | N
             target = folder / f"SAMPLE-{config.log.prefix}{newest.day:%Y%m%d}-00.{config.log.format}.gz"
             convert_by_hand(part, target, None, config, mode=_PRIVATE)
         except (PickupPointError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            warnings.append(f"there is no sample: {error}")
+            hint = error.hint if isinstance(error, PickupPointError) else ""
+            warnings.append(PickupPointError(f"there is no sample: {error}", hint=hint))
             return None
         return target
 

@@ -69,7 +69,9 @@ def init(
     endpoint_url: Annotated[str, _option("--endpoint-url", "The URL of an S3 service other than Amazon's.")] = "",
     first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD; by default today.")] = "",
     publisher: Annotated[str | None, _option("--publisher", "The publisher's name, for Triton.")] = None,
-    contact: Annotated[str | None, _option("--contact", "Whom Triton can ask: a name, with mail or phone.")] = None,
+    contact: Annotated[
+        str | None, _option("--contact", "Whom Triton can ask: a name, with a mail address or phone number.")
+    ] = None,
     weak: Annotated[bool, typer.Option("--weak", help="Accept a password of fewer than 12 characters.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -292,6 +294,7 @@ def handover(
         print(path)
     for warning in done.warnings:
         print(f"pickup-point: {warning}", file=sys.stderr)
+        print_hint(warning.hint, file=sys.stderr)
 
 
 @setup.command()

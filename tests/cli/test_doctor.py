@@ -102,7 +102,7 @@ async def test_a_login_fetches_the_newest_log_whole(service_site: ServiceSite) -
     found = await examined(service_site, "--password-file", password_file(service_site))
     level, sentence, _ = found["login"]
     assert level == "OK" and "does not count as a pickup" in sentence
-    assert f"triton gets in at 127.0.0.1:{serving.port} and {newest} arrives whole" in sentence
+    assert f"triton can log in at 127.0.0.1:{serving.port} and {newest} arrives whole" in sentence
     assert "tried by password and by keyboard-interactive" in sentence
     size = (service_site.pickup / newest).stat().st_size
     assert await serving.running.stops() == 0
@@ -150,7 +150,7 @@ async def test_a_private_key_logs_in_as_the_user_who_is_named(service_site: Serv
     more = '[[sftp.users]]\nname = "second"\nauthorized_keys = "keys/partner.pub"\n'
     serving = await served(service_site, more)
     found = await examined(service_site, "--identity", path, "--user", "second")
-    assert found["login"][0] == "OK" and f"second gets in at 127.0.0.1:{serving.port}" in found["login"][1]
+    assert found["login"][0] == "OK" and f"second can log in at 127.0.0.1:{serving.port}" in found["login"][1]
     level, sentence, cure = (await examined(service_site, "--identity", other, "--user", "second"))["login"]
     assert (level, sentence) == ("CRITICAL", f"login: 127.0.0.1:{serving.port} refuses second with {other}")
     assert cure.endswith(f"keys/partner.pub: ssh-keygen -y -f {other}")
@@ -459,7 +459,7 @@ def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceS
     assert service_site.run("feed").returncode == 0
     done = service_site.run("handover", "--output", service_site.folder / "for-triton")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if "RSS" not in line] == []
+    assert done.stderr == "pickup-point: the list of RSS feeds is missing\n  → set feeds.urls\n"
     folder = service_site.folder / "for-triton"
     text = (folder / "handover.md").read_text()
     for label in ("Server address | sftp.example.com:2222", "User name | triton", "Password | set, handed over",
