@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from server.cli import tables
 from server.cli.app import app, run
 from server.cli.demo import prepare
-from server.cli.manual import CHAPTERS, FOLDER, read_chapter
+from server.cli.manual import CHAPTERS, ENGINEER, FOLDER, read_chapter
 from server.publish.clock import STOPPED
 from server.publish.first_delivery import NOTHING_DELIVERED
 from server.status.alarms import STATE_ALARMS
@@ -31,14 +31,18 @@ if TYPE_CHECKING:
     from tests.support.program import Program
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(FOLDER.glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(FOLDER / f"{name}.md" for name in {*CHAPTERS} - {ENGINEER}),
+]
 INSTALLING = FOLDER / "installing.md"
 _BARS = re.compile(r"(?<!\\)\|")
 
 
 def test_every_chapter_is_listed_and_has_a_heading(program: Program) -> None:
     """The list of chapters names every file, the example configuration among them, each with its heading."""
-    assert {path.stem for path in FOLDER.glob("*.md")} == set(CHAPTERS)
+    assert {path.stem for path in FOLDER.glob("*.md")} | {ENGINEER} == set(CHAPTERS)
     done = program.run("manual")
     listed = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     assert list(listed) == [*CHAPTERS, "config"]
@@ -195,6 +199,19 @@ def test_every_command_that_is_printed_runs(
         assert code in (0, OTHER_ENDS.get(words[0], 0)), f"{command}: {said.err}"
         assert said.out and "Traceback" not in said.err, command
     assert ran | {"demo"} == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # it is a group
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Links and pictures within the tree, and the chapters that a sentence names."""
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"[Cc]hapter `([\w-]+)`", text):
+        assert name in CHAPTERS, name
+    if page.name == "README.md":
+        assert len(text.splitlines()) <= 200
+        assert all(f"manual/{name}.md" in text for name in {*CHAPTERS} - {ENGINEER})
 
 
 def test_every_alarm_is_in_the_manual() -> None:
