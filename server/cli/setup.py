@@ -371,7 +371,7 @@ _KEYS = {
 
 @dataclass(slots=True)
 class Interview:
-    """The answers so far, by the names of `Answers`; what was not asked yet has an innocent one."""
+    """The answers so far, by the names of `Answers`; what has not been asked yet has a harmless one."""
 
     path: Path
     given: dict[str, str]
@@ -379,14 +379,14 @@ class Interview:
     @property
     def answers(self) -> Answers:
         """The answers as they stand."""
-        innocent = {
+        harmless = {
             "export": "s3://any-bucket",
             "address": "localhost:2222",
             "user": "any",
             "prefix": "ANY",
             "data_dir": "data",
         }
-        return Answers(**(innocent | self.given))
+        return Answers(**(harmless | self.given))
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the answers so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import pty
 import re
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 from markdown_it import MarkdownIt
+from rich.console import Console
 
 from server.cli import tables
 from server.cli.app import app, run
 from server.cli.demo import prepare
-from server.cli.manual import CHAPTERS, ENGINEER, FOLDER, read_chapter
+from server.cli.manual import CHAPTERS, ENGINEER, FOLDER, read_chapter, render
 from server.publish.clock import STOPPED
 from server.publish.first_delivery import NOTHING_DELIVERED
 from server.status.alarms import STATE_ALARMS
@@ -69,6 +71,16 @@ def test_a_chapter_is_rendered_on_a_terminal() -> None:
     assert process.returncode == 0
     assert b"Glossary" in shown and b"\x1b[" in shown
     assert b"# Glossary" not in shown and b"|---" not in shown
+
+
+def test_nothing_that_can_be_pasted_is_wrapped_or_cut_on_a_narrow_terminal() -> None:
+    """The lines of a block stay whole, and so does every word of a table."""
+    shown = io.StringIO()
+    render(read_chapter("installing"), Console(file=shown, force_terminal=True, width=60, color_system=None))
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue()).splitlines()]
+    blocks = [token.content for token in MarkdownIt().parse(INSTALLING.read_text("utf-8")) if token.type == "fence"]
+    assert [line.strip() for block in blocks for line in block.splitlines() if line.strip() not in lines] == []
+    assert "…" not in shown.getvalue()
 
 
 def _read_all(descriptor: int) -> Iterator[bytes]:
