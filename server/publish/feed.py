@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
     from ..triton import LogRules
-    from .publisher import Done, Publisher
+    from .publisher import DayOutcome, Publisher
 
 log = structlog.get_logger()
 
@@ -322,7 +322,7 @@ class Feed:
                 return await self._carry_out(despite_hold(order, hold), now)
         return result
 
-    def _record_outcome(self, order: Order, done: Done, now: datetime) -> DayResult:
+    def _record_outcome(self, order: Order, done: DayOutcome, now: datetime) -> DayResult:
         """Record and log what became of an order."""
         day, tally = order.export.day, done.tally
         if done.held is not None:

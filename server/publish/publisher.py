@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class DayOutcome:
     """What became of an order: files, or a reason (word, sentence) to hold the day, or neither.
 
     ``unsent`` is the number of lines that were not published because the order did not allow it.
@@ -95,7 +95,7 @@ class Publisher:
         catalogue: Catalogue | None,
         now: datetime,
         progress: Callable[[int], None] | None = None,
-    ) -> Done:
+    ) -> DayOutcome:
         """Convert the export in ``spool`` and publish it, or return why it is not published.
 
         Raises:
@@ -147,13 +147,13 @@ class Publisher:
                 held = ON_ONE_LINE
             staging.keep_rejects(written=converted.rejects)
             if held is not None:
-                return Done(tally, held=held)
+                return DayOutcome(tally, held=held)
             if not converted.logs:
                 if rest is not None:  # its rows are no longer in the export
                     self._ledger.release_missing(rest.id)
-                return Done(tally, changed=changed, removed=removed)
+                return DayOutcome(tally, changed=changed, removed=removed)
             if not order.may_publish:
-                return Done(tally, changed=changed, removed=removed, unsent=tally.lines)
+                return DayOutcome(tally, changed=changed, removed=removed, unsent=tally.lines)
             publication = Publication(
                 id=0,
                 day=day,
@@ -172,7 +172,7 @@ class Publisher:
             if rest is not None and completes:
                 publication = rest
             files = self._link(staging, publication, converted.logs, now, rest.id if rest is not None else 0)
-        return Done(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)
+        return DayOutcome(tally, tuple(files), changed=changed, removed=removed, seconds=time.monotonic() - started)
 
     def _opener(self, name: LogName) -> Callable[[], BinaryIO]:
         return lambda: self._folder.open_log(name)

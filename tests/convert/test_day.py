@@ -15,6 +15,7 @@ from server.cli.samples import day_rows
 from server.convert import lines as blocks
 from server.convert.day import SentLog, Tuning, convert_export
 from server.convert.lines import GzipText
+from server.convert.log_writer import HISTORY, deflate, inflate
 from server.errors import DataFolderError, ExportTorn, SourceError
 from server.triton import Layout, LogFormat
 
@@ -54,8 +55,20 @@ def test_the_bytes_are_the_same_for_any_number_of_threads(tmp_path: Path, repeat
         assert_is(slow, converted, sink)
         assert sink.restarts == repeated
         assert sink.rejects is not None
-        outcomes.append((sink.logs[0].content, sink.rejects.content, converted))
+        outcomes.append((sink.logs[0].content, gzip.decompress(sink.rejects.content), converted))
     assert outcomes.count(outcomes[0]) == 6
+
+
+def test_equal_text_is_packed_to_equal_bytes_wherever_it_lies() -> None:
+    """In thousands of places of memory; texts shorter than the part that stands unpacked are whole, too."""
+    texts = [b"%d026-11-20\t12:00:00\t192.0.2.1\n" % number * 40 for number in range(111, 999, 111)]
+    first, elsewhere = [deflate(text, 40) for text in texts], []
+    for _ in range(3000):
+        elsewhere.append(bytearray(82_000))  # of the size of a packer
+        assert [deflate(text, 40) for text in texts] == first
+    assert [inflate(piece) for piece in first] == texts
+    for size in (1, HISTORY - 1, HISTORY, HISTORY + 1):
+        assert inflate(deflate(texts[0][:size], 0)) == texts[0][:size]
 
 
 @pytest.mark.parametrize("block", [1, 7, 300, 4096, 1 << 20])

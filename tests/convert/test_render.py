@@ -23,6 +23,7 @@ from server.convert.log_writer import inflate
 from server.convert.row import Conversion
 from server.triton import LogRules
 
+from ..support.kernel_ways import ask_once
 from ..support.odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
 from ..support.reference_conversion import KERNEL, convert_slowly
 
@@ -46,6 +47,7 @@ class Blocks:
     def __init__(self, made: Conversion, fresh_after: str | None = None) -> None:
         self._made, self._fresh_after = made, fresh_after
         self._converters = [BlockConverter(kernel, made, fresh_after) for kernel in {KERNEL, None}]
+        ask_once(*self._converters)
 
     def assert_same(self, rows: list[bytes], times: int = 1) -> None:
         """A block comes out as row by row by the exact rules: lines, tally, rejections."""
@@ -88,9 +90,9 @@ def test_every_odd_row_comes_out_as_by_the_exact_rules(name: str, catalogue: boo
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_odd_row_comes_out_so_when_it_stands_alone(name: str) -> None:
-    """Each nasty row in a block of its own, behind an ordinary one."""
+    """A nasty row in a block of its own, behind an ordinary one: each row under a third of the settings."""
     ordinary = orjson.dumps({**GOOD, "id": "99999999-2222-4333-8444-555555555555"})
-    for row in nasty_rows():
+    for row in nasty_rows()[list(RULES).index(name) % 3 :: 3]:
         blocks_of(name, catalogue=True).assert_same([ordinary, row])
 
 

@@ -341,16 +341,20 @@ class _Remembering:
         return known
 
 
+def ask_once(*converters: BlockConverter) -> None:
+    """Let converters by the same rules share what the exact ones make of a row: they need not be asked twice."""
+    remembered = _Remembering(converters[0]._exact.convert)
+    for converter in converters:
+        converter._exact.convert = remembered  # type: ignore[method-assign]
+
+
 class Ways:
     """The two ways to do one conversion."""
 
     def __init__(self, made: Conversion, fresh_after: str | None = None, *, by_podcast: bool = True) -> None:
         self.by_kernel = BlockConverter(kernel(), made, fresh_after, by_podcast=by_podcast)
         self.exactly = BlockConverter(None, made, fresh_after, by_podcast=by_podcast)
-        # Both leave odd rows to the same rules, which need not be asked twice.
-        remembered = _Remembering(self.exactly._exact.convert)
-        for converter in (self.by_kernel, self.exactly):
-            converter._exact.convert = remembered  # type: ignore[method-assign]
+        ask_once(self.by_kernel, self.exactly)
 
     def agree(self, job: Job) -> Result:
         """Do a job both ways and return the result, which must be the same."""
