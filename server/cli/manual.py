@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .options import Usage
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console
 
 FOLDER = Path(__file__).parent.parent / "manual"
 _TREE = Path(__file__).parent.parent.parent
@@ -89,36 +89,8 @@ def show(chapter: Chapter, console: Console) -> None:
     if not console.is_terminal:
         console.file.write(chapter.text)
         return
+    from .manual_page import render  # only here: rich's Markdown takes longer to load than most chapters to read
+
     os.environ.setdefault("LESS", "-R")  # or less shows the colours as codes
     with console.pager(styles=True):
-        render(chapter, console)
-
-
-def render(chapter: Chapter, console: Console) -> None:
-    """Print a chapter rendered; what stands in a block of code, which somebody will paste, is never wrapped."""
-    from rich.markdown import CodeBlock, Markdown, TableElement
-    from rich.syntax import Syntax
-    from rich.table import Table
-    from rich.text import Text
-
-    class Block(CodeBlock):
-        """A block of code, as it is written, behind a margin."""
-
-        def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
-            code = "".join(f"  {line}\n" for line in str(self.text).rstrip().splitlines())
-            yield Text(code, style="markdown.code_block", no_wrap=True, overflow="ignore", end="")
-
-    class Whole(TableElement):
-        """A table that shows every word whole."""
-
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-            for part in super().__rich_console__(console, options):
-                for column in part.columns if isinstance(part, Table) else ():
-                    column.overflow = "fold"
-                yield part
-
-    class Rendered(Markdown):
-        elements: ClassVar = {**Markdown.elements, "fence": Block, "table_open": Whole}
-
-    body = Syntax(chapter.text, "toml") if chapter.name == CONFIG else Rendered(chapter.text)
-    console.print(body, crop=False)
+        render(chapter.text, console, toml=chapter.name == CONFIG)

@@ -22,7 +22,8 @@ from rich.console import Console
 from server.cli import tables
 from server.cli.app import app, run
 from server.cli.demo import prepare
-from server.cli.manual import CHAPTERS, ENGINEER, FOLDER, read_chapter, render
+from server.cli.manual import CHAPTERS, ENGINEER, FOLDER, read_chapter
+from server.cli.manual_page import render
 from server.publish.clock import STOPPED
 from server.publish.first_delivery import NOTHING_DELIVERED
 from server.status.alarms import STATE_ALARMS
@@ -73,14 +74,20 @@ def test_a_chapter_is_rendered_on_a_terminal() -> None:
     assert b"# Glossary" not in shown and b"|---" not in shown
 
 
-def test_nothing_that_can_be_pasted_is_wrapped_or_cut_on_a_narrow_terminal() -> None:
-    """The lines of a block stay whole, and so does every word of a table."""
-    shown = io.StringIO()
-    render(read_chapter("installing"), Console(file=shown, force_terminal=True, width=60, color_system=None))
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue()).splitlines()]
-    blocks = [token.content for token in MarkdownIt().parse(INSTALLING.read_text("utf-8")) if token.type == "fence"]
-    assert [line.strip() for block in blocks for line in block.splitlines() if line.strip() not in lines] == []
-    assert "…" not in shown.getvalue()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_command_is_wrapped_on_a_narrow_terminal_and_no_letter_lost(page: Path) -> None:
+    """The lines of a block stay whole, and so do the commands of a table."""
+    shown, text = io.StringIO(), page.read_text("utf-8")
+    render(text, Console(file=shown, width=60, color_system=None, legacy_windows=False))
+    lines = [line.strip() for line in shown.getvalue().splitlines()]
+    typed = [line for token in MarkdownIt().parse(text) if token.type == "fence" for line in token.content.splitlines()]
+    for row in re.findall(r"(?m)^\|.*\|$", text):
+        typed += re.findall(r"`(pickup-point [^`]* [^`]*)`", row.replace("\\|", "|"))
+    assert [line for line in typed if line.strip() and line.strip() not in lines] == []
+    assert shown.getvalue().count("…") == text.count("…")
+    assert [
+        code for code in re.findall(r"`(\[\w{1,8}\])`", text) if code not in shown.getvalue()
+    ] == []  # rich's markup
 
 
 def _read_all(descriptor: int) -> Iterator[bytes]:
