@@ -1,6 +1,7 @@
 """How a chapter of the manual looks on a terminal: Markdown of which every command can be pasted as it stands.
 
-Prints to the console that it is given. Promise: however narrow the terminal is, no command in a block or a table is wrapped, and no letter lost.
+Prints to the console that it is given. Promise: however narrow the terminal is, no command in a block or a table is
+wrapped, and no letter lost.
 """
 
 from __future__ import annotations
