@@ -12,6 +12,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..convert.row import Conversion, RowConverter
+from ..convert.tally import RowRejected
 from ..episodes.catalogue import Catalogue, Episode
 from ..megaphone.exports import FinalityRule, start_of
 from ..sftp.algorithms import Profile
@@ -359,7 +360,12 @@ def example_line(log: LogSettings) -> str:
     """Return the line that the made-up row becomes under these rules, with a key and an episode that are made up."""
     catalogue = Catalogue({_EPISODE: _EXAMPLE_EPISODE})
     conversion = Conversion(log.log_rules, bytes(32), catalogue, EXAMPLE_DAY)
-    return RowConverter(conversion).convert(json.dumps(EXAMPLE_ROW).encode()).line
+    row = json.dumps(EXAMPLE_ROW).encode()
+    try:
+        return RowConverter(conversion).convert(row).line
+    except RowRejected:  # a template that is too long for every row
+        rules = log.log_rules._replace(url=DEFAULT_URL)
+        return RowConverter(conversion._replace(rules=rules)).convert(row).line
 
 
 def _example(log: LogSettings) -> str:

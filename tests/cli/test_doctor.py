@@ -507,7 +507,7 @@ def test_a_handover_without_a_final_day_says_so_and_holds_the_rest(service_site:
 
 @pytest.mark.parametrize(
     "changes", [{}, {"format": "w3c"}, {"ip": "truncated", "partial_status": 200, "text": "percent"},
-                {"rows": "reporting", "url": "{enclosure_url}?a={guid}", "header": "none"}],
+                {"rows": "reporting", "url": "{enclosure_url}?a={guid}", "header": "none"}, {"url": "/" * 2100}],
 )  # fmt: skip
 def test_every_column_that_there_can_be_is_explained(changes: dict[str, Any]) -> None:
     """In both formats, and in every configuration, with a cell of a line that the converter made."""
