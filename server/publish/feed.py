@@ -206,7 +206,8 @@ class Feed:
                 for day in days
                 if day not in done and state(day, listing.exports.get(day), listing.now) == "due"
             ]
-            log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", key="first_day")
+            hint = "to begin with a later day, set export.first_day"
+            log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", hint=hint)
             self._ledger.note(first_start=listing.now.isoformat())
 
     # One day
