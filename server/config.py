@@ -301,6 +301,8 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
         )
     if export:
         problems += _export_checks(export)
+    if export and log:
+        problems += _kind_checks(export, log, feeds)
     for key, path, cure in (
         ("log.episodes", log.episodes if log else None, "put the file there, or remove the key"),
         (
@@ -349,6 +351,26 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
         if getattr(export, key) is not None:
             cure = "remove it, or write s3://bucket in export.url"
             problems.append(Problem(f"export.{key}", "is given, but export.url is a folder", cure))
+    return problems
+
+
+def _kind_checks(export: ExportSettings, log: LogSettings, feeds: FeedsSettings | None) -> list[Problem]:
+    """Return the problems of keys that do not go together with the kind of export."""
+    kind, problems = export.export_kind, []
+    if export.agreed and not kind.unknown:
+        wrong = f'is true, but export.kind is "{kind.name}", of which nothing has to be agreed'
+        problems.append(Problem("export.agreed", wrong, 'remove it, or set export.kind = "delivery-v2"'))
+    if log.object_size == "rss" and not kind.bytes_optional:
+        wrong = f'is "rss", but export.kind is "{kind.name}", whose rows have a size of their own'
+        problems.append(Problem("log.object_size", wrong, 'remove it, or set export.kind = "delivery-v2"'))
+    elif log.object_size == "rss" and feeds is not None and not feeds.configured:
+        wrong = 'is "rss", but there is no RSS feed to take a size from'
+        problems.append(Problem("log.object_size", wrong, "set feeds.urls or feeds.file, or remove it"))
+    # Of a key that has a problem of its own, what stands here is the default.
+    for field in sorted(log.log_rules.fields.difference(kind.fields, {"", None})):
+        key = "log.url" if f"{{{field}}}" in log.url else "log.columns"
+        wrong = f'asks for the field "{field}", which {kind.label} do not have'
+        problems.append(Problem(key, wrong, f"the fields are: {', '.join(kind.fields)}"))
     return problems
 
 

@@ -6,6 +6,9 @@ record of one handle. A `Delivered` is what a user has of a file, over all handl
 when that union covers it, so a download that was resumed or made in pieces counts, and no CLOSE is needed. Either
 means "delivered to their client", never "counted by Triton".
 
+A client that is killed and then resumes shows by where it goes on what it has: `shown_by_resuming` says how much of
+what was on its way that proves, and why that can be believed.
+
 `pickup-point doctor` logs in as a partner, too. It identifies itself by its client version, and what such a client
 reads is a test: it is recorded, and proves nothing. A partner who uses that version loses only the proof of their own
 pickups.
@@ -98,6 +101,30 @@ class Coverage:
         return size == 0 or (len(self._starts) == 1 and self._starts[0] == 0 and self._ends[0] == size)
 
 
+def shown_by_resuming(tail: tuple[int, int] | None, first_read: int, *, alone: bool) -> tuple[int, int]:
+    """Return the range that a user's next handle of a file shows to have arrived, by where it first reads; or (0, 0).
+
+    ``tail`` is `Pickup.tail` of the handle before it; ``alone``: no other handle of the user was read beside the new
+    one. A client that was killed cannot answer for what its system had taken, and resumes at the end of what it has: at
+    N it says "I have all before N". Of what was sent to it and acknowledged that is believed, up to N and never beyond.
+
+    Who could forge a pickup by that?
+
+    - A network in between can acknowledge and keep what we send, and cut connections. It cannot choose N: that is said
+      under the keys of the user's own login, and an honest client's N is where the bytes end that it was given.
+    - A stranger cannot say anything without that login.
+    - The user could say N and lack the bytes, and would gain what reading them and throwing them away gains: a record
+      of a pickup against themselves. Nobody else is deceived, and nobody else's record is touched.
+    - What must not be taken for a resumption is a client that fetches pieces and lost one of them. Therefore only a
+      handle that was read in one run, with no other beside it, leaves a tail; and only the next one that is read can
+      use it, alone as well. A client that fetches pieces one after the other, loses one, goes on where it ended and
+      never comes back for it is believed: its own file has a hole then, where its system had acknowledged the bytes.
+    """
+    if tail is None or not alone or not tail[0] < first_read <= tail[1]:
+        return 0, 0
+    return tail[0], first_read
+
+
 @dataclass(frozen=True, slots=True)
 class Pickup:
     """What was read on one handle; ``ended`` and ``ending`` are None while it is open.
@@ -105,6 +132,10 @@ class Pickup:
     ``bytes_answered`` counts every byte each time it was sent; ``covered`` counts each byte of the file once, and
     ``delivered`` those of them that were proven to have arrived. ``ranges`` are the latter, half-open; they count
     for the user, and the ledger gives none back. ``fragmented``: there were more of them than are kept.
+
+    ``first_read`` is the offset of the first READ, None before it; ``alone``: no other handle of the user and file was
+    read while this one was. ``tail`` is left by a handle that was interrupted: the range that the client's system had
+    acknowledged and the client had not answered for. The ledger gives none of the three back.
     """
 
     id: str
@@ -122,6 +153,9 @@ class Pickup:
     delivered: int = 0
     ranges: tuple[tuple[int, int], ...] = ()
     fragmented: bool = False
+    first_read: int | None = None
+    alone: bool = True
+    tail: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +205,21 @@ class PickupProgress:
     coverage: Coverage = field(default_factory=Coverage)
     proven: Coverage = field(default_factory=Coverage)
     told: int = 0  # bytes of ``proven`` in the last record that was made
+    first_read: int | None = None
+    alone: bool = True
+    tail: tuple[int, int] | None = None
+    run: tuple[int, int] = (0, 0)  # the last answers that followed each other without a gap: from where, up to where
 
     def answered(self, offset: int, count: int) -> None:
         """Note that ``count`` bytes from ``offset`` on were answered."""
         self.bytes_answered += count
         self.coverage.add(offset, offset + count)
+        self.run = (self.run[0] if offset == self.run[1] else offset, offset + count)
+
+    def leave_tail(self, start: int, end: int) -> None:
+        """Keep ``[start, end)``, which the client's system has acknowledged and the client has not answered for."""
+        if self.alone and self.run[0] <= start < end <= self.run[1]:
+            self.tail = (start, end)
 
     def delivered(self, offset: int, count: int) -> None:
         """Note that an answer is proven to have arrived."""
@@ -232,4 +276,7 @@ class PickupProgress:
             delivered=self.proven.bytes,
             ranges=self.proven.ranges,
             fragmented=self.proven.fragmented,
+            first_read=self.first_read,
+            alone=self.alone,
+            tail=self.tail,
         )

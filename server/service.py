@@ -22,6 +22,7 @@ import structlog
 
 from .config import after_reload, changed_keys, load_config, load_ip_hash_key
 from .convert.apart import kernel_lack
+from .convert.identity import with_fingerprint
 from .episodes.source import CatalogueSource
 from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError, unexpected
 from .megaphone.source import open_source
@@ -503,13 +504,13 @@ async def assembled(
         )
         policy = FeedPolicy(
             config.export,
-            config.log.log_rules,
+            with_fingerprint(config.log_rules, hash_key),
             config.log.prefix,
             holds,
             config.retention.keep_days,
             config.alerts.pull_every,
         )
-        source = await open_source(config.export.place)
+        source = await open_source(config.export.place, config.export.export_kind)
         try:
             feed = Feed(
                 policy, source, publisher, ledger, folder, catalogue=catalogue.snapshot, stop=stop, progress=progress

@@ -11,12 +11,21 @@ import ipaddress
 import re
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    model_validator,
+)
 
-from .megaphone.exports import calendar_day
+from .megaphone.exports import KINDS, METRICS, ExportKind, FinalityRule, calendar_day
 from .s3.errors import BucketPlace
 from .triton import DEFAULT_URL, ColumnSpec, Layout, LogFormat, LogRules, UrlTemplate, prefix_problem
 
@@ -106,6 +115,14 @@ def _network(value: object) -> object:
         raise ValueError(f'{error}; write a network like "203.0.113.0/24" or an address') from None
 
 
+def _balancer(value: Network) -> Network:
+    if value.prefixlen == 0:
+        raise ValueError(
+            'every address there is, which lets anybody pretend to be anybody; write the balancers\' own: "10.0.0.5"'
+        )
+    return value
+
+
 def _web_address(value: object) -> object:
     if isinstance(value, str) and not re.search(r"[\s\x00-\x20\x7f]", value):
         # urllib's message about a bad URL repeats parts of it, which may be a secret: it must not get out.
@@ -189,6 +206,7 @@ ClockTime = Annotated[time, BeforeValidator(_clock)]
 Day = Annotated[date, BeforeValidator(_day)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+BalancerNetwork = Annotated[Network, AfterValidator(_balancer)]
 ExportUrl = Annotated[str, BeforeValidator(_export_url)]
 WebAddress = Annotated[str, BeforeValidator(_web_address)]
 LogPrefix = Annotated[str, AfterValidator(_log_prefix)]
@@ -225,12 +243,30 @@ class ExportSettings(Section):
     url: ExportUrl
     region: str | None = Field(None, min_length=1)
     endpoint_url: WebAddress | None = None
-    final_at: ClockTime = time(4, 30)
+    kind: Literal["metrics", "delivery-v2"] = "metrics"
+    agreed: bool = False
+    final_at: ClockTime = METRICS.final_at
     settle: Duration = timedelta(minutes=65)
     poll_every: Duration = timedelta(minutes=10)
     look_back_days: int = Field(3, ge=1, le=365)
     first_day: Day | None = None
     give_up_waiting: Duration = timedelta(hours=47)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_kind(cls, given: Any) -> Any:
+        kind = KINDS.get(str(given.get("kind"))) if isinstance(given, dict) else None
+        return given if kind is None else {"final_at": kind.final_at} | given
+
+    @property
+    def export_kind(self) -> ExportKind:
+        """Which of Megaphone's exports are read."""
+        return KINDS[self.kind]
+
+    @property
+    def finality(self) -> FinalityRule:
+        """The rule by which a day is final."""
+        return FinalityRule(self.final_at, self.settle, bool(self.export_kind.marker_pattern))
 
     @property
     def bucket(self) -> str | None:
@@ -273,6 +309,7 @@ class LogSettings(Section):
     tokens: Literal["hash", "hold"] | None = None
     partial_status: Literal[206, 200] = 206
     bytes: Literal["clamped", "as-sent"] = "clamped"
+    object_size: Literal["export", "rss"] = "export"
     text: Literal["safe", "percent"] = "safe"
     url: UrlTemplateText = DEFAULT_URL
     episodes: FilePath | None = None
@@ -303,6 +340,7 @@ class LogSettings(Section):
             partial_status=self.partial_status,
             bytes=self.bytes,
             url=self.url,
+            object_size=self.object_size,
         )
 
 
@@ -356,6 +394,7 @@ class SftpSettings(Section):
     drain_seconds: int = Field(30, ge=0, le=3600)
     legacy_algorithms: bool = False
     chacha20: bool = False
+    proxy_protocol_from: list[BalancerNetwork] = []
     users: list[UserSettings] = Field(min_length=1)
 
 
@@ -402,3 +441,8 @@ class Config(Section):
     alerts: AlertSettings
     metrics: MetricsSettings | None
     log_output: LogOutputSettings
+
+    @property
+    def log_rules(self) -> LogRules:
+        """The rules by which rows of the configured kind of export become lines."""
+        return self.log.log_rules._replace(kind=self.export.kind)

@@ -13,10 +13,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from .megaphone.exports import METRICS, calendar_day, start_of
+from .megaphone.exports import EXPORT_FIELDS, KINDS, METRICS, calendar_day, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from .megaphone.exports import ExportKind
 
 
 URL_LIMIT = 2048  # Triton: "Up to 2048 characters complete URI"
@@ -310,9 +312,9 @@ def layout_problems(specs: Sequence[ColumnSpec] | None, log_format: LogFormat) -
         if spec.value is not None and spec.value not in values:
             wrong = f'column "{spec.name}" asks for the value "{spec.value}"'
             problems.append((index, wrong, f"the values are: {', '.join(values)}"))
-        if spec.field is not None and spec.field not in METRICS.fields:
+        if spec.field is not None and spec.field not in EXPORT_FIELDS:
             wrong = f'column "{spec.name}" asks for the field "{spec.field}"'
-            problems.append((index, wrong, f"Megaphone's fields are: {', '.join(METRICS.fields)}"))
+            problems.append((index, wrong, f"Megaphone's fields are: {', '.join(EXPORT_FIELDS)}"))
         blank = r"[\s\x00-\x1f\x7f-\x9f]" if log_format is LogFormat.W3C else r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
         if not spec.name.strip() or re.search(blank, spec.name) or spec.name.startswith("#"):
             wrong = f"column name {spec.name!r} would break the header line"
@@ -417,7 +419,7 @@ class UrlTemplate:
         self.fields = tuple(pieces[1::2])
         self.literals = [url_text(piece) for piece in pieces[::2]]
         for name in self.fields:
-            if name not in METRICS.fields and name not in OF_CATALOGUE:
+            if name not in EXPORT_FIELDS and name not in OF_CATALOGUE:
                 raise ValueError(f"{{{name}}} is not a field of the export")
         if any("{" in piece or "}" in piece for piece in pieces[::2]):
             raise ValueError("it has an unmatched brace")
@@ -457,6 +459,9 @@ class LogRules(NamedTuple):
     """How rows become lines: ``[log]`` without file names and without secrets.
 
     It is stored with every publication (`as_json`), so that a day's late rows follow the rules of its first file.
+    ``kind`` is the name of the `ExportKind` that the rows are of. ``object_size`` says where a size comes from that a
+    row does not have: ``export`` (nowhere) or ``rss``. ``id_key`` is the fingerprint of the key by which rows without
+    ``id`` got theirs; '' where it is not known, or of no use to the kind.
     """
 
     layout: Layout = Layout()
@@ -465,9 +470,24 @@ class LogRules(NamedTuple):
     partial_status: int = 206
     bytes: str = "clamped"
     url: str = DEFAULT_URL
+    kind: str = METRICS.name
+    object_size: str = "export"
+    id_key: str = ""
+
+    @property
+    def export_kind(self) -> ExportKind:
+        """The kind of export that the rows are of."""
+        return KINDS[self.kind]
+
+    @property
+    def fields(self) -> set[str]:
+        """The fields of the export that a column or the URL asks for."""
+        in_columns = {spec.field for spec in self.layout.specs if spec.field is not None}
+        return in_columns | {field for field in UrlTemplate(self.url).fields if field not in OF_CATALOGUE}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the rules as the ledger keeps them."""
+        """Return the rules as the ledger keeps them; what an earlier release did not know only where it is in use."""
+        newer = {"kind": self.kind, "object_size": self.object_size, "id_key": self.id_key}
         return {
             "layout": self.layout.as_json(),
             "rows": self.rows,
@@ -475,7 +495,7 @@ class LogRules(NamedTuple):
             "partial_status": self.partial_status,
             "bytes": self.bytes,
             "url": self.url,
-        }
+        } | {name: value for name, value in newer.items() if value != type(self)._field_defaults[name]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LogRules:

@@ -56,13 +56,15 @@ TABLES: dict[str, type[Any]] = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "publisher": {"name": "", "contacts": []},
     "export": {
-        "url": ..., "region": None, "endpoint_url": None, "final_at": time(4, 30), "settle": timedelta(minutes=65),
+        "url": ..., "region": None, "endpoint_url": None, "kind": "metrics", "agreed": False,
+        "final_at": time(4, 30), "settle": timedelta(minutes=65),
         "poll_every": timedelta(minutes=10), "look_back_days": 3, "first_day": None,
         "give_up_waiting": timedelta(hours=47),
     },
     "log": {
         "prefix": "MEGA", "format": "tsv", "header": "plain", "rows": "not-blacklisted", "ip": "full", "tokens": None,
-        "partial_status": 206, "bytes": "clamped", "text": "safe", "url": "/{podcast_id}/{episode_id}.mp3",
+        "partial_status": 206, "bytes": "clamped", "object_size": "export", "text": "safe",
+        "url": "/{podcast_id}/{episode_id}.mp3",
         "episodes": None, "max_rows_per_file": 0, "max_rejected": 0.01, "workers": 0, "columns": None,
     },
     "feeds": {"urls": [], "file": None, "refresh_every": timedelta(hours=6), "allow_local": False},
@@ -72,7 +74,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_sessions_per_user": 10, "login_timeout": timedelta(seconds=30), "idle_timeout": timedelta(minutes=15),
         "max_auth_tries": 6, "max_handles_per_session": 64, "keepalive": timedelta(seconds=30), "ban_after": 20,
         "ban_time": timedelta(minutes=30), "drain_seconds": 30, "legacy_algorithms": False, "chacha20": False,
-        "users": ...,
+        "proxy_protocol_from": [], "users": ...,
     },
     "sftp.users": {
         "name": ..., "password_hash": None, "authorized_keys": None, "allow_from": [], "required": True,
@@ -105,6 +107,17 @@ def test_two_keys_make_a_configuration(tmp_path: Path) -> None:
         assert {name: getattr(section, name) for name in DEFAULTS[table]} == DEFAULTS[table]
     assert config.export.first_day is None
     assert config.export.settle == timedelta(minutes=65)
+
+
+def test_the_other_kind_of_export_has_defaults_of_its_own(tmp_path: Path) -> None:
+    """11:00 where no final_at is given; it decides nothing alone. The rules of the rows name the kind."""
+    text = MINIMAL.replace("[export]", '[export]\nkind = "delivery-v2"\nagreed = true')
+    config = parse(text, tmp_path)
+    assert (config.export.final_at, config.export.finality.marked) == (time(11, 0), True)
+    assert config.log_rules.kind == config.export.export_kind.name == "delivery-v2"
+    given = parse(text.replace("agreed = true", 'final_at = "12:30"'), tmp_path).export
+    assert (given.final_at, given.agreed) == (time(12, 30), False)
+    assert not parse(MINIMAL, tmp_path).export.finality.marked
 
 
 def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.pickups import DOCTOR_CLIENT, MAX_RANGES, Coverage, Ending, Grade, PickupProgress
+from server.pickups import DOCTOR_CLIENT, MAX_RANGES, Coverage, Ending, Grade, PickupProgress, shown_by_resuming
 from server.triton import LogName
 
 NAME = LogName.parse("MEGA20261120-00.tsv.gz")
@@ -96,3 +96,55 @@ def test_a_file_read_in_random_order_is_complete() -> None:
     for offset in blocks:
         it.delivered(offset, 1000)
     assert it.finished(START, closed=True).grade is Grade.COMPLETE
+
+
+ALL = [(0, 10), (10, 10), (20, 10), (30, 10)]
+
+
+@pytest.mark.parametrize(
+    ("reads", "acknowledged", "resumed_at", "shown"),
+    [
+        # In the middle of a file, which was asked for up to 40 and acknowledged from 10 to 30.
+        (ALL, (10, 30), 20, (10, 20)),
+        (ALL, (10, 30), 15, (10, 15)),
+        (ALL, (10, 30), 30, (10, 30)),
+        (ALL, (10, 30), 10, None),  # nothing beyond what was proven
+        (ALL, (10, 30), 5, None),
+        (ALL, (10, 30), 0, None),  # begun anew
+        (ALL, (10, 30), 31, None),  # more than was acknowledged
+        (ALL, (10, 30), 40, None),
+        (ALL, (10, 30), 100, None),
+        # All that it had asked for.
+        (ALL, (10, 40), 40, (10, 40)),
+        # The end of the file, where a read gets nothing.
+        ([(80, 20)], (80, 100), 99, (80, 99)),
+        ([(80, 20)], (80, 100), 100, (80, 100)),
+        ([(80, 20)], (80, 100), 101, None),
+        # What was not read in one run.
+        ([(0, 10), (20, 10), (30, 10)], (0, 10), 5, None),
+        ([(0, 10), (20, 10), (30, 10)], (20, 30), 25, (20, 25)),
+        ([(50, 10), (0, 20)], (50, 60), 55, None),
+        ([(50, 10), (0, 20)], (0, 20), 15, (0, 15)),
+    ],
+)
+def test_a_resumed_client_shows_what_it_has(
+    reads: list[tuple[int, int]], acknowledged: tuple[int, int], resumed_at: int, shown: tuple[int, int] | None
+) -> None:
+    """Of what its system acknowledged before it was killed: all before the offset at which it goes on, and no more."""
+    it = progress(100)
+    for offset, count in reads:
+        it.answered(offset, count)
+    it.leave_tail(*acknowledged)
+    tail = it.finished(START, closed=False).tail
+    assert shown_by_resuming(tail, resumed_at, alone=True) == (shown or (0, 0))
+    assert shown_by_resuming(tail, resumed_at, alone=False) == (0, 0)
+    assert shown_by_resuming(None, resumed_at, alone=True) == (0, 0)
+
+
+def test_a_handle_that_was_read_beside_another_leaves_nothing() -> None:
+    """Its client fetches pieces, and goes on elsewhere without having this one."""
+    it = progress(100)
+    it.answered(0, 50)
+    it.alone = False
+    it.leave_tail(10, 40)
+    assert it.finished(START, closed=False).tail is None

@@ -421,6 +421,9 @@ def demo(
             "--port", min=0, max=65535, help="The port on 127.0.0.1. First 2222, then that of its configuration."
         ),
     ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="Which exports: metrics or delivery-v2.", show_default=False)
+    ] = "",
     verbose: VerboseOption = False,
 ) -> None:
     """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
@@ -432,7 +435,7 @@ def demo(
     supervisor = Supervisor.from_environment()
     now = datetime.now(UTC)
     try:
-        made = prepare(directory, 2222 if port is None else port, now)
+        made = prepare(directory, 2222 if port is None else port, now, kind)
     except OSError as error:
         hint = "pickup-point demo --directory /tmp/pickup-point-demo"
         raise PickupPointError(f"cannot create the demo in {directory}: {error}", hint=hint) from error

@@ -93,10 +93,10 @@ def convert_by_hand(
         raise PickupPointError(f"{where}: {error.strerror or error}", hint=hint) from error
     from ..publish.holds import ON_ONE_LINE, HoldPolicy, warnings
 
-    tally = converted.tally
+    tally, rules = converted.tally, made[0].conversion.rules
     policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
     notes = made[0].warnings + ([ON_ONE_LINE[1]] if converted.one_line else []) + warnings(tally, policy)
-    if not made[0].key_known and (tally.not_an_address or made[0].conversion.rules.ip == "truncated"):
+    if not made[0].key_known and (tally.not_an_address or rules.ip == "truncated" or rules.export_kind.identity):
         notes.append("there is no ip_hash.key, so the hashes in this file were made with a key that is not kept")
     return ConvertedByHand(tally, notes)
 
@@ -139,7 +139,9 @@ def _make(export: Path, config: Config | None) -> _Made:
     from ..convert.row import Conversion
     from ..triton import LogRules
 
-    rules = config.log.log_rules if config is not None else LogRules()
+    rules = config.log_rules if config is not None else LogRules()
+    # An export's own name says which kind it is; only where it does not, the configuration decides.
+    rules = rules._replace(kind=next((name for name, at in _named(export.name) if at is not None), rules.kind))
     key, key_known = _hash_key(config)
     catalogue, notes = _catalogue(config)
     return _Made(Conversion(rules, key, catalogue, day_in(export.name)), key_known, notes)
@@ -218,13 +220,22 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
 
 def day_in(name: str) -> date | None:
     """Return the day of an export's name: that of ``metrics-day-…``, wherever it stands, else the first one in it."""
+    return next((day for _, day in _named(name) if day is not None), _first_day(name, ""))
+
+
+def _named(name: str) -> list[tuple[str, date | None]]:
+    """Return for each kind of export the day in a name that holds one of its exports', wherever that stands."""
+    from ..megaphone.exports import KINDS
+
+    return [(kind.name, _first_day(name, kind.file_name.partition("YYYY")[0])) for kind in KINDS.values()]
+
+
+def _first_day(name: str, before: str) -> date | None:
+    """Return the first day in a name that stands behind this text."""
     from ..megaphone.exports import calendar_day
 
-    for pattern in (r"metrics-day-(\d{4}-\d{2}-\d{2})", r"(\d{4}-\d{2}-\d{2})"):
-        days = (calendar_day(match[1]) for match in re.finditer(pattern, name, re.ASCII))
-        if (found := next((day for day in days if day is not None), None)) is not None:
-            return found
-    return None
+    days = (calendar_day(match[1]) for match in re.finditer(rf"{before}(\d{{4}}-\d{{2}}-\d{{2}})", name, re.ASCII))
+    return next((day for day in days if day is not None), None)
 
 
 @contextlib.contextmanager

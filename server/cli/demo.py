@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from ..megaphone.exports import METRICS, FinalityRule, start_of
+from ..config import load_config
+from ..errors import PickupPointError
+from ..megaphone.exports import KINDS, METRICS, FinalityRule, start_of
 from ..paths import write_new
 from ..sftp.keys import make_keys
 from ..sftp.users import hash_password
@@ -24,12 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..megaphone.exports import ExportKind
+
 ROWS = 4000
 FINAL_DAYS = 3
 CAUGHT_UP_DAYS = 7  # at a later start: of the days before these no alarm is left that they are missing
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
-_WRITTEN_AT = time(3, 10)  # of the next day: Megaphone's last rewrite, final and settled at 04:30Z
-_RULE = FinalityRule()
+_WRITTEN_BEFORE = timedelta(minutes=80)  # Megaphone's last rewrite before a day is final: by then it has settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,18 @@ class Demo:
     password: str
     final_days: tuple[date, ...]
     open_day: date
+    kind: ExportKind = METRICS
 
 
-def prepare(folder: Path, port: int, now: datetime) -> Demo:
-    """Create what is missing in ``folder``.
+def prepare(folder: Path, port: int, now: datetime, kind_name: str = "") -> Demo:
+    """Create what is missing in ``folder``, with exports of this kind; without one, of the kind that it has.
 
     Raises:
         OSError: the folder cannot be written.
+        PickupPointError: the folder has exports of another kind, or there is no such kind.
     """
+    if kind_name not in ("", *KINDS):
+        raise PickupPointError(f"there is no kind of export {kind_name}", hint=f"the kinds are: {', '.join(KINDS)}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     make_keys(folder / "keys")
     password = _password(folder / "password.txt")
@@ -56,22 +64,29 @@ def prepare(folder: Path, port: int, now: datetime) -> Demo:
     if not os.path.lexists(config):
         # Port 0 is any that is free, and no address.
         address = f'address = "127.0.0.1:{port}"\n' if port else ""
-        text = _CONFIG.format(port=port, address=address, password_hash=hash_password(password))
+        kind = f'kind = "{kind_name}"\nagreed = true                # a real site asks Triton first\n'
+        kind = kind if kind_name not in ("", METRICS.name) else ""
+        text = _CONFIG.format(port=port, address=address, password_hash=hash_password(password), kind=kind)
         write_new(config, text.encode())
+    kind_there = load_config(config).export.export_kind
+    if kind_name not in ("", kind_there.name):
+        hint = f"pickup-point demo --directory {shlex.quote(f'demo-{kind_name}')} --kind {shlex.quote(kind_name)}"
+        raise PickupPointError(f"the demo in {folder} has {kind_there.label}", hint=hint)
     today = now.date()
     newest = today - timedelta(days=1)
-    while now < _RULE.final_time(newest):
+    rule = FinalityRule(kind_there.final_at)
+    while now < rule.final_time(newest):
         newest -= timedelta(days=1)
     final_days = tuple(newest - timedelta(days=back) for back in range(FINAL_DAYS - 1, -1, -1))
     exports = folder / "exports"
     exports.mkdir(exist_ok=True)
-    for day in _days(exports, final_days):
-        _write_final(exports, day)
+    for day in _days(exports, final_days, kind_there):
+        _write_final(exports, day, kind_there)
     unfinished = newest + timedelta(days=1)
     while unfinished <= today:
-        _write_unfinished(exports, unfinished, now)
+        _write_unfinished(exports, unfinished, now, kind_there)
         unfinished += timedelta(days=1)
-    return Demo(folder, config, password, final_days, today)
+    return Demo(folder, config, password, final_days, today, kind_there)
 
 
 def introduction(demo: Demo, files: Sequence[str], port: int, program: str, now: datetime) -> list[str]:
@@ -82,7 +97,7 @@ def introduction(demo: Demo, files: Sequence[str], port: int, program: str, now:
         f"The demo is in {demo.folder.absolute()}, and serves:",
         *(f"  {name}" for name in files),
         f"{demo.open_day}, today, is not served: Megaphone is still writing it.",
-        "A day is published once it is final, at 04:30Z of the next day.",
+        f"A day is published once it is final, at {demo.kind.final_at:%H:%M}Z of the next day.",
         "",
         "In another terminal:",
         "",
@@ -100,29 +115,39 @@ def introduction(demo: Demo, files: Sequence[str], port: int, program: str, now:
     ]
 
 
-def _days(exports: Path, final_days: tuple[date, ...]) -> list[date]:
+def _days(exports: Path, final_days: tuple[date, ...], kind: ExportKind) -> list[date]:
     """Return the newest final days, and those between them and an earlier start that would be missing."""
-    written = [day for path in exports.glob("metrics-day-*.json.gz") if (day := METRICS.day_of(path.name)) is not None]
+    written = [day for path in exports.iterdir() if (day := kind.day_of(path.name)) is not None]
     first = max(min(written, default=final_days[0]), final_days[-1] - timedelta(days=CAUGHT_UP_DAYS - 1))
     first = min(first, final_days[0])
     return [first + timedelta(days=n) for n in range((final_days[-1] - first).days + 1)]
 
 
-def _write_final(exports: Path, day: date) -> None:
-    """Write a final day, unless it is there already: a published day must not change."""
-    path = exports / f"metrics-day-{day}.json.gz"
+def _path(exports: Path, day: date, kind: ExportKind) -> Path:
+    return exports / kind.file_name.replace("YYYY-MM-DD", str(day))
+
+
+def _write_final(exports: Path, day: date, kind: ExportKind) -> None:
+    """Write a final day, and what marks it as that, unless it is there: a published day must not change."""
+    path = _path(exports, day, kind)
     over = start_of(day + timedelta(days=1)).timestamp()
     if path.exists() and path.stat().st_mtime >= over:
         return
-    write_day(path, day, ROWS, broken=True, tokens_share=0.1)
-    written = datetime.combine(day + timedelta(days=1), _WRITTEN_AT, UTC).timestamp()
+    write_day(path, day, ROWS, broken=True, tokens_share=0.1, kind=kind)
+    final = FinalityRule(kind.final_at).final_time(day).timestamp()
+    written = final - _WRITTEN_BEFORE.total_seconds()
     os.utime(path, (written, written), follow_symlinks=False)
+    if kind.marker_pattern:
+        marker = exports / f"{kind.begins[-1]}_{day:%Y_%m_%d}_{final:.0f}"
+        marker.unlink(missing_ok=True)
+        write_new(marker, b"")
+        os.utime(marker, (final, final), follow_symlinks=False)
 
 
-def _write_unfinished(exports: Path, day: date, now: datetime) -> None:
+def _write_unfinished(exports: Path, day: date, now: datetime, kind: ExportKind) -> None:
     """Write an unfinished day as far as it has come by now."""
-    path = exports / f"metrics-day-{day}.json.gz"
-    write_day(path, day, ROWS, broken=True, tokens_share=0.1, until=now)
+    path = _path(exports, day, kind)
+    write_day(path, day, ROWS, broken=True, tokens_share=0.1, until=now, kind=kind)
     os.utime(path, (now.timestamp(), now.timestamp()), follow_symlinks=False)
 
 
@@ -143,7 +168,7 @@ keys_dir = "keys"            # host keys, and the secret for hashed addresses
 
 [export]
 url = "exports"              # a folder; for a real bucket: "s3://bucket"
-poll_every = "10s"           # a real bucket is listed every 10 minutes
+{kind}poll_every = "10s"           # a real bucket is listed every 10 minutes
 look_back_days = 8           # a later start publishes the days since the last one, at most a week of them
 
 [log]

@@ -141,7 +141,7 @@ class _Sampler:
 
 async def _exports(config: Config) -> AsyncIterator[Finding]:
     """List the exports, read one, and see whether If-Match is honoured."""
-    source = await open_source(config.export.place)
+    source = await open_source(config.export.place, config.export.export_kind)
     try:
         began = datetime.now(UTC)
         listing = await source.day_exports()
@@ -149,9 +149,7 @@ async def _exports(config: Config) -> AsyncIterator[Finding]:
         yield _clock(listing, began)
         if not listing.exports:
             others = listing.others
-            cure = f"check export.url: {_listing_command(config)}"
-            if others.elsewhere:
-                cure = f'set export.url = "{others.elsewhere}"'
+            cure = others.cure or f"check export.url: {_listing_command(config)}"
             yield Finding(Level.WARNING, f"exports: {others.sentence(source.name)}", cure)
             return
         newest = listing.exports[max(listing.exports)]
@@ -283,7 +281,8 @@ async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], co
     shown = _shown(where)
     cure = f"ssh-keyscan -p {port} {host}"
     try:
-        found = await host_key(host, port)
+        # Between us and the public address stands the balancer, which sends the header itself.
+        found = await host_key(host, port, config.sftp.proxy_protocol_from if where == _own(config) else ())
     except HungUp as error:
         # The service closes a connection at once if no user may come from its address.
         if all(user.allow_from for user in config.sftp.users):
@@ -317,7 +316,7 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         cure = f"on a machine that is in it: sftp -P {port} {login}"
         return Finding(Level.WARNING, sentence, cure)
     try:
-        found = await fetch_sha256(*where, attempt, host_keys, name)
+        found = await fetch_sha256(*where, attempt, host_keys, name, config.sftp.proxy_protocol_from)
     except LoginRefused as error:
         sentence = f"login: {shown} refuses {attempt.user} with {attempt.file}"
         if str(error) != attempt.methods[0]:

@@ -70,7 +70,7 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
         elif doubt(ledger, now):
             # A bucket has a clock of its own; only then is it worth asking.
             with contextlib.suppress(SourceError):
-                source = await open_source(config.export.place)
+                source = await open_source(config.export.place, config.export.export_kind)
                 try:
                     listing = await source.day_exports()
                 finally:

@@ -22,10 +22,10 @@ from markdown_it import MarkdownIt
 
 from ..episodes.rss import safe_url
 from ..errors import ConfigError, DataFolderError, LedgerError, PickupPointError
-from ..megaphone.exports import FinalityRule
 from ..megaphone.source import open_source
 from ..paths import make_folder, write_file
 from ..sftp.keys import known_hosts_lines, public_host_keys
+from ..status.alarms import NOT_AGREED
 from ..status.episodes import handover_lines
 from ..storage.ledger import LEDGER_FILE, Ledger
 from .convert import convert_by_hand
@@ -95,6 +95,8 @@ def _lacks(config: Config) -> list[PickupPointError]:
         ("the list of RSS feeds is missing", "feeds.urls", config.feeds.configured),
     )
     found = [PickupPointError(sentence, hint=f"set {key}") for sentence, key, there in wanted if not there]
+    if not config.export.agreed and config.export.export_kind.unknown:
+        found.append(PickupPointError(config.export.export_kind.unknown, hint=NOT_AGREED))
     if not any(user.required for user in config.sftp.users):
         hint = "set required = true for the partner's users"
         found.append(PickupPointError("all users are on the sheet, since nobody's pickups are required", hint=hint))
@@ -142,11 +144,14 @@ async def _sample(config: Config, folder: Path, warnings: list[PickupPointError]
     with tempfile.TemporaryDirectory(prefix="pickup-point-") as scratch, tempfile.TemporaryFile() as whole:
         try:
             with as_owner(config):
-                source = await open_source(config.export.place)
+                source = await open_source(config.export.place, config.export.export_kind)
                 try:
                     listing = await source.day_exports()
-                    rule = FinalityRule(config.export.final_at, config.export.settle)
-                    final = [e for day, e in listing.exports.items() if rule.state(day, e, listing.now) == "due"]
+                    final = [
+                        export
+                        for day, export in listing.exports.items()
+                        if config.export.finality.state(day, export, listing.now, listing.markers.get(day)) == "due"
+                    ]
                     if not final:
                         lack = "holds no final day yet" if listing.exports else "holds no export yet"
                         warnings.append(PickupPointError(f"there is no sample: {source.name} {lack}"))
@@ -156,7 +161,7 @@ async def _sample(config: Config, folder: Path, warnings: list[PickupPointError]
                 finally:
                     await source.close()
             whole.seek(0)
-            part = Path(scratch, f"metrics-day-{newest.day}.json.gz")
+            part = Path(scratch, config.export.export_kind.file_name.replace("YYYY-MM-DD", str(newest.day)))
             _first_rows(whole, part)
             target = folder / f"SAMPLE-{config.log.prefix}{newest.day:%Y%m%d}-00.{config.log.format}.gz"
             convert_by_hand(part, target, None, config, mode=_PRIVATE)

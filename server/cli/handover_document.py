@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..convert.row import Conversion, RowConverter
 from ..convert.tally import RowRejected
 from ..episodes.catalogue import Catalogue, Episode
-from ..megaphone.exports import FinalityRule, start_of
+from ..megaphone.exports import DELIVERY_V2, METRICS, start_of
 from ..sftp.algorithms import Profile
 from ..triton import COUNTED_DAYS, DEFAULT_URL, DerivedValue, LogFormat, LogName, UrlTemplate
 from .tables import activation_sheet, partner_users, size_text
@@ -22,6 +22,7 @@ from .tables import activation_sheet, partner_users, size_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..megaphone.exports import ExportKind
     from ..settings import Config, ExportSettings, LogSettings
     from ..triton import ColumnSpec
 
@@ -50,7 +51,14 @@ EXAMPLE_ROW = {
     "blacklisted_ua": False,
     "source": 0,
 }
-_EXAMPLE_EPISODE = Episode(_EPISODE, "", _AT_MEGAPHONE, f"https://traffic.megaphone.fm/{_AT_MEGAPHONE}.mp3")
+# One of a kind whose rows have neither an id nor sizes, and a token for an address.
+_WITHOUT_BYTES = {
+    **{name: value for name, value in EXAMPLE_ROW.items() if name in DELIVERY_V2.identity},
+    "ip": "00112233445566778899aabbccddeeff",
+    "delivery_type": "download",
+    "media_type": "audio",
+}
+_EXAMPLE_EPISODE = Episode(_EPISODE, "", _AT_MEGAPHONE, f"https://traffic.megaphone.fm/{_AT_MEGAPHONE}.mp3", "67332401")
 
 
 class Volume(NamedTuple):
@@ -76,7 +84,7 @@ class Material(NamedTuple):
 
 def document(config: Config, material: Material, now: datetime) -> str:
     """Return the document in Markdown."""
-    name, log = config.publisher.name, config.log
+    name, log, kind = config.publisher.name, config.log, config.export.export_kind
     final, usual, given_up = _appears(config.export)
     return _TEXT.format(
         title=f"Podcast logs by SFTP{f' from {_plain(name)}' if name else ''}, for Triton Digital",
@@ -104,9 +112,10 @@ def document(config: Config, material: Material, now: datetime) -> str:
         split=_split(log),
         volume=_volume_text(material.volumes),
         keep_days=config.retention.keep_days,
-        columns=column_table(log),
-        rows=_ROWS[log.rows][0],
-        example=_example(log),
+        columns=column_table(log, kind),
+        export=kind.label,
+        rows=_rows(log, kind),
+        example=_example(log, kind),
         hashing=_hashing(log),
         sample=_SAMPLE.format(name=_code(material.sample), rows=SAMPLE_ROWS) if material.sample else "It follows.",
         rss="\n".join(material.rss or ["The list follows."]),
@@ -160,8 +169,8 @@ So please pull at least every {pull_every}, and fetch every name that you have n
 
 {columns}
 
-One row of Megaphone's export sums up one download; it is not one HTTP request. What is marked as derived is not in
-the export. {rows} Rows that transferred nothing are never sent.
+The source is Megaphone's {export}. One row sums up one download; it is not one HTTP request. What is marked as derived
+is not in the export. {rows}
 
 ## One line, cell by cell
 
@@ -252,7 +261,7 @@ def _algorithms(config: Config) -> str:
 
 def _appears(export: ExportSettings) -> tuple[datetime, datetime, datetime]:
     """Return for the example day when it is final at the earliest, when it is usually there, and when at the latest."""
-    final = FinalityRule(export.final_at).final_time(EXAMPLE_DAY)
+    final = export.finality.final_time(EXAMPLE_DAY)
     return final, final + export.settle + export.poll_every, start_of(EXAMPLE_DAY) + export.give_up_waiting
 
 
@@ -285,6 +294,15 @@ def _volume_text(volumes: Sequence[Volume]) -> str:
     )
 
 
+def _rows(log: LogSettings, kind: ExportKind) -> str:
+    """Return which rows become lines, in sentences."""
+    said = f"{_ROWS[log.rows][0]} Rows that transferred nothing are never sent."
+    if kind.delivery_types is not None:
+        sent, left_out = kind.delivery_types
+        said += f" Rows whose delivery_type is {_code(left_out)}, not {_code(sent)}, are left out: plays inside an app."
+    return said
+
+
 class _Column(NamedTuple):
     """A derived value: its format, the fields of the export that it comes from, how, and the example in words."""
 
@@ -294,8 +312,36 @@ class _Column(NamedTuple):
     reads: str
 
 
-def explained(log: LogSettings) -> dict[str, _Column]:
+def explained(log: LogSettings, kind: ExportKind = METRICS) -> dict[str, _Column]:
     """Return what there is to know about each derived value, marked if it is not in the export."""
+    known = _explained(log)
+    if not kind.bytes_optional:
+        return known
+    lack = "where the row has no filesize and no bytes_sent"
+    size = "the enclosure's length in the RSS feed" if log.object_size == "rss" else "`-`"
+    for name, why in (("bytes", f"`-` {lack}"), ("object-size", f"{size} {lack}"), ("byte-range", f"`-` {lack}")):
+        reads = "the file's size in the RSS feed" if size != "`-`" and name == "object-size" else "the row has none"
+        known[name] = known[name]._replace(
+            format=f"{known[name].format.partition(',')[0]}, or `-`", how=f"{why}; else {known[name].how}", reads=reads
+        )
+    status, hashed = known["status"], known["Hashed-IP"]
+    known["status"] = status._replace(
+        how=f"derived: 200 {lack}; else {status.how.removeprefix('derived: ')}", reads="audio was delivered"
+    )
+    ours = f"of {', '.join(kind.identity)}, and of its number among equal rows"
+    known["x-metric-id"] = known["x-metric-id"]._replace(
+        how=f"Megaphone's id of the row; for a row without one, HMAC-SHA-256 under our secret {ours}",
+        reads="our name for this download, since Megaphone's row has none",
+    )
+    known["IP"] = known["IP"]._replace(reads="no address, since Megaphone's row has a token for it")
+    known["Hashed-IP"] = hashed._replace(
+        how=f"{hashed.how}; as far as it is known, every ip is a token",
+        reads="the hash of Megaphone's token, here under an example key",
+    )
+    return known
+
+
+def _explained(log: LogSettings) -> dict[str, _Column]:
     cut, partial, clamped = log.ip == "truncated", log.partial_status == 206, log.bytes == "clamped"
     url = _code(log.url) + (", or the URL of the episode" if log.url == DEFAULT_URL else "")
     ids = "podcast_id, episode_id"
@@ -335,9 +381,9 @@ def explained(log: LogSettings) -> dict[str, _Column]:
     }  # fmt: skip
 
 
-def column_table(log: LogSettings) -> str:
+def column_table(log: LogSettings, kind: ExportKind = METRICS) -> str:
     """Return the columns in order, as a Markdown table."""
-    known, cells = explained(log), example_line(log).split("\t")
+    known, cells = explained(log, kind), example_line(log, kind).split("\t")
     return _table(
         ("#", "column", "format", "example", "from Megaphone's", "how"),
         [
@@ -356,20 +402,20 @@ def _of(spec: ColumnSpec, known: dict[str, _Column]) -> _Column:
     return known[str(spec.value)]
 
 
-def example_line(log: LogSettings) -> str:
+def example_line(log: LogSettings, kind: ExportKind = METRICS) -> str:
     """Return the line that the made-up row becomes under these rules, with a key and an episode that are made up."""
     catalogue = Catalogue({_EPISODE: _EXAMPLE_EPISODE})
-    conversion = Conversion(log.log_rules, bytes(32), catalogue, EXAMPLE_DAY)
-    row = json.dumps(EXAMPLE_ROW).encode()
+    rules = log.log_rules._replace(kind=kind.name)
+    conversion = Conversion(rules, bytes(32), catalogue, EXAMPLE_DAY)
+    row = json.dumps(_WITHOUT_BYTES if kind.bytes_optional else EXAMPLE_ROW).encode()
     try:
         return RowConverter(conversion).convert(row).line
     except RowRejected:  # a template that is too long for every row
-        rules = log.log_rules._replace(url=DEFAULT_URL)
-        return RowConverter(conversion._replace(rules=rules)).convert(row).line
+        return RowConverter(conversion._replace(rules=rules._replace(url=DEFAULT_URL))).convert(row).line
 
 
-def _example(log: LogSettings) -> str:
-    known, line = explained(log), example_line(log)
+def _example(log: LogSettings, kind: ExportKind) -> str:
+    known, line = explained(log, kind), example_line(log, kind)
     cells = zip(log.log_rules.layout.specs, line.split("\t"), strict=True)
     rows = [(_code(spec.name), _code(cell), _of(spec, known).reads) for spec, cell in cells]
     return f"```text\n{line}\n```\n\n" + _table(("column", "cell", "what it says"), rows)
@@ -391,11 +437,13 @@ def questions(config: Config) -> list[str]:
     partial = "Every line has status 200, partial downloads too. Is that right, or do you need 206 and a byte range?"
     if log.partial_status == 206:
         partial = "A partial download has status 206 and a byte range from 0. Is that right, or do you need 200 always?"
+    unknown = re.sub(r" \(`agreed.*?\)", "", config.export.export_kind.question)  # without the name of our setting
     asked = [
         "Does a log parsing scheme of yours match the columns (names, order, header line)? Which one, if not?",
         _ROWS[log.rows][1],
         partial,
         "Which part of the URL is the key to a station, and do you match episodes by URL or by the RSS feed's GUID?",
+        "" if config.export.agreed else unknown[:1].upper() + unknown[1:],
         "Do lines count in which IP is `-`, so that only the hash tells listeners apart?" if log.tokens is None else "",
         "" if all(user.allow_from for user in users) else "Which addresses does your client connect from?",
         "At which hour (UTC), and how often, do you pull? Does your client leave the files where they are?",

@@ -27,6 +27,7 @@ CHAPTERS = (
     "first-week",
     "telling-triton",
     "bucket",
+    "delivery-v2",
     "logs",
     "episodes",
     "operating",

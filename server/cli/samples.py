@@ -1,4 +1,4 @@
-"""Made-up exports: a realistic day of Megaphone's metrics rows, the same on every machine for the same seed.
+"""Made-up exports: a realistic day of Megaphone's rows, the same on every machine for the same seed.
 
 For the demo, the benchmarks and the tests. Touches nothing but the file that `write_day` writes. Promise: the same
 arguments give the same rows, and an unfinished day (``until``) is the beginning of the finished one, row for row.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, time
 from functools import lru_cache
+from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 from isal import isal_zlib
 
+from ..megaphone.exports import METRICS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import date
     from pathlib import Path
+
+    from ..megaphone.exports import ExportKind
 
 _WEBKIT = "Mozilla/5.0 (%s) AppleWebKit/%s (KHTML, like Gecko) %s"
 # (product as Megaphone names it, share of the downloads, user agents as clients send them)
@@ -134,6 +139,11 @@ _ROW = (
     '"seconds_downloaded":%d,"duration":%s,"blacklisted_ip":%s,"episode_id":"%s","blacklisted_ua":%s,"id":"%s",'
     '"user_agent":%s}\n'
 )
+# A row of the Delivery export V2, with the fields that are known of it.
+_ROW_V2 = (
+    '{"episode_id":"%s","podcast_id":"%s","created_at":"%s.%03dZ","ip":"%s","user_agent":%s,'
+    '"normalized_user_agent":"%s","delivery_type":"%s","media_type":"%s","blacklisted_ip":%s,"blacklisted_ua":%s}\n'
+)
 _PODCASTS = 60
 _EPISODES = 4000
 _KNOWN_LISTENERS = 40_000
@@ -152,6 +162,12 @@ class _Listener(NamedTuple):
     ip: str
     user_agent: str
     bot: str
+    product: str
+
+    @property
+    def token(self) -> str:
+        """A hashed identifier, which the Delivery export V2 has in place of an address."""
+        return blake2b(self.ip.encode(), digest_size=16).hexdigest()
 
 
 def day_rows(
@@ -162,18 +178,20 @@ def day_rows(
     broken: bool = False,
     tokens_share: float = 0.01,
     until: datetime | None = None,
+    kind: ExportKind = METRICS,
 ) -> Iterator[bytes]:
     """Yield the rows of a day, each a line of JSON with its newline, in nearly increasing order of ``created_at``.
 
     ``rows`` counts the rows of the whole day; ``until`` leaves out those created at or after it. ``tokens_share`` is
     the share of listeners whose ``ip`` is 32 hex digits instead of an address. ``broken`` adds a few rows of every kind
-    that is rejected; they are not counted in ``rows``.
+    that is rejected; they are not counted in ``rows``. Some rows of a ``kind`` without ids are equal to the one before.
     """
     episodes = _episodes(seed)
     random = Random(f"day {seed} {day}")  # noqa: S311  # made-up data
     listener = _listeners(random, tokens_share)
     known = [listener() for _ in range(min(_KNOWN_LISTENERS, rows // 4 + 1))]
-    broken_rows = list(_broken_rows(day)) if broken else []
+    broken_rows = list(_broken_rows(day, kind)) if broken else []
+    v2, line = kind is not METRICS, ""
     spacing = rows // (len(broken_rows) + 1) + 1
     end = 86400.0 if until is None else (until - datetime.combine(day, time(), UTC)).total_seconds()
     minutes = [f"{day}T{h:02d}:{m:02d}" for h in range(24) for m in range(60)]
@@ -187,26 +205,33 @@ def day_rows(
         else:
             downloader = known[int((who - 0.5) * 2 * len(known))]
         episode = episodes[int(_EPISODES * random.random() ** 4)]
-        share, kind = random.random(), random.random()
+        share, fate = random.random(), random.random()
         filesize = episode.filesize
-        if kind < 0.62:
+        if fate < 0.62:
             bytes_sent = filesize
-        elif kind < 0.70:
+        elif fate < 0.70:
             bytes_sent = int(filesize * (1 + 1.3 * share * share))
-        elif kind < 0.95:
+        elif fate < 0.95:
             bytes_sent = int(filesize * share)
-        elif kind < 0.995:
+        elif fate < 0.995:
             bytes_sent = int(filesize * share * 0.03)
         else:
             bytes_sent = 0
         duration = float(episode.duration)
         blocked = random.random() < 0.015
         created = f"{minutes[second // 60]}:{seconds[second % 60]}"
-        line = _ROW % (
-            downloader.place, downloader.ip, created, episode.podcast_id, "0" if kind < 0.9 else "null", filesize,
-            bytes_sent, duration * bytes_sent // filesize, episode.duration, "true" if blocked else "false",
-            episode.episode_id, downloader.bot, _uuid4(random), downloader.user_agent,
-        )  # fmt: skip
+        if not v2:
+            line = _ROW % (
+                downloader.place, downloader.ip, created, episode.podcast_id, "0" if fate < 0.9 else "null", filesize,
+                bytes_sent, duration * bytes_sent // filesize, episode.duration, "true" if blocked else "false",
+                episode.episode_id, downloader.bot, _uuid4(random), downloader.user_agent,
+            )  # fmt: skip
+        elif fate < 0.995 or not line:
+            line = _ROW_V2 % (
+                episode.episode_id, episode.podcast_id, created, share * 1000, downloader.token, downloader.user_agent,
+                downloader.product, "play" if downloader.product == "Spotify" and share < 0.6 else "download",
+                "video" if fate < 0.04 else "audio", "true" if blocked else "false", downloader.bot,
+            )  # fmt: skip
         if at - _JITTER > end:
             return
         if second < end:
@@ -226,6 +251,7 @@ def write_day(
     tokens_share: float = 0.01,
     until: datetime | None = None,
     keep: Callable[[bytes], bool] | None = None,
+    kind: ExportKind = METRICS,
 ) -> int:
     """Write a day's export, gzip of one row a line, as `day_rows` yields it; return the number of rows.
 
@@ -237,7 +263,7 @@ def write_day(
     part.unlink(missing_ok=True)
     with part.open("xb") as file:  # exclusively: a link of that name would lead elsewhere
         block: list[bytes] = []
-        for row in day_rows(day, rows, seed, broken=broken, tokens_share=tokens_share, until=until):
+        for row in day_rows(day, rows, seed, broken=broken, tokens_share=tokens_share, until=until, kind=kind):
             if keep is None or keep(row):
                 block.append(row)
                 written += 1
@@ -300,12 +326,12 @@ def _listeners(random: Random, tokens_share: float) -> Callable[[], _Listener]:
         product, user_agent, bot = products[agent], quoted[agent], "false"
         if bits >> 40 & 63 == 0:
             product, user_agent, bot = "other", bots[bits % len(bots)], "true"
-        return _Listener(f'{place},"normalized_user_agent":"{product}"', ip, user_agent, bot)
+        return _Listener(f'{place},"normalized_user_agent":"{product}"', ip, user_agent, bot, product)
 
     return listener
 
 
-def _broken_rows(day: date) -> Iterator[bytes]:
+def _broken_rows(day: date, kind: ExportKind) -> Iterator[bytes]:
     """Yield a row of every kind that is rejected."""
     good = {
         "id": "11111111-2222-4333-8444-555555555555", "podcast_id": "c9f1e6f2-6f0d-11ec-8f0c-0f1f2f3f4f5f",
@@ -313,14 +339,18 @@ def _broken_rows(day: date) -> Iterator[bytes]:
         "ip": "192.0.2.55", "filesize": 1000, "bytes_sent": 1000, "seconds_downloaded": 61, "duration": 61,
         "blacklisted_ip": False, "blacklisted_ua": False, "user_agent": "Broken/1.0",
     }  # fmt: skip
+    wrongs: list[tuple[str, object]] = [
+        ("id", None), ("created_at", "yesterday"), ("created_at", f"{day}T12:00:00+25:00"), ("ip", " "),
+        ("filesize", 0), ("filesize", -5), ("bytes_sent", 1.5), ("podcast_id", "p" * 2100), ("user_agent", "Again/1.0"),
+    ]  # fmt: skip
+    if kind.delivery_types is not None:
+        good["delivery_type"] = kind.delivery_types[0]
+        wrongs[0] = "id", 7.5
+        wrongs += [("delivery_type", None), ("delivery_type", "stream")]
     yield orjson.dumps(good) + b"\n"  # the row that the duplicate repeats
     yield orjson.dumps(good)[:-9] + b"\n"
     yield b'{"id":"not UTF-8: \xff\xfe"}\n'
     yield b'["an","array"]\n'
-    wrongs: tuple[tuple[str, object], ...] = (
-        ("id", None), ("created_at", "yesterday"), ("created_at", f"{day}T12:00:00+25:00"), ("ip", " "),
-        ("filesize", 0), ("filesize", -5), ("bytes_sent", 1.5), ("podcast_id", "p" * 2100), ("user_agent", "Again/1.0"),
-    )  # fmt: skip
     for number, (name, value) in enumerate(wrongs):
         own_id = {} if name == "user_agent" else {"id": f"broken-{number}"}
         yield orjson.dumps({**good, **own_id, name: value}) + b"\n"

@@ -20,6 +20,7 @@ import typer
 from ..config import config_of
 from ..errors import ConfigError, PickupPointError, Problem
 from ..hints import steps, without_page
+from ..megaphone.exports import DELIVERY_V2
 from ..paths import write_new
 from .options import (
     ConfigOption,
@@ -67,6 +68,7 @@ def init(
     ] = "",
     region: Annotated[str, _option("--region", "The bucket's region.")] = "",
     endpoint_url: Annotated[str, _option("--endpoint-url", "The URL of an S3 service other than Amazon's.")] = "",
+    kind: Annotated[str, _option("--kind", 'Which exports are there: "metrics" (the default) or "delivery-v2".')] = "",
     first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD; by default today.")] = "",
     publisher: Annotated[str | None, _option("--publisher", "The publisher's name, for Triton.")] = None,
     contact: Annotated[
@@ -85,6 +87,7 @@ def init(
     given = {
         "export": export, "address": address, "user": user, "prefix": prefix, "data_dir": data_dir,
         "first_day": first_day, "authorized_keys": authorized_keys, "region": region, "endpoint_url": endpoint_url,
+        "kind": kind,
     }  # fmt: skip
     interview = Interview(path, {name: answer for name, answer in given.items() if answer})
     # An empty one is an answer: nobody is named.
@@ -113,6 +116,10 @@ def init(
     if made:
         print(f"password: {made}\n(it is stored nowhere else: hand it over separately)")
     print(f"{answers.first_day} is the first day: earlier days are not published, and no alarm is raised about them.")
+    if kind == DELIVERY_V2.name:
+        print(f"A day of these exports is final {DELIVERY_V2.hours.format(final_at=f'{DELIVERY_V2.final_at:%H:%M}')}:")
+        print("some eight hours later than with metrics, so Triton should pull in the evening (UTC), or twice a day.")
+        print(f"To settle with Triton: {DELIVERY_V2.question}")
     print("Triton starts to pull some days after it has its sheet: when it does, set export.first_day to that day.")
     print_hint(f"next: pickup-point keygen --config {shlex.quote(str(path))}")
 
@@ -341,7 +348,7 @@ _MODE = 0o640  # the service's group reads the file again at a reload
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers to `init`; ``authorized_keys``, ``region`` and ``endpoint_url`` come from options only.
+    """The answers to `init`; ``authorized_keys``, ``region``, ``endpoint_url`` and ``kind`` come from options only.
 
     ``address`` is ``host`` or ``host:port``; one of ``password_hash`` and ``authorized_keys`` is not empty.
     """
@@ -358,6 +365,7 @@ class Answers:
     first_day: str = ""
     publisher: str = ""
     contact: str = ""
+    kind: str = ""
 
 
 # By answer: the keys of the configuration that it decides.
@@ -365,7 +373,8 @@ _KEYS = {
     "export": {"export.url"}, "address": {"sftp.address", "sftp.port"}, "user": {"sftp.users[0].name"},
     "prefix": {"log.prefix"}, "data_dir": {"data_dir"}, "first_day": {"export.first_day"},
     "authorized_keys": {"sftp.users[0].authorized_keys"}, "region": {"export.region"},
-    "endpoint_url": {"export.endpoint_url"}, "publisher": {"publisher.name"}, "contact": {"publisher.contacts[0]"},
+    "endpoint_url": {"export.endpoint_url"}, "kind": {"export.kind"}, "publisher": {"publisher.name"},
+    "contact": {"publisher.contacts[0]"},
 }  # fmt: skip
 
 
@@ -429,7 +438,7 @@ def _check_free(path: Path) -> None:
 def config_text(answers: Answers) -> str:
     """Return the text of the configuration."""
     address = answers.address if answers.address.rpartition(":")[2].isdecimal() else f"{answers.address}:2222"
-    optional = {"region": answers.region, "endpoint_url": answers.endpoint_url, "first_day": answers.first_day}
+    optional = {name: getattr(answers, name) for name in ("region", "endpoint_url", "kind", "first_day")}
     user = {"password_hash": answers.password_hash, "authorized_keys": answers.authorized_keys}
     publisher = [f"name = {_quoted(answers.publisher)}"] if answers.publisher else []
     publisher += [f"contacts = [{_quoted(answers.contact)}]"] if answers.contact else []

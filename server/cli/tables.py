@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _STATE_STYLE = {
     "picked up": "green", "published": "cyan", "open": "dim", "settling": "dim", "due": "cyan", "pruned": "dim",
+    "unmarked": "dim",
     "missing": "bold red", "stale": "bold red", "held": "bold red", "failed": "bold red",
     "unknown": "bold red",
 }  # fmt: skip
@@ -46,7 +47,7 @@ DAYS_SHOWN = 14
 STRIP_DAYS = 60
 # One cell a day. Shapes differ as well as colours: not everybody sees colours, and not every terminal has them.
 _CELLS = {
-    "picked up": "█", "published": "▄", "open": "·", "settling": "·", "due": "·", "pruned": "░",
+    "picked up": "█", "published": "▄", "open": "·", "unmarked": "·", "settling": "·", "due": "·", "pruned": "░",
     "missing": "!", "stale": "!", "held": "!", "failed": "!", "unknown": "!",
 }  # fmt: skip
 _WIDE = 116

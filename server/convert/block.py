@@ -8,6 +8,7 @@ does it or when: threads may share a `BlockConverter`.
 from __future__ import annotations
 
 import codecs
+import struct
 from collections import Counter
 from contextlib import suppress
 from hashlib import blake2b
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from ..megaphone.exports import METRICS
 from ..triton import plain_id
 from .export_row import identifier, parse_fields
 from .job import FILTERED, REJECTED, Job, Reject, Result, Task
@@ -39,13 +41,15 @@ _UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectRe
 class _Gathered:
     """The outcome of the rows of a block so far.
 
-    ``ids`` are packed, 16 bytes each, of every row that was not rejected; ``cells`` and ``digests`` stand beside them
-    if rows are indexed. ``lines`` counts the lines of the export.
+    ``ids`` are packed, 16 bytes each, of every row that has one and was not rejected; ``derived`` are those of rows
+    without one that become lines, each as if it were the first of its equals. ``cells`` and ``digests`` are those of
+    both if rows are indexed. ``lines`` counts the lines of the export.
     """
 
     def __init__(self) -> None:
         self.texts: list[bytes | memoryview] = []
         self.ids: list[bytes | memoryview] = []
+        self.derived: list[bytes | memoryview] = []
         self.cells: list[bytes | memoryview] = []
         self.digests: list[bytes | memoryview] = []
         self.changed: list[bytes] = []
@@ -54,6 +58,14 @@ class _Gathered:
         self.rejected: list[tuple[int, RejectReason, bytes, str]] = []  # line, why, row, podcast
         self.kept_after = False  # whether a row that was not rejected follows the last one that was
         self.lines = 0
+
+
+class _Seen:
+    """What was seen of rows of the same id: packed ids, and how many of those without one became lines."""
+
+    def __init__(self, job: Job) -> None:
+        self.ids = set(unpack(job.duplicates))
+        self.numbers = dict(struct.iter_unpack("<16sQ", job.numbers))
 
 
 class BlockConverter:
@@ -78,7 +90,8 @@ class BlockConverter:
         self._by_podcast = by_podcast
         self._rooms = Rooms()
         self._names = Names()
-        if kernel is not None:
+        self._by_kernel = conversion.rules.export_kind is METRICS
+        if kernel is not None and self._by_kernel:
             self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
             # A line's digest does not depend on what is too fresh, so this one knows no ``fresh_after``.
             self._index_rules = CompiledRules(kernel, conversion, index_rows=True)
@@ -90,7 +103,7 @@ class BlockConverter:
         if job.task is Task.INDEX_LINES:
             return self._index_lines(job, b"".join(job.pieces))
         text = self._rooms.load(job.pieces)
-        if self._kernel is None:
+        if self._kernel is None or not self._by_kernel:
             block = self._convert_exactly(job, text)
             return self._result(job, block, _joined(block.ids))
         block = self._convert(self._kernel, job, text, job.duplicates)
@@ -105,7 +118,7 @@ class BlockConverter:
 
     def _convert(self, kernel: Kernel, job: Job, text: memoryview, repeated: bytes) -> _Gathered:
         """Convert by the kernel; it leaves odd rows, and all rows of the repeated ids, to the exact rules."""
-        block, rooms, seen = _Gathered(), self._rooms, set(unpack(job.duplicates))
+        block, rooms, seen = _Gathered(), self._rooms, _Seen(job)
         fresh = None if job.fresh is None else IdTable(kernel, job.fresh)
         exact_fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         table = IdTable(kernel, repeated) if repeated else None
@@ -159,7 +172,7 @@ class BlockConverter:
 
     def _convert_exactly(self, job: Job, text: memoryview) -> _Gathered:
         """Convert by the exact rules alone, row by row."""
-        block, lines, seen = _Gathered(), bytes(text).split(b"\n")[:-1], set(unpack(job.duplicates))
+        block, lines, seen = _Gathered(), bytes(text).split(b"\n")[:-1], _Seen(job)
         fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         for number in range(_skipped(job), len(lines)):
             self._add_odd(job, block, lines[number] + b"\n", number, fresh, seen)
@@ -180,16 +193,17 @@ class BlockConverter:
             block.digests.append(digests)
 
     def _add_odd(
-        self, job: Job, block: _Gathered, raw: bytes, line: int, fresh: frozenset[bytes] | None, seen: set[bytes]
+        self, job: Job, block: _Gathered, raw: bytes, line: int, fresh: frozenset[bytes] | None, seen: _Seen
     ) -> None:
         """Convert one row by the exact rules; reject it if its id was seen before, ignore it if it is blank."""
         row, tally = _element(raw) if job.array else raw, block.tally
         try:
             outcome = self._exact.convert(row)
             packed = pack_id(outcome.id)
-            if packed in seen:
-                raise RowRejected(RejectReason.DUPLICATE_ID)  # noqa: TRY301  # handled below with the rules' reasons
-            seen.add(packed)
+            if not outcome.derived:
+                if packed in seen.ids:
+                    raise RowRejected(RejectReason.DUPLICATE_ID)  # noqa: TRY301  # handled below with the rules' reasons
+                seen.ids.add(packed)
         except RowRejected as rejection:
             if not _is_blank(row):
                 tally.rows += 1
@@ -205,7 +219,14 @@ class BlockConverter:
         tally.rows += 1
         tally.reporting += outcome.reporting
         block.kept_after = True
-        block.ids.append(packed)
+        if not outcome.derived:
+            block.ids.append(packed)
+        elif outcome.filtered is None:  # what is left out must not move the numbers of what is not
+            block.derived.append(packed)
+            number = seen.numbers.get(packed, 0)
+            seen.numbers[packed] = number + 1
+            if number:
+                outcome = self._exact.convert(row, number)
         if job.task is Task.RENDER:
             outcome = self._freshly(outcome, fresh)
             if outcome.filtered is None:
@@ -213,7 +234,7 @@ class BlockConverter:
             if self._by_podcast:
                 reasons = {} if outcome.filtered is None else {0: outcome.filtered}
                 block.podcasts.count((outcome.podcast_id,), (outcome.reporting,), reasons)
-        else:
+        elif outcome.filtered is None or not outcome.derived:
             block.cells.append(pack_id(self._key(outcome.id)))
             block.digests.append(FILTERED if outcome.filtered is not None else _digest(outcome.line.encode()))
         if outcome.filtered is not None:
@@ -231,6 +252,8 @@ class BlockConverter:
 
     def _freshly(self, outcome: Outcome, fresh: frozenset[bytes] | None) -> Outcome:
         """Return the outcome, filtered if the row was sent before or is too fresh."""
+        if outcome.derived and outcome.filtered is not None:  # nothing was ever sent under this id for what it is
+            return outcome
         if fresh is not None and pack_id(self._key(outcome.id)) not in fresh:
             return outcome._replace(filtered=FilterReason.SENT_BEFORE)
         if outcome.filtered is None and self._fresh_after is not None and outcome.created_at >= self._fresh_after:
@@ -255,6 +278,10 @@ class BlockConverter:
         result.rejects = rejects
         if job.want_ids:
             result.ids = self._partition(ids)
+            if block.derived:
+                counts = Counter(unpack(_joined(block.derived)))
+                numbers = b"".join(count.to_bytes(8, "little") for count in counts.values())
+                result.derived = self._partition(b"".join(counts), numbers)
         if job.task is Task.RENDER:
             text = block.texts[0] if len(block.texts) == 1 else b"".join(block.texts)
             result.piece = deflate(text, block.tally.lines)

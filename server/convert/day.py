@@ -25,7 +25,7 @@ from ..errors import DataFolderError
 from .job import Job, Task
 from .lines import GzipText, after_mark, cut_blocks
 from .log_writer import LogFiles, LogSink
-from .row_ids import BlockIds, BlockRecords, find_duplicates, ids_differ
+from .row_ids import BlockIds, BlockRecords, find_duplicates, find_numbers, ids_differ
 from .sent import SentLog, compare, log_jobs
 from .tally import PodcastBooks, RejectReason, Tally
 from .torn import torn, unreadable
@@ -222,15 +222,15 @@ class _Conversion:
 
     def whole(self, sink: LogSink) -> Converted:
         """Render; if an id stands in two blocks (none ever did), start over, knowing which ids they are."""
-        with BlockRecords(self._scratch, 16, self._held) as ids, ExitStack() as stack:
-            converted = self._render(ids, want_ids=True)
-            duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
+        with ExitStack() as stack:
+            ids = stack.enter_context(_Ids(self._scratch, self._held))
+            converted = self._render(ids)
             # Only at the end is it known whether an id stands in two blocks; the files are not published before that.
-            find_duplicates(ids, duplicates, self._differ)
-            if not duplicates.count:
+            repeated = ids.repeated(stack, self._differ)
+            if not repeated.duplicates.count and not repeated.numbers.count:
                 return converted
             sink.restart()
-            return self._render(duplicates=duplicates)
+            return self._render(repeated=repeated)
 
     def _differ(self, ids: bytes) -> bool:
         """Return whether no id, of 16 bytes each, stands twice."""
@@ -240,42 +240,90 @@ class _Conversion:
     def late(self, sent: Sequence[SentLog]) -> Converted:
         """Index the rows sent before and the rows of this version; then render those that were not sent."""
         with ExitStack() as stack:
-            ids = stack.enter_context(BlockRecords(self._scratch, 16, self._held))
-            rows = stack.enter_context(BlockRecords(self._scratch, 24, self._held))
+            ids = stack.enter_context(_Ids(self._scratch, self._held))
             lines = stack.enter_context(BlockRecords(self._scratch, 24, self._held))
             for result in self._threads.run(log_jobs(sent, self._block)):
                 lines.add(result.records)
-            for result in self._threads.run(self._source.jobs(Task.INDEX_ROWS, want_ids=True)):
-                rows.add(result.records)
-                ids.add(result.ids)
-            duplicates = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
-            fresh = stack.enter_context(BlockIds(self._scratch, ids.blocks, self._held))
-            find_duplicates(ids, duplicates, self._differ)
+            rows = self._index(stack, ids)
+            repeated = ids.repeated(stack, self._differ)
+            # A row without an id gets one by its number among its equals; those of earlier blocks are known only now.
+            if repeated.numbers.count:
+                rows = self._index(stack, None, repeated)
+            fresh = stack.enter_context(BlockIds(self._scratch, rows.blocks, self._held))
             comparison = compare(rows, lines, fresh)
-            converted = self._render(duplicates=duplicates, fresh=fresh)
+            converted = self._render(repeated=repeated, fresh=fresh)
             return converted._replace(changed=comparison.changed, removed=comparison.removed)
+
+    def _index(self, stack: ExitStack, ids: _Ids | None, repeated: _Repeated | None = None) -> BlockRecords:
+        """Return the records of the rows of this version; add to ``ids``, if given, those of every block."""
+        rows = stack.enter_context(BlockRecords(self._scratch, 24, self._held))
+        jobs = self._source.jobs(Task.INDEX_ROWS, want_ids=ids is not None, repeated=repeated)
+        for result in self._threads.run(jobs):
+            rows.add(result.records)
+            if ids is not None:
+                ids.add(result)
+        return rows
 
     def _render(
         self,
-        ids: BlockRecords | None = None,
+        ids: _Ids | None = None,
         *,
-        want_ids: bool = False,
-        duplicates: BlockIds | None = None,
+        repeated: _Repeated | None = None,
         fresh: BlockIds | None = None,
     ) -> Converted:
         """Write the log files in one pass; add to ``ids``, if given, those of every block."""
         source = self._source
         with self._books() as books:
-            for result in self._threads.run(source.jobs(want_ids=want_ids, duplicates=duplicates, fresh=fresh)):
+            for result in self._threads.run(source.jobs(want_ids=ids is not None, repeated=repeated, fresh=fresh)):
                 books.add(result)
                 if ids is not None:
-                    ids.add(result.ids)
+                    ids.add(result)
             if source.array and not books.array_closed:
                 raise torn(source.export.name, "unclosed")
             books.close()
         tally = books.tally
         one_line = source.begins_rows and tally.rows == tally.rejected.total() == 1
         return Converted(tally, books.logs.lines, 0, 0, books.podcasts, one_line)
+
+
+class _Repeated(NamedTuple):
+    """By block, what stood in an earlier one: ids, and those of rows without one with how often they did."""
+
+    duplicates: BlockIds
+    numbers: BlockIds
+
+
+class _Ids:
+    """The ids of all rows: their own, and those of rows without one, by which their equals are numbered."""
+
+    def __init__(self, scratch: Path, held: int) -> None:
+        self._scratch, self._held = scratch, held
+        self._own, self._derived = BlockRecords(scratch, 16, held), BlockRecords(scratch, 24, held)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._own.__exit__(kind, error, trace)
+        self._derived.__exit__(kind, error, trace)
+
+    def add(self, result: Result) -> None:
+        """Add those of the next block."""
+        self._own.add(result.ids)
+        self._derived.add(result.derived)
+
+    def repeated(self, stack: ExitStack, differ: Callable[[bytes], bool]) -> _Repeated:
+        """Return what stands in more than one block; the stack closes it."""
+        blocks = self._own.blocks
+        found = _Repeated(
+            stack.enter_context(BlockIds(self._scratch, blocks, self._held)),
+            stack.enter_context(BlockIds(self._scratch, blocks, self._held, 24)),
+        )
+        find_duplicates(self._own, found.duplicates, differ)
+        find_numbers(self._derived, found.numbers, differ)
+        return found
 
 
 class _Source:
@@ -294,7 +342,7 @@ class _Source:
         task: Task = Task.RENDER,
         *,
         want_ids: bool = False,
-        duplicates: BlockIds | None = None,
+        repeated: _Repeated | None = None,
         fresh: BlockIds | None = None,
     ) -> Iterator[Job]:
         """Yield a job for every block."""
@@ -312,7 +360,8 @@ class _Source:
                     too_long=block.too_long,
                     array=self.array,
                     want_ids=want_ids,
-                    duplicates=duplicates.of(block.number) if duplicates is not None else b"",
+                    duplicates=repeated.duplicates.of(block.number) if repeated is not None else b"",
+                    numbers=repeated.numbers.of(block.number) if repeated is not None else b"",
                     fresh=fresh.of(block.number) if fresh is not None else None,
                 )
                 if self.progress is not None:

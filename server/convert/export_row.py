@@ -1,4 +1,4 @@
-"""One row of a metrics export, parsed and checked, each field by its exact rule.
+"""One row of an export, parsed and checked, each field by its exact rule.
 
 No outside world. What a row may contain, and why it is rejected, follows Megaphone's documentation and our reading of
 it; the reasons are in `tally`.
@@ -9,9 +9,14 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..megaphone.exports import METRICS
+from .identity import identity_of
 from .tally import RejectReason, RowRejected
+
+if TYPE_CHECKING:
+    from ..megaphone.exports import ExportKind
 
 _CREATED_AT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d+)?"
@@ -31,20 +36,24 @@ REPORTING_SECONDS = 60  # Megaphone: "seconds_downloaded >= 60 and blacklisted_i
 
 
 class ExportRow(NamedTuple):
-    """One checked row of a metrics export: the summary of one download.
+    """One checked row of an export: the summary of one download.
 
+    ``id`` is empty where the row has none, and ``identity`` is then what tells it from others; else that is empty.
     ``date`` and ``time`` are ``created_at`` in UTC, ``YYYY-MM-DD`` and ``HH:MM:SS``; ``podcast_id`` and ``episode_id``
-    are empty where they are missing (never both); ``fields`` holds the row as received.
+    are empty where they are missing (never both); ``filesize`` and ``bytes_sent`` are None where the row has neither.
+    ``play`` is True for what was no download; ``fields`` holds the row as received.
     """
 
     id: str
+    identity: bytes
     date: str
     time: str
     ip: str
     podcast_id: str
     episode_id: str
-    filesize: int
-    bytes_sent: int
+    filesize: int | None
+    bytes_sent: int | None
+    play: bool
     blacklisted_ip: bool
     blacklisted_ua: bool
     short: bool
@@ -53,18 +62,19 @@ class ExportRow(NamedTuple):
     @property
     def reporting(self) -> bool:
         """Whether Megaphone's own reports count the row."""
-        return not (self.short or self.blacklisted_ip or self.blacklisted_ua)
+        return not (self.short or self.blacklisted_ip or self.blacklisted_ua or self.play)
 
     @classmethod
-    def parse(cls, line: bytes) -> ExportRow:
-        """Parse one line of an export.
+    def parse(cls, line: bytes, kind: ExportKind = METRICS) -> ExportRow:
+        """Parse one line of an export of this kind.
 
         Raises:
             RowRejected: with the first reason that applies.
         """
         fields = parse_fields(line)
         row_id = identifier(fields.get("id"))
-        if not row_id:
+        # What is there and no id is a mistake; what is not there need not be one.
+        if not row_id and not (kind.identity and fields.get("id") is None):
             raise RowRejected(RejectReason.NO_ID)
         created_at = parse_created_at(fields.get("created_at"))
         if created_at is None:
@@ -75,14 +85,19 @@ class ExportRow(NamedTuple):
         podcast_id, episode_id = identifier(fields.get("podcast_id")), identifier(fields.get("episode_id"))
         if not podcast_id and not episode_id:
             raise RowRejected(RejectReason.NO_EPISODE)
-        filesize = whole_number(fields.get("filesize"))
-        if not filesize:
-            raise RowRejected(RejectReason.BAD_FILESIZE)
-        bytes_sent = whole_number(fields.get("bytes_sent"))
-        if bytes_sent is None:
-            raise RowRejected(RejectReason.BAD_BYTES_SENT)
+        delivery = fields.get("delivery_type")
+        if kind.delivery_types is not None and delivery not in kind.delivery_types:
+            raise RowRejected(RejectReason.BAD_DELIVERY_TYPE)
+        filesize, bytes_sent = whole_number(fields.get("filesize")), whole_number(fields.get("bytes_sent"))
+        if not (kind.bytes_optional and fields.get("filesize") is None and fields.get("bytes_sent") is None):
+            if not filesize:
+                raise RowRejected(RejectReason.BAD_FILESIZE)
+            if bytes_sent is None:
+                raise RowRejected(RejectReason.BAD_BYTES_SENT)
+        timed = not kind.bytes_optional or fields.get("seconds_downloaded") is not None
         return cls(
             id=row_id,
+            identity=b"" if row_id else identity_of(fields, kind.identity),
             date=created_at[0],
             time=created_at[1],
             ip=ip,
@@ -90,9 +105,10 @@ class ExportRow(NamedTuple):
             episode_id=episode_id,
             filesize=filesize,
             bytes_sent=bytes_sent,
+            play=kind.delivery_types is not None and delivery == kind.delivery_types[1],
             blacklisted_ip=flag(fields.get("blacklisted_ip")),
             blacklisted_ua=flag(fields.get("blacklisted_ua")),
-            short=seconds(fields.get("seconds_downloaded")) < REPORTING_SECONDS,
+            short=timed and seconds(fields.get("seconds_downloaded")) < REPORTING_SECONDS,
             fields=fields,
         )
 

@@ -34,7 +34,9 @@ class Job(NamedTuple):
 
     ``array``: the rows are elements of a JSON array, whose opening line is the first of block 0. ``want_ids``: the
     result must have the ids of the rows. ``duplicates`` are packed ids that stood in an earlier block, ``fresh`` packed
-    cells that were not sent before. ``id_column`` is the index of the column ``x-metric-id`` in a published log.
+    cells that were not sent before. ``numbers`` are packed ids that rows without one got as the first of their equals,
+    each with 8 bytes more: how many of those became lines in earlier blocks. ``id_column`` is the index of the column
+    ``x-metric-id`` in a published log.
     """
 
     number: int
@@ -44,6 +46,7 @@ class Job(NamedTuple):
     array: bool = False
     want_ids: bool = False
     duplicates: bytes = b""
+    numbers: bytes = b""
     fresh: bytes | None = None
     id_column: int = 0
 
@@ -65,6 +68,7 @@ class Result:
     ``line_count`` counts its lines in the export, blank ones too. ``closing`` is the last row of a block of a JSON
     array that is nothing but ``]``: it is not a row if nothing follows in the file, else it is one more rejected row.
     ``closed`` says that the last row, which is rejected, has that bracket behind it in its line.
+    ``ids`` are the rows' own, packed; ``derived`` those of rows without one, see `Job.numbers`, with their number here.
     """
 
     def __init__(
@@ -84,5 +88,6 @@ class Result:
         self.closing: Reject | None = None
         self.closed = False
         self.ids: Partitioned | None = None
+        self.derived: Partitioned | None = None
         self.records = records
         self.podcasts: PodcastBooks | None = None

@@ -71,7 +71,7 @@ enum part { /* what a cell of a line, or a part of a URL, consists of */
     TOKEN, ENCLOSURE, /* the catalogue's, already percent-encoded if the template wants that */
 };
 
-enum filter { SENT_BEFORE, NO_BYTES, BY_IP, BY_UA, SHORT, TOO_FRESH, FILTERS, KEPT = FILTERS };
+enum filter { SENT_BEFORE, PLAY, NO_BYTES, BY_IP, BY_UA, SHORT, TOO_FRESH, FILTERS, KEPT = FILTERS };
 enum rows_rule { NOT_BLACKLISTED, ALL_ROWS, REPORTING_ROWS };
 enum feature { SHA_INSTRUCTIONS = 1 };
 

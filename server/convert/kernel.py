@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LIBRARY = Path(__file__).with_name("libkernel.so")  # Python would import a kernel.so instead of this module
 SWITCH = "PICKUP_POINT_KERNEL"
 # These must be the same numbers as in kernel.c.
-_PADDING, _LONGEST_NAME, _MOST_NAMES, _MOST_PODCASTS, _NO_FIELD, _FILTERS, _COPY = 256, 200, 120, 1024, 18, 6, 16
+_PADDING, _LONGEST_NAME, _MOST_NAMES, _MOST_PODCASTS, _NO_FIELD, _FILTERS, _COPY = 256, 200, 120, 1024, 18, 7, 16
 _MOST_ODD = 4096  # rows that are noted in one call
 _SHORTEST_ROW = 64  # bytes; every field that an ordinary row must have takes more
 _SMALLEST, _LARGEST_KEPT = 64 << 10, 4 << 20  # bytes of a room
@@ -288,7 +288,7 @@ def _pack_catalogue(catalogue: Catalogue, template: UrlTemplate, clean: Any) -> 
     """
     wanted, as_published = template.fields, template.as_published
     entries, count = [], 0
-    for key, (guid, url, token, enclosure) in catalogue.episodes.items():
+    for key, (guid, url, token, enclosure, _) in catalogue.episodes.items():
         if not PLAIN.fullmatch(key):
             continue
         published = ""

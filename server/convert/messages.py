@@ -84,7 +84,7 @@ class Request(NamedTuple):
         fields = {
             "rules": conversion.rules.as_json(),
             "hash_key": conversion.hash_key,
-            "catalogue": None if catalogue is None else _pack_catalogue(catalogue, conversion.rules.url),
+            "catalogue": None if catalogue is None else _pack_catalogue(catalogue, conversion.rules),
             "day": None if conversion.day is None else conversion.day.isoformat(),
             "sent": [(descriptor, layout.as_json()) for descriptor, layout in self.sent],
             "logs": (self.logs[0], tuple(self.logs[1])),
@@ -117,11 +117,11 @@ _PLAIN_FIELDS = ("export", "scratch", "rejects", "mode", "threads", "kernel", "d
                  "fresh_after", "by_podcast")  # fmt: skip
 
 
-def _pack_catalogue(catalogue: Catalogue, template: str) -> dict[str, tuple[str, ...]]:
-    """Return the episodes, with tokens and enclosures only if the template uses them."""
-    if {"token", "enclosure_url"}.isdisjoint(UrlTemplate(template).fields):
+def _pack_catalogue(catalogue: Catalogue, rules: LogRules) -> dict[str, tuple[str, ...]]:
+    """Return the episodes, with what comes from their enclosures only if the rules use it."""
+    if rules.object_size == "export" and {"token", "enclosure_url"}.isdisjoint(UrlTemplate(rules.url).fields):
         return {key: (e.guid, e.url) for key, e in catalogue.episodes.items()}
-    return {key: (e.guid, e.url, e.token, e.enclosure_url) for key, e in catalogue.episodes.items()}
+    return {key: tuple(episode) for key, episode in catalogue.episodes.items()}
 
 
 def line(message: dict[str, Any]) -> bytes:

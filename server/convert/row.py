@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..triton import URL_LIMIT, LogLine, LogRules, UrlTemplate
 from .export_row import ExportRow
+from .identity import derived_id, subkey
 from .tally import FilterReason, RejectReason, RowRejected
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ class Outcome(NamedTuple):
     """What a row that was not rejected became: a line, or the reason why it was filtered.
 
     ``line`` has no newline and is empty for a filtered row; the flags are counted in the tally where there is a line.
+    ``derived``: the row has no id of its own, and ``id`` is the one that it has by its number among equal ones.
     """
 
     id: str
+    derived: bool
     podcast_id: str
     line: str
     filtered: FilterReason | None
@@ -66,16 +69,19 @@ class RowConverter:
         self._rules = rules
         self._template = UrlTemplate(rules.url)
         self._day = conversion.day.isoformat() if conversion.day is not None else None
+        self._kind = rules.export_kind
+        self._subkey = subkey(conversion.hash_key) if self._kind.identity else b""
 
-    def convert(self, raw: bytes) -> Outcome:
-        """Convert one line of an export.
+    def convert(self, raw: bytes, number: int = 0) -> Outcome:
+        """Convert one line of an export; ``number`` is how many rows equal to one without ``id`` became lines before.
 
         A single row cannot show that it is a duplicate, was sent before or is too fresh: `day` checks that.
 
         Raises:
             RowRejected: with the first reason that applies.
         """
-        row = ExportRow.parse(raw)
+        row = ExportRow.parse(raw, self._kind)
+        row_id = row.id or derived_id(self._subkey, row.identity, number)
         rules = self._rules
         episode = self._conversion.catalogue.find(row.episode_id) if self._conversion.catalogue is not None else None
         guid = episode.guid if episode is not None and episode.guid else row.episode_id
@@ -89,10 +95,14 @@ class RowConverter:
         if len(url) > URL_LIMIT:
             raise RowRejected(RejectReason.URL_TOO_LONG)
         address = sent_address(row.ip, truncated=rules.ip == "truncated", key=self._conversion.hash_key)
-        clamped = rules.bytes == "clamped" and row.bytes_sent > row.filesize
-        sent = row.filesize if clamped else row.bytes_sent
-        # By the bytes as they came: a clamped row was downloaded whole.
-        partial = rules.partial_status == 206 and row.bytes_sent < row.filesize
+        sent, size, clamped, partial = "-", "-", False, False
+        if row.filesize is not None and row.bytes_sent is not None:
+            clamped = rules.bytes == "clamped" and row.bytes_sent > row.filesize
+            sent, size = str(row.filesize if clamped else row.bytes_sent), str(row.filesize)
+            # By the bytes as they came: a clamped row was downloaded whole.
+            partial = rules.partial_status == 206 and row.bytes_sent < row.filesize
+        elif rules.object_size == "rss" and episode is not None and episode.length:
+            size = episode.length
         filtered = self.filter_reason(row)
         unmapped = self._conversion.catalogue is not None and not (episode is not None and episode.guid)
         line = LogLine(
@@ -102,16 +112,17 @@ class RowConverter:
             hashed_ip=address.hashed_ip,
             url=url,
             status="206" if partial else "200",
-            bytes=str(sent),
-            object_size=str(row.filesize),
-            byte_range=f"0-{sent - 1}" if partial else "-",
+            bytes=sent,
+            object_size=size,
+            byte_range=f"0-{int(sent) - 1}" if partial else "-",
             episode_guid=guid,
             podcast_id=row.podcast_id,
-            metric_id=row.id,
+            metric_id=row_id,
             user_agent=row.fields.get("user_agent"),
         )
         return Outcome(
-            id=row.id,
+            id=row_id,
+            derived=not row.id,
             podcast_id=row.podcast_id,
             line="" if filtered is not None else rules.layout.render(line, row.fields),
             filtered=filtered,
@@ -128,7 +139,9 @@ class RowConverter:
         )
 
     def filter_reason(self, row: ExportRow) -> FilterReason | None:
-        """Return why the ``rows`` setting, or a transfer of no bytes, leaves the row out; None if neither does."""
+        """Return why the row is left out: no download, no bytes, or by the ``rows`` setting; None if it is not."""
+        if row.play:
+            return FilterReason.PLAY
         if row.bytes_sent == 0:
             return FilterReason.NO_BYTES
         if self._rules.rows == "all":

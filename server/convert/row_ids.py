@@ -214,13 +214,17 @@ class BlockFinder:
 
 
 class BlockIds:
-    """A set of ids for every block, on disk if they are many; to be taken out block by block, in order."""
+    """A set of ids for every block, on disk if they are many; to be taken out block by block, in order.
+
+    An entry is ``size`` bytes: an id, and what is known of it.
+    """
 
     GROUPS = 64
 
-    def __init__(self, scratch: Path, blocks: int, held: int = HELD) -> None:
+    def __init__(self, scratch: Path, blocks: int, held: int = HELD, size: int = 16) -> None:
         self._per_group = max(1, -(-blocks // self.GROUPS))
-        self._spill = Spill(scratch, 20, self.GROUPS, held)
+        self._entry = struct.Struct(f"<I{size}s")
+        self._spill = Spill(scratch, self._entry.size, self.GROUPS, held)
         self._group, self._of_group = -1, {}  # type: tuple[int, dict[int, bytearray]]
         self.count = 0
 
@@ -232,20 +236,20 @@ class BlockIds:
     ) -> None:
         self._spill.__exit__(kind, error, trace)
 
-    def add(self, block: int, packed_id: bytes) -> None:
+    def add(self, block: int, entry: bytes) -> None:
         """Add an id to a block's set."""
-        self._spill.append(block // self._per_group, struct.pack("<I16s", block, packed_id))
+        self._spill.append(block // self._per_group, self._entry.pack(block, entry))
         self._spill.flush_if_large()
         self.count += 1
 
     def of(self, block: int) -> bytes:
-        """Return a block's ids, one after the other, 16 bytes each."""
+        """Return a block's ids, one after the other."""
         group = block // self._per_group
         if group != self._group:
             self._group, self._of_group = group, {}
             for chunk in self._spill.chunks(group):
-                for number, packed_id in struct.iter_unpack("<I16s", chunk):
-                    self._of_group.setdefault(number, bytearray()).extend(packed_id)
+                for number, entry in self._entry.iter_unpack(chunk):
+                    self._of_group.setdefault(number, bytearray()).extend(entry)
         return bytes(self._of_group.get(block, b""))
 
 
@@ -266,3 +270,19 @@ def find_duplicates(ids: BlockRecords, found: BlockIds, differ: Callable[[bytes]
             if packed_id in seen:
                 found.add(block_of(position), packed_id)
             seen.add(packed_id)
+
+
+def find_numbers(counted: BlockRecords, found: BlockIds, differ: Callable[[bytes], bool] = ids_differ) -> None:
+    """Put into ``found``, for every block, the ids that stood in an earlier one, with how often they did.
+
+    Records and entries are an id and 8 bytes, a number (little-endian); no block holds an id twice.
+    """
+    for group in counted:
+        if differ(group.ids()):
+            continue
+        block_of, totals = group.block_of(), dict[bytes, int]()
+        for position, record in group.positions():
+            packed_id, count = record[:16], int.from_bytes(record[16:], "little")
+            if packed_id in totals:
+                found.add(block_of(position), packed_id + totals[packed_id].to_bytes(8, "little"))
+            totals[packed_id] = totals.get(packed_id, 0) + count

@@ -23,6 +23,7 @@ class RejectReason(StrEnum):
     BAD_CREATED_AT = "bad_created_at"
     NO_IP = "no_ip"
     NO_EPISODE = "no_episode"
+    BAD_DELIVERY_TYPE = "bad_delivery_type"
     BAD_FILESIZE = "bad_filesize"
     BAD_BYTES_SENT = "bad_bytes_sent"
     URL_TOO_LONG = "url_too_long"
@@ -33,6 +34,7 @@ class FilterReason(StrEnum):
     """Why a row that could become a line is deliberately left out, in the order in which the reasons are checked."""
 
     SENT_BEFORE = "sent_before"
+    PLAY = "play"
     NO_BYTES = "no_bytes"
     BLACKLISTED_IP = "blacklisted_ip"
     BLACKLISTED_UA = "blacklisted_ua"

@@ -39,13 +39,15 @@ TOKEN = re.compile(r"[A-Za-z]+[0-9]+", re.ASCII)  # Megaphone's id of an episode
 class Episode(NamedTuple):
     """What the catalogue knows about one episode; '' where it knows nothing.
 
-    ``url`` is the operator's; ``enclosure_url`` is the RSS feed's, as published, and ``token`` is Megaphone's id in it.
+    ``url`` is the operator's; ``enclosure_url`` is the RSS feed's, as published, ``token`` is Megaphone's id in it, and
+    ``length`` its size in bytes as the feed says, in digits.
     """
 
     guid: str
     url: str
     token: str = ""
     enclosure_url: str = ""
+    length: str = ""
 
     def parts(self) -> dict[str, str]:
         """Return the values that a URL template may use besides the guid."""
@@ -73,11 +75,11 @@ def make_catalogue(written: Catalogue | None, published: Sequence[Episode], read
     episodes = {item.guid.lower(): item for item in reversed(published)}
     episodes.pop("", None)
     # Over the content alone, not over times: the same catalogue has the same version on every machine.
-    digest = blake2b("\n".join(map("\t".join, published)).encode(), digest_size=6)
+    digest = blake2b("\n".join("\t".join(item[:4]) for item in published).encode(), digest_size=6)
     if written is not None:
         found = {key: episodes.get(row.guid.lower() or key, _NOTHING) for key, row in written.episodes.items()}
         for key, row in written.episodes.items():
-            episodes[key] = Episode(row.guid or found[key].guid, row.url, found[key].token, found[key].enclosure_url)
+            episodes[key] = found[key]._replace(guid=row.guid or found[key].guid, url=row.url)
             digest.update(f"\n{key}\t{row.guid}\t{row.url}".encode())
     read_at = f"{min(read):%Y-%m-%dT%H:%M:%SZ}" if read else ""
     return Catalogue(episodes, CatalogueStamp(digest.hexdigest(), len(episodes), len(read), read_at))

@@ -94,6 +94,7 @@ class Bucket:
 
     async def _list(self, client: Any) -> Listing:
         exports: dict[date, DayExport] = {}
+        markers: dict[date, datetime] = {}
         others = Others(self._kind.file_name)
         now: datetime | None = None
         page: dict[str, Any] = {}
@@ -117,11 +118,15 @@ class Bucket:
                 day = self._kind.day_of(name)
                 if day is not None:
                     exports[day] = self._day_export(day, entry)
-                else:
-                    others = others.and_one(name)
+                    continue
+                others = others.and_one(name)
+                marked = self._kind.marked_day(name)
+                if marked is not None:
+                    at = self._day_export(marked, entry).last_modified
+                    markers[marked] = max(at, markers.get(marked, at))
         if not exports:
             others = others._replace(elsewhere=await self._elsewhere(client))
-        return Listing(exports, now, others=others)
+        return Listing(exports, now, others=others, markers=markers)
 
     async def _elsewhere(self, client: Any) -> str:
         """Return where else in the bucket exports are, '' if a page below the prefix and one of all show none."""

@@ -1,13 +1,14 @@
 """Megaphone's words: a day's export, which objects are exports, and when a day is final.
 
-What is specific to one kind of export (the name of its objects, its fields, its finality rule) is an `ExportKind`;
-there is one today, ``METRICS``. No outside world, no clock: ``now`` is passed in.
+What is specific to one kind of export (the names of its objects, its finality, its rows) is an `ExportKind`, of which
+the configuration names one. No outside world, no clock: ``now`` is passed in.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, time, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -47,16 +48,38 @@ _LAST_MOMENT = datetime(_LAST_YEAR, 12, 31, tzinfo=UTC).timestamp()
 
 
 class ExportKind(NamedTuple):
-    """One of Megaphone's export services.
+    """One of Megaphone's export services: everything in which it differs from the others.
 
-    ``key_pattern`` matches an object's name after the bucket prefix; its group ``day`` is the UTC day as YYYY-MM-DD.
-    ``file_name`` is that name for people; ``fields`` are the row's fields in Megaphone's order.
+    ``label`` is what people call its exports. ``key_pattern`` matches an object's name after the bucket prefix; its
+    group ``day`` is the UTC day as YYYY-MM-DD. ``file_name`` is that name for people, ``begins`` is how the names of
+    everything that the service writes begin.
+
+    Its finality: ``final_at`` is when Megaphone says that a day is final, on the next one. ``marker_pattern`` matches
+    the objects that prove it (group ``day``, with ``-`` or ``_`` in it); '' where only the clock tells.
+
+    Its rows: ``fields`` may be named in a column or a URL. ``identity`` are the fields by which a row without ``id`` is
+    told from others; empty where every row must have one. ``delivery_types`` are the values of ``delivery_type``: of
+    rows that are sent, and of rows that are left out; None where there is no such field. ``bytes_optional``: a row may
+    have neither ``filesize`` nor ``bytes_sent``, and no ``seconds_downloaded``.
+
+    ``unknown`` says what nobody outside Megaphone knows of it, and ``question`` what Triton has to agree to until then;
+    both are '' where all is known. ``hours`` says when its days are final, with ``{final_at}`` in it.
     """
 
     name: str
+    label: str
     key_pattern: str
     file_name: str
+    begins: tuple[str, ...]
     fields: tuple[str, ...]
+    final_at: time
+    marker_pattern: str = ""
+    identity: tuple[str, ...] = ()
+    delivery_types: tuple[str, str] | None = None
+    bytes_optional: bool = False
+    unknown: str = ""
+    question: str = ""
+    hours: str = ""
 
     def day_of(self, name: str) -> date | None:
         """Return the UTC day in an object's name, or None when it is not an export of this kind."""
@@ -65,18 +88,52 @@ class ExportKind(NamedTuple):
             return None
         return calendar_day(match["day"])
 
+    def marked_day(self, name: str) -> date | None:
+        """Return the UTC day whose export an object of this name proves final, or None."""
+        match = re.fullmatch(self.marker_pattern, name, re.ASCII | re.DOTALL) if self.marker_pattern else None
+        return None if match is None else calendar_day(match["day"].replace("_", "-"))
+
 
 # Megaphone, "Metrics Export Service": object name and schema.
 METRICS = ExportKind(
     name="metrics",
+    label="Metrics exports",
     key_pattern=r"metrics-day-(?P<day>\d{4}-\d{2}-\d{2})\.json\.gz",
     file_name="metrics-day-YYYY-MM-DD.json.gz",
+    begins=("metrics-day",),
     fields=(
         "country", "dma_name", "normalized_user_agent", "city", "ip", "created_at", "podcast_id", "source", "filesize",
         "bytes_sent", "seconds_downloaded", "duration", "blacklisted_ip", "episode_id", "blacklisted_ua", "id",
         "region", "user_agent",
     ),
+    final_at=time(4, 30),
+    hours="at Megaphone at {final_at} UTC on the next day at the earliest",
 )  # fmt: skip
+
+# Megaphone, "Delivery & Impressions Export V2", as far as it is public: names, finality, the marker. The fields are
+# those that public programs read; which others there are, nobody outside Megaphone knows.
+DELIVERY_V2 = ExportKind(
+    name="delivery-v2",
+    label="Delivery exports V2",
+    key_pattern=r"delivery-v2-day-(?P<day>\d{4}-\d{2}-\d{2})\.json\.gz",
+    file_name="delivery-v2-day-YYYY-MM-DD.json.gz",
+    begins=("delivery-v2-day", "_finalized_delivery"),
+    fields=(*METRICS.fields, "delivery_type", "media_type"),
+    final_at=time(11, 0),
+    marker_pattern=r"_finalized_delivery_(?P<day>\d{4}(?P<between>[-_])\d{2}(?P=between)\d{2})(?:\D.*)?",
+    identity=("created_at", "podcast_id", "episode_id", "ip", "user_agent", "delivery_type"),
+    delivery_types=("download", "play"),
+    bytes_optional=True,
+    unknown=(
+        "which fields Delivery exports V2 have is not public: as far as it is known, their rows have no bytes and no "
+        "sizes, and Triton has not agreed to lines without them"
+    ),
+    question="do lines count whose `bytes`, `object-size` and `byte-range` are `-`, with status 200 (`agreed = true`)?",
+    hours="once Megaphone marks it, by {final_at} UTC on the next day or about an hour later",
+)
+
+KINDS = {kind.name: kind for kind in (METRICS, DELIVERY_V2)}
+EXPORT_FIELDS = DELIVERY_V2.fields  # those of every kind
 
 
 class DayExport(NamedTuple):
@@ -93,10 +150,8 @@ class DayExport(NamedTuple):
     last_modified: datetime
 
 
-# What Megaphone's other services deliver into the same bucket: how a name begins, and what an operator calls it.
-_OTHER_EXPORTS = {
-    "delivery-v2-day": "Delivery exports V2",
-    "_finalized_delivery": "Delivery exports V2",
+# What Megaphone delivers into one bucket: how a name begins, and what an operator calls it.
+_EXPORTS = {begin: kind.label for kind in KINDS.values() for begin in kind.begins} | {
     "impressions-v2-day": "Impressions exports V2",
     "_finalized_impressions": "Impressions exports V2",
     "impression-day": "Impression exports",
@@ -108,8 +163,8 @@ class Others(NamedTuple):
     """What a place holds beside the exports: how many objects or files, what they are called and what they look like.
 
     ``wanted`` is how an export is named, ``example`` another name that is there; ``looks`` are Megaphone's other
-    exports among them. Where there is no export, ``elsewhere`` is a place close by that has some, as ``export.url``
-    names it, or ''.
+    exports among them, and ``kind`` is the `ExportKind` of those that could be read, or ''. Where there is no export,
+    ``elsewhere`` is a place close by that has some, as ``export.url`` names it, or ''.
     """
 
     wanted: str = ""
@@ -117,14 +172,29 @@ class Others(NamedTuple):
     example: str = ""
     looks: tuple[str, ...] = ()
     elsewhere: str = ""
+    kind: str = ""
 
     def and_one(self, name: str) -> Others:
         """Count one more name; those that begin with a dot, and a folder's own empty object, are nothing."""
         if not name or name.startswith("."):
             return self
-        look = next((look for begin, look in _OTHER_EXPORTS.items() if name.startswith(begin)), None)
-        looks = self.looks if look is None or look in self.looks else (*self.looks, look)
-        return self._replace(objects=self.objects + 1, example=self.example or _printable(name), looks=looks)
+        look = next((look for begin, look in _EXPORTS.items() if name.startswith(begin)), None)
+        kind = next((kind for kind in KINDS.values() if kind.day_of(name) is not None), None)
+        own = look is not None and look == next((k.label for k in KINDS.values() if k.file_name == self.wanted), None)
+        looks = self.looks if look is None or own or look in self.looks else (*self.looks, look)
+        return self._replace(
+            objects=self.objects + 1,
+            example=self.example or _printable(name),
+            looks=looks,
+            kind=self.kind if kind is None else kind.name,
+        )
+
+    @property
+    def cure(self) -> str:
+        """The setting to change, where what is close by shows it; else ''."""
+        if self.elsewhere:
+            return f'set export.url = "{self.elsewhere}"'
+        return f'set export.kind = "{self.kind}"' if self.kind else ""
 
     def sentence(self, place: str) -> str:
         """Return that ``place`` has no export, and what it has instead."""
@@ -145,36 +215,48 @@ def _printable(name: str) -> str:
 class Listing(NamedTuple):
     """The exports that are there, and the time (UTC) by the source's ``own_clock``, or by the local one.
 
-    ``others`` is what else is there.
+    ``others`` is what else is there; ``markers`` are the newest proofs that a day is final, by day, as instants.
     """
 
     exports: Mapping[date, DayExport]
     now: datetime
     own_clock: bool = True
     others: Others = Others()
+    markers: Mapping[date, datetime] = MappingProxyType({})
 
 
 class FinalityRule(NamedTuple):
-    """When a day counts as final (Megaphone: by 04:30Z of the next day; measured: the clock alone is not enough)."""
+    """When a day counts as final (measured: the clock alone is not enough).
 
-    final_at: time = time(4, 30)
+    ``marked``: only an object of Megaphone's proves it, and ``final_at`` says from when its lack is worth a word.
+    """
+
+    final_at: time = METRICS.final_at
     settle: timedelta = timedelta(minutes=65)
+    marked: bool = False
 
     def final_time(self, day: date) -> datetime:
-        """Return the earliest instant at which ``day`` can be final."""
+        """Return the earliest instant at which ``day`` can be final, or is final by what Megaphone says."""
         return datetime.combine(day + timedelta(days=1), self.final_at, UTC)
 
-    def state(self, day: date, export: DayExport | None, now: datetime) -> str:
-        """Return ``open``, ``missing``, ``stale``, ``settling`` or ``due`` (final: it can be converted).
+    def state(self, day: date, export: DayExport | None, now: datetime, marker: datetime | None = None) -> str:
+        """Return ``open``, ``missing``, ``stale``, ``unmarked``, ``settling`` or ``due`` (final: it can be converted).
 
-        ``now`` is by the source's clock, as ``last_modified`` is: ours may be wrong.
+        ``now`` is by the source's clock, as ``last_modified`` and ``marker``, the newest proof, are: ours may be wrong.
         """
-        if now < self.final_time(day):
+        over = start_of(day + timedelta(days=1))
+        # Nothing that was written while the day lasted can prove that it is whole.
+        proven = self.marked and marker is not None and marker >= over
+        if not proven and now < self.final_time(day):
             return "open"
         if export is None:
-            return "missing"
-        if export.last_modified < start_of(day + timedelta(days=1)):
+            return "missing" if now >= self.final_time(day) else "open"
+        if proven and marker is not None and export.last_modified <= marker:
+            return "due"
+        if export.last_modified < over:
             return "stale"
+        if self.marked and not proven:
+            return "unmarked"
         if now - export.last_modified < self.settle:
             return "settling"
         return "due"

@@ -27,6 +27,7 @@ from .exports import METRICS, DayExport, Listing, Others, calendar_instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import date
     from pathlib import Path
 
     from ..errors import SourceError
@@ -58,8 +59,9 @@ class Folder:
             SourceRefused: an operator must act before the folder can be read.
             SourceUnreachable: the folder cannot be read now.
         """
-        exports, others = await self._ask(self._path, self._scan)
-        return Listing({export.day: export for export in exports}, datetime.now(UTC), own_clock=False, others=others)
+        exports, markers, others = await self._ask(self._path, self._scan)
+        by_day = {export.day: export for export in exports}
+        return Listing(by_day, datetime.now(UTC), own_clock=False, others=others, markers=markers)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """Copy exactly the version that was listed.
@@ -116,17 +118,19 @@ class Folder:
         except OSError as error:
             raise self._translated(error, path) from error
 
-    def _scan(self) -> tuple[list[DayExport], Others]:
+    def _scan(self) -> tuple[list[DayExport], dict[date, datetime], Others]:
         exports, known, folders, others = [], {}, [], Others(self._kind.file_name)
+        markers: dict[date, datetime] = {}
         with without_read_right(), os.scandir(self._path) as entries:
             for entry in entries:
-                day = self._kind.day_of(entry.name)
+                day, marked = self._kind.day_of(entry.name), self._kind.marked_day(entry.name)
                 if day is None:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.name)
-                    else:
-                        others = others.and_one(entry.name)
-                    continue
+                        continue
+                    others = others.and_one(entry.name)
+                    if marked is None:
+                        continue
                 try:
                     status = entry.stat()
                 except OSError as error:
@@ -140,6 +144,10 @@ class Folder:
                     modified = calendar_instant(datetime.fromtimestamp(status.st_mtime, UTC))
                 except (OverflowError, ValueError, OSError):  # a time beyond the calendar
                     continue
+                if marked is not None:
+                    markers[marked] = max(modified, markers.get(marked, modified))
+                    continue
+                assert day is not None  # noqa: S101  # what is neither was passed over
                 version = self._version_of(entry, status)
                 known[entry.name] = status.st_size, status.st_mtime_ns, version
                 exports.append(DayExport(day, entry.name, version, status.st_size, modified))
@@ -147,7 +155,7 @@ class Folder:
         if not exports:
             with without_read_right():
                 others = others._replace(elsewhere=self._elsewhere(sorted(folders)[:_MOST_FOLDERS]))
-        return exports, others
+        return exports, markers, others
 
     def _elsewhere(self, folders: list[str]) -> str:
         """Return the first of these folders in this one that holds an export, or ''."""

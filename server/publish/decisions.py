@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from ..megaphone.exports import DayExport, FinalityRule, start_of
+from ..megaphone.exports import DayExport, start_of
 from ..triton import LogName, expires
 from .holds import published_when_given_up, way_out
 
@@ -79,11 +79,6 @@ class FeedPolicy:
     holds: HoldPolicy
     keep_days: int
     pull_every: timedelta = timedelta(hours=24)  # how often the partner pulls
-
-    @property
-    def finality(self) -> FinalityRule:
-        """The rule by which a day is final."""
-        return FinalityRule(self.export.final_at, self.export.settle)
 
     def out_of_reach(self, day: date, now: datetime) -> str:
         """Return why the service does not publish a day, or does so no more, or ''."""
@@ -265,7 +260,7 @@ def _decide_rest(
         why = _SENTENCES.get(record.seen, record.seen)
         return Decision(DayResult(day, "failed", f"a crash lost {names}, to be converted again, but {why}"))
     standing = _standing(publications)
-    if why := _incomparable(standing):
+    if why := _incomparable(standing, policy.rules):
         return Decision(_published(day, publications), left_alone=why)
     withheld = same and rest.tally is not None and rest.tally.filtered["too_fresh"]
     order = Order(
@@ -287,8 +282,12 @@ def _standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
     return tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
 
 
-def _incomparable(standing: Sequence[Publication]) -> str:
-    """Return why it cannot be told which rows were sent, or ''."""
+def _incomparable(standing: Sequence[Publication], rules: LogRules) -> str:
+    """Return why it cannot be told which rows were sent, or ''; ``rules`` are those in force."""
+    if any(publication.rules.kind != rules.kind for publication in standing):
+        return "it was published from the other kind of export, whose rows cannot be told from those of this one"
+    if rules.export_kind.identity and not all(p.rules.id_key == rules.id_key != "" for p in standing):
+        return "its rows got their ids by another ip_hash.key, or one that is not known: late rows cannot be recognised"
     if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
         return UNKNOWN_LAYOUT
     # Every file must still be there to be read.
@@ -320,7 +319,7 @@ def _decide_late(
     if record.seen != "due" and not _sent_as_it_is(record, policy, source_now):
         return Decision(result)
     standing = _standing(publications)
-    if why := _incomparable(standing):
+    if why := _incomparable(standing, policy.rules):
         return Decision(result, left_alone=why)
     order = Order(
         "late",
@@ -363,4 +362,5 @@ _SENTENCES = {
     "missing": "there is no export: Megaphone does not deliver a day twice, ask support-megaphone@spotify.com",
     "stale": "its export was last written before the day ended",
     "settling": "its export changed too recently to be final",
+    "unmarked": "Megaphone has not marked its export as final yet",
 }

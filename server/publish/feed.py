@@ -166,10 +166,14 @@ class Feed:
             # A day that was typed wrong leaves no trace: no round would look at it, and nothing was ever there.
             typed_wrong = day not in days and export is None and self._ledger.day(day) is None
             if not typed_wrong and not self._policy.out_of_reach(day, listing.now):
-                seen = self._policy.finality.state(day, export, listing.now)
-                self._ledger.see(DayRecord(day, seen, listing.now, export))
+                self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, export))
         self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
         return sorted(request.days) if request.days else days
+
+    def _state(self, day: date, listing: Listing) -> str:
+        """Return the word for what the listing shows of a day: see `FinalityRule.state`."""
+        rule = self._policy.export.finality
+        return rule.state(day, listing.exports.get(day), listing.now, listing.markers.get(day))
 
     def _note_delivery(self, facts: Mapping[str, Any], known: KnownDays, listing: Listing) -> None:
         """Record whether the source has ever delivered; log once what is there instead of exports."""
@@ -187,7 +191,7 @@ class Feed:
         lost = []
         for day in days:
             record, export = known.records.get(day), listing.exports.get(day)
-            state = self._policy.finality.state(day, export, listing.now)
+            state = self._state(day, listing)
             if record is None or (record.seen, record.export) != (state, export):
                 self._ledger.see(DayRecord(day, state, listing.now, export))
             lost += [day] if export else []
@@ -199,13 +203,8 @@ class Feed:
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
         """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
-            state = self._policy.finality.state
             done = {publication.day for publication in self._ledger.live_publications()}
-            due = [
-                str(day)
-                for day in days
-                if day not in done and state(day, listing.exports.get(day), listing.now) == "due"
-            ]
+            due = [str(day) for day in days if day not in done and self._state(day, listing) == "due"]
             hint = "to begin with a later day, set export.first_day"
             log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", hint=hint)
             self._ledger.note(first_start=listing.now.isoformat())
@@ -263,7 +262,8 @@ class Feed:
         known, seen = await in_thread(lambda: (self._ledger.publications(day), self._ledger.day(day)))
         finished = [publication for publication in known if publication.published_at is not None]
         # A day that is out of reach or was typed wrong has no record.
-        record = seen or DayRecord(day, self._policy.finality.state(day, export, source_now), source_now, export)
+        unseen = self._policy.export.finality.state(day, export, source_now, None)
+        record = seen or DayRecord(day, unseen, source_now, export)
         decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)

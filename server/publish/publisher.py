@@ -318,7 +318,10 @@ class Publisher:
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
                 # Which release wrote the file, and so how ids stand in it, does not show.
-                rules=rules if layout is None else rules._replace(layout=layout._replace(ids=IdCells.UNKNOWN)),
+                # Nor does the key by which rows without an id got theirs.
+                rules=rules._replace(
+                    layout=rules.layout if layout is None else layout._replace(ids=IdCells.UNKNOWN), id_key=""
+                ),
                 tally=None,
                 intended_at=now,
                 published_at=published,

@@ -21,10 +21,14 @@ import asyncssh
 from ..errors import PickupPointError
 from ..pickups import DOCTOR_CLIENT
 from .keys import public_line
+from .limits import parse_address
+from .proxy_protocol import announcement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from ..settings import Network
 
 SILENCE_TIMEOUT = 20.0  # seconds that a server may be silent
 _CHUNK = 256 * 1024
@@ -74,24 +78,47 @@ def read_identity(path: Path) -> asyncssh.SSHKey:
         raise PickupPointError(sentence, hint=f"ssh-keygen -y -P '' -f {shlex.quote(str(path))}") from error
 
 
-async def host_key(host: str, port: int) -> bytes:
+async def host_key(host: str, port: int, balancers: Sequence[Network] = ()) -> bytes:
     """Exchange keys with a server and return its host key (SSH wire form), without logging in.
+
+    From an address in ``balancers`` it expects a PROXY header, which is sent then.
 
     Raises:
         NoAnswer: no SSH server answers there.
     """
     with _translate_ssh_errors(host):
         async with asyncio.timeout(SILENCE_TIMEOUT):
-            found = await asyncssh.get_server_host_key(host, port, client_version=DOCTOR_CLIENT, config=None)
+            sock = await _connected(host, port, balancers)
+            found = await asyncssh.get_server_host_key(host, port, sock=sock, client_version=DOCTOR_CLIENT, config=None)
     if found is None:
         raise NoAnswer("the server has no host key")
     return found.public_data
 
 
+async def _connected(host: str, port: int, balancers: Sequence[Network]) -> socket.socket:
+    """Return a socket that is connected to a server, and on which we have announced ourselves if it expects that."""
+    connecting = asyncio.get_running_loop().run_in_executor(
+        None, socket.create_connection, (host, port), SILENCE_TIMEOUT
+    )
+    sock = await connecting
+    ours, theirs = (parse_address(name[0]) for name in (sock.getsockname(), sock.getpeername()))
+    if any(ours in network for network in balancers):
+        sock.sendall(announcement(ours, theirs))
+    sock.setblocking(False)
+    return sock
+
+
 async def fetch_sha256(
-    host: str, port: int, attempt: LoginAttempt, host_keys: set[bytes], name: str | None
+    host: str,
+    port: int,
+    attempt: LoginAttempt,
+    host_keys: set[bytes],
+    name: str | None,
+    balancers: Sequence[Network] = (),
 ) -> str | None:
     """Log in by every method and return the SHA-256 (hex) of a file as it arrives; without a ``name`` return None.
+
+    ``balancers`` are as in `host_key`.
 
     Raises:
         NoAnswer: the server shows none of the ``host_keys``, breaks off, or falls silent.
@@ -104,7 +131,8 @@ async def fetch_sha256(
         with _translate_ssh_errors(host, method):
             async with asyncio.timeout(SILENCE_TIMEOUT):
                 connection = await asyncssh.connect(
-                    host, port, username=attempt.user, password=attempt.password,
+                    host, port, sock=await _connected(host, port, balancers),
+                    username=attempt.user, password=attempt.password,
                     client_keys=None if attempt.key is None else [attempt.key], preferred_auth=method,
                     known_hosts=(trusted, [], []), client_version=DOCTOR_CLIENT, agent_path=None, config=None,
                     x509_trusted_certs=None, gss_host=None,

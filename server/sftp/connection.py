@@ -112,12 +112,21 @@ class SshConnection(asyncssh.SSHServerConnection):
     """asyncssh's connection with back-pressure, without configuration files, and with our own checks."""
 
     def __init__(
-        self, options: asyncssh.SSHServerConnectionOptions, registry: Registry, number: int, address: Address
+        self,
+        options: asyncssh.SSHServerConnectionOptions,
+        registry: Registry,
+        number: int,
+        address: Address,
+        *,
+        counted: bool = True,
+        named: bool = True,
     ) -> None:
         super().__init__(asyncio.get_running_loop(), options)
         self.registry = registry
         self.number = number
         self.address = address
+        self.counted = counted  # False: a balancer's own
+        self.named = named  # False: the balancer does not say for whom it is, so nobody can be let in
         self.choked = False
         self.sessions: set[Session] = set()
         self.transport: asyncio.Transport | None = None

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from ..pickups import Pickup, PickupProgress
     from ..triton import LogName
 
-MERGED = 64 * 1024  # bytes: neighbouring replies up to this are one entry, delivered together
+# Bytes: neighbouring replies up to this are one entry, delivered together. No more, since an interrupted client may
+# resume behind any reply, and of an entry that is not acknowledged whole nothing is known.
+MERGED = 16 * 1024
 MAX_ON_THE_WAY = 4096  # entries of one session; what exceeds them is never proven
 TELL_EVERY = 200  # ticks between two records of an open handle
 MAX_QUESTIONS = 4  # without an answer, on one connection
@@ -161,6 +163,18 @@ class Together:
     def __init__(self) -> None:
         self.deliveries: WeakSet[Delivery] = WeakSet()
         self._coverage = Coverage()
+        self._readers: dict[str, PickupProgress] = {}
+
+    def joined(self, progress: PickupProgress) -> None:
+        """Note that a handle is read from now on, beside those that are."""
+        self._readers[progress.id] = progress
+        if len(self._readers) > 1:
+            for reader in self._readers.values():
+                reader.alone = False
+
+    def left(self, progress: PickupProgress) -> None:
+        """Note that a handle is read no more."""
+        self._readers.pop(progress.id, None)
 
     def completed_by(self, start: int, end: int, size: int) -> bool:
         """Add the range ``[start, end)``; return whether it was the one that was missing."""
@@ -196,6 +210,7 @@ class Delivery:
         self._on_the_way: deque[_Entry] = deque()  # end: in the connection
         self._closed: list[PickupProgress] = []
         self._before_close = 0  # the position that was acknowledged before the last CLOSE arrived
+        self._acknowledged = 0  # the position that was acknowledged when we last could ask
         self._news: dict[str, PickupProgress] = {}  # open handles with something delivered that was not told
         self._ticks = 0
         self._lost = False  # a reply never left: of what is held, nothing more can be proven
@@ -220,13 +235,19 @@ class Delivery:
         """Whether a question is to follow what has not left."""
         return bool(self._held) and (not self._stream.asking or any(entry.last for entry in self._held))
 
+    def begins(self, progress: PickupProgress, offset: int) -> None:
+        """Note where a handle is first read: it may be where an interrupted one is resumed."""
+        progress.first_read = offset
+        part = self._together.setdefault((progress.user, progress.name), Together())
+        part.deliveries.add(self)
+        part.joined(progress)
+        self._parts[progress.id] = part
+
     def answered(self, progress: PickupProgress, offset: int, count: int) -> None:
         """Note which bytes of a file the next reply carries."""
-        part = self._parts.get(progress.id)
-        if part is None:
-            part = self._together.setdefault((progress.user, progress.name), Together())
-            part.deliveries.add(self)
-            self._parts[progress.id] = part
+        if progress.first_read is None:
+            self.begins(progress, offset)
+        part = self._parts[progress.id]
         before = progress.coverage.bytes
         progress.answered(offset, count)
         whole = part.completed_by(offset, offset + count, progress.size)
@@ -309,7 +330,8 @@ class Delivery:
         if self._on_the_way:
             with suppress(OSError):  # the socket is gone: nothing more can be proven
                 # Both: a client that answers before it has the bytes has them when its system acknowledges them.
-                proven = min(self._stream.proven, self._stream.acknowledged())
+                self._acknowledged = self._stream.acknowledged()
+                proven = min(self._stream.proven, self._acknowledged)
                 while self._on_the_way and self._on_the_way[0].end <= proven:
                     entry = self._on_the_way.popleft()
                     entry.progress.delivered(entry.offset, entry.length)
@@ -334,14 +356,27 @@ class Delivery:
         self.confirm()
         self._finish(list(self._closed))
         for progress in still_open:
-            self._report(progress.finished(self._clock(), closed=False))
+            self._end(progress, closed=False)
         self._news.clear()
-        self._parts.clear()
 
     def _finish(self, finished: list[PickupProgress]) -> None:
         for progress in finished:
             # Taken off first, so that a report that fails is not made twice.
             self._closed.remove(progress)
-            self._news.pop(progress.id, None)
-            self._parts.pop(progress.id, None)
-            self._report(progress.finished(self._clock(), closed=True))
+            self._end(progress, closed=True)
+
+    def _end(self, progress: PickupProgress, *, closed: bool) -> None:
+        """Report a handle that is over, with what the client may have and did not answer for."""
+        self._news.pop(progress.id, None)
+        start, end = None, 0
+        for entry in self._on_the_way:
+            if entry.progress is progress:
+                if entry.end > self._acknowledged or (start is not None and entry.offset != end):
+                    break
+                start = entry.offset if start is None else start
+                end = entry.offset + entry.length
+        if start is not None:
+            progress.leave_tail(start, end)
+        if (part := self._parts.pop(progress.id, None)) is not None:
+            part.left(progress)
+        self._report(progress.finished(self._clock(), closed=closed))

@@ -16,6 +16,7 @@ from ..pickups import DOCTOR_CLIENT
 from .algorithms import find_disagreement, negotiate
 from .connection import TooManyRequests
 from .limits import Reason
+from .proxy_protocol import LINE, SIGNATURE
 from .registry import plain
 
 if TYPE_CHECKING:
@@ -32,11 +33,10 @@ NOT_SSH = (
     asyncssh.ServiceNotAvailable,
     ValueError,  # raised by asyncssh's parsers, and the cryptography under them, for bytes that make no sense
 )
-# PROXY protocol, versions 1 and 2 (HAProxy, doc/proxy-protocol.txt, sections 2.1 and 2.2).
-BALANCER_GREETINGS = (b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n")
 BALANCER_HINT = (
-    "a load balancer sends PROXY protocol, which is not spoken here: switch it off for this port (HAProxy: no "
-    '"send-proxy"; nginx: "proxy_protocol off"; AWS: proxy_protocol_v2.enabled = false)'
+    "a load balancer sends PROXY protocol, which is read from proxy_protocol_from in [sftp] alone: name it there, or "
+    'switch it off for this port (HAProxy: no "send-proxy"; nginx: "proxy_protocol off"; AWS: '
+    "proxy_protocol_v2.enabled = false)"
 )
 HOST_KEY_HINT = (
     "the partner's client may expect another host key, or ask somebody whether to trust this one: have "
@@ -48,7 +48,9 @@ MERE_LOOKERS = (DOCTOR_CLIENT, "OpenSSH-keyscan")  # clients that only want to s
 def report_end(connection: SshConnection, exc: Exception | None) -> None:
     """Log why a connection ended, if that is worth a line; ``exc`` is asyncssh's reason."""
     registry, address, user, shown = connection.registry, connection.address, connection.user, connection.keys_sent
-    if not user and connection.greeting.startswith(BALANCER_GREETINGS):
+    if not connection.named:
+        return  # a health check, which does as it likes
+    if not user and connection.greeting.startswith((LINE, SIGNATURE)):
         registry.refused(address, Reason.BALANCER, hint=BALANCER_HINT)
     elif disagreement := _disagreement(connection):
         # Whoever ended it, and however: a client that finds nothing in common may hang up, reset or say so.

@@ -313,6 +313,9 @@ class RequestHandler:
         length = fields.u32()
         if not isinstance(handle, _OpenFile):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
+        if handle.progress.first_read is None:
+            # Before the end of the file is told: who resumes there shows that they have all of it.
+            self.delivery.begins(handle.progress, offset)
         count = min(length, packets.MAX_READ, handle.size - offset)
         if count <= 0:
             return packets.status_reply(number, Status.EOF)

@@ -15,7 +15,7 @@ import asyncssh
 from .algorithms import authenticates, negotiate
 from .endings import report_end
 from .limits import Reason
-from .registry import Login, plain
+from .registry import NO_CLIENT, Login, plain
 from .session import SftpSession
 from .users import Verdict
 
@@ -51,7 +51,17 @@ class LoginHandler(asyncssh.SSHServer):
         report_end(connection, exc)
 
     def begin_auth(self, username: str) -> bool:
-        """Return that a login is needed, whoever asks: every user name is asked for the same proof."""
+        """Return that a login is needed, whoever asks: every user name is asked for the same proof.
+
+        Raises:
+            asyncssh.DisconnectError: a balancer does not say whose connection it is.
+        """
+        connection = self._connection
+        if not connection.named:
+            # No address to ban or to look up in an allow_from: from here passwords could be guessed for ever.
+            why = "a login came on a connection that names no client"
+            connection.registry.refused(connection.address, Reason.BALANCER, username, why=why, hint=NO_CLIENT)
+            raise asyncssh.DisconnectError(asyncssh.DISC_BY_APPLICATION, "No client's address")
         return True
 
     def password_auth_supported(self) -> bool:

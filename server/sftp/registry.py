@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from ..pickups import DOCTOR_CLIENT, Ending, Grade
-from .limits import Guard, Limits, LogBudget, OpenPace, Penalty, Reason, connection_to_drop
+from .limits import OWN_DESCRIPTORS, Guard, Limits, LogBudget, OpenPace, Penalty, Reason, connection_to_drop
 from .users import PasswordChecks, Verdict
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DISK_THREADS = 4
+NO_CLIENT = "look at what the balancer sends in its PROXY header, or take it out of proxy_protocol_from in [sftp]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,13 @@ def plain(text: str, longest: int = 64) -> str:
 
 
 class Connection(Protocol):
-    """What the registry needs of a connection: when it was ``born`` and ``last_active`` is the event loop's time."""
+    """What the registry needs of a connection: when it was ``born`` and ``last_active`` is the event loop's time.
+
+    Not ``counted`` is a balancer's own.
+    """
 
     address: Address
+    counted: bool
     user: str
     born: float
     last_active: float
@@ -140,7 +145,11 @@ class Registry:
         self.disk_threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="sftp-disk")
         self.together: WeakValueDictionary[tuple[str, LogName], Together] = WeakValueDictionary()
         self._passwords = PasswordChecks()
-        self._guard = Guard(Limits.of(settings), lambda address: self.access.is_listed(address))
+        self._balancers = settings.proxy_protocol_from
+        self._unannounced = 0  # connections of balancers that are not, or not yet, anybody's
+        self._guard = Guard(
+            Limits.of(settings), lambda address: self.access.is_listed(address) or self.is_balancer(address)
+        )
         self._opens = OpenPace()
         self._on_pickup = on_pickup
         self._on_login = on_login
@@ -150,7 +159,7 @@ class Registry:
     def replace(self, settings: SftpSettings, credentials: Credentials) -> None:
         """Use other users and limits from now on; connections that exist stay."""
         limits = Limits.of(settings)
-        self.access, self._guard.limits = credentials.access, limits
+        self.access, self._guard.limits, self._balancers = credentials.access, limits, settings.proxy_protocol_from
 
     def close(self) -> None:
         """End the threads; wait for disk reads that are running."""
@@ -204,8 +213,27 @@ class Registry:
             return None
         return verdict
 
+    def is_balancer(self, address: Address) -> bool:
+        """Return whether who comes from this address says for whom: such an address is never counted or banned."""
+        return any(address in network for network in self._balancers)
+
+    def admit_balancer(self, address: Address) -> bool:
+        """Return whether a balancer's connection may say for whom it is; it is among few until it has."""
+        # Not by the balancer's address: that is everybody's. They are as many as there may be clients, besides those.
+        if self._unannounced >= self._guard.limits.connections or _free_descriptors() <= OWN_DESCRIPTORS:
+            self.refused(
+                address, Reason.BALANCER, why="too many connections do not say for whom they are", hint=NO_CLIENT
+            )
+            return False
+        self._unannounced += 1
+        return True
+
+    def announced(self) -> None:
+        """Note that a connection of a balancer's is a client's, or over."""
+        self._unannounced -= 1
+
     def _make_room(self, newcomer: Address, now: float) -> bool:
-        waiting = [connection for connection in self._connections if not connection.user]
+        waiting = [connection for connection in self._connections if connection.counted and not connection.user]
         index = connection_to_drop([(connection.address, connection.born) for connection in waiting], newcomer, now)
         if index is None:
             return False
@@ -218,11 +246,14 @@ class Registry:
     def joined(self, connection: Connection) -> None:
         """Count an admitted connection, which now begins."""
         self._connections.add(connection)
-        self.counters.connections += 1
+        self.counters.connections += connection.counted
 
-    def never_began(self, address: Address) -> None:
-        """Count out an admitted connection that did not begin."""
-        self._guard.leave(address)
+    def never_began(self, address: Address, *, counted: bool = True) -> None:
+        """Count out an admitted connection that did not begin, or is over."""
+        if counted:
+            self._guard.leave(address)
+        else:
+            self.announced()
 
     def login_failed(self, address: Address, reason: Reason, user: str) -> Penalty:
         """Count and log a failed login, and return what it costs."""
@@ -325,7 +356,7 @@ class Registry:
         # A dropped connection comes here twice: when it is dropped, and when asyncssh reports its end.
         if connection in self._connections:
             self._connections.discard(connection)
-            self._guard.leave(connection.address)
+            self.never_began(connection.address, counted=connection.counted)
 
     # -- housekeeping --
 

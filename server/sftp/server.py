@@ -19,6 +19,7 @@ from .connection import SshConnection, connection_options
 from .handler import ServedFiles
 from .limits import LINE_WINDOW, Reason, parse_address
 from .login import LoginHandler
+from .proxy_protocol import BadHeader, client_of, missing
 from .registry import Registry
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ log = structlog.get_logger()
 
 BACKLOG = 512
 NO_ACCEPT_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
+BAD_HEADER_HINT = (
+    'switch PROXY protocol on in the balancer (HAProxy: "send-proxy-v2"; nginx: "proxy_protocol on"; AWS: '
+    "proxy_protocol_v2.enabled = true), or take it out of proxy_protocol_from in [sftp]"
+)
 HOUSEKEEPING = 1.0  # seconds
 
 
@@ -170,20 +175,75 @@ class SftpServer:
             except (ValueError, IndexError, TypeError):
                 sock.close()
                 continue
-            wait = self.registry.admit(address, loop.time())
-            if wait is None:
+            if self.registry.is_balancer(address):
+                admitted = self._begin_announced(sock, address) if self.registry.admit_balancer(address) else None
+            else:
+                wait = self.registry.admit(address, loop.time())
+                admitted = None if wait is None else self._begin(sock, address, wait)
+            if admitted is None:
                 sock.close()
                 continue
-            task = loop.create_task(self._begin(sock, address, wait))
+            task = loop.create_task(admitted)
             self._arriving.add(task)
             task.add_done_callback(self._arriving.discard)
 
-    async def _begin(self, sock: socket.socket, address: Address, wait: float) -> None:
+    async def _begin_announced(self, sock: socket.socket, balancer: Address) -> None:
+        """Read for whom a balancer's connection is, and treat it as that client's own; one for nobody may look on."""
+        client, read, kept = None, False, False
+        try:
+            client = await self._announced_client(sock)
+            read, kept = True, client is None or self.registry.is_balancer(client)
+        except BadHeader as error:
+            self.registry.refused(balancer, Reason.BALANCER, why=str(error), hint=BAD_HEADER_HINT)
+        except OSError:
+            pass  # it hung up without a word, as a health check may
+        finally:
+            # Also when `stop_listening` cancelled the wait. What is the balancer's own goes on being counted as such.
+            if not read:
+                sock.close()
+            if not kept:
+                self.registry.announced()
+        if kept:
+            # Some balancers name themselves in their health checks, others nobody.
+            await self._begin(sock, client or balancer, 0.0, counted=False, named=client is not None)
+        elif client is not None:
+            wait = self.registry.admit(client, asyncio.get_running_loop().time())
+            if wait is None:
+                sock.close()
+            else:
+                await self._begin(sock, client, wait)
+
+    async def _announced_client(self, sock: socket.socket) -> Address | None:
+        """Read a PROXY header, and nothing of what follows it; return the client, or None for nobody.
+
+        Raises:
+            BadHeader: it is none, or does not come whole and in time.
+            OSError: the balancer hung up without a word.
+        """
+        loop, head, limit = asyncio.get_running_loop(), b"", self.settings.login_timeout.total_seconds()
+        try:
+            async with asyncio.timeout(limit):
+                while count := missing(head):
+                    data = await loop.sock_recv(sock, count)
+                    if not data and head:
+                        raise BadHeader(f"its PROXY header ends after {len(head)} bytes")
+                    if not data:
+                        raise ConnectionResetError
+                    head += data
+        except TimeoutError:
+            raise BadHeader(f"its PROXY header did not come within {limit:g} s (login_timeout)") from None
+        return client_of(head)
+
+    async def _begin(
+        self, sock: socket.socket, address: Address, wait: float, *, counted: bool = True, named: bool = True
+    ) -> None:
         began = False
         try:
             if wait:
                 await asyncio.sleep(wait)
-            connection = SshConnection(self._options, self.registry, self._next_number, address)
+            connection = SshConnection(
+                self._options, self.registry, self._next_number, address, counted=counted, named=named
+            )
             self._next_number += 1
             # Before the socket is handed over: from then on asyncssh may report the end of the connection.
             self.registry.joined(connection)
@@ -196,7 +256,7 @@ class SftpServer:
             # Also when `stop_listening` cancelled the wait: the admitted connection must be counted out.
             if not began:
                 sock.close()
-                self.registry.never_began(address)
+                self.registry.never_began(address, counted=counted)
 
     # -- housekeeping --
 

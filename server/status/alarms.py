@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(days=1)  # an empty place may be one that Megaphone has yet to write to
 NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
+NOT_AGREED = "ask Triton's account manager whether such lines count, then set export.agreed = true"
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
 OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
 ALARMING_DAYS = (
@@ -99,8 +100,12 @@ def alarms(
     rss_feeds: Sequence[RssFeed] = (),
     refresh_every: timedelta = timedelta(hours=6),
     first_day: date | None = None,
+    unagreed: str = "",
 ) -> list[Alarm]:
-    """Return everything that is wrong, the worst first; nothing of a day before ``first_day``."""
+    """Return everything that is wrong, the worst first; nothing of a day before ``first_day``.
+
+    ``unagreed`` is what Triton has yet to agree to, '' for nothing.
+    """
     days = [day for day in days if first_day is None or day.day >= first_day]
     found = [
         replace(alarm, subject=str(day.day))
@@ -116,6 +121,8 @@ def alarms(
         found += _of_service(facts, poll_every, now)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
+    if unagreed:
+        found.append(Alarm(Level.WARNING, "not_agreed", unagreed, NOT_AGREED))
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
 
 
@@ -276,8 +283,8 @@ def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) 
     if not others.elsewhere and now < patience_ends:
         return []
     hint = "pickup-point doctor"
-    if others.elsewhere:
-        hint = f'set export.url = "{others.elsewhere}"'
+    if others.cure:
+        hint = others.cure
     elif others.looks:
         hint = "ask support-megaphone@spotify.com for the Metrics Export Service"
     return [Alarm(Level.WARNING, NOTHING_DELIVERED, f"no export has ever come: {nothing.sentence}", hint)]

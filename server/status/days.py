@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..megaphone.exports import FinalityRule
 from ..publish.decisions import accept_command
 from ..publish.holds import outside_day, shrunk, way_out
 from ..storage.records import matched_share
@@ -67,7 +66,7 @@ class Calendar:
         first = known.begin(export, keep_days, now.date())
         if first is None:
             return cls()
-        final_time = FinalityRule(export.final_at).final_time
+        final_time = export.finality.final_time
         overdue = now.date() - timedelta(days=1)
         while now < final_time(overdue) + patience(export.poll_every):
             overdue -= timedelta(days=1)
@@ -83,8 +82,8 @@ class Calendar:
 class DayOverview:
     """One day.
 
-    ``state`` is one word: open, settling, due, missing, stale, unknown (no round could look at it since it can be
-    final), held, failed, published, picked up, pruned.
+    ``state`` is one word: open, unmarked, settling, due, missing, stale, unknown (no round could look at it since it
+    can be final), held, failed, published, picked up, pruned.
     ``why`` says what is wrong and ``cure`` what to do, as a hint; both are '' if nothing is, or the state says it all.
     ``remarks`` are worth knowing.
     """
@@ -366,6 +365,9 @@ def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
         return record.failure.sentence, "; ".join(filter(None, (record.failure.hint, next_try)))
     if state == "missing":
         return "", "ask support-megaphone@spotify.com, Megaphone does not backfill on its own"
+    if state == "unmarked":
+        what = "at export.give_up_waiting it is published as it is; ask support-megaphone@spotify.com for the object"
+        return "Megaphone has not put the object that proves it final (_finalized_delivery_...) beside its export", what
     if state == "stale":
         return "its export was last written before the day ended", "ask support-megaphone@spotify.com for the rest"
     return "", ""

@@ -131,6 +131,7 @@ class Snapshot:
             rss_feeds=rss_feeds,
             refresh_every=config.feeds.refresh_every,
             first_day=config.export.first_day,
+            unagreed="" if config.export.agreed else config.export.export_kind.unknown,
         )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
 

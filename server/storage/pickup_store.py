@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ..pickups import MAX_ADDRESSES, Coverage, Grade
+from ..pickups import MAX_ADDRESSES, Coverage, Grade, shown_by_resuming
 from .tables import DELIVERED, PICKUPS_OF, delivered_of, packed_ranges, pickup_of, text, unpacked_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
     from sqlite3 import Cursor, Row
@@ -91,20 +91,33 @@ class PickupStore:
             )
             return None
         union = Coverage(unpacked_ranges(row["ranges"]) if row is not None else ())
-        had = union.bytes
-        for start, end in ((0, pickup.size),) if pickup.grade is Grade.COMPLETE else pickup.ranges:
-            union.add(start, end)
-        whole = union.covers(pickup.size) and union.bytes > 0
         addresses = list(before.addresses) if before is not None else []
-        if union.bytes > had and pickup.address not in addresses:
-            addresses = [*addresses, pickup.address][-MAX_ADDRESSES:]
+
+        def add(ranges: Iterable[tuple[int, int]], address: str) -> None:
+            nonlocal addresses
+            had = union.bytes
+            for start, end in ranges:
+                union.add(start, end)
+            if union.bytes > had and address not in addresses:
+                addresses = [*addresses, address][-MAX_ADDRESSES:]
+
+        tail = row["tail"] if row is not None else None
+        if tail is not None and pickup.first_read is not None:
+            # Of the next handle that reads, whatever it reads, and of no later one.
+            start, end, address = orjson.loads(tail)
+            tail = None
+            add([shown_by_resuming((start, end), pickup.first_read, alone=pickup.alone)], address)
+        if pickup.tail is not None:
+            tail = orjson.dumps([*pickup.tail, pickup.address]).decode()
+        add(((0, pickup.size),) if pickup.grade is Grade.COMPLETE else pickup.ranges, pickup.address)
+        whole = union.covers(pickup.size) and union.bytes > 0
         fragmented = union.fragmented or pickup.fragmented or (before is not None and before.fragmented)
         run(
-            "INSERT OR REPLACE INTO delivered VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO delivered VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (*key, pickup.size, union.bytes, len(union.ranges), int(fragmented and not whole),
              b"" if whole else packed_ranges(union.ranges), (before.handles if before else 0) + is_new,
              orjson.dumps(addresses).decode(), text(before.first if before else pickup.started), text(at),
-             text(at) if whole else None),
+             text(at) if whole else None, None if whole else tail),
         )  # fmt: skip
         if not whole:
             return None

@@ -46,10 +46,14 @@ class RssFeedStore:
         return {row["url"]: (row["change"], moment(row["read_at"])) for row in rows}
 
     def published(self, url: str) -> Sequence[Sequence[str]]:
-        """Return the items of an RSS feed, in its order: guid, '' (no URL of the operator's), token, enclosure URL."""
-        rows = self._rows("SELECT guid, bare_url, enclosure_url FROM rss_item WHERE feed = ? ORDER BY place", (url,))
+        """Return the items of an RSS feed, in its order: what an `Episode` has, '' for the operator's URL."""
+        query = "SELECT guid, bare_url, enclosure_url, length FROM rss_item WHERE feed = ? ORDER BY place"
+        rows = self._rows(query, (url,))
         # Not the stored token: earlier releases did not know every one, and an unchanged RSS feed is not read again.
-        return [(row["guid"], "", megaphone_token(row["bare_url"]), row["enclosure_url"]) for row in rows]
+        return [
+            (row["guid"], "", megaphone_token(row["bare_url"]), row["enclosure_url"], _size(row["length"]))
+            for row in rows
+        ]
 
     def keep(self, feed: RssFeed) -> None:
         """Store an RSS feed that was read, instead of what it held before."""
@@ -95,3 +99,8 @@ class RssFeedStore:
             for url in gone:
                 run("DELETE FROM rss_feed WHERE url = ?", (url,))  # and its items
         return gone
+
+
+def _size(length: int | None) -> str:
+    """Return a size that an RSS feed states, in digits, '' for none: many feeds say 0 where they do not know it."""
+    return str(length) if length is not None and length > 0 else ""

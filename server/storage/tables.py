@@ -237,6 +237,11 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE day ADD COLUMN checked_at TEXT;
     UPDATE day SET checked_at = seen_at WHERE checked_etag IS NOT NULL;
     """,
+    """
+    -- What the last handle left when it was interrupted, as JSON: `Pickup.tail` and the client's address. The next one
+    -- may show that it arrived.
+    ALTER TABLE delivered ADD COLUMN tail TEXT;
+    """,
 )
 
 DELIVERED = (

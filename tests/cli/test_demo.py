@@ -22,10 +22,14 @@ import pytest
 from server.cli import demo as demo_module
 from server.cli.app import run
 from server.cli.demo import CAUGHT_UP_DAYS, FINAL_DAYS, introduction, prepare
+from server.cli.doctor import examine
+from server.cli.handover import write_handover
 from server.config import load_config
+from server.errors import PickupPointError
 from server.megaphone.exports import FinalityRule, Listing
 from server.megaphone.folder import Folder
 from server.service import assembled, load_keys
+from server.status.alarms import NOT_AGREED
 from server.status.snapshot import Snapshot
 
 from ..support.program import Program, Running, listening_addresses, log_in, not_just_before, port_of, secrets_of
@@ -262,16 +266,16 @@ class EarlierFolder(Folder):
 
     async def day_exports(self) -> Listing:
         """The folder's listing, dated by that moment."""
-        return Listing((await super().day_exports()).exports, self.at)
+        return (await super().day_exports())._replace(now=self.at)
 
 
 async def _round_of(config: Path, at: datetime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     settings = load_config(config)
     assert isinstance(settings.export.place, Path)
-    source = EarlierFolder(settings.export.place)
+    source = EarlierFolder(settings.export.place, settings.export.export_kind)
     source.at = at
 
-    async def opened(_: Any) -> EarlierFolder:
+    async def opened(*_: Any) -> EarlierFolder:
         return source
 
     with monkeypatch.context() as patched:
@@ -333,6 +337,39 @@ async def test_the_demos_days_alarm_nobody_and_it_says_what_an_alarm_would_be(
     assert alarms() == []
     made.config.write_text(made.config.read_text().replace("required = false", "required = true"))
     assert set(alarms()) & set(introduction(made, [], 2222, "pickup-point", now))
+
+
+@pytest.mark.usefixtures("small")
+async def test_the_demo_of_the_other_kind_shows_what_is_known_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marked days are published; a later start keeps the kind; what Triton has not agreed to is said everywhere."""
+    now = datetime(2026, 3, 10, 11, 0, tzinfo=UTC)
+    made = prepare(tmp_path / "demo", 0, now, "delivery-v2")
+    assert made.final_days[-1] == date(2026, 3, 9)
+    assert await _round_of(made.config, now, monkeypatch) == [f"DEMO202603{day:02d}-00.tsv.gz" for day in (7, 8, 9)]
+    assert prepare(tmp_path / "demo", 0, now + timedelta(hours=1)).kind.name == "delivery-v2"
+    for kind, said in (("metrics", "has Delivery exports V2"), ("other", "there is no kind of export other")):
+        with pytest.raises(PickupPointError, match=said):
+            prepare(tmp_path / "demo", 0, now, kind)
+
+    def told() -> list[str]:
+        return [alarm.hint for alarm in Snapshot.take(load_config(made.config), now).alarms if "agree" in alarm.name]
+
+    assert told() == []
+    done = await write_handover(load_config(made.config), tmp_path / "agreed")
+    made.config.write_text(made.config.read_text().replace("agreed = true", ""))
+    assert told() == [NOT_AGREED]
+    asked = await write_handover(load_config(made.config), tmp_path / "open")
+    assert [len(handover.warnings) for handover in (done, asked)] == [0, 1] and NOT_AGREED in asked.warnings[0]
+    for folder, word in (("agreed", ""), ("open", "1. Delivery exports V2: do lines count")):
+        text = (tmp_path / folder / "handover.md").read_text()
+        assert ("1. Delivery exports V2: do lines count" in text) == bool(word)
+        assert "once Megaphone marks it, by 11:00 UTC" in text and "`-` where the row has no filesize" in text
+    (sample,) = (tmp_path / "open").glob("SAMPLE-DEMO*.tsv.gz")
+    assert gzip.decompress(sample.read_bytes()).count(b"\t200\t-\t-\t-\t") > 300
+    findings = [finding.sentence for finding in await examine(load_config(made.config))]
+    assert "exports: delivery-v2-day-2026-03-10.json.gz can be read" in findings
 
 
 @pytest.mark.usefixtures("small")

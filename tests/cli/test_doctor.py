@@ -24,6 +24,7 @@ from argon2 import PasswordHasher
 from server.cli.handover_document import column_table, example_line, explained
 from server.cli.tables import activation_sheet
 from server.config import load_config
+from server.megaphone.exports import DELIVERY_V2
 from server.settings import LogSettings
 from server.sftp.client import LoginAttempt, NoAnswer, fetch_sha256
 from server.triton import DerivedValue
@@ -381,12 +382,13 @@ def answers(**changes: str) -> list[str]:
 def test_init_writes_what_it_was_told_and_never_overwrites(program: Program, tmp_path: Path) -> None:
     """Its options make a configuration that loads; a second run changes no byte."""
     (tmp_path / "password").write_text("correct horse\n")
-    done = program.run("init", *answers(region="eu-west-1"), "--password-file", "password")
+    done = program.run("init", *answers(region="eu-west-1", kind="delivery-v2"), "--password-file", "password")
     assert done.returncode == 0, done.stderr
     path = tmp_path / "config.toml"
     raw = tomllib.loads(path.read_text())
     assert raw["export"].pop("first_day") in (str(today()), str(day_before(1)))  # a midnight may lie between
-    assert raw["export"] == {"url": "s3://a-bucket/exports", "region": "eu-west-1"}
+    assert raw["export"] == {"url": "s3://a-bucket/exports", "region": "eu-west-1", "kind": "delivery-v2"}
+    assert "once Megaphone marks it, by 11:00 UTC" in done.stdout and "To settle with Triton: do lines" in done.stdout
     assert "no alarm is raised" in done.stdout and "Triton starts to pull some days after" in done.stdout
     assert raw["sftp"]["port"] == 22 and raw["sftp"]["address"] == "sftp.example.com:22"
     assert raw["sftp"]["users"][0]["password_hash"].startswith("$argon2id$")
@@ -516,6 +518,7 @@ def test_every_column_that_there_can_be_is_explained(changes: dict[str, Any]) ->
     table, line = column_table(log), example_line(log)
     for spec, cell in zip(log.log_rules.layout.specs, line.split("\t"), strict=True):
         assert f"| `{spec.name}` |" in table and f"| `{cell}` |" in table
+    assert "| `-` |" in column_table(log, DELIVERY_V2) and example_line(log, DELIVERY_V2) != line
     assert ("cs-uri-query" in table) == (log.format == "w3c")
     assert (re.search(r"\t[0-9a-f]{64}\t", line) is not None) == (log.ip == "truncated")
     assert ("\t206\t" in line) == (log.partial_status == 206)

@@ -137,17 +137,23 @@ def test_the_reference_writes_the_log_that_was_written_by_hand(name: str) -> Non
     assert tally.balanced
 
 
-def convert(export_text: bytes, log: dict[str, Any], folder: Path) -> tuple[str, Tally, list[dict[str, Any]]]:
+def convert(
+    export_text: bytes,
+    log: dict[str, Any],
+    folder: Path,
+    name: str = "metrics-day-2026-11-20.json.gz",
+    **export_more: Any,
+) -> tuple[str, Tally, list[dict[str, Any]]]:
     """What the service makes of one export: the log's text, the books, the rejected rows."""
     key_file = folder / "keys" / "ip_hash.key"
     key_file.parent.mkdir()
     key_file.touch(mode=0o600)
     key_file.write_text(KEY.hex() + "\n")
     (folder / "triton.pub").touch()
-    export = folder / "metrics-day-2026-11-20.json.gz"
+    export = folder / name
     export.write_bytes(gzip.compress(export_text))
     users = [{"name": "triton", "authorized_keys": "triton.pub"}]
-    raw = {"export": {"url": str(folder)}, "log": log, "sftp": {"users": users}}
+    raw = {"export": {"url": str(folder)} | export_more, "log": log, "sftp": {"users": users}}
     output, rejects = folder / "out.gz", folder / "rejects.gz"
     by_hand = convert_by_hand(export, output, rejects, parse_config(raw, folder / "config.toml"))
     told = []
@@ -165,6 +171,29 @@ def test_the_service_writes_the_log_that_was_written_by_hand(name: str, tmp_path
     assert [(reject["line"], reject["reason"]) for reject in told] == REJECTS
     lines = EXPORT.read_text(encoding="utf-8").split("\n")
     assert [reject["raw"] for reject in told] == [lines[number - 1] for number, _ in REJECTS]
+
+
+DELIVERY_V2 = {
+    "rows": 13, "lines": 5, "filtered": {"play": 1, "blacklisted_ua": 1},
+    "rejected": {"no_id": 1, "no_ip": 1, "bad_delivery_type": 2, "bad_bytes_sent": 1, "duplicate_id": 1},
+    "reporting": 5, "clamped": 0, "not_an_address": 4, "ends_in_zero": 0, "outside_day": 0, "unmapped_episodes": 0,
+    "readdressed": 0, "fallback_urls": 0, "unmatched": 0,
+}  # fmt: skip
+
+
+def test_a_day_of_the_other_kind_is_the_log_that_was_written_by_hand(tmp_path: Path) -> None:
+    """Equal rows, one of them left out; a play; sizes where there are some; what is rejected, and why."""
+    columns = [{"name": spec.name, "value": spec.value} for spec in Layout().specs]
+    log = {"columns": [*columns, {"name": "media_type", "field": "media_type"}]}
+    name = "delivery-v2-day-2026-11-20"
+    text = (GOLDEN / f"{name}.ndjson").read_bytes()
+    written, tally, told = convert(text, log, tmp_path, f"{name}.json.gz", kind="delivery-v2")
+    assert written == golden("delivery-v2.tsv")
+    assert tally.as_json() == DELIVERY_V2
+    assert [(reject["line"], reject["reason"]) for reject in told] == [
+        (7, "bad_delivery_type"), (8, "bad_delivery_type"), (9, "bad_bytes_sent"), (10, "duplicate_id"), (11, "no_ip"),
+        (12, "no_id"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("row_id", ["a\nb", "\n", " \n", "a\tb", "#\n", 7])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from server.convert.row import Conversion, RowConverter, keyed_hash
 from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.episodes.catalogue import Catalogue, Episode
-from server.megaphone.exports import METRICS
+from server.megaphone.exports import EXPORT_FIELDS, KINDS
 from server.triton import ColumnSpec, Layout, LogFormat, LogRules
 
 from ..support.layouts import layouts
@@ -289,7 +289,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(json_texts, inner, max_size=2),
     max_leaves=4,
 )  # fmt: skip
-changes = st.dictionaries(st.sampled_from(METRICS.fields), json_values | st.just(ABSENT), max_size=6)
+changes = st.dictionaries(st.sampled_from(EXPORT_FIELDS), json_values | st.just(ABSENT), max_size=6)
 all_rules = st.builds(
     LogRules,
     layout=layouts,
@@ -298,8 +298,16 @@ all_rules = st.builds(
     partial_status=st.sampled_from([206, 200]),
     bytes=st.sampled_from(["clamped", "as-sent"]),
     url=st.sampled_from(["/{podcast_id}/{episode_id}.mp3", "/{guid}?a={user_agent}&b={ip}", "\t{city}{region}\u2028"]),
+    kind=st.sampled_from(sorted(KINDS)),
+    object_size=st.sampled_from(["export", "rss"]),
+    id_key=st.sampled_from(["", "0123456789abcdef"]),
 )
-CATALOGUES = (None, Catalogue({}), Catalogue({GOOD["episode_id"]: Episode("a\tb\u2028", "/x?y=%C2%A0")}))
+CATALOGUES = (
+    None,
+    Catalogue({}),
+    Catalogue({GOOD["episode_id"]: Episode("a\tb\u2028", "/x?y=%C2%A0")}),
+    Catalogue({GOOD["episode_id"]: Episode("g", "", "ABC1", "https://x.example/ABC1.mp3", "4711")}),
+)
 
 
 def is_clean(line: str) -> bool:
@@ -318,7 +326,7 @@ def test_any_value_in_any_field_gives_a_clean_line_or_a_reason(
     change: dict[str, Any], chosen: LogRules, catalogue: Catalogue | None
 ) -> None:
     """Exactly the right number of cells, none empty, no control character, no comment; or a named reason."""
-    raw = row(**change)
+    raw = row(**({"delivery_type": "download"} | change))
     width = len(chosen.layout.specs)
     tally = Tally(rows=1)
     try:

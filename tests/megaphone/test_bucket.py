@@ -13,6 +13,7 @@ import pytest
 
 from server.errors import ExportChanged, SourceError, SourceRefused, SourceUnreachable
 from server.megaphone.bucket import Bucket
+from server.megaphone.exports import DELIVERY_V2
 from server.megaphone.source import open_source
 from server.s3.client import BucketClient
 from server.s3.errors import Answer, BucketPlace
@@ -80,6 +81,22 @@ async def test_without_an_export_the_listing_says_what_is_there_instead(
     bucket = await bucket_of(s3, prefix)
     listing = await bucket.day_exports()
     assert not listing.exports and listing.others.sentence(bucket.name) == said
+
+
+async def test_the_newest_marker_of_a_day_counts_however_it_spells_the_date(s3: S3Server) -> None:
+    """Over several pages, with both kinds side by side; whoever reads the other kind sees none."""
+    at = datetime(2026, 11, 21, 12, 10, tzinfo=UTC)
+    for n, key in enumerate((f"{DAY}_1", f"{DAY:%Y_%m_%d}_2", f"{DAY:%Y_%m_%d}_0", "2026-11-21_9", "x_2026-11-21")):
+        s3.put(f"_finalized_delivery_{key}", modified=at + timedelta(hours=(0, 2, 1, 3, 4)[n]))
+    for key in (KEY, f"delivery-v2-day-{DAY}.json.gz", f"_finalized_impressions_{DAY}_1"):
+        s3.put(key, b"x", modified=at)
+    place = s3.settings().place
+    assert isinstance(place, BucketPlace)
+    listing = await Bucket(place, DELIVERY_V2, retry=QUICK, page_size=2).day_exports()
+    assert {day: export.key for day, export in listing.exports.items()} == {DAY: f"delivery-v2-day-{DAY}.json.gz"}
+    assert listing.markers == {DAY: at + timedelta(hours=2), DAY + timedelta(days=1): at + timedelta(hours=3)}
+    other = await Bucket(place, retry=QUICK).day_exports()
+    assert (list(other.exports), other.markers) == ([DAY], {})
 
 
 async def test_a_prefix_may_hold_what_a_web_address_would_not(s3: S3Server) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
 from server.megaphone.bucket import Bucket
+from server.megaphone.exports import DELIVERY_V2, METRICS, ExportKind, FinalityRule
 from server.s3.errors import BucketPlace
 from server.s3.retry import RetryPolicy
 
@@ -43,14 +44,30 @@ def s3(ceph: Ceph, aws_chain: AwsChain) -> Iterator[S3Server]:
         yield S3Server(ceph.url, bucket, client)
 
 
-async def bucket_of(server: S3Server, prefix: str = "") -> Bucket:
+async def bucket_of(server: S3Server, prefix: str = "", kind: ExportKind = METRICS) -> Bucket:
     """The bucket as a user's configuration opens it, but with little patience."""
-    return await Bucket.open(server.settings(prefix).place, retry=QUICK)
+    return await Bucket.open(server.settings(prefix).place, kind, retry=QUICK)
 
 
 async def listed(bucket: Bucket) -> DayExport:
     """The one day."""
     return (await bucket.day_exports()).exports[DAY]
+
+
+async def test_an_empty_object_marks_a_day_by_the_stores_clock(s3: S3Server) -> None:
+    """Written after the object it proves it final; once the object is written again, it does not."""
+    day, rule = datetime.now(UTC).date() - timedelta(days=1), FinalityRule(marked=True)
+    key = f"delivery-v2-day-{day}.json.gz"
+    s3.put(key, b"x")
+    bucket = await bucket_of(s3, kind=DELIVERY_V2)
+    states = []
+    for written in (None, f"_finalized_delivery_{day:%Y_%m_%d}_1", key):
+        if written is not None:
+            await asyncio.sleep(1.1)  # the store tells whole seconds
+            s3.put(written)
+        listing = await bucket.day_exports()
+        states.append(rule.state(day, listing.exports[day], listing.now, listing.markers.get(day)))
+    assert states[1:] == ["due", "settling"] and states[0] in ("open", "unmarked")
 
 
 async def test_a_day_is_listed_and_read_whole_with_two_rights(s3: S3Server) -> None:

@@ -12,9 +12,18 @@ import pytest
 
 from server.convert.export_row import ExportRow, flag, identifier, parse_created_at, seconds, whole_number
 from server.convert.tally import RejectReason, RowRejected
-from server.megaphone.exports import METRICS, DayExport, FinalityRule, start_of
+from server.megaphone.exports import (
+    DELIVERY_V2,
+    EXPORT_FIELDS,
+    KINDS,
+    METRICS,
+    DayExport,
+    FinalityRule,
+    Others,
+    start_of,
+)
 
-from ..support.rows import ABSENT, GOOD, result, row, rules
+from ..support.rows import ABSENT, GOOD, result, row, row_v2, rules
 
 DAY = date(2026, 11, 20)
 
@@ -64,6 +73,44 @@ def test_only_the_exact_name_is_an_export(name: str, day: date | None) -> None:
     assert METRICS.day_of(name) == day
 
 
+@pytest.mark.parametrize(
+    ("name", "day", "marked"),
+    [
+        ("delivery-v2-day-2026-11-20.json.gz", DAY, None),
+        ("delivery-v2-day-2026-11-31.json.gz", None, None),
+        ("delivery-v2-day-2026_11_20.json.gz", None, None),
+        ("metrics-day-2026-11-20.json.gz", None, None),
+        ("impressions-v2-day-2026-11-20.json.gz", None, None),
+        ("_finalized_delivery_2026-11-20_1763651952", None, DAY),
+        ("_finalized_delivery_2026_11_20_1763651952", None, DAY),
+        ("_finalized_delivery_2026_11_20", None, DAY),
+        ("_finalized_delivery_2026-11-20T12:10:00\u2028.json\n", None, DAY),
+        ("_finalized_delivery_2026-11_20_1", None, None),
+        ("_finalized_delivery_2026-11-201", None, None),
+        ("_finalized_delivery_2026_13_20_1", None, None),
+        ("_finalized_impressions_2026-11-20_1763651952", None, None),
+        ("x_finalized_delivery_2026-11-20_1", None, None),
+    ],
+)
+def test_the_other_kind_has_names_and_markers_of_its_own(name: str, day: date | None, marked: date | None) -> None:
+    """A marker's date is spelled with hyphens or with underscores, and anything but another digit may follow it."""
+    assert (DELIVERY_V2.day_of(name), DELIVERY_V2.marked_day(name)) == (day, marked)
+    assert METRICS.marked_day(name) is None
+
+
+def test_a_place_with_the_other_kind_says_which_setting_to_change() -> None:
+    """Both ways; one's own markers without an export, or a name that is nearly an export's, point at no other kind."""
+    for kind, other in ((METRICS, DELIVERY_V2), (DELIVERY_V2, METRICS)):
+        others = Others(kind.file_name)
+        for name in (f"{kind.begins[-1]}_2026-11-20_1", f"{kind.begins[0]}-2026-11-20.json", "notes.txt"):
+            others = others.and_one(name)
+        assert (others.objects, others.looks, others.cure) == (3, (), "")
+        others = others.and_one(other.file_name.replace("YYYY-MM-DD", str(DAY)))
+        assert (others.looks, others.cure) == ((other.label,), f'set export.kind = "{other.name}"')
+    assert set(EXPORT_FIELDS) == {field for kind in KINDS.values() for field in kind.fields}
+    assert EXPORT_FIELDS[: len(METRICS.fields)] == METRICS.fields
+
+
 # --- When a day is final --------------------------------------------------------------------------------------------
 
 
@@ -93,6 +140,34 @@ def test_a_day_is_final_when_three_things_hold(modified: str | None, now: str, s
     """The clock is past final_at, the object was written after the day, and has been unchanged for ``settle``."""
     export = None if modified is None else DayExport(DAY, "k", "e", 1, _at(modified))
     assert FinalityRule().state(DAY, export, _at(now)) == state
+
+
+@pytest.mark.parametrize(
+    ("modified", "marker", "now", "state"),
+    [
+        (None, None, "2026-11-21T10:59:59", "open"),
+        (None, None, "2026-11-21T11:00:00", "missing"),
+        (None, "2026-11-21T09:00:00", "2026-11-21T10:59:59", "open"),  # the marker before the object
+        (None, "2026-11-21T09:00:00", "2026-11-21T11:00:00", "missing"),
+        ("2026-11-21T10:15:00", None, "2026-11-21T10:59:59", "open"),
+        ("2026-11-21T10:15:00", None, "2026-11-22T22:59:59", "unmarked"),  # however long it has not changed
+        ("2026-11-20T23:15:00", None, "2026-11-21T12:00:00", "stale"),
+        ("2026-11-21T08:15:00", "2026-11-21T08:15:00", "2026-11-21T08:15:00", "due"),  # of the same second
+        ("2026-11-21T08:15:00", "2026-11-21T12:10:00", "2026-11-21T12:10:01", "due"),
+        ("2026-11-20T23:59:00", "2026-11-21T00:10:00", "2026-11-21T00:10:00", "due"),  # nothing came after the day
+        ("2026-11-21T08:15:00", "2026-11-20T23:59:59", "2026-11-21T11:00:00", "unmarked"),  # proves nothing
+        ("2026-11-21T12:10:01", "2026-11-21T12:10:00", "2026-11-21T13:15:00", "settling"),  # rewritten after it
+        ("2026-11-21T12:10:01", "2026-11-21T12:10:00", "2026-11-21T13:15:01", "due"),
+        ("2026-11-21T09:10:01", "2026-11-21T08:10:00", "2026-11-21T10:00:00", "settling"),
+    ],
+)
+def test_a_marked_day_is_final_when_its_marker_says_so(
+    modified: str | None, marker: str | None, now: str, state: str
+) -> None:
+    """The marker proves what did not change after it; what did settles; the hour alone proves nothing."""
+    export = None if modified is None else DayExport(DAY, "k", "e", 1, _at(modified))
+    rule = FinalityRule(DELIVERY_V2.final_at, marked=True)
+    assert rule.state(DAY, export, _at(now), None if marker is None else _at(marker)) == state
 
 
 def test_without_settle_an_object_may_be_brand_new() -> None:
@@ -295,6 +370,64 @@ DEFECTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+# The same of the Delivery export V2, where a row with an id and with sizes is judged by them as ever.
+DEFECTS_V2: list[tuple[str, dict[str, Any]]] = [
+    ("no_id", {"id": 1.5}),
+    ("bad_created_at", {"created_at": "x"}),
+    ("no_ip", {"ip": ""}),
+    ("no_episode", {"podcast_id": None, "episode_id": None}),
+    ("bad_delivery_type", {"delivery_type": "stream"}),
+    ("bad_filesize", {"filesize": 0}),
+    ("bad_bytes_sent", {"bytes_sent": -1}),
+    ("url_too_long", {"podcast_id": "x" * 2100}),
+    ("play", {"delivery_type": "play"}),
+    ("no_bytes", {"bytes_sent": 0}),
+    ("blacklisted_ip", {"blacklisted_ip": True}),
+    ("blacklisted_ua", {"blacklisted_ua": "true"}),
+    ("short", {"seconds_downloaded": 1}),
+]
+
+
+def test_the_other_kind_counts_a_row_under_the_first_reason_too() -> None:
+    """Every pair of defects, in a row with all fields of both kinds."""
+    for first, (reason, change) in enumerate(DEFECTS_V2):
+        for _, other in DEFECTS_V2[first:]:
+            later = {key: value for key, value in other.items() if key not in change}
+            raw = row(**({"delivery_type": "download"} | later | change))
+            assert result(raw, rules(kind="delivery-v2", rows="reporting")) == reason
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "line"),
+        ({"id": "x"}, "line"),
+        ({"id": None}, "line"),
+        ({"id": ""}, "no_id"),
+        ({"id": []}, "no_id"),
+        ({"delivery_type": ABSENT}, "bad_delivery_type"),
+        ({"delivery_type": None}, "bad_delivery_type"),
+        ({"delivery_type": "Download"}, "bad_delivery_type"),
+        ({"delivery_type": ["download"]}, "bad_delivery_type"),
+        ({"delivery_type": "play"}, "play"),
+        ({"delivery_type": "play", "blacklisted_ip": True}, "play"),
+        ({"media_type": "video"}, "line"),
+        ({"filesize": None, "bytes_sent": None}, "line"),
+        ({"filesize": 5}, "bad_bytes_sent"),
+        ({"bytes_sent": 5}, "bad_filesize"),
+        ({"filesize": 5, "bytes_sent": 0}, "no_bytes"),
+        ({"seconds_downloaded": 59}, "short"),
+        ({"seconds_downloaded": "x"}, "short"),
+        ({"user_agent": ABSENT, "episode_id": ABSENT}, "line"),
+    ],
+)
+def test_a_row_of_the_other_kind_needs_what_is_known_of_it(change: dict[str, Any], expected: str) -> None:
+    """No id, no bytes and no seconds are no fault; a delivery that is neither download nor play is one."""
+    assert result(row_v2(**change), rules(kind="delivery-v2", rows="reporting")) == expected
+    reporting = ExportRow.parse(row_v2(**change), DELIVERY_V2).reporting if expected in ("line", "play") else None
+    assert reporting is {"line": True, "play": False}.get(expected)
+
+
 @pytest.mark.parametrize("first", range(len(DEFECTS)), ids=lambda i: DEFECTS[i][0])
 @pytest.mark.parametrize("second", range(len(DEFECTS)), ids=lambda i: DEFECTS[i][0])
 def test_a_row_is_counted_under_the_first_reason_that_applies(first: int, second: int) -> None:
@@ -307,10 +440,12 @@ def test_a_row_is_counted_under_the_first_reason_that_applies(first: int, second
 def test_the_reasons_stand_in_the_order_of_the_books() -> None:
     """The order of the rejection reasons is the contract's."""
     assert [str(reason) for reason in RejectReason] == [
-        "malformed_json", "not_an_object", "no_id", "bad_created_at", "no_ip", "no_episode", "bad_filesize",
-        "bad_bytes_sent", "url_too_long", "duplicate_id",
+        "malformed_json", "not_an_object", "no_id", "bad_created_at", "no_ip", "no_episode", "bad_delivery_type",
+        "bad_filesize", "bad_bytes_sent", "url_too_long", "duplicate_id",
     ]  # fmt: skip
-    assert [name for name, _ in DEFECTS[:7]] == [str(reason) for reason in RejectReason][2:9]
+    named = [str(reason) for reason in RejectReason if reason is not RejectReason.BAD_DELIVERY_TYPE]
+    assert [name for name, _ in DEFECTS[:7]] == named[2:9]
+    assert [name for name, _ in DEFECTS_V2[:7]] == [str(reason) for reason in RejectReason][2:9]
 
 
 def test_a_rejection_says_why() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
 from server.megaphone.download import DownloadFile, in_thread
+from server.megaphone.exports import DELIVERY_V2
 from server.megaphone.folder import EDGE, Folder
 
 DAY = date(2026, 11, 20)
@@ -49,6 +50,22 @@ async def test_without_an_export_the_listing_says_what_is_there_instead(tmp_path
     (tmp_path / "b" / KEY).write_bytes(b"x")
     others = (await Folder(tmp_path).day_exports()).others
     assert others.objects == 2 and others.looks == ("Impression exports",) and others.elsewhere == str(tmp_path / "b")
+
+
+async def test_an_empty_file_marks_a_day(tmp_path: Path) -> None:
+    """The newest one counts; a folder of such a name, a link to nothing and the other kind's reader see none."""
+    at = datetime(2026, 11, 21, 12, 10, tzinfo=UTC)
+    for hours, key in ((0, f"{DAY}_1"), (2, f"{DAY:%Y_%m_%d}_2"), (1, f"{DAY}_3")):
+        marker = tmp_path / f"_finalized_delivery_{key}"
+        marker.touch()
+        os.utime(marker, (0, (at + timedelta(hours=hours)).timestamp()))
+    (tmp_path / "_finalized_delivery_2026-11-21_1").mkdir()
+    (tmp_path / "_finalized_delivery_2026-11-22_1").symlink_to("nowhere")
+    (tmp_path / f"delivery-v2-day-{DAY}.json.gz").write_bytes(b"x")
+    listing = await Folder(tmp_path, DELIVERY_V2).day_exports()
+    assert (list(listing.exports), listing.markers) == ([DAY], {DAY: at + timedelta(hours=2)})
+    other = await Folder(tmp_path).day_exports()
+    assert (other.exports, other.markers, other.others.kind) == ({}, {}, "delivery-v2")
 
 
 async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None:

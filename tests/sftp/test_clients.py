@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import time
 from contextlib import closing
@@ -23,6 +24,7 @@ from server.storage.ledger import Ledger
 from server.storage.records import LedgerLog, Publication
 from server.triton import LogRules
 
+from ..support.between import HeldAnswers
 from ..support.sftp import NAME, PASSWORD, REKEYED, RawSftp, Running, running
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Partner:
         self.listener = listener
         self.served_by_key = served_by_key
         self.home = home
+        self.network = 0  # the port of a network in between, if there is one
         self.content = listener.served.add(NAME, os.urandom(SIZE))
         self.before = listener.served.state()
         askpass = home / "askpass"
@@ -63,11 +66,11 @@ class Partner:
 
     @property
     def port(self) -> str:
-        return str(self.listener.port)
+        return str(self.network or self.listener.port)
 
-    async def run(self, *command: str, stdin: str = "", **environment: str) -> tuple[int, str]:
-        """Run a client in its home; return the exit status, and both outputs as one text."""
-        process = await asyncio.create_subprocess_exec(
+    async def start(self, *command: str, **environment: str) -> asyncio.subprocess.Process:
+        """Start a client in its home, in a session of its own."""
+        return await asyncio.create_subprocess_exec(
             *command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -76,6 +79,10 @@ class Partner:
             env=self.environment | environment,
             start_new_session=True,
         )
+
+    async def run(self, *command: str, stdin: str = "", **environment: str) -> tuple[int, str]:
+        """Run a client in its home; return the exit status, and both outputs as one text."""
+        process = await self.start(*command, **environment)
         async with asyncio.timeout(60):
             output, _ = await process.communicate(stdin.encode())
         assert process.returncode is not None
@@ -104,6 +111,22 @@ class Partner:
                 file.write(await raw.read(handle, file.tell(), min(100_000, size - file.tell())) or b"")
         connection.abort()
         await connection.wait_closed()
+        await self.listener.finished_pickups()
+
+    async def kill(self, command: Callable[[], list[str]], target: str, size: int) -> None:
+        """Kill a client when ``target`` has more than ``size`` bytes, none of which behind ``size`` it answered for."""
+        async with (network := HeldAnswers(self.listener.port, size)) as self.network:
+            process = await self.start(*command())
+            async with asyncio.timeout(30):
+                await network.held.wait()
+                (connection,) = self.listener.server.registry.connections()
+                stream = connection.stream
+                # All of it: a client that lives for some milliseconds longer may write what is on its way.
+                while stream.acknowledged() < stream.written or (self.home / target).stat().st_size <= size:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.communicate()
+        self.network = 0
         await self.listener.finished_pickups()
 
     async def has_all(self, handles: int) -> None:
@@ -223,6 +246,31 @@ async def test_a_resumed_download_is_a_pickup(partner: Partner, program: Callabl
     """A connection that was cut after two fifths, and a client that fetches the rest: together the whole file."""
     await partner.begin("one", 2_000_000)
     status, output = await partner.run(*program(partner))
+    assert status == 0, output
+    partner.got("one")
+    await partner.has_all(2)
+    assert partner.complete == []
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    pytest.param(lambda it: openssh(it, f"get {NAME} one\n"), lambda it: openssh(it, f"reget {NAME} one\n"),
+                 marks=needs("sftp", package="openssh-client"), id="sftp"),
+    pytest.param(lambda it: psftp(it, f"get {NAME} one\n"), lambda it: psftp(it, f"reget {NAME} one\n"),
+                 marks=needs("psftp", package="putty-tools"), id="psftp"),
+    pytest.param(lambda it: lftp(it, f"get {NAME} -o one"), lambda it: lftp(it, f"get -c {NAME} -o one"),
+                 marks=needs("lftp", package="lftp"), id="lftp"),
+    pytest.param(lambda it: curl(it, "-o", "one"), lambda it: curl(it, "-C", "-", "-o", "one"),
+                 marks=needs("curl", package="curl"), id="curl"),
+])  # fmt: skip
+async def test_a_client_that_was_killed_and_resumes_has_it_all(
+    partner: Partner, first: Callable[[Partner], list[str]], second: Callable[[Partner], list[str]]
+) -> None:
+    """It was killed with more on its disk than it had answered for, and shows by where it goes on what it has."""
+    await partner.kill(lambda: first(partner), "one", 1_000_000)
+    had = (partner.home / "one").stat().st_size
+    (pickup,) = partner.listener.finished
+    assert pickup.ranges[0][1] < had, "the client has more than is proven"
+    status, output = await partner.run(*second(partner))
     assert status == 0, output
     partner.got("one")
     await partner.has_all(2)

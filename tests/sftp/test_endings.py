@@ -79,7 +79,7 @@ async def test_who_merely_hangs_up_is_no_line(listener: Running, words: tuple[by
     ],
 )
 async def test_a_balancer_that_announces_the_client_is_told_as_one(listener: Running, greeting: bytes) -> None:
-    """The PROXY protocol is not spoken here: the line says where to switch it off."""
+    """It is none of ours: the line says where to name it, or where to switch that off."""
     (line,) = await say(listener, greeting)
     assert line["reason"] == "proxy-protocol"
     assert "send-proxy" in line["hint"]

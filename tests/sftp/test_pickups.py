@@ -308,6 +308,37 @@ def test_a_question_follows_what_a_client_may_leave_after() -> None:
     assert asked(one, first, 40, 10) == (2, 3)  # the last piece, and what two had not asked about
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_interrupted_handle_leaves_what_was_acknowledged(beside: bool) -> None:
+    """Whole replies, up to the last that the client's system has; nothing where another handle of the file is read."""
+
+    class Taken(Unanswered):
+        def acknowledged(self) -> int:
+            return 85_000
+
+    reports: list[Pickup] = []
+    stream = Taken()
+    delivery = Delivery(stream, lambda: 0, reports.append)  # type: ignore[arg-type]  # what it asks of one
+    name = LogName.parse(NAME)
+    assert name is not None
+    first, second = (
+        PickupProgress(name, SIZE, "triton", "198.51.100.7", "lftp", datetime(2026, 11, 21, 7, tzinfo=UTC))
+        for _ in "12"
+    )
+    for offset in range(0, 150_000, 30_000):
+        delivery.answered(first, offset, 30_000)
+        delivery.handed_over(30_013, data=True)
+        stream.written += 30_100
+        delivery.mark()
+    if beside:
+        delivery.begins(second, 90_000)
+    delivery.abandon([first])
+    (left,) = reports
+    assert (left.first_read, left.alone, left.ranges) == (0, not beside, ())
+    assert left.tail == (None if beside else (0, 60_000))
+    assert second.alone is not beside
+
+
 def test_every_byte_that_is_written_counts() -> None:
     """Whichever way it is written, and also when the transport breaks: to count too little would prove too much."""
 

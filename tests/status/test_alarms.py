@@ -129,7 +129,11 @@ async def test_other_objects_in_place_of_exports_warn_at_once_and_exports_close_
     assert of_source(site, at(-1, "23:59")) is None
     found = of_source(site, at(0))
     assert found is not None and "none named metrics-day-YYYY-MM-DD.json.gz, but Delivery exports V2" in found.sentence
-    assert found.hint == "ask support-megaphone@spotify.com for the Metrics Export Service"
+    assert found.hint == 'set export.kind = "delivery-v2"'
+    (site.exports / f"delivery-v2-day-{DAY}.json.gz").rename(site.exports / "impression-day-1.json.gz")
+    await site.round(at(-2, "12:05"))
+    found = of_source(site, at(0))
+    assert found is not None and found.hint == "ask support-megaphone@spotify.com for the Metrics Export Service"
     (site.exports / "sub").mkdir()
     (site.exports / "sub" / f"metrics-day-{DAY}.json.gz").write_bytes(b"x")
     await site.round(at(-2, "12:10"))

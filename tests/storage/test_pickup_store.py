@@ -54,14 +54,18 @@ def publish(ledger: Ledger, day: date = DAY, *, number: int = 0, sha256: str = "
 
 def read(
     *ranges: tuple[int, int], user: str = "triton", address: str = HOME, started: datetime | None = None,
-    client: str = "JSch", arrived: bool = True,
+    client: str = "JSch", arrived: bool = True, tail: int = 0, alone: bool = True,
 ) -> Pickup:  # fmt: skip
-    """The record of a handle on which these ranges were read."""
-    it = PickupProgress(log_name(), SIZE, user, address, client, started or at(1, "07:00"))
+    """The record of a handle on which these ranges were read, and of a killed one what it had taken besides."""
+    it = PickupProgress(log_name(), SIZE, user, address, client, started or at(1, "07:00"), alone=alone)
+    it.first_read = ranges[0][0] if ranges else None
     for start, end in ranges:
         it.answered(start, end - start)
         if arrived:
             it.delivered(start, end - start)
+    if tail:
+        it.answered(it.run[1], tail - it.run[1])
+        it.leave_tail(it.proven.ranges[-1][1] if it.proven.bytes else it.run[0], tail)
     return it.finished(it.started + timedelta(minutes=1), closed=True)
 
 
@@ -72,11 +76,18 @@ def has(ledger: Ledger, user: str = "triton") -> Delivered:
 
 
 HALF = SIZE // 2
+KILLED = read((0, 10_000), tail=HALF)  # half of it acknowledged, a tenth answered for
+RESUMED_AND_KILLED = read((30_000, 30_010), arrived=False, tail=70_000)
 COMPLETE: list[tuple[str, Sequence[Pickup]]] = [
     ("at once", [read((0, SIZE))]),
     ("resumed from another address", [read((0, HALF)), read((HALF - 10, SIZE), address=ELSEWHERE)]),
     ("in four parts, out of order", [read((n * 25_000, (n + 1) * 25_000)) for n in (2, 0, 3, 1)]),
     ("in tiny pieces that join", [read(*((n, n + 10) for n in range(0, SIZE, 10)))]),
+    ("killed and resumed", [KILLED, read((30_000, SIZE))]),
+    ("killed and resumed elsewhere", [KILLED, read((30_000, SIZE), address=ELSEWHERE)]),
+    ("killed, opened, resumed", [KILLED, read(), read((30_000, SIZE))]),
+    ("killed and resumed, twice", [KILLED, read((30_000, 40_000), tail=60_000), read((60_000, SIZE))]),
+    ("killed twice, unanswered", [read((0, 10), arrived=False, tail=30_000), RESUMED_AND_KILLED, read((60_000, SIZE))]),
 ]
 PARTIAL: list[tuple[str, Sequence[Pickup]]] = [
     ("half by each of two users", [read((0, HALF)), read((HALF, SIZE), user="other")]),
@@ -84,6 +95,14 @@ PARTIAL: list[tuple[str, Sequence[Pickup]]] = [
     ("all but one byte", [read((0, HALF)), read((HALF + 1, SIZE))]),
     ("half by the doctor", [read((0, HALF)), read((HALF, SIZE), client=DOCTOR_CLIENT)]),
     ("all answered, half arrived", [read((0, HALF)), read((0, SIZE), arrived=False)]),
+    ("killed, and resumed behind what it took", [KILLED, read((HALF + 1, SIZE))]),
+    ("killed, and resumed by another user", [KILLED, read((30_000, SIZE), user="other")]),
+    ("killed, and resumed by the doctor", [KILLED, read((30_000, SIZE), client=DOCTOR_CLIENT)]),
+    ("killed, and fetched in pieces", [KILLED, read((30_000, SIZE), alone=False)]),
+    ("killed, begun anew, and gone on later", [KILLED, read((0, 10)), read((30_000, SIZE))]),
+    ("killed, and fetched in pieces before", [KILLED, read((0, 10), alone=False), read((30_000, SIZE))]),
+    ("killed, resumed and not read", [KILLED, read((30_000, SIZE), arrived=False)]),
+    ("killed, resumed, and resumed again", [KILLED, read((30_000, 40_000)), read((45_000, SIZE))]),
 ]
 
 

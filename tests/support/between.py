@@ -204,6 +204,59 @@ async def fetch(
     return whole, between
 
 
+class HeldAnswers:
+    """A line so slow that from one moment on nothing of the client's comes through, while it is still sent to.
+
+    ``held`` is set when ``after`` bytes have come to the client: what follows them is acknowledged, and never answered.
+    What follows ``kept_after`` is acknowledged, and never comes.
+    """
+
+    def __init__(self, port: int, after: int, kept_after: float = float("inf")) -> None:
+        self._server_port = port
+        self._after = after
+        self._kept_after = kept_after
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self.held = asyncio.Event()
+
+    async def __aenter__(self) -> int:
+        """Listen for one connection; return the port."""
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def __aexit__(self, *_: object) -> None:
+        """Cut the connection."""
+        for writer in self._writers:
+            writer.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._listener.close()
+        await self._listener.wait_closed()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
+        self._writers += [writer, back]
+        self._tasks += [asyncio.create_task(self._to_client(there, writer)),
+                        asyncio.create_task(self._to_server(reader, back))]  # fmt: skip
+
+    async def _to_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        carried = 0
+        while data := await reader.read(16_384):
+            if carried + len(data) > self._after:
+                self.held.set()
+            carried += len(data)
+            if carried <= self._kept_after:
+                writer.write(data)
+                await writer.drain()
+
+    async def _to_server(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (data := await reader.read(16_384)) and not self.held.is_set():
+            writer.write(data)
+            await writer.drain()
+        await asyncio.Event().wait()  # nor does anything tell that the client is gone
+
+
 def at(place: int, what: Callable[[bytes, int], bytes | None]) -> Callable[[int, bytes], bytes | None]:
     """Do something to the one piece that holds this place of the stream."""
 

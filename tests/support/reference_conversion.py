@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def convert_slowly(
     array: bool = False,
 ) -> Slow:
     """The lines, the tally, and number and reason of each rejected row; ``rows`` are the lines of the export."""
-    converter, slow, seen = RowConverter(conversion), Slow(), set[str]()
+    converter, slow, seen, numbers = RowConverter(conversion), Slow(), set[str](), Counter[str]()
     closing = None
     if array:
         last = max((n for n, row in enumerate(rows) if row.decode(errors="replace").strip()), default=-1)
@@ -63,13 +64,19 @@ def convert_slowly(
         if array and len(raw.strip()) > 1 and raw.rstrip(b" \t\r\n").endswith(b","):
             row = raw.rstrip(b" \t\r\n")[:-1]
         try:
-            outcome = _first_of_its_id(converter.convert(row), seen)
+            outcome = converter.convert(row)
+            if outcome.derived and outcome.filtered is None:
+                numbers[outcome.id] += 1
+                outcome = converter.convert(row, numbers[outcome.id] - 1)
+            elif not outcome.derived:
+                outcome = _first_of_its_id(outcome, seen)
         except RowRejected as rejection:
             slow.tally.rejected[rejection.reason] += 1
             slow.rejected.append((number + 1, str(rejection.reason)))
             continue
         cell = conversion.rules.layout.id_cell(outcome.id)
-        _count(outcome, slow, cell, sent_before=cell in sent, fresh_after=fresh_after)
+        known = not (outcome.derived and outcome.filtered is not None)
+        _count(outcome, slow, cell, sent_before=known and cell in sent, fresh_after=fresh_after)
     return slow
 
 

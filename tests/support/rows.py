@@ -42,6 +42,26 @@ GOOD: dict[str, Any] = {
 }
 
 
+# What public programs read of a Delivery export V2, and nothing else.
+GOOD_V2: dict[str, Any] = {
+    "episode_id": "9b2f7c1a-0000-11ec-9000-0123456789ab",
+    "podcast_id": "7a1e6f0e-0000-11ec-8000-0123456789ab",
+    "created_at": "2026-11-20T15:19:12.345Z",
+    "ip": "c19af70f3fb71c0f7adfb4d89dacccd3",
+    "user_agent": "Podcasts/1745.3 CFNetwork/1494.0.7 Darwin/23.4.0",
+    "normalized_user_agent": "Apple Podcasts",
+    "delivery_type": "download",
+    "media_type": "audio",
+    "blacklisted_ip": False,
+    "blacklisted_ua": False,
+}
+
+
+def row_v2(**changes: Any) -> bytes:
+    """The good row of a Delivery export V2 with some fields changed, as `row` does."""
+    return orjson.dumps({key: value for key, value in (GOOD_V2 | changes).items() if value is not ABSENT})
+
+
 def row(**changes: Any) -> bytes:
     """The good row with some fields changed, as a line of an export; ``ABSENT`` takes a field away."""
     return orjson.dumps({key: value for key, value in (GOOD | changes).items() if value is not ABSENT})
@@ -69,6 +89,9 @@ def cells(raw: bytes, rules: LogRules | None = None, **conversion: Any) -> dict[
     names = [spec.name for spec in rules.layout.specs]
     line = converted(raw, rules, **conversion).line
     return dict(zip(names, line.split("\t"), strict=True))
+
+
+V2 = LogRules(kind="delivery-v2")
 
 
 def rules(layout: Layout | None = None, **changes: Any) -> LogRules:

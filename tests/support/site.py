@@ -18,8 +18,9 @@ import orjson
 import pytest
 
 from server.convert import process
+from server.convert.identity import with_fingerprint
 from server.errors import SourceUnreachable
-from server.megaphone.exports import DayExport, Listing
+from server.megaphone.exports import METRICS, DayExport, ExportKind, Listing
 from server.megaphone.folder import Folder
 from server.pickups import PickupProgress
 from server.publish.clock import believe
@@ -75,8 +76,9 @@ def broken_rows(count: int) -> list[bytes]:
 class ClockedFolder(Folder):
     """A folder whose clock is the test's, and whose versions are told by their content, as a bucket's are."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, kind: ExportKind = METRICS) -> None:
+        super().__init__(path, kind)
+        self.kind = kind
         self.now = at(0)
         self.away = False
         self.own_clock = True  # False: the folder's clock is the local one, as a real folder's is
@@ -97,7 +99,7 @@ class ClockedFolder(Folder):
             content = content if self.by_content else export.etag
             exports[day] = export._replace(etag=content)
             self.versions[content] = export
-        return Listing(exports, self.now, self.own_clock, listing.others)
+        return Listing(exports, self.now, self.own_clock, listing.others, listing.markers)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """The folder's fetch of exactly the listed version."""
@@ -115,10 +117,10 @@ class Site:
         self.settings: dict[str, Any] = {
             "prefix": "MEGA", "rules": LogRules(), "keep_days": 60, "max_rows_per_file": 0, "max_rejected": 0.01,
             "tokens": None, "first_day": first, "look_back_days": 3, "pull_every": timedelta(hours=24),
+            "kind": "metrics", "hash_key": KEY,
         } | settings  # fmt: skip
         self.exports = root / "exports"
         self.exports.mkdir(parents=True, exist_ok=True)
-        self.source = ClockedFolder(self.exports)
         self.skew = timedelta()
         self.stop_event = threading.Event()
         self.start()
@@ -128,16 +130,20 @@ class Site:
         process.start = _start
         known = {key: value for key, value in self.settings.items() if key in ExportSettings.model_fields}
         self.export_settings = ExportSettings(url=self.exports.absolute().as_uri(), **known)
+        kind = self.export_settings.export_kind
+        if not hasattr(self, "source") or self.source.kind is not kind:
+            self.source: Any = self.settings.get("source") or ClockedFolder(self.exports, kind)
         self.holds = HoldPolicy(self.settings["max_rejected"], self.settings["tokens"])
         self.point = DataFolder(self.root / "data")
         self.point.prepare()
         self.ledger = Ledger.open(self.point.ledger_path)
         self.publisher = Publisher(
-            self.ledger, self.point, hash_key=KEY, policy=self.holds, workers=1,
+            self.ledger, self.point, hash_key=self.settings["hash_key"], policy=self.holds, workers=1,
             max_rows_per_file=self.settings["max_rows_per_file"], stop=self.stop_event,
         )  # fmt: skip
+        rules = with_fingerprint(self.settings["rules"]._replace(kind=kind.name), self.settings["hash_key"])
         policy = FeedPolicy(
-            self.export_settings, self.settings["rules"], self.settings["prefix"], self.holds,
+            self.export_settings, rules, self.settings["prefix"], self.holds,
             self.settings["keep_days"], self.settings["pull_every"],
         )  # fmt: skip
         self.feed = Feed(
@@ -159,12 +165,19 @@ class Site:
 
     def put(self, rows: Iterable[bytes], modified: datetime, day: date = DAY, *, cut: int = 0) -> Path:
         """Write a day's export, last modified then; ``cut`` takes so many bytes off its end."""
-        path = self.exports / f"metrics-day-{day}.json.gz"
+        path = self.exports / self.export_settings.export_kind.file_name.replace("YYYY-MM-DD", str(day))
         data = gzip.compress(b"".join(line + b"\n" for line in rows), 1, mtime=0)
         part = path.with_suffix(".part")
         part.write_bytes(data[: len(data) - cut])
         os.utime(part, (modified.timestamp(), modified.timestamp()))
         part.replace(path)
+        return path
+
+    def mark(self, modified: datetime, day: date = DAY, between: str = "_") -> Path:
+        """Write the object that proves a day final, last modified then; ``between`` stands in its date."""
+        path = self.exports / f"_finalized_delivery_{str(day).replace('-', between)}_{modified.timestamp():.0f}"
+        path.touch()
+        os.utime(path, (modified.timestamp(), modified.timestamp()))
         return path
 
     # The feed and retention

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
-from server.pickups import Grade
+from server.pickups import Coverage, Grade, shown_by_resuming
 
-from ...support.between import CLIENT, KEXINIT, SERVER, Change, at, came_in, fetch, unused_address
-from ...support.sftp import NAME, PASSWORD, Running, packet, running
+from ...support.between import CLIENT, KEXINIT, SERVER, Change, HeldAnswers, at, came_in, fetch, unused_address
+from ...support.sftp import NAME, PASSWORD, RawSftp, Running, packet, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -173,3 +173,33 @@ async def test_a_network_that_keeps_the_end_forges_no_pickup(target: Target) -> 
     assert not whole
     (pickup,) = await target.listener.finished_pickups()
     assert pickup.grade is Grade.PARTIAL
+
+
+async def test_a_network_that_keeps_the_end_gains_nothing_by_a_resumption(target: Target) -> None:
+    """It takes all from us, lets a part of it through, and cuts: the client goes on where that part ended, and shows
+    that it has so much. What was kept from it is not picked up before it came."""
+    listener, each, had = target.listener, 30_000, 90_000
+    async with HeldAnswers(target.port, after=20_000, kept_after=120_000) as port:
+        connection = await target.connect("", random.Random(1), 0, port=port, known_hosts=None)
+        raw = await RawSftp.open(connection)
+        handle = await raw.open_file(NAME)
+        for offset in range(0, len(CONTENT), each):
+            raw.send(b"\x05" + bytes(4) + handle + offset.to_bytes(8, "big") + each.to_bytes(4, "big"))
+        got = b"".join([(await raw.receive())[9:] for _ in range(0, had, each)])
+        assert got == CONTENT[:had]
+        (served,) = listener.server.registry.connections()
+        async with asyncio.timeout(20):
+            while served.stream.written < len(CONTENT) or served.stream.acknowledged() < served.stream.written:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        connection.abort()
+    (first,) = await listener.finished_pickups()
+    assert first.tail is not None and first.tail[0] < had < first.tail[1] == len(CONTENT)
+    async with listener.connect() as connection:
+        raw = await RawSftp.open(connection)
+        handle = await raw.open_file(NAME)
+        await raw.read(handle, had, 10)
+        await raw.read(handle, len(CONTENT) - 10, 10)
+    second = (await listener.finished_pickups(2))[1]
+    union = Coverage([*first.ranges, *second.ranges])
+    union.add(*shown_by_resuming(first.tail, second.first_read or 0, alone=second.alone))
+    assert union.ranges == ((0, had + 10), (len(CONTENT) - 10, len(CONTENT)))

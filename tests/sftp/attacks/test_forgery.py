@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.pickups import Coverage, Ending, Grade
+from server.pickups import Coverage, Ending, Grade, shown_by_resuming
 
 from ...support.sftp import NAME, RawSftp, Running
 
@@ -135,6 +135,33 @@ async def test_pieces_that_nobody_took_add_up_to_nothing(listener: Running) -> N
     union = Coverage(piece for pickup in pickups for piece in pickup.ranges)
     assert union.bytes <= 2 * window
     assert Grade.COMPLETE not in {pickup.grade for pickup in listener.pickups}
+    assert {pickup.tail for pickup in pickups} == {None}, "who fetches pieces may go on elsewhere without one of them"
+
+
+@pytest.mark.parametrize("said", [4_000_000, 7_999_999, 8_000_000])
+async def test_what_never_came_cannot_be_resumed(listener: Running, said: int) -> None:
+    """Everything asked for, one window taken and none of it answered for; then the client goes on as if it had all."""
+    size, window = 8_000_000, 65_536
+    listener.served.add(NAME, bytes(size))
+    connection = await listener.connect()
+    connection._process_keepalive_at_openssh_dot_com_global_request = lambda _: None
+    raw = await session(connection, window)
+    handle = await raw.open_file(NAME)
+    raw.writer.channel.pause_reading()
+    for offset in range(0, size, 30_000):
+        raw.send(read(handle, offset, 30_000))
+    await asyncio.sleep(0.3)
+    connection.abort()
+    (first,) = await listener.finished_pickups()
+    assert first.ranges == ()
+    assert first.tail is not None and first.tail[1] <= 2 * window
+    async with listener.connect() as connection:
+        raw = await RawSftp.open(connection)
+        handle = await raw.open_file(NAME)
+        await raw.read(handle, said, 100)
+    second = (await listener.finished_pickups(2))[1]
+    assert second.first_read == said
+    assert shown_by_resuming(first.tail, said, alone=second.alone) == (0, 0)
 
 
 async def test_one_handle_cannot_be_read_by_two_names(listener: Running) -> None:
