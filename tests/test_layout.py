@@ -53,7 +53,7 @@ OWNERS: dict[str, str] = {
     "markdown_it": "cli.handover",
     "prometheus_client": "status.metrics",
     "pydantic": "settings config",
-    "rich": "cli.app cli.manual cli.manual_page cli.progress cli.tables",
+    "rich": "cli.app cli.manual_page cli.progress cli.tables",
     "sqlite3": "storage.ledger",
     "tomllib": "config cli.privileges",
     "typer": "cli.app cli.options cli.setup cli.episodes",

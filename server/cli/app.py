@@ -116,9 +116,7 @@ def _output_works() -> bool:
 def _of_the_system(error: OSError) -> PickupPointError:
     """Return an error of the system that nobody foresaw, in words."""
     if not _output_works():
-        return PickupPointError(
-            f"standard output: {error.strerror}", hint="send it to a disk with room, or to somebody who reads it; df -h"
-        )
+        return PickupPointError(f"standard output: {error.strerror}", hint="send it to a disk that has room; df -h")
     if isinstance(error.filename, str):
         where = shlex.quote(error.filename)
         return PickupPointError(

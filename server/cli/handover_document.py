@@ -94,6 +94,7 @@ def document(config: Config, material: Material, now: datetime) -> str:
         connecting="\n".join(f"- {line}" for line in _connecting(config)),
         algorithms=_algorithms(config),
         host_keys="\n".join(f"- `{kind}` `{hashed}`" for kind, hashed in material.host_keys) or "- They follow.",
+        hours=kind.hours.format(final_at=f"{config.export.final_at:%H:%M}"),
         day=_day_text(EXAMPLE_DAY),
         times=_table(
             ("when", "what"),
@@ -149,7 +150,7 @@ The host keys, which are also in the file `known_hosts` beside this one:
 
 ## When files appear, and until when they count
 
-All times are UTC, in file names and in lines. For the sessions of {day}:
+All times are UTC, in file names and in lines. A day is final {hours}. For the sessions of {day}:
 
 {times}
 
