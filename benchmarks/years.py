@@ -68,7 +68,7 @@ password_hash = "{hash}"
 name = "auditor"
 password_hash = "{hash}"
 required = false
-[metrics]
+[web]
 listen = "127.0.0.1:{metrics}"
 """
 

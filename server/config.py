@@ -28,13 +28,13 @@ from .settings import (
     FeedsSettings,
     LogOutputSettings,
     LogSettings,
-    MetricsSettings,
     PublisherSettings,
     RetentionSettings,
     Section,
     SftpSettings,
     TopSettings,
     UserSettings,
+    WebSettings,
     duration_text,
     parse_duration,
     path_in,
@@ -51,10 +51,10 @@ __all__ = [
     "FeedsSettings",
     "LogOutputSettings",
     "LogSettings",
-    "MetricsSettings",
     "RetentionSettings",
     "SftpSettings",
     "UserSettings",
+    "WebSettings",
     "load_config",
     "parse_config",
 ]
@@ -70,7 +70,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "retention": RetentionSettings,
     "sftp": SftpSettings,
     "alerts": AlertSettings,
-    "metrics": MetricsSettings,
+    "web": WebSettings,
     "log_output": LogOutputSettings,
 }
 # What a wrong required key is replaced with, so that the checks across keys still run on the others.
@@ -79,6 +79,7 @@ _STAND_INS: dict[str, dict[str, Any]] = {
     "sftp": {"users": [{"name": "any"}]},
 }
 _TOP_KEYS = ("data_dir", "keys_dir")
+_RENAMED = {"metrics": "web"}  # tables of earlier releases
 
 
 def load_config(path: Path) -> Config:
@@ -152,7 +153,10 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
     context = {"folder": path.absolute().parent}
     problems: list[Problem] = []
     for key, value in raw.items():
-        if key not in _SECTIONS and key not in _TOP_KEYS:
+        if key in _RENAMED and key not in _SECTIONS:
+            new = _RENAMED[key]
+            problems.append(Problem(key, f"is [{new}] now", f"write [{new}] in its place; its keys stay as they are"))
+        elif key not in _SECTIONS and key not in _TOP_KEYS:
             problems.append(_unknown_key("", key, [*_SECTIONS, *_TOP_KEYS]))
         elif key in _SECTIONS and not isinstance(value, dict):
             problems.append(Problem(key, f"is {_shown(key, value)}, not a table", f"write it as [{key}]"))
@@ -160,10 +164,10 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
     top = _section("", TopSettings, top_raw, context, problems)
     sections: dict[str, Any] = {}
     for name, model in _SECTIONS.items():
-        value = raw.get(name, None if name == "metrics" else {})
+        value = raw.get(name, None if name == "web" else {})
         sections[name] = _section(name, model, value, context, problems) if isinstance(value, dict) else None
     problems += _cross_checks(sections)
-    for name, check in (("log", _column_checks), ("sftp", _user_checks)):
+    for name, check in (("log", _column_checks), ("sftp", _user_checks), ("web", _web_checks)):
         if isinstance(raw.get(name), dict):
             problems += check(raw[name], context["folder"])
     if problems:
@@ -313,6 +317,11 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
     ):
         if path is not None and (lack := file_problem(path)) is not None:
             problems.append(Problem(key, f"is {path}: {lack[0]}", lack[1] or cure))
+    web: WebSettings | None = sections["web"]
+    if web and web.beyond_loopback and web.password_hash is None:
+        wrong = f"is missing, and web.listen ({web.listen}) can be reached from other machines"
+        cure = "listen on 127.0.0.1, or write what this prints: pickup-point hash-password"
+        problems.append(Problem("web.password_hash", wrong, cure))
     if alerts and alerts.critical_before > alerts.warn_before:
         longer = f'more than warn_before ("{duration_text(alerts.warn_before)}")'
         wrong = f'is "{duration_text(alerts.critical_before)}", {longer}'
@@ -413,11 +422,7 @@ def _user_checks(sftp: dict[str, Any], folder: Path) -> list[Problem]:
             who = f"user {_shown('name', name)}" if isinstance(name, str) else "this user"
             cure = "add authorized_keys, or password_hash with what this prints: pickup-point hash-password"
             problems.append(Problem(key, f"{who} has neither a password nor a key", cure))
-        if isinstance(user.get("password_hash"), str) and not _ARGON2ID.fullmatch(user["password_hash"]):
-            wrong = "is not an Argon2id hash (not shown)"
-            problems.append(
-                Problem(f"{key}.password_hash", wrong, "write what this prints: pickup-point hash-password")
-            )
+        problems += _hash_checks(key, user)
         if isinstance(keys, str):
             with contextlib.suppress(ValueError):  # reported already, as a wrong value
                 path = path_in(folder, keys)
@@ -425,6 +430,19 @@ def _user_checks(sftp: dict[str, Any], folder: Path) -> list[Problem]:
                     cure = lack[1] or "put the partner's public key there"
                     problems.append(Problem(f"{key}.authorized_keys", f"is {path}: {lack[0]}", cure))
     return problems
+
+
+def _web_checks(web: dict[str, Any], _folder: Path) -> list[Problem]:
+    """Return the problem of the page's password."""
+    return _hash_checks("web", web)
+
+
+def _hash_checks(key: str, table: dict[str, Any]) -> list[Problem]:
+    """Return what is wrong with the form of a table's password hash."""
+    if not isinstance(table.get("password_hash"), str) or _ARGON2ID.fullmatch(table["password_hash"]):
+        return []
+    wrong = "is not an Argon2id hash (not shown)"
+    return [Problem(f"{key}.password_hash", wrong, "write what this prints: pickup-point hash-password")]
 
 
 _ARGON2ID = re.compile(

@@ -9,6 +9,7 @@
     ├── ExportTorn                       the object is not a complete gzip file: wait for its next version
     ├── ConversionFailed                 the conversion was stopped: repeat the day
     │   └── ConversionDied               its process died: repeat the day, the third time the exact way
+    ├── CannotListen                     the configured address cannot be bound: free it, or choose another
     ├── NameSpent                        a log name was used before: never publish it again
     ├── DataFolderError                  the data folder cannot be used: disk full, wrong owner, read-only
     │   └── DataFolderBusy               another process holds it
@@ -86,6 +87,10 @@ class ConversionFailed(PickupPointError):
 
 class ConversionDied(ConversionFailed):
     """The process that converts ended before its answer, or its answer cannot be right."""
+
+
+class CannotListen(PickupPointError):
+    """A configured address and port cannot be bound."""
 
 
 class NameSpent(PickupPointError):

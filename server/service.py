@@ -24,7 +24,16 @@ from .config import after_reload, changed_keys, load_config, load_ip_hash_key
 from .convert.apart import kernel_lack
 from .convert.identity import with_fingerprint
 from .episodes.source import CatalogueSource
-from .errors import ConfigError, DataFolderError, LedgerError, PickupPointError, Problem, SourceError, unexpected
+from .errors import (
+    CannotListen,
+    ConfigError,
+    DataFolderError,
+    LedgerError,
+    PickupPointError,
+    Problem,
+    SourceError,
+    unexpected,
+)
 from .megaphone.source import open_source
 from .publish.clock import SteadyClock
 from .publish.decisions import FeedPolicy, Round
@@ -34,13 +43,14 @@ from .publish.publisher import Publisher
 from .publish.retention import prune, thin_out_pickups
 from .sftp.keys import load_credentials
 from .sftp.server import SftpServer
-from .status.metrics import MetricsServer, take_reading
+from .status.metrics import take_reading
 from .status.webhook import AlarmWatch, Pushes
 from .storage.folder import DataFolder
 from .storage.ledger import Ledger
 from .storage.pickup_writer import PickupWriter
-from .systemd import Listener, keep_watchdog_fed
+from .systemd import Listener, keep_watchdog_fed, unhealthy_reason
 from .threads import in_thread
+from .web.site import Page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -57,14 +67,11 @@ FIRST_CATALOGUE = 30.0  # seconds that RSS feeds which were never read may take 
 PRUNE_EVERY = timedelta(hours=1)
 REFRESH_EVERY = timedelta(seconds=2)
 FACTS_EVERY = timedelta(seconds=10)
+HEALTH_SECONDS = 5.0  # that a free thread may take
 
 
 class TaskDied(PickupPointError):
     """A background task ended by itself; the service ends with it, and systemd starts it again."""
-
-
-class CannotListen(PickupPointError):
-    """The configured address and port cannot be bound."""
 
 
 class Service:
@@ -93,13 +100,16 @@ class Service:
         self._started = datetime.now(UTC)
         self._rounds: Counter[str] = Counter()
         # All three ask for the settings each time: a reload replaces them.
-        self._metrics = MetricsServer(
-            lambda: take_reading(self._config, server.registry, self._rounds, len(installation.folder.served))
+        self._page = Page(
+            lambda: self._config,
+            lambda: take_reading(self._config, server.registry, self._rounds, len(installation.folder.served)),
+            self._unhealthy_reason,
         )
         self._pushes = Pushes(lambda: self._config.alerts)
+        self._listener = Listener(lambda: self._server.arrived, lambda: self._server.waiting)
         self._alarms = AlarmWatch(lambda: self._config, installation.ledger, self._pushes)
 
-    async def run(self, on_listening: Callable[[int], None]) -> None:
+    async def run(self, on_listening: Callable[[int, int | None], None]) -> None:
         """Serve logs and run rounds until `stop`, then shut down in order.
 
         Raises:
@@ -113,10 +123,7 @@ class Service:
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
             why = getattr(error, "strerror", None) or "it is no host"
             raise CannotListen(f"cannot listen on {where}: {why}", hint=hint) from error
-        if self._config.metrics is not None:
-            metrics = self._metrics.start(*self._config.metrics.host_and_port)
-            log.info("service exposed metrics", port=metrics)
-        listener = Listener(lambda: self._server.arrived, lambda: self._server.waiting)
+        page = await self._page.start()
         tasks = {
             name: asyncio.create_task(job, name=name)
             for name, job in {
@@ -126,7 +133,7 @@ class Service:
                 "pickups": self._pickup_writer.write_forever(),
                 "served files": self._refresh_forever(),
                 "facts": self._note_facts_forever(),
-                "watchdog": keep_watchdog_fed(self._supervisor, listener),
+                "watchdog": keep_watchdog_fed(self._supervisor, self._listener),
                 "alarms": self._alarms.watch(),
                 "reloads": self._reload_forever(),
                 "rss": self._installation.catalogue.keep_fresh(self._catalogue_read),
@@ -140,7 +147,7 @@ class Service:
         )
         # Only now: systemd starts what depends on the service, and the port answers.
         self._supervisor.ready(f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}")
-        on_listening(self._server.port)
+        on_listening(self._server.port, page)
         stopping = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
             done, _ = await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -165,7 +172,7 @@ class Service:
         self._stopping.set()
 
     async def _end(self, tasks: dict[str, asyncio.Task[None]]) -> None:
-        """Shut down in order: listener, transfers, rounds, pickups, pushes, metrics."""
+        """Shut down in order: listener, transfers, rounds, pickups, pushes, page."""
         # Tell systemd first: an end that it does not expect would count as a failure and start the service again.
         self._supervisor.stopping()
         # Accept nobody new, and let running transfers finish. Pickups are still being recorded meanwhile.
@@ -189,8 +196,14 @@ class Service:
         await self._pickup_writer.close(tasks["pickups"])
         # The watch on alarms and the rounds, which push, have ended.
         await self._pushes.close()
-        await in_thread(self._metrics.stop)  # joins a thread, and a scrape may be under way in it
+        await self._page.close()
         log.info("service ended")
+
+    async def _unhealthy_reason(self) -> str:
+        """Return why the service is unhealthy, or ''."""
+        if self._stopping.is_set():
+            return "the service is stopping"
+        return await unhealthy_reason(self._listener, HEALTH_SECONDS)
 
     # The feed
 
@@ -382,7 +395,7 @@ async def serve(
     config: Config,
     keys: tuple[Credentials, bytes],
     supervisor: Supervisor,
-    on_listening: Callable[[int], None] = lambda _: None,
+    on_listening: Callable[[int, int | None], None] = lambda _, __: None,
 ) -> None:
     """Run the service until SIGTERM or SIGINT; SIGHUP reloads. ``keys`` are those of `load_keys`.
 

@@ -201,6 +201,12 @@ def _listen_address(value: str) -> str:
     return value
 
 
+def _host_name(value: str) -> str:
+    if not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*", value):
+        raise ValueError('not the name of a host; write it without a port: "status.example.com"')
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(str)]
 ClockTime = Annotated[time, BeforeValidator(_clock)]
 Day = Annotated[date, BeforeValidator(_day)]
@@ -215,6 +221,7 @@ UserName = Annotated[str, AfterValidator(_user_name)]
 PublicAddress = Annotated[str, AfterValidator(_public_address)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 
 
 class Section(BaseModel):
@@ -408,16 +415,27 @@ class AlertSettings(Section):
     heartbeat_url: WebAddress | None = Field(None, repr=False)
 
 
-class MetricsSettings(Section):
-    """``[metrics]``: the listener for Prometheus."""
+class WebSettings(Section):
+    """``[web]``: the page, and what programs ask for over HTTP."""
 
     listen: ListenAddress
+    password_hash: str | None = Field(None, repr=False)
+    hosts: list[HostName] = []
 
     @property
     def host_and_port(self) -> tuple[str, int]:
         """The host and port to listen on."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Whether other machines can connect."""
+        host, _ = self.host_and_port
+        try:
+            return not ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host.lower() != "localhost"
 
 
 class LogOutputSettings(Section):
@@ -439,7 +457,7 @@ class Config(Section):
     retention: RetentionSettings
     sftp: SftpSettings
     alerts: AlertSettings
-    metrics: MetricsSettings | None
+    web: WebSettings | None
     log_output: LogOutputSettings
 
     @property

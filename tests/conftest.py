@@ -37,8 +37,11 @@ def pytest_xdist_auto_num_workers() -> int:
 # Every process of a test would compile all of its modules again: a start takes twice as long then.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# One expensive thing is shared by all tests of such a file: a booted machine, a demo or a store.
-_TOGETHER = ("tests/test_systemd_booted.py", "tests/cli/test_demo.py", "tests/megaphone/test_bucket_ceph.py")
+# One expensive thing is shared by all tests of such a file: a booted machine, a demo, a store or a browser.
+_TOGETHER = (
+    "tests/test_systemd_booted.py", "tests/cli/test_demo.py", "tests/megaphone/test_bucket_ceph.py",
+    "tests/web/test_browser.py",
+)  # fmt: skip
 
 
 class _TogetherByFile(LoadScopeScheduling):

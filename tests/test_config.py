@@ -22,11 +22,11 @@ from server.settings import (
     FeedsSettings,
     LogOutputSettings,
     LogSettings,
-    MetricsSettings,
     PublisherSettings,
     RetentionSettings,
     SftpSettings,
     UserSettings,
+    WebSettings,
     duration_text,
     parse_duration,
 )
@@ -45,7 +45,7 @@ TABLES: dict[str, type[Any]] = {
     "sftp": SftpSettings,
     "sftp.users": UserSettings,
     "alerts": AlertSettings,
-    "metrics": MetricsSettings,
+    "web": WebSettings,
     "log_output": LogOutputSettings,
 }
 
@@ -83,7 +83,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pull_every": timedelta(hours=24), "warn_before": timedelta(hours=12), "critical_before": timedelta(hours=6),
         "webhook_url": None, "heartbeat_url": None,
     },
-    "metrics": {"listen": ...},
+    "web": {"listen": ..., "password_hash": None, "hosts": []},
     "log_output": {"format": "text"},
 }  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_two_keys_make_a_configuration(tmp_path: Path) -> None:
     config = parse(MINIMAL, tmp_path)
     assert config.path == tmp_path / "config.toml"
     assert (config.data_dir, config.keys_dir) == (tmp_path / "data", tmp_path / "keys")
-    assert config.metrics is None
+    assert config.web is None
     assert config.sftp.users[0].name == "triton"
     for table in ("log", "feeds", "retention", "alerts", "log_output"):
         section = getattr(config, table)
@@ -182,7 +182,7 @@ def test_values_are_given_to_the_service_as_types() -> None:
         '[export]\nurl = "s3://bucket"\nfinal_at = "05:15"\nsettle = "0s"\npoll_every = "90s"\n'
         "first_day = 2026-12-01\ngive_up_waiting = \"2d\"\n[log]\nformat = \"w3c\"\n"
         'columns = [{ name = "id", value = "x-metric-id" }, { name = "ps", field = "normalized_user_agent" }, '
-        '{ name = "dist", constant = "B" }]\n[metrics]\nlisten = "[::1]:9108"\n'
+        '{ name = "dist", constant = "B" }]\n[web]\nlisten = "[::1]:9108"\n'
         + USER
         + 'allow_from = ["203.0.113.0/24", "2001:db8::1"]\n'
     )  # fmt: skip
@@ -198,8 +198,8 @@ def test_values_are_given_to_the_service_as_types() -> None:
         ColumnSpec("dist", constant="B"),
     )
     assert config.sftp.users[0].allow_from == [ip_network("203.0.113.0/24"), ip_network("2001:db8::1/128")]
-    assert config.metrics is not None
-    assert config.metrics.host_and_port == ("::1", 9108)
+    assert config.web is not None
+    assert config.web.host_and_port == ("::1", 9108)
 
 
 @pytest.mark.parametrize("text", ["0s", "90s", "65m", "47h", "60h"])
@@ -222,7 +222,7 @@ def test_the_example_is_loaded_as_it_stands() -> None:
     """A copy of the manual is a configuration, without any other file."""
     config = load_config(EXAMPLE)
     assert config.export.bucket == "example-megaphone-exports"
-    assert config.metrics is None
+    assert config.web is None
 
 
 def test_the_example_shows_the_defaults() -> None:

@@ -166,11 +166,16 @@ MISTAKES = [
     ("alerts", 'warn_before = "73h"', "alerts.warn_before", '"73h"', '"72h"'),
     ("alerts", 'critical_before = "13h"', "alerts.critical_before", '"13h"', "shorter"),
     ("alerts", 'webhook_url = "example.com"', "alerts.webhook_url", "not a web address", "https://"),
-    ("metrics", "", "metrics.listen", "is missing", "[metrics]"),
-    ("metrics", 'listen = "9108"', "metrics.listen", '"9108"', "127.0.0.1:9108"),
-    ("metrics", 'listen = "::1:9108"', "metrics.listen", '"::1:9108"', "127.0.0.1:9108"),
-    ("metrics", 'listen = "127.0.0.1:65536"', "metrics.listen", "65536", "127.0.0.1:9108"),
-    ("metrics", "listen = 9108", "metrics.listen", "is 9108", "metrics.listen"),
+    ("web", "", "web.listen", "is missing", "[web]"),
+    ("web", 'listen = "9108"', "web.listen", '"9108"', "127.0.0.1:9108"),
+    ("web", 'listen = "::1:9108"', "web.listen", '"::1:9108"', "127.0.0.1:9108"),
+    ("web", 'listen = "127.0.0.1:65536"', "web.listen", "65536", "127.0.0.1:9108"),
+    ("web", "listen = 9108", "web.listen", "is 9108", "web.listen"),
+    ("web", 'listen = "0.0.0.0:9108"', "web.password_hash", "other machines", "hash-password"),
+    ("web", 'listen = "status.example.com:9108"', "web.password_hash", "other machines", "127.0.0.1"),
+    ("web", 'listen = "[::1]:1"\npassword_hash = "pw"', "web.password_hash", "Argon2id", "hash-password"),
+    ("web", 'listen = "[::1]:1"\nhosts = ["a.example:80"]', "web.hosts[0]", '"a.example:80"', "status.example.com"),
+    ("metrics", 'listen = "127.0.0.1:9108"', "metrics", "is [web] now", "write [web]"),
     ("log_output", 'format = "xml"', "log_output.format", '"xml"', "log_output.format"),
 ]  # fmt: skip
 
@@ -226,7 +231,7 @@ def test_a_folder_has_no_region_and_no_endpoint(key: str) -> None:
     assert "export.url" in problems[0].cure
 
 
-@pytest.mark.parametrize("name", ["export", "log", "retention", "sftp", "alerts", "metrics", "log_output"])
+@pytest.mark.parametrize("name", ["export", "log", "retention", "sftp", "alerts", "web", "log_output"])
 @pytest.mark.parametrize("value", ['"text"', "5", "[1]", "[{ url = 1 }]"])
 def test_a_section_must_be_a_table(name: str, value: str) -> None:
     """``export = "s3://…"`` is reported as such, with the brackets to write."""
@@ -270,7 +275,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         authorized_keys = "gone.pub"
         [alerts]
         critical_before = "20h"
-        [metrics]
+        [web]
         listen = "here"
         [extra]
     """
@@ -279,7 +284,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         "datadir", "keys_dir", "export.url", "export.look_back_days", "export.settle", "export.endpoint", "log.prefix",
         "log.url", "log.ip", "log.episodes", "log.columns[0].feld", "log.columns[0]", "log.columns[1]", "log.columns",
         "sftp.port", "sftp.users[0]", "sftp.users[1].password_hash", "sftp.users[1].authorized_keys",
-        "alerts.critical_before", "metrics.listen", "extra",
+        "alerts.critical_before", "web.listen", "extra",
     }  # fmt: skip
     assert all(problem.wrong and problem.cure for problem in problems)
     assert len(problems) == len(set(problems))

@@ -165,14 +165,14 @@ async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
     """A user who is gone is waited for no more, a new webhook hears of the alarms; what waits for a restart is told."""
     service_site.put(day_before(1), export_of(day_before(1)))
     export = f'url = "exports"\nfirst_day = "{day_before(2)}"'  # of which there is no export: an alarm
-    metrics = '[metrics]\nlisten = "127.0.0.1:0"\n'
+    metrics = '[web]\nlisten = "127.0.0.1:0"\n'
     second = f'[[sftp.users]]\nname = "second"\npassword_hash = "{CHEAP_HASH}"\n'
     service_site.configure(export=export, more=f"{second}{metrics}")
     service = await service_site.serve()
     await service.sees(log_of(1))
     await service.fetch(log_of(1))
     await service.running.says(f"picked up {log_of(1)}")
-    (told,) = await service.running.says(r"service exposed metrics port=(\d+)")
+    (told,) = await service.running.says(r"service opened the page .*port=(\d+)")
     done = f'pickup_point_day_done{{day="{day_before(1)}",deadline="picked_up"}}'
 
     def scrape() -> str:

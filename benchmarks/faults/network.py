@@ -1,9 +1,9 @@
 """The part `network`: everything that a network can do to a running service, while a good client checks every byte.
 
-A real `serve`, in one phase with 64 descriptors in all; `network_strangers` and `network_guests` beside it; memory and
-descriptors by `tools.gauge`. Touches its own folder and loopback. What must hold: no fetch of the good client fails,
-memory and descriptors are flat, everything is given back in the end, and the record of pickups says exactly who took
-what.
+A real `serve` with its page, in one phase with 64 descriptors in all; `network_strangers`, `network_guests` and
+`network_browsers` beside it; memory and descriptors by `tools.gauge`. Touches its own folder and loopback. What must
+hold: no fetch of the good client fails, memory and descriptors are flat, everything is given back in the end, and the
+record of pickups says exactly who took what.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from server.storage.pickup_store import KEPT_HANDLES
 from tests.support.program import Program, ServiceSite, day_before, export_of, log_of
 from tests.support.sftp import CHEAP_HASH, PASSWORD
 
-from . import network_guests, network_strangers
+from . import network_browsers, network_guests, network_strangers
 from .deliveries import Megaphone
 from .result import Fault
 from .tools.gauge import Budget, Gauge, descriptors
@@ -150,16 +150,21 @@ async def _phase(campaign: Campaign, row: Fault, limit: int, seconds: float) -> 
         pid = serving.running.process.pid
         for openssh in (False, True):
             await good.pull(openssh)
+        (told,) = await serving.running.says(r"service opened the page .*port=(\d+)")
+        page = int(told[1])
+        # SQLite keeps one descriptor of the ledger, once somebody else in the process has read it and left.
+        row.expect(await network_browsers.works(page), "the page does not work")
         await asyncio.sleep(2)
         at_rest = descriptors(pid)
         budget = Budget(1.5 if campaign.short else SHARE, [pid])
         tried: Counter[str] = Counter()
         tasks = [asyncio.create_task(gauge.watch(pid))]
-        attacks = {**network_strangers.ATTACKS, **bad.attacks}
+        attacks = {**network_strangers.ATTACKS, **bad.attacks, **network_browsers.ATTACKS}
         for name, (attack, pause, many) in attacks.items():
+            port = page if name in network_browsers.ATTACKS else serving.port
             for number in range(many):
                 dice = campaign.rng("network", limit, name, number)
-                tasks.append(asyncio.create_task(_again(name, attack, pause, serving.port, dice, budget, tried, row)))
+                tasks.append(asyncio.create_task(_again(name, attack, pause, port, dice, budget, tried, row)))
         turn = 0
         while loop.time() < end - LAST_WORDS or any(not tried[name] for name in attacks):
             await good.pull(openssh=bool(turn % 2))
@@ -174,6 +179,8 @@ async def _phase(campaign: Campaign, row: Fault, limit: int, seconds: float) -> 
         await good.pull(openssh=False)
         left = await _given_back(pid, at_rest)
         row.expect(left <= at_rest, f"{left} descriptors are open at rest, {at_rest} were before")
+        if not limit:  # with few descriptors the page is the first to be refused some
+            row.expect(await network_browsers.works(page), "the page does not work any more")
         code = await serving.running.stops()
         row.expect(code == 0, f"the service ended with {code}: {serving.running.err[-3:]}")
         row.expect("Traceback" not in serving.running.text, "the service had a traceback in its log")
@@ -192,7 +199,8 @@ def _site(campaign: Campaign, folder: Path, program: Program) -> ServiceSite:
     site = ServiceSite(folder, campaign.folder / "keys", program)
     users = "".join(f'[[sftp.users]]\nname = "{name}"\npassword_hash = "{CHEAP_HASH}"\n' for name in USERS)
     users = users.replace('name = "good"\n', 'name = "good"\nallow_from = ["127.0.0.1/32"]\n')
-    site.configure(more=users, poll="30s")
+    page = f'[web]\nlisten = "127.0.0.1:0"\npassword_hash = "{CHEAP_HASH}"\n'
+    site.configure(more=users + page, poll="30s")
     text = site.config.read_text()
     site.config.write_text(
         text.replace("drain_seconds", f'login_timeout = "{LOGIN_TIMEOUT}s"\nban_time = "20s"\ndrain_seconds')

@@ -240,12 +240,13 @@ def status(
     verbose: VerboseOption = False,
 ) -> None:
     """Show what is wrong, the last days, and the service. Works also while no service runs."""
+    from ..status import words
     from ..status.snapshot import Snapshot
     from . import tables
 
     settings = load_settings_as_owner(config, verbose=verbose)
     snapshot = Snapshot.take(settings, datetime.now(UTC))
-    activation = tables.activation_sheet(settings)
+    activation = words.activation_sheet(settings)
     if json:
         print_json(snapshot.as_json() | {"activation_sheet": dict(activation)})
         return
@@ -280,9 +281,9 @@ def trace(
     verbose: VerboseOption = False,
 ) -> None:
     """Show the history of one file. Export, tally, publication, every pickup and pruning, in order."""
+    from ..status import words
     from ..status.snapshot import trace_of
     from ..triton import LogName
-    from . import tables
 
     settings = load_settings_as_owner(config, verbose=verbose)
     log_name = LogName.parse(Path(name).name)
@@ -295,7 +296,7 @@ def trace(
         print_json(found.as_json())
         return
     print(name)
-    for at, what in tables.history(found):
+    for at, what in words.history(found):
         print(f"  {at:20}  {what}")
 
 
@@ -308,6 +309,7 @@ def reconcile(
     verbose: VerboseOption = False,
 ) -> None:
     """Compare a day with Megaphone's dashboard. For each podcast: rows, reporting count, lines, filtered, rejected."""
+    from ..status import words
     from ..status.snapshot import reconciliation_of
     from . import tables
 
@@ -316,7 +318,7 @@ def reconcile(
     if json:
         print_json({"day": day, "matched_share": matched, "podcasts": [line.as_json() for line in lines]})
     else:
-        print(tables.reconciliation_csv(lines) if csv else tables.reconciliation_text(lines, matched), end="")
+        print(words.reconciliation_csv(lines) if csv else tables.reconciliation_text(lines, matched), end="")
 
 
 @app.command()
@@ -425,10 +427,11 @@ def demo(
     verbose: VerboseOption = False,
 ) -> None:
     """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
-    from ..service import CannotListen, assembled, load_keys
+    from ..errors import CannotListen
+    from ..service import assembled, load_keys, round_facts
     from ..service import serve as run_service
     from ..systemd import Supervisor
-    from .demo import introduction, prepare
+    from .demo import introduction, on_port, prepare
 
     supervisor = Supervisor.from_environment()
     now = datetime.now(UTC)
@@ -439,17 +442,19 @@ def demo(
         raise PickupPointError(f"cannot create the demo in {directory}: {error}", hint=hint) from error
     settings = load_settings(made.config, verbose=verbose)
     if port is not None and port != settings.sftp.port:
-        settings = settings.model_copy(update={"sftp": settings.sftp.model_copy(update={"port": port})})
+        settings = on_port(settings, port)
 
     keys = load_keys(settings)
 
     async def publish() -> list[str]:
         async with assembled(settings, keys[1]) as installation:
-            await installation.feed.run_round(now)
+            outcome = await installation.feed.run_round(now)
+            # Or status, and the page that is opened at once, would say that no round has run.
+            installation.ledger.note(**round_facts(now, outcome))
             return sorted(installation.folder.served)
 
-    def introduce(listening: int) -> None:
-        print("\n".join(introduction(made, files, listening, program(), now)), flush=True)
+    def introduce(listening: int, page: int | None) -> None:
+        print("\n".join(introduction(made, files, listening, page, program(), now)), flush=True)
 
     # Published before the service starts: whoever connects first finds the files.
     files = run_loop(publish())

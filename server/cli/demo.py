@@ -26,10 +26,13 @@ from .samples import write_day
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+    from typing import Any
 
     from ..megaphone.exports import ExportKind
+    from ..settings import Config
 
 ROWS = 4000
+PAGE_PORT = 9108
 FINAL_DAYS = 3
 CAUGHT_UP_DAYS = 7  # at a later start: of the days before these no alarm is left that they are missing
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -66,7 +69,9 @@ def prepare(folder: Path, port: int, now: datetime, kind_name: str = "") -> Demo
         address = f'address = "127.0.0.1:{port}"\n' if port else ""
         kind = f'kind = "{kind_name}"\nagreed = true                # a real site asks Triton first\n'
         kind = kind if kind_name not in ("", METRICS.name) else ""
-        text = _CONFIG.format(port=port, address=address, password_hash=hash_password(password), kind=kind)
+        page = PAGE_PORT if port else 0
+        hashed = hash_password(password)
+        text = _CONFIG.format(port=port, address=address, password_hash=hashed, kind=kind, page=page)
         write_new(config, text.encode())
     kind_there = load_config(config).export.export_kind
     if kind_name not in ("", kind_there.name):
@@ -89,8 +94,21 @@ def prepare(folder: Path, port: int, now: datetime, kind_name: str = "") -> Demo
     return Demo(folder, config, password, final_days, today, kind_there)
 
 
-def introduction(demo: Demo, files: Sequence[str], port: int, program: str, now: datetime) -> list[str]:
-    """Return the introduction for a newcomer, line by line, once ``files`` are served on ``port``."""
+def on_port(config: Config, port: int) -> Config:
+    """Return the demo's configuration with another port; 0 stands for any that is free, for the page's, too."""
+    changed: dict[str, Any] = {"sftp": config.sftp.model_copy(update={"port": port})}
+    if port == 0 and config.web is not None:
+        changed["web"] = config.web.model_copy(update={"listen": "127.0.0.1:0"})
+    return config.model_copy(update=changed)
+
+
+def introduction(
+    demo: Demo, files: Sequence[str], port: int, page: int | None, program: str, now: datetime
+) -> list[str]:
+    """Return the introduction for a newcomer, line by line, once ``files`` are served on ``port``.
+
+    ``page`` is the port of the page, None where an earlier demo's configuration has none.
+    """
     oldest = demo.final_days[0]
     return [
         "",
@@ -104,6 +122,7 @@ def introduction(demo: Demo, files: Sequence[str], port: int, program: str, now:
         f"sftp -P {port} demo@127.0.0.1",
         f"password: {demo.password}",
         "",
+        *([f"In a browser, what became of each day: http://127.0.0.1:{page}/", ""] if page else []),
         f"There, type ls -l, get {files[-1] if files else 'NAME'} and bye; afterwards, here:",
         f"{program} status --config {demo.config}",
         "",
@@ -183,4 +202,7 @@ port = {port}
 name = "demo"
 password_hash = "{password_hash}"   # the password is in password.txt
 required = false             # nobody has to fetch these days; Triton's user has true, and what it does not fetch alarms
+
+[web]
+listen = "127.0.0.1:{page}"    # the page; beyond this machine it would need a password and TLS
 """

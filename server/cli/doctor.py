@@ -28,10 +28,11 @@ from ..sftp.limits import parse_address
 from ..sftp.users import password_matches
 from ..status.alarms import Level
 from ..status.snapshot import Snapshot
+from ..status.words import size_text
 from ..storage.ledger import LEDGER_FILE, Ledger
 from .options import port_of
 from .privileges import become_owner
-from .tables import check_line, size_text
+from .tables import check_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

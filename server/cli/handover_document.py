@@ -16,8 +16,8 @@ from ..convert.tally import RowRejected
 from ..episodes.catalogue import Catalogue, Episode
 from ..megaphone.exports import DELIVERY_V2, METRICS, start_of
 from ..sftp.algorithms import Profile
+from ..status.words import activation_sheet, partner_users, size_text
 from ..triton import COUNTED_DAYS, DEFAULT_URL, DerivedValue, LogFormat, LogName, UrlTemplate
-from .tables import activation_sheet, partner_users, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -33,6 +33,7 @@ CHAPTERS = (
     "operating",
     "glossary",
     "monitoring",
+    "web",
     "trouble",
     "restoring",
     "changing-keys",

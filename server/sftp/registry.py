@@ -204,7 +204,7 @@ class Registry:
         if not self.access.may_connect(address):
             self.refused(address, Reason.ADDRESS)
             return None
-        verdict = self._guard.admit(address, time.monotonic(), free := _free_descriptors())
+        verdict = self._guard.admit(address, time.monotonic(), free := free_descriptors())
         # The dropped connection gives its descriptor back only later; it counts as free already.
         if verdict is Reason.CONNECTIONS and self._make_room(address, now):
             verdict = self._guard.admit(address, time.monotonic(), free + 1)
@@ -220,7 +220,7 @@ class Registry:
     def admit_balancer(self, address: Address) -> bool:
         """Return whether a balancer's connection may say for whom it is; it is among few until it has."""
         # Not by the balancer's address: that is everybody's. They are as many as there may be clients, besides those.
-        if self._unannounced >= self._guard.limits.connections or _free_descriptors() <= OWN_DESCRIPTORS:
+        if self._unannounced >= self._guard.limits.connections or free_descriptors() <= OWN_DESCRIPTORS:
             self.refused(
                 address, Reason.BALANCER, why="too many connections do not say for whom they are", hint=NO_CLIENT
             )
@@ -310,7 +310,7 @@ class Registry:
         if self._opens.is_crowded(connection.user, time.monotonic()):
             self.refused(connection.address, Reason.FLOOD, connection.user)
             return False
-        return not self.draining and self._guard.may_take(connection.address, _free_descriptors())
+        return not self.draining and self._guard.may_take(connection.address, free_descriptors())
 
     def turn_to_open(self, user: str) -> float:
         """Count one more opened file; return the seconds that it must wait for its turn."""
@@ -370,7 +370,7 @@ class Registry:
         return iter(list(self._connections))
 
 
-def _free_descriptors() -> int:
+def free_descriptors() -> int:
     """Return how many more descriptors this process may open."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # never infinite: fs.nr_open bounds it
     try:

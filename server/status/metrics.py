@@ -1,7 +1,7 @@
 """Metrics for Prometheus: the days' deadlines, rounds, rows, and what the listener does.
 
-Listens on ``metrics.listen`` for HTTP and nothing else. Promise: no label holds an address, or anything about a
-listener of podcasts; every scrape reads everything anew.
+Reads the ledger and the listener's counters; the page serves the text. Promise: no label holds an address, a podcast,
+or anything about a listener of podcasts.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ..errors import PickupPointError
 from .alarms import ALARMING_DAYS
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from threading import Thread
-    from wsgiref.simple_server import WSGIServer
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.core import Metric
 
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
     from ..sftp.registry import Registry
     from .days import DayOverview
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DAYS = 8  # the newest days that have gauges of their own: labels must not grow without bound
 
 
@@ -95,47 +93,21 @@ def _last_success(snapshot: Snapshot) -> dict[str, datetime]:
     return found
 
 
-class MetricsServer:
-    """The HTTP endpoint; ``read`` is called at every scrape, in a thread of its own."""
-
-    def __init__(self, read: Callable[[], Reading]) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_ReadingCollector(read))
-        self._server: WSGIServer | None = None
-        self._thread: Thread | None = None
-
-    def start(self, host: str, port: int) -> int:
-        """Start listening, and return the port.
-
-        Raises:
-            PickupPointError: the address cannot be bound.
-        """
-        try:
-            self._server, self._thread = start_http_server(port, host, self._registry)
-        except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
-            hint = f"ss -ltnp 'sport = :{port}'; set metrics.listen"
-            why = getattr(error, "strerror", None) or "it is no host"
-            raise PickupPointError(f"cannot listen on {host}:{port} for metrics: {why}", hint=hint) from error
-        return int(self._server.server_port)
-
-    def stop(self) -> None:
-        """Stop listening."""
-        if self._server is not None and self._thread is not None:
-            # The thread that serves closes nothing: first end its loop, then close the socket, then join it.
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-            self._server = None
+def exposition(reading: Reading) -> bytes:
+    """Return a reading in Prometheus' text format, whose type is `METRICS_TYPE`."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_ReadingCollector(reading))
+    return generate_latest(registry)
 
 
 class _ReadingCollector(Collector):
-    """Turns a `Reading` into metrics, at every scrape."""
+    """Turns a `Reading` into metrics."""
 
-    def __init__(self, read: Callable[[], Reading]) -> None:
-        self._read = read
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
 
     def collect(self) -> Iterator[Metric]:
-        reading = self._read()
+        reading = self._reading
         yield from _day_gauges(reading.days)
         yield _counter("rounds", "Rounds of the feed, by result.", "result", reading.rounds)
         yield _counter("rows", "Export rows of everything published, by outcome.", "outcome", reading.rows)

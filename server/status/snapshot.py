@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from ..convert.tally import Tally
     from ..episodes.rss import RssFeed
     from ..pickups import Delivered, Pickup
     from ..settings import Config
@@ -270,6 +271,26 @@ def trace_of(config: Config, name: LogName) -> Trace:
     raise PickupPointError(
         f"the ledger has never seen a file {name}", hint="the days that there are: pickup-point status"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DayDetails:
+    """What an overview leaves out of a day: its late checks, the books of a held version, and those by podcast."""
+
+    checks: list[LateCheck]
+    held: Tally | None
+    podcasts: list[PodcastLine]
+
+
+def details_of(config: Config, day: date) -> DayDetails:
+    """Return the details of a day, empty where there are none."""
+    with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
+        publications, record = ledger.publications(day), ledger.day(day)
+        return DayDetails(
+            ledger.late_checks(day),
+            record.hold.tally if record is not None and record.hold is not None else None,
+            reconcile(publications, ledger.books.get([publication.id for publication in publications])),
+        )
 
 
 def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], float | None]:

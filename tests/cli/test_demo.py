@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import urllib.request
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,15 @@ def test_the_demo_says_how_to_fetch_on_lines_of_their_own(demo: RunningDemo) -> 
     assert out.count(f"password: {demo.password}") == 1
     assert [line.strip() for line in out if line.startswith("  ")] == demo.files
     assert any(line.startswith(f"{datetime.now(UTC):%Y-%m-%d}, today, is not served") for line in out)
+
+
+def test_the_page_that_the_demo_names_tells_how_its_days_are(demo: RunningDemo) -> None:
+    """For those who would rather look: the address is printed, and the newest file's day has arrived there."""
+    (told,) = demo.running.said(r"(http://127\.0\.0\.1:\d+/)$", stream="out")
+    with urllib.request.urlopen(told[1], timeout=60) as answer:
+        page = answer.read().decode()
+    assert "nothing is wrong" in page
+    assert all(f"/days/{name[4:8]}-{name[8:10]}-{name[10:12]}" in page for name in demo.files)
 
 
 def test_the_three_newest_final_days_are_published_before_the_demo_listens(demo: RunningDemo) -> None:
@@ -336,7 +346,7 @@ async def test_the_demos_days_alarm_nobody_and_it_says_what_an_alarm_would_be(
 
     assert alarms() == []
     made.config.write_text(made.config.read_text().replace("required = false", "required = true"))
-    assert set(alarms()) & set(introduction(made, [], 2222, "pickup-point", now))
+    assert set(alarms()) & set(introduction(made, [], 2222, 9108, "pickup-point", now))
 
 
 @pytest.mark.usefixtures("small")
@@ -419,7 +429,8 @@ def test_the_introduction_names_the_command_that_was_typed(tmp_path: Path) -> No
     """The status command can be copied as it is, and lines to type contain nothing else."""
     now = datetime(2026, 3, 10, 6, 0, tzinfo=UTC)
     made = prepare(tmp_path, 0, now)
-    told = introduction(made, ["DEMO20260309-00.tsv.gz"], 2222, sys.executable, now)
+    told = introduction(made, ["DEMO20260309-00.tsv.gz"], 2222, None, sys.executable, now)
     assert "sftp -P 2222 demo@127.0.0.1" in told
     assert f"{sys.executable} status --config {made.config}" in told
-    assert introduction(made, [], 2222, "pickup-point", now)  # nothing published is no reason to fail
+    assert not any("http" in line for line in told)  # an earlier release's demo has no page
+    assert introduction(made, [], 2222, 9108, "pickup-point", now)  # nothing published is no reason to fail

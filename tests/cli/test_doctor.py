@@ -22,11 +22,11 @@ import pytest
 from argon2 import PasswordHasher
 
 from server.cli.handover_document import column_table, example_line, explained
-from server.cli.tables import activation_sheet
 from server.config import load_config
 from server.megaphone.exports import DELIVERY_V2
 from server.settings import LogSettings
 from server.sftp.client import LoginAttempt, NoAnswer, fetch_sha256
+from server.status.words import activation_sheet
 from server.triton import DerivedValue
 
 from ..support.program import command, day_before, environment, export_of, log_of, today, until

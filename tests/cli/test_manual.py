@@ -249,7 +249,9 @@ def test_every_word_of_the_status_page_is_in_the_glossary() -> None:
     """The states, the heads of the table, the labels, and the key of the strip."""
     glossary = (FOLDER / "glossary.md").read_text(encoding="utf-8")
     explained = {word for row in re.findall(r"(?m)^\| (.*?) \|", glossary) for word in row.replace("`", "").split(", ")}
-    source = (ROOT / "server" / "cli" / "tables.py").read_text(encoding="utf-8")
+    source = "".join(
+        (ROOT / "server" / file).read_text(encoding="utf-8") for file in ("cli/tables.py", "status/words.py")
+    )
     # A label is the first of a pair: `("Last round", …`, or stands before `if not said else ""`.
     labels = set(re.findall(r'"([A-Z][a-z]+(?: [a-z]+)*)"(?:, |\.ljust| if )', source)) | {"Remarks", "Disk", "Banned"}
     assert {"Service", "Users", "Episodes", "Export source", "Server address"} <= labels

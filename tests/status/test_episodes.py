@@ -168,7 +168,7 @@ async def test_a_service_publishes_whatever_its_rss_feeds_do(service_site: Servi
     day = day_before(2)
     native = items(3, 1)
     urls = [rss_host.put("/good", rss(native)), *(url for url in hostile(rss_host) if not url.endswith("/slow"))]
-    service_site.configure(more=feeds_table(urls) + '\n[metrics]\nlisten = "127.0.0.1:0"')
+    service_site.configure(more=feeds_table(urls) + '\n[web]\nlisten = "127.0.0.1:0"')
     rows = [row(id=str(n), episode_id=item.episode_id, created_at=f"{day}T10:00:00Z") for n, item in enumerate(native)]
     service_site.put(day, gzip.compress(b"".join(line + b"\n" for line in rows)))
     serving = await service_site.serve()
@@ -181,7 +181,7 @@ async def test_a_service_publishes_whatever_its_rss_feeds_do(service_site: Servi
     assert all("it was never read" in found["sentence"] and found["level"] == "WARNING" for found in bad)
     assert "100.0% of the lines of" in service_site.run("status").stdout
     assert "declares entities" in service_site.run("status", env={"COLUMNS": "500"}).stdout
-    port = (await serving.running.says(r"service exposed metrics port=(\d+)"))[0][1]
+    port = (await serving.running.says(r"service opened the page .*port=(\d+)"))[0][1]
     scraped = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/metrics")
     with scraped:
         assert f'pickup_point_day_matched_share{{day="{day}"}} 1.0' in scraped.read().decode()

@@ -40,9 +40,9 @@ async def measured(site: ServiceSite) -> AsyncIterator[tuple[Serving, str]]:
     yesterday = day_before(1)
     site.put(yesterday, export_of(yesterday, 20, b"no JSON"))
     first = f'url = "exports"\nfirst_day = "{day_before(2)}"'
-    site.configure(export=first, log="max_rejected = 0.5", more='[metrics]\nlisten = "127.0.0.1:0"\n')
+    site.configure(export=first, log="max_rejected = 0.5", more='[web]\nlisten = "127.0.0.1:0"\n')
     serving = await site.serve()
-    (said,) = await serving.running.says(r"service exposed metrics port=(\d+)")
+    (said,) = await serving.running.says(r"service opened the page .*port=(\d+)")
     await serving.sees(f"TEST{yesterday:%Y%m%d}-00.tsv.gz")
     yield serving, f"http://127.0.0.1:{said[1]}/metrics"
     assert await serving.running.stops() == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from server.cli.tables import reconciliation_csv, reconciliation_text
+from server.cli.tables import reconciliation_text
 from server.convert.day import convert_export
 from server.convert.row import RowConverter
 from server.convert.tally import (
@@ -23,6 +23,7 @@ from server.convert.tally import (
     Tally,
 )
 from server.status.reconcile import ALL, COLUMNS, PodcastLine, reconcile
+from server.status.words import reconciliation_csv
 from tests.support.reference_conversion import (
     KERNEL,
     SMALL,

@@ -1,0 +1,225 @@
+"""What an operator is told, in words: the service, the history of a file, a day's books as CSV.
+
+The commands print them and the page shows them. Pure.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ..convert.tally import Tally
+from .days import span
+from .deadlines import Urgency
+from .reconcile import COLUMNS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..pickups import Delivered, Pickup
+    from ..settings import Config, UserSettings
+    from ..storage.records import Publication
+    from .days import DayOverview
+    from .reconcile import PodcastLine
+    from .snapshot import Snapshot, Trace
+
+
+def partner_users(config: Config) -> list[UserSettings]:
+    """Return the partner's users, those whose pickups are required; every user where nobody's are."""
+    return [user for user in config.sftp.users if user.required] or list(config.sftp.users)
+
+
+def activation_sheet(config: Config) -> list[tuple[str, str]]:
+    """Return what Triton's activation sheet asks for: pairs of label and answer."""
+    users = partner_users(config)
+    words = ("none, this user logs in with a key", "set, handed over separately")
+    passwords = [words[bool(user.password_hash)] for user in users]
+    if len(set(passwords)) > 1:
+        passwords = [f"{user.name}: {word}" for user, word in zip(users, passwords, strict=True)]
+    return [
+        ("Server address", config.sftp.address or f"{config.sftp.host}:{config.sftp.port} (set sftp.address)"),
+        ("User name", ", ".join(user.name for user in users)),
+        ("Password", "; ".join(dict.fromkeys(passwords))),
+        ("Remote directory", "/"),
+        ("Partitioned by date", "no"),
+        ("Naming convention", f"{config.log.prefix}YYYYMMDD-NN.{config.log.format}.gz"),
+    ]
+
+
+def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> list[tuple[str, str]]:
+    """Return the state of the service: pairs of label and text."""
+    said = [("Service", "not running")]
+    if running and "service_started" in facts:
+        since = datetime.fromisoformat(facts["service_started"])
+        said = [("Service", f"running for {span(now - since)}, port {facts.get('service_port', '?')}")]
+    for label, name in (("Last round", "last_round"), ("Next round", "next_round")):
+        if name in facts and (running or name == "last_round"):
+            at = datetime.fromisoformat(facts[name])
+            said.append((label, f"{at:%Y-%m-%d %H:%M:%SZ}"))
+    if facts.get("source_error"):
+        said.append(("Export source", "cannot be used, see above"))
+    elif "last_good_round" in facts:
+        said.append(("Export source", "reachable"))
+    bans = [ban for ban in facts.get("bans", ()) if datetime.fromisoformat(ban["until"]) > now] if running else []
+    if bans:
+        said.append(("Banned", ", ".join(f"{ban['address']} until {ban['until'][11:16]}Z" for ban in bans)))
+    return said
+
+
+def disk_line(snapshot: Snapshot) -> tuple[str, str]:
+    """Return how much of the data folder's disk is free: label and text."""
+    return "Disk", f"{size_text(snapshot.measured.disk_free_bytes)} free ({snapshot.measured.disk_free:.0%})"
+
+
+def login_lines(snapshot: Snapshot, users: Sequence[str], now: datetime) -> list[tuple[str, str]]:
+    """Return when each user logged in last, and with what: label and text."""
+    said: list[tuple[str, str]] = []
+    for user in users:
+        login = snapshot.logins.get(user)
+        text = "has never logged in"
+        if login is not None:
+            client = f", client {login[2]}" if login[2] else ""
+            text = f"last login {login[0]:%Y-%m-%d %H:%M}, {span(now - login[0])} ago{client}"
+        said.append(("Users" if not said else "", f"{user}: {text}"))
+    return said
+
+
+def episode_lines(snapshot: Snapshot, now: datetime) -> list[tuple[str, str]]:
+    """Return what the episode catalogue knows and how old that is: label and text, or nothing without a catalogue."""
+    newest = next((day for day in snapshot.days if day.matched_share is not None), None)
+    parts = []
+    if newest is not None and newest.matched_share is not None:
+        parts.append(f"{newest.matched_share:.1%} of the lines of {newest.day} match")
+    if snapshot.rss_feeds:
+        read = [feed.read_at for feed in snapshot.rss_feeds if feed.read_at is not None]
+        items = sum(feed.item_count for feed in snapshot.rss_feeds)
+        age = f"read {span(now - min(read))} ago" if read else "not read yet"
+        failed = sum(1 for feed in snapshot.rss_feeds if feed.error)
+        failing = f", {failed} of them cannot be read now" if failed else ""
+        count = "1 RSS feed" if len(snapshot.rss_feeds) == 1 else f"{len(snapshot.rss_feeds)} RSS feeds"
+        parts.append(f"{items} items in {count}, {age}{failing}")
+    return [("Episodes", "; ".join(parts))] if parts else []
+
+
+def pickup_words(day: DayOverview) -> list[str]:
+    """Return who has picked up a day and when, or how much of it: a text for each user who has begun."""
+    lines = []
+    for user in day.pickups:
+        if user.done and user.last is not None:
+            lines.append(f"{user.user} {user.last:%m-%d %H:%M}")
+        elif user.begun or user.whole:
+            lines.append(f"{user.user} {user.whole} of {user.files}")
+    return lines
+
+
+def next_deadline(day: DayOverview) -> tuple[str, Urgency | None]:
+    """Return how the next deadline stands: that of the publication, then that of the pickup; ``-`` without one."""
+    unwatched = day.published_at is not None and not day.waits_for_pickup
+    if unwatched or day.state in ("open", "pruned"):
+        return "-", None
+    deadline = day.deadlines.picked_up if day.published_at is not None else day.deadlines.published
+    if deadline.done is not None:
+        return "met" if deadline.urgency is Urgency.MET else f"late {span(deadline.left)}", deadline.urgency
+    if deadline.urgency is Urgency.LATE:
+        return f"{span(deadline.left)} ago", deadline.urgency
+    return f"in {span(deadline.left)}", deadline.urgency
+
+
+def calendar_state(day: DayOverview) -> str:
+    """Return the state that a calendar shows: a published day whose pickup is overdue is as bad as a failed one."""
+    pickup = day.deadlines.picked_up
+    overdue = day.waits_for_pickup and pickup.alarming and pickup.urgency is Urgency.LATE
+    return "failed" if day.state == "published" and overdue else day.state
+
+
+def history(trace: Trace) -> list[tuple[str, str]]:
+    """Return the history of one file in order: pairs of when ('' if unknown) and what happened."""
+    entry, publication = trace.log, trace.publication
+    export = publication.export
+    lines = []
+    if export.key:
+        wrote = f"Megaphone wrote {export.key} etag={export.etag} bytes={export.size}"
+        lines.append((_at(export.last_modified), wrote))
+    if publication.tally is not None:
+        lines.append((_at(publication.intended_at), f"converted: {_tally_text(publication.tally.as_json())}"))
+    if publication.catalogue is not None:
+        lines.append((_at(publication.intended_at), _catalogue_text(publication)))
+    published = f"published as {publication.kind} bytes={entry.size} lines={entry.lines} sha256={entry.sha256}"
+    lines.append((_at(publication.published_at), published))
+    if publication.remark:
+        lines.append((_at(publication.published_at), f"remark: {publication.remark}"))
+    if publication.kind == "late":
+        counts = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
+        lines.append((_at(publication.published_at), counts))
+    lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in trace.pickups]
+    lines += [(_at(what.completed or what.last), _delivered_text(what)) for what in trace.delivered]
+    for check in trace.checks:
+        counts = f"{check.unsent} new rows came too late, {check.changed} changed, {check.removed} gone"
+        lines.append((_at(check.at), f"the export had changed (etag {check.etag}): {counts}"))
+    if trace.superseded_by is not None:
+        names = ", ".join(str(log.name) for log in trace.superseded_by.logs)
+        lines.append((_at(trace.superseded_by.published_at), f"superseded by {names}"))
+    if entry.pruned_at is not None:
+        lines.append((_at(entry.pruned_at), "pruned; its name is never used again"))
+    return sorted(lines, key=lambda line: line[0] or "9")
+
+
+def _pickup_text(pickup: Pickup) -> str:
+    end = "still open" if pickup.ended is None and pickup.ending is None else str(pickup.ending)
+    took = f" seconds={(pickup.ended - pickup.started).total_seconds():.1f}" if pickup.ended else ""
+    return (
+        f"{pickup.grade} pickup by {pickup.user} from {pickup.address} client={pickup.client} "
+        f"covered={pickup.covered}/{pickup.size}{took} {end}"
+    )
+
+
+def _delivered_text(what: Delivered) -> str:
+    """Return what a user has of a file, over all handles; the addresses are the client's."""
+    words = {"complete": f"picked up by {what.user}: all of it was delivered"}
+    has = words.get(what.state, f"{what.state}: {what.user} has {what.bytes} of {what.size} bytes")
+    by = f" from {', '.join(what.addresses)}" if what.addresses else ""
+    return f"{has}, handles={what.handles}{by}"
+
+
+def _catalogue_text(publication: Publication) -> str:
+    stamp, share = publication.catalogue, publication.matched_share
+    assert stamp is not None  # noqa: S101  # only publications that were made with one come here
+    matched = f", which match {share:.1%} of the lines" if share is not None else ""
+    read = f", RSS read {stamp.read_at[:16].replace('T', ' ')}Z" if stamp.read_at else ""
+    return f"episode catalogue {stamp.version}: {stamp.episodes} episodes{matched}{read}"
+
+
+def _tally_text(tally: Mapping[str, Any]) -> str:
+    parts = [f"rows={tally['rows']}", f"lines={tally['lines']}"]
+    for kind in ("filtered", "rejected"):
+        parts += [f"{kind}.{reason}={count}" for reason, count in tally[kind].items()]
+    parts += [f"{name}={tally[name]}" for name in Tally.NUMBERS]
+    return " ".join(parts)
+
+
+def _at(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%SZ}"
+
+
+def reconciliation_csv(podcasts: Sequence[PodcastLine]) -> str:
+    """Return a day by podcast as CSV with a header line; no podcast's id is a formula to a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for line in podcasts:
+        podcast, *counts = line.cells()
+        # A quote makes it text, as it does when it is typed; "-" alone is no formula.
+        writer.writerow([f"'{podcast}" if len(podcast) > 1 and podcast[0] in "=+-@" else podcast, *counts])
+    return text.getvalue()
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in a readable unit: ``48.1 MB``."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""

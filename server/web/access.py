@@ -1,0 +1,143 @@
+"""Who may see the page: the names it answers to, the password, and the guard against guessing.
+
+Touches the processor (Argon2id, in threads), the clock and the journal. The counting is the SFTP listener's (`Guard`):
+delays that grow, bans, the pace of connections; so is the check of a password. Promise: a password is never logged, and
+kept only as a keyed digest of the one that was right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import hmac
+import secrets
+import sys
+import time
+from base64 import b64decode
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ..errors import ConfigError, Problem
+from ..sftp.limits import Guard, Limits, LogBudget, Reason
+from ..sftp.users import Access, PasswordChecks, User, Verdict, password_hash_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..settings import WebSettings
+    from ..sftp.limits import Address
+
+log = structlog.get_logger()
+
+MAX_CONNECTIONS = 32
+MAX_CONNECTIONS_PER_ADDRESS = 12
+_USER = "page"  # there is one password; the name that comes with it may be any
+
+
+def load_access(settings: WebSettings) -> Access | None:
+    """Return what checks the page's password; None where it has none.
+
+    Raises:
+        ConfigError: the hash cannot be used.
+    """
+    if settings.password_hash is None:
+        return None
+    if wrong := password_hash_problem(settings.password_hash):
+        cure = "write what this prints: pickup-point hash-password"
+        raise ConfigError("the configuration", [Problem("web.password_hash", wrong, cure)])
+    return Access([User(_USER, settings.password_hash, frozenset(), ())])
+
+
+def is_own_name(host: str, names: frozenset[str]) -> bool:
+    """Return whether a Host header names this listener: by an address, as localhost, or by one of ``names``.
+
+    A page of somebody else's that makes its own name resolve to our address (DNS rebinding) sends that name.
+    """
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
+    name = name.lower().rstrip(".")
+    try:
+        ip_address(name.removeprefix("[").removesuffix("]") if name.startswith("[") else name)
+    except ValueError:
+        return name == "localhost" or name in names
+    return True
+
+
+def given_password(header: str) -> bytes | None:
+    """Return the password of an ``Authorization`` header (RFC 7617); None if it holds none."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        _, colon, password = b64decode(value.strip(), validate=True).partition(b":")
+    except binascii.Error:
+        return None
+    return password if colon else None
+
+
+class Door:
+    """Counts who comes, and lets in who knows the password."""
+
+    def __init__(self, access: Access | None, limits: Callable[[], Limits]) -> None:
+        self._access = access
+        self._limits = limits
+        self._checks = PasswordChecks()
+        self._guards = {near: Guard(self._guard_limits(near=near), lambda _: False) for near in (True, False)}
+        self._budget = LogBudget()
+        self._key = secrets.token_bytes(32)
+        self._right = b""  # the digest of the password that was right last
+
+    def _guard_limits(self, *, near: bool) -> Limits:
+        limits = replace(
+            self._limits(), connections=MAX_CONNECTIONS, connections_per_address=MAX_CONNECTIONS_PER_ADDRESS
+        )
+        # On this machine everybody has one address, and behind a proxy that is everybody: no ban, but delays.
+        return replace(limits, ban_after=sys.maxsize) if near else limits
+
+    def _guard(self, address: Address) -> Guard:
+        guard = self._guards[address.is_loopback]
+        guard.limits = self._guard_limits(near=address.is_loopback)  # a reload may have changed them
+        return guard
+
+    def admit(self, address: Address, descriptors: int) -> Reason | float:
+        """Count a connection in; return the seconds until its turn, or why it is refused."""
+        return self._guard(address).admit(address, time.monotonic(), descriptors)
+
+    def leave(self, address: Address) -> None:
+        """Count a connection out."""
+        self._guard(address).leave(address)
+
+    def refused(self, address: Address, reason: str) -> None:
+        """Log a refusal, within the budget; fail2ban can read this line."""
+        for suppressed, count in self._budget.summaries(time.monotonic()):
+            log.warning(f"web refused {count} more", reason=suppressed)
+        if self._budget.take(reason, str(address)):
+            log.warning(f"web refused {address}", reason=reason)
+
+    async def admits(self, header: str, address: Address) -> bool:
+        """Return whether a request with this ``Authorization`` header may see the page."""
+        if self._access is None:
+            return True
+        password = given_password(header)
+        if password is None:
+            return False
+        # A browser sends the password with every request: the costly check is for one that was not right before.
+        digest = hmac.digest(self._key, password, "sha256")
+        if hmac.compare_digest(digest, self._right):
+            return True
+        if await self._checks.check(self._access, _USER, address, password) is Verdict.GRANTED:
+            self._right = digest
+            self._guard(address).forgive(address, "")
+            return True
+        penalty = self._guard(address).failed(address, time.monotonic())
+        self.refused(address, Reason.PASSWORD.value)
+        if penalty.banned:
+            log.warning(f"web banned {address}", minutes=round(self._limits().ban_time / 60, 1))
+        await asyncio.sleep(penalty.delay)
+        return False
+
+    def close(self) -> None:
+        """End the threads."""
+        self._checks.close()

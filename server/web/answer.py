@@ -1,0 +1,52 @@
+"""An answer of the page, before it is sent. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+CSV = "text/csv; charset=utf-8; header=present"
+
+# Nothing but our own stylesheet and icon, no script, no frame, no form.
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+ALWAYS: Mapping[str, str] = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Server": "pickup-point",
+}
+# Inside a JSON text these stand in strings only, so whoever takes it for HTML finds no tag in it.
+_JSON_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+
+
+class Answer(NamedTuple):
+    """Status, type and body of an answer, and the headers that it has besides `ALWAYS`."""
+
+    status: int
+    kind: str
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+def text(status: int, sentence: str, **headers: str) -> Answer:
+    """Return an answer of one sentence; an underscore in the name of a header stands for a hyphen."""
+    return Answer(status, TEXT, f"{sentence}\n".encode(), {name.replace("_", "-"): it for name, it in headers.items()})
+
+
+def json(value: Any) -> Answer:
+    """Return a JSON answer that holds no HTML."""
+    body = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    for character, escape in _JSON_ESCAPES.items():
+        body = body.replace(character, escape)
+    return Answer(200, JSON, f"{body}\n".encode())

@@ -1,0 +1,222 @@
+"""The HTTP listener: who may connect, for how long, and what every answer carries.
+
+Touches the socket that ``web.listen`` names. Promise: few connections, each with one request of few bytes and for a
+short time; who idles is dropped before anybody is refused; the process's last descriptors are left to the SFTP server;
+an address of somebody who asks for the page is logged only when it is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+from aiohttp import web
+
+from ..errors import CannotListen, unexpected
+from ..sftp.limits import Reason, address_group, connection_to_drop, parse_address
+from ..sftp.registry import free_descriptors
+from .access import is_own_name
+from .answer import ALWAYS, Answer, text
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp.web import BaseRequest
+
+    from ..settings import WebSettings
+    from ..sftp.limits import Address
+    from .access import Door
+
+log = structlog.get_logger()
+
+HEADER_SECONDS = 10.0  # from the connection to the end of the request's header
+ANSWER_SECONDS = 60.0  # from there to the end of the connection
+CLOSE_SECONDS = 1.0  # that answers under way have at the end
+MAX_REQUEST = 16 * 1024  # bytes; no request has a body
+MAX_LINE = 4 * 1024
+METHODS = ("GET", "HEAD")
+OPEN = frozenset({"/healthz"})  # paths that load balancers ask for, without a password
+_SILENT = logging.getLogger("pickup-point.web")
+_SILENT.disabled = True  # aiohttp would log what a stranger sent
+
+
+class Listener:
+    """Listens, and hands the path of every request that may be answered to ``answer``."""
+
+    def __init__(self, settings: WebSettings, door: Door, answer: Callable[[str, str], Awaitable[Answer]]) -> None:
+        self._settings = settings
+        self._door = door
+        self._answer = answer
+        self._names = frozenset(name.lower() for name in (*settings.hosts, settings.host_and_port[0]))
+        self._connections: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._manager: web.Server | None = None
+
+    async def start(self) -> int:
+        """Start listening, and return the port.
+
+        Raises:
+            CannotListen: the address cannot be bound.
+        """
+        host, port = self._settings.host_and_port
+        loop = asyncio.get_running_loop()
+        manager = self._manager = web.Server(self._handle, handler_cancellation=True)
+        try:
+            self._server = await loop.create_server(lambda: _Connection(self, manager, loop), host, port)
+        except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
+            hint = f"ss -ltnp 'sport = :{port}'; set web.listen"
+            why = getattr(error, "strerror", None) or "it is no host"
+            raise CannotListen(f"cannot listen on {host}:{port} for the page: {why}", hint=hint) from error
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop listening, and end every connection."""
+        if self._server is not None and self._manager is not None:
+            self._server.close()
+            for connection in list(self._connections):
+                connection.abort()
+            await self._manager.shutdown(CLOSE_SECONDS)
+            self._server = None
+
+    # Connections
+
+    def joined(self, connection: _Connection, address: Address) -> float | None:
+        """Count a connection in; return the seconds until its turn, or None when it is refused."""
+        verdict = self._door.admit(address, free := free_descriptors())
+        crowded = (Reason.CONNECTIONS, Reason.CONNECTIONS_PER_ADDRESS)
+        if verdict in crowded and self._make_room(address, own=verdict is Reason.CONNECTIONS_PER_ADDRESS):
+            # The dropped connection gives its descriptor back only later; it counts as free already.
+            verdict = self._door.admit(address, free + 1)
+        if isinstance(verdict, Reason):
+            self._door.refused(address, verdict.value)
+            return None
+        self._connections.add(connection)
+        return verdict
+
+    def _make_room(self, newcomer: Address, *, own: bool) -> bool:
+        """Drop a connection that has not asked for anything yet: the newcomer's oldest, or who holds the most."""
+        idle = [connection for connection in self._connections if not connection.asked]
+        mine = [connection for connection in idle if address_group(connection.address) == address_group(newcomer)]
+        victim = min(mine, key=lambda connection: connection.born, default=None)
+        if victim is None and not own:
+            held = [(connection.address, connection.born) for connection in idle]
+            index = connection_to_drop(held, newcomer, asyncio.get_running_loop().time())
+            victim = idle[index] if index is not None else None
+        if victim is None:
+            return False
+        victim.abort()
+        self.left(victim)
+        return True
+
+    def left(self, connection: _Connection) -> None:
+        """Count a connection out; a second call changes nothing."""
+        if connection in self._connections:
+            self._connections.discard(connection)
+            self._door.leave(connection.address)
+
+    # Requests
+
+    async def _handle(self, request: BaseRequest) -> web.Response:
+        connection = cast("_Connection", request.protocol)
+        connection.begin_answer()
+        await asyncio.sleep(connection.turn)
+        try:
+            answer = await self._decide(request, connection.address)
+        except Exception as error:  # whatever went wrong, the service goes on, and nobody is shown how
+            why = unexpected(error)
+            log.error("web could not answer", why=str(why), hint=why.hint)
+            answer = text(500, "this page could not be made; the service's log says where it failed")
+        return response(answer)
+
+    async def _decide(self, request: BaseRequest, address: Address) -> Answer:
+        """Return the answer to a request; the order of the checks tells a stranger as little as possible."""
+        if request.method not in METHODS:
+            return text(405, "only GET and HEAD are answered here", Allow=", ".join(METHODS))
+        hosts = request.headers.getall("Host", [])
+        if len(hosts) != 1 or not is_own_name(hosts[0], self._names):
+            return text(421, "this is not a name of this page; web.hosts in the configuration lists the names it has")
+        if not request.raw_path.startswith("/"):
+            return text(400, "this is no path")
+        if request.path not in OPEN and not await self._door.admits(request.headers.get("Authorization", ""), address):
+            wanted = 'Basic realm="pickup-point", charset="UTF-8"'
+            return text(401, "the page's password is needed; any name will do", WWW_Authenticate=wanted)
+        return await self._answer(request.path, request.query_string)
+
+
+def response(answer: Answer) -> web.Response:
+    """Return an answer as aiohttp sends it."""
+    made = web.Response(status=answer.status, body=answer.body)
+    made.headers.update({**ALWAYS, "Content-Type": answer.kind, **answer.headers})
+    made.force_close()  # one request a connection: its limits are those of the request
+    return made
+
+
+class _Connection(web.RequestHandler):
+    """One connection; ``turn`` is how long its answer waits (seconds), ``asked`` whether its request has come."""
+
+    def __init__(self, listener: Listener, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(manager, loop=loop, access_log=cast("Any", None), logger=_SILENT, max_line_size=MAX_LINE,
+                         max_field_size=MAX_LINE, lingering_time=0)  # fmt: skip
+        self._listener = listener
+        self._admitted = False
+        self._received = 0
+        self._end: asyncio.TimerHandle | None = None
+        self.address: Address = parse_address("127.0.0.1")
+        self.born = loop.time()
+        self.turn = 0.0
+        self.asked = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peer = transport.get_extra_info("peername")
+        turn = None
+        if peer:  # a client that has left already has none
+            self.address = parse_address(peer[0])
+            turn = self._listener.joined(self, self.address)
+        if turn is None:
+            cast("asyncio.Transport", transport).abort()
+            return
+        self._admitted, self.turn = True, turn
+        super().connection_made(transport)
+        self._end_in(HEADER_SECONDS)
+
+    def begin_answer(self) -> None:
+        """Note that the request has come."""
+        self.asked = True
+        self._end_in(ANSWER_SECONDS)
+
+    def _end_in(self, seconds: float) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._end = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+    def abort(self) -> None:
+        """End it at once, whatever is under way."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        if not self._admitted or self._received > MAX_REQUEST:
+            self.abort()
+            return
+        super().data_received(data)
+
+    def eof_received(self) -> None:
+        if self._admitted:
+            super().eof_received()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._listener.left(self)
+        if self._admitted:
+            super().connection_lost(exc)
+
+    def handle_error(
+        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer what is not HTTP, without repeating any of it."""
+        self.begin_answer()
+        return response(text(400, "this is no HTTP request"))

@@ -1,0 +1,233 @@
+"""The plots of the page, as numbers for its templates: what is drawn where, in units of the picture. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..convert.tally import FilterReason, RejectReason
+from ..megaphone.exports import start_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..convert.tally import Tally
+    from ..megaphone.exports import FinalityRule
+    from ..settings import ExportSettings
+    from ..status.days import DayOverview
+
+WIDTH, HEIGHT = 480, 200
+LEFT, RIGHT, TOP, BOTTOM = 46, 6, 14, 24  # margins
+SHOWN = 60  # days
+_WEEKS = 4  # whose same weekdays make a range
+_HOURS = (24.0, 78.0)  # after a day's beginning: what the plot of hours shows
+
+
+class Mark(NamedTuple):
+    """A label at an axis: its position, and its text."""
+
+    at: float
+    text: str
+
+
+class Bar(NamedTuple):
+    """A day's bar: the slot, heights of rows and lines from above, the range of its weekday, and words."""
+
+    x: float
+    width: float
+    rows_y: float
+    lines_y: float
+    base: float
+    range_y: float
+    range_height: float
+    words: str
+
+
+class Point(NamedTuple):
+    """An event of a day in the plot of hours: of which kind, where, and words."""
+
+    kind: str
+    x: float
+    y: float
+    words: str
+
+
+class Span(NamedTuple):
+    """A line from a day's first event to its last."""
+
+    x: float
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowsPlot:
+    """Rows and lines a day; ``words`` say the same in a sentence."""
+
+    bars: tuple[Bar, ...]
+    x_marks: tuple[Mark, ...]
+    y_marks: tuple[Mark, ...]
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoursPlot:
+    """Hours from a day's beginning to each event; the deadlines are lines across."""
+
+    points: tuple[Point, ...]
+    spans: tuple[Span, ...]
+    deadlines: tuple[Mark, ...]
+    x_marks: tuple[Mark, ...]
+    y_marks: tuple[Mark, ...]
+    words: str
+
+
+class Part(NamedTuple):
+    """A part of the books of a day: its class in the stylesheet, words, rows, and place in the bar (0 to 1000)."""
+
+    kind: str
+    words: str
+    rows: int
+    x: float
+    width: float
+
+
+def rows_plot(days: Mapping[date, DayOverview], today: date) -> RowsPlot | None:
+    """Return the plot of the last `SHOWN` days; None when none of them has rows."""
+    shown = _shown(today)
+    counted = {day: it for day, it in days.items() if it.rows}
+    most = max((counted[day].rows for day in shown if day in counted), default=0)
+    if not most:
+        return None
+    top = _round_up(most)
+    slot = (WIDTH - LEFT - RIGHT) / SHOWN
+    base = float(HEIGHT - BOTTOM)
+
+    def y(rows: int) -> float:
+        return round(base - (base - TOP) * min(rows, top) / top, 1)
+
+    bars = []
+    for number, day in enumerate(shown):
+        it = counted.get(day)
+        before = [
+            counted[then].rows for week in range(1, _WEEKS + 1) if (then := day - timedelta(weeks=week)) in counted
+        ]
+        low, high = (min(before), max(before)) if len(before) > 1 else (0, 0)
+        if it is None and not high:
+            continue
+        rows, lines = (it.rows, it.lines) if it is not None else (0, 0)
+        usual = f"; the same weekday had {low:,} to {high:,} rows" if high else ""
+        words = f"{day}: {rows:,} rows, {lines:,} lines{usual}"
+        bars.append(
+            Bar(
+                round(LEFT + number * slot, 1),
+                round(slot, 1),
+                y(rows),
+                y(lines),
+                base,
+                y(high),
+                round(y(low) - y(high), 1),
+                words,
+            )
+        )
+    with_rows = [day for day in shown if day in counted]
+    words = f"{len(with_rows)} days with rows, from {min(counted[d].rows for d in with_rows):,} to {most:,} rows a day"
+    y_marks = tuple(Mark(y(top * part // 2), _short(top * part // 2)) for part in (0, 1, 2))
+    return RowsPlot(tuple(bars), _x_marks(shown, slot), y_marks, words)
+
+
+def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSettings) -> HoursPlot | None:
+    """Return the plot of the last `SHOWN` days; None when none of them was published."""
+    shown = _shown(today)
+    slot = (WIDTH - LEFT - RIGHT) / SHOWN
+    rule = export.finality
+    low, high = _HOURS
+    base = float(HEIGHT - BOTTOM)
+
+    def y(hours: float) -> float:
+        return round(base - (base - TOP) * (min(max(hours, low), high) - low) / (high - low), 1)
+
+    points: list[Point] = []
+    spans: list[Span] = []
+    for number, day in enumerate(shown):
+        it = days.get(day)
+        if it is None or it.published_at is None:
+            continue
+        events: list[tuple[str, str, datetime | None]] = [
+            ("final", "final", _final(it, rule, export.settle)),
+            ("published", "published", it.published_at),
+            ("picked", "picked up", it.deadlines.picked_up.done),
+        ]
+        x = round(LEFT + (number + 0.5) * slot, 1)
+        made = []
+        for kind, word, at in events:
+            if at is not None:
+                hours = (at - start_of(day)).total_seconds() / 3600
+                made.append(
+                    Point(kind, x, y(hours), f"{day} {word} {hours:.1f} h after its beginning, {at:%Y-%m-%d %H:%M}Z")
+                )
+        spans.append(Span(x, min(point.y for point in made), max(point.y for point in made)))
+        points += made
+    if not points:
+        return None
+    known = [it for day in shown if (it := days.get(day)) is not None and it.published_at is not None]
+    by = known[-1].deadlines
+    deadlines = tuple(
+        Mark(y((at - start_of(known[-1].day)).total_seconds() / 3600), text)
+        for at, text in ((by.published.by, "to be published"), (by.picked_up.by, "to be picked up"))
+    )
+    late = sum(1 for it in known if it.waits_for_pickup and it.deadlines.picked_up.left < timedelta())
+    words = f"{len(known)} days published, {late} of them not picked up by the deadline, 72 hours after the day began"
+    y_marks = tuple(Mark(y(hours), f"{hours} h") for hours in (24, 48, 72))
+    return HoursPlot(tuple(points), tuple(spans), deadlines, _x_marks(shown, slot), y_marks, words)
+
+
+def books(tally: Tally) -> list[Part]:
+    """Return the parts of a tally that are not empty: lines, then each reason."""
+    found = [("lines", "lines", tally.lines)]
+    found += [(f"filtered f{n}", f"filtered: {r}", tally.filtered[r]) for n, r in enumerate(FilterReason)]
+    found += [(f"rejected r{n}", f"rejected: {r}", tally.rejected[r]) for n, r in enumerate(RejectReason)]
+    parts, x, total = [], 0.0, max(tally.rows, 1)
+    for kind, words, count in found:
+        if count:
+            width = 1000 * count / total
+            # So that one row among a million is seen, too.
+            parts.append(Part(kind, words.replace("_", " "), count, round(x, 2), round(max(width, 2.0), 2)))
+            x += width
+    return parts
+
+
+def _final(day: DayOverview, rule: FinalityRule, settle: timedelta) -> datetime | None:
+    """Return when the day's first publication could be made, if what was published was final and the clock says so."""
+    if rule.marked:  # an object of Megaphone's proves it, whose time is not kept
+        return None
+    export = day.publications[0].export
+    at = max(rule.final_time(day.day), export.last_modified + settle)
+    return at if day.published_at is not None and at <= day.published_at else None
+
+
+def _shown(today: date) -> list[date]:
+    return [today - timedelta(days=back) for back in range(SHOWN - 1, -1, -1)]
+
+
+def _x_marks(shown: Sequence[date], slot: float) -> tuple[Mark, ...]:
+    """Return a mark for every second Monday."""
+    mondays = [n for n, day in enumerate(shown) if day.weekday() == 0]
+    return tuple(Mark(round(LEFT + (n + 0.5) * slot, 1), f"{shown[n]:%m-%d}") for n in mondays[::2])
+
+
+def _round_up(most: int) -> int:
+    """Return the next number that is easy to read, and so is its half."""
+    power = 1
+    while most > 10 * power:
+        power *= 10
+    return next(round(step * power) for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if most <= step * power)
+
+
+def _short(count: int) -> str:
+    """Return a count for an axis: ``1.2 M``, ``40 k``."""
+    for size, unit in ((1_000_000, " M"), (1000, " k")):
+        if count >= size:
+            return f"{count / size:g}{unit}"
+    return str(count)

@@ -1,0 +1,201 @@
+"""The page: which path shows what.
+
+Reads the ledger through `status`, and its own templates. Promise: no request changes anything, whatever a template
+shows is escaped, and nothing comes from another host.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..errors import LedgerError, PickupPointError
+from ..hints import OURS, Call, steps
+from ..megaphone.exports import calendar_day
+from ..sftp.limits import Limits
+from ..status.metrics import METRICS_TYPE, exposition
+from ..status.snapshot import Snapshot, details_of, reconciliation_of, trace_of
+from ..status.words import activation_sheet, reconciliation_csv
+from ..threads import in_thread
+from ..triton import LogName
+from . import views
+from .access import Door, load_access
+from .answer import CSV, HTML, Answer, json, text
+from .listener import Listener
+from .reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ..settings import Config
+    from ..status.metrics import Reading
+
+log = structlog.get_logger()
+
+FOLDER = Path(__file__).parent
+REFRESH_SECONDS = 60
+STILL = "still"  # the query of a page that does not refresh itself
+_STATIC = {"/style.css": "text/css; charset=utf-8", "/icon.svg": "image/svg+xml"}
+
+
+class Page:
+    """The page of a service; without ``[web]`` it does nothing.
+
+    ``unhealthy_reason`` says why the service does not work, or ''; ``clock`` is told by tests only.
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        read_metrics: Callable[[], Reading],
+        unhealthy_reason: Callable[[], Awaitable[str]],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._config = config
+        self._read_metrics = read_metrics
+        self._unhealthy_reason = unhealthy_reason
+        self._clock = clock
+        self._parts: tuple[Listener, Door, Reader] | None = None
+        self._static = {path: (FOLDER / "static" / path[1:]).read_bytes() for path in _STATIC}
+        self._templates = templates()
+
+    async def start(self) -> int | None:
+        """Start listening, and return the port; None without ``[web]``.
+
+        Raises:
+            ConfigError: the password hash cannot be used.
+            CannotListen: the address cannot be bound.
+        """
+        settings = self._config().web
+        if settings is None:
+            return None
+        door = Door(load_access(settings), lambda: Limits.of(self._config().sftp))
+        listener, reader = Listener(settings, door, self.answer), Reader()
+        port = await listener.start()
+        self._parts = listener, door, reader
+        log.info("service opened the page", url=f"http://{settings.listen.rpartition(':')[0]}:{port}/", port=port)
+        if settings.beyond_loopback:
+            hint = "pickup-point manual web"
+            log.warning("service serves the page without TLS, which is the work of a proxy before it", hint=hint)
+        return port
+
+    async def close(self) -> None:
+        """Stop listening, and end what runs."""
+        if self._parts is None:
+            return
+        listener, door, reader = self._parts
+        self._parts = None
+        await listener.close()
+        door.close()
+        await in_thread(reader.close)  # an answer may be under way in its thread
+
+    async def answer(self, path: str, query: str) -> Answer:
+        """Return the answer to a request for a path, by somebody who may see it."""
+        if path == "/healthz":
+            sentence = await self._unhealthy_reason()
+            return text(503, sentence) if sentence else text(200, "OK")
+        if path in self._static:
+            return Answer(200, _STATIC[path], self._static[path], {"Cache-Control": "no-cache"})
+        assert self._parts is not None  # noqa: S101  # only the listener calls
+        reader = self._parts[2]
+        still = query == STILL
+        return await reader.ask(f"{path}?{still}", partial(self._make, path, still=still))
+
+    def _make(self, path: str, *, still: bool) -> Answer:
+        """Make the answer, in a thread."""
+        try:
+            return self._page(path, still=still)
+        except LedgerError as error:
+            return self._sorry(503, error)
+        except PickupPointError as error:
+            return self._sorry(404 if path.startswith(("/days/", "/files/")) else 503, error)
+
+    def _page(self, path: str, *, still: bool) -> Answer:
+        config, now = self._config(), self._clock()
+        match path.split("/")[1:]:
+            case [""]:
+                return self._html(
+                    "overview.html", path, still, views.overview(Snapshot.take(config, now), config, _call(config))
+                )
+            case ["metrics"]:
+                return Answer(200, METRICS_TYPE, exposition(self._read_metrics()))
+            case ["status.json"]:
+                sheet = {"activation_sheet": dict(activation_sheet(config))}
+                return json(Snapshot.take(config, now).as_json() | sheet)
+            case ["days", name]:
+                return self._day(config, _day(name), now, path, still=still)
+            case ["days", name, "podcasts.csv"]:
+                lines, _ = reconciliation_of(config, day := _day(name))
+                saved = {"Content-Disposition": f'attachment; filename="podcasts-{day}.csv"'}
+                return Answer(200, CSV, reconciliation_csv(lines).encode(), saved)
+            case ["days", name, "podcasts.json"]:
+                lines, matched = reconciliation_of(config, day := _day(name))
+                podcasts = [line.as_json() for line in lines]
+                return json({"day": str(day), "matched_share": matched, "podcasts": podcasts})
+            case ["files", name] if (log_name := LogName.parse(name)) is not None:
+                return self._html("file.html", path, still, views.one_file(trace_of(config, log_name), now))
+        return self._sorry(404, PickupPointError("There is no such page."))
+
+    def _day(self, config: Config, day: date, now: datetime, path: str, *, still: bool) -> Answer:
+        found = next((it for it in Snapshot.take(config, now).days if it.day == day), None)
+        if found is None:
+            raise PickupPointError(f"{day} is not among the days that are known here.")
+        values = views.one_day(found, details_of(config, day), config, _call(config), now)
+        return self._html("day.html", path, still, values)
+
+    def _html(self, template: str, path: str, still: bool, values: dict[str, Any], status: int = 200) -> Answer:
+        """Return a page; the header that refreshes it needs no script, and leaves the choice to a link."""
+        values |= {"path": path, "still": still, "still_query": STILL, "seconds": REFRESH_SECONDS}
+        body = self._templates.get_template(template).render(values)
+        return Answer(status, HTML, body.encode(), {} if still else {"Refresh": str(REFRESH_SECONDS)})
+
+    def _sorry(self, status: int, error: PickupPointError) -> Answer:
+        values = {"now": self._clock(), "sentence": str(error), "steps": steps(error.hint)}
+        return self._html("sorry.html", "", False, values, status)
+
+
+def templates() -> Environment:
+    """Return the templates; what they show is escaped, and a value that is missing is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"utc": _utc, "local": _local, "short": _short, "count": _count}
+    return environment
+
+
+def _call(config: Config) -> Call:
+    """Return how commands are typed on the server that this is."""
+    return Call(OURS, str(config.path))
+
+
+def _day(name: str) -> date:
+    day = calendar_day(name)
+    if day is None:
+        raise PickupPointError("A day is written like 2026-11-20.")
+    return day
+
+
+def _utc(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M}Z"
+
+
+def _short(at: datetime) -> str:
+    return f"{at:%m-%d %H:%M}"
+
+
+def _local(at: datetime) -> str:
+    """Return an instant by the server's own clock on the wall."""
+    return f"{at.astimezone():%Y-%m-%d %H:%M %Z}"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"

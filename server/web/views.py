@@ -1,0 +1,278 @@
+"""What the pages show, as values for their templates. Pure: its arguments are a snapshot's, and the clock in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..episodes.rss import safe_url
+from ..hints import Call, lines, without_page
+from ..status.alarms import Level
+from ..status.causes import causes, notes
+from ..status.deadlines import Urgency
+from ..status.summary import left_out, rows_sentence, summary
+from ..status.words import (
+    calendar_state,
+    disk_line,
+    episode_lines,
+    history,
+    login_lines,
+    next_deadline,
+    pickup_words,
+    service_lines,
+    size_text,
+)
+from .plots import SHOWN, books, hours_plot, rows_plot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ..convert.tally import Tally
+    from ..hints import Line, Step
+    from ..settings import Config
+    from ..status.days import DayOverview
+    from ..status.deadlines import Deadline
+    from ..status.snapshot import DayDetails, Snapshot, Trace
+
+FIRST_ROWS = 14  # days of the table that are not folded away
+MOST_PODCASTS = 200  # on a page; the CSV has all of them
+# How a state looks: a class of the stylesheet, and a sign for those who see no colours.
+LOOKS: Mapping[str, tuple[str, str]] = {
+    "picked up": ("good", "✓"), "published": ("ready", "•"), "open": ("later", "·"), "unmarked": ("later", "·"),
+    "settling": ("later", "·"),
+    "due": ("later", "·"), "pruned": ("gone", "□"), "missing": ("bad", "!"), "stale": ("bad", "!"),
+    "held": ("bad", "!"), "failed": ("bad", "!"), "unknown": ("bad", "!"),
+}  # fmt: skip
+LEGEND = (
+    ("picked up", "picked up"), ("published", "published"), ("open", "not due yet"), ("failed", "wrong"),
+    ("pruned", "removed"),
+)  # fmt: skip
+_URGENCY_LOOKS: Mapping[Urgency | None, str] = {
+    None: "", Urgency.MET: "good", Urgency.AHEAD: "", Urgency.WARNING: "warn", Urgency.CRITICAL: "bad",
+    Urgency.LATE: "bad",
+}  # fmt: skip
+
+
+class Told(NamedTuple):
+    """One thing that is wrong: the level's word, a sentence, the days, and what to do, line by line."""
+
+    level: str
+    sentence: str
+    days: tuple[date, ...]
+    lines: list[Line]
+
+
+class Card(NamedTuple):
+    """A day in plain words: a heading, the answer, rows, who must act, and what to do."""
+
+    heading: str
+    day: date
+    state: str
+    word: str
+    mood: str
+    sentence: str
+    rows: str
+    who: str
+    lines: list[Line]
+
+
+class Cell(NamedTuple):
+    """A day of the calendar; ``state`` is '' where it is not known."""
+
+    day: date
+    state: str
+    look: str
+    sign: str
+    known: bool
+
+
+class Row(NamedTuple):
+    """A day in the table."""
+
+    day: date
+    state: str
+    look: str
+    sign: str
+    size: str
+    counted: bool
+    rows: int
+    filtered: int
+    rejected: int
+    lines: int
+    files: int
+    published_at: datetime | None
+    picked_up: list[str]
+    deadline: str
+    deadline_look: str
+
+
+class Coming(NamedTuple):
+    """The next deadline: of which day, what must be done by when, and how long that is."""
+
+    day: date
+    what: str
+    by: datetime
+    left: str
+    look: str
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """The books of a publication, or of a held version, as a bar and a table; ``rows`` is their sum."""
+
+    rows: int
+    parts: list[Any]
+
+    @classmethod
+    def of(cls, tally: Tally) -> Books:
+        """Return the books of a tally."""
+        return cls(tally.rows, books(tally))
+
+
+def overview(snapshot: Snapshot, config: Config, call: Call) -> dict[str, Any]:
+    """Return what the overview shows."""
+    found = causes(snapshot.alarms, snapshot.days)
+    today = snapshot.at.date()
+    by_day = {day.day: day for day in snapshot.days}
+    users = [user.name for user in config.sftp.users]
+    service = service_lines(snapshot.facts, snapshot.at, running=snapshot.running)
+    service += [disk_line(snapshot), *episode_lines(snapshot, snapshot.at), *login_lines(snapshot, users, snapshot.at)]
+    rows = [_row(by_day[day]) for day in sorted(by_day, reverse=True)]
+    return {
+        "now": snapshot.at,
+        "level": max((alarm.level for alarm in snapshot.alarms), default=Level.OK).name,
+        "causes": [Told(it.level.name, it.sentence, it.days, _lines(it.steps, call)) for it in found],
+        "notes": notes(snapshot.days[:FIRST_ROWS], found),
+        "cards": [
+            card(by_day[day], config, call, heading)
+            for back, heading in ((1, "Yesterday"), (2, "The day before"))
+            if (day := today - timedelta(days=back)) in by_day
+        ],
+        "coming": _coming(snapshot.days),
+        "weeks": _weeks(by_day, today),
+        "legend": [(*LOOKS[state], words) for state, words in LEGEND],
+        "rows_plot": rows_plot(by_day, today),
+        "hours_plot": hours_plot(by_day, today, config.export),
+        "days": rows[:FIRST_ROWS],
+        "earlier": rows[FIRST_ROWS:],
+        "service": service,
+        "rss_feeds": [
+            (safe_url(feed.url), feed.title, feed.item_count, feed.read_at, feed.error) for feed in snapshot.rss_feeds
+        ],
+        "address": config.sftp.address or "",
+        "prefix": config.log.prefix,
+    }
+
+
+def one_day(day: DayOverview, details: DayDetails, config: Config, call: Call, now: datetime) -> dict[str, Any]:
+    """Return what the page of a day shows; a day is known by its overview and its details."""
+    publications = [
+        {
+            "publication": it,
+            "books": Books.of(it.tally) if it.tally is not None else None,
+            "files": [
+                (str(log.name), log.size, size_text(log.size), log.lines, log.state, log.superseded_by is not None)
+                for log in it.logs
+            ],
+        }
+        for it in day.publications
+    ]
+    look, sign = LOOKS[day.state]
+    return {
+        "now": now,
+        "day": day,
+        "look": look,
+        "sign": sign,
+        "card": card(day, config, call, "In plain words"),
+        "deadlines": [
+            (what, deadline.by, deadline.done, str(deadline.urgency), _URGENCY_LOOKS[deadline.urgency])
+            for what, deadline in (("published", day.deadlines.published), ("picked up", day.deadlines.picked_up))
+        ],
+        "export_size": size_text(day.export.size) if day.export is not None else "",
+        "publications": publications,
+        "held": Books.of(details.held) if details.held is not None and not day.publications else None,
+        "podcasts": details.podcasts[: MOST_PODCASTS + 1],  # the first is all of them together
+        "more_podcasts": max(0, len(details.podcasts) - MOST_PODCASTS - 1),
+        "checks": details.checks,
+        "pickups": pickup_words(day),
+        "before": day.day - timedelta(days=1),
+        "after": day.day + timedelta(days=1),
+    }
+
+
+def one_file(trace: Trace, now: datetime) -> dict[str, Any]:
+    """Return what the page of a file shows."""
+    size = max(trace.log.size, 1)
+    return {
+        "now": now,
+        "log": trace.log,
+        "size": size_text(trace.log.size),
+        "publication": trace.publication,
+        "history": history(trace),
+        "delivered": [(it, _share(it.bytes, size)) for it in trace.delivered],
+        "pickups": [(it, _share(it.covered, size), _share(it.delivered, size)) for it in reversed(trace.pickups)],
+    }
+
+
+def card(day: DayOverview, config: Config, call: Call, heading: str) -> Card:
+    """Return a day in plain words."""
+    it = summary(day, config)
+    return Card(
+        heading, day.day, day.state, it.word, it.mood, it.sentence, rows_sentence(day), it.who, _lines(it.steps, call)
+    )
+
+
+def _lines(steps: Iterable[Step], call: Call) -> list[Line]:
+    return lines(without_page(steps, "status"), call)
+
+
+def _share(part: int, whole: int) -> float:
+    """Return a share of the whole in thousandths, 0 to 1000: the width of a bar."""
+    return round(1000 * min(part, whole) / whole, 1)
+
+
+def _row(day: DayOverview) -> Row:
+    look, sign = LOOKS[calendar_state(day)]
+    words, urgency = next_deadline(day)
+    return Row(
+        day.day, day.state, look, sign, size_text(day.export.size) if day.export is not None else "",
+        bool(day.publications or day.rows), day.rows, left_out(day), day.rejected, day.lines, len(day.logs),
+        day.published_at, pickup_words(day), words, _URGENCY_LOOKS[urgency],
+    )  # fmt: skip
+
+
+def _weeks(by_day: Mapping[date, DayOverview], today: date) -> list[list[Cell | None]]:
+    """Return the last `SHOWN` days by week, from Monday to Sunday; None is a day outside of them."""
+    first = today - timedelta(days=SHOWN - 1)
+    monday = first - timedelta(days=first.weekday())
+    weeks = []
+    while monday <= today:
+        week: list[Cell | None] = []
+        for day in (monday + timedelta(days=n) for n in range(7)):
+            state = calendar_state(by_day[day]) if day in by_day else ""
+            look, sign = LOOKS.get(state, ("", ""))
+            word = by_day[day].state if day in by_day else ""
+            week.append(Cell(day, word, look, sign, day in by_day) if first <= day <= today else None)
+        weeks.append(week)
+        monday += timedelta(days=7)
+    return weeks
+
+
+def _coming(days: Iterable[DayOverview]) -> Coming | None:
+    """Return the next deadline that is not met yet."""
+    waiting: list[tuple[Deadline, DayOverview, str]] = []
+    for day in days:
+        if day.state == "pruned":
+            continue
+        if day.published_at is None:
+            waiting.append((day.deadlines.published, day, "must be published"))
+        elif day.waits_for_pickup and day.deadlines.picked_up.done is None:
+            waiting.append((day.deadlines.picked_up, day, "must be picked up"))
+    ahead = [it for it in waiting if it[0].left >= timedelta()]
+    if not ahead:
+        return None
+    deadline, day, what = min(ahead, key=lambda it: it[0].by)
+    minutes = int(deadline.left.total_seconds() // 60)
+    left = f"{minutes // 60} h {minutes % 60:02d} min"
+    return Coming(day.day, what, deadline.by, left, _URGENCY_LOOKS[deadline.urgency])

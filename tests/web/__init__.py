@@ -1,0 +1,1 @@
+"""The page, as browsers and programs see it."""

@@ -1,0 +1,172 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright, and looked at by axe-core.
+
+One installation of two weeks, one empty one, one browser for all tests of this file. Skips with a sentence where one of
+the three is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from server.web import site as site_module
+
+from ..support.pages import HELD, MORE, NOW, TODAY, facts_at, hostile_rows, live, page_config, shown
+from ..support.sftp import CHEAP_HASH, PASSWORD
+from ..support.site import DAY, Site, at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = shutil.which("chromium")
+NODE = os.environ.get("NODE_PATH", "").split(":")
+AXE = next((path for folder in NODE if (path := Path(folder, "axe-core/axe.min.js")).exists()), None)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.skipif(find_spec("playwright") is None, reason="needs Playwright: pip install '.[browser]'"),
+    pytest.mark.skipif(AXE is None, reason="needs axe-core on NODE_PATH: npm install axe-core"),
+]
+FIRST = TODAY.replace(day=17)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of an installation with good days, late rows, and a late, a missing and a held day."""
+    site = Site(tmp_path_factory.mktemp("lived"), first=FIRST)
+    try:
+        # Before the browser is started, whose loop then counts as running in this thread.
+        asyncio.run(live(site, FIRST))
+        site.ledger.note(**facts_at(NOW))
+    finally:
+        site.stop()
+    with shown(page_config(site.root, FIRST), NOW) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(address: str) -> Iterator[Browser]:
+    """Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # root may not use it
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        yield started
+        started.close()
+
+
+@contextmanager
+def window(browser: Browser, width: int = 1280, **options: Any) -> Iterator[tuple[Page, list[str]]]:
+    """A window, and what it complains of: errors, whatever the policy forbids, dialogs, requests to other hosts."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda it: None if it.url.startswith("http://127.0.0.1:") else complaints.append(it.url))
+    try:
+        yield page, complaints
+    finally:
+        context.close()
+
+
+PATHS = {
+    "overview": "/", "held": f"/days/{HELD}", "late rows": f"/days/{MORE}",
+    "file": f"/files/MEGA{MORE:%Y%m%d}-00.tsv.gz",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PATHS)
+def test_a_page_fits_every_screen_and_everybody(what: str, address: str, browser: Browser) -> None:
+    """Nothing has to be scrolled sideways, light and dark differ, no policy is broken, axe finds nothing serious."""
+    assert AXE is not None
+    grounds = set()
+    with window(browser, color_scheme="light") as (page, complaints):
+        page.goto(address + PATHS[what])
+        page.evaluate("for (const it of document.querySelectorAll('details')) it.open = true")
+        page.evaluate(AXE.read_text())
+        for width, scheme in ((1920, "light"), (1280, "light"), (390, "dark")):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            grounds.add(page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
+            found = page.evaluate("axe.run()")["violations"] if width < 1920 else []
+            assert [(it["id"], it["nodes"][0]["html"]) for it in found if it["impact"] != "minor"] == []
+        assert complaints == []
+    assert len(grounds) == 2
+
+
+def test_the_page_needs_no_script(address: str, browser: Browser) -> None:
+    """With JavaScript off it says the same."""
+    texts = []
+    for enabled in (True, False):
+        with window(browser, java_script_enabled=enabled) as (page, _):
+            page.goto(address)
+            texts.append(page.inner_text("main"))
+    assert texts[0] == texts[1]
+    assert f"{HELD}, held" in texts[0]
+
+
+def test_the_keyboard_reaches_everything(address: str, browser: Browser) -> None:
+    """The first stop leads past the head; the earlier days unfold; a day is reached by Enter."""
+    with window(browser) as (page, complaints):
+        page.goto(address)
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+        page.keyboard.press("Enter")
+        assert page.url.endswith("#main")
+        page.focus(f"main a[href='/days/{HELD}']")
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"**/days/{HELD}")
+        assert "held" in page.inner_text("h1")
+        assert complaints == []
+
+
+def test_the_browser_asks_again_every_minute(address: str, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chromium obeys the header; here the minute is a second."""
+    monkeypatch.setattr(site_module, "REFRESH_SECONDS", 1)
+    with window(browser) as (page, _):
+        page.goto(f"{address}/days/{DAY}")
+        with page.expect_navigation():
+            pass
+        assert page.url == f"{address}/days/{DAY}"
+
+
+def test_a_hostile_podcast_is_text_to_the_browser(tmp_path: Path, browser: Browser) -> None:
+    """No dialog, no image that is fetched, nothing that the policy had to forbid."""
+    site = Site(tmp_path)
+    try:
+        site.put(hostile_rows(DAY, 8), at(1, "04:00"))
+        _in_a_thread(site.round(at(1, "05:30")))
+    finally:
+        site.stop()
+    with shown(page_config(site.root), at(1, "09:00")) as url, window(browser) as (page, complaints):
+        page.goto(f"{url}/days/{DAY}")
+        assert "<script>alert(1)</script>" in page.inner_text("main")
+        assert complaints == []
+
+
+def _in_a_thread(coroutine: Any) -> None:
+    """Run it where no browser's loop counts as running."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, coroutine).result()
+
+
+def test_a_browser_asks_for_the_password_once(tmp_path: Path, browser: Browser) -> None:
+    """And an empty installation has a page, too, with its stylesheet."""
+    config = page_config(tmp_path, password_hash=CHEAP_HASH)
+    credentials = {"username": "me", "password": PASSWORD}
+    with shown(config, NOW) as url, window(browser, http_credentials=credentials) as (page, _):
+        page.goto(url)
+        assert "No day yet" in page.inner_text("main")
+        assert page.evaluate("getComputedStyle(document.querySelector('.brand')).fontWeight") == "650"

@@ -1,0 +1,206 @@
+"""What the page shows: the overview, a day, a file, the data; and that nothing which it shows can attack the reader."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from datetime import timedelta
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+from server.cli.tables import _CELLS
+from server.triton import safe_id
+from server.web.answer import json as json_answer
+from server.web.site import FOLDER
+from server.web.views import LOOKS
+
+from ..support.pages import HOSTILE, facts_at, hostile_rows, serving
+from ..support.program import secrets_of
+from ..support.site import DAY, at, broken_rows, name, rows_of
+
+if TYPE_CHECKING:
+    from ..support.pages import Served
+    from ..support.site import Site
+
+
+class Tags(HTMLParser):
+    """What a browser would make of a page: its tags with their attributes, and its text."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        """The text, with white space as a browser shows it."""
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+async def page(served: Served, path: str) -> Tags:
+    """A page that must be there."""
+    status, headers, body = await served.get(path)
+    assert status == 200, body
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    return Tags(body)
+
+
+async def test_yesterday_is_told_from_the_page_alone(site: Site) -> None:
+    """In time, and how many rows; then the wrong day, why, who must do what, and with which command."""
+    good, held = DAY, DAY + timedelta(days=1)
+    site.put(rows_of(good, 100), at(1, "04:00"), good)
+    await site.round(at(1, "05:30"))
+    site.pick_up(at(1, "07:00"), name())
+    site.ledger.note(**facts_at(at(1, "09:00")))
+    async with serving(site.root, at(1, "09:00")) as served:
+        text = (await page(served, "/")).text
+    assert f"Yesterday {good}, picked up Yes, in time" in text
+    assert "100 rows from Megaphone: 100 lines for the partner, 0 filtered, 0 rejected." in text
+    assert "Who must act Nobody has to do anything." in text
+    assert "OK: nothing is wrong" in text and "What is wrong" not in text
+
+    site.put([*rows_of(held, 90), *broken_rows(10)], at(2, "04:00"), held)
+    await site.round(at(2, "05:30"))
+    site.ledger.note(**facts_at(at(2, "09:00")))
+    async with serving(site.root, at(2, "09:00")) as served:
+        shown, of_day = await page(served, "/"), await page(served, f"/days/{held}")
+    command = f"pickup-point feed --day {held} --accept-rejects --config {site.root}/config.toml"
+    assert f"Yesterday {held}, held No" in shown.text
+    assert shown.text.index("What is wrong") < shown.text.index("Yesterday")
+    for text in (shown.text, of_day.text):
+        assert "10 of 100 rows were rejected" in text
+        assert "Whoever runs this server" in text and command in text
+    assert "rejected: malformed json 10 10.00 %" in of_day.text
+    assert ("a", {"href": f"/days/{held}"}) in shown.tags
+
+
+async def test_a_file_tells_its_story_and_who_has_how_much(site: Site) -> None:
+    """Every pickup with user, client, grade and a bar of covered bytes; the digest; the words of `trace`."""
+    site.put(rows_of(DAY, 100), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    site.pick_up(at(1, "07:00"), name(), whole=False)
+    async with serving(site.root, at(1, "09:00")) as served:
+        shown = await page(served, f"/files/{name()}")
+        for path in (
+            "/files/MEGA20200101-00.tsv.gz",
+            "/files/../ledger.sqlite3",
+            "/files/x",
+            "/days/2026-02-30",
+            "/days/",
+        ):
+            assert (await served.get(path))[0] == 404
+    (log,) = site.ledger.logs()
+    assert log.sha256 in shown.text
+    assert "partial" in shown.text and "Client 1.0" in shown.text
+    assert f"published as first bytes={log.size}" in shown.text
+    (covered,) = {
+        attributes["width"] for tag, attributes in shown.tags if tag == "rect" and attributes.get("class") == "full"
+    }
+    assert covered is not None and abs(float(covered) - 500) < 5
+
+
+async def test_a_hostile_podcast_attacks_nobody(site: Site) -> None:
+    """Not in HTML, not in JSON that is taken for HTML, not in a spreadsheet, not in a terminal, and not as a label."""
+    site.put(hostile_rows(DAY, 8), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    async with serving(site.root, at(1, "09:00")) as served:
+        shown = await page(served, f"/days/{DAY}")
+        _, headers, data = await served.get(f"/days/{DAY}/podcasts.json")
+        _, saved, table = await served.get(f"/days/{DAY}/podcasts.csv")
+        others = [(await served.get(path))[2] for path in ("/", "/metrics", "/status.json", f"/files/{name()}")]
+    hostile = safe_id(HOSTILE)
+    assert "<script>" in hostile and hostile in shown.text
+    assert not {"script", "img", "iframe"} & {tag for tag, _ in shown.tags}
+    assert not [name for _, attributes in shown.tags for name in attributes if name.startswith("on") or name == "style"]
+    assert "{{ 7 * 7 }}" in shown.text
+    assert headers["Content-Type"] == "application/json"
+    assert b"<" not in data and b"\\u003cscript\\u003e" in data and b"\x1b" not in data
+    assert hostile in [podcast["podcast_id"] for podcast in json.loads(data)["podcasts"]]
+    assert saved["Content-Disposition"].startswith("attachment") and b"\x1b" not in table
+    ids = [row["podcast_id"] for row in csv.DictReader(io.StringIO(table.decode()))]
+    assert "'=cmd|'/c calc'!A0" in ids and hostile in ids
+    assert all(b"alert" not in body and b"calc" not in body for body in others)
+
+
+async def test_nothing_of_a_listener_and_no_secret_is_shown(site: Site) -> None:
+    """No address and no user agent of who listens to podcasts, no hash of a password, on no page."""
+    path = site.put([*rows_of(DAY, 50), *broken_rows(1)], at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    await site.round(at(1, "05:30"), DAY, accept=True)
+    site.pick_up(at(1, "07:00"))
+    paths = ("/", "/status.json", "/metrics", f"/days/{DAY}", f"/days/{DAY}/podcasts.csv", f"/files/{name()}")
+    async with serving(site.root, at(1, "09:00")) as served:
+        bodies = [(await served.get(path))[2] for path in paths]
+    secrets = {*secrets_of(path.read_bytes()), "argon2"}
+    assert len(secrets) >= 3
+    assert not [secret for secret in secrets for body in bodies if secret.encode() in body]
+
+
+async def test_the_page_refreshes_itself_until_it_is_told_not_to(site: Site) -> None:
+    """By a header, without a script; who reads slowly, or by ear, follows a link."""
+    async with serving(site.root, at(1)) as served:
+        _, headers, body = await served.get("/")
+        assert headers["Refresh"] == "60"
+        assert ("a", {"href": "/?still"}) in Tags(body).tags
+        assert "Refresh" not in (await served.get("/?still"))[1]
+        assert "Refresh" not in (await served.get("/status.json"))[1]
+
+
+async def test_an_empty_installation_has_a_page(site: Site) -> None:
+    """Before the first round, and before there is a ledger at all."""
+    async with serving(site.root / "new", at(0)) as served:
+        text = (await page(served, "/")).text
+        assert "No day yet" in text and "no round has run yet" in text
+        assert (await served.get(f"/days/{DAY}"))[0] == 404
+        assert (await served.get(f"/files/{name()}"))[0] in (404, 503)
+
+
+async def test_status_json_is_what_status_prints(site: Site) -> None:
+    """With the activation sheet."""
+    async with serving(site.root, at(1)) as served:
+        found = json.loads((await served.get("/status.json"))[2])
+    assert {"at", "running", "level", "alarms", "service", "logins", "disk", "days", "activation_sheet"} <= set(found)
+
+
+async def test_many_who_ask_the_same_get_one_answer(site: Site) -> None:
+    """One reading at a time, and none twice within a second: a crowd costs as much as one."""
+    made = []
+    async with serving(site.root, at(1)) as served:
+        real = served.page._make
+        served.page._make = lambda path, *, still: made.append(path) or real(path, still=still)  # type: ignore[func-returns-value, method-assign, assignment]
+        for _ in range(5):
+            assert (await served.get("/"))[0] == 200
+    assert len(made) < 5
+
+
+def test_every_state_of_a_day_has_a_look() -> None:
+    """The same states as in a terminal, each with a sign of its kind."""
+    assert set(LOOKS) == set(_CELLS)
+    assert {LOOKS[state][1] == "!" for state in LOOKS} == {True, False}
+    assert [state for state in LOOKS if (LOOKS[state][1] == "!") != (_CELLS[state] == "!")] == []
+
+
+def test_json_holds_no_tag() -> None:
+    """Whatever stands in it, and what is read back is the same."""
+    value = {"<script>": "</script>&"}
+    body = json_answer(value).body
+    assert not {b"<", b">", b"&"} & {bytes([byte]) for byte in body}
+    assert json.loads(body) == value
+
+
+def test_the_templates_hold_no_script_and_no_style_and_name_no_other_host() -> None:
+    """The policy would forbid them; and nobody may mark a value as safe."""
+    for path in [*(FOLDER / "templates").iterdir(), *(FOLDER / "static").iterdir()]:
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(
+            r"<script|<style|\sstyle=|\son\w+=|https?:|\|\s*safe|autoescape|@import|url\(\"?//", text
+        ), path
