@@ -370,6 +370,17 @@ async def test_what_is_broken_is_found_with_its_cure(
     assert {"configuration", "keys", "exports", "service"} <= set(found)
 
 
+async def test_what_is_wrong_with_several_days_is_one_finding(service_site: ServiceSite) -> None:
+    """As in `status`; and it is a warning, since the installation may be well."""
+    service_site.put(day_before(1), export_of(day_before(1)))
+    service_site.configure(export=f'url = "exports"\nfirst_day = "{day_before(3)}"')
+    assert service_site.run("feed").returncode == 0
+    found = await examined(service_site)
+    assert found["days"][0] == "WARNING"
+    assert found["days"][1].startswith(f"days: {day_before(3)}, {day_before(2)}: 2 days missing; ")
+    assert found["days"][2] == "ask support-megaphone@spotify.com, Megaphone does not backfill on its own"
+
+
 # init
 
 
