@@ -285,7 +285,7 @@ def _split(log: LogSettings) -> str:
 
 def _volume_text(volumes: Sequence[Volume]) -> str:
     if not volumes:
-        return "Usually one file a day. Its size is not known yet, since nothing has been published."
+        return "Usually one file a day. Its size is not known yet."
     count, sizes = len(volumes), [volume.size for volume in volumes]
     files, lines = max(volume.files for volume in volumes), sum(volume.lines for volume in volumes) // count
     days = "On the last day that was published" if count == 1 else f"On the last {count} days that were published"
