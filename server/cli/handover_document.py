@@ -89,7 +89,7 @@ def document(config: Config, material: Material, now: datetime) -> str:
     return _TEXT.format(
         title=f"Podcast logs by SFTP{f' from {_plain(name)}' if name else ''}, for Triton Digital",
         today=_day_text(now.date()),
-        sheet=_table(("label", "answer"), [(label, _plain(answer)) for label, answer in activation_sheet(config)]),
+        sheet=_table(("label", "answer"), _sheet(config)),
         contacts="\n".join(f"- {line}" for line in _contacts(config)),
         connecting="\n".join(f"- {line}" for line in _connecting(config)),
         algorithms=_algorithms(config),
@@ -221,6 +221,14 @@ _ROWS = {
         "We send only what Megaphone itself counts. Is that right, or do you apply your own rules to all downloads?",
     ),
 }
+
+
+def _sheet(config: Config) -> list[tuple[str, str]]:
+    """Return the activation sheet; an address at which nobody from outside can reach us is none."""
+    known = dict(activation_sheet(config))
+    if config.sftp.address is None:
+        known["Server address"] = "It follows."
+    return [(label, _plain(answer)) for label, answer in known.items()]
 
 
 def _contacts(config: Config) -> list[str]:

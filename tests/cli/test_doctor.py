@@ -512,10 +512,13 @@ def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceS
 def test_a_handover_without_a_final_day_says_so_and_holds_the_rest(service_site: ServiceSite) -> None:
     """It has no sample, and tells us, not Triton, what the configuration lacks; exit 0."""
     service_site.put(day_before(0), export_of(day_before(0)))
+    service_site.config.write_text(re.sub("(?m)^address = .*$", "", service_site.config.read_text()))
     done = service_site.run("handover", "--output", service_site.folder / "for-triton")
     assert done.returncode == 0 and "there is no sample" in done.stderr and "no final day yet" in done.stderr
+    assert "set sftp.address" in done.stderr
     assert "set publisher.name" in done.stderr and "set publisher.contacts" in done.stderr
-    assert "## Sample\n\nIt follows." in (service_site.folder / "for-triton" / "handover.md").read_text()
+    text = (service_site.folder / "for-triton" / "handover.md").read_text()
+    assert "## Sample\n\nIt follows." in text and "| Server address | It follows. |" in text
 
 
 @pytest.mark.parametrize(
