@@ -364,7 +364,7 @@ def _foreign(publications: Sequence[Publication], check: LateCheck | None) -> st
 def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
     """Return what is wrong with a day, '' if the state says it all, and what to do as a hint, or ''."""
     if state == "unknown":
-        return "no round could ask the source for it since it can be final", "pickup-point doctor"
+        return "no round has been able to look for its export since it could be final", "pickup-point doctor"
     if record is None:
         return "", ""
     if state == "held" and record.hold is not None:
@@ -381,7 +381,7 @@ def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
         what = "at export.give_up_waiting it is published as it is; ask support-megaphone@spotify.com for the object"
         return "Megaphone has not put the object that proves it final (_finalized_delivery_...) beside its export", what
     if state == "stale":
-        return "its export was last written before the day's end", "ask support-megaphone@spotify.com for the rest"
+        return "its export was last written before the day ended", "ask support-megaphone@spotify.com for the rest"
     return "", ""
 
 

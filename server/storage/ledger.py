@@ -266,7 +266,7 @@ class Ledger:
         return newest
 
     def row_totals(self) -> dict[str, int]:
-        """Return the rows of everything that was ever published, by outcome: ``line``, or the reason of none."""
+        """Return the rows of everything that was ever published, by outcome: ``line``, or why there is none."""
         return {row[0]: row[1] for row in self._rows("SELECT outcome, rows FROM row_total")}
 
     def pruned(self, name: LogName, at: datetime) -> None:

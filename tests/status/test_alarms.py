@@ -397,8 +397,10 @@ def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str
     (Measured(0.5, 50 << 30, (), "", "cannot be used", "ls -l data"), [("CRITICAL", "ledger_unreadable")]),
 ])  # fmt: skip
 def test_the_machine(measured: Measured, expected: list[tuple[str, str]]) -> None:
-    """A disk that fills up, a key that others can read, a damaged ledger."""
+    """A disk that fills up, a key that others can read, a damaged ledger, which shows no round either."""
     assert of_service(RUNNING, measured) == expected
+    never = [] if measured.ledger_damage or measured.ledger_away else [("CRITICAL", "feed_not_running")]
+    assert sorted(of_service({}, measured)) == sorted(expected + never)
 
 
 @pytest.mark.parametrize("measured", [Measured(0.5, 50 << 30, (), "bad"), Measured(0.5, 50 << 30, (), "", "full")])
