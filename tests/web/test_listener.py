@@ -97,6 +97,17 @@ async def test_the_password_opens_everything_and_without_it_nothing_is_shown(
     assert "wrong password" not in said.out + said.err + caplog.text
 
 
+async def test_beyond_this_machine_the_log_says_whose_work_tls_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, at the start; on loopback nothing is said."""
+    async with serving(tmp_path):
+        assert "TLS" not in capsys.readouterr().out
+    monkeypatch.setattr("server.settings.WebSettings.beyond_loopback", True)
+    async with serving(tmp_path, password_hash=CHEAP_HASH):
+        assert "without TLS, which is the work of a proxy" in capsys.readouterr().out
+
+
 async def test_guessing_is_delayed_and_banned_as_over_sftp() -> None:
     """By the same guard; only this machine, where everybody may have one address behind a proxy, is never banned."""
     limits = Limits(ban_after=3, ban_time=60.0)
