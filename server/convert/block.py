@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ..megaphone.exports import METRICS
 from ..triton import plain_id
 from .export_row import identifier, parse_fields
 from .job import FILTERED, REJECTED, Job, Reject, Result, Task
@@ -28,7 +27,7 @@ from .row_ids import Partitioned, pack_id, partition, unpack
 from .tally import FilterReason, PodcastBooks, RejectReason, RowRejected, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .kernel import Kernel
     from .row import Conversion, Outcome
@@ -56,6 +55,7 @@ class _Gathered:
         self.tally = Tally()
         self.podcasts = PodcastBooks()
         self.rejected: list[tuple[int, RejectReason, bytes, str]] = []  # line, why, row, podcast
+        self.out_of_order: list[bytes] = []  # derived ids of which the kernel's row is not the first
         self.kept_after = False  # whether a row that was not rejected follows the last one that was
         self.lines = 0
 
@@ -65,7 +65,28 @@ class _Seen:
 
     def __init__(self, job: Job) -> None:
         self.ids = set(unpack(job.duplicates))
-        self.numbers = dict(struct.iter_unpack("<16sQ", job.numbers))
+        self.numbers = dict(_numbers(job))
+        self._ordinary: list[bytes] = []  # ids that the kernel derived
+        self._odd: set[bytes] = set()  # those that were derived by the exact rules
+        self.out_of_order: list[bytes] = []
+
+    def number(self, packed_id: bytes) -> int:
+        """Return the number of the next row that gets this id."""
+        number = self.numbers.get(packed_id)
+        if number is None:  # the kernel gives an id to the first row only, and then calls the others odd
+            number = int(any(_holds(ids, packed_id) for ids in self._ordinary))
+        self.numbers[packed_id] = number + 1
+        self._odd.add(packed_id)
+        return number
+
+    def ordinary(self) -> tuple[bytes, ...]:
+        """Return the ids that the kernel derived."""
+        return unpack(b"".join(self._ordinary))
+
+    def add_ordinary(self, ids: bytes) -> None:
+        """Remember the ids of rows that the kernel took for the first of their equals, and which of them are not."""
+        self._ordinary.append(ids)
+        self.out_of_order += [packed_id for packed_id in self._odd if _holds(ids, packed_id)]
 
 
 class BlockConverter:
@@ -89,9 +110,9 @@ class BlockConverter:
         self._fresh_after = fresh_after
         self._by_podcast = by_podcast
         self._rooms = Rooms()
-        self._names = Names()
-        self._by_kernel = conversion.rules.export_kind is METRICS
-        if kernel is not None and self._by_kernel:
+        self._kind = conversion.rules.export_kind
+        self._names = Names(self._kind)
+        if kernel is not None:
             self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
             # A line's digest does not depend on what is too fresh, so this one knows no ``fresh_after``.
             self._index_rules = CompiledRules(kernel, conversion, index_rows=True)
@@ -103,16 +124,18 @@ class BlockConverter:
         if job.task is Task.INDEX_LINES:
             return self._index_lines(job, b"".join(job.pieces))
         text = self._rooms.load(job.pieces)
-        if self._kernel is None or not self._by_kernel:
+        if self._kernel is None:
             block = self._convert_exactly(job, text)
             return self._result(job, block, _joined(block.ids))
-        block = self._convert(self._kernel, job, text, job.duplicates)
+        repeated = job.duplicates + b"".join(row_id for row_id, _ in _numbers(job))
+        block = self._convert(self._kernel, job, text, repeated)
         ids = _joined(block.ids)
-        # The kernel does not see an id that stands twice in a block. Rare, so the block is simply converted once more,
-        # and the kernel leaves every row of these ids to the exact rules, which reject all but the first.
-        if not self._kernel.ids_differ(ids):
+        # The kernel does not see an id that stands twice in a block, nor that an odd row before it got the id which it
+        # derived. Rare, so the block is simply converted once more, and the kernel leaves every row of these ids to the
+        # exact rules, which reject or number all but the first.
+        if block.out_of_order or not self._kernel.ids_differ(ids):
             twice = [row_id for row_id, rows in Counter(unpack(ids)).items() if rows > 1]
-            block = self._convert(self._kernel, job, text, job.duplicates + b"".join(twice))
+            block = self._convert(self._kernel, job, text, repeated + b"".join([*twice, *block.out_of_order]))
             ids = _joined(block.ids)
         return self._result(job, block, ids)
 
@@ -123,12 +146,17 @@ class BlockConverter:
         exact_fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         table = IdTable(kernel, repeated) if repeated else None
         rules = self._render_rules if job.task is Task.RENDER else self._index_rules
-        names = self._names.packed(_first_names(text, array=job.array))
+        first = _first_fields(text, array=job.array)
+        names = self._names.packed(tuple(first))
+        # Where the first row has an id, so will the others; a row of the other sort is only slower.
+        derive = bool(self._kind.identity) and not identifier(first.get("id"))
         start = block.lines = _skipped(job)
         if start:
             start = bytes(text[:_BEGINNING]).find(b"\n") + 1
+        calls = 0
         while start < len(text):
-            done = rooms.block(start, names, array=job.array, fresh=fresh, repeated=table)
+            calls += 1
+            done = rooms.block(start, names, array=job.array, derive=derive, fresh=fresh, repeated=table)
             kernel.convert(rules, done)
             end = start + done.taken
             # The views point into this thread's rooms. Unless this call did the whole block and they are used at once,
@@ -137,19 +165,22 @@ class BlockConverter:
             if start or end < len(text) or done.odd_count:
                 out, ids, digests = (memoryview(bytes(view)) for view in (out, ids, digests))
             # Between two odd rows the kernel wrote its lines without a gap: splice each odd row in where it stood.
-            written = packed = 0
+            written = packed = rows = 0
             first_line = block.lines
-            for row_begin, row_end, row_written, row_ids, row_line in rooms.odd(done):
-                self._add_ordinary(job, block, out[written:row_written], ids[16 * packed : 16 * row_ids],
-                                   digests[8 * packed : 8 * row_ids])  # fmt: skip
-                written, packed = row_written, row_ids
-                raw = bytes(text[start + row_begin : start + row_end])
-                self._add_odd(job, block, raw, first_line + row_line, exact_fresh, seen)
-            self._add_ordinary(job, block, out[written:], ids[16 * packed :], digests[8 * packed :])
+            for odd in rooms.odd(done):
+                if odd.rows > rows:
+                    self._add_ordinary(job, block, out[written : odd.written], ids[16 * packed : 16 * odd.ids],
+                                       digests[8 * packed : 8 * odd.ids], seen if derive else None)  # fmt: skip
+                written, packed, rows = odd.written, odd.ids, odd.rows
+                raw = bytes(text[start + odd.begin : start + odd.end])
+                self._add_odd(job, block, raw, first_line + odd.line, exact_fresh, seen)
+            if done.row_count > rows:
+                self._add_ordinary(job, block, out[written:], ids[16 * packed :], digests[8 * packed :],
+                                   seen if derive else None)  # fmt: skip
             block.lines += done.line_count
             block.tally.add(
                 Tally(
-                    rows=done.id_count,
+                    rows=done.row_count,
                     lines=done.lines,
                     filtered=Counter(filtered(done)),
                     reporting=done.reporting,
@@ -168,6 +199,10 @@ class BlockConverter:
                         Tally(rows=rows, reporting=reporting, lines=lines, filtered=Counter(reasons))
                     )
             start = end
+        block.out_of_order = seen.out_of_order
+        # Within one call the kernel knows which derived ids it has given; only a huge block takes several.
+        if derive and calls > 1:
+            block.out_of_order += [row_id for row_id, rows in Counter(seen.ordinary()).items() if rows > 1]
         return block
 
     def _convert_exactly(self, job: Job, text: memoryview) -> _Gathered:
@@ -180,12 +215,16 @@ class BlockConverter:
         return block
 
     @staticmethod
-    def _add_ordinary(job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview) -> None:
-        """Add rows that the kernel converted."""
-        if not ids:
-            return
+    def _add_ordinary(
+        job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview, derived: _Seen | None
+    ) -> None:
+        """Add rows that the kernel converted; ``derived`` if their ids are not their own."""
         block.kept_after = True
-        block.ids.append(ids)
+        if derived is None:
+            block.ids.append(ids)
+        else:
+            block.derived.append(ids)
+            derived.add_ordinary(bytes(ids))
         if job.task is Task.RENDER:
             block.texts.append(text)
         else:
@@ -223,9 +262,7 @@ class BlockConverter:
             block.ids.append(packed)
         elif outcome.filtered is None:  # what is left out must not move the numbers of what is not
             block.derived.append(packed)
-            number = seen.numbers.get(packed, 0)
-            seen.numbers[packed] = number + 1
-            if number:
+            if number := seen.number(packed):
                 outcome = self._exact.convert(row, number)
         if job.task is Task.RENDER:
             outcome = self._freshly(outcome, fresh)
@@ -278,8 +315,8 @@ class BlockConverter:
         result.rejects = rejects
         if job.want_ids:
             result.ids = self._partition(ids)
-            if block.derived:
-                counts = Counter(unpack(_joined(block.derived)))
+            if derived := _joined(block.derived):
+                counts = Counter(unpack(derived))
                 numbers = b"".join(count.to_bytes(8, "little") for count in counts.values())
                 result.derived = self._partition(b"".join(counts), numbers)
         if job.task is Task.RENDER:
@@ -326,13 +363,26 @@ def _skipped(job: Job) -> int:
     return int(job.array and job.number == 0)
 
 
-def _first_names(text: memoryview, *, array: bool) -> tuple[str, ...]:
-    """Return the field names of the first object among the first lines of a block; none if there is no object."""
+def _holds(ids: bytes, packed_id: bytes) -> bool:
+    """Return whether an id is among others, all of them of 16 bytes."""
+    at = ids.find(packed_id)
+    while at % 16 and at >= 0:
+        at = ids.find(packed_id, at + 1)
+    return at >= 0
+
+
+def _numbers(job: Job) -> Iterator[tuple[bytes, int]]:
+    """Yield the entries of `Job.numbers`."""
+    return struct.iter_unpack("<16sQ", job.numbers)
+
+
+def _first_fields(text: memoryview, *, array: bool) -> dict[str, object]:
+    """Return the fields of the first object among the first lines of a block; none if there is no object."""
     for line in bytes(text[:_BEGINNING]).split(b"\n", _FIRST_LINES)[:_FIRST_LINES]:
-        names = tuple(_fields(_element(line) if array else line))
-        if names:
-            return names
-    return ()
+        fields = _fields(_element(line) if array else line)
+        if fields:
+            return fields
+    return {}
 
 
 def _fields(row: bytes) -> dict[str, object]:

@@ -24,6 +24,8 @@
  *   - created_at is a real instant in UTC                                                             is_instant
  *   - ip is an IPv4 or IPv6 address, written as `ipaddress` writes it, or certainly neither           judge_address
  *   - id, podcast_id and episode_id are of characters that no column or URL changes                   is_plain
+ *   - where rows have no id, the six fields that are hashed for one have no escapes, but user_agent    derive_id
+ *   - where rows have no id, no row before it in this call got the same one                           convert_row
  *   - the URL has at most 2048 bytes, the line does not begin with #                                  write_url, convert_row
  *
  * TRUSTED is what kernel.py builds: `struct rules` and everything it points to, the names, the rooms and their sizes.
@@ -54,12 +56,13 @@ enum {
     URL_ROOM = 4096, /* bytes of a URL, before it is known to be too long */
     CELL_ROOM = URL_ROOM, /* more bytes than any cell but a text or a literal has */
     MOST_PODCASTS = 1024, /* in one call */
-    NO_FIELD = 18, /* the index of a field that no rule knows */
+    NO_FIELD = 20, /* the index of a field that no rule knows */
+    IDENTITY_ROOM = 2048, /* bytes of what tells a row without an id from others */
 };
 
-enum field { /* in the order of megaphone.exports.METRICS.fields */
+enum field { /* in the order of megaphone.exports.EXPORT_FIELDS */
     COUNTRY, DMA_NAME, NORMALIZED_USER_AGENT, CITY, IP, CREATED_AT, PODCAST_ID, SOURCE, FILESIZE, BYTES_SENT,
-    SECONDS_DOWNLOADED, DURATION, BLACKLISTED_IP, EPISODE_ID, BLACKLISTED_UA, ID, REGION, USER_AGENT,
+    SECONDS_DOWNLOADED, DURATION, BLACKLISTED_IP, EPISODE_ID, BLACKLISTED_UA, ID, REGION, USER_AGENT, DELIVERY_TYPE, MEDIA_TYPE,
 };
 
 enum part { /* what a cell of a line, or a part of a URL, consists of */
@@ -67,6 +70,7 @@ enum part { /* what a cell of a line, or a part of a URL, consists of */
     FIELD_TEXT, /* a field as text, cleaned in a line, percent-encoded in a URL */
     DATE_CELL, TIME_CELL, IP_CELL, HASH_CELL, URL_CELL, STEM_CELL, QUERY_CELL, STATUS_CELL, BYTES_CELL, SIZE_CELL, RANGE_CELL,
     PLAIN_ID, /* a field that is_plain has accepted */
+    METRIC_ID, /* the row's id, its own or a derived one */
     GUID, /* the catalogue's guid, else the episode_id */
     TOKEN, ENCLOSURE, /* the catalogue's, already percent-encoded if the template wants that */
 };
@@ -79,9 +83,11 @@ struct part_of { int64_t part, field, offset, length; };
 
 struct rules { /* of a conversion: read-only, shared by all threads */
     int64_t rows, truncated, partial, clamp, percent, hashes, has_day, has_fresh_after, by_podcast, index_rows, features;
+    int64_t known, required; /* the fields of this kind of export, and those that an ordinary row has, besides its id: bits */
+    int64_t typed, sizeless, rss_size; /* rows have a delivery_type; may lack their sizes; have then the catalogue's */
     uint8_t day[16]; /* YYYY-MM-DD */
     uint8_t fresh_after[32]; /* YYYY-MM-DD HH:MM:SS */
-    uint8_t hash_key[32];
+    uint8_t hash_key[32], id_key[32];
     const uint8_t *literals; /* with 16 bytes more than the parts use */
     const struct part_of *cells, *url, *other_url; /* `other_url` if the catalogue lacks what `url` needs */
     int64_t cell_count, url_count, other_url_count, wants_token, wants_enclosure;
@@ -90,7 +96,7 @@ struct rules { /* of a conversion: read-only, shared by all threads */
     int64_t catalogue_slot_count;
 };
 
-struct odd_row { int64_t begin, end, written, ids, line; }; /* `written`, `ids`, `line`: what came before it */
+struct odd_row { int64_t begin, end, written, ids, rows, line; }; /* from `written` on: what came before it */
 
 struct podcast { int64_t begin, length, rows, reporting, lines, filtered[FILTERS]; }; /* begin, length: its id in the block */
 
@@ -98,11 +104,13 @@ struct block {
     /* set by the caller */
     const uint8_t *text;
     int64_t size, array; /* array: one comma may follow each row */
+    uint32_t *seen_slots; /* not NULL: rows have no id, and get one (one with an id is odd); more zeros than rows, a power of two */
+    int64_t seen_slot_count;
     const uint8_t *names; /* a byte of field, a byte of length, the name in quotes with its colon, …; with 8 bytes more */
     int64_t name_count;
     uint8_t *out;
     int64_t out_room;
-    uint8_t *ids, *digests; /* 16 bytes a row and, for index_rows, 8 */
+    uint8_t *ids, *digests; /* 16 bytes a row and, for index_rows, 8; of derived ids, those of rows that may be lines */
     int64_t most_ids;
     struct odd_row *odd;
     int64_t most_odd;
@@ -114,7 +122,7 @@ struct block {
     const uint32_t *repeated_slots;
     int64_t repeated_slot_count;
     /* set by the kernel */
-    int64_t taken, written, line_count, id_count, odd_count, podcast_count;
+    int64_t taken, written, line_count, row_count, id_count, odd_count, podcast_count;
     int64_t lines, reporting, clamped, not_an_address, ends_in_zero, outside_day, unmapped, fallback_urls, unmatched, filtered[FILTERS];
 };
 
@@ -562,8 +570,8 @@ static void end_sha256(uint32_t state[8], text data, int64_t length, int64_t fea
     for (int64_t i = 0; i < blocks; i++) sha256_block(state, last + 64 * i, features);
 }
 
-/* Writes 64 hex digits. */
-static void write_hmac(const struct hmac *hmac, text data, int64_t length, uint8_t hex[64]) {
+/* Writes so many words of it, each as 8 hex digits. */
+static void write_hmac(const struct hmac *hmac, text data, int64_t length, uint8_t *hex, int words) {
     uint32_t state[8];
     uint8_t inner[32];
     memcpy(state, hmac->inner, 32);
@@ -571,7 +579,7 @@ static void write_hmac(const struct hmac *hmac, text data, int64_t length, uint8
     for (int i = 0; i < 8; i++) { uint32_t word = __builtin_bswap32(state[i]); memcpy(inner + 4 * i, &word, 4); }
     memcpy(state, hmac->outer, 32);
     end_sha256(state, inner, 32, hmac->features);
-    for (int i = 0; i < 8; i++) { /* eight digits at a time: first a nibble in each byte, then its character */
+    for (int i = 0; i < words; i++) { /* eight digits at a time: first a nibble in each byte, then its character */
         uint64_t digits = __builtin_bswap32(state[i]);
         digits = (digits | digits << 16) & 0x0000FFFF0000FFFFull;
         digits = (digits | digits << 8) & 0x00FF00FF00FF00FFull;
@@ -662,8 +670,8 @@ static uint64_t hash_text(text at, int64_t length) {
     return hash;
 }
 
-/* An entry of the catalogue: six lengths, 4 bytes each, then as many texts one after the other. */
-enum { KEY, GUID_CELL, GUID_IN_URL, WHOLE_URL, TOKEN_IN_URL, ENCLOSURE_IN_URL, TEXTS };
+/* An entry of the catalogue: seven lengths, 4 bytes each, then as many texts one after the other. */
+enum { KEY, GUID_CELL, GUID_IN_URL, WHOLE_URL, TOKEN_IN_URL, ENCLOSURE_IN_URL, ENCLOSURE_SIZE, TEXTS };
 
 struct episode { text texts[TEXTS]; uint32_t lengths[TEXTS]; };
 
@@ -838,18 +846,20 @@ struct row {
     int outside_day;
     int known, fallback; /* whether the episode is in the catalogue; whether `other_url` is used */
     int64_t size, sent; /* filesize; bytes_sent as it is written */
-    int partial;
-    const struct value *bytes; /* which of the two fields `sent` comes from */
+    int partial, play;
+    const struct value *bytes; /* which of the two fields `sent` comes from; NULL if the row has neither */
+    text id; /* as it is written */
+    uint32_t id_length;
+    uint8_t own_id[48]; /* of a row without one, with room for what a copy reads too many */
     int64_t url_length;
     uint8_t ip[48], hash[64], url[URL_ROOM];
     int64_t ip_length, hash_length;
 };
 
-#define REQUIRED (1u << ID | 1u << CREATED_AT | 1u << IP | 1u << PODCAST_ID | 1u << EPISODE_ID | 1u << FILESIZE | 1u << BYTES_SENT)
-
 /* Reads the values of one row; returns what follows its newline, or NULL if it is odd. */
-static text read_row(const struct block *block, const struct name *names, int64_t name_count, text at, struct row *row) {
-    uint32_t given = 0;
+static text read_row(const struct rules *rules, const struct block *block, const struct name *names, int64_t name_count, text at,
+                     struct row *row) {
+    uint32_t given = 0, required = (uint32_t)rules->required | (uint32_t)!block->seen_slots << ID;
     uint64_t seen[2] = { 0, 0 };
     int64_t expected = 0;
     if (*at++ != '{') return NULL;
@@ -874,8 +884,8 @@ static text read_row(const struct block *block, const struct name *names, int64_
     }
     while (*at == ' ' || *at == '\t' || *at == '\r') at++;
     if (block->array && *at == ',') do at++; while (*at == ' ' || *at == '\t' || *at == '\r');
-    if (*at != '\n' || (given & REQUIRED) != REQUIRED) return NULL;
-    for (uint32_t absent = ~given & ((1u << NO_FIELD) - 1); absent; absent &= absent - 1) {
+    if (*at != '\n' || (given & required) != required) return NULL;
+    for (uint32_t absent = ~given & (uint32_t)rules->known; absent; absent &= absent - 1) {
         struct value *value = &row->values[__builtin_ctz(absent)];
         value->kind = NOTHING;
         value->at = at;
@@ -884,28 +894,84 @@ static text read_row(const struct block *block, const struct name *names, int64_
     return at + 1;
 }
 
+static inline int is_word(const struct value *value, const char *word, uint32_t length) {
+    return value->kind == STRING && value->length == length && !memcmp(value->at, word, length);
+}
+
+/* Makes the id of a row without one, as the first of its equals: identity.derived_id. Returns 0 if that is not certain. */
+static int derive_id(const struct hmac *hmac, uint8_t identity[IDENTITY_ROOM], struct row *row) {
+    static const uint8_t NAMED[6] = { CREATED_AT, PODCAST_ID, EPISODE_ID, IP, USER_AGENT, DELIVERY_TYPE };
+    static const uint8_t DIGITS[5] = { 8, 4, 4, 4, 12 };
+    uint8_t *out = identity, *end = identity + IDENTITY_ROOM, hex[32];
+    if (row->values[ID].kind != NOTHING) return 0;
+    for (int i = 0; i < 6; i++) {
+        const struct value *value = &row->values[NAMED[i]];
+        if (value->kind == NOTHING) { memset(out, 0xFF, 4); out += 4; continue; }
+        /* 16 for what a copy writes too many, and 8 for the number: the bounds hold for the fields before as well */
+        if (value->kind != STRING || value->length > IDENTITY_ROOM || end - out < value->length + 4 * 6 + 16 + 8) return 0;
+        uint8_t *begin = out + 4;
+        out = begin;
+        if (!value->escapes) out = put(out, value->at, value->length);
+        else for (text at = value->at, last = at + value->length; at < last;) out += encode(next_character(&at), out); /* never longer */
+        uint32_t length = (uint32_t)(out - begin);
+        memcpy(begin - 4, &length, 4);
+    }
+    memset(out, 0, 8); /* the number */
+    write_hmac(hmac, identity, out + 8 - identity, hex, 4);
+    hex[12] = '8'; /* the version, and the variant */
+    hex[16] = (uint8_t)"89ab"[hex_digit(hex[16]) & 3];
+    text from = hex;
+    out = row->own_id;
+    for (int i = 0; i < 5; i++) {
+        if (i) *out++ = '-';
+        memcpy(out, from, DIGITS[i]);
+        out += DIGITS[i];
+        from += DIGITS[i];
+    }
+    row->id = row->own_id;
+    row->id_length = 36;
+    struct value id = { .at = row->own_id, .length = 36 };
+    return pack_uuid(&id, row->packed_id);
+}
+
 /* Works out the address, the episode and the numbers; returns whether the row is understood. */
-static int judge_row(const struct rules *rules, struct row *row) {
+static int judge_row(const struct rules *rules, struct row *row, int derive) {
     struct value *values = row->values;
     const struct value *size = &values[FILESIZE], *sent = &values[BYTES_SENT];
-    if (!is_instant(rules, &values[CREATED_AT], &row->outside_day) || values[ID].kind != STRING) return 0;
-    if (!pack_uuid(&values[ID], row->packed_id)) {
-        if (!is_plain(&values[ID], ':')) return 0;
-        blake2b(row->packed_id, 16, ID_PERSON, values[ID].at, values[ID].length);
+    if (!is_instant(rules, &values[CREATED_AT], &row->outside_day)) return 0;
+    if (!derive) {
+        if (values[ID].kind != STRING) return 0;
+        if (!pack_uuid(&values[ID], row->packed_id)) {
+            if (!is_plain(&values[ID], ':')) return 0;
+            blake2b(row->packed_id, 16, ID_PERSON, values[ID].at, values[ID].length);
+        }
+        row->id = values[ID].at;
+        row->id_length = values[ID].length;
     }
     if (!is_plain(&values[PODCAST_ID], '-') || !is_plain(&values[EPISODE_ID], '-')) return 0;
-    if (size->kind != WHOLE || size->whole < 1 || sent->kind != WHOLE || sent->whole < 0 || !sent->exact) return 0;
+    row->play = 0;
+    if (rules->typed) {
+        row->play = is_word(&values[DELIVERY_TYPE], "play", 4);
+        if (!row->play && !is_word(&values[DELIVERY_TYPE], "download", 8)) return 0;
+    }
+    int sizeless = rules->sizeless && size->kind == NOTHING && sent->kind == NOTHING;
+    if (!sizeless && (size->kind != WHOLE || size->whole < 1 || sent->kind != WHOLE || sent->whole < 0 || !sent->exact)) return 0;
     /* As a double, 59.99999999999999999 is 60; with up to 15 digits no number under 60 is. */
     const struct value *seconds = &values[SECONDS_DOWNLOADED];
     if (seconds->kind == STRING || (seconds->kind == FRACTION && seconds->whole == 59 && seconds->length > 16)) return 0;
     if (!judge_address(&values[IP], &row->address)) return 0;
     for (int i = BLACKLISTED_IP; i <= BLACKLISTED_UA; i += BLACKLISTED_UA - BLACKLISTED_IP)
         if (values[i].kind == STRING && values[i].escapes) return 0;
-    int clamped = rules->clamp && sent->whole > size->whole;
-    row->bytes = clamped ? size : sent;
-    row->sent = row->bytes->whole;
-    row->size = size->whole;
-    row->partial = rules->partial && sent->whole < size->whole;
+    if (sizeless) {
+        row->bytes = NULL;
+        row->partial = 0;
+    } else {
+        int clamped = rules->clamp && sent->whole > size->whole;
+        row->bytes = clamped ? size : sent;
+        row->sent = row->bytes->whole;
+        row->size = size->whole;
+        row->partial = rules->partial && sent->whole < size->whole;
+    }
     row->known = rules->catalogue && find_episode(rules, &values[EPISODE_ID], &row->episode);
     return 1;
 }
@@ -987,13 +1053,13 @@ static void write_address(const struct rules *rules, const struct hmac *hmac, st
         row->ip_length = put_ipv6(row->ip, cut) - row->ip;
     }
     if (rules->hashes && (rules->truncated || address->is == TOKEN_ADDRESS)) {
-        write_hmac(hmac, hashed, length, row->hash);
+        write_hmac(hmac, hashed, length, row->hash, 8);
         row->hash_length = 64;
     }
 }
 
 /* Writes a cell that is bounded by CELL_ROOM. */
-static uint8_t *put_cell(uint8_t *out, const struct row *row, const struct part_of *cell) {
+static uint8_t *put_cell(const struct rules *rules, uint8_t *out, const struct row *row, const struct part_of *cell) {
     const struct value *values = row->values;
     text query = NULL;
     int64_t stem = row->url_length;
@@ -1009,8 +1075,12 @@ static uint8_t *put_cell(uint8_t *out, const struct row *row, const struct part_
         if (cell->part == STEM_CELL) return stem ? put(out, row->url, stem) : put_byte(out, '-');
         return query && stem + 1 < row->url_length ? put(out, query, row->url_length - stem - 1) : put_byte(out, '-');
     case STATUS_CELL: return put(out, row->partial ? (text)"206             " : (text)"200             ", 3);
-    case BYTES_CELL: return put(out, row->bytes->at, row->bytes->length);
-    case SIZE_CELL: return put(out, values[FILESIZE].at, values[FILESIZE].length);
+    case METRIC_ID: return put(out, row->id, row->id_length);
+    case BYTES_CELL: return row->bytes ? put(out, row->bytes->at, row->bytes->length) : put_byte(out, '-');
+    case SIZE_CELL:
+        if (row->bytes) return put(out, values[FILESIZE].at, values[FILESIZE].length);
+        if (!rules->rss_size || !row->known || !row->episode.lengths[ENCLOSURE_SIZE]) return put_byte(out, '-');
+        return put(out, row->episode.texts[ENCLOSURE_SIZE], row->episode.lengths[ENCLOSURE_SIZE]);
     case RANGE_CELL: return row->partial ? put_number(put_byte(put_byte(out, '0'), '-'), row->sent - 1) : put_byte(out, '-');
     default: return put(out, values[cell->field].at, values[cell->field].length); /* PLAIN_ID */
     }
@@ -1037,7 +1107,7 @@ static uint8_t *write_line(const struct rules *rules, const struct row *row, uin
             int64_t length = mapped ? row->episode.lengths[GUID_CELL] : row->values[EPISODE_ID].length;
             if (end - out < length + 32) return NULL;
             out = put(out, from, length);
-        } else out = put_cell(out, row, cell);
+        } else out = put_cell(rules, out, row, cell);
         out = put_byte(out, '\t');
     }
     out[-1] = '\n';
@@ -1050,17 +1120,24 @@ static int is_repeated(const struct block *block, const struct row *row) {
     return block->repeated && find_id(block->repeated, block->repeated_slots, block->repeated_slot_count, row->packed_id, &slot);
 }
 
-static enum filter filter_of(const struct rules *rules, const struct block *block, const struct row *row,
-                             int bad_ip, int bad_ua, int is_short) {
+/* Why a row is left out, for what it is; KEPT if it is not. */
+static inline enum filter own_filter(const struct rules *rules, const struct row *row, int bad_ip, int bad_ua, int is_short) {
+    if (row->play) return PLAY;
+    if (row->bytes && row->values[BYTES_SENT].whole == 0) return NO_BYTES;
+    if (rules->rows == ALL_ROWS) return KEPT;
+    if (bad_ip) return BY_IP;
+    if (bad_ua) return BY_UA;
+    return rules->rows == REPORTING_ROWS && is_short ? SHORT : KEPT;
+}
+
+/* The same, or because of what was sent before or is too fresh. Nothing was ever sent of a row without an id that is left
+ * out for what it is. */
+static inline enum filter filter_of(const struct rules *rules, const struct block *block, const struct row *row, enum filter own) {
     int64_t slot;
     text created = row->values[CREATED_AT].at;
+    if (own != KEPT && block->seen_slots) return own;
     if (block->fresh && !find_id(block->fresh, block->fresh_slots, block->fresh_slot_count, row->packed_id, &slot)) return SENT_BEFORE;
-    if (row->values[BYTES_SENT].whole == 0) return NO_BYTES;
-    if (rules->rows != ALL_ROWS) {
-        if (bad_ip) return BY_IP;
-        if (bad_ua) return BY_UA;
-        if (rules->rows == REPORTING_ROWS && is_short) return SHORT;
-    }
+    if (own != KEPT) return own;
     if (rules->has_fresh_after) {
         int day = memcmp(created, rules->fresh_after, 10);
         if (day > 0 || (day == 0 && memcmp(created + 11, rules->fresh_after + 11, 8) >= 0)) return TOO_FRESH;
@@ -1086,7 +1163,8 @@ static struct podcast *find_podcast(struct block *block, uint16_t slots[2 * MOST
 
 struct work { /* of one call */
     struct name names[MOST_NAMES];
-    struct hmac hmac;
+    struct hmac hmac, ids_hmac;
+    uint8_t identity[IDENTITY_ROOM];
     uint16_t podcast_slots[2 * MOST_PODCASTS];
     struct row row;
 };
@@ -1095,14 +1173,20 @@ struct work { /* of one call */
 static enum verdict convert_row(const struct rules *rules, struct block *block, struct work *work, text *at) {
     struct row *row = &work->row;
     if (block->id_count == block->most_ids) return FULL;
-    text next = read_row(block, work->names, block->name_count, *at, row);
-    if (!next || !judge_row(rules, row) || is_repeated(block, row) || !write_url(rules, row)) return ODD;
+    text next = read_row(rules, block, work->names, block->name_count, *at, row);
+    if (!next || !judge_row(rules, row, block->seen_slots != NULL)) return ODD;
+    if (block->seen_slots && !derive_id(&work->ids_hmac, work->identity, row)) return ODD;
+    if (is_repeated(block, row) || !write_url(rules, row)) return ODD;
 
     const struct value *seconds = &row->values[SECONDS_DOWNLOADED];
-    int is_short = seconds->kind < WHOLE || seconds->whole < 60;
+    int is_short = (seconds->kind < WHOLE || seconds->whole < 60) && !(rules->sizeless && seconds->kind == NOTHING);
     int bad_ip = is_flag_set(&row->values[BLACKLISTED_IP]), bad_ua = is_flag_set(&row->values[BLACKLISTED_UA]);
-    int reporting = !is_short && !bad_ip && !bad_ua;
-    enum filter filter = filter_of(rules, block, row, bad_ip, bad_ua, is_short);
+    int reporting = !is_short && !bad_ip && !bad_ua && !row->play;
+    enum filter own = own_filter(rules, row, bad_ip, bad_ua, is_short), filter = filter_of(rules, block, row, own);
+    int has_id = own == KEPT || !block->seen_slots; /* what is left out must not move the numbers of what is not */
+    int64_t slot = 0;
+    /* The second of equal rows has another id: the exact rules number it. */
+    if (has_id && block->seen_slots && find_id(block->ids, block->seen_slots, block->seen_slot_count, row->packed_id, &slot)) return ODD;
     uint8_t *line = block->out + block->written, *end = line;
     if (filter == KEPT) {
         int odd;
@@ -1116,10 +1200,12 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
     /* Everything that may fail is done: from here on the row counts as written. */
     if (rules->index_rows) { /* the digest takes the place of the line, which is not kept */
         uint8_t *digest = block->digests + 8 * block->id_count;
-        if (filter == KEPT) blake2b(digest, 8, NULL, line, end - line - 1); else memset(digest, 0, 8);
+        if (filter == KEPT) blake2b(digest, 8, NULL, line, end - line - 1); else if (has_id) memset(digest, 0, 8);
         end = line;
     }
-    memcpy(block->ids + 16 * block->id_count++, row->packed_id, 16);
+    block->row_count++;
+    if (has_id) memcpy(block->ids + 16 * block->id_count++, row->packed_id, 16);
+    if (has_id && block->seen_slots) block->seen_slots[slot] = (uint32_t)block->id_count;
     block->written += end - line;
     block->reporting += reporting;
     if (podcast) { podcast->rows++; podcast->reporting += reporting; }
@@ -1169,6 +1255,7 @@ PUBLIC void convert_block(const struct rules *rules, struct block *block) {
     struct work work;
     text at = block->text, end = at + block->size, names = block->names;
     if (rules->hashes) begin_hmac(&work.hmac, rules->hash_key, rules->features);
+    if (block->seen_slots) begin_hmac(&work.ids_hmac, rules->id_key, rules->features);
     if (rules->by_podcast) memset(work.podcast_slots, 0, sizeof work.podcast_slots);
     for (int64_t i = 0; i < block->name_count; i++) {
         work.names[i].field = names[0];
@@ -1191,6 +1278,7 @@ PUBLIC void convert_block(const struct rules *rules, struct block *block) {
             odd->end = at - block->text;
             odd->written = block->written;
             odd->ids = block->id_count;
+            odd->rows = block->row_count;
             odd->line = block->line_count;
         }
         block->line_count++;

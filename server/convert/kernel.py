@@ -23,28 +23,31 @@ from urllib.parse import quote
 
 import orjson
 
-from ..megaphone.exports import METRICS
+from ..megaphone.exports import EXPORT_FIELDS, METRICS
 from ..triton import DEFAULT_URL, PLAIN, DerivedValue, LogFormat, UrlTemplate, no_comment, url_text
+from .identity import subkey
 from .row_ids import PARTITIONS, Partitioned
 from .tally import FilterReason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ..episodes.catalogue import Catalogue
+    from ..megaphone.exports import ExportKind
     from ..triton import ColumnSpec
     from .row import Conversion
 
 LIBRARY = Path(__file__).with_name("libkernel.so")  # Python would import a kernel.so instead of this module
 SWITCH = "PICKUP_POINT_KERNEL"
 # These must be the same numbers as in kernel.c.
-_PADDING, _LONGEST_NAME, _MOST_NAMES, _MOST_PODCASTS, _NO_FIELD, _FILTERS, _COPY = 256, 200, 120, 1024, 18, 7, 16
+_PADDING, _LONGEST_NAME, _MOST_NAMES, _MOST_PODCASTS, _NO_FIELD, _FILTERS, _COPY = 256, 200, 120, 1024, 20, 7, 16
 _MOST_ODD = 4096  # rows that are noted in one call
 _SHORTEST_ROW = 64  # bytes; every field that an ordinary row must have takes more
 _SMALLEST, _LARGEST_KEPT = 64 << 10, 4 << 20  # bytes of a room
 _PARTS = ("literal", "field", "date", "start-time", "IP", "Hashed-IP", "url", "stem", "query", "status", "bytes",
-          "object-size", "byte-range", "plain", "guid", "token", "enclosure_url")  # fmt: skip
-_FIELDS = {name: place for place, name in enumerate(METRICS.fields)}
+          "object-size", "byte-range", "plain", "x-metric-id", "guid", "token", "enclosure_url")  # fmt: skip
+_FIELDS = {name: place for place, name in enumerate(EXPORT_FIELDS)}
+_REQUIRED = {"created_at", "ip", "podcast_id", "episode_id", "filesize", "bytes_sent"}  # besides the id
 _ROWS = ("not-blacklisted", "all", "reporting")
 _REASONS = tuple(FilterReason)
 _INSTANT = len("YYYY-MM-DD HH:MM:SS")
@@ -58,9 +61,9 @@ class _Rules(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, c_int64) for name in (
             "rows", "truncated", "partial", "clamp", "percent", "hashes", "has_day", "has_fresh_after", "by_podcast",
-            "index_rows", "features",
+            "index_rows", "features", "known", "required", "typed", "sizeless", "rss_size",
         )),
-        ("day", c_uint8 * 16), ("fresh_after", c_uint8 * 32), ("hash_key", c_uint8 * 32),
+        ("day", c_uint8 * 16), ("fresh_after", c_uint8 * 32), ("hash_key", c_uint8 * 32), ("id_key", c_uint8 * 32),
         ("literals", c_char_p), ("cells", POINTER(_Part)), ("url", POINTER(_Part)), ("other_url", POINTER(_Part)),
         *((name, c_int64) for name in (
             "cell_count", "url_count", "other_url_count", "wants_token", "wants_enclosure",
@@ -70,7 +73,7 @@ class _Rules(ctypes.Structure):
 
 
 class _Odd(ctypes.Structure):
-    _fields_: ClassVar = [(name, c_int64) for name in ("begin", "end", "written", "ids", "line")]
+    _fields_: ClassVar = [(name, c_int64) for name in ("begin", "end", "written", "ids", "rows", "line")]
 
 
 class _Podcast(ctypes.Structure):
@@ -82,13 +85,15 @@ class _Podcast(ctypes.Structure):
 
 class _Block(ctypes.Structure):
     _fields_: ClassVar = [
-        ("text", c_void_p), ("size", c_int64), ("array", c_int64), ("names", c_char_p), ("name_count", c_int64),
+        ("text", c_void_p), ("size", c_int64), ("array", c_int64),
+        ("seen_slots", c_void_p), ("seen_slot_count", c_int64),
+        ("names", c_char_p), ("name_count", c_int64),
         ("out", c_void_p), ("out_room", c_int64), ("ids", c_void_p), ("digests", c_void_p), ("most_ids", c_int64),
         ("odd", POINTER(_Odd)), ("most_odd", c_int64), ("podcasts", POINTER(_Podcast)),
         ("fresh", c_char_p), ("fresh_slots", c_void_p), ("fresh_slot_count", c_int64),
         ("repeated", c_char_p), ("repeated_slots", c_void_p), ("repeated_slot_count", c_int64),
         *((name, c_int64) for name in (
-            "taken", "written", "line_count", "id_count", "odd_count", "podcast_count",
+            "taken", "written", "line_count", "row_count", "id_count", "odd_count", "podcast_count",
             "lines", "reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped",
             "fallback_urls", "unmatched",
         )),
@@ -189,7 +194,7 @@ class CompiledRules:
         rules, layout = conversion.rules, conversion.rules.layout
         if fresh_after is not None and len(fresh_after) != _INSTANT:
             raise ValueError(f"{fresh_after!r} is not YYYY-MM-DD HH:MM:SS")
-        self._literals = bytearray()
+        self._literals, kind = bytearray(), rules.export_kind
         template = UrlTemplate(rules.url)
         cells = [self._cell(spec, layout.format is LogFormat.W3C, layout.clean) for spec in layout.specs]
         if layout.specs[0].constant is not None:
@@ -212,9 +217,15 @@ class CompiledRules:
             by_podcast=by_podcast,
             index_rows=index_rows,
             features=kernel.features,
+            known=_bits(_FIELDS if kind is not METRICS else {*METRICS.fields, *rules.fields}),
+            required=_bits(_REQUIRED if not kind.bytes_optional else _REQUIRED - {"filesize", "bytes_sent"}),
+            typed=kind.delivery_types is not None,
+            sizeless=kind.bytes_optional,
+            rss_size=rules.object_size == "rss",
             day=_bytes(day.encode(), 16),
             fresh_after=_bytes((fresh_after or "").encode(), 32),
             hash_key=_bytes(conversion.hash_key, 32),
+            id_key=_bytes(subkey(conversion.hash_key) if kind.identity else b"", 32),
             literals=self._kept[0],
             cells=(_Part * len(cells))(*cells),
             cell_count=len(cells),
@@ -250,8 +261,6 @@ class CompiledRules:
             return self._literal("GET")
         if value == DerivedValue.USER_AGENT:
             return _Part(_PARTS.index("field"), _FIELDS["user_agent"])
-        if value == DerivedValue.X_METRIC_ID:
-            return _Part(_PARTS.index("plain"), _FIELDS["id"])
         if value == DerivedValue.PODCAST_ID:
             return _Part(_PARTS.index("plain"), _FIELDS["podcast_id"])
         if value == DerivedValue.EPISODE_GUID:
@@ -277,6 +286,11 @@ class CompiledRules:
         return parts
 
 
+def _bits(names: Iterable[str]) -> int:
+    """Return the set of these fields as the kernel has it."""
+    return sum(1 << _FIELDS[name] for name in names)
+
+
 def _bytes(data: bytes, room: int) -> ctypes.Array[c_uint8]:
     return (c_uint8 * room)(*data)
 
@@ -288,7 +302,7 @@ def _pack_catalogue(catalogue: Catalogue, template: UrlTemplate, clean: Any) -> 
     """
     wanted, as_published = template.fields, template.as_published
     entries, count = [], 0
-    for key, (guid, url, token, enclosure, _) in catalogue.episodes.items():
+    for key, (guid, url, token, enclosure, length) in catalogue.episodes.items():
         if not PLAIN.fullmatch(key):
             continue
         published = ""
@@ -301,8 +315,9 @@ def _pack_catalogue(catalogue: Catalogue, template: UrlTemplate, clean: Any) -> 
             url.encode(),
             _quoted(token).encode() if token and "token" in wanted else b"",
             published.encode(),
+            length.encode(),
         )
-        entry = struct.pack("<6I", *map(len, texts)) + b"".join(texts)
+        entry = struct.pack("<7I", *map(len, texts)) + b"".join(texts)
         entries.append(entry + bytes(-len(entry) % 4))
         count += 1
     return b"".join(entries) + bytes(_COPY), count
@@ -321,8 +336,8 @@ class Names:
     They change only the speed of a row, never its outcome; so threads may share this object without a lock.
     """
 
-    def __init__(self) -> None:
-        self._known: tuple[str, ...] = METRICS.fields
+    def __init__(self, kind: ExportKind = METRICS) -> None:
+        self._known: tuple[str, ...] = kind.fields
         self._packed: tuple[tuple[str, ...], tuple[bytes, int]] = (), (b"", 0)  # a row's names, and their packed form
 
     def packed(self, first: tuple[str, ...]) -> tuple[bytes, int]:
@@ -386,10 +401,14 @@ class Rooms(threading.local):
         names: tuple[bytes, int],
         *,
         array: bool,
+        derive: bool = False,
         fresh: IdTable | None = None,
         repeated: IdTable | None = None,
     ) -> _Block:
-        """Return what the kernel is handed for the loaded block from ``start`` on; keep the arguments alive as long."""
+        """Return what the kernel is handed for the loaded block from ``start`` on; keep the arguments alive as long.
+
+        ``derive``: its rows have no ids of their own, and one that has is odd; else it is the other way round.
+        """
         block = _Block(
             text=ctypes.addressof(self._text) + start,
             size=self._loaded - start,
@@ -405,6 +424,10 @@ class Rooms(threading.local):
             most_odd=_MOST_ODD,
             podcasts=self._podcasts,
         )
+        if derive:
+            # No row is shorter than its newline. Kept alive by the structure, which is all that points to it.
+            block.seen = slots = _slots(block.size // _SHORTEST_ROW)
+            block.seen_slots, block.seen_slot_count = ctypes.addressof(slots), len(slots)
         if fresh is not None:
             block.fresh, block.fresh_slots, block.fresh_slot_count = fresh.ids, fresh.address, len(fresh.slots)
         if repeated is not None:
@@ -424,9 +447,9 @@ class Rooms(threading.local):
         """Return a view of the digests of their lines, 8 bytes each."""
         return memoryview(self._digests).cast("B")[: 8 * block.id_count]
 
-    def odd(self, block: _Block) -> list[tuple[int, int, int, int, int]]:
-        """Return for each odd row its begin and end, and the bytes written, ids packed and lines counted before it."""
-        return [(row.begin, row.end, row.written, row.ids, row.line) for row in self._odd[: block.odd_count]]
+    def odd(self, block: _Block) -> list[_Odd]:
+        """Return the odd rows: begin and end, and the bytes written, ids packed, rows and lines counted before each."""
+        return self._odd[: block.odd_count]
 
     def podcasts(self, block: _Block, start: int) -> list[tuple[str, int, int, int, dict[FilterReason, int]]]:
         """Return each podcast: its id, rows, reporting rows, lines, and filtered rows by reason."""

@@ -23,7 +23,7 @@ from ..errors import ConversionDied, ExportChanged, ExportTorn, PickupPointError
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
-from .clock import believe, saw_local_clock
+from .clock import believe, doubt, saw_local_clock
 from .decisions import (
     CLOCK_TOLERANCE,
     DayResult,
@@ -83,6 +83,7 @@ class Feed:
         self._stop = stop
         self._progress = progress
         self._warned: set[tuple[date, str]] = set()
+        self._clock_doubted = False
 
     @property
     def rules(self) -> LogRules:
@@ -113,6 +114,7 @@ class Feed:
             # Waiting for another round or a slow bucket may have taken minutes: compare the clocks at one instant.
             now += timedelta(seconds=int(monotonic() - began))
             await in_thread(self._check_clock, now, listing)
+            self._clock_doubted = bool(await in_thread(doubt, self._ledger, listing.now))
             outcome = Round(now, listing.now)
             days = await in_thread(self._look, listing, request)
             await in_thread(self._announce_first_start, days, listing)
@@ -153,9 +155,9 @@ class Feed:
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
-        publications, horizon = self._ledger.live_publications(), self._ledger.horizon()
-        facts = self._ledger.facts()
-        known = KnownDays.of(self._ledger.live_days(), publications, facts, horizon)
+        horizon = self._ledger.horizon(today=listing.now.date())
+        publications, facts = self._ledger.live_publications(horizon), self._ledger.facts()
+        known = KnownDays.of(self._ledger.live_days(horizon), publications, facts, horizon)
         self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
         # However old: what was promised a name gets it.
@@ -259,7 +261,9 @@ class Feed:
         finished = [publication for publication in known if publication.published_at is not None]
         # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
         record = seen or DayRecord(day, "", source_now, export)
-        decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
+        decision = decide(
+            record, finished, self._policy, request, now=now, source_now=source_now, clock_doubted=self._clock_doubted
+        )
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
         if decision.lost:

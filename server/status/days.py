@@ -224,7 +224,9 @@ def overview(
     lost: dict[date, list[LateCheck]] = {}
     for check in unsent:
         lost.setdefault(check.day, []).append(check)
-    days = sorted({*records, *by_day, *calendar.days}, reverse=True)
+    # What a clock that ran ahead has recorded of days to come says nothing, until they come.
+    begun = (day for day in records if day <= now.date())
+    days = sorted({*begun, *by_day, *calendar.days}, reverse=True)
     return [
         replace(
             _one(day, records.get(day), by_day.get(day, []), by_owner, users, policy, now, calendar),

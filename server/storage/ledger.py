@@ -219,21 +219,24 @@ class Ledger:
         since = since or self.horizon(delivery)
         return self._publications("WHERE p.delivery = ? AND p.day >= ?", delivery, since.isoformat())
 
-    def horizon(self, delivery: str = DELIVERY) -> date:
-        """Return the oldest day that still matters: of the newest `LIVE_DAYS` known, or with a log that is there."""
+    def horizon(self, delivery: str = DELIVERY, *, today: date = date.max) -> date:
+        """Return the oldest day that still matters: of the newest `LIVE_DAYS` known, or with a log that is there.
+
+        What a clock that ran ahead has recorded of days after ``today`` does not count.
+        """
         # In this order: from the few logs that are there to their days, not from all days to their logs.
         query = (
             "SELECT min(p.day) FROM log l CROSS JOIN publication p ON p.id = l.publication"
             " WHERE l.state <> 'pruned' AND p.delivery = ?"
         )
         oldest = self._rows(query, [delivery])[0][0]
-        newest = self.newest_days(LIVE_DAYS, delivery)
+        newest = self.newest_days(LIVE_DAYS, delivery, today=today)
         return newest if oldest is None else min(newest, date.fromisoformat(oldest))
 
-    def newest_days(self, count: int, delivery: str = DELIVERY) -> date:
-        """Return the first of the newest ``count`` days that a round looked at, or the first day of all calendars."""
-        query = "SELECT day FROM day WHERE delivery = ? ORDER BY day DESC LIMIT 1 OFFSET ?"
-        rows = self._rows(query, [delivery, count - 1])
+    def newest_days(self, count: int, delivery: str = DELIVERY, *, today: date = date.max) -> date:
+        """Return the first of the newest ``count`` days up to ``today`` that a round looked at, or `date.min`."""
+        query = "SELECT day FROM day WHERE delivery = ? AND day <= ? ORDER BY day DESC LIMIT 1 OFFSET ?"
+        rows = self._rows(query, [delivery, today.isoformat(), count - 1])
         return date.fromisoformat(rows[0][0]) if rows else date.min
 
     def _publications(self, where: str, *values: str) -> list[Publication]:

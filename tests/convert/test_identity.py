@@ -97,24 +97,24 @@ def scattered(count: int, seed: int = 1) -> list[bytes]:
     return rows
 
 
-@pytest.mark.parametrize("kernel", [None, KERNEL], ids=["exact", "kernel"])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("kernel", "threads"), [(None, 1), (KERNEL, 3)], ids=["exact", "kernel"])
 def test_a_day_in_many_blocks_is_numbered_as_one(tmp_path: Path, kernel: Kernel | None, threads: int) -> None:
     """Equal rows in different blocks, everything spilled to disk: line for line what one pass by hand makes."""
-    rows = scattered(1500)
-    slow = convert_slowly(rows, MADE)
-    assert max(Counter(slow.cells).values()) == 1 < len({cell for cell in slow.cells if "-8" in cell})
-    converted, sink = convert(export_file(tmp_path, rows), MADE, kernel=kernel, threads=threads)
-    assert sink.restarts == 1
-    assert_is(slow, converted, sink)
+    rows = scattered(700)
+    for some in (rows, [raw for raw in rows if b'"own-' not in raw]):
+        slow = convert_slowly(some, MADE)
+        assert max(Counter(slow.cells).values()) == 1 < len({cell for cell in slow.cells if "-8" in cell})
+        converted, sink = convert(export_file(tmp_path, some), MADE, kernel=kernel, threads=threads)
+        assert sink.restarts == 1
+        assert_is(slow, converted, sink)
 
 
 @pytest.mark.parametrize("kernel", [None, KERNEL], ids=["exact", "kernel"])
 def test_late_rows_are_found_among_equal_ones(tmp_path: Path, kernel: Kernel | None) -> None:
     """In a new version in another order, with more rows equal to those that were sent, each new line goes out once."""
-    rows = scattered(1200)
-    first = convert_slowly(rows[:700], MADE)
-    _, sink = convert(export_file(tmp_path, rows[:700]), MADE, kernel=kernel)
+    rows = scattered(600)
+    first = convert_slowly(rows[:350], MADE)
+    _, sink = convert(export_file(tmp_path, rows[:350]), MADE, kernel=kernel)
     log = tmp_path / "log.gz"
     log.write_bytes(sink.logs[0].content)
     later = rows[:]

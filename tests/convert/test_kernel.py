@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import re
@@ -23,12 +24,16 @@ from server.convert.log_writer import inflate
 from server.convert.row import Conversion, RowConverter
 from server.convert.row_ids import pack_id
 from server.convert.tally import FilterReason, RowRejected
+from server.megaphone.exports import DELIVERY_V2
+from server.triton import ColumnSpec, Layout, LogRules
 
 from ..support.kernel_ways import (
     EPISODES,
+    EVERY_VALUE,
     FRESH_AFTER,
     MORE_RULES,
     ROWS,
+    V2_RULES,
     Ways,
     cuts,
     guarded_room,
@@ -36,10 +41,12 @@ from ..support.kernel_ways import (
     kernel,
     odd_rows,
     result_values,
+    v2_rows,
 )
 from ..support.mutation import mutate_rows
 from ..support.odd_rows import EPISODE, GOOD, with_ids
 from ..support.reference_conversion import DAY, KEY
+from ..support.rows import row_v2
 
 if TYPE_CHECKING:
     from server.episodes.catalogue import Catalogue
@@ -66,6 +73,60 @@ def test_every_odd_row_is_the_same_by_kernel_and_by_the_exact_rules(name: str) -
     assert records is not None
     some = b"".join(pack_id(row_id.decode()) for row_id in re.findall(rb'"id":"([ -~]*?)"', text)[::3])
     ways.agree(job(text, fresh=some))
+
+
+@pytest.mark.parametrize("name", V2_RULES)
+def test_every_row_of_the_other_kind_is_the_same_by_kernel_and_by_the_exact_rules(name: str) -> None:
+    """In blocks whose first row has an id, and in such whose first has none; with equal rows here and before."""
+    conversion = Conversion(V2_RULES[name], KEY, EPISODES, DAY)
+    rows = v2_rows()
+    converter = RowConverter(conversion)
+    ids = []
+    for row in rows:
+        with contextlib.suppress(RowRejected):
+            ids.append(pack_id(converter.convert(row).id))
+    numbers = b"".join(
+        row_id + (n % 3 + 1).to_bytes(8, "little") for n, row_id in enumerate(dict.fromkeys(ids[-90::4]))
+    )
+    ways = Ways(conversion, FRESH_AFTER)
+    for first in (row_v2(), row_v2(id="an-id", filesize=9, bytes_sent=5)):
+        text = text_of([first, *rows])
+        ways.agree(job(text))
+        ways.agree(job(text, Task.INDEX_ROWS, numbers=numbers))
+        result = ways.agree(job(text, numbers=numbers, duplicates=ids[40], fresh=b"".join(ids[::3])))
+        assert result.derived is not None and result.tally.filtered["sent_before"] > 50
+    for block in cuts(text_of(rows), 4000):
+        ways.agree(job(block))
+
+
+def test_equal_rows_are_numbered_in_a_block_that_takes_several_calls() -> None:
+    """Before and behind a room that is full, by the kernel and by the exact rules, the odd one first or last."""
+    odd, even = row_v2(ip=" 203.0.113.9"), row_v2(ip="203.0.113.8")
+    same = [row_v2(delivery_type="download", note=[]), row_v2()]  # equal, and the first of them is odd to the kernel
+    filling = [row_v2(created_at=f"{DAY}T12:00:00.{n}Z", user_agent='"' * 90) for n in range(400)]
+    for rows in ([*same, odd, even], [*reversed(same), even, odd, *same], [same[1], even, *same, odd]):
+        columns = (ColumnSpec("long", constant="ä" * 900), *EVERY_VALUE)
+        conversion = Conversion(LogRules(Layout(columns=columns), kind="delivery-v2"), KEY, None, DAY)
+        result = Ways(conversion).agree(job(text_of([*rows, *filling, *rows, *filling[:9]])))
+        assert result.tally.lines == 2 * len(rows) + 409
+        Ways(conversion).agree(job(text_of(rows)))  # in one call
+
+
+def test_a_day_of_the_other_kind_is_left_to_no_other() -> None:
+    """The kernel takes every row of a realistic day of either sort: without ids and sizes, and with them."""
+    rows = list(dict.fromkeys(day_rows(DAY, 2000, kind=DELIVERY_V2)))  # the second of equal ones is odd
+    own = [
+        orjson.dumps(orjson.loads(row) | {"id": f"i{n}", "filesize": 9, "bytes_sent": 9}) for n, row in enumerate(rows)
+    ]
+    for rules in V2_RULES.values():
+        conversion = Conversion(rules, KEY, EPISODES, DAY)
+        assert odd_rows(conversion, b"".join(rows), derive=True) == []
+        assert odd_rows(conversion, text_of(own)) == []
+        assert (
+            len(odd_rows(conversion, b"".join(rows)))
+            == len(odd_rows(conversion, text_of(own), derive=True))
+            == len(rows)
+        )
 
 
 @pytest.mark.parametrize("name", ["default", "w3c columns", "every field"])

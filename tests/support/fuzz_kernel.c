@@ -51,7 +51,7 @@ UNSEEN static void judge(const struct rules *rules, const struct block *block) {
     HOLDS(block->written >= 0 && block->written <= block->out_room && block->id_count <= block->most_ids);
     HOLDS(block->odd_count <= block->most_odd && block->podcast_count <= MOST_PODCASTS);
     for (int64_t i = 0; i < block->taken; i++) ends += block->text[i] == '\n';
-    HOLDS(ends == block->line_count && block->id_count + block->odd_count <= ends);
+    HOLDS(ends == block->line_count && block->row_count + block->odd_count <= ends);
     for (int64_t i = 0; i < block->written; i++) {
         uint8_t byte = block->out[i];
         HOLDS(byte >= 0x20 || byte == '\t' || byte == '\n');
@@ -62,11 +62,12 @@ UNSEEN static void judge(const struct rules *rules, const struct block *block) {
     HOLDS(is_utf8(block->out, block->out + block->written));
     for (int i = 0; i < FILTERS; i++) filtered += block->filtered[i];
     HOLDS(rules->index_rows ? !block->written : lines == block->lines);
-    HOLDS(block->id_count == block->lines + filtered && block->reporting <= block->id_count);
+    HOLDS(block->row_count == block->lines + filtered && block->reporting <= block->row_count);
+    HOLDS(block->seen_slots ? block->id_count <= block->row_count : block->id_count == block->row_count);
     for (int64_t i = 0, end = 0; i < block->odd_count; i++) {
         const struct odd_row *odd = &block->odd[i];
         HOLDS(odd->begin >= end && odd->end > odd->begin && odd->end <= block->taken && block->text[odd->end - 1] == '\n');
-        HOLDS(odd->written <= block->written && odd->ids <= block->id_count && odd->line < block->line_count);
+        HOLDS(odd->written <= block->written && odd->ids <= block->id_count && odd->rows <= block->row_count && odd->line < block->line_count);
         end = odd->end;
     }
     for (int64_t i = 0; i < block->podcast_count; i++) {
@@ -103,6 +104,9 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int64_t out_room = CELL_ROOM + (flags & SMALL_ROOM ? 37 * length % 1500 : 4 * length + 8192), most = flags & SMALL_ROOM ? 3 : length / 64 + 1;
     uint8_t *out = room(out_room), *ids = room(16 * most), *digests = room(8 * most), last_id[16] = { 0 };
     uint32_t slots[4] = { 0 };
+    int64_t seen_count = 2;
+    while (seen_count <= most) seen_count *= 2;
+    uint32_t *seen = room(4 * seen_count);
     struct odd_row *odd = room(most * (int64_t)sizeof *odd);
     struct podcast *podcasts = room(rules.by_podcast * MOST_PODCASTS * (int64_t)sizeof *podcasts);
     for (int64_t at = 0; at < length; at += block.taken) {
@@ -110,6 +114,11 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         block.text = text + at;
         block.size = length - at;
         block.array = flags & ARRAY;
+        if (rules.typed && at % 2 == 0) { /* of the kind that may lack ids, now the one and now the other */
+            memset(seen, 0, (size_t)(4 * seen_count));
+            block.seen_slots = seen;
+            block.seen_slot_count = seen_count;
+        }
         block.names = names;
         block.name_count = NAME_COUNT;
         block.out = out;
@@ -150,7 +159,7 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         partition_ids(ids, rules.index_rows ? digests : NULL, block.id_count, counts, sorted);
         free(sorted);
     }
-    free(text); free(names); free(out); free(ids); free(digests); free(odd); free(podcasts);
+    free(text); free(names); free(out); free(ids); free(digests); free(odd); free(podcasts); free(seen);
     return 0;
 }
 
@@ -196,7 +205,7 @@ UNSEEN static uint32_t dice(uint32_t sides) {
 
 static const char *const WORDS[] = {
     "\"id\":", "\"ip\":", "\"created_at\":", "\"podcast_id\":", "\"episode_id\":", "\"filesize\":", "\"bytes_sent\":",
-    "\"seconds_downloaded\":", "\"user_agent\":", "\"city\":", "\"blacklisted_ip\":", "\"x\":", "\\u0000", "\\ud83d\\ude00",
+    "\"seconds_downloaded\":", "\"user_agent\":", "\"city\":", "\"blacklisted_ip\":", "\"delivery_type\":", "\"download\"", "\"play\"", "\"x\":", "\\u0000", "\\ud83d\\ude00",
     "\\ud83d", "\\u2028", "\\\"", "\\\\", "\\n", "\\x", "\xC3\xA9", "\xE2\x80\xA8", "\xF0\x9F\x8E\xA7", "\xED\xA0\x80", "\xFF",
     "\"", "\\", "{", "}", ",", ":", "\n", "\r\n", " ", "\t", "\x7F", "null", "true", "false", "0", "-0", "-1", "1e5", "59.99999999999999999",
     "9223372036854775807", "9999999999999999", "0.0001", "::", "2001:db8::1", "1.2.3.0", "255.255.255.256", "::ffff:1.2.3.4",

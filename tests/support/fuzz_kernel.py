@@ -24,9 +24,10 @@ import orjson
 
 from server.convert.kernel import CompiledRules, Names, _pack_catalogue
 from server.convert.row import Conversion
+from server.megaphone.exports import DELIVERY_V2
 from server.triton import UrlTemplate, safe_text
 
-from .kernel_ways import EPISODES, FRESH_AFTER, MORE_RULES, ROWS, kernel
+from .kernel_ways import EPISODES, FRESH_AFTER, MORE_RULES, ROWS, V2_RULES, kernel
 from .odd_rows import GOOD
 from .reference_conversion import DAY, KEY
 
@@ -47,8 +48,11 @@ FLAGS = (
     "-fsanitize-coverage=trace-pc", "-fno-omit-frame-pointer",
 )  # fmt: skip
 _PLAIN = ("rows", "truncated", "partial", "clamp", "percent", "hashes", "has_day", "has_fresh_after", "by_podcast",
-          "index_rows", "features", "cell_count", "url_count", "other_url_count", "wants_token",
-          "wants_enclosure")  # fmt: skip
+          "index_rows", "features", "known", "required", "typed", "sizeless", "rss_size", "cell_count", "url_count",
+          "other_url_count", "wants_token", "wants_enclosure")  # fmt: skip
+
+
+_ARRAYS = ("day", "fresh_after", "hash_key", "id_key")
 
 
 class Fuzzed(NamedTuple):
@@ -113,16 +117,16 @@ def fuzz(program: Path, seconds: float, seed: int, folder: Path) -> Fuzzed:
 def _rules() -> str:
     """The header: names, a catalogue, and the rules of every setting, with pointers to arrays of their own."""
     parts = ["/* Written by fuzz_kernel.py. */"]
-    names, count = Names().packed(tuple(GOOD))
+    names, count = Names(DELIVERY_V2).packed((*GOOD, "delivery_type", "media_type"))
     parts += [f"static const uint8_t NAMES[] = {_bytes(names[:-8])};", f"enum {{ NAME_COUNT = {count} }};"]
     entries, episodes = _pack_catalogue(EPISODES, UrlTemplate("/{token}/{enclosure_url}"), safe_text)
     parts += [f"static const uint8_t CATALOGUE[] = {_bytes(entries)};"]
     parts += [f"enum {{ CATALOGUE_COUNT = {episodes}, CATALOGUE_SIZE = {len(entries) - 16} }};"]
     structs = []
-    for number, rules in enumerate(MORE_RULES.values()):
+    for number, rules in enumerate((MORE_RULES | V2_RULES).values()):
         made = CompiledRules(kernel(), Conversion(rules, KEY, None, DAY), FRESH_AFTER)
         fields = [f".{name} = {getattr(made.rules, name)}" for name in _PLAIN]
-        fields += [f".{name} = {_bytes(getattr(made.rules, name))}" for name in ("day", "fresh_after", "hash_key")]
+        fields += [f".{name} = {_bytes(getattr(made.rules, name))}" for name in _ARRAYS]
         parts.append(f"static const uint8_t literals_{number}[] = {_bytes(made._kept[0])};")
         fields.append(f".literals = literals_{number}")
         for name in ("cells", "url", "other_url"):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import random
+import re
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -26,6 +28,7 @@ from server.triton import ColumnSpec, DerivedValue, Layout, LogFormat, LogRules
 
 from .odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
 from .reference_conversion import DAY
+from .rows import ABSENT, GOOD_V2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,6 +77,7 @@ EPISODES = Catalogue(
         "e" * 200: Episode("two hundred", ""),
         "e" * 201: Episode("one more", ""),
         "not plain/ü": Episode("never looked for", ""),
+        "sized": Episode("sized", "", "ABC1", "https://h.example/ABC1.mp3", "48123456"),
         **{f"number-{n}": Episode(f"guid {n}", "") for n in range(500)},
     }
 )
@@ -319,23 +323,66 @@ def more_rows() -> list[bytes]:
 
 ROWS = with_ids([*nasty_rows(), *more_rows()])
 
+V2_RULES = {
+    "v2": LogRules(kind="delivery-v2"),
+    "v2 w3c, all, truncated": LogRules(Layout(LogFormat.W3C), rows="all", ip="truncated", kind="delivery-v2"),
+    "v2 reporting, rss": LogRules(
+        Layout(columns=(*EVERY_FIELD, *EVERY_VALUE, ColumnSpec("m", field="media_type"))),
+        rows="reporting", url="/{id}/{media_type}/{delivery_type}", kind="delivery-v2", object_size="rss",
+    ),
+}  # fmt: skip
+
+
+def v2_rows() -> list[bytes]:
+    """Return rows of the Delivery export V2: some nasty ones, with an id and without, and what this kind alone has."""
+    of_kind = [row.replace(b"{", b'{"delivery_type":"download",', 1) for row in ROWS[::17] if b"\n" not in row]
+    bare = [re.sub(rb'"(?:id|filesize|bytes_sent)":(?:"[^"\\]*"|\d+),?', b"", row) for row in of_kind]
+
+    def good(**fields: Any) -> bytes:
+        return orjson.dumps({name: value for name, value in (GOOD_V2 | fields).items() if value is not ABSENT})
+
+    rows = [good(delivery_type=value) for value in (ABSENT, None, "", "play", "downloads", "Play", 1, True, ["play"])]
+    rows += [good(media_type=value) for value in (ABSENT, None, "video", "\t", 7, {})]
+    rows += [
+        good(user_agent=value)
+        for value in (ABSENT, None, "", " ", "a\\b", "\u00fc", 5, True, [], "x" * 1700, "y" * 5000)
+    ]
+    rows += [good(id=value) for value in (None, "", " ", "own", 7, 7.5, [], "11111111-2222-4333-8444-555555555555")]
+    sizes = (ABSENT, None, 0, 1, 1000, "5", -1, 1.5, [])
+    rows += [good(filesize=size, bytes_sent=sent) for size in sizes for sent in sizes]
+    rows += [good(seconds_downloaded=value) for value in (None, 59, 60, "60", 59.9, "x")]
+    rows += [good(ip=ip) for ip in ("203.0.113.7", "2001:db8::1", " 1.2.3.4", "1.2.3.4:5", "", None)]
+    rows += [
+        good(created_at=f"{DAY}{rest}")
+        for rest in ("T12:00:00Z", " 12:00:00", "T12:00:00.5+00:00", "T1", "T12:00:00 UTC")
+    ]
+    rows += [good(created_at=f"{DAY}T12:00:00.{'1' * n}Z") for n in (1500, 2100)]
+    rows += [good(episode_id=key) for key in ("sized", "SIZED", "plain", None, ABSENT)]
+    rows += [good(podcast_id=value) for value in (None, "a b", 7)]
+    rows += [good(blacklisted_ip=ip, blacklisted_ua=ua) for ip in (True, "true", None) for ua in (True, False)]
+    many = random.Random(7)
+    equal = [
+        good(created_at=f"{DAY}T13:00:0{many.randrange(3)}Z", blacklisted_ua=many.random() < 0.2) for _ in range(60)
+    ]
+    return [*of_kind, *bare, *rows, *equal, *rows[::3]]
+
 
 class _Remembering:
     """What the exact rules make of a row, remembered."""
 
-    def __init__(self, convert: Callable[[bytes], Outcome]) -> None:
+    def __init__(self, convert: Callable[[bytes, int], Outcome]) -> None:
         self._convert = convert
-        self._known: dict[bytes, Outcome | RowRejected] = {}
+        self._known: dict[tuple[bytes, int], Outcome | RowRejected] = {}
 
-    def __call__(self, row: bytes) -> Outcome:
+    def __call__(self, row: bytes, number: int = 0) -> Outcome:
         """Return the outcome, or raise the rejection, of the first time."""
-        known = self._known.get(row)
+        known = self._known.get((row, number))
         if known is None:
             try:
-                known = self._convert(row)
+                known = self._convert(row, number)
             except RowRejected as rejected:
                 known = rejected
-            self._known[row] = known
+            self._known[row, number] = known
         if isinstance(known, RowRejected):
             raise known
         return known
@@ -386,21 +433,22 @@ def result_values(result: Result) -> dict[str, Any]:
         "rejects": result.rejects,
         "closing": result.closing,
         "ids": result.ids,
+        "derived": result.derived,
         "records": result.records,
         "podcasts": result.podcasts,
     }
 
 
-def odd_rows(made: Conversion, text: bytes, **options: Any) -> list[bytes]:
-    """Return the rows of a block that the kernel leaves to the exact rules."""
+def odd_rows(made: Conversion, text: bytes, *, derive: bool = False, **options: Any) -> list[bytes]:
+    """Return the rows of a block that the kernel leaves to the exact rules; ``derive``: see `Rooms.block`."""
     rules = binding.CompiledRules(kernel(), made, options.pop("fresh_after", None), **options)
     rooms, found, start = binding.Rooms(), [], 0
     loaded = rooms.load([text])
-    names = binding.Names().packed(())
+    names = binding.Names(made.rules.export_kind).packed(())
     while start < len(loaded):
-        block = rooms.block(start, names, array=False)
+        block = rooms.block(start, names, array=False, derive=derive)
         kernel().convert(rules, block)
-        found += [bytes(loaded[start + begin : start + end]) for begin, end, *_ in rooms.odd(block)]
+        found += [bytes(loaded[start + odd.begin : start + odd.end]) for odd in rooms.odd(block)]
         start += block.taken
     return found
 
