@@ -102,6 +102,8 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "server/manual/config.example.toml",
         "server/manual/next-engineer.md",
         "server/convert/libkernel.so",
+        "server/web/templates/overview.html",
+        "server/web/static/style.css",
     } <= names
     assert not [name for name in names if name.startswith(("tests", "keys", "benchmarks"))]
     assert {f"server/{path.name}" for path in (ROOT / "server").glob("*.py")} <= names
