@@ -8,9 +8,11 @@ the outputs are the same text, where an engine can express the rule (the Hashed-
 and at the end the manual's table: each ratio on each day, and the worst of them. Peers are careful or lean (see
 `peers`); it is the fastest of a kind that counts. The floor is gunzip of the export, then gzip of the same log text,
 with isal in one process. `addresses` is the day `tokens` with addresses: what ours takes for the one over what it takes
-for the other says what tokens cost. `one worker` is ours in one thread; `late rows` is ours for a day of which one row
-in a hundred comes late, against the log of the others. An empty day is converted twenty times. With `--episodes`,
-`catalogue` is ours again, with an episode catalogue of that many RSS items in use. Wants the extra `bench`.
+for the other says what tokens cost. `delivery-v2` is the day `sample` as a Delivery export V2, whose rows get ids of
+ours: rows of it a second beside those of the metrics export. `one worker` is ours in one thread; `late rows` is ours
+for a day of which one row in a hundred comes late, against the log of the others. An empty day is converted twenty
+times. With `--episodes`, `catalogue` is ours again, with an episode catalogue of that many RSS items in use. Wants the
+extra `bench`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ HASHED_IP = 3
 REACH = {"polars": 0.65, "duckdb": 0.25, "jq": 0.08, "floor": 1.3, "addresses": 1.3}
 EMPTY, EMPTY_ROUNDS = 0.2, 20  # seconds, at most, for a day without rows
 OWN = ("one worker", "late rows")
+BESIDE = {"sample": "delivery-v2", "tokens": "addresses"}  # another form of the day, converted by us in turn with it
 WITH_CATALOGUE = 0.95  # ours without a catalogue over ours with one, at least: not slower by more than about 5 %
 
 
@@ -50,7 +53,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--day", action="append", default=[], choices=DAYS, help="only this day (default: all of them)")
     parser.add_argument("--jq-rounds", type=int, default=1, help="jq takes a minute for a million rows")
-    parser.add_argument("--without", action="append", default=[], choices=[*map(_kind, ENGINES), *OWN, "addresses"])
+    parser.add_argument(
+        "--without", action="append", default=[], choices=[*map(_kind, ENGINES), *OWN, *BESIDE.values()]
+    )
     parser.add_argument("--episodes", type=int, default=0, help="also with a catalogue of so many episodes")
     parser.add_argument("--folder", type=Path, help="keep the exports and the outputs here")
     arguments = parser.parse_args()
@@ -85,7 +90,7 @@ def _empty_day(folder: Path) -> float:
 
 
 def _kind(engine: str) -> str:
-    return engine.partition("-")[0]
+    return engine if engine in BESIDE.values() else engine.partition("-")[0]
 
 
 def _measure_day(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
@@ -101,9 +106,9 @@ def _measure_day(name: str, folder: Path, arguments: argparse.Namespace) -> dict
         with igzip.open(export) as rows, igzip.open(first, "wb", 2) as kept:  # type: ignore[no-untyped-call]
             kept.writelines(row for row in rows if zlib.crc32(row) % 100)
         measure(late.command(first, "first"))
-    if name == "tokens" and "addresses" not in arguments.without:
-        engines.append("addresses")
-        exports["addresses"] = make_day("addresses", folder, DAY, arguments.rows)
+    if name in BESIDE and BESIDE[name] not in arguments.without:
+        engines.append(BESIDE[name])
+        exports[BESIDE[name]] = make_day(BESIDE[name], folder, DAY, arguments.rows)
     if arguments.episodes and name == DAYS[0]:
         write_catalogue(where / "catalogue", export, arguments.episodes)
         engines.insert(1, "catalogue")
@@ -133,7 +138,7 @@ def _command(engine: str, export: Path, folder: Path) -> list[str]:
     if engine in OWN:
         sent, workers = ([folder / "first-00.tsv.gz"], 0) if engine == "late rows" else ([], 1)
         return late.command(export, engine, sent, workers)
-    if engine in ("ours", "catalogue", "addresses"):
+    if engine in ("ours", "catalogue", *BESIDE.values()):
         command = Path(sys.executable).with_name("pickup-point")
         found = str(command) if command.exists() else shutil.which("pickup-point") or "pickup-point"
         config = folder / "catalogue" / ("config.toml" if engine == "catalogue" else "plain.toml")
@@ -151,7 +156,7 @@ def _report(runs: dict[str, list[Measured]], folder: Path) -> None:
         median = statistics.median(run.seconds for run in measured)
         peak = max(run.peak for run in measured) / 1e6
         output = folder / (f"{engine}-00.tsv.gz" if engine in OWN else f"{engine}.tsv.gz")
-        compared = "" if engine in ("ours", "addresses", "late rows") else _text_digest(output)
+        compared = "" if engine in ("ours", "late rows", *BESIDE.values()) else _text_digest(output)
         same = "" if not compared else "the same" if compared == expected else "DIFFERENT"
         ratio = "" if engine == "ours" else f"{ours / median:.3f}"
         if engine == "catalogue":

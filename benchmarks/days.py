@@ -4,7 +4,8 @@ Writes one file each, and keeps it. ``sample`` is the demo's day (`server.cli.sa
 agents, times at .000. ``varied`` repeats next to nothing: milliseconds, an address of its own in every row, 20,000
 user agents with a long tail, 20,000 episodes, escapes and letters beyond ASCII in 5 % of the rows. ``tokens`` is what
 Megaphone sends where addresses are hashed: 32 hex digits in the place of each, of 30,000 listeners; ``addresses`` is
-the same day with addresses, to see what tokens cost.
+the same day with addresses, to see what tokens cost. ``delivery-v2`` is the demo's day as a Delivery export V2: no ids,
+no sizes, a token in every row, one row in two hundred equal to the one before it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import orjson
 from isal import isal_zlib
 
 from server.cli.samples import write_day
+from server.megaphone.exports import KINDS, METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,11 +72,12 @@ _ROW = (
 
 def make_day(name: str, folder: Path, day: date, rows: int) -> Path:
     """The export of one of the days, made unless it is there."""
-    export = folder / name / f"metrics-day-{day}.json.gz"
+    kind = KINDS.get(name, METRICS)
+    export = folder / name / kind.file_name.replace("YYYY-MM-DD", str(day))
     if not export.exists():
         export.parent.mkdir(parents=True, exist_ok=True)
-        if name == "sample":
-            write_day(export, day, rows)
+        if name in ("sample", *KINDS):
+            write_day(export, day, rows, kind=kind)
         else:
             _write(export, varied_rows(day, rows, name))
     return export

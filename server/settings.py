@@ -211,6 +211,12 @@ def _public_address(value: str) -> str:
     return value
 
 
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError('not a text on one line; write "Jane Doe, jane@example.com"')
+    return value
+
+
 def _listen_address(value: str) -> str:
     match = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[^:\s\[\]]+):([0-9]{1,5})", value)
     if match is None:
@@ -240,6 +246,7 @@ UserName = Annotated[str, AfterValidator(_user_name)]
 PublicAddress = Annotated[str, AfterValidator(_public_address)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+OneLine = Annotated[str, AfterValidator(_one_line)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 
 
@@ -254,6 +261,13 @@ class TopSettings(Section):
 
     data_dir: FilePath
     keys_dir: FilePath
+
+
+class PublisherSettings(Section):
+    """``[publisher]``: who sends the logs, and whom the partner can ask; for the handover only."""
+
+    name: OneLine = ""
+    contacts: list[OneLine] = []
 
 
 class ExportSettings(Section):
@@ -482,6 +496,7 @@ class Config(Section):
     path: Path
     data_dir: FilePath
     keys_dir: FilePath
+    publisher: PublisherSettings
     export: ExportSettings
     log: LogSettings
     feeds: FeedsSettings

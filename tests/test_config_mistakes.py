@@ -35,10 +35,18 @@ def _in(table: str, line: str) -> str:
     return f"{EXPORT}[{table}]\n{line}\n{USER}"
 
 
+def test_a_size_from_rss_needs_a_feed() -> None:
+    """And only the kind of export that may lack sizes takes one."""
+    text = f'{EXPORT}kind = "delivery-v2"\n[log]\nobject_size = "rss"\n{USER}'
+    (problem,) = problems_of(text)
+    assert problem.key == "log.object_size" and "no RSS feed" in str(problem) and "feeds.urls" in problem.cure
+    parse(text.replace("[log]", '[feeds]\nurls = ["https://x.example/feed"]\n[log]'))
+
+
 # (table, line, key of the problem, what it shows of the value, a word of the cure)
 MISTAKES = [
     ("", "data_dirs = 1", "data_dirs", "not a known key", "did you mean data_dir?"),
-    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known keys are: export"),
+    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known keys are: publisher, export"),
     ("", "data_dir = 5", "data_dir", "is 5", "path"),
     ("", 'data_dir = ""', "data_dir", 'is ""', "path"),
     ("", 'data_dir = "a\\u0000b"', "data_dir", "not a path", "path"),

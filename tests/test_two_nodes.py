@@ -97,7 +97,8 @@ def _picked_up(site: ServiceSite) -> set[str]:
 
 def test_the_manuals_script_runs_two_nodes_and_a_third(tmp_path: Path, s3: S3Server) -> None:
     """As it is printed, but for its ports and the place of the buckets."""
-    (script,) = re.findall(r"```sh\n(EXPORTS=.*?)```", read_chapter("two-nodes").text, re.DOTALL)
+    blocks = r"```sh tests/test_two_nodes.py\n(.*?)```"
+    (script,) = re.findall(blocks, read_chapter("two-nodes").text, re.DOTALL)
     ports = []
     with ExitStack() as held:
         for _ in "abc":

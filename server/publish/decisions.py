@@ -242,7 +242,7 @@ def _judged_anew(record: DayRecord, request: FeedRequest) -> str:
     """Return what to tell an operator who accepts a version that is no longer there, or ''."""
     if not request.accept_rejects or record.hold is None or _hold_of(record) is not None:
         return ""
-    return "its export has changed since it was held, so that was not accepted for the new version: "
+    return "its export has changed since it was held, so the new version was not accepted with it: "
 
 
 def despite_hold(order: Order, hold: Hold) -> Order:
@@ -370,7 +370,7 @@ def accept_command(day: date) -> str:
 _SENTENCES = {
     "open": "it is not final yet",
     "missing": "there is no export: Megaphone does not deliver a day twice, ask support-megaphone@spotify.com",
-    "stale": "its export is older than the end of the day",
+    "stale": "its export was last written before the day ended",
     "settling": "its export changed too recently to be final",
     "unmarked": "Megaphone has not marked its export as final yet",
 }

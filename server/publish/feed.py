@@ -168,8 +168,11 @@ class Feed:
         missing = {p.day for p in publications if p.missing}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
-            if not self._policy.out_of_reach(day, listing.now):
-                self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, listing.exports.get(day)))
+            export = listing.exports.get(day)
+            # A day that was typed wrong leaves no trace: no round would look at it, and nothing was ever there.
+            typed_wrong = day not in days and export is None and self._ledger.day(day) is None
+            if not typed_wrong and not self._policy.out_of_reach(day, listing.now):
+                self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, export))
         self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
         return sorted(request.days) if request.days else days
 
@@ -208,7 +211,8 @@ class Feed:
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
             done = {publication.day for publication in self._ledger.live_publications()}
             due = [str(day) for day in days if day not in done and self._state(day, listing) == "due"]
-            log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", key="first_day")
+            hint = "to begin with a later day, set export.first_day"
+            log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", hint=hint)
             self._ledger.note(first_start=listing.now.isoformat())
 
     # One day
@@ -266,8 +270,9 @@ class Feed:
         """Decide about a day, and carry out the decision."""
         known, seen = await in_thread(lambda: (self._ledger.publications(day), self._ledger.day(day)))
         finished = [publication for publication in known if publication.published_at is not None]
-        # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
-        record = seen or DayRecord(day, "", source_now, export)
+        # A day that is out of reach or was typed wrong has no record.
+        unseen = self._policy.export.finality.state(day, export, source_now, None)
+        record = seen or DayRecord(day, unseen, source_now, export)
         decision = decide(
             record, finished, self._policy, request, now=now, source_now=source_now, clock_doubted=self._clock_doubted
         )

@@ -23,7 +23,7 @@ from server.megaphone.exports import EXPORT_FIELDS, KINDS
 from server.triton import ColumnSpec, Layout, LogFormat, LogRules
 
 from ..support.layouts import layouts
-from ..support.rows import ABSENT, GOOD, KEY, cells, converted, result, row, rules
+from ..support.rows import ABSENT, GOOD, KEY, cells, converted, result, row, row_v2, rules
 
 DAY = date(2026, 11, 20)
 
@@ -276,6 +276,24 @@ def test_a_repeated_conversion_gives_the_same_line() -> None:
     first = converter.convert(row())
     converter.convert(row(id="other", ip="2001:db8::1", podcast_id=None))
     assert converter.convert(row()) == first
+
+
+@pytest.mark.parametrize(
+    ("change", "object_size", "expected"),
+    [
+        ({}, "export", ("200", "-", "-", "-")),
+        ({}, "rss", ("200", "-", "4711", "-")),
+        ({"episode_id": "unknown"}, "rss", ("200", "-", "-", "-")),
+        ({"filesize": 1000, "bytes_sent": 250}, "rss", ("206", "250", "1000", "0-249")),
+        ({"filesize": 1000, "bytes_sent": 2000}, "export", ("200", "1000", "1000", "-")),
+    ],
+)
+def test_a_row_without_sizes_has_dashes_or_the_feeds_size(
+    change: dict[str, Any], object_size: str, expected: tuple[str, ...]
+) -> None:
+    """Of the Delivery export V2; how much was sent is not made up, and a row's own sizes come first."""
+    line = cells(row_v2(**change), rules(kind="delivery-v2", object_size=object_size), catalogue=CATALOGUES[3])
+    assert tuple(line[name] for name in ("status", "bytes", "object-size", "byte-range")) == expected
 
 
 # --- Anything at all ------------------------------------------------------------------------------------------------

@@ -116,16 +116,15 @@ def test_an_rss_feed_that_stays_away_becomes_an_alarm() -> None:
 def test_a_token_that_an_earlier_release_did_not_know_is_known_at_once(tmp_path: Path) -> None:
     """An RSS feed that has not changed since is not read again, and its tokens were stored."""
     token = "EXAMPLECOMPANYLLC7453036557"
-    item = RssItem(
-        "g", f"https://traffic.megaphone.fm/{token}.mp3", bare_url=f"https://traffic.megaphone.fm/{token}.mp3"
-    )
+    url = f"https://traffic.megaphone.fm/{token}.mp3"
+    item, *others = (RssItem(f"g{n}", url, bare_url=url, length=length) for n, length in enumerate((4711, 0, None)))
     with closing(Ledger.open(tmp_path / "ledger.sqlite3")) as ledger:
-        ledger.rss.keep(RssFeed("https://x.example/show", NOW, NOW, items=(item,)))
+        ledger.rss.keep(RssFeed("https://x.example/show", NOW, NOW, items=(item, *others)))
         assert [tuple(found) for found in ledger.rss.published("https://x.example/show")] == [
-            ("g", "", token, item.enclosure_url)
-        ]
+            ("g0", "", token, url, "4711"), ("g1", "", token, url, ""), ("g2", "", token, url, ""),
+        ]  # fmt: skip
         (feed,) = ledger.rss.feeds(items=True).values()
-        assert [found.token for found in feed.items] == [token]
+        assert [found.token for found in feed.items] == [token] * 3
 
 
 def test_a_ledger_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
