@@ -30,7 +30,8 @@ from setuptools.build_meta import (  # noqa: F401  # the hooks that stay as they
 
 SOURCE = Path("server/convert/kernel.c")
 LIBRARY = SOURCE.with_name("libkernel.so")
-EXAMPLE = Path("config.example.toml")
+# What `pickup-point manual` shows, though it lies at the top of the tree.
+SHOWN = {"config.example.toml": "config.example.toml", "CONTRIBUTING.md": "next-engineer.md"}
 SWITCH = "PICKUP_POINT_KERNEL"
 FLAGS = ("-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 ZIG = "ziglang>=0.13"
@@ -47,7 +48,8 @@ def get_requires_for_build_editable(config_settings=None):
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    shutil.copyfile(EXAMPLE, Path("server/manual", EXAMPLE.name))
+    for file, name in SHOWN.items():
+        shutil.copyfile(file, Path("server/manual", name))
     tag = build_kernel()
     settings = dict(config_settings or {})
     if tag:

@@ -28,6 +28,7 @@ from .settings import (
     FeedsSettings,
     LogOutputSettings,
     LogSettings,
+    PublisherSettings,
     RetentionSettings,
     Section,
     SftpSettings,
@@ -62,6 +63,7 @@ __all__ = [
 _SECRET_KEYS = {"password_hash", "webhook_url", "heartbeat_url"}
 _EMPTY = '""'  # how TOML writes an empty key
 _SECTIONS: dict[str, type[Section]] = {
+    "publisher": PublisherSettings,
     "export": ExportSettings,
     "log": LogSettings,
     "feeds": FeedsSettings,
@@ -113,7 +115,11 @@ def config_of(text: bytes, path: Path) -> Config:
 
 
 # What a running service takes from the file again; the rest of it was built into its parts at the start.
-_RELOADED = {"sftp": {"host", "port"}, "alerts": set[str]()}  # the tables, and the keys of each that stay
+_RELOADED = {
+    "sftp": {"host", "port"},
+    "alerts": set[str](),
+    "publisher": set[str](),
+}  # the tables, and the keys of each that stay
 
 
 def after_reload(old: Config, new: Config) -> Config:
@@ -343,8 +349,8 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
             Problem(
                 "export.look_back_days",
                 f"is {export.look_back_days}: that covers a day for {duration_text(covered)} after its start, and "
-                f'give_up_waiting ("{duration_text(export.give_up_waiting)}") is not over before: a day that never '
-                "becomes final would not be published",
+                f'give_up_waiting ("{duration_text(export.give_up_waiting)}") ends later: a day that never becomes '
+                "final would not be published",
                 f"set look_back_days to at least {export.give_up_waiting // timedelta(days=1)}, or give_up_waiting to "
                 f'at most "{duration_text(longest)}"',
             )

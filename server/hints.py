@@ -56,7 +56,7 @@ class Call(NamedTuple):
 
     def text(self, hint: str) -> str:
         """Return a hint on one line, each of its commands filled in."""
-        return "; ".join(f"{prose}: {it}" if prose and it else prose or it for prose, it in self._steps(hint))
+        return written(self._steps(hint))
 
     def _steps(self, hint: str) -> Iterator[Step]:
         return (Step(step.prose, self.command(step.command)) for step in steps(hint))
@@ -72,6 +72,11 @@ class Line(NamedTuple):
 def steps(hint: str) -> list[Step]:
     """Return the steps of a hint, in order."""
     return [_step(found[0].strip()) for found in _STEP.finditer(hint) if found[0].strip("; ")]
+
+
+def written(found: Iterable[Step]) -> str:
+    """Return steps as a hint."""
+    return "; ".join(f"{prose}: {command}" if prose and command else prose or command for prose, command in found)
 
 
 def _step(text: str) -> Step:

@@ -83,7 +83,7 @@ def _target(link: int, status: os.stat_result, path: Path, links: int) -> Path:
     if links > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if os.geteuid() == 0 and status.st_uid != 0:
-        why = f"a link of user {status.st_uid} is on the way, which root does not follow; readlink -f says where to"
+        why = f"a link of user {status.st_uid} is on the way, which root does not follow"
         raise PermissionError(errno.EACCES, why, str(path))
     return Path(os.readlink("", dir_fd=link))
 

@@ -373,7 +373,7 @@ class Service:
         # By the settings in force: named at every reload until there is a restart.
         if waiting := changed_keys(self._config, config):
             hint = "systemctl restart pickup-point"
-            log.warning("service goes on with the old value of some keys", keys=", ".join(waiting), hint=hint)
+            log.warning("service kept the old value of some keys", keys=", ".join(waiting), hint=hint)
         # Not before the first round: until then everything looks wrong.
         if self._rounds:
             self._alarms.check_now()

@@ -186,6 +186,12 @@ def _public_address(value: str) -> str:
     return value
 
 
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError('not a text on one line; write "Jane Doe, jane@example.com"')
+    return value
+
+
 def _listen_address(value: str) -> str:
     match = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[^:\s\[\]]+):([0-9]{1,5})", value)
     if match is None:
@@ -214,6 +220,7 @@ UrlTemplateText = Annotated[str, AfterValidator(_url_template)]
 UserName = Annotated[str, AfterValidator(_user_name)]
 PublicAddress = Annotated[str, AfterValidator(_public_address)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+OneLine = Annotated[str, AfterValidator(_one_line)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 
 
@@ -228,6 +235,13 @@ class TopSettings(Section):
 
     data_dir: FilePath
     keys_dir: FilePath
+
+
+class PublisherSettings(Section):
+    """``[publisher]``: who sends the logs, and whom the partner can ask; for the handover only."""
+
+    name: OneLine = ""
+    contacts: list[OneLine] = []
 
 
 class ExportSettings(Section):
@@ -436,6 +450,7 @@ class Config(Section):
     path: Path
     data_dir: FilePath
     keys_dir: FilePath
+    publisher: PublisherSettings
     export: ExportSettings
     log: LogSettings
     feeds: FeedsSettings

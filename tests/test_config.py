@@ -22,6 +22,7 @@ from server.settings import (
     FeedsSettings,
     LogOutputSettings,
     LogSettings,
+    PublisherSettings,
     RetentionSettings,
     SftpSettings,
     UserSettings,
@@ -36,6 +37,7 @@ from .support.config_text import MINIMAL, USER, parse
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 
 TABLES: dict[str, type[Any]] = {
+    "publisher": PublisherSettings,
     "export": ExportSettings,
     "log": LogSettings,
     "feeds": FeedsSettings,
@@ -52,6 +54,7 @@ TABLES: dict[str, type[Any]] = {
 
 # DESIGN.md §4, key by key; `...` marks a key without a default.
 DEFAULTS: dict[str, dict[str, Any]] = {
+    "publisher": {"name": "", "contacts": []},
     "export": {
         "url": ..., "region": None, "endpoint_url": None, "kind": "metrics", "agreed": False,
         "final_at": time(4, 30), "settle": timedelta(minutes=65),

@@ -46,7 +46,7 @@ def test_a_size_from_rss_needs_a_feed() -> None:
 # (table, line, key of the problem, what it shows of the value, a word of the cure)
 MISTAKES = [
     ("", "data_dirs = 1", "data_dirs", "not a known key", "did you mean data_dir?"),
-    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known keys are: export"),
+    ("", "wholly_unlike = 1", "wholly_unlike", "not a known key", "known keys are: publisher, export"),
     ("", "data_dir = 5", "data_dir", "is 5", "path"),
     ("", 'data_dir = ""', "data_dir", 'is ""', "path"),
     ("", 'data_dir = "a\\u0000b"', "data_dir", "not a path", "path"),

@@ -163,3 +163,17 @@ def test_hints_are_printed_in_one_way() -> None:
         str(path.relative_to(SERVER)) for path in SERVER.rglob("*.py") if "→" in path.read_text(encoding="utf-8")
     }
     assert printing == {"cli/options.py", "cli/tables.py"}
+
+
+def test_no_command_of_ours_is_printed_but_as_a_hint() -> None:
+    """A plain ``print`` would know neither the program's path nor its configuration, nor give it a line of its own."""
+    named = re.compile(rf"(?<!/)\bpickup-point ({'|'.join(map(re.escape, commands()))})\b")
+    plain = []
+    for path in sorted((SERVER / "cli").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+                plain += (
+                    [f"{path.name}:{node.lineno}"] if named.search(ast.get_source_segment(source, node) or "") else []
+                )
+    assert plain == []

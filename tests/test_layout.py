@@ -52,9 +52,10 @@ OWNERS: dict[str, str] = {
     "sftp.keys sftp.client",
     "botocore": "s3.client",
     "jinja2": "web.site",
+    "markdown_it": "cli.handover",
     "prometheus_client": "status.metrics",
     "pydantic": "settings config",
-    "rich": "cli.app cli.manual cli.progress cli.tables",
+    "rich": "cli.app cli.manual_page cli.progress cli.tables",
     "sqlite3": "storage.ledger",
     "tomllib": "config cli.privileges",
     "typer": "cli.app cli.options cli.setup cli.episodes",
@@ -100,6 +101,7 @@ PURE = [
     "sftp.protocol",
     "sftp.proxy_protocol",
     "sftp.saslprep",
+    "cli.handover_document",
     "cli.samples",
 ]
 IMPURE = {

@@ -77,6 +77,7 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "MANIFEST.in",
         "README.md",
         "config.example.toml",
+        "CONTRIBUTING.md",
         "LICENSE",
         "server",
         "build_kernel",
@@ -99,7 +100,10 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "server/monitoring/dashboard.json",
         "server/manual/operating.md",
         "server/manual/config.example.toml",
+        "server/manual/next-engineer.md",
         "server/convert/libkernel.so",
+        "server/web/templates/overview.html",
+        "server/web/static/style.css",
     } <= names
     assert not [name for name in names if name.startswith(("tests", "keys", "benchmarks"))]
     assert {f"server/{path.name}" for path in (ROOT / "server").glob("*.py")} <= names
@@ -115,7 +119,8 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
         "server/convert/kernel.c",
         "build_kernel/kernel_backend.py",
     } <= inside
-    assert not {"server/convert/libkernel.so", "server/manual/config.example.toml"} & inside
+    copies = {"server/manual/config.example.toml", "server/manual/next-engineer.md"}
+    assert not {"server/convert/libkernel.so", *copies} & inside
     unpacked = tmp_path / "unpacked"
     with tarfile.open(sdist) as archive:
         archive.extractall(unpacked, filter="data")

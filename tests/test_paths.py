@@ -209,7 +209,7 @@ def test_a_handover_as_root_goes_through_no_link_and_shows_the_sample_to_nobody(
     assert secret.read_text() == "secret"
     link.unlink()
     assert service_site.run("handover", "--output", str(theirs)).returncode == 0
-    assert len(list(theirs.iterdir())) == 3
+    assert len(list(theirs.iterdir())) == 4
     for path in theirs.iterdir():
         assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (NOBODY, 0o600), path
 

@@ -182,12 +182,13 @@ async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
     assert f"{done} 0.0" in scrape()
     assert not ear.hooks
 
-    service_site.configure(export=export, log='rows = "all"', more=f"{metrics}{ear.alerts}", drain=21)
+    publisher = '[publisher]\nname = "Example Media"\n'  # which the service does not use
+    service_site.configure(export=export, log='rows = "all"', more=f"{publisher}{metrics}{ear.alerts}", drain=21)
     service.running.send(signal.SIGHUP)
     await ear.until(lambda: bool(ear.told("raised", "day_missing")), "the missing day, at the new webhook")
     await ear.until(lambda: ear.beats > 0, "a beat at the new address")
     await until(lambda: f"{done} 1.0" in scrape(), "nobody else to wait for")
-    assert service.running.count("service goes on with the old value of some keys .*keys=log.rows( |$)") == 1
+    assert service.running.count("service kept the old value of some keys .*keys=log.rows( |$)") == 1
     assert await service.running.stops() == 0
     assert "s3cret" not in service.running.text
 

@@ -40,7 +40,7 @@ def blocks(section: str) -> list[str]:
     chapters = [path.read_text(encoding="utf-8") for path in (container.ROOT / "server" / "manual").glob("*.md")]
     found = [text for text in chapters if text.startswith(f"# {section}\n")]
     text = found[0] if found else readme.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return re.findall(r"```sh[^\n]*\n(.*?)```", text, re.DOTALL)
 
 
 def name_of(day: object) -> str:
@@ -74,8 +74,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
             machine.put(f"/srv/exports/{export_name(day)}", export)
             machine.run(f"touch -d '{day} +1 day 03:00Z' /srv/exports/{export_name(day)}")
         yours, rest = blocks("Install for real")[:2]
-        assert set(re.findall(r"^(\w+)=", yours, re.MULTILINE)) == {"export_url", "address", "first_day"}
-        answers = f"export_url=/srv/exports; address=127.0.0.1:2222; first_day={small()}"
+        assert set(re.findall(r"^(\w+)=", yours, re.MULTILINE)) == {
+            "export_url", "address", "first_day", "publisher", "contact",
+        }  # fmt: skip
+        answers = f"export_url=/srv/exports; address=127.0.0.1:2222; first_day={small()}; publisher=P; contact=C"
         typed = f"cp -r /mnt/repo /root/clone; cd /root/clone; {answers}\n{rest}"
         printed = machine.run(typed, timeout=240).stdout
         machine.put("/root/askpass", b"#!/bin/sh\ncat /root/triton-password\n")
@@ -110,7 +112,7 @@ def published(machine: Machine, day: object) -> str:
 def test_the_lines_of_the_readme_lead_to_a_service_that_a_doctor_finds_well(installed: tuple[Machine, str]) -> None:
     """Typed as they are, every one of them succeeds, and the last says that the partner can log in."""
     machine, printed = installed
-    assert "OK        login: triton gets in at 127.0.0.1:2222" in printed and "CRITICAL" not in printed
+    assert "OK        login: triton can log in at 127.0.0.1:2222" in printed and "CRITICAL" not in printed
     assert machine.show("ActiveState") == "active"
     assert machine.show("StatusText").startswith("Serving ")
 

@@ -116,11 +116,11 @@ def _output_works() -> bool:
 def _of_the_system(error: OSError) -> PickupPointError:
     """Return an error of the system that nobody foresaw, in words."""
     if not _output_works():
-        return PickupPointError(f"standard output: {error.strerror}", hint="give the output another place; df -h")
+        return PickupPointError(f"standard output: {error.strerror}", hint="send it to a disk that has room; df -h")
     if isinstance(error.filename, str):
         where = shlex.quote(error.filename)
         return PickupPointError(
-            f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same command with -v"
+            f"{error.filename}: {error.strerror}", hint=f"namei -l {where}; the same command with -v shows where"
         )
     return PickupPointError(f"the system refused: {error.strerror}", hint="the same command with -v shows where")
 
@@ -143,7 +143,7 @@ def _report(error: PickupPointError, *, checking: bool) -> int:
 
 @app.command()
 def serve(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
-    """Run the service: SFTP, feed and retention, until SIGTERM. SIGHUP reads users, keys and limits again."""
+    """Run the service (SFTP, feed, retention) until SIGTERM. SIGHUP reloads users, keys, limits and alerts."""
     from ..service import load_keys
     from ..service import serve as run_service
     from ..systemd import Supervisor
@@ -159,12 +159,15 @@ def serve(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 def feed(
     config: ConfigOption = None,
     day: Annotated[
-        list[str] | None, typer.Option("--day", help="Only this day (YYYY-MM-DD), if it is final; repeatable.")
+        list[str] | None,
+        typer.Option("--day", metavar="DAY", help="Only this day (YYYY-MM-DD), if it is final; repeatable."),
     ] = None,
     accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Publish it although it is held.")] = False,
     resend: Annotated[
         str | None,
-        typer.Option("--resend", metavar="REASON", help="Send the whole day again: the partner voided it."),
+        typer.Option(
+            "--resend", metavar="REASON", help="Send the whole day again, since the partner has voided its files."
+        ),
     ] = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -202,7 +205,7 @@ def prune(
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     clock_is_right: Annotated[
-        bool, typer.Option("--clock-is-right", help="Prune although the clock leapt: you have looked at it.")
+        bool, typer.Option("--clock-is-right", help="Prune although the clock jumped ahead: you have checked it.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -341,7 +344,7 @@ def convert(
 def keygen(
     config: ConfigOption = None,
     new_secret: Annotated[
-        bool, typer.Option("--new-secret", help="Make new keys in place of lost ones, which no backup has.")
+        bool, typer.Option("--new-secret", help="Replace lost keys of which there is no backup.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -386,7 +389,7 @@ def _ask_for_new_secret(keys_dir: Path, lost: list[str], shown_by: str) -> None:
         raise Usage(sentence, hint=hint)
     print(f"pickup-point: {sentence}", file=sys.stderr)
     print_hint(f"restore {names} from the backup: {why}", file=sys.stderr)
-    if not typer.confirm("Is there no backup, and should new ones be made?", default=False, err=True):
+    if not typer.confirm("Make new ones? Do it only if there is no backup.", default=False, err=True):
         raise Usage("nothing was made", hint=hint)
 
 
@@ -413,7 +416,10 @@ def hash_password(
 def demo(
     directory: Annotated[Path, typer.Option("--directory", help="Where the demo lives.")] = Path("demo"),
     port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; at first 2222.")
+        int | None,
+        typer.Option(
+            "--port", min=0, max=65535, help="The port on 127.0.0.1. First 2222, then that of its configuration."
+        ),
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", help="Which exports: metrics or delivery-v2.", show_default=False)
@@ -527,7 +533,7 @@ def _before_any_command(
         ),
     ] = False,
 ) -> None:
-    """Megaphone's daily exports, as Triton Digital's podcast logs, at an SFTP pickup point."""
+    """Turn Megaphone's daily exports into podcast logs for Triton Digital, and serve them over SFTP."""
 
 
 app.add_typer(setup)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
 from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError
-from ..hints import Call
+from ..hints import Call, written
 from ..megaphone.source import open_source
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
@@ -27,6 +27,7 @@ from ..sftp.keys import load_credentials
 from ..sftp.limits import parse_address
 from ..sftp.users import password_matches
 from ..status.alarms import Level
+from ..status.causes import causes
 from ..status.snapshot import Snapshot
 from ..status.words import size_text
 from ..storage.ledger import LEDGER_FILE, Ledger
@@ -244,15 +245,20 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(Level.OK, "service: running")
     else:
         yield Finding(Level.CRITICAL, "service: not running", "systemctl start pickup-point; or pickup-point serve")
+    days = {str(day.day) for day in snapshot.days}
     for alarm in snapshot.alarms:
+        if alarm.subject in days:
+            continue
         if alarm.name == "feed_not_running" and snapshot.running and "last_round" not in snapshot.facts:
             yield Finding(
                 Level.WARNING, "feed: the first round has not ended yet", "look again in a while: pickup-point status"
             )
         elif alarm.name not in ("source", "key_readable"):  # examined above, just now
-            # What is wrong with a day is not the installation's fault.
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)
+    for cause in causes([alarm for alarm in snapshot.alarms if alarm.subject in days], snapshot.days):
+        # What is wrong with a day is not the installation's fault.
+        yield Finding(min(cause.level, Level.WARNING), f"days: {cause.sentence}", written(cause.steps))
     if not snapshot.alarms:
         yield Finding(Level.OK, f"check: {check_line(snapshot.alarms, snapshot.days, Call())[1]}".split(" | ")[0])
 
@@ -327,15 +333,15 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         cure = "journalctl -u pickup-point | tail -n 20"
         return Finding(Level.CRITICAL, f"login: {attempt.user} at {shown} was cut off: {error}", cure)
     except FileNotFoundError:
-        sentence = f"login: {attempt.user} gets in at {shown}, but {name} is not served"
+        sentence = f"login: {attempt.user} can log in at {shown}, but {name} is not served"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
     ways = " and by ".join(attempt.methods)
     if newest is None:
-        return Finding(Level.OK, f"login: {attempt.user} gets in at {shown} by {ways}; no log is published yet")
+        return Finding(Level.OK, f"login: {attempt.user} can log in at {shown} by {ways}; no log is published yet")
     if found != newest.sha256:
         sentence = f"login: {name} as fetched from {shown} is not the file that was published (SHA-256 {found})"
         return Finding(Level.CRITICAL, sentence, f"pickup-point trace {name}")
-    sentence = f"login: {attempt.user} gets in at {shown} and {name} arrives whole (SHA-256 as in the ledger)"
+    sentence = f"login: {attempt.user} can log in at {shown} and {name} arrives whole (SHA-256 as in the ledger)"
     return Finding(Level.OK, f"{sentence}; tried by {ways}, as a test that does not count as a pickup")
 
 
@@ -345,7 +351,7 @@ def _not_tried(attempt: LoginAttempt) -> Finding:
     again = f"pickup-point doctor --user {attempt.user} --identity {file}"
     if attempt.key is None:
         again = f"pickup-point doctor --user {attempt.user} --password-file {file}"
-    return Finding(Level.WARNING, sentence, f"once the findings above are mended: {again}")
+    return Finding(Level.WARNING, sentence, f"once the findings above are fixed: {again}")
 
 
 def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:

@@ -48,14 +48,14 @@ def episodes(
     ] = None,
     check: Annotated[
         Path | None,
-        typer.Option("--check", metavar="FILE", help="Print what is wrong in such a CSV; exit 2 if anything is."),
+        typer.Option("--check", metavar="FILE", help="Check such a CSV; exit 2 if anything is wrong with it."),
     ] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="First read every RSS feed now.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="First read every RSS feed again.")] = False,
     days: Annotated[int, typer.Option("--days", min=1, help="How many published days to read.")] = 7,
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Show the episode catalogue: what the RSS feeds and the CSV know, and which episodes of the logs match nothing."""
+    """Show the episode catalogue. What the RSS feeds and the CSV know, and which episodes of the logs match nothing."""
     if check is not None:
         if export is not None or unmatched or refresh:
             raise Usage(
@@ -168,7 +168,8 @@ def _print_unmatched(found: Matching, *, json: bool) -> None:
     for episode in found.unmatched[:UNMATCHED_SHOWN]:
         print(f"{episode.lines:>10}  {episode.episode_id:36}  {episode.podcast_id:36}  {episode.last}")
     if (more := len(found.unmatched) - UNMATCHED_SHOWN) > 0:
-        print(f"{'':>10}  and {more} more: pickup-point episodes --unmatched --json")
+        print(f"{'':>10}  and {more} more")
+        print_hint("all of them: pickup-point episodes --unmatched --json", 10)
     share = f"{1 - (found.share or 0):.1%}"
     lines = sum(episode.lines for episode in found.unmatched)
     print(f"\n{lines} of {found.lines} lines ({share}) in {len(found.unmatched)} episodes match nothing")

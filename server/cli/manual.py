@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FOLDER = Path(__file__).parent.parent / "manual"
-# A checkout's own file before the copy that an installed package has (see build_kernel/kernel_backend.py).
-EXAMPLES = (Path(__file__).parent.parent.parent / "config.example.toml", FOLDER / "config.example.toml")
-CONFIG = "config"
+_TREE = Path(__file__).parent.parent.parent
+CONFIG, ENGINEER = "config", "next-engineer"
+# The files of a checkout, of which an installed package has copies in `FOLDER` (see build_kernel/kernel_backend.py).
+_AT_THE_TOP = {f"{ENGINEER}.md": "CONTRIBUTING.md", "config.example.toml": "config.example.toml"}
 # In the order in which a person needs them.
 CHAPTERS = (
     "installing",
@@ -36,11 +37,13 @@ CHAPTERS = (
     "trouble",
     "restoring",
     "changing-keys",
+    "two-nodes",
     "upgrading",
     "partners-client",
     "limits",
     "measured",
     "broken-on-purpose",
+    ENGINEER,
 )
 
 
@@ -59,14 +62,21 @@ def read_chapter(name: str) -> Chapter:
         Usage: there is none of this name.
     """
     if name == CONFIG:
-        text = next(path for path in EXAMPLES if path.is_file()).read_text(encoding="utf-8")
+        text = _text_of("config.example.toml")
         return Chapter(name, "Every key of the configuration, with its default: config.example.toml", text)
     if name not in CHAPTERS:
         close = get_close_matches(name, (*CHAPTERS, CONFIG), 1)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise Usage(f"the manual has no chapter {name!r}{meant}", hint="pickup-point manual")
-    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    text = _text_of(f"{name}.md")
     return Chapter(name, text.partition("\n")[0].removeprefix("# "), text)
+
+
+def _text_of(file: str) -> str:
+    path = FOLDER / file
+    if file in _AT_THE_TOP and (_TREE / "pyproject.toml").is_file():
+        path = _TREE / _AT_THE_TOP[file]
+    return path.read_text(encoding="utf-8")
 
 
 def contents() -> str:
@@ -81,10 +91,8 @@ def show(chapter: Chapter, console: Console) -> None:
     if not console.is_terminal:
         console.file.write(chapter.text)
         return
-    from rich.markdown import Markdown
-    from rich.syntax import Syntax
+    from .manual_page import render  # only here: rich's Markdown takes longer to load than most chapters to read
 
     os.environ.setdefault("LESS", "-R")  # or less shows the colours as codes
-    body = Syntax(chapter.text, "toml") if chapter.name == CONFIG else Markdown(chapter.text)
     with console.pager(styles=True):
-        console.print(body)
+        render(chapter.text, console, toml=chapter.name == CONFIG)

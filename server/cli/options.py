@@ -9,6 +9,7 @@ import io
 import shlex
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -89,11 +90,14 @@ def parse_day(text: str, command: str) -> date:
     """Parse a day that was typed as YYYY-MM-DD.
 
     Raises:
-        Usage: it is not one.
+        Usage: it is not one, or it has not begun.
     """
-    day = calendar_day(text)
+    day, today = calendar_day(text), datetime.now(UTC).date()
     if day is None:
         raise Usage(f"{text} is not a day; write it like 2026-11-20", hint=f"pickup-point {command} --help")
+    if day > today:
+        sentence = f"{text} has not begun: by this machine's clock it is {today} (UTC)"
+        raise Usage(sentence, hint="to see whether the clock is right: timedatectl")
     return day
 
 

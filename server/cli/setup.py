@@ -59,7 +59,7 @@ def init(
     address: Annotated[str, _option("--address", "Where the partner reaches this machine: host:port.")] = "",
     user: Annotated[str, _option("--user", "The partner's user name.")] = "",
     prefix: Annotated[str, _option("--prefix", "What the name of every log file begins with.")] = "",
-    data_dir: Annotated[str, _option("--data-dir", "The service's own folder.")] = "",
+    data_dir: Annotated[str, _option("--data-dir", "The folder for the service's own files.")] = "",
     password_file: Annotated[
         Path | None, typer.Option("--password-file", help="A file with the partner's password in its first line.")
     ] = None,
@@ -70,10 +70,14 @@ def init(
     endpoint_url: Annotated[str, _option("--endpoint-url", "The URL of an S3 service other than Amazon's.")] = "",
     kind: Annotated[str, _option("--kind", 'Which exports are there: "metrics" (the default) or "delivery-v2".')] = "",
     first_day: Annotated[str, _option("--first-day", "The first day to publish, YYYY-MM-DD; by default today.")] = "",
+    publisher: Annotated[str | None, _option("--publisher", "The publisher's name, for Triton.")] = None,
+    contact: Annotated[
+        str | None, _option("--contact", "Whom Triton can ask: a name, with a mail address or phone number.")
+    ] = None,
     weak: Annotated[bool, typer.Option("--weak", help="Accept a password of fewer than 12 characters.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write a configuration. Asks seven questions, or takes the answers from options; overwrites nothing."""
+    """Write a configuration. Asks nine questions, or takes the answers from options; overwrites nothing."""
     from .. import log_output
     from ..sftp.users import hash_password
 
@@ -86,6 +90,9 @@ def init(
         "kind": kind,
     }  # fmt: skip
     interview = Interview(path, {name: answer for name, answer in given.items() if answer})
+    # An empty one is an answer: nobody is named.
+    named = {"publisher": publisher, "contact": contact}
+    interview.given |= {name: answer for name, answer in named.items() if answer is not None}
     # Before anything is asked: a mistake in an option is told first.
     if problems := interview.problems():
         raise ConfigError(str(path), problems)
@@ -97,6 +104,8 @@ def init(
     _ask(interview, "prefix", "What should the name of every log file begin with?", "MEGA")
     _ask(interview, "data_dir", "In which folder should the service keep its files?", own_folder)
     _ask(interview, "first_day", "The first day to publish (YYYY-MM-DD)?", str(datetime.now(UTC).date()))
+    _ask(interview, "publisher", "The publisher's name, for Triton (empty: none)?", "")
+    _ask(interview, "contact", "Whom can Triton ask, with mail or phone (empty: nobody)?", "")
     made = ""
     if not hashed and not authorized_keys:
         hashed = _ask_password(weak=weak)
@@ -171,7 +180,7 @@ def _ask(interview: Interview, name: str, question: str, default: str | None = N
                 raise Usage(f"missing {option} (no terminal to prompt on)", hint="pickup-point init --help")
             interview.given[name] = default
         else:
-            interview.given[name] = typer.prompt(question, default)
+            interview.given[name] = typer.prompt(question, default, show_default=bool(default))
         problems = interview.problems()
         if not problems:
             return
@@ -282,7 +291,7 @@ def handover(
     config: ConfigOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write what to send to Triton. Activation sheet, host keys, columns, rules, a sample log, open questions."""
+    """Write what to send to Triton. The sheet, in Markdown and HTML, with columns and questions; a sample log."""
     from .handover import write_handover
     from .options import run_loop
 
@@ -292,6 +301,7 @@ def handover(
         print(path)
     for warning in done.warnings:
         print(f"pickup-point: {warning}", file=sys.stderr)
+        print_hint(warning.hint, file=sys.stderr)
 
 
 @setup.command()
@@ -353,6 +363,8 @@ class Answers:
     region: str = ""
     endpoint_url: str = ""
     first_day: str = ""
+    publisher: str = ""
+    contact: str = ""
     kind: str = ""
 
 
@@ -361,13 +373,14 @@ _KEYS = {
     "export": {"export.url"}, "address": {"sftp.address", "sftp.port"}, "user": {"sftp.users[0].name"},
     "prefix": {"log.prefix"}, "data_dir": {"data_dir"}, "first_day": {"export.first_day"},
     "authorized_keys": {"sftp.users[0].authorized_keys"}, "region": {"export.region"},
-    "endpoint_url": {"export.endpoint_url"}, "kind": {"export.kind"},
+    "endpoint_url": {"export.endpoint_url"}, "kind": {"export.kind"}, "publisher": {"publisher.name"},
+    "contact": {"publisher.contacts[0]"},
 }  # fmt: skip
 
 
 @dataclass(slots=True)
 class Interview:
-    """The answers so far, by the names of `Answers`; what was not asked yet has an innocent one."""
+    """The answers so far, by the names of `Answers`; what has not been asked yet has a harmless one."""
 
     path: Path
     given: dict[str, str]
@@ -375,14 +388,14 @@ class Interview:
     @property
     def answers(self) -> Answers:
         """The answers as they stand."""
-        innocent = {
+        harmless = {
             "export": "s3://any-bucket",
             "address": "localhost:2222",
             "user": "any",
             "prefix": "ANY",
             "data_dir": "data",
         }
-        return Answers(**(innocent | self.given))
+        return Answers(**(harmless | self.given))
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the answers so far."""
@@ -427,12 +440,15 @@ def config_text(answers: Answers) -> str:
     address = answers.address if answers.address.rpartition(":")[2].isdecimal() else f"{answers.address}:2222"
     optional = {name: getattr(answers, name) for name in ("region", "endpoint_url", "kind", "first_day")}
     user = {"password_hash": answers.password_hash, "authorized_keys": answers.authorized_keys}
+    publisher = [f"name = {_quoted(answers.publisher)}"] if answers.publisher else []
+    publisher += [f"contacts = [{_quoted(answers.contact)}]"] if answers.contact else []
     return "\n".join(
         [
             "# Made by `pickup-point init`. config.example.toml explains every key that may stand here.",
             f"data_dir = {_quoted(answers.data_dir)}",
             'keys_dir = "keys"',
             "",
+            *(["[publisher]", *publisher, ""] if publisher else []),
             "[export]",
             f"url = {_quoted(answers.export)}",
             *(f"{key} = {_quoted(value)}" for key, value in optional.items() if value),

@@ -165,7 +165,7 @@ class Bucket:
         except KeyError as missing:
             raise self._place.no_s3(f"an object without {missing.args[0]} in the listing") from None
         except ValueError:
-            raise self._place.no_s3("an object without a LastModified that can be in the listing") from None
+            raise self._place.no_s3("a LastModified in the listing that cannot be right") from None
 
     async def _read(self, client: Any, export: DayExport, download: DownloadFile) -> None:
         """Try once to read the object, from where the download stopped or from its start."""

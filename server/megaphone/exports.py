@@ -35,7 +35,7 @@ def calendar_instant(at: datetime) -> datetime:
         ValueError: it is too far away to reckon with.
     """
     if not _FIRST_YEAR <= at.year <= _LAST_YEAR:
-        raise ValueError(f"the year {at.year} is out of every calendar")
+        raise ValueError(f"the year {at.year} cannot be right")
     return at.astimezone(UTC)
 
 
@@ -201,7 +201,8 @@ class Others(NamedTuple):
         number = {0: "nothing", 1: "one object"}.get(self.objects, f"{self.objects} objects")
         here = f"there {'are' if self.objects > 1 else 'is'} {number} at {place}"
         if self.objects:
-            seen = f", but {' and '.join(self.looks)}" if self.looks else f"; one is {self.example}"
+            example = f"{'it' if self.objects == 1 else 'one of them'} is {self.example}"
+            seen = f", but {' and '.join(self.looks)}" if self.looks else f"; {example}"
             here = f"{here}, none named {self.wanted}{seen}"
         return f"{here}; did you mean {self.elsewhere}?" if self.elsewhere else here
 

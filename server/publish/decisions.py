@@ -105,6 +105,7 @@ def catching_up(days: Iterable[date], now: datetime) -> list[date]:
     return sorted(days, key=lambda day: (now >= expires(day), day))
 
 
+DOUBTED = "by the clock they come too late, and the clock is in doubt: pickup-point prune --clock-is-right"
 UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows already sent"
 
 
@@ -161,10 +162,12 @@ def decide(
     *,
     now: datetime,
     source_now: datetime,
+    clock_doubted: bool = False,
 ) -> Decision:
     """Decide what a round does about one day.
 
     ``record`` is what the round has just seen of the day; ``publications`` are its finished ones, the oldest first.
+    A clock in doubt publishes, but no rows are given up by it: they may still be in time.
     """
     day, export, failure = record.day, record.export, record.failure
     if reason := policy.out_of_reach(day, source_now):
@@ -191,7 +194,7 @@ def decide(
     if rest is not None:
         return _decide_rest(rest, record, publications, policy, source_now)
     if publications:
-        return _decide_late(record, publications, policy, source_now)
+        return _decide_late(record, publications, policy, source_now, clock_doubted=clock_doubted)
     return _decide_first(record, policy, request, source_now)
 
 
@@ -239,7 +242,7 @@ def _judged_anew(record: DayRecord, request: FeedRequest) -> str:
     """Return what to tell an operator who accepts a version that is no longer there, or ''."""
     if not request.accept_rejects or record.hold is None or _hold_of(record) is not None:
         return ""
-    return "its export has changed since it was held, so that was not accepted for the new version: "
+    return "its export has changed since it was held, so the new version was not accepted with it: "
 
 
 def despite_hold(order: Order, hold: Hold) -> Order:
@@ -302,12 +305,19 @@ def _fresh_after(export: DayExport) -> str:
 
 
 def _decide_late(
-    record: DayRecord, publications: Sequence[Publication], policy: FeedPolicy, source_now: datetime
+    record: DayRecord,
+    publications: Sequence[Publication],
+    policy: FeedPolicy,
+    source_now: datetime,
+    *,
+    clock_doubted: bool,
 ) -> Decision:
     """Decide about a published day, whose export may have changed, or some of whose rows may be withheld."""
     day, export = record.day, record.export
     result = _published(day, publications)
     changed = export is not None and export.etag != record.checked_etag
+    if clock_doubted and source_now >= expires(day):
+        return Decision(result, left_alone=DOUBTED if changed or record.withheld else "")
     if record.withheld and source_now >= expires(day):
         # The rows can only be counted now; where even that is impossible, their number is known all the same.
         if export is None:
@@ -360,7 +370,7 @@ def accept_command(day: date) -> str:
 _SENTENCES = {
     "open": "it is not final yet",
     "missing": "there is no export: Megaphone does not deliver a day twice, ask support-megaphone@spotify.com",
-    "stale": "its export is older than the end of the day",
+    "stale": "its export was last written before the day ended",
     "settling": "its export changed too recently to be final",
     "unmarked": "Megaphone has not marked its export as final yet",
 }

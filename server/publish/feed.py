@@ -23,7 +23,7 @@ from ..errors import ConversionDied, ExportChanged, ExportTorn, PickupPointError
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
-from .clock import believe, saw_local_clock
+from .clock import believe, doubt, saw_local_clock
 from .decisions import (
     CLOCK_TOLERANCE,
     DayResult,
@@ -83,6 +83,7 @@ class Feed:
         self._stop = stop
         self._progress = progress
         self._warned: set[tuple[date, str]] = set()
+        self._clock_doubted = False
 
     @property
     def rules(self) -> LogRules:
@@ -113,6 +114,7 @@ class Feed:
             # Waiting for another round or a slow bucket may have taken minutes: compare the clocks at one instant.
             now += timedelta(seconds=int(monotonic() - began))
             await in_thread(self._check_clock, now, listing)
+            self._clock_doubted = bool(await in_thread(doubt, self._ledger, listing.now))
             outcome = Round(now, listing.now)
             days = await in_thread(self._look, listing, request)
             await in_thread(self._announce_first_start, days, listing)
@@ -153,17 +155,20 @@ class Feed:
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
-        publications, horizon = self._ledger.live_publications(), self._ledger.horizon()
-        facts = self._ledger.facts()
-        known = KnownDays.of(self._ledger.live_days(), publications, facts, horizon)
+        horizon = self._ledger.horizon(today=listing.now.date())
+        publications, facts = self._ledger.live_publications(horizon), self._ledger.facts()
+        known = KnownDays.of(self._ledger.live_days(horizon), publications, facts, horizon)
         self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
         # However old: what was promised a name gets it.
         missing = {p.day for p in publications if p.missing}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
-            if not self._policy.out_of_reach(day, listing.now):
-                self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, listing.exports.get(day)))
+            export = listing.exports.get(day)
+            # A day that was typed wrong leaves no trace: no round would look at it, and nothing was ever there.
+            typed_wrong = day not in days and export is None and self._ledger.day(day) is None
+            if not typed_wrong and not self._policy.out_of_reach(day, listing.now):
+                self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, export))
         self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
         return sorted(request.days) if request.days else days
 
@@ -203,7 +208,8 @@ class Feed:
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
             done = {publication.day for publication in self._ledger.live_publications()}
             due = [str(day) for day in days if day not in done and self._state(day, listing) == "due"]
-            log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", key="first_day")
+            hint = "to begin with a later day, set export.first_day"
+            log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", hint=hint)
             self._ledger.note(first_start=listing.now.isoformat())
 
     # One day
@@ -258,9 +264,12 @@ class Feed:
         """Decide about a day, and carry out the decision."""
         known, seen = await in_thread(lambda: (self._ledger.publications(day), self._ledger.day(day)))
         finished = [publication for publication in known if publication.published_at is not None]
-        # A day out of reach was not looked at, so it may have no record; `decide` refuses it before it asks for more.
-        record = seen or DayRecord(day, "", source_now, export)
-        decision = decide(record, finished, self._policy, request, now=now, source_now=source_now)
+        # A day that is out of reach or was typed wrong has no record.
+        unseen = self._policy.export.finality.state(day, export, source_now, None)
+        record = seen or DayRecord(day, unseen, source_now, export)
+        decision = decide(
+            record, finished, self._policy, request, now=now, source_now=source_now, clock_doubted=self._clock_doubted
+        )
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
         if decision.lost:

@@ -37,7 +37,7 @@ _FOREIGN = (
     ResponseParserError,
     OSError,
     ValueError,
-    OverflowError,  # a time in the answer that no calendar has
+    OverflowError,  # a time in the answer that cannot be right
 )
 _CREDENTIALS = (
     sdk.NoCredentialsError,
@@ -150,7 +150,7 @@ class BucketClient:
             raise self._failed_attempt(error, key) from error
         except RuntimeError as error:
             if "timezone offset" in str(error):  # botocore: "Unable to calculate correct timezone offset for …"
-                raise self._place.no_s3("a time that no calendar has") from error
+                raise self._place.no_s3("a time that cannot be right") from error
             if "redentials" not in str(error):  # botocore: "Credentials were refreshed, but … are still expired."
                 raise
             raise self._place.no_credentials("they expired and new ones did not come") from error

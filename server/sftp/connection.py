@@ -43,8 +43,9 @@ KEEPALIVES_LENGTH = 2048  # bytes on the wire: more than all questions that wait
 UNSENT_HIGH = 256 * 1024  # bytes, of one channel and of the socket
 UNSENT_LOW = 64 * 1024
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
-MSG_SERVICE_REQUEST, MSG_KEXINIT = 5, 20  # RFC 4253, section 12
+MSG_DISCONNECT, MSG_SERVICE_REQUEST, MSG_KEXINIT = 1, 5, 20  # RFC 4253, section 12
 MSG_EXT_INFO = 7  # RFC 8308, section 2.3
+LARGEST_EXCHANGE = 65_536  # bytes: a version and the largest packet, RFC 4253, section 6.1
 GREETING = 12  # bytes: enough to tell SSH from a balancer's header
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
 MAX_PACKETS_BEFORE_LOGIN = 500  # including IGNOREs and the like: each takes time of the one event loop
@@ -88,6 +89,9 @@ class Session(Protocol):
     def channel_closed(self) -> None:
         """Note that the client closes the channel."""
 
+    def answer_arrived(self) -> None:
+        """Answer what has come together."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         """End with the channel."""
 
@@ -129,6 +133,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.named = named  # False: the balancer does not say for whom it is, so nobody can be let in
         self.choked = False
         self.sessions: set[Session] = set()
+        self.receiving = False  # more of the client's packets may follow within this call
         self.transport: asyncio.Transport | None = None
         self.last_active = asyncio.get_running_loop().time()
         self.user = ""
@@ -248,15 +253,31 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.greeting += data[: GREETING - len(self.greeting)]
         # The client's key serves no more bytes than ours: both are replaced together (RFC 4344, section 3.2).
         self._rekey_bytes_sent += len(data)
-        super().data_received(data, datatype)
+        # Many clients ask for small pieces, many at a time: these requests are answered when all of them are there.
+        self.receiving = True
+        try:
+            super().data_received(data, datatype)
+        finally:
+            self.receiving = False
+            for session in list(self.sessions):
+                session.answer_arrived()
 
     def connection_lost(self, exc: Exception | None = None) -> None:
         """Confirm deliveries for the last time, then let asyncssh end the sessions."""
         # While the socket is still open: what is not confirmed by then counts as not delivered.
+        if isinstance(exc, OSError) and not self.keys_sent:
+            self._read_the_rest()
         for session in self.sessions:
             session.confirm_delivery()
         self.stream.end()
         super().connection_lost(exc)
+
+    def _read_the_rest(self) -> None:
+        """Read what a client said before it reset the connection: our own writing may fail before that was read."""
+        if self.transport is None:
+            return
+        with suppress(OSError), os.fdopen(os.dup(self.transport.get_extra_info("socket").fileno()), "rb", 0) as rest:
+            self.data_received(rest.read(LARGEST_EXCHANGE) or b"")
 
     async def reload_config(self) -> None:
         """Do nothing: there are no configuration files, and a stranger's user names must not cost work."""
@@ -314,6 +335,9 @@ class SshConnection(asyncssh.SSHServerConnection):
         if pkttype == MSG_KEXINIT:
             # Now: asyncssh looks at it in a task, which never runs when the client resets the connection.
             self._client_offer = Offer.parse(packet.get_full_payload())
+        if pkttype == MSG_DISCONNECT:
+            for session in list(self.sessions):
+                session.answer_arrived()
         if pkttype in (MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE):
             # At once: the next packet may end the connection.
             self.stream.answered()

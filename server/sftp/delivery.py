@@ -302,10 +302,12 @@ class Delivery:
         """Note, of the replies that have left for the transport, where in the connection's bytes they end."""
         if self._lost or not self._held or (back := self._held_back()) is None:
             return
-        left, position, again = self._handed - back, self._stream.written, False
+        left, written, again = self._handed - back, self._stream.written, False
         while self._held and self._held[0].end <= left:
             entry = self._held.popleft()
             again |= entry.last
+            # At the latest: all that was handed over after it and has left lies behind it.
+            position = written - (left - entry.end)
             last = self._on_the_way[-1] if self._on_the_way else None
             if (
                 last is not None

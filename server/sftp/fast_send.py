@@ -14,7 +14,6 @@ against, nothing is done, and the reply takes the slow path, through the channel
 from __future__ import annotations
 
 import hashlib
-import hmac
 import inspect
 import os
 import struct
@@ -26,8 +25,10 @@ from asyncssh.connection import SSHConnection
 from asyncssh.crypto.cipher import BasicCipher, GCMCipher
 from asyncssh.encryption import BasicEncryption, ETMEncryption, GCMEncryption
 from asyncssh.mac import _HMAC, MAC
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.hmac import HMAC
 
 if TYPE_CHECKING:
     import asyncio
@@ -110,7 +111,7 @@ class _Ctr:
     def __init__(self, cipher: BasicCipher, mac: _HMAC, *, encrypt_then_mac: bool) -> None:
         cipher.encrypt(b"")  # makes the encryptor, if this is the first packet under the key
         self._encryptor: Any = cipher._encryptor
-        self._mac = hmac.new(mac._key, digestmod=mac._hash_alg)
+        self._mac = HMAC(mac._key, getattr(hashes, mac._hash_alg().name.upper())())
         self._encrypt_then_mac = encrypt_then_mac
         self.overhead = mac._hash_size
         self.clear = _LENGTH if encrypt_then_mac else 0
@@ -123,7 +124,7 @@ class _Ctr:
         mac = self._mac.copy()
         mac.update(_SEQUENCE.pack(sequence))
         mac.update(target[: len(packet)] if self._encrypt_then_mac else packet)
-        target[len(packet) :] = mac.digest()
+        target[len(packet) :] = mac.finalize()
 
 
 def _sealer(encryption: Any) -> _Sealer | None:

@@ -33,6 +33,8 @@ log = structlog.get_logger()
 
 ONLY_SFTP = b"This service allows SFTP only.\n"
 TURN = 1 << 20  # bytes answered before other connections get their turn
+BATCH = 128 * 1024  # bytes of replies, from which on they leave, though more requests have come together
+_CLOSE = bytes([Kind.CLOSE])
 REQUEST_COST = 16 * 1024  # bytes that a request counts for besides its reply: small ones take time too
 MAX_WAITING = 32 * 1024  # bytes of requests that may wait for an earlier one
 CONFIRM_POLL = 0.05  # seconds
@@ -55,8 +57,11 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def __init__(self, connection: SshConnection) -> None:
         self._connection = connection
         self._handler: RequestHandler | None = None
-        self._rest: memoryview | None = None  # of a reply of file data that the client's window was too small for
+        self._batch: list[Reply] = []  # replies that have not left yet, while more requests are answered
+        self._batched = 0  # bytes of them
+        self._rest: memoryview | None = None  # of replies that the client's window was too small for
         self._inbox = bytearray()
+        self._arrived = False  # something is in the inbox that more may follow at once
         self._waiting = False  # for a disk
         self._unsent = False  # the channel holds too much
         self._ended = False  # the client has said that it will send nothing more
@@ -126,14 +131,24 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         """Take in bytes of requests, and answer those that are whole."""
         if self._handler is not None and not self._lost:
-            if self._delivery is not None and not self._inbox and data[4:5] == bytes([Kind.CLOSE]):
-                self._delivery.close_arrives()
+            if data[4:5] == _CLOSE:
+                # Before it: what is acknowledged now counts only where nothing that was asked before waits.
+                self.answer_arrived()
+                if self._delivery is not None and not self._inbox:
+                    self._delivery.close_arrives()
             self._inbox += data
             # A planned pump answers later: who sends a lot at once must not take the others' turn.
             if self._pump_planned:
                 self._balance()
+            elif self._connection.receiving:
+                self._arrived = True
             else:
                 self.pump()
+
+    def answer_arrived(self) -> None:
+        """Answer what has come together, and was kept until all of it was there: the replies can leave together."""
+        if self._arrived and not self._lost:
+            self.pump()
 
     def eof_received(self) -> bool:
         """Note that the client sends nothing more, and answer what it has asked."""
@@ -158,6 +173,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         # Now, while the socket can be asked: a thread that reads for this session may take its time.
         self.confirm_delivery()
         self._rest = None
+        self._batch.clear()
         self._inbox.clear()
         self._connection.sessions.discard(self)
         # A thread may still read into an open file: then `_answer_later` ends the session when it is back.
@@ -170,6 +186,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Answer what can be answered now, in turn with the other sessions."""
         turn = TURN
         position = 0
+        self._arrived = False
         inbox = self._inbox
         handler = self._handler
         # The rest of the last reply comes first: replies may not overtake each other.
@@ -183,28 +200,38 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 break
             length = int.from_bytes(inbox[position : position + 4], "big")
             if not 0 < length <= MAX_PACKET:
+                self._flush()
                 self._end(Reason.PROTOCOL)
                 return
             if len(inbox) - position < 4 + length:
                 break
             request = bytes(inbox[position + 4 : position + 4 + length])
+            if self._batch and request[:1] == _CLOSE:
+                # First: the question about them must leave before the reply to CLOSE, after which a client may leave.
+                self._flush()
+                continue
             position += 4 + length
             self._connection.touch()
             reply = handler.answer(request)
             if reply is None:
+                self._flush()
                 self._end(Reason.PROTOCOL)
                 return
             if not isinstance(reply, bytes | bytearray):
+                self._flush()
                 # Nothing else is answered until this one is; the loop goes on with other sessions.
                 self._waiting = True
                 self._task = asyncio.get_running_loop().create_task(self._answer_later(reply))
                 break
-            self._send(reply)
+            self._add(reply)
+            if self._batched >= BATCH:
+                self._flush()
             # One session must not keep the loop: after its turn it goes to the end of the queue.
             turn -= len(reply) + REQUEST_COST
             if turn <= 0:
                 self.plan_pump()
                 break
+        self._flush()
         # Once, not per request: each cut moves everything behind it.
         del inbox[:position]
         self._balance()
@@ -248,24 +275,31 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             if self._lost:
                 self._abandon()
         if not self._lost:
-            self._send(answer)
+            self._add(answer)
+            self._flush()
             self.pump()
 
-    def _send(self, reply: Reply) -> None:
-        data = isinstance(reply, bytearray)
+    def _add(self, reply: Reply) -> None:
+        """Let a reply leave with those before it: packets, system calls and questions are fewer for many together."""
         if self._delivery is not None:
             # Before the reply leaves: what is marked from here on must lie behind it.
-            self._delivery.handed_over(len(reply), data=data)
+            self._delivery.handed_over(len(reply), data=isinstance(reply, bytearray))
+        self._batch.append(reply)
+        self._batched += len(reply)
+
+    def _flush(self) -> None:
+        """Send the replies that have not left yet, as far as the client's window allows."""
+        if not self._batch or self._rest is not None:
+            return  # after the rest, which has the client's window to wait for
+        replies, count = self._batch, self._batched
+        self._batch, self._batched = [], 0
         with self._at_once():
-            if data:
-                self._rest = memoryview(reply)
-                self._send_rest()
-            else:
-                self._write(bytes(reply))
+            self._rest = memoryview(replies[0] if len(replies) == 1 else b"".join(replies))
+            self._send_rest()
             if self._delivery is not None and self._delivery.waits:
                 self._delivery.mark()
                 self._plan_tick()
-        self._connection.registry.counters.bytes_sent += len(reply)
+        self._connection.registry.counters.bytes_sent += count
 
     def _at_once(self) -> AbstractContextManager[None]:
         """Let a reply and the question behind it leave together: a client may leave as soon as it has the reply."""
@@ -274,7 +308,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         return cast("CountedTransport", self._connection.transport).at_once()
 
     def _send_rest(self) -> None:
-        """Send on a reply of file data, as far as the client's window allows."""
+        """Send on the rest of the replies, as far as the client's window allows."""
         transport = self._connection.transport
         if self._rest is None or transport is None or self._connection.exchanging:
             return
@@ -302,6 +336,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def channel_closed(self) -> None:
         """Note that the client closes the channel, before asyncssh throws away what it still holds."""
+        self.answer_arrived()
         if self._delivery is not None:
             self._delivery.channel_closed()
 
@@ -314,7 +349,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Return how many bytes of replies have not left for the transport; None during a key exchange or after."""
         if self._lost or self._connection.exchanging:
             return None
-        return self._channel.get_write_buffer_size() + (len(self._rest) if self._rest is not None else 0)
+        rest = len(self._rest) if self._rest is not None else 0
+        return self._batched + rest + self._channel.get_write_buffer_size()
 
     def _plan_tick(self) -> None:
         """Look at what is proven soon, and again until there is nothing to wait for: the kernel reports none."""

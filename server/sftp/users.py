@@ -68,7 +68,7 @@ def check_length(password: str) -> None:
         PickupPointError: it is shorter than `LEAST_PASSWORD` characters.
     """
     if len(password) < LEAST_PASSWORD:
-        hint = "take a longer one, or give --weak if the partner cannot; openssl rand -base64 24"
+        hint = "choose a longer one, or add --weak if the partner cannot; to make one: openssl rand -base64 24"
         raise PickupPointError(f"the password is shorter than {LEAST_PASSWORD} characters", hint=hint)
 
 

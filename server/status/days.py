@@ -105,6 +105,7 @@ class DayOverview:
     waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
+    resend_held: str = ""  # why sending it again, as an operator asked, is held
     unsent: int = 0  # rows that came, or were still withheld, when it was too late to send them
     foreign: str = ""  # that a version of its export which sent nothing has many rows of other days
 
@@ -117,7 +118,8 @@ class DayOverview:
     def notes(self) -> list[str]:
         """The remarks, and what became of the day's export after it was published."""
         late = f"{self.unsent} rows came too late to be sent" if self.unsent else ""
-        return list(dict.fromkeys([*self.remarks, *filter(None, (late, self.shrunk, self.foreign))]))
+        held = f"sending it again is held: {self.resend_held}" if self.resend_held else ""
+        return list(dict.fromkeys([*self.remarks, *filter(None, (late, held, self.shrunk, self.foreign))]))
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -224,7 +226,9 @@ def overview(
     lost: dict[date, list[LateCheck]] = {}
     for check in unsent:
         lost.setdefault(check.day, []).append(check)
-    days = sorted({*records, *by_day, *calendar.days}, reverse=True)
+    # What a clock that ran ahead has recorded of days to come says nothing, until they come.
+    begun = (day for day in records if day <= now.date())
+    days = sorted({*begun, *by_day, *calendar.days}, reverse=True)
     return [
         replace(
             _one(day, records.get(day), by_day.get(day, []), by_owner, users, policy, now, calendar),
@@ -279,6 +283,7 @@ def _one(
         remarks=tuple(_remarks(publications)),
         waits_for_pickup=bool(required),
         late_failure=_late_failure(record, publications),
+        resend_held=_resend_held(record, publications),
     )
 
 
@@ -314,6 +319,13 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
         return ""
     unsent = record.export.etag != record.checked_etag or record.withheld
     return record.failure.sentence if unsent and record.failure.etag == record.export.etag else ""
+
+
+def _resend_held(record: DayRecord | None, publications: Sequence[Publication]) -> str:
+    """Return why the version that is there now was held when a published day was to be sent again, or ''."""
+    if not publications or record is None or record.hold is None or record.export is None:
+        return ""
+    return record.hold.why if record.hold.etag == record.export.etag else ""
 
 
 def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str:
@@ -352,7 +364,7 @@ def _foreign(publications: Sequence[Publication], check: LateCheck | None) -> st
 def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
     """Return what is wrong with a day, '' if the state says it all, and what to do as a hint, or ''."""
     if state == "unknown":
-        return "no round could ask the source for it since it can be final", "pickup-point doctor"
+        return "no round has been able to look for its export since it could be final", "pickup-point doctor"
     if record is None:
         return "", ""
     if state == "held" and record.hold is not None:
@@ -369,7 +381,7 @@ def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
         what = "at export.give_up_waiting it is published as it is; ask support-megaphone@spotify.com for the object"
         return "Megaphone has not put the object that proves it final (_finalized_delivery_...) beside its export", what
     if state == "stale":
-        return "its export was last written before the day's end", "ask support-megaphone@spotify.com for the rest"
+        return "its export was last written before the day ended", "ask support-megaphone@spotify.com for the rest"
     return "", ""
 
 

@@ -150,6 +150,8 @@ def _episodes(file: Iterable[bytes], publication: Publication, day: date) -> Ite
 def handover_lines(config: Config) -> list[str]:
     """Return, for Triton and in Markdown, the RSS feeds and the share of the newest day's lines that they match.
 
+    Without an RSS feed nothing is returned.
+
     Raises:
         ConfigError: a file has to be corrected.
         LedgerError: the ledger cannot be read.
@@ -157,7 +159,7 @@ def handover_lines(config: Config) -> list[str]:
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         urls = CatalogueSource(config, ledger.rss).urls()
         publications = ledger.live_publications()
-    lines = [f"- {safe_url(url)}" for url in urls] or ["(none is configured: set `feeds.urls`)"]
+    lines = [f"- {safe_url(url)}" for url in urls]
     for day in sorted({publication.day for publication in publications}, reverse=True):
         share = matched_share(publication for publication in publications if publication.day == day)
         if share is not None:

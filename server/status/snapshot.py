@@ -86,7 +86,8 @@ class Snapshot:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
                     damage = _damage_of(ledger, now.date())
-                    since = ledger.newest_days(newest) if newest else ledger.horizon()
+                    today = now.date()
+                    since = ledger.newest_days(newest, today=today) if newest else ledger.horizon(today=today)
                     records, publications = ledger.live_days(since), ledger.live_publications(since)
                     names = [entry.name for publication in publications for entry in publication.logs]
                     facts, logins, row_totals = ledger.facts(), ledger.logins(), ledger.row_totals()
@@ -352,7 +353,9 @@ def _measured(config: Config, damage: str) -> Measured:
         while not folder.exists() and folder != folder.parent:  # before the first start
             folder = folder.parent
         usage = shutil.disk_usage(folder)
-    return Measured(usage.free / usage.total, usage.free, tuple(_readable_keys(config.keys_dir)), damage)
+    # A file system may report no size at all, and has room all the same: as rclone's mounts, it counts as a pebibyte.
+    free, total = (usage.free, usage.total) if usage.total else (1 << 50, 1 << 50)
+    return Measured(free / total, free, tuple(_readable_keys(config.keys_dir)), damage)
 
 
 def _readable_keys(keys_dir: Path) -> Iterator[str]:

@@ -48,8 +48,7 @@ def summary(day: DayOverview, config: Config) -> Summary:
             sentence = f"Megaphone is still writing this day, which can be final from {instant(final)} on."
             return Summary("Not yet", "waiting", sentence)
         case "unmarked":
-            sentence = "Megaphone's export is there, but nothing has marked it as final yet, which it must."
-            return Summary("Not yet", "waiting", sentence, NOBODY, to_do)
+            return Summary("Not yet", "waiting", _sentence(day.why), PUBLISHER, to_do)
         case "settling":
             written = f" at {instant(day.export.last_modified)}" if day.export is not None else ""
             patience = span(config.export.settle)

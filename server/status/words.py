@@ -19,21 +19,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..pickups import Delivered, Pickup
-    from ..settings import Config
+    from ..settings import Config, UserSettings
     from ..storage.records import Publication
     from .days import DayOverview
     from .reconcile import PodcastLine
     from .snapshot import Snapshot, Trace
 
 
+def partner_users(config: Config) -> list[UserSettings]:
+    """Return the partner's users, those whose pickups are required; every user where nobody's are."""
+    return [user for user in config.sftp.users if user.required] or list(config.sftp.users)
+
+
 def activation_sheet(config: Config) -> list[tuple[str, str]]:
     """Return what Triton's activation sheet asks for: pairs of label and answer."""
-    user = config.sftp.users[0]
-    password = "set, handed over separately" if user.password_hash else "none, this user logs in with a key"
+    users = partner_users(config)
+    words = ("none, this user logs in with a key", "set, handed over separately")
+    passwords = [words[bool(user.password_hash)] for user in users]
+    if len(set(passwords)) > 1:
+        passwords = [f"{user.name}: {word}" for user, word in zip(users, passwords, strict=True)]
     return [
         ("Server address", config.sftp.address or f"{config.sftp.host}:{config.sftp.port} (set sftp.address)"),
-        ("User name", ", ".join(user.name for user in config.sftp.users)),
-        ("Password", password),
+        ("User name", ", ".join(user.name for user in users)),
+        ("Password", "; ".join(dict.fromkeys(passwords))),
         ("Remote directory", "/"),
         ("Partitioned by date", "no"),
         ("Naming convention", f"{config.log.prefix}YYYYMMDD-NN.{config.log.format}.gz"),

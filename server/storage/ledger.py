@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import sqlite3
 import threading
 import zlib
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 LEDGER_FILE = "ledger.sqlite3"
 LIVE_DAYS = 100  # newest days that a round and `status` look at, whatever became of their logs
 _BUSY_SECONDS = 30
+_A_LITTLE = 1 << 16  # bytes: with less free, a disk is full
 
 
 class Ledger:
@@ -219,21 +221,24 @@ class Ledger:
         since = since or self.horizon(delivery)
         return self._publications("WHERE p.delivery = ? AND p.day >= ?", delivery, since.isoformat())
 
-    def horizon(self, delivery: str = DELIVERY) -> date:
-        """Return the oldest day that still matters: of the newest `LIVE_DAYS` known, or with a log that is there."""
+    def horizon(self, delivery: str = DELIVERY, *, today: date = date.max) -> date:
+        """Return the oldest day that still matters: of the newest `LIVE_DAYS` known, or with a log that is there.
+
+        What a clock that ran ahead has recorded of days after ``today`` does not count.
+        """
         # In this order: from the few logs that are there to their days, not from all days to their logs.
         query = (
             "SELECT min(p.day) FROM log l CROSS JOIN publication p ON p.id = l.publication"
             " WHERE l.state <> 'pruned' AND p.delivery = ?"
         )
         oldest = self._rows(query, [delivery])[0][0]
-        newest = self.newest_days(LIVE_DAYS, delivery)
+        newest = self.newest_days(LIVE_DAYS, delivery, today=today)
         return newest if oldest is None else min(newest, date.fromisoformat(oldest))
 
-    def newest_days(self, count: int, delivery: str = DELIVERY) -> date:
-        """Return the first of the newest ``count`` days that a round looked at, or the first day of all calendars."""
-        query = "SELECT day FROM day WHERE delivery = ? ORDER BY day DESC LIMIT 1 OFFSET ?"
-        rows = self._rows(query, [delivery, count - 1])
+    def newest_days(self, count: int, delivery: str = DELIVERY, *, today: date = date.max) -> date:
+        """Return the first of the newest ``count`` days up to ``today`` that a round looked at, or `date.min`."""
+        query = "SELECT day FROM day WHERE delivery = ? AND day <= ? ORDER BY day DESC LIMIT 1 OFFSET ?"
+        rows = self._rows(query, [delivery, today.isoformat(), count - 1])
         return date.fromisoformat(rows[0][0]) if rows else date.min
 
     def _publications(self, where: str, *values: str) -> list[Publication]:
@@ -261,7 +266,7 @@ class Ledger:
         return newest
 
     def row_totals(self) -> dict[str, int]:
-        """Return the rows of everything that was ever published, by outcome: ``line``, or the reason of none."""
+        """Return the rows of everything that was ever published, by outcome: ``line``, or why there is none."""
         return {row[0]: row[1] for row in self._rows("SELECT outcome, rows FROM row_total")}
 
     def pruned(self, name: LogName, at: datetime) -> None:
@@ -480,6 +485,16 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
             quoted = shlex.quote(str(path)), shlex.quote(f"{path}.damaged")
             hint = f"mv {quoted[0]} {quoted[1]}; then restore a backup, or let a new ledger adopt the files"
+        # SQLite's own words for it ("disk I/O error") send people after a broken disk.
+        with contextlib.suppress(OSError):
+            if (
+                str(error) in ("disk I/O error", "database or disk is full")
+                and shutil.disk_usage(path.parent).free < _A_LITTLE
+            ):
+                raise LedgerError(
+                    f"the ledger {path} cannot be used: its disk is full",
+                    hint=f"df -h {folder}; remove what is not needed",
+                ) from error
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
 
 

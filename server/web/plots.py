@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 480, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 6, 14, 24  # margins
 SHOWN = 60  # days
+_LEAST = 4.0  # thousandths of a bar
 _WEEKS = 4  # whose same weekdays make a range
 _HOURS = (24.0, 78.0)  # after a day's beginning: what the plot of hours shows
 
@@ -188,13 +189,14 @@ def books(tally: Tally) -> list[Part]:
     found = [("lines", "lines", tally.lines)]
     found += [(f"filtered f{n}", f"filtered: {r}", tally.filtered[r]) for n, r in enumerate(FilterReason)]
     found += [(f"rejected r{n}", f"rejected: {r}", tally.rejected[r]) for n, r in enumerate(RejectReason)]
-    parts, x, total = [], 0.0, max(tally.rows, 1)
-    for kind, words, count in found:
+    # At least a little of the bar, so that one row among a million is seen, too.
+    widths = [max(_LEAST, 1000 * count / max(tally.rows, 1)) if count else 0.0 for _, _, count in found]
+    scale = 1000 / (sum(widths) or 1.0)
+    parts, x = [], 0.0
+    for (kind, words, count), width in zip(found, widths, strict=True):
         if count:
-            width = 1000 * count / total
-            # So that one row among a million is seen, too.
-            parts.append(Part(kind, words.replace("_", " "), count, round(x, 2), round(max(width, 2.0), 2)))
-            x += width
+            parts.append(Part(kind, words.replace("_", " "), count, round(x, 2), round(width * scale, 2)))
+        x += width * scale
     return parts
 
 

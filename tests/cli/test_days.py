@@ -81,6 +81,7 @@ def test_feed_resend_sends_a_day_once_under_the_next_number(fed: ServiceSite) ->
         (("--day", "9999-12-31"), "9999-12-31 is not a day; write it like 2026-11-20"),
         (("--day", "0001-01-01"), "0001-01-01 is not a day; write it like 2026-11-20"),
         (("--day", "20261120"), "20261120 is not a day; write it like 2026-11-20"),
+        (("--day", "2999-01-01"), "2999-01-01 has not begun: by this machine's clock it is 2"),
         (("--accept-rejects",), "--accept-rejects and --resend need --day"),
         (("--resend", "why"), "--accept-rejects and --resend need --day"),
         (("--resend", ""), "--accept-rejects and --resend need --day"),
@@ -95,9 +96,20 @@ def test_feed_refuses_options_that_make_no_sense(
     """It prints one sentence and where to read on; exit code 2."""
     done = service_site.run("feed", *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"pickup-point: {sentence}\n      {sys.executable} -m server feed --")
-    assert len(done.stderr.splitlines()) == 2
+    first, *_, command = done.stderr.splitlines()
+    assert first.startswith(f"pickup-point: {sentence}")
+    assert command.startswith((f"      {sys.executable} -m server feed --", "      timedatectl"))
     assert not (service_site.folder / "data").exists()
+
+
+def test_a_day_that_was_typed_wrong_leaves_no_trace(fed: ServiceSite) -> None:
+    """One that is yet to come is refused by every command that takes a day; one of which nothing is known is told."""
+    before = [(day["day"], day["state"]) for day in fed.status()["days"]]
+    for command in (("feed", "--day"), ("reconcile",)):
+        assert fed.run(*command, str(day_before(-400))).returncode == 2
+    done = fed.run("feed", "--day", str(day_before(40)))
+    assert done.stdout.startswith(f"{day_before(40)}  missing ")
+    assert [(day["day"], day["state"]) for day in fed.status()["days"]] == before
 
 
 def test_feed_without_its_source_says_what_to_do(service_site: ServiceSite) -> None:

@@ -21,10 +21,12 @@ import asyncssh
 import pytest
 from argon2 import PasswordHasher
 
-from server.cli.handover import column_table, explained
+from server.cli.handover_document import column_table, example_line, explained
 from server.config import load_config
+from server.megaphone.exports import DELIVERY_V2
 from server.settings import LogSettings
 from server.sftp.client import LoginAttempt, NoAnswer, fetch_sha256
+from server.status.words import activation_sheet
 from server.triton import DerivedValue
 
 from ..support.program import command, day_before, environment, export_of, log_of, today, until
@@ -101,7 +103,7 @@ async def test_a_login_fetches_the_newest_log_whole(service_site: ServiceSite) -
     found = await examined(service_site, "--password-file", password_file(service_site))
     level, sentence, _ = found["login"]
     assert level == "OK" and "does not count as a pickup" in sentence
-    assert f"triton gets in at 127.0.0.1:{serving.port} and {newest} arrives whole" in sentence
+    assert f"triton can log in at 127.0.0.1:{serving.port} and {newest} arrives whole" in sentence
     assert "tried by password and by keyboard-interactive" in sentence
     size = (service_site.pickup / newest).stat().st_size
     assert await serving.running.stops() == 0
@@ -149,7 +151,7 @@ async def test_a_private_key_logs_in_as_the_user_who_is_named(service_site: Serv
     more = '[[sftp.users]]\nname = "second"\nauthorized_keys = "keys/partner.pub"\n'
     serving = await served(service_site, more)
     found = await examined(service_site, "--identity", path, "--user", "second")
-    assert found["login"][0] == "OK" and f"second gets in at 127.0.0.1:{serving.port}" in found["login"][1]
+    assert found["login"][0] == "OK" and f"second can log in at 127.0.0.1:{serving.port}" in found["login"][1]
     level, sentence, cure = (await examined(service_site, "--identity", other, "--user", "second"))["login"]
     assert (level, sentence) == ("CRITICAL", f"login: 127.0.0.1:{serving.port} refuses second with {other}")
     assert cure.endswith(f"keys/partner.pub: ssh-keygen -y -f {other}")
@@ -368,6 +370,17 @@ async def test_what_is_broken_is_found_with_its_cure(
     assert {"configuration", "keys", "exports", "service"} <= set(found)
 
 
+async def test_what_is_wrong_with_several_days_is_one_finding(service_site: ServiceSite) -> None:
+    """As in `status`; and it is a warning, since the installation may be well."""
+    service_site.put(day_before(1), export_of(day_before(1)))
+    service_site.configure(export=f'url = "exports"\nfirst_day = "{day_before(3)}"')
+    assert service_site.run("feed").returncode == 0
+    found = await examined(service_site)
+    assert found["days"][0] == "WARNING"
+    assert found["days"][1].startswith(f"days: {day_before(3)}, {day_before(2)}: 2 days missing; ")
+    assert found["days"][2] == "ask support-megaphone@spotify.com, Megaphone does not backfill on its own"
+
+
 # init
 
 
@@ -400,8 +413,8 @@ def test_init_writes_what_it_was_told_and_never_overwrites(program: Program, tmp
     assert sorted(found.name for found in tmp_path.iterdir()) == ["config.toml", "password"]
 
 
-def test_init_asks_seven_questions_on_a_terminal_and_each_until_its_answer_can_be_used(tmp_path: Path) -> None:
-    """Five have a default; a wrong answer is told at once, and asked for again; the password that it makes logs in."""
+def test_init_asks_nine_questions_on_a_terminal_and_each_until_its_answer_can_be_used(tmp_path: Path) -> None:
+    """Seven have a default; a wrong answer is told at once, and asked for again; the password that it makes logs in."""
     leader, follower = pty.openpty()
     asked = subprocess.Popen(
         command("init"), cwd=tmp_path, env=environment(), stdin=follower, stdout=follower, stderr=follower,
@@ -410,7 +423,7 @@ def test_init_asks_seven_questions_on_a_terminal_and_each_until_its_answer_can_b
     os.close(follower)
     typed = [
         b"ftp://x\n", b"exports\n", b"s3://a-bucket\n", b"sftp.example.com:2222\n", b"\n", b"2 words\n", b"\n", b"\n",
-        b"29.11.2026\n", b"2026-11-29\n", b"short\n", b"\n",
+        b"29.11.2026\n", b"2026-11-29\n", b"Example Media\n", b"two\x07bells\n", b"Jane Doe\n", b"short\n", b"\n",
     ]  # fmt: skip
     said = b""
     with suppress(OSError):  # a terminal whose other end is closed
@@ -421,14 +434,16 @@ def test_init_asks_seven_questions_on_a_terminal_and_each_until_its_answer_can_b
     assert asked.wait(60) == 0, said
     os.close(leader)
     text = said.decode()
-    assert len(re.findall(r"\?.*:|\(empty: make one\)", text)) == 7 + 5 and not typed
-    for wrong in ("export.url: is", "sftp.address: is", "log.prefix: is", "export.first_day: is", "shorter than 12"):
+    assert len(re.findall(r"\?.*:|\(empty: make one\)", text)) == 9 + 6 and not typed
+    for wrong in ("export.url: is", "sftp.address: is", "log.prefix: is", "export.first_day: is", "shorter than 12",
+                  "publisher.contacts[0]: is"):  # fmt: skip
         assert text.count(wrong) == 1
     made = re.search(r"password: (\S+)", text)
     assert made is not None and len(made[1]) >= 20
     raw = tomllib.loads((tmp_path / "config.toml").read_text())
     assert (raw["sftp"]["users"][0]["name"], raw["log"]["prefix"], raw["data_dir"]) == ("triton", "MEGA", "data")
     assert raw["export"]["first_day"] == "2026-11-29" and raw["sftp"]["address"] == "sftp.example.com:2222"
+    assert raw["publisher"] == {"name": "Example Media", "contacts": ["Jane Doe"]}
 
 
 def test_init_says_what_is_missing_and_what_is_wrong(program: Program, tmp_path: Path) -> None:
@@ -444,37 +459,48 @@ def test_init_says_what_is_missing_and_what_is_wrong(program: Program, tmp_path:
 # handover
 
 
+STAFF = f'[[sftp.users]]\nname = "staff"\npassword_hash = "{CHEAP_HASH}"\nrequired = false\n'
+PUBLISHER = '[publisher]\nname = "Smith & <b>Sons</b>"\ncontacts = ["Jane Doe, jane@example.com"]\n'
+
+
 def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceSite) -> None:
-    """It has the six labels, fingerprints, every column, the questions, and a sample of the newest export."""
-    for back in (1, 2):
+    """It has the six labels for the partner's users alone, times, columns, questions, and a sample of a final day."""
+    for back in (0, 1, 2):
         service_site.put(day_before(back), export_of(day_before(back), 1200, b"no JSON"))
+    service_site.configure(more=STAFF + PUBLISHER, log='columns = [{ name = "x-metric-id", value = "x-metric-id" }, '
+                           '{ name = "dist", constant = "a|b`c" }, { name = "IP", value = "IP" }]')  # fmt: skip
+    assert service_site.run("feed").returncode == 0
     done = service_site.run("handover", "--output", service_site.folder / "for-triton")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == "pickup-point: the list of RSS feeds is missing\n  → set feeds.urls\n"
     folder = service_site.folder / "for-triton"
     text = (folder / "handover.md").read_text()
     for label in ("Server address | sftp.example.com:2222", "User name | triton", "Password | set, handed over",
                   "Remote directory | /", "Partitioned by date | no", "TESTYYYYMMDD-NN.tsv.gz"):  # fmt: skip
         assert label in text
     for word in (
-        "`tokens`",
-        "`partial_status`",
-        "`rows`",
-        "`episode-guid`",
-        "RSS feeds",
-        "UTC",
-        "00:00 UTC on the next",
-    ):
+        "Contact: Jane Doe", "which addresses your client connects from", "`aes128-gcm@openssh.com`",
+        "21 November, 00:00", "23 November, 00:00", "three days old",
+        "On the last 2 days that were published: one file a day",
+        "1. Does a log parsing scheme of yours match the columns",
+    ):  # fmt: skip
         assert word in text
+    # Triton does not know our configuration.
+    assert not re.search(r"`(tokens|rows|partial_status|header|feeds\.urls|required)`|sftp\.address|pickup-point", text)
     public = (folder / "known_hosts").read_text()
     assert public.startswith("[sftp.example.com]:2222 ssh-ed25519 ")
     for line in public.splitlines():
         assert asyncssh.import_public_key(line.split(" ", 1)[1]).get_fingerprint() in text
     (sample,) = folder.glob("SAMPLE-TEST*.tsv.gz")
-    assert f"{day_before(1):%Y%m%d}" in sample.name
+    assert f"{day_before(1):%Y%m%d}" in sample.name  # today is not final
     lines = gzip.decompress(sample.read_bytes()).decode().splitlines()
     assert len(lines) == 1001
     for number, column in enumerate(lines[0].split("\t"), 1):
         assert f"| {number} | `{column}` |" in text
+    page = (folder / "handover.html").read_text()
+    assert "Smith &amp; &lt;b&gt;Sons&lt;/b&gt;</h1>".replace("</h1>", ", for Triton Digital</h1>") in page
+    assert "<td><code>a|b`c</code></td>" in page and page.count("<table>") == text.count("\n|---|") == 5
+    assert not re.search(r"<(script|link|img)|url\(|src=", page)  # it is one file
     config = service_site.config.read_text()
     hashed = re.search(r'password_hash = "(.*)"', config)
     assert hashed is not None
@@ -483,24 +509,45 @@ def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceS
     assert (service_site.folder / "keys" / "ip_hash.key").read_bytes().strip() not in everything
 
 
-def test_a_handover_without_exports_says_so_and_holds_the_rest(service_site: ServiceSite) -> None:
-    """It has no sample; exit 0."""
+def test_a_handover_without_a_final_day_says_so_and_holds_the_rest(service_site: ServiceSite) -> None:
+    """It has no sample, and tells us, not Triton, what the configuration lacks; exit 0."""
+    service_site.put(day_before(0), export_of(day_before(0)))
+    service_site.config.write_text(re.sub("(?m)^address = .*$", "", service_site.config.read_text()))
     done = service_site.run("handover", "--output", service_site.folder / "for-triton")
-    assert done.returncode == 0 and "there is no sample" in done.stderr
-    assert "not made" in (service_site.folder / "for-triton" / "handover.md").read_text()
+    assert done.returncode == 0 and "there is no sample" in done.stderr and "no final day yet" in done.stderr
+    assert "set sftp.address" in done.stderr
+    assert "set publisher.name" in done.stderr and "set publisher.contacts" in done.stderr
+    text = (service_site.folder / "for-triton" / "handover.md").read_text()
+    assert "## Sample\n\nIt follows." in text and "| Server address | It follows. |" in text
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"format": "w3c"}, {"ip": "truncated", "partial_status": 200, "text": "percent"}]
-)
+    "changes", [{}, {"format": "w3c"}, {"ip": "truncated", "partial_status": 200, "text": "percent"},
+                {"rows": "reporting", "url": "{enclosure_url}?a={guid}", "header": "none"}, {"url": "/" * 2100}],
+)  # fmt: skip
 def test_every_column_that_there_can_be_is_explained(changes: dict[str, Any]) -> None:
-    """In both formats, and in every configuration."""
+    """In both formats, and in every configuration, with a cell of a line that the converter made."""
     log = LogSettings(**changes)
     assert {str(value) for value in DerivedValue} <= set(explained(log))
-    table = column_table(log)
-    for spec in log.log_rules.layout.specs:
-        assert f"`{spec.name}`" in table
+    table, line = column_table(log), example_line(log)
+    for spec, cell in zip(log.log_rules.layout.specs, line.split("\t"), strict=True):
+        assert f"| `{spec.name}` |" in table and f"| `{cell}` |" in table
+    assert "| `-` |" in column_table(log, DELIVERY_V2) and example_line(log, DELIVERY_V2) != line
     assert ("cs-uri-query" in table) == (log.format == "w3c")
+    assert (re.search(r"\t[0-9a-f]{64}\t", line) is not None) == (log.ip == "truncated")
+    assert ("\t206\t" in line) == (log.partial_status == 206)
+
+
+def test_the_partners_users_are_those_who_are_waited_for(service_site: ServiceSite) -> None:
+    """Where nobody is, all are; where only one of several has a password, the sheet says which."""
+    keys = 'authorized_keys = "keys/ssh_host_ed25519_key"\n'
+    service_site.configure(more=f'{STAFF}[[sftp.users]]\nname = "second"\n{keys}')
+    assert dict(activation_sheet(load_config(service_site.config)))["Password"] == (
+        "triton: set, handed over separately; second: none, this user logs in with a key"
+    )
+    text = service_site.config.read_text().replace('name = "triton"', 'name = "triton"\nrequired = false')
+    service_site.config.write_text(text.replace(keys, f"{keys}required = false\n"))
+    assert dict(activation_sheet(load_config(service_site.config)))["User name"] == "triton, staff, second"
 
 
 # backup

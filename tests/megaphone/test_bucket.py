@@ -62,7 +62,7 @@ async def test_a_day_is_listed_and_read_whole(s3: S3Server) -> None:
     ("keys", "prefix", "said"),
     [
         ([], "", "there is nothing at s3://exports"),
-        (["a\x07b"], "", "there is one object at s3://exports, none named metrics-day-YYYY-MM-DD.json.gz; one is a?b"),
+        (["a\x07b"], "", "there is one object at s3://exports, none named metrics-day-YYYY-MM-DD.json.gz; it is a?b"),
         (
             [f"delivery-v2-day-{DAY}.json.gz", f"_finalized_delivery_{DAY}_1", f"x/{KEY}", "impression-day-1.json.gz"],
             "",

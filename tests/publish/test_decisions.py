@@ -60,7 +60,7 @@ def published(kind: str = "first", number: int = 0, state: str = "published", **
 SUPERSEDED = replace(published(), logs=(replace(published().logs[0], superseded_by=2),))
 PIECES = replace(published(), logs=(published().logs[0], published(number=1, state="intended").logs[0]))
 UNFINAL_PIECES = replace(PIECES, kind="unfinal", tally=Tally(rows=9, filtered=Counter(too_fresh=9)))
-ANEW = "its export has changed since it was held, so that was not accepted for the new version: "
+ANEW = "its export has changed since it was held, so the new version was not accepted with it: "
 CHANGED = seen("due", NEXT_VERSION, checked_etag="v1")
 SETTLING = replace(CHANGED, seen="settling", checked_at=at(1, "05:00"))
 

@@ -230,6 +230,46 @@ async def test_a_minute_off_is_no_alarm(site: Site) -> None:
     assert "clock" not in site.alarm_names(at(1, "04:20"))
 
 
+@pytest.mark.parametrize("keep_days", [60, 120])
+async def test_a_clock_that_ran_ahead_stops_nothing_once_it_is_right(
+    make_site: Callable[..., Site], keep_days: int
+) -> None:
+    """A round or two in a far future leave days behind that nobody looks at: the day is published, alarmed, shown."""
+    site = make_site(keep_days=keep_days, first=DAY)
+    site.source.own_clock = False
+    site.put(rows_of(DAY, 10), at(1, "04:00"))
+    for years in (1, 2):
+        site.skew = timedelta(days=366 * years)
+        site.stop_event.set()  # looked at, and no more: as if the source went away
+        await site.round(at(1, "06:00"))
+        site.stop_event.clear()
+    site.skew = timedelta()
+    assert await site.word(at(1, "06:40")) == "published"
+    assert sorted(site.days(at(1, "06:41"))) == [DAY, DAY + timedelta(days=1)]
+    assert not {"day_missing", "publish_deadline"} & site.alarm_names(at(1, "06:41"))
+
+
+@pytest.mark.parametrize("own_clock", [True, False])
+async def test_a_clock_in_doubt_gives_no_rows_up(make_site: Callable[..., Site], own_clock: bool) -> None:
+    """What comes too late only by a clock that leapt is sent once the clock is right; a source's own is no leap."""
+    site = make_site(first=DAY)
+    site.source.own_clock = own_clock
+    site.put(rows_of(DAY, 10), at(1, "04:00"))
+    await site.round(at(1, "06:00"))
+    site.put(rows_of(DAY, 12), at(1, "07:00"))
+    if own_clock:
+        await site.round(at(21, "07:40"))
+        assert site.days(at(21, "07:41"))[DAY].unsent == 2
+        return
+    site.skew = timedelta(days=20)
+    with capture_logs() as entries:
+        await site.round(at(1, "07:40"))
+    assert any("the clock is in doubt" in entry.get("why", "") for entry in entries)
+    site.skew = timedelta()
+    assert len((await site.round(at(1, "09:00"))).published) == 1
+    assert site.days(at(1, "09:01"))[DAY].unsent == 0 and len(site.standing_ids()) == 12
+
+
 async def test_a_round_that_had_to_wait_does_not_take_its_clock_for_wrong(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,9 +263,16 @@ async def test_a_resumed_download_is_a_pickup(partner: Partner, program: Callabl
                  marks=needs("curl", package="curl"), id="curl"),
 ])  # fmt: skip
 async def test_a_client_that_was_killed_and_resumes_has_it_all(
-    partner: Partner, first: Callable[[Partner], list[str]], second: Callable[[Partner], list[str]]
+    partner: Partner,
+    first: Callable[[Partner], list[str]],
+    second: Callable[[Partner], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It was killed with more on its disk than it had answered for, and shows by where it goes on what it has."""
+    # No renewal of keys, during which nobody can say what has left.
+    monkeypatch.setattr("server.sftp.connection.REKEY_BYTES", 1 << 35)
+    server = partner.listener.server
+    server.replace(server.settings, server._credentials)
     await partner.kill(lambda: first(partner), "one", 1_000_000)
     had = (partner.home / "one").stat().st_size
     (pickup,) = partner.listener.finished

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from server.pickups import Grade
 from server.sftp import fast_send
 from server.sftp.algorithms import CHACHA20, DEFAULT
 
-from ..support.sftp import NAME, RawSftp, Running
+from ..support.sftp import NAME, RawSftp, Running, string
 
 GCM = ["aes128-gcm@openssh.com"]
 SIZE = 6_000_017
@@ -120,6 +121,35 @@ async def test_windows_and_packet_sizes_of_the_client_are_kept(
             got += part
         assert got == content
     assert all(sent)
+
+
+@pytest.mark.parametrize("window", [2_000, 40_000, 200_000, 1 << 30])
+async def test_requests_that_come_together_are_answered_in_order(listener: Running, window: int) -> None:
+    """Reads, ends, a close and an opening in one piece, answered in few pieces: each its own, whatever the window."""
+    content = listener.served.add(NAME, os.urandom(500_003))
+    async with listener.connect() as connection:
+        writer, reader, _ = await connection.open_session(subsystem="sftp", encoding=None, window=window)
+        raw = RawSftp(writer, reader)
+        raw.send(b"\x01\0\0\0\x03")
+        await raw.receive()
+        handles = [await raw.open_file(NAME) for _ in range(3)]
+        together: list[bytes] = []
+        send, connection._send = connection._send, together.append
+        expected = []
+        for handle in handles:
+            for offset in [*range(0, 510_000, 30_000), 600_000]:
+                expected.append((101 if offset >= len(content) else 103, content[offset : offset + 30_000]))
+                raw.send(b"\x05" + bytes(4) + handle + offset.to_bytes(8, "big") + (30_000).to_bytes(4, "big"))
+            raw.send(b"\x03" + bytes(4) + string(NAME.encode()) + (1).to_bytes(4, "big") + bytes(4))
+            raw.send(b"\x04" + bytes(4) + handle)
+            expected += [(102, b""), (101, b"")]
+        connection._send = send
+        send(b"".join(together))
+        for kind, data in expected:
+            reply = await raw.receive()
+            assert (reply[0], reply[9:] if kind == 103 else b"") == (kind, data)
+    pickups = await listener.finished_pickups(6)
+    assert [pickup.grade for pickup in pickups].count(Grade.COMPLETE) == 3
 
 
 async def test_a_client_that_vanishes_in_the_middle_is_noticed(listener: Running) -> None:

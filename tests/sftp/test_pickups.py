@@ -308,9 +308,11 @@ def test_a_question_follows_what_a_client_may_leave_after() -> None:
     assert asked(one, first, 40, 10) == (2, 3)  # the last piece, and what two had not asked about
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("beside", [False, True])
-def test_an_interrupted_handle_leaves_what_was_acknowledged(beside: bool) -> None:
-    """Whole replies, up to the last that the client's system has; nothing where another handle of the file is read."""
+def test_an_interrupted_handle_leaves_what_was_acknowledged(beside: bool, together: bool) -> None:
+    """Whole replies, up to the last that the client's system has, whether they left one by one or in one piece; nothing
+    where another handle of the file is read."""
 
     class Taken(Unanswered):
         def acknowledged(self) -> int:
@@ -329,7 +331,8 @@ def test_an_interrupted_handle_leaves_what_was_acknowledged(beside: bool) -> Non
         delivery.answered(first, offset, 30_000)
         delivery.handed_over(30_013, data=True)
         stream.written += 30_100
-        delivery.mark()
+        if not together or offset == 120_000:
+            delivery.mark()
     if beside:
         delivery.begins(second, 90_000)
     delivery.abandon([first])

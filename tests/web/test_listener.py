@@ -33,8 +33,9 @@ async def test_every_answer_forbids_whatever_a_browser_could_be_made_to_do(tmp_p
             assert headers["Connection"] == "close"
             without = await served.get(path, method="HEAD")
             assert without[0] == status and without[2] == b""
-        policy = ALWAYS["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ")
     assert "script" not in policy and "unsafe" not in policy
 
 
@@ -94,6 +95,17 @@ async def test_the_password_opens_everything_and_without_it_nothing_is_shown(
     said = capsys.readouterr()
     assert "web refused 127.0.0.1" in said.out + said.err + caplog.text
     assert "wrong password" not in said.out + said.err + caplog.text
+
+
+async def test_beyond_this_machine_the_log_says_whose_work_tls_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, at the start; on loopback nothing is said."""
+    async with serving(tmp_path):
+        assert "TLS" not in capsys.readouterr().out
+    monkeypatch.setattr("server.settings.WebSettings.beyond_loopback", True)
+    async with serving(tmp_path, password_hash=CHEAP_HASH):
+        assert "without TLS, which is the work of a proxy" in capsys.readouterr().out
 
 
 async def test_guessing_is_delayed_and_banned_as_over_sftp() -> None:
@@ -188,7 +200,7 @@ async def test_a_slow_header_and_a_slow_reader_are_cut_off(tmp_path: Path, monke
         writer.write(b"GET / HTTP/1.1\r\nHost: local")
         assert await asyncio.wait_for(reader.read(), 30) == b""
         writer.close()
-        monkeypatch.setattr(listener, "HEADER_SECONDS", 10.0)
+        monkeypatch.setattr(listener, "HEADER_SECONDS", 1000.0)
         monkeypatch.setattr(listener, "ANSWER_SECONDS", 0.05)
         monkeypatch.setattr(served.page, "answer", _forever)
         served.page._parts[0]._answer = _forever  # type: ignore[index]

@@ -50,9 +50,9 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 def nginx_conf(folder: Path, port: int, page: int) -> Path:
     """The manual's lines, with what is another machine's in place of ours: ports and the certificate."""
     pem, secret = certificate(folder)
-    block = re.search(r"^    limit_req_zone.*?^    }$", CHAPTER.read_text(), re.DOTALL | re.MULTILINE)
+    block = re.search(r"^```nginx\n(.*?)```$", CHAPTER.read_text(), re.DOTALL | re.MULTILINE)
     assert block is not None
-    text = block[0]
+    text = block[1]
     for manual, here in (
         ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"), ("127.0.0.1:9108", f"127.0.0.1:{page}"),
         (f"/etc/ssl/certs/{NAME}.pem", str(pem)), (f"/etc/ssl/private/{NAME}.key", str(secret)),
