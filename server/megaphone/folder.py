@@ -19,6 +19,8 @@ import stat
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
+import structlog
+
 from ..errors import ExportChanged, SourceRefused, SourceUnreachable
 from ..rights import without_read_right
 from ..threads import in_thread
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     from ..errors import SourceError
     from .exports import ExportKind
+
+log = structlog.get_logger()
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +55,7 @@ class Folder:
         self._kind = kind
         self.name = str(path)
         self._known: dict[str, tuple[int, int, str]] = {}  # by name: size, mtime in nanoseconds, version
+        self._odd: set[str] = set()  # names that are an export's, of what is none
 
     async def day_exports(self) -> Listing:
         """Return the exports that are there now.
@@ -121,6 +126,7 @@ class Folder:
     def _scan(self) -> tuple[list[DayExport], dict[date, datetime], Others]:
         exports, known, folders, others = [], {}, [], Others(self._kind.file_name)
         markers: dict[date, datetime] = {}
+        odd: dict[str, str] = {}
         with without_read_right(), os.scandir(self._path) as entries:
             for entry in entries:
                 day, marked = self._kind.day_of(entry.name), self._kind.marked_day(entry.name)
@@ -137,8 +143,11 @@ class Folder:
                     if not isinstance(error, FileNotFoundError) and not entry.is_symlink():
                         raise
                     # Removed since; or a link to nothing, to itself, or to where this user has no access.
+                    if entry.is_symlink():
+                        odd[entry.name] = "a link that leads to no file this user can reach"
                     continue
                 if not stat.S_ISREG(status.st_mode):
+                    odd[entry.name] = "no regular file"
                     continue
                 try:
                     modified = calendar_instant(datetime.fromtimestamp(status.st_mtime, UTC))
@@ -151,7 +160,11 @@ class Folder:
                 version = self._version_of(entry, status)
                 known[entry.name] = status.st_size, status.st_mtime_ns, version
                 exports.append(DayExport(day, entry.name, version, status.st_size, modified))
-        self._known = known
+        for name in odd.keys() - self._odd:
+            log.warning(
+                f"feed passed over {name}", why=f"it is {odd[name]}", hint=f"ls -l {shlex.quote(str(self._path))}"
+            )
+        self._known, self._odd = known, set(odd)
         if not exports:
             with without_read_right():
                 others = others._replace(elsewhere=self._elsewhere(sorted(folders)[:_MOST_FOLDERS]))

@@ -45,6 +45,7 @@ UNSENT_LOW = 64 * 1024
 RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
 MSG_SERVICE_REQUEST, MSG_KEXINIT = 5, 20  # RFC 4253, section 12
 MSG_EXT_INFO = 7  # RFC 8308, section 2.3
+LARGEST_EXCHANGE = 65_536  # bytes: a version and the largest packet, RFC 4253, section 6.1
 GREETING = 12  # bytes: enough to tell SSH from a balancer's header
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
 MAX_PACKETS_BEFORE_LOGIN = 500  # including IGNOREs and the like: each takes time of the one event loop
@@ -253,10 +254,19 @@ class SshConnection(asyncssh.SSHServerConnection):
     def connection_lost(self, exc: Exception | None = None) -> None:
         """Confirm deliveries for the last time, then let asyncssh end the sessions."""
         # While the socket is still open: what is not confirmed by then counts as not delivered.
+        if isinstance(exc, OSError) and not self.keys_sent:
+            self._read_the_rest()
         for session in self.sessions:
             session.confirm_delivery()
         self.stream.end()
         super().connection_lost(exc)
+
+    def _read_the_rest(self) -> None:
+        """Read what a client said before it reset the connection: our own writing may fail before that was read."""
+        if self.transport is None:
+            return
+        with suppress(OSError), os.fdopen(os.dup(self.transport.get_extra_info("socket").fileno()), "rb", 0) as rest:
+            self.data_received(rest.read(LARGEST_EXCHANGE) or b"")
 
     async def reload_config(self) -> None:
         """Do nothing: there are no configuration files, and a stranger's user names must not cost work."""

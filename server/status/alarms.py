@@ -116,7 +116,9 @@ def alarms(
     found += _of_matching(days)
     found += [alarm for feed in rss_feeds for alarm in _of_rss_feed(feed, refresh_every, now)]
     found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
-    found += _of_service(facts, poll_every, now)
+    # What a ledger that cannot be read knows of rounds is not known to be nothing.
+    if facts or not (measured.ledger_away or measured.ledger_damage):
+        found += _of_service(facts, poll_every, now)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
     if unagreed:
@@ -159,6 +161,9 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
     for name, note in (("day_shrunk", day.shrunk), ("day_noticed", day.foreign)):
         if note:
             found.append(Alarm(Level.WARNING, name, f"{day.day}: {note}", "ask support-megaphone@spotify.com"))
+    if day.resend_held:
+        sentence = f"{day.day}: sending it again is held: {day.resend_held}"
+        found.append(Alarm(Level.WARNING, "day_noticed", sentence, f"pickup-point trace {day.logs[0].name}"))
     if day.unsent:
         hint = f"tell the partner; the whole story: pickup-point trace {day.logs[0].name}"
         sentence = f"{day.day}: {day.unsent} rows came too late to be sent"

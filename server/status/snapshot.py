@@ -353,9 +353,9 @@ def _measured(config: Config, damage: str) -> Measured:
         while not folder.exists() and folder != folder.parent:  # before the first start
             folder = folder.parent
         usage = shutil.disk_usage(folder)
-    # A file system may report no size at all: then nothing is known of what is free.
-    share = usage.free / usage.total if usage.total else 1.0
-    return Measured(share, usage.free, tuple(_readable_keys(config.keys_dir)), damage)
+    # A file system may report no size at all, and has room all the same: as rclone's mounts, it counts as a pebibyte.
+    free, total = (usage.free, usage.total) if usage.total else (1 << 50, 1 << 50)
+    return Measured(free / total, free, tuple(_readable_keys(config.keys_dir)), damage)
 
 
 def _readable_keys(keys_dir: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import sqlite3
 import threading
 import zlib
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 LEDGER_FILE = "ledger.sqlite3"
 LIVE_DAYS = 100  # newest days that a round and `status` look at, whatever became of their logs
 _BUSY_SECONDS = 30
+_A_LITTLE = 1 << 16  # bytes: with less free, a disk is full
 
 
 class Ledger:
@@ -483,6 +485,16 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
             quoted = shlex.quote(str(path)), shlex.quote(f"{path}.damaged")
             hint = f"mv {quoted[0]} {quoted[1]}; then restore a backup, or let a new ledger adopt the files"
+        # SQLite's own words for it ("disk I/O error") send people after a broken disk.
+        with contextlib.suppress(OSError):
+            if (
+                str(error) in ("disk I/O error", "database or disk is full")
+                and shutil.disk_usage(path.parent).free < _A_LITTLE
+            ):
+                raise LedgerError(
+                    f"the ledger {path} cannot be used: its disk is full",
+                    hint=f"df -h {folder}; remove what is not needed",
+                ) from error
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
 
 

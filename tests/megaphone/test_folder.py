@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.errors import ExportChanged, SourceRefused, SourceUnreachable
 from server.megaphone.download import DownloadFile, in_thread
@@ -80,8 +81,15 @@ async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None
     (tmp_path / "elsewhere").write_bytes(b"body")
     (tmp_path / KEY).symlink_to("elsewhere")
     folder = Folder(tmp_path)
-    exports = (await folder.day_exports()).exports
+    with capture_logs() as entries:
+        exports = (await folder.day_exports()).exports
+        await folder.day_exports()
     assert list(exports) == [DAY]
+    passed_over = {entry["event"][-18:-8]: entry["why"] for entry in entries}
+    assert passed_over == {
+        "2026-11-01": "it is no regular file", "2026-11-02": "it is no regular file",
+        "2026-11-03": "it is a link that leads to no file this user can reach", "2026-11-04": "it is no regular file",
+    } and len(entries) == 4  # fmt: skip
     into = io.BytesIO()
     await folder.fetch(exports[DAY], into)
     assert into.getvalue() == b"body"

@@ -29,8 +29,20 @@ def disconnect(code: int) -> bytes:
 
 
 async def say(listener: Running, *parts: bytes, leave: str = "when told") -> list[Any]:
-    """Say all that and leave, when told, at once, or by a reset; return the lines of the service log."""
+    """Say all that and leave, when told, at once, or by a reset, even of one who waited for nothing.
+
+    Return the lines of the service log.
+    """
     with capture_logs() as entries:
+        if leave == "by a reset before our word":
+            with socket.create_connection(("127.0.0.1", listener.port)) as hasty:
+                hasty.sendall(b"".join(parts))
+                hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            async with asyncio.timeout(20):
+                while not listener.server.registry.connected:  # noqa: ASYNC110  # the listener signals nothing
+                    await asyncio.sleep(0)
+            await listener.left_alone()
+            return entries
         reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
         await reader.readline()
         writer.write(b"".join(parts))
@@ -46,7 +58,7 @@ async def say(listener: Running, *parts: bytes, leave: str = "when told") -> lis
     return entries
 
 
-@pytest.mark.parametrize("leave", ["when told", "at once", "by a reset"])
+@pytest.mark.parametrize("leave", ["when told", "at once", "by a reset", "by a reset before our word"])
 @pytest.mark.parametrize("last", [b"", disconnect(3), disconnect(2)])
 async def test_offers_that_disagree_are_told_however_the_client_leaves(
     listener: Running, leave: str, last: bytes

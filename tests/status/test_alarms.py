@@ -287,6 +287,19 @@ async def test_rows_that_came_too_late_are_told_until_the_day_is_over_or_sent_ag
     assert site.days(at(3, "05:01"))[DAY].notes == ["Triton takes it"]
 
 
+async def test_a_resend_that_is_held_is_told(site: Site) -> None:
+    """Until the export is another one, or an operator accepts what was rejected."""
+    site.put(rows_of(DAY, 9), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.put([*rows_of(DAY, 9), *broken_rows(5)], at(1, "08:00"))
+    assert await site.word(at(1, "10:00"), DAY, resend="void") == "held"
+    alarm = of_day(site, at(1, "10:01"))["day_noticed"]
+    assert "sending it again is held: 5 of 14 rows were rejected" in alarm.sentence
+    assert any("sending it again is held" in note for note in site.days(at(1, "10:01"))[DAY].notes)
+    await site.round(at(1, "10:10"), DAY, accept=True, resend="void")
+    assert "day_noticed" not in of_day(site, at(1, "10:11"))
+
+
 async def test_a_new_version_with_the_rows_of_another_day_is_told(site: Site) -> None:
     """Of which nothing was sent, since it came too late: a warning and a remark, as of fewer rows."""
     site.put(rows_of(DAY, 9), at(1, "04:10"))
@@ -386,6 +399,12 @@ def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str
 def test_the_machine(measured: Measured, expected: list[tuple[str, str]]) -> None:
     """A disk that fills up, a key that others can read, a damaged ledger."""
     assert of_service(RUNNING, measured) == expected
+
+
+@pytest.mark.parametrize("measured", [Measured(0.5, 50 << 30, (), "bad"), Measured(0.5, 50 << 30, (), "", "full")])
+def test_a_ledger_that_cannot_be_read_does_not_say_that_no_round_has_run(measured: Measured) -> None:
+    """Whoever starts the service because of that has started nothing."""
+    assert [name for _, name in of_service({}, measured)] in (["ledger_damaged"], ["ledger_unreadable"])
 
 
 def test_the_worst_comes_first_and_each_has_something_to_type() -> None:

@@ -10,6 +10,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -402,3 +403,14 @@ def test_pickups_and_logins(ledger: Ledger) -> None:
     for hours in (0, 30, 31):
         ledger.record_login("triton", at(1) + timedelta(hours=hours), "198.51.100.7", "JSch")
     assert ledger.logins() == {"triton": (at(2, "07:00"), "198.51.100.7", "JSch", 30 * 3600)}
+
+
+def test_a_full_disk_is_called_that(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's own words for it send people after a broken disk; they stay where the disk has room."""
+    ledger._connection.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(LedgerError, match="database or disk is full"):
+        ledger.note(big="x" * 100_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(LedgerError, match="its disk is full") as full:
+        ledger.note(big="x" * 100_000)
+    assert "df -h" in full.value.hint
