@@ -46,6 +46,7 @@ from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.storage.records import DayRecord, LateCheck, LedgerLog, Publication
 from server.triton import LogFormat, LogName, LogRules
+from server.web.reader import FRESH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,7 +195,10 @@ class Installation:
                     break
             listening = time.perf_counter() - started
             time.sleep(2)  # the first round
-            taken = [_seconds(lambda: _get(self.metrics)) for _ in range(scrapes + 1)]
+            taken = []
+            for _ in range(scrapes + 1):
+                time.sleep(FRESH)  # or the answer would be the last one
+                taken.append(_seconds(lambda: _get(self.metrics)))
             return listening, taken[1:]
         finally:
             service.send_signal(signal.SIGTERM)

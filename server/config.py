@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from .disk import read_private
 from .errors import ConfigError, Problem
-from .paths import file_problem
+from .paths import file_problem, read_file
 from .s3.errors import BucketPlace
 from .settings import (
     AlertSettings,
@@ -93,15 +93,23 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: the file is missing, is not TOML, or has problems; all of them are in ``problems``.
     """
+    return config_of(read_config(path), path)
+
+
+def read_config(path: Path) -> bytes:
+    """Return the content of a configuration file.
+
+    Raises:
+        ConfigError: it is missing, or cannot be read.
+    """
     try:
-        text = path.read_bytes()
+        return read_file(path)
     except FileNotFoundError:
         cure = "to make one: pickup-point init; or, to try it out: pickup-point demo"
         raise ConfigError(str(path), [Problem(str(path), "there is no such file", cure)]) from None
     except OSError as error:
         cure = f"ls -l {shlex.quote(str(path))}"
         raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {error.strerror}", cure)]) from error
-    return config_of(text, path)
 
 
 def config_of(text: bytes, path: Path) -> Config:

@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from .errors import DataFolderError, Problem
-from .paths import open_to_read
+from .paths import MOST_BYTES, open_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,9 +85,6 @@ def data_folder_error(error: OSError, path: Path) -> DataFolderError:
     return DataFolderError(f"{path}: {error.strerror}", hint=hints.get(error.errno or 0, "dmesg | tail; df -h"))
 
 
-MAX_KEY_BYTES = 1 << 20  # of a key file
-
-
 def _candidates(name: str, keys_dir: Path) -> list[tuple[Path, bool]]:
     """Return the paths where a private file may be, in order, each with whether its mode is ours to judge."""
     paths = [(keys_dir / name, True)]
@@ -112,7 +109,7 @@ def read_private(name: str, keys_dir: Path, problems: list[Problem]) -> bytes | 
                 if judged and stat.S_IMODE(mode) & 0o077:
                     problems.append(Problem(str(path), "can be read by others", f"chmod 600 {shlex.quote(str(path))}"))
                     return None
-                return file.read(MAX_KEY_BYTES)
+                return file.read(MOST_BYTES)
         except FileNotFoundError:
             continue
         except OSError as error:

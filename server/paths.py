@@ -1,4 +1,4 @@
-"""The paths that an operator typed: read and written so that no link leads root elsewhere.
+"""The paths that an operator named: read and written so that no link leads root elsewhere.
 
 Touches the files and folders that it is given. The promises: a link on the way is followed by root only if root made
 it, since whoever else may write to a folder on the way could aim it at any file; what is written is new, private from
@@ -16,12 +16,13 @@ import shlex
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STANDARD_OUTPUT = Path("-")
+MOST_BYTES = 1 << 20  # of a file that is read whole
 _MOST_LINKS = 40  # as the kernel allows, path_resolution(7)
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READABLE_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -68,6 +69,10 @@ def place_of(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
             else:
                 os.close(found)
         yield folder, name
+    except OSError as error:
+        if isinstance(error.filename, str) and "/" not in error.filename:
+            error.filename = str(path)  # a name alone, in a folder that was open, tells nobody which file is meant
+        raise
     finally:
         os.close(folder)
 
@@ -114,6 +119,32 @@ def open_to_read(path: Path) -> io.FileIO:
         why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is not a regular file"
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, why, str(path))
     return io.FileIO(descriptor, "rb")
+
+
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file; one of more than ``most`` bytes is refused, so that none is cut off.
+
+    Raises:
+        OSError: it cannot be read, is none, or is too large.
+    """
+    with open_to_read(path) as file:
+        data = b""
+        while len(data) <= most and (more := file.read(most + 1 - len(data))):
+            data += more
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 10} KiB", str(path))
+    return data
+
+
+def status_of(path: Path) -> os.stat_result:
+    """Return what a path stands for, as `Path.stat` does.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        OSError: the way cannot be gone.
+    """
+    with place_of(path) as (folder, name):
+        return os.stat(name, dir_fd=folder)
 
 
 def create(folder: int, name: str, mode: int) -> int:
@@ -288,8 +319,9 @@ def _private_folder(beside: tuple[int, str] | None) -> Iterator[int]:
             os.rmdir(own, dir_fd=folder)
 
 
-def write_file(path: Path, data: bytes, mode: int) -> None:
-    """Write a file whole, in the place of the one that is there.
+@contextlib.contextmanager
+def written_whole(path: Path, mode: int) -> Iterator[BinaryIO]:
+    """Yield a file to fill, which then takes the place of the one that is there.
 
     Raises:
         OSError: it cannot be written.
@@ -297,8 +329,18 @@ def write_file(path: Path, data: bytes, mode: int) -> None:
     with destination(path) as wanted:
         descriptor = create(wanted.folder, "part", mode)
         with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor
-            file.write(data)
+            yield file
         wanted.deliver("part")
+
+
+def write_file(path: Path, data: bytes, mode: int) -> None:
+    """Write a file whole, in the place of the one that is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with written_whole(path, mode) as file:
+        file.write(data)
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:

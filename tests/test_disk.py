@@ -86,7 +86,7 @@ def test_a_ledger_whose_mode_cannot_be_set_is_reported_and_closed(
 def test_a_folder_whose_owner_cannot_be_read_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of root's asks for it first."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(Path, "stat", refuses(errno.EIO))
+    monkeypatch.setattr(os, "stat", refuses(errno.EIO))
     with pytest.raises(DataFolderError, match="Input/output error"):
         become_owner(SimpleNamespace(data_dir=Path("/data")))  # type: ignore[arg-type]  # all that it looks at
 

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import stat
 import subprocess
 import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from server.errors import PickupPointError
-from server.paths import make_folder, open_to_read, place_of, write_file, write_new
+from server.cli.demo import prepare
+from server.cli.privileges import as_owner, find_aws_key, find_keys
+from server.cli.samples import write_day
+from server.cli.setup import first_line
+from server.config import load_config
+from server.episodes.catalogue import load_catalogue, load_urls
+from server.errors import ConfigError, PickupPointError
+from server.paths import MOST_BYTES, make_folder, open_to_read, place_of, write_file, write_new
+from server.sftp.client import read_identity
+from server.sftp.keys import make_keys
 from server.status.episodes import new_csv
+from server.storage.folder import DataFolder
+from server.storage.ledger import Ledger
 
 from .support.program import GARBAGE, command, day_before, environment, export_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from .support.program import Program, ServiceSite
 
@@ -126,8 +140,28 @@ def _writes_csv(path: Path) -> None:
         file.write("x")
 
 
-WAYS: dict[str, Callable[[Path], object]] = {
+def _becomes_its_owner(path: Path) -> None:
+    with as_owner(SimpleNamespace(data_dir=path, path=path)):  # type: ignore[arg-type]  # all that it looks at
+        pass
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "a configuration": load_config,
+    "keygen": lambda path: make_keys(find_keys(path).keys_dir),
+    "a password": first_line,
+    "a private key": read_identity,
+    "a list of RSS feeds": load_urls,
+    "a catalogue": load_catalogue,
+    "a ledger": Ledger.read,
+    "a ledger to write": Ledger.open,
+}
+WAYS: dict[str, Callable[[Path], object]] = READERS | {
     "read": open_to_read,
+    "keys": make_keys,
+    "a data folder": lambda path: DataFolder(path).prepare(),
+    "the owner of a data folder": _becomes_its_owner,
+    "a demo": lambda path: prepare(path, 0, datetime.now(UTC)),
+    "a day of samples": lambda path: write_day(path, day_before(1), 1),
     "write": lambda path: write_file(path, b"x", 0o600),
     "write a new one": lambda path: write_new(path, b"x"),
     "make a folder": make_folder,
@@ -150,13 +184,43 @@ def test_root_follows_no_link_of_somebody_elses(way: str, beyond: str, tmp_path:
         path = of_somebody_else(tmp_path / "theirs" / "link", tmp_path / "secret")
 
     def go() -> None:
-        if WAYS[way](path) is False:
+        if _told(WAYS[way], path) is False:
             raise FileExistsError("already exists")
 
     with pytest.raises((OSError, PickupPointError), match=r"root does not follow|Not a directory|already exists"):
         go()
     assert (tmp_path / "secret").read_bytes() == b"secret"
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "theirs"])
+
+
+def _told(way: Callable[[Path], object], path: Path) -> object:
+    """What a way does with a path; of a `ConfigError`, its problem is what is told."""
+    try:
+        return way(path)
+    except ConfigError as error:
+        raise PickupPointError(str(error.problems[0])) from error
+
+
+@pytest.mark.parametrize("way", READERS)
+def test_what_is_no_file_or_endless_is_refused_and_not_waited_for(way: str, tmp_path: Path) -> None:
+    """A FIFO, whether somebody writes to it or not, a device, and a file that no memory would hold."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(PickupPointError, match="not a regular file"):
+        _told(READERS[way], tmp_path / "fifo")
+    with pytest.raises(PickupPointError, match="not a regular file"):
+        _told(READERS[way], Path("/dev/zero"))
+    (tmp_path / "endless").touch()
+    os.truncate(tmp_path / "endless", 64 * MOST_BYTES + 1)
+    with pytest.raises(PickupPointError, match=r"larger than \d+ KiB|not a database"):
+        _told(READERS[way], tmp_path / "endless")
+
+
+def test_a_key_for_the_bucket_that_is_no_file_is_not_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK would wait for a FIFO."""
+    monkeypatch.delenv("AWS_SHARED_CREDENTIALS_FILE", raising=False)
+    os.mkfifo(tmp_path / "aws")
+    find_aws_key(SimpleNamespace(keys_dir=tmp_path))  # type: ignore[arg-type]  # all that it looks at
+    assert "AWS_SHARED_CREDENTIALS_FILE" not in os.environ
 
 
 @root
@@ -191,6 +255,37 @@ def test_links_of_ones_own_lead_where_they_say(tmp_path: Path) -> None:
 
 
 # The commands that root types
+
+
+@root
+def test_a_demo_in_somebody_elses_folder_is_theirs_and_reads_and_writes_nothing_of_roots(
+    program: Program, keys_dir: Path
+) -> None:
+    """Neither what their links lead to, nor through one on the way; what it makes there is not root's either."""
+    with TemporaryDirectory(prefix="pickup-point-test-") as temporary:  # tmp_path is for its owner alone
+        folder = Path(temporary)
+        folder.chmod(0o755)
+        (folder / "rootonly").mkdir(mode=0o700)
+        (folder / "rootonly" / "secret").write_text("secret")
+        theirs = folder / "theirs" / "demo"
+        shutil.copytree(keys_dir, theirs / "keys")
+        of_somebody_else(theirs / "exports", folder / "rootonly")
+        of_somebody_else(theirs / "password.txt", folder / "rootonly" / "secret")
+        for path in (theirs.parent, theirs, theirs / "keys", *(theirs / "keys").iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+
+        def refused(directory: Path) -> str:
+            done = program.run("demo", "--directory", directory, "--port", "0")
+            assert done.returncode == 1
+            assert sorted(path.name for path in (folder / "rootonly").iterdir()) == ["secret"]
+            return done.stderr.splitlines()[0].removeprefix(f"pickup-point: cannot create the demo in {directory}: ")
+
+        assert refused(theirs) == f"{theirs / 'password.txt'}: Permission denied"
+        (theirs / "password.txt").unlink()
+        assert refused(theirs) == f"{theirs / 'exports'}: Permission denied"
+        assert (theirs / "config.toml").exists()
+        assert {path.lstat().st_uid for path in theirs.rglob("*")} == {NOBODY}
+        assert "a link of user 65534 is on the way, which root does not follow" in refused(theirs / "exports" / "x")
 
 
 @root

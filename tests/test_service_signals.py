@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -115,6 +116,16 @@ async def test_sighup_swaps_users_whole_and_a_bad_file_keeps_the_old_ones(servic
     service_site.configure(more='[[sftp.users]]\nname = "keyed"\nauthorized_keys = "nowhere.pub"\n')
     service.running.send(signal.SIGHUP)
     assert "nowhere.pub" in (await service.running.says("service kept the old settings why=", 2))[1].string
+    # Nothing waits for a FIFO in the file's place, and the next file is read.
+    good = service_site.config.read_bytes()
+    service_site.config.unlink()
+    os.mkfifo(service_site.config)
+    service.running.send(signal.SIGHUP)
+    assert "regular file" in (await service.running.says("service kept the old settings why=", 3))[2].string
+    service_site.config.unlink()
+    service_site.config.write_bytes(good.replace(b"nowhere.pub", b"nobody.pub"))
+    service.running.send(signal.SIGHUP)
+    assert "nobody.pub" in (await service.running.says("service kept the old settings why=", 4))[3].string
     async with service.client(OTHER_PASSWORD):
         pass
     assert OTHER_PASSWORD not in service.running.text

@@ -38,7 +38,7 @@ from .options import (
     program,
     run_loop,
 )
-from .privileges import KeysPlace, become_owner, find_config, find_keys
+from .privileges import KeysPlace, become_owner, become_owner_of, find_config, find_keys
 from .setup import setup
 
 app = typer.Typer(
@@ -431,6 +431,7 @@ def demo(
 ) -> None:
     """Run a complete demo. Creates sample exports, keys, a user and a configuration, and serves them."""
     from ..errors import CannotListen
+    from ..rights import without_read_right
     from ..service import assembled, load_keys, round_facts
     from ..service import serve as run_service
     from ..systemd import Supervisor
@@ -439,10 +440,15 @@ def demo(
     supervisor = Supervisor.from_environment()
     now = datetime.now(UTC)
     try:
-        made = prepare(directory, 2222 if port is None else port, now, kind)
+        # What is there already, links among it, may be of its owner's making.
+        become_owner_of(directory)
+        with without_read_right():
+            made = prepare(directory, 2222 if port is None else port, now, kind)
     except OSError as error:
         hint = "pickup-point demo --directory /tmp/pickup-point-demo"
-        raise PickupPointError(f"cannot create the demo in {directory}: {error}", hint=hint) from error
+        which = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        sentence = f"cannot create the demo in {directory}: {which}{error.strerror or error}"
+        raise PickupPointError(sentence, hint=hint) from error
     settings = load_settings(made.config, verbose=verbose)
     if port is not None and port != settings.sftp.port:
         settings = on_port(settings, port)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..config import load_config
 from ..errors import PickupPointError
 from ..megaphone.exports import KINDS, METRICS, FinalityRule, start_of
-from ..paths import write_new
+from ..paths import make_folder, place_of, read_file, write_file, write_new
 from ..sftp.keys import make_keys
 from ..sftp.users import hash_password
 from ..status.days import span
@@ -60,7 +60,7 @@ def prepare(folder: Path, port: int, now: datetime, kind_name: str = "") -> Demo
     """
     if kind_name not in ("", *KINDS):
         raise PickupPointError(f"there is no kind of export {kind_name}", hint=f"the kinds are: {', '.join(KINDS)}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     make_keys(folder / "keys")
     password = _password(folder / "password.txt")
     config = folder / "config.toml"
@@ -84,7 +84,7 @@ def prepare(folder: Path, port: int, now: datetime, kind_name: str = "") -> Demo
         newest -= timedelta(days=1)
     final_days = tuple(newest - timedelta(days=back) for back in range(FINAL_DAYS - 1, -1, -1))
     exports = folder / "exports"
-    exports.mkdir(exist_ok=True)
+    make_folder(exports)
     for day in _days(exports, final_days, kind_there):
         _write_final(exports, day, kind_there)
     unfinished = newest + timedelta(days=1)
@@ -155,19 +155,23 @@ def _write_final(exports: Path, day: date, kind: ExportKind) -> None:
     write_day(path, day, ROWS, broken=True, tokens_share=0.1, kind=kind)
     final = FinalityRule(kind.final_at).final_time(day).timestamp()
     written = final - _WRITTEN_BEFORE.total_seconds()
-    os.utime(path, (written, written), follow_symlinks=False)
+    _set_time(path, written)
     if kind.marker_pattern:
         marker = exports / f"{kind.begins[-1]}_{day:%Y_%m_%d}_{final:.0f}"
-        marker.unlink(missing_ok=True)
-        write_new(marker, b"")
-        os.utime(marker, (final, final), follow_symlinks=False)
+        write_file(marker, b"", 0o600)
+        _set_time(marker, final)
 
 
 def _write_unfinished(exports: Path, day: date, now: datetime, kind: ExportKind) -> None:
     """Write an unfinished day as far as it has come by now."""
     path = _path(exports, day, kind)
     write_day(path, day, ROWS, broken=True, tokens_share=0.1, until=now, kind=kind)
-    os.utime(path, (now.timestamp(), now.timestamp()), follow_symlinks=False)
+    _set_time(path, now.timestamp())
+
+
+def _set_time(path: Path, at: float) -> None:
+    with place_of(path) as (folder, name):
+        os.utime(name, (at, at), dir_fd=folder, follow_symlinks=False)
 
 
 def _password(path: Path) -> str:
@@ -175,7 +179,7 @@ def _password(path: Path) -> str:
     if not os.path.lexists(path):
         word = "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(3))
         write_new(path, f"{word}\n".encode())
-    return path.read_text().strip()
+    return read_file(path).decode(errors="surrogateescape").strip()
 
 
 _CONFIG = """\

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..disk import translate_os_errors
 from ..errors import ConfigError, Problem
-from ..paths import file_problem
+from ..paths import file_problem, open_to_read, status_of
 from ..rights import keep_read_right, keep_rights_of_root, take_read_right
 
 if TYPE_CHECKING:
@@ -49,9 +49,22 @@ def become_owner(config: Config) -> None:
     Raises:
         DataFolderError: the disk does not say who the owner is.
     """
-    if os.geteuid() != 0:
-        return
-    uid, gid, groups = _owner(config)
+    if os.geteuid() == 0:
+        _become(*_owner(config))
+
+
+def become_owner_of(folder: Path) -> None:
+    """Become, as root, the owner of a folder, as `become_owner` does, before anything is read or made in it.
+
+    Raises:
+        OSError: the disk does not say who the owner is.
+    """
+    if os.geteuid() == 0:
+        owner = _first_there(folder)
+        _become(owner.st_uid, owner.st_gid, sorted(_groups_of(owner)))
+
+
+def _become(uid: int, gid: int, groups: list[int]) -> None:
     if uid != 0:
         keep_rights_of_root()
         # The groups go first: only root may change them.
@@ -87,16 +100,9 @@ def as_owner(config: Config) -> Iterator[None]:
 
 def _owner(config: Config) -> tuple[int, int, list[int]]:
     """Return the user and the group that the service runs as, and its further groups."""
-    folder = config.data_dir.absolute()
-    with translate_os_errors(folder):
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        owner = folder.stat()
-    groups = set()
-    with contextlib.suppress(KeyError):  # a DynamicUser that does not run now has no name
-        import pwd  # only here: a plain convert needs none of it
-
-        groups.update(os.getgrouplist(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid))
+    with translate_os_errors(config.data_dir):
+        owner = _first_there(config.data_dir)
+    groups = _groups_of(owner)
     # The unit's SupplementaryGroups= is known to nobody else; the service reads its configuration by it at a reload.
     with contextlib.suppress(OSError):
         file = config.path.stat()
@@ -105,11 +111,32 @@ def _owner(config: Config) -> tuple[int, int, list[int]]:
     return owner.st_uid, owner.st_gid, sorted(groups)
 
 
+def _first_there(folder: Path) -> os.stat_result:
+    """Return what is known of a folder, or of the first one above it that exists."""
+    place = folder.absolute()
+    while True:
+        try:
+            return status_of(place)
+        except FileNotFoundError:
+            place = place.parent  # the last one is /, which exists
+
+
+def _groups_of(owner: os.stat_result) -> set[int]:
+    groups = set[int]()
+    with contextlib.suppress(KeyError):  # a DynamicUser that does not run now has no name
+        import pwd  # only here: a plain convert needs none of it
+
+        groups.update(os.getgrouplist(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid))
+    return groups
+
+
 def find_aws_key(config: Config) -> None:
     """Let AWS's chain of credentials find ``keys/aws``, a static key, as the systemd unit does for the service."""
     path = config.keys_dir / "aws"
-    if "AWS_SHARED_CREDENTIALS_FILE" not in os.environ and os.access(path, os.R_OK):
-        os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(path.absolute())
+    if "AWS_SHARED_CREDENTIALS_FILE" not in os.environ:
+        with contextlib.suppress(OSError):
+            open_to_read(path).close()
+            os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(path.absolute())
 
 
 class KeysPlace(NamedTuple):
@@ -125,16 +152,17 @@ def find_keys(path: Path) -> KeysPlace:
     """Return what a configuration says of the keys, be it one that cannot be loaded before they exist.
 
     Raises:
-        ConfigError: keys_dir or data_dir is no path.
+        ConfigError: it is there but cannot be read, or keys_dir or data_dir is no path.
     """
     import tomllib  # only here: a plain convert needs none of it
 
+    from ..config import read_config
     from ..settings import path_in
 
-    try:
-        raw = tomllib.loads(path.read_bytes().decode())
-    except (OSError, ValueError, RecursionError):
-        raw = {}
+    raw: dict[str, Any] = {}
+    if os.path.lexists(path):
+        with contextlib.suppress(ValueError, RecursionError):
+            raw = tomllib.loads(read_config(path).decode())
     sftp = found if isinstance(found := raw.get("sftp"), dict) else {}
     folders = []
     for key in ("keys_dir", "data_dir"):

@@ -16,6 +16,7 @@ import orjson
 from isal import isal_zlib
 
 from ..megaphone.exports import METRICS
+from ..paths import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -258,10 +259,8 @@ def write_day(
     The file appears whole. ``keep`` may leave out rows, to make an earlier version of the same day.
     """
     written = 0
-    part = path.with_name(f".{path.name}.part")
     packer = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31)
-    part.unlink(missing_ok=True)
-    with part.open("xb") as file:  # exclusively: a link of that name would lead elsewhere
+    with written_whole(path, 0o666) as file:
         block: list[bytes] = []
         for row in day_rows(day, rows, seed, broken=broken, tokens_share=tokens_share, until=until, kind=kind):
             if keep is None or keep(row):
@@ -271,7 +270,6 @@ def write_day(
                 file.write(packer.compress(b"".join(block)))
                 block.clear()
         file.write(packer.compress(b"".join(block)) + packer.flush())
-    part.replace(path)
     return written
 
 

@@ -21,7 +21,7 @@ from ..config import config_of
 from ..errors import ConfigError, PickupPointError, Problem
 from ..hints import steps, without_page
 from ..megaphone.exports import DELIVERY_V2
-from ..paths import write_new
+from ..paths import read_file, write_new
 from .options import (
     ConfigOption,
     JsonOption,
@@ -134,7 +134,7 @@ def _typed_password(path: Path | None, *, weak: bool) -> str:
 
     if path is None:
         return ""
-    password = _first_line(path)
+    password = first_line(path)
     hashed = hash_password(password)
     if not weak:
         check_length(password)
@@ -192,10 +192,14 @@ def _ask(interview: Interview, name: str, question: str, default: str | None = N
             print_hint(problem.cure, 4, sys.stderr)
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
+    """Return the password in a file's first line.
+
+    Raises:
+        PickupPointError: the file cannot be read, is not UTF-8, or has none.
+    """
     try:
-        with path.open("rb") as file:
-            password = file.readline().rstrip(b"\r\n").decode()
+        password = read_file(path).partition(b"\n")[0].rstrip(b"\r").decode()
     except OSError as error:
         raise PickupPointError(
             f"cannot read {path}: {error.strerror or error}", hint=f"ls -l {shlex.quote(str(path))}"
@@ -280,7 +284,7 @@ def _login_attempt(
             hint=f"pickup-point doctor --user {name} --password-file {shlex.quote(str(password_file))}",
         )
     if password_file is not None:
-        return LoginAttempt(name, password_file, password=_first_line(password_file))
+        return LoginAttempt(name, password_file, password=first_line(password_file))
     assert identity is not None  # noqa: S101  # one of the two was given
     return LoginAttempt(name, identity, key=read_identity(identity))
 

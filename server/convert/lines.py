@@ -80,7 +80,7 @@ class GzipText:
             data = read()
         except EOFError as error:
             # The library asks for ten bytes of a header before it looks at the first one.
-            raise torn(self._name, "followed" if _is_followed(self._file) else "truncated") from error
+            raise torn(self._name, _word_of_the_end(self._file)) from error
         except gzip.BadGzipFile as error:
             # The library has one class for all of these; its text alone tells bad magic bytes from a bad checksum.
             strange = str(error).startswith("Not a gzipped file")
@@ -93,6 +93,14 @@ class GzipText:
         if not data and self._file.tell() == 0:
             raise torn(self._name, "empty")
         return data
+
+
+def _word_of_the_end(file: BinaryIO) -> str:
+    """Return which of the words of `TORN` is meant where the library finds too little of a header or a member."""
+    file.seek(0)
+    if not _MAGIC.startswith(file.read(len(_MAGIC))):
+        return "not gzip"
+    return "followed" if _is_followed(file) else "truncated"
 
 
 def _is_followed(file: BinaryIO) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, Problem
-from ..paths import open_to_read
+from ..paths import read_file
 from ..rights import without_read_right
 from ..triton import URL_LIMIT, url_text
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
-    from typing import TextIO
 
 
 COLUMNS = ("episode_id", "guid", "url")
 NOTES = ("podcast_id", "lines")  # for information: written by `episodes --export`, and never read
+MOST_BYTES = 64 << 20  # of one file
 MOST_PROBLEMS = 20  # reported for one file
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 TOKEN = re.compile(r"[A-Za-z]+[0-9]+", re.ASCII)  # Megaphone's id of an episode in its enclosure URL
@@ -95,8 +95,7 @@ def load_urls(path: Path) -> list[str]:
         ConfigError: the file cannot be read, or a line is not a web address; with up to `MOST_PROBLEMS` problems.
     """
     try:
-        with _opened(path) as file:
-            lines = file.read().splitlines()
+        lines = _text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         cure = f"ls -l {shlex.quote(str(path))}"
@@ -117,10 +116,10 @@ def load_urls(path: Path) -> list[str]:
     return urls
 
 
-def _opened(path: Path) -> TextIO:
-    """Open a file of the operator's as text; others than root may write to where it lies."""
+def _text(path: Path) -> str:
+    """Return a file of the operator's as text; others than root may write to where it lies."""
     with without_read_right():
-        return io.TextIOWrapper(io.BufferedReader(open_to_read(path)), encoding="utf-8-sig", newline="")
+        return read_file(path, MOST_BYTES).decode("utf-8-sig")
 
 
 def _is_web_address(url: str) -> bool:
@@ -156,7 +155,7 @@ def _read(path: Path, problems: list[Problem], *, ids: bool = False) -> dict[str
     """Return the correct rows, and add the others' problems; with ``ids``, an id must look like Megaphone's."""
     episodes: dict[str, Episode] = {}
     try:
-        with _opened(path) as file:
+        with io.StringIO(_text(path), newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
             header = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = header

@@ -184,7 +184,8 @@ class Feed:
     def _note_delivery(self, facts: Mapping[str, Any], known: KnownDays, listing: Listing) -> None:
         """Record whether the source has ever delivered; log once what is there instead of exports."""
         delivered = bool(known.published) or any(record.export is not None for record in known.records.values())
-        changed = source_facts(facts, self._source.name, listing, delivered=delivered)
+        kind = self._policy.export.kind
+        changed = source_facts(facts, self._source.name, listing, delivered=delivered, kind=kind)
         if changed:
             self._ledger.note(**changed)
         nothing = NothingDelivered.of(changed)

@@ -1,7 +1,7 @@
 """Whether the source has ever delivered an export, as the ledger's facts keep it.
 
 Pure. Promise: a source that has delivered once never counts as one that has not; another place, as `export.url` may
-name one later, is another source.
+name one later, is another source, and so is another kind of export at the same place.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..megaphone.exports import Others
+from ..megaphone.exports import METRICS, Others
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..megaphone.exports import Listing
 
 NOTHING_DELIVERED = "nothing_delivered"  # a fact of the ledger: a `NothingDelivered` as JSON; None once there was one
-_DELIVERED_BY = "delivered_by"  # a fact of the ledger: the name of the source that last had an export
+_DELIVERED_BY = "delivered_by"  # a fact of the ledger: the source that last had an export, see `_identity`
 
 
 class NothingDelivered(NamedTuple):
@@ -42,11 +42,14 @@ class NothingDelivered(NamedTuple):
         return self.others.sentence(self.source)
 
 
-def source_facts(facts: Mapping[str, Any], source: str, listing: Listing, *, delivered: bool) -> dict[str, Any]:
+def source_facts(
+    facts: Mapping[str, Any], source: str, listing: Listing, *, delivered: bool, kind: str = METRICS.name
+) -> dict[str, Any]:
     """Return the facts that a listing changes; ``delivered``: the ledger knows an export or a publication."""
+    identity = _identity(source, kind)
     if listing.exports:
-        changed: dict[str, Any] = {_DELIVERED_BY: source, NOTHING_DELIVERED: None}
-    elif facts.get(_DELIVERED_BY, source if delivered else None) == source:
+        changed: dict[str, Any] = {_DELIVERED_BY: identity, NOTHING_DELIVERED: None}
+    elif facts.get(_DELIVERED_BY, identity if delivered else None) == identity:
         changed = {NOTHING_DELIVERED: None}
     else:
         known = NothingDelivered.of(facts)
@@ -54,3 +57,8 @@ def source_facts(facts: Mapping[str, Any], source: str, listing: Listing, *, del
         others = {**listing.others._asdict(), "looks": list(listing.others.looks)}
         changed = {NOTHING_DELIVERED: {"source": source, "since": since.isoformat(), "others": others}}
     return {name: value for name, value in changed.items() if facts.get(name) != value}
+
+
+def _identity(source: str, kind: str) -> str:
+    """Return the words for a place as the source of one kind of export; of metrics, its name alone, as ever."""
+    return source if kind == METRICS.name else f"{source} ({kind})"

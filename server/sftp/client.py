@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import asyncssh
 
 from ..errors import PickupPointError
+from ..paths import read_file
 from ..pickups import DOCTOR_CLIENT
 from .keys import public_line
 from .limits import parse_address
@@ -68,7 +69,7 @@ def read_identity(path: Path) -> asyncssh.SSHKey:
         PickupPointError: the file cannot be read, or is not a private key without a passphrase.
     """
     try:
-        return asyncssh.read_private_key(path)
+        return asyncssh.import_private_key(read_file(path))
     except OSError as error:
         raise PickupPointError(
             f"{path} cannot be read: {error.strerror}", hint=f"ls -l {shlex.quote(str(path))}"

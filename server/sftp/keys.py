@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import asyncssh
 
 from ..config import IP_HASH_KEY, IP_HASH_KEY_BYTES, load_ip_hash_key
-from ..disk import MAX_KEY_BYTES, exists, read_private
+from ..disk import exists, read_private
 from ..errors import ConfigError, Problem
-from ..paths import open_to_read, write_new
+from ..paths import make_folder, read_file, write_new
 from .algorithms import HOST_KEY_FILES, LEGACY_HOST_KEY, RSA_HOST_SIGNATURES
 from .users import Access, User, password_hash_problem
 
@@ -79,7 +79,7 @@ def make_keys(keys_dir: Path) -> list[MadeKey]:
         ConfigError: a file that exists cannot be used.
         OSError: the folder cannot be written.
     """
-    keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(keys_dir)
     result = []
     problems: list[Problem] = []
     for name, algorithm in HOST_KEY_FILES.items():
@@ -185,8 +185,7 @@ def _authorized_keys(path: Path, key: str, problems: list[Problem]) -> frozenset
     """Read the public keys of an authorized_keys file; options before a key are a problem, as none would be obeyed."""
     found = set()
     try:
-        with open_to_read(path) as file:
-            lines = file.read(MAX_KEY_BYTES).decode("utf-8", "replace").splitlines()
+        lines = read_file(path).decode("utf-8", "replace").splitlines()
     except OSError as error:
         problems.append(
             Problem(key, f"cannot read {path}: {error.strerror or error}", f"ls -l {shlex.quote(str(path))}")

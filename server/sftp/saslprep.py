@@ -61,9 +61,13 @@ def _check_direction(text: str) -> None:
             raise Unprepared(f"{_named(character)} before or after letters that are written from right to left")
 
 
+_NAMELESS = {"Cc": "control character", "Co": "private-use character", "Cs": "surrogate"}  # by Unicode's category
+
+
 def _named(character: str) -> str:
     """Return the character itself where it can be printed, its code point and its name."""
     if "\udc80" <= character <= "\udcff":  # what Python's surrogateescape makes of a byte that is not UTF-8
         return f"the byte 0x{ord(character) - 0xDC00:02X}, which is not UTF-8"
-    point = f"U+{ord(character):04X} {unicodedata.name(character, 'control character')}"
+    kind = _NAMELESS.get(unicodedata.category(character), "unassigned code point")
+    point = f"U+{ord(character):04X} {unicodedata.name(character, kind)}"
     return f"{character} ({point})" if character.isprintable() else point

@@ -344,7 +344,7 @@ def _kernel() -> dict[str, Any]:
 def _is_running(data_dir: Path) -> bool:
     """Return whether a service holds the data folder's lock."""
     try:
-        descriptor = os.open(data_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(data_dir / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:

@@ -26,6 +26,7 @@ from isal.isal_zlib import IsalError
 
 from ..disk import data_folder_error, file_lock, fsync_folder, translate_os_errors
 from ..errors import DataFolderBusy, DataFolderError
+from ..paths import make_folder
 from ..triton import LogFile, LogName
 from .ledger import LEDGER_FILE
 from .staging import Staging, link_staged
@@ -74,7 +75,7 @@ class DataFolder:
             # Those that exist are synced too: whoever made them may have been killed before the sync.
             above = [folder.parent for folder in self.data_dir.absolute().parents if not folder.exists()]
             for folder in (self.data_dir, self.pickup_dir, self.staging_dir, self.rejects_dir):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_folder(folder)
             for folder in (self.data_dir, self.data_dir.absolute().parent, *above):
                 with contextlib.suppress(PermissionError):  # /var/lib/private is root's; systemd made it
                     fsync_folder(folder)

@@ -8,18 +8,22 @@ used from any thread; it calls SQLite from one at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import shlex
 import shutil
 import sqlite3
+import stat
 import threading
 import zlib
 from datetime import date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ..convert.tally import PodcastBooks
 from ..errors import LedgerError
+from ..paths import status_of
 from .entry_store import EntryStore
 from .pickup_store import PickupStore
 from .records import DELIVERY
@@ -27,9 +31,9 @@ from .rss_feeds import RssFeedStore
 from .tables import MIGRATIONS, late_check_of, log_of, moment, publication_of, record_of, text
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
     from sqlite3 import Row
 
     from ..triton import LogName
@@ -64,7 +68,8 @@ class Ledger:
     def open(cls, path: Path) -> Ledger:
         """Open the ledger; make it when it is missing, and bring it to the current schema."""
         with translate_sqlite_errors(path):
-            created = not path.exists() or path.stat().st_size == 0
+            there = _look_at(path)
+            created = there is None or there.st_size == 0
             connection = _connect(path)
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -81,7 +86,7 @@ class Ledger:
     def read(cls, path: Path) -> Ledger:
         """Open a ledger for `status`, `check` and `trace`: change nothing, even while a service writes it."""
         with translate_sqlite_errors(path):
-            if not path.exists():
+            if _look_at(path) is None:
                 raise LedgerError(f"there is no ledger at {path}", hint="the first start makes it: pickup-point serve")
             connection = _connect(path)
             try:
@@ -450,6 +455,22 @@ class Ledger:
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         with self._lock, translate_sqlite_errors(self.path):
             return self._connection.execute(query, values).fetchall()
+
+
+def _look_at(path: Path) -> os.stat_result | None:
+    """Return what is known of a ledger's file, None without one; SQLite would wait for ever for a FIFO in its place.
+
+    Raises:
+        OSError: it, or what SQLite keeps beside it, is no file.
+    """
+    found = None
+    for name in (f"{path}-journal", f"{path}-wal", f"{path}-shm", str(path)):
+        found = None
+        with contextlib.suppress(FileNotFoundError):
+            found = status_of(Path(name))
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, f"{Path(name).name} is not a regular file", name)
+    return found
 
 
 def _connect(path: Path) -> sqlite3.Connection:

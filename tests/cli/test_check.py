@@ -204,6 +204,17 @@ def test_a_ledger_that_is_damaged(service_site: ServiceSite) -> None:
     raised(service_site, CRITICAL, "ledger is damaged", hint="manual restoring")
 
 
+def test_fifos_in_the_places_of_files_are_not_waited_for(service_site: ServiceSite) -> None:
+    """Of the ledger and of the service's lock: monitoring gets its line."""
+    data = service_site.folder / "data"
+    data.mkdir(mode=0o700, exist_ok=True)
+    for name in ("ledger.sqlite3", "lock"):
+        (data / name).unlink(missing_ok=True)
+        os.mkfifo(data / name)
+    code, line = checked(service_site)
+    assert code == CRITICAL and "ledger.sqlite3 is not a regular file" in line
+
+
 def test_tokens_that_nobody_has_decided(service_site: ServiceSite) -> None:
     """Hash-like addresses are sent with a warning until [log] tokens says that Triton agreed."""
     day = day_before(1)

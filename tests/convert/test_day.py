@@ -280,6 +280,14 @@ def test_a_gzip_file_that_is_cut_off_is_called_that(cut: int) -> None:
         assert caught.value.word == "truncated"
 
 
+@pytest.mark.parametrize("file", [b"p", b"plain\n", b"\x1fx", b"x" * 9, b"x" * 10, bytes(5)])
+def test_a_file_that_is_no_gzip_is_called_that(file: bytes) -> None:
+    """However short it is."""
+    with pytest.raises(ExportTorn) as caught:
+        read_all(file)
+    assert caught.value.word == "not gzip"
+
+
 def test_an_export_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
     """A missing file, and a folder, are no torn exports."""
     for path in (tmp_path / "nothing.json.gz", tmp_path):

@@ -239,6 +239,8 @@ def test_what_is_no_text_or_too_long_matches_nothing(password: bytes) -> None:
     [
         ("smile \U0001f600", "\U0001f600 (U+1F600 GRINNING FACE)"),
         ("tab\tbetween", "U+0009 control character"),
+        ("\u0378", "U+0378 unassigned code point"),
+        ("\ue000", "U+E000 private-use character"),
         ("\u2028", "U+2028 LINE SEPARATOR"),
         ("m\u00fcller".encode("latin-1").decode("utf-8", "surrogateescape"), "the byte 0xFC, which is not UTF-8"),
         ("\u05e9\u05dca", "a (U+0061 LATIN SMALL LETTER A) beside letters that are written from right to left"),

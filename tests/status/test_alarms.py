@@ -121,6 +121,17 @@ async def test_an_empty_source_warns_after_a_day(make_site: Callable[..., Site],
     assert of_source(site, at(9)) is None
 
 
+async def test_a_place_that_delivered_one_kind_has_not_delivered_the_other(make_site: Callable[..., Site]) -> None:
+    """Who sets export.kind wrongly is told at once what lies there, and no more once it is set right again."""
+    site = make_site(kind="delivery-v2")
+    site.put(rows_of(DAY, 3), at(1, "09:15"))
+    for kind, hint in (("delivery-v2", None), ("metrics", 'set export.kind = "delivery-v2"'), ("delivery-v2", None)):
+        site.restart(kind=kind)
+        await site.round(at(1, "10:00"))
+        found = of_source(site, at(1, "10:00"))
+        assert (found and found.hint) == hint
+
+
 async def test_other_objects_in_place_of_exports_warn_at_once_and_exports_close_by_even_before(
     make_site: Callable[..., Site],
 ) -> None:
