@@ -352,6 +352,7 @@ async def test_a_conversion_and_its_service_end_together(service_site: ServiceSi
 
     write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
     running = service_site.program.start("serve", "--config", service_site.config)
+    await running.says("started listening")  # before that, SIGTERM ends it as it ends any program
     children: set[int] = set()
 
     def converts() -> bool:

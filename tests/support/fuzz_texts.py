@@ -92,8 +92,8 @@ def config(data: bytes) -> None:
     UrlTemplate(rules.url).fill({}, "guid")
     assert LogName.parse(str(LogName(made.log.prefix, DAY, 0, made.log.log_format))) is not None
     assert (made.export.bucket is None) == isinstance(made.export.place, Path)
-    if made.metrics is not None:
-        assert made.metrics.host_and_port[0]
+    if made.web is not None:
+        assert made.web.host_and_port[0]
     for secret in _secrets(data):
         assert secret not in repr(made)
 
