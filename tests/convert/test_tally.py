@@ -109,7 +109,7 @@ def test_parts_of_a_day_add_up(parts: list[Tally]) -> None:
 
 
 def test_the_filter_reasons_are_the_contracts() -> None:
-    """Those of every publication in their order, and the two of late and unfinal ones; only a Delivery export V2 has plays."""
+    """Those of every publication in their order, and the two of late and unfinal ones; V2 alone has plays."""
     order = [str(reason) for reason in FilterReason]
     assert [reason for reason in order if reason not in ("sent_before", "too_fresh")] == [
         "play", "no_bytes", "blacklisted_ip", "blacklisted_ua", "short",
