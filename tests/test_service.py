@@ -26,6 +26,7 @@ from .support.program import (
     secrets_of,
     until,
 )
+from .support.rows import row_v2
 from .support.sftp import CHEAP_HASH, PASSWORD
 
 if TYPE_CHECKING:
@@ -343,6 +344,31 @@ async def test_nothing_of_a_listener_and_no_secret_is_in_the_log(service_site: S
         secrets |= secrets_of((service_site.exports / export_name(day_before(days))).read_bytes())
     assert len(secrets) > 500
     assert [secret for secret in secrets if secret in said] == []
+
+
+async def test_a_marked_delivery_export_v2_goes_from_its_bucket_to_the_partner(
+    service_site: ServiceSite, s3: S3Server
+) -> None:
+    """Beside an export of the other kind, and not before its marker; what comes after it is a second file."""
+
+    def put(count: int) -> None:
+        lines = [row_v2(created_at=f"{day_before(1)}T00:00:00Z", user_agent=f"Agent {n}") for n in range(count)]
+        s3.put(f"delivery-v2-day-{day_before(1)}.json.gz", gzip.compress(b"\n".join(lines)))
+
+    service_site.configure(f'{bucket(s3.url, s3.bucket)}\nkind = "delivery-v2"\nagreed = true')
+    s3.put(export_name(day_before(1)), export_of(day_before(1)))
+    put(7)
+    service = await service_site.serve()
+    await service.running.says("started listening")
+    for number, count in enumerate((7, 9)):
+        put(count)
+        assert log_of(1, number) not in service_site.published()
+        s3.put(f"_finalized_delivery_{day_before(1)}_{number}", b"")
+        await service.sees(*(log_of(1, earlier) for earlier in range(number + 1)))
+        await service.fetch(log_of(1, number))
+    texts = [gzip.decompress(content).decode() for content, _ in service_site.published().values()]
+    assert sorted(text.count("Agent ") for text in texts) == [2, 7]
+    assert await service.running.stops() == 0
 
 
 async def test_a_conversion_and_its_service_end_together(service_site: ServiceSite) -> None:
