@@ -108,10 +108,9 @@ class Row(NamedTuple):
 
 
 class Coming(NamedTuple):
-    """The next deadline: of which day, what must be done by when, and how long that is."""
+    """The next deadline: of which days, what must be done of each by when, and how long that is."""
 
-    day: date
-    what: str
+    due: tuple[tuple[date, str], ...]
     by: datetime
     left: str
     look: str
@@ -260,7 +259,7 @@ def _weeks(by_day: Mapping[date, DayOverview], today: date) -> list[list[Cell | 
 
 
 def _coming(days: Iterable[DayOverview]) -> Coming | None:
-    """Return the next deadline that is not met yet."""
+    """Return the next deadline that is not met yet, with all that are at the same instant."""
     waiting: list[tuple[Deadline, DayOverview, str]] = []
     for day in days:
         if day.state == "pruned":
@@ -272,7 +271,8 @@ def _coming(days: Iterable[DayOverview]) -> Coming | None:
     ahead = [it for it in waiting if it[0].left >= timedelta()]
     if not ahead:
         return None
-    deadline, day, what = min(ahead, key=lambda it: it[0].by)
+    deadline = min((deadline for deadline, _, _ in ahead), key=lambda it: (it.by, it.left))
+    due = sorted((day.day, what) for it, day, what in ahead if it.by == deadline.by)
     minutes = int(deadline.left.total_seconds() // 60)
     left = f"{minutes // 60} h {minutes % 60:02d} min"
-    return Coming(day.day, what, deadline.by, left, _URGENCY_LOOKS[deadline.urgency])
+    return Coming(tuple(due), deadline.by, left, _URGENCY_LOOKS[deadline.urgency])

@@ -83,6 +83,21 @@ async def test_yesterday_is_told_from_the_page_alone(site: Site) -> None:
     assert ("a", {"href": f"/days/{held}"}) in shown.tags
 
 
+async def test_the_next_deadline_is_that_of_every_day_it_concerns(site: Site) -> None:
+    """One day must be picked up, and the next one published, at the same instant."""
+    site.put(rows_of(DAY, 100), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    site.put([*rows_of(DAY + timedelta(days=1), 90), *broken_rows(10)], at(2, "04:00"), DAY + timedelta(days=1))
+    await site.round(at(2, "05:30"))
+    async with serving(site.root, at(2, "09:00")) as served:
+        text = (await page(served, "/")).text
+    by = f"by {DAY + timedelta(days=3)} 00:00Z ."
+    assert (
+        f"Next deadline 15 h 00 min {DAY} must be picked up {by} {DAY + timedelta(days=1)} must be published {by}"
+        in text
+    )
+
+
 async def test_a_file_tells_its_story_and_who_has_how_much(site: Site) -> None:
     """Every pickup with user, client, grade and a bar of covered bytes; the digest; the words of `trace`."""
     site.put(rows_of(DAY, 100), at(1, "04:00"))
