@@ -62,7 +62,8 @@ def summary(day: DayOverview, config: Config) -> Summary:
         case "stale":
             return Summary("No", "bad", _sentence(day.why), PUBLISHER, to_do)
         case "held":
-            return Summary("No", "bad", f"The day is held back: {day.why}.", f"{SERVER}, once you have agreed that the day goes out as it is", to_do)
+            who = f"{SERVER}, once you have agreed that the day goes out as it is"
+            return Summary("No", "bad", f"The day is held back: {day.why}.", who, to_do)
         case "failed":
             return Summary("No", "bad", _sentence(day.why), SERVER, to_do)
         case "unknown":
