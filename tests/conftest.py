@@ -7,6 +7,7 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import structlog
 from xdist.scheduler import LoadScopeScheduling
@@ -33,6 +34,10 @@ def pytest_xdist_auto_num_workers() -> int:
     cores = len(os.sched_getaffinity(0))
     return cores + cores // 2
 
+
+# No test measures time, Hypothesis' own deadline included: both cores may be busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Every process of a test would compile all of its modules again: a start takes twice as long then.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -236,8 +236,10 @@ async def test_a_cancelled_read_lets_go_of_the_file_first(faulty: FaultServer, t
     faulty.script.append(stall(100_000))
     with (tmp_path / "download").open("w+b") as into:
         reading = asyncio.create_task(bucket.fetch(export, into))
+        async with asyncio.timeout(20):
+            while not faulty.reads:  # noqa: ASYNC110  # the server signals nothing
+                await asyncio.sleep(0.01)
         await asyncio.wait([reading], timeout=0.3)
-        assert faulty.reads
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
