@@ -111,9 +111,9 @@ class Page:
         try:
             return self._page(path, still=still)
         except LedgerError as error:
-            return self._sorry(503, error)
+            return self._sorry(503, error, still=still)
         except PickupPointError as error:
-            return self._sorry(404 if path.startswith(("/days/", "/files/")) else 503, error)
+            return self._sorry(404 if path.startswith(("/days/", "/files/")) else 503, error, still=still)
 
     def _page(self, path: str, *, still: bool) -> Answer:
         config, now = self._config(), self._clock()
@@ -139,7 +139,7 @@ class Page:
                 return json({"day": str(day), "matched_share": matched, "podcasts": podcasts})
             case ["files", name] if (log_name := LogName.parse(name)) is not None:
                 return self._html("file.html", path, still, views.one_file(trace_of(config, log_name), now))
-        return self._sorry(404, PickupPointError("There is no such page."))
+        return self._sorry(404, PickupPointError("There is no such page."), still=still)
 
     def _day(self, config: Config, day: date, now: datetime, path: str, *, still: bool) -> Answer:
         found = next((it for it in Snapshot.take(config, now).days if it.day == day), None)
@@ -154,9 +154,9 @@ class Page:
         body = self._templates.get_template(template).render(values)
         return Answer(status, HTML, body.encode(), {} if still else {"Refresh": str(REFRESH_SECONDS)})
 
-    def _sorry(self, status: int, error: PickupPointError) -> Answer:
+    def _sorry(self, status: int, error: PickupPointError, *, still: bool) -> Answer:
         values = {"now": self._clock(), "sentence": str(error), "steps": steps(error.hint)}
-        return self._html("sorry.html", "", False, values, status)
+        return self._html("sorry.html", "", still, values, status)
 
 
 def templates() -> Environment:

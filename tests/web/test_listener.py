@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from server.sftp.limits import Limits
+from server.sftp.limits import Limits, Reason
 from server.web import access, listener
-from server.web.access import MAX_CONNECTIONS_PER_ADDRESS, Door, is_own_name, load_access
+from server.web.access import LONGEST_TURN, MAX_CONNECTIONS_PER_ADDRESS, Door, is_own_name, load_access
 from server.web.answer import ALWAYS
 
 from ..support.pages import HOST, basic, page_config, serving
@@ -130,6 +130,18 @@ async def test_guessing_is_delayed_and_banned_as_over_sftp() -> None:
     assert [delay for delay in delays if delay] == [0.25, 0.5]  # of the one that was not banned, after two free ones
     assert await door.admits(basic(PASSWORD).partition(": ")[2], near)
     door.close()
+
+
+async def test_a_flood_from_one_address_keeps_nobody_there_waiting_for_minutes() -> None:
+    """Behind a proxy everybody has one address: after thousands of connections a turn comes within a second."""
+    door, near = Door(None, Limits), ip_address("127.0.0.1")
+    try:
+        for _ in range(2000):
+            assert not isinstance(door.admit(near, 1000), Reason)
+            door.leave(near)
+        assert door.admit(near, 1000) == LONGEST_TURN
+    finally:
+        door.close()
 
 
 async def test_a_right_password_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
