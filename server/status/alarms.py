@@ -158,7 +158,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
         late = deadline.urgency is Urgency.LATE
         level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
-        hint = day.advice if day.state == "unknown" else f"pickup-point feed --day {day.day}"
+        hint = day.advice if day.state in ("unknown", "unmarked") else f"pickup-point feed --day {day.day}"
         if verb == "picked up":
             hint = _what_to_ask(day) if pulled else f"{NOT_BEGUN}; {_what_to_ask(day)}"
         name = f"day_not_{verb.replace(' ', '_')}"

@@ -97,6 +97,8 @@ async def test_an_unmarked_day_is_given_up_and_completed(make_site: Callable[...
     assert await site.word(at(1, "22:59")) == "stale"
     site.put(everything[:97], at(1, "00:15"))
     assert await site.word(at(1, "22:59")) == "unmarked"
+    (late,) = (alarm for alarm in site.alarms(at(1, "22:59")) if alarm.name == "day_not_published")
+    assert "give_up_waiting" in late.hint and "feed --day" not in late.hint  # which would do nothing
     assert await site.word(at(1, "23:00")) == "published"
     assert "day_given_up" in site.alarm_names(at(1, "23:10"))
     sent = len(site.ids(name()))
