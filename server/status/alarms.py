@@ -172,8 +172,8 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
         if note:
             found.append(Alarm(Level.WARNING, name, f"{day.day}: {note}", "ask support-megaphone@spotify.com"))
     if day.resend_held:
-        sentence = f"{day.day}: sending it again is held: {day.resend_held}"
-        found.append(Alarm(Level.WARNING, "day_noticed", sentence, f"pickup-point trace {day.logs[0].name}"))
+        hint = f"pickup-point trace {day.logs[0].name}"
+        found.append(Alarm(Level.WARNING, "day_noticed", f"{day.day}: {day.resend_held}", hint))
     if day.unsent:
         hint = f"tell the partner; the whole story: pickup-point trace {day.logs[0].name}"
         sentence = f"{day.day}: {day.unsent} rows came too late to be sent"

@@ -105,7 +105,7 @@ class DayOverview:
     waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
-    resend_held: str = ""  # why sending it again, as an operator asked, is held
+    resend_held: str = ""  # that sending it again, as an operator asked, is held, and why
     unsent: int = 0  # rows that came, or were still withheld, when it was too late to send them
     foreign: str = ""  # that a version of its export which sent nothing has many rows of other days
 
@@ -118,8 +118,8 @@ class DayOverview:
     def notes(self) -> list[str]:
         """The remarks, and what became of the day's export after it was published."""
         late = f"{self.unsent} rows came too late to be sent" if self.unsent else ""
-        held = f"sending it again is held: {self.resend_held}" if self.resend_held else ""
-        return list(dict.fromkeys([*self.remarks, *filter(None, (late, held, self.shrunk, self.foreign))]))
+        found = (late, self.resend_held, self.shrunk, self.foreign)
+        return list(dict.fromkeys([*self.remarks, *filter(None, found)]))
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -322,10 +322,10 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
 
 
 def _resend_held(record: DayRecord | None, publications: Sequence[Publication]) -> str:
-    """Return why the version that is there now was held when a published day was to be sent again, or ''."""
+    """Return that the version that is there now was held when a published day was to be sent again, or ''."""
     if not publications or record is None or record.hold is None or record.export is None:
         return ""
-    return record.hold.why if record.hold.etag == record.export.etag else ""
+    return f"sending it again is held: {record.hold.why}" if record.hold.etag == record.export.etag else ""
 
 
 def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str:
