@@ -6,24 +6,12 @@ Uses the ledger's transactions. Promise: the newest number, and what the entries
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
-    from sqlite3 import Cursor, Row
+from .tables import LedgerPart
 
 
-class EntryStore:
+class EntryStore(LedgerPart):
     """The applied entries of a ledger."""
-
-    def __init__(
-        self,
-        transaction: Callable[[], AbstractContextManager[Callable[..., Cursor]]],
-        rows: Callable[..., Sequence[Row]],
-    ) -> None:
-        self._transaction = transaction
-        self._rows = rows
 
     def head(self) -> int:
         """Return the number of the newest applied entry, 0 for none."""

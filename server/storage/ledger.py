@@ -28,13 +28,11 @@ from .entry_store import EntryStore
 from .pickup_store import PickupStore
 from .records import DELIVERY
 from .rss_feeds import RssFeedStore
-from .tables import MIGRATIONS, late_check_of, log_of, moment, publication_of, record_of, text
+from .tables import MIGRATIONS, LedgerPart, late_check_of, log_of, moment, publication_of, record_of, text
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-    from sqlite3 import Row
 
     from ..triton import LogName
     from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
@@ -542,14 +540,8 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
 
 
-class PodcastBookStore:
+class PodcastBookStore(LedgerPart):
     """The tallies of each publication, podcast by podcast, as long as its logs are there."""
-
-    def __init__(
-        self, transaction: Callable[[], AbstractContextManager[Any]], rows: Callable[..., Sequence[Row]]
-    ) -> None:
-        self._transaction = transaction
-        self._rows = rows
 
     def put(self, publication: int, books: PodcastBooks) -> None:
         """Store the books of a publication."""

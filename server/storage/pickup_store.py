@@ -18,6 +18,7 @@ from .tables import (
     ELSEWHERE,
     PICKUPS_OF,
     PROGRESS,
+    LedgerPart,
     delivered_of,
     packed_ranges,
     pickup_of,
@@ -27,7 +28,6 @@ from .tables import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from contextlib import AbstractContextManager
     from sqlite3 import Cursor, Row
 
     from ..pickups import Pickup
@@ -52,16 +52,8 @@ _THIN_BY_AGE = _THIN.format("started < ?3")
 _MANY = 500  # pairs of user and log that one pass thins out, so that no transaction takes long
 
 
-class PickupStore:
+class PickupStore(LedgerPart):
     """The pickups of a ledger."""
-
-    def __init__(
-        self,
-        transaction: Callable[[], AbstractContextManager[Callable[..., Cursor]]],
-        rows: Callable[..., Sequence[Row]],
-    ) -> None:
-        self._transaction = transaction
-        self._rows = rows
 
     def record(self, pickup: Pickup, at: datetime | None = None) -> Delivered | None:
         """Record a pickup when its handle is opened, while it is read, and when it has ended; ``at`` is now.

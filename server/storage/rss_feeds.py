@@ -6,29 +6,20 @@ together or not at all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..episodes.rss import megaphone_token
-from .tables import moment, rss_feed_of, rss_item_of, text
+from .tables import LedgerPart, moment, rss_feed_of, rss_item_of, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from ..episodes.rss import RssFeed, RssItem
 
 
-class RssFeedStore:
+class RssFeedStore(LedgerPart):
     """The RSS feeds in the ledger, by their URL as configured. Every method raises what the ledger raises."""
-
-    def __init__(
-        self,
-        transaction: Callable[[], AbstractContextManager[Callable[..., Any]]],
-        rows: Callable[..., Sequence[Any]],
-    ) -> None:
-        self._transaction = transaction
-        self._rows = rows
 
     def feeds(self, *, items: bool = False) -> dict[str, RssFeed]:
         """Return every RSS feed that was ever tried and is still configured, with its items if asked for."""

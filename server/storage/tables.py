@@ -24,8 +24,22 @@ from ..triton import LogName, LogRules
 from .records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from sqlite3 import Row
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from sqlite3 import Cursor, Row
+
+
+class LedgerPart:
+    """A part of a ledger, which uses the ledger's transactions and its reading of rows."""
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[Callable[..., Cursor]]],
+        rows: Callable[..., Sequence[Row]],
+    ) -> None:
+        self._transaction = transaction
+        self._rows = rows
+
 
 MIGRATIONS: tuple[str, ...] = (
     """
