@@ -55,7 +55,11 @@ class KnownDays:
                 return None
             started = today if self.first_start is None else datetime.fromisoformat(self.first_start).date()
             began = max(seen, started - timedelta(days=export.look_back_days))
-        return max(began, today - timedelta(days=keep_days - 1), self.horizon)
+        return max(began, self.floor(export, keep_days, today))
+
+    def floor(self, export: ExportSettings, keep_days: int, today: date) -> date:
+        """Return the first day that can still be published, whether or not the service was there for it."""
+        return max(export.first_day or date.min, today - timedelta(days=keep_days - 1), self.horizon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,9 @@ def window(export: ExportSettings, keep_days: int, known: KnownDays, listing: Li
     # Whatever is configured: a day that still counts is not left to itself.
     oldest = today - timedelta(days=max(export.look_back_days, COUNTED_DAYS.days - 1))
     days = _between(max(begin, oldest), today + timedelta(days=1))
-    published = {day for day in known.published if begin <= day < oldest}
+    # Also days before this service began: another node published them, or this one did before it lost its ledger.
+    floor = known.floor(export, keep_days, today)
+    published = {day for day in known.published if floor <= day and day not in days}
     open_ends = [day for day in published if _unsettled(known.records.get(day), listing.exports.get(day), listing.now)]
     passed_over = [day for day in _between(begin, oldest) if day not in published]
     return Window(tuple(sorted([*open_ends, *days])), tuple(passed_over))

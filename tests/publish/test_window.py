@@ -32,8 +32,9 @@ SENT = DayRecord(DAY, "due", at(1, "06:00"), EXPORT, checked_etag="v1", checked_
 TORN = Failure("it is torn", "", "v2", at(2, "23:00"), at(3, "00:00"), 1)
 ALL = Window(tuple(days(0, 2)))
 
-# what, settings, the day's record or None, whether it was published, the export that is listed, now, the window.
-CASES: list[tuple[str, dict[str, Any], DayRecord | None, bool, DayExport | None, datetime, Window]] = [
+# what, settings, the day's record or None, whether it was published, the export that is listed, now, the window,
+# and since when the service runs, where that matters.
+CASES: list[tuple[Any, ...]] = [
     ("nothing was ever seen", {}, None, False, None, at(2, "06:00"), Window()),
     ("a first day", {"first_day": DAY}, None, False, None, at(2, "06:00"), ALL),
     ("a first day to come", {"first_day": DAY}, None, False, None, at(-1, "06:00"), Window()),
@@ -67,18 +68,28 @@ CASES: list[tuple[str, dict[str, Any], DayRecord | None, bool, DayExport | None,
     ("adopted", {"first_day": DAY}, None, True, EXPORT, at(5, "06:00"), Window(tuple(days(2, 5)))),
     ("before the first day", {"first_day": DAY + timedelta(days=1)}, replace(SENT, withheld=9), True, EXPORT,
      at(5, "06:00"), Window(tuple(days(2, 5)))),
+    # Published by another node, before this one began
+    ("changed, and it still counts", {"look_back_days": 1}, SENT, True, CHANGED, at(2, "23:00"), ALL, at(2, "20:00")),
+    ("changed unseen, long before", {"look_back_days": 1}, SENT, True, CHANGED, at(5, "06:00"),
+     Window((DAY, *days(4, 5))), at(5, "06:00")),
+    ("changed, and older than keep_days", {"look_back_days": 1}, SENT, True, CHANGED, at(60, "06:00"),
+     Window(tuple(days(59, 60))), at(60, "06:00")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("settings", "record", "published", "listed", "now", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+    ("settings", "record", "published", "listed", "now", "expected", "started"),
+    [(*case[1:], None)[:7] for case in CASES],
+    ids=[case[0] for case in CASES],
 )
 def test_which_days_a_round_looks_at(
     settings: dict[str, Any], record: DayRecord | None, published: bool, listed: DayExport | None, now: datetime,
-    expected: Window,
+    expected: Window, started: datetime | None,
 ) -> None:  # fmt: skip
     """One line of the table; the days after the first were published, and nothing about them is open."""
     others = days(1, 80) if published else []
-    known = KnownDays({DAY: record} if record else {}, [*others, *([DAY] if published else [])], None)
+    known = KnownDays(
+        {DAY: record} if record else {}, [*others, *([DAY] if published else [])], started and str(started)
+    )
     listing = Listing({DAY: listed} if listed else {}, now)
     assert window(ExportSettings(url="s3://exports", **settings), 60, known, listing) == expected

@@ -213,7 +213,7 @@ class Walk:
         every = [DAY + timedelta(days=n) for n in range(days)]
         self.plans = {day: planned(day, kind, dice) for day, kind in zip(every, plans, strict=False)}
         self.end = start_of(DAY) + timedelta(days=days + 6)
-        longest = 24 * 8 if wild else 30
+        longest = 24 * min(8, 1 + days // 4) if wild else 30  # so that a short walk is not one outage
         self.outages = [
             (start, start + dice.randrange(2, longest) * HOUR)
             for start in (start_of(DAY) + timedelta(hours=dice.randrange(24 * days)) for _ in range(5))
@@ -224,7 +224,7 @@ class Walk:
         self.muddled: set[date] = set()  # sent again, and then the ledger was lost, which knew what stands
         self.told: dict[date, set[str]] = {}  # what was said of a day
         self.rounds = self.killed = 0
-        self.good_rounds: list[datetime] = []
+        self.good_rounds: list[tuple[Site, datetime]] = []
         self.rows = 0  # that were sent, when the books were made up
         self.wrong: list[str] = []
         self._shown: dict[date, Version] = {}
@@ -333,7 +333,7 @@ class Walk:
         self.rounds += 1
         with capture_logs() as entries, suppress(SourceUnreachable, StoreError):
             self._loop.run(self.site.round(now, *days, **words))
-            self.good_rounds += [] if days else [now]
+            self.good_rounds += [] if days else [(self.site, now)]
         for entry in entries:
             event = entry["event"]
             for text in DAY_IN.findall(event):
@@ -405,7 +405,7 @@ class Walk:
         if not plan.versions or record is None:  # never there; or settled before its ledger was lost
             return ""
         last, out_of_reach = plan.versions[-1], start_of(plan.day) + timedelta(days=self.site.settings["keep_days"] - 1)
-        if not any(last.at <= at < out_of_reach for at in self.good_rounds):
+        if not any(site is self.site and last.at <= at < out_of_reach for site, at in self.good_rounds):
             return ""
         published = any(found.day == plan.day for found in self.sent)
         if not published:
