@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ from server.storage.ledger import Ledger
 
 from .rows import row
 from .sftp import CHEAP_HASH, PASSWORD
-from .warm import WARM, Forked
+from .warm import OURS, WARM, Forked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ _SYSTEMS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LIS
 def environment(**changes: str | None) -> dict[str, str]:
     """The test's own environment without what systemd gives; None takes a variable away."""
     found: dict[str, str | None] = {name: value for name, value in os.environ.items() if name not in _SYSTEMS}
-    found |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | changes
+    found |= OURS | changes
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -204,10 +205,15 @@ class Program:
     ) -> Forked | None:
         """The command, forked; None if it needs an interpreter of its own."""
         wanted = environment(**(env or {}))
-        if not self.warm or argv or options or stdin or not WARM.serves(wanted):
+        if not self.warm or argv or options or len(stdin) > select.PIPE_BUF or not WARM.serves(wanted):
             return None
-        with Path(os.devnull).open("rb") as nothing:
-            return WARM.start([*map(str, arguments)], cwd=cwd or self.folder, env=wanted, stdin=nothing.fileno())
+        its_stdin, into = os.pipe()
+        try:
+            os.write(into, stdin)
+            os.close(into)
+            return WARM.start([*map(str, arguments)], cwd=cwd or self.folder, env=wanted, stdin=its_stdin)
+        finally:
+            os.close(its_stdin)
 
     def end(self) -> None:
         """End everything that was started."""

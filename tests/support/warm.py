@@ -32,6 +32,7 @@ MOST = 1 << 20  # bytes of a request
 MOST_FDS = 253  # of a message: SCM_MAX_FD of unix(7)
 # What an interpreter reads when it starts: a command with other values of these needs an interpreter of its own.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "SHIFTED_CLOCK", "MALLOC_")
+OURS = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}  # of every process of the tests
 _NOT_IMPORTED = ("__main__", "libkernel")  # a program; a library that is only named like a module
 
 
@@ -85,9 +86,7 @@ class Warm:
 
     def serves(self, env: Mapping[str, str]) -> bool:
         """Return whether a command with this environment can be forked: its interpreter would start as this one did."""
-        with self._lock:
-            if self._socket is None:
-                self._begin(env)
+        self.begin()
         return _what_counts_at_start(env) == self._at_start
 
     def _begin(self, env: Mapping[str, str]) -> None:
@@ -129,7 +128,8 @@ class Warm:
         """Start the process that the others are forked from, unless it runs."""
         with self._lock:
             if self._socket is None:
-                self._begin(os.environ)
+                # Whatever comes first, a command or a conversion: it is the same process, for either.
+                self._begin({**os.environ, **OURS})
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
         """Return the number of a process that does as the request says, and was given ``fds``."""
