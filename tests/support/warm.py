@@ -231,5 +231,6 @@ if __name__ == "__main__":
         if module.name.rpartition(".")[2] not in _NOT_IMPORTED:
             import_module(module.name)
     import_module("server.convert.__main__")
+    import_module("server.cli.app").commands()
     gc.freeze()
     _serve(requests_here)
