@@ -257,7 +257,7 @@ class Walk:
             self._mischief(now)
         self._round(now)
         self._look(now)
-        with suppress(StoreError):
+        with capture_logs(), suppress(StoreError):
             self.site.prune(now)
         if self.dice.random() < 0.02:
             self.site.restart(**(self._settings() if self.wild else {}))
