@@ -118,9 +118,7 @@ def prune(
     old_rejects = [name for name, mtime in folder.rejects() if now > moment(mtime) + keep]
     waiting = unclaimed(files, ledger.pickups.delivered([file.log.name for file in files]), now)
     if not dry_run and shared is not None:
-        chosen = shared.prune(
-            lambda: [file.log.name for file in expired(ages(ledger.standing(), keep_days), now)]
-        )
+        chosen = shared.prune(lambda: [file.log.name for file in expired(ages(ledger.standing(), keep_days), now)])
         gone = [file for file in gone if file.log.name in chosen]
         for file in gone:
             log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")
