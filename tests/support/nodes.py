@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from server.errors import SourceUnreachable, StoreError
 
-from .months import HOUR, Inline, Walk, conversions_here
+from .apart import Inline, conversions_here
+from .months import HOUR, Walk
 from .site import Site
 
 if TYPE_CHECKING:
