@@ -31,13 +31,20 @@ from .decisions import (
     FeedRequest,
     Order,
     Round,
-    accept_command,
     catching_up,
     decide,
     despite_hold,
 )
 from .first_delivery import NothingDelivered, source_facts
-from .holds import late_warnings, published_when_given_up, shrunk, warnings, way_out
+from .holds import (
+    accept_command,
+    late_warnings,
+    published_when_given_up,
+    shrunk,
+    warnings,
+    way_out,
+    way_out_of_late,
+)
 from .window import KnownDays, window
 
 if TYPE_CHECKING:
@@ -355,9 +362,14 @@ class Feed:
                 accept += f" --resend {shlex.quote(order.remark)}"
             hold = Hold(why, reason, order.export.etag, tally)
             self._ledger.hold(day, hold)
-            hint = f"look at {self._folder.rejects_dir}; {way_out(tally, accept)}"
-            log.warning(f"feed held {day}", why=why, hint=hint)
-            return DayResult(day, "held", f"{order.note}{why}; {way_out(tally, accept)}")
+            if order.kind == "late":
+                what, way = f"late rows of {day}", way_out_of_late(day)
+                hint = way
+            else:
+                what, way = f"{day}", way_out(tally, accept)
+                hint = f"look at {self._folder.rejects_dir}; {way}"
+            log.warning(f"feed held {what}", why=why, hint=hint)
+            return DayResult(day, "held", f"{order.note}{why}; {way}")
         if not done.files:
             export = order.export
             check = LateCheck(
