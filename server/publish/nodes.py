@@ -18,7 +18,7 @@ import structlog
 from ..errors import ConfigError, Problem, StoreError
 from ..storage.sequence import Terms
 from ..storage.shelf import open_shelf
-from .shared import SharedSequence
+from .shared import LEFT, SharedSequence
 from .shared_pickups import SharedPickups
 from .store_state import NODE
 
@@ -43,6 +43,8 @@ def shared_sequence(
 ) -> SharedSequence | None:
     """Return the sequence that this node takes part in, or None; without ``hash_key`` it may only prune."""
     if config.store is None or not config.store.shared:
+        if ledger.entries.head():
+            ledger.note(**{LEFT: True})
         return None
     terms = None
     if hash_key is not None:
