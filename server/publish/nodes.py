@@ -73,7 +73,7 @@ def store_copy(
     store = LogStore(config.store.place, config.store.state_prefix)
     if not config.store.shared:
         return StoreCopy(store, ledger, folder, stopped)
-    pickups = SharedPickups(_shelf(config.store), ledger, node_name(ledger))
+    pickups = SharedPickups(_shelf(config.store), ledger, node_name(ledger), partial(_new_name, ledger))
 
     def catch_up() -> None:
         # Not beside a round: what that decides by must not change before it has written it.
@@ -106,8 +106,10 @@ async def refuse_unfit_store(config: Config) -> None:
 
 def node_name(ledger: Ledger) -> str:
     """Return this node's name: the machine's, and some letters, for two may run on one machine."""
-    name = ledger.facts().get(NODE)
-    if name is None:
-        name = f"{socket.gethostname().partition('.')[0]}-{secrets.token_hex(2)}"
-        ledger.note(**{NODE: name})
-    return str(name)
+    return str(ledger.facts().get(NODE) or _new_name(ledger))
+
+
+def _new_name(ledger: Ledger) -> str:
+    name = f"{socket.gethostname().partition('.')[0]}-{secrets.token_hex(2)}"
+    ledger.note(**{NODE: name})
+    return name

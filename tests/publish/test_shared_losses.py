@@ -233,7 +233,15 @@ async def test_a_store_whose_clock_leapt_dates_no_log(node: Callable[..., Site])
     assert name(0, later) in a.served()
 
 
-@pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"{}\n"), gzip.compress(b"{}" * 9)[:-9]])
+CHECKPOINTS = {
+    "empty": b"",
+    "no gzip": b"no gzip",
+    "no entry": gzip.compress(b"{}\n"),
+    "cut": gzip.compress(b"{}" * 9)[:-9],
+}
+
+
+@pytest.mark.parametrize("data", CHECKPOINTS.values(), ids=CHECKPOINTS)
 async def test_a_strange_checkpoint_is_no_obstacle(node: Callable[..., Site], data: bytes) -> None:
     """Who joins reads the sequence itself."""
     a = node("a")
