@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from server.convert.answer import Answer
-    from server.convert.row import Conversion
+    from server.convert.conversion import Conversion
 
 LOG_NAMES = FileNames("log-", 0, ".gz")
 
