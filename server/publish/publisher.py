@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import structlog
 
 from ..convert.apart import Outputs, SentFile, convert_apart
-from ..convert.row import Conversion
+from ..convert.conversion import Conversion
 from ..disk import translate_os_errors
 from ..megaphone.exports import DayExport, moment
 from ..storage.records import LedgerLog, Publication
