@@ -180,10 +180,19 @@ class Program:
         *arguments: str | Path,
         env: Mapping[str, str | None] | None = None,
         argv: Sequence[str] | None = None,
+        first: str = "",
         **options: Any,
     ) -> Running:
-        """Start a command that stays."""
-        process: subprocess.Popen[bytes] | Forked | None = self._forked(arguments, env, argv, options)
+        """Start a command that stays; ``first`` is code that its process runs before."""
+        process: subprocess.Popen[bytes] | Forked | None = self._forked(arguments, env, argv, options, first=first)
+        if process is None and first:
+            argv = [
+                sys.executable,
+                "-P",
+                "-c",
+                f"{first}\nfrom server.__main__ import main\nmain()",
+                *map(str, arguments),
+            ]
         if process is None:
             process = subprocess.Popen(
                 argv or command(*arguments), cwd=self.folder, env=environment(**(env or {})), stdin=subprocess.DEVNULL,
@@ -202,6 +211,7 @@ class Program:
         *,
         cwd: Path | None = None,
         stdin: bytes = b"",
+        first: str = "",
     ) -> Forked | None:
         """The command, forked; None if it needs an interpreter of its own."""
         wanted = environment(**(env or {}))
@@ -211,7 +221,8 @@ class Program:
         try:
             os.write(into, stdin)
             os.close(into)
-            return WARM.start([*map(str, arguments)], cwd=cwd or self.folder, env=wanted, stdin=its_stdin)
+            words = [*map(str, arguments)]
+            return WARM.start(words, cwd=cwd or self.folder, env=wanted, stdin=its_stdin, first=first)
         finally:
             os.close(its_stdin)
 

@@ -101,11 +101,13 @@ class Warm:
         self._socket = ours
         atexit.register(_end, ours, process)
 
-    def start(self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int) -> Forked:
-        """Start ``pickup-point`` with these arguments; its output goes to pipes."""
+    def start(
+        self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, first: str = ""
+    ) -> Forked:
+        """Start ``pickup-point`` with these arguments, once it has run ``first``; its output goes to pipes."""
         (out, out_end), (err, err_end), (ended, ended_end) = os.pipe(), os.pipe(), os.pipe()
         try:
-            request = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}
+            request = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env), "first": first}
             pid = self._fork(request, [stdin, out_end, err_end, ended_end])
         finally:
             for end in (out_end, err_end, ended_end):
@@ -207,6 +209,7 @@ def _become(wanted: dict[str, Any], fds: list[int]) -> None:
         os._exit(1)
     os.chdir(wanted["cwd"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
+    exec(wanted["first"], {})
     program = import_module("server.__main__")
     itself, sys.modules["__main__"] = sys.modules["__main__"], program  # click looks there for how it was started
     code = 1
