@@ -76,6 +76,7 @@ PURE = [
     "s3.errors",
     "s3.retry",
     "episodes.rss",
+    "convert.conversion",
     "convert.export_row",
     "convert.identity",
     "convert.tally",

@@ -29,8 +29,9 @@ from .tally import FilterReason, PodcastBooks, RejectReason, RowRejected, Tally
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from .conversion import Conversion
     from .kernel import Kernel
-    from .row import Conversion, Outcome
+    from .row import Outcome
 
 _BEGINNING = 1 << 14  # bytes of a block in which its first row is looked for
 _FIRST_LINES = 8

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..episodes.catalogue import Catalogue
     from ..megaphone.exports import ExportKind
     from ..triton import ColumnSpec
-    from .row import Conversion
+    from .conversion import Conversion
 
 LIBRARY = Path(__file__).with_name("libkernel.so")  # Python would import a kernel.so instead of this module
 SWITCH = "PICKUP_POINT_KERNEL"

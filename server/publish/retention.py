@@ -112,15 +112,13 @@ def prune(
     if why and not dry_run:
         log.warning(f"retention stopped: {why}", hint=LEAP_HINT)
         return Pruned((), (), (), why)
-    files = ages(ledger.live_publications(), keep_days)
+    files = ages(ledger.standing(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
     old_rejects = [name for name, mtime in folder.rejects() if now > moment(mtime) + keep]
     waiting = unclaimed(files, ledger.pickups.delivered([file.log.name for file in files]), now)
     if not dry_run and shared is not None:
-        chosen = shared.prune(
-            lambda: [file.log.name for file in expired(ages(ledger.live_publications(), keep_days), now)]
-        )
+        chosen = shared.prune(lambda: [file.log.name for file in expired(ages(ledger.standing(), keep_days), now)])
         gone = [file for file in gone if file.log.name in chosen]
         for file in gone:
             log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")

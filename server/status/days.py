@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..publish.decisions import accept_command
-from ..publish.holds import outside_day, shrunk, way_out
+from ..publish.holds import OTHER_IDS, accept_command, outside_day, shrunk, way_out
 from ..storage.records import matched_share
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
 
@@ -105,6 +104,7 @@ class DayOverview:
     waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
+    late_held: str = ""  # why the late rows of a published day are held
     resend_held: str = ""  # that sending it again, as an operator asked, is held, and why
     unsent: int = 0  # rows that came, or were still withheld, when it was too late to send them
     foreign: str = ""  # that a version of its export which sent nothing has many rows of other days
@@ -118,7 +118,8 @@ class DayOverview:
     def notes(self) -> list[str]:
         """The remarks, and what became of the day's export after it was published."""
         late = f"{self.unsent} rows came too late to be sent" if self.unsent else ""
-        found = (late, self.resend_held, self.shrunk, self.foreign)
+        held = f"its late rows are held: {self.late_held}" if self.late_held else ""
+        found = (late, held, self.resend_held, self.shrunk, self.foreign)
         return list(dict.fromkeys([*self.remarks, *filter(None, found)]))
 
     @property
@@ -266,6 +267,7 @@ def _one(
         newest = record.hold.tally
     state = _state(record, publications, all_done, overdue=calendar.first <= day <= calendar.overdue)
     why, cure = _advice(day, record, state)
+    held, held_late = _held_though_published(record, publications)
     return DayOverview(
         day=day,
         state=state,
@@ -283,7 +285,8 @@ def _one(
         remarks=tuple(_remarks(publications)),
         waits_for_pickup=bool(required),
         late_failure=_late_failure(record, publications),
-        resend_held=_resend_held(record, publications),
+        late_held=held if held_late else "",
+        resend_held=f"sending it again is held: {held}" if held and not held_late else "",
     )
 
 
@@ -321,11 +324,17 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
     return record.failure.sentence if unsent and record.failure.etag == record.export.etag else ""
 
 
-def _resend_held(record: DayRecord | None, publications: Sequence[Publication]) -> str:
-    """Return that the version that is there now was held when a published day was to be sent again, or ''."""
+def _held_though_published(record: DayRecord | None, publications: Sequence[Publication]) -> tuple[str, bool]:
+    """Return why the version that is there now of a published day is held, or '', and whether for its late rows.
+
+    If not, an operator wanted to send the day again.
+    """
     if not publications or record is None or record.hold is None or record.export is None:
-        return ""
-    return f"sending it again is held: {record.hold.why}" if record.hold.etag == record.export.etag else ""
+        return "", False
+    late = record.hold.reason == OTHER_IDS
+    # Compared since then: it became too late to send them, which is told as such.
+    over = late and record.checked_etag == record.export.etag
+    return (record.hold.why, late) if record.hold.etag == record.export.etag and not over else ("", False)
 
 
 def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str:

@@ -18,10 +18,11 @@ import pytest
 from server.cli.samples import day_rows
 from server.convert import kernel as binding
 from server.convert.block import BlockConverter
+from server.convert.conversion import Conversion
 from server.convert.job import Task
 from server.convert.kernel import Kernel, load_kernel
 from server.convert.log_writer import inflate
-from server.convert.row import Conversion, RowConverter
+from server.convert.row import RowConverter
 from server.convert.row_ids import pack_id
 from server.convert.tally import FilterReason, RowRejected
 from server.megaphone.exports import DELIVERY_V2

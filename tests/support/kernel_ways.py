@@ -33,8 +33,9 @@ from .rows import ABSENT, GOOD_V2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from server.convert.conversion import Conversion
     from server.convert.job import Result
-    from server.convert.row import Conversion, Outcome
+    from server.convert.row import Outcome
 
 LIBRARY = "PICKUP_POINT_TEST_KERNEL"  # the path of a kernel that was built with sanitizers, or by another compiler
 
