@@ -44,8 +44,12 @@ def summary(day: DayOverview, config: Config) -> Summary:
     partner = _named(user.name for user in config.sftp.users if user.required) or "The partner"
     match day.state:
         case "open":
-            final = config.export.finality.final_time(day.day)
-            sentence = f"Megaphone is still writing this day, which can be final from {instant(final)} on."
+            rule = config.export.finality
+            final = f"can be final from {instant(rule.final_time(day.day))} on"
+            if rule.marked:  # final_at is no word of Megaphone's then
+                usual = rule._replace(final_at=config.export.export_kind.final_at).final_time(day.day)
+                final = f"is final once Megaphone marks it, by about {instant(usual)} as a rule"
+            sentence = f"Megaphone is still writing this day, which {final}."
             return Summary("Not yet", "waiting", sentence)
         case "unmarked":
             return Summary("Not yet", "waiting", _sentence(day.why), PUBLISHER, to_do)

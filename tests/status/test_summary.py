@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,6 +64,11 @@ async def test_a_day_that_is_still_written_says_from_when_it_can_be_final(site: 
     told = summary(site.days(at(1, "03:40"))[DAY], page_config(site.root))
     assert (told.word, told.mood) == ("Not yet", "waiting")
     assert "2026-11-21 04:30Z" in told.sentence
+    # Of Delivery exports V2 a marker decides, and final_at is our own word for when its lack is worth one.
+    config = page_config(site.root)
+    export = config.export.model_copy(update={"kind": "delivery-v2", "final_at": time(23)})
+    told = summary(site.days(at(1, "03:40"))[DAY], config.model_copy(update={"export": export}))
+    assert told.sentence.endswith("which is final once Megaphone marks it, by about 2026-11-21 11:00Z as a rule.")
 
 
 async def test_rows_that_an_earlier_file_sent_are_not_called_filtered(site: Site) -> None:
