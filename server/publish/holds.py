@@ -65,11 +65,12 @@ def late_hold_reason(tally: Tally, removed: int) -> tuple[str, str] | None:
     """Return (reason, sentence) why the late rows of a published day are held, or None.
 
     ``tally`` is that of the new version, ``removed`` the number of lines sent before whose row is no longer in it.
-    Megaphone removes no row, so a version without most of them has them under other ids: it has given ids to rows that
-    had none, or it spells otherwise what an id is made from. Triton would count all of them twice.
+    Megaphone removes no row, so a version that lacks most of them and brings about as many (half, at least) has them
+    under other ids: it has given ids to rows that had none, or it spells otherwise what an id is made from. Triton
+    would count all of them twice.
     """
     still_there = tally.filtered[FilterReason.SENT_BEFORE]
-    if not tally.lines or removed <= still_there:
+    if removed <= still_there or 2 * tally.lines < removed:
         return None
     sentence = (
         f"{removed} of the {removed + still_there} rows sent before are not in its new version, and {tally.lines} look "
