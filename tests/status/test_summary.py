@@ -89,3 +89,15 @@ async def test_a_day_that_nobody_has_to_fetch_is_ready(site: Site) -> None:
     config = config.model_copy(update={"sftp": config.sftp.model_copy(update={"users": users})})
     day = site.days(at(1) + timedelta(days=5), [("triton", False)])[DAY]
     assert summary(day, config).word == "Ready"
+
+
+async def test_late_rows_that_are_held_are_for_somebody_to_decide(site: Site) -> None:
+    """The day itself has arrived."""
+    await lived(site, put="04:00", taken=TAKEN)
+    site.put(rows_of(DAY, 100, 1000), at(1, "08:00"))
+    await site.round(at(1, "09:10"))
+    told = summary(site.days(at(1, "09:20"))[DAY], page_config(site.root))
+    assert told.word == "Yes, in time" and "Late rows of it are held: 100 of the 100 rows sent before" in told.sentence
+    assert told.who.startswith("Whoever runs this server") and [step.command.split()[-1] for step in told.steps] == [
+        "ids'", "--accept-rejects",
+    ]  # fmt: skip
