@@ -336,7 +336,7 @@ def reconcile(
 
 @app.command()
 def convert(
-    export: Annotated[Path, typer.Argument(help="Megaphone's export file, metrics-day-YYYY-MM-DD.json.gz.")],
+    export: Annotated[Path, typer.Argument(help="Megaphone's export file, such as metrics-day-2026-11-20.json.gz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The log file to write.")],
     rejects: Annotated[
         Path | None, typer.Option("--rejects", help="Write the rejected rows to this file, with reasons.")
