@@ -198,8 +198,14 @@ class SharedSequence:
         self._refuse_other_history(new)
         # Known beforehand: files that were pruned meanwhile are no longer in the store, and need not be.
         gone = {name for entry in new for name in entry.pruned}
-        for entry in new:
-            self._apply(shelf, entry, gone)
+        try:
+            for entry in new:
+                self._apply(shelf, entry, gone)
+        except DataFolderError:
+            # On a full disk, what is pruned makes room for what is to come: the next time goes on.
+            for name in gone:
+                self._folder.remove(name)
+            raise
         return len(new)
 
     def _head(self, shelf: Shelf) -> int:

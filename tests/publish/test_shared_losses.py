@@ -261,8 +261,8 @@ async def test_contents_of_an_entry_that_is_being_written_are_not_swept(node: Ca
 
     def prunes(self: SharedSequence, shelf: Any, entry: Any) -> None:
         if self is a.shared and entry.kind == "publication":
-            b.source.now = a.source.now
-            b.prune(a.source.now)
+            b.source.now = a.source.now + timedelta(hours=1)
+            b.prune(b.source.now)
         before(self, shelf, entry)
 
     SharedSequence._write = prunes  # type: ignore[method-assign]
