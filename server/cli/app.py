@@ -280,7 +280,7 @@ def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 
     settings = load_settings_as_owner(config, verbose=verbose)
     snapshot = Snapshot.take(settings, datetime.now(UTC))
-    level, line = tables.check_line(snapshot.alarms, snapshot.days, call())
+    level, line = tables.check_line(snapshot.alarms, snapshot.days, call(), snapshot.node)
     print(line)
     if level:
         raise Out(int(level))
