@@ -96,6 +96,7 @@ PURE = [
     "status.summary",
     "status.words",
     "web.answer",
+    "web.glossary",
     "web.plots",
     "web.views",
     "sftp.algorithms",

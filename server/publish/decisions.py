@@ -106,6 +106,8 @@ def catching_up(days: Iterable[date], now: datetime) -> list[date]:
 
 
 DOUBTED = "by the clock they come too late, and the clock is in doubt: pickup-point prune --clock-is-right"
+# A fact of the ledger: by day, a version of its export and why what is new in it is not sent.
+LATE_ROWS_IGNORED = "late_rows_ignored"
 UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows already sent"
 
 

@@ -65,12 +65,12 @@ def late_hold_reason(tally: Tally, removed: int) -> tuple[str, str] | None:
     """Return (reason, sentence) why the late rows of a published day are held, or None.
 
     ``tally`` is that of the new version, ``removed`` the number of lines sent before whose row is no longer in it.
-    Megaphone removes no row, so a version without most of them, and with about as many others, has them under other ids:
-    it has given ids to rows that had none, or it spells otherwise what an id is made from. Triton would count all of
-    them twice. One that has only shrunk is told otherwise, see `shrunk`.
+    Megaphone removes no row, so a version that lacks most of them and brings about as many (half, at least) has them
+    under other ids: it has given ids to rows that had none, or it spells otherwise what an id is made from. Triton
+    would count all of them twice.
     """
     still_there = tally.filtered[FilterReason.SENT_BEFORE]
-    if removed <= still_there or tally.lines * 2 < removed:
+    if removed <= still_there or 2 * tally.lines < removed:
         return None
     sentence = (
         f"{removed} of the {removed + still_there} rows sent before are not in its new version, and {tally.lines} look "

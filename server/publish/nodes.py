@@ -43,7 +43,7 @@ def shared_sequence(
 ) -> SharedSequence | None:
     """Return the sequence that this node takes part in, or None; without ``hash_key`` it may only prune."""
     if config.store is None or not config.store.shared:
-        if ledger.entries.head():
+        if ledger.entries.head() and not ledger.facts().get(LEFT):
             ledger.note(**{LEFT: True})
         return None
     terms = None

@@ -89,6 +89,7 @@ class SharedSequence:
         self._folder = folder
         self._terms = terms
         self._node = node
+        self._seen = 0  # the newest entry that was seen in the store as it was applied
         self._tried = False  # whether the store was seen to refuse a second object of a name
         self._refused_removal = False
         self.on_change: Callable[[], None] = lambda: None  # called when other files are published than before
@@ -142,6 +143,8 @@ class SharedSequence:
                 raise Overtaken("a name was spent meanwhile")
             lie = set(shelf.published())
             if lost := [part.name for part in logs if str(part.name) in lie]:
+                if self._catch_up(shelf):
+                    raise Overtaken("another node has published meanwhile")
                 why = f"{lost[0]} lies in the store already, and no entry of its sequence names it"
                 raise StoreError(why, hint=LOST_HINT)
             at = datetime.fromtimestamp(logs[0].mtime, UTC)
@@ -164,7 +167,7 @@ class SharedSequence:
         """
         with self._connected() as shelf:
             for _ in range(MOST_TURNS):
-                self._catch_up(shelf)
+                self._catch_up(shelf, anew=True)
                 if self._known_terms() is None:
                     return []  # nothing was ever published in it
                 try:
@@ -190,30 +193,38 @@ class SharedSequence:
 
     # Reading
 
-    def _catch_up(self, shelf: Shelf) -> int:
-        head = self._head(shelf)
+    def _catch_up(self, shelf: Shelf, *, anew: bool = False) -> int:
+        """Apply what is new, and return how many entries that are; ``anew``: look at the newest known one again."""
+        head = self._head(shelf, anew=anew)
         new = self._from_checkpoint(shelf) if head == 0 else []
         while (data := shelf.read(f"sequence/{entry_name(head + len(new) + 1)}", MOST_BYTES)) is not None:
             new.append(self._entry(head + len(new) + 1, data))
         self._refuse_other_history(new)
         # Known beforehand: files that were pruned meanwhile are no longer in the store, and need not be.
         gone = {name for entry in new for name in entry.pruned}
-        for entry in new:
-            self._apply(shelf, entry, gone)
+        try:
+            for entry in new:
+                self._apply(shelf, entry, gone)
+        except DataFolderError:
+            # On a full disk, what is pruned makes room for what is to come: the next time goes on.
+            for name in gone:
+                self._folder.remove(name)
+            raise
         return len(new)
 
-    def _head(self, shelf: Shelf) -> int:
+    def _head(self, shelf: Shelf, *, anew: bool) -> int:
         """Return the number of the newest applied entry, which must be in the store as it was applied.
 
         Behind an entry that is not there anything may follow: what others have written may be lost with it.
         """
         head = self._ledger.entries.head()
-        if head == 0:
-            return 0
+        if head == (0 if anew else self._seen):
+            return head
         data = shelf.read(f"sequence/{entry_name(head)}", MOST_BYTES)
         if data is not None and self._entry(head, data).id == self._ledger.entries.id_of(head):
             if self._ledger.facts().get(LEFT):
                 self._ledger.note(**{LEFT: False})
+            self._seen = head
             return head
         # An operator has removed the sequence, to share again what this node has published alone since then.
         if data is None and self._ledger.facts().get(LEFT) and not self._remains(shelf):
@@ -288,6 +299,7 @@ class SharedSequence:
             if entry.terms is not None:
                 terms = {"key": entry.terms.key, "rules": dict(entry.terms.rules), "prefix": entry.terms.prefix}
                 ledger.note(**{TERMS: terms})
+        self._seen = entry.number
         for publication in entry.publications:
             for part in publication.logs:
                 discard(self._folder.staging_dir / str(part.name))
@@ -373,7 +385,7 @@ class SharedSequence:
             Overtaken: there was something new.
             NodesDiffer: this node's terms are not those of the sequence.
         """
-        if self._catch_up(shelf):
+        if self._catch_up(shelf, anew=True):
             raise Overtaken("another node has published meanwhile")
         known = self._known_terms()
         assert self._terms is not None  # noqa: S101  # whoever publishes has them
@@ -397,6 +409,13 @@ class SharedSequence:
         for publication in self._ledger.publications():
             if publication.missing:  # promised, and lost in a crash: its rows go out as late ones
                 self._ledger.release_missing(publication.id)
+        for part in self._ledger.published_logs():
+            if not self._folder.finish(part):
+                # What is not there cannot be given to the others; its name stays spent.
+                log.warning(
+                    f"shared store begins without {part.name}", why="it is not in the folder as it was published"
+                )
+                self._ledger.pruned(part.name, datetime.fromtimestamp(int(shelf.clock.timestamp()), UTC))
         known = [p for p in self._ledger.publications() if p.published_at is not None]
         names = {str(part.name) for publication in known for part in publication.logs}
         if strange := [name for name in shelf.published() if name not in names]:

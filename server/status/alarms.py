@@ -171,6 +171,11 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
     if day.late_held:
         sentence = f"late rows of {day.day} are held: {day.late_held}"
         found.append(Alarm(Level.WARNING, "day_late_held", sentence, way_out_of_late(day.day)))
+    if day.late_ignored:
+        sentence = f"late rows of {day.day} are not sent: {day.late_ignored}"
+        again = f"pickup-point feed --day {day.day} --resend 'other ids'"
+        hint = f"if Triton voids what it has of the day, send it again: {again}"
+        found.append(Alarm(Level.WARNING, "day_late_ignored", sentence, hint))
     for name, note in (("day_shrunk", day.shrunk), ("day_noticed", day.foreign)):
         if note:
             found.append(Alarm(Level.WARNING, name, f"{day.day}: {note}", "ask support-megaphone@spotify.com"))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from ..publish.decisions import LATE_ROWS_IGNORED
 from ..publish.holds import OTHER_IDS, accept_command, outside_day, shrunk, way_out
 from ..storage.records import matched_share
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
@@ -104,6 +105,7 @@ class DayOverview:
     waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
+    late_ignored: str = ""  # why what is new in the export of a published day is not sent
     late_held: str = ""  # why the late rows of a published day are held
     resend_held: str = ""  # that sending it again, as an operator asked, is held, and why
     unsent: int = 0  # rows that came, or were still withheld, when it was too late to send them
@@ -119,7 +121,8 @@ class DayOverview:
         """The remarks, and what became of the day's export after it was published."""
         late = f"{self.unsent} rows came too late to be sent" if self.unsent else ""
         held = f"its late rows are held: {self.late_held}" if self.late_held else ""
-        found = (late, held, self.resend_held, self.shrunk, self.foreign)
+        ignored = f"its late rows are not sent: {self.late_ignored}" if self.late_ignored else ""
+        found = (late, ignored, held, self.resend_held, self.shrunk, self.foreign)
         return list(dict.fromkeys([*self.remarks, *filter(None, found)]))
 
     @property
@@ -212,13 +215,15 @@ def overview(
     checks: Mapping[date, LateCheck] | None = None,
     calendar: Calendar | None = None,
     unsent: Iterable[LateCheck] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> list[DayOverview]:
     """Return these days, and those that should exist by the ``calendar``, the newest first.
 
     ``users`` are names with whether their pickups are required; ``checks`` is the last late check of each day,
-    ``unsent`` are those that left rows unsent.
+    ``unsent`` are those that left rows unsent. ``facts`` are the ledger's.
     """
     checks, calendar = checks or {}, calendar or Calendar()
+    ignored = (facts or {}).get(LATE_ROWS_IGNORED, {})
     by_day: dict[date, list[Publication]] = {}
     for publication in publications:
         if publication.published_at is not None:
@@ -236,6 +241,7 @@ def overview(
             shrunk=_shrunk(by_day.get(day, []), checks.get(day)),
             unsent=_unsent(by_day.get(day, []), lost.get(day, [])),
             foreign=_foreign(by_day.get(day, []), checks.get(day)),
+            late_ignored=_ignored(records.get(day), by_day.get(day, []), ignored.get(str(day))),
         )
         for day in days
     ]
@@ -314,6 +320,12 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
     if record.failure is not None and (record.seen == "due" or record.failure.etag == etag):
         return "failed"
     return "unknown" if overdue and record.seen == "open" else record.seen
+
+
+def _ignored(record: DayRecord | None, publications: Sequence[Publication], ignored: Sequence[str] | None) -> str:
+    """Return why what is new in the version that is there now of a published day is not sent, or ''."""
+    etag, why = ignored or ("", "")
+    return why if publications and record is not None and record.export and record.export.etag == etag else ""
 
 
 def _late_failure(record: DayRecord | None, publications: Sequence[Publication]) -> str:

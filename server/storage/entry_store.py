@@ -8,6 +8,8 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING
 
+import orjson
+
 from .tables import LedgerPart, log_name
 
 if TYPE_CHECKING:
@@ -49,6 +51,16 @@ class EntryStore(LedgerPart):
             " WHERE p.entry IS NULL ORDER BY l.name"
         )
         return [(row[0], row[1]) for row in self._rows(query)]
+
+    def nodes(self) -> dict[str, tuple[int, int]]:
+        """Return, by node, its newest entry and when that was written, in seconds since 1970.
+
+        Of a node that has told of pickups and never wrote an entry that is 0 and 0.
+        """
+        told = {row[0]: (0, 0) for row in self._rows("SELECT DISTINCT node FROM delivered_elsewhere")}
+        query = "SELECT node, number, data FROM entry WHERE number IN (SELECT max(number) FROM entry GROUP BY node)"
+        wrote = {row[0]: (row[1], orjson.loads(zlib.decompress(row[2]))["at"]) for row in self._rows(query)}
+        return told | wrote
 
     def data(self, first: int, last: int) -> list[bytes]:
         """Return entries as their objects hold them, in order."""

@@ -26,6 +26,7 @@ from ..triton import LogName
 from . import views
 from .access import Door, load_access
 from .answer import CSV, HTML, Answer, json, text
+from .glossary import CHAPTER, glossary
 from .listener import Listener
 from .reader import Reader
 
@@ -65,6 +66,7 @@ class Page:
         self._parts: tuple[Listener, Door, Reader] | None = None
         self._static = {path: (FOLDER / "static" / path[1:]).read_bytes() for path in _STATIC}
         self._templates = templates()
+        self._templates.globals["glossary"] = glossary((FOLDER.parent / "manual" / CHAPTER).read_text(encoding="utf-8"))
 
     async def start(self) -> int | None:
         """Start listening, and return the port; None without ``[web]``.

@@ -125,7 +125,10 @@ async def test_under_another_key_late_rows_are_told_and_not_sent(make_site: Call
     assert [entry["why"] for entry in logs if entry["event"] == f"feed ignored late rows of {DAY}"] == [
         "its rows got their ids by another ip_hash.key, or one that is not known: late rows cannot be recognised"
     ]
+    (alarm,) = (alarm for alarm in site.alarms(at(1, "12:05")) if alarm.name == "day_late_ignored")
+    assert "another ip_hash.key" in alarm.sentence and "--resend" in alarm.hint
     await site.round(at(1, "12:10"), DAY, resend="another key")
+    assert "day_late_ignored" not in site.alarm_names(at(1, "12:15"))
     site.put(rows(30), at(1, "12:15"))
     await site.round(at(1, "14:00"))
     assert [len(site.ids(name(number))) for number in range(3)] == [20, 25, 5]

@@ -100,12 +100,12 @@ def test_what_is_warned_of(found: Tally, policy: HoldPolicy, words: list[str]) -
 
 @pytest.mark.parametrize(("new", "kept", "removed", "held"), [
     (100, 0, 100, True), (25, 49, 50, True), (24, 49, 50, False), (50, 50, 50, False), (0, 0, 100, False),
-    (100, 100, 0, False), (1, 0, 1, True),
+    (100, 100, 0, False), (1, 0, 1, True), (0, 0, 0, False),
 ])  # fmt: skip
 def test_late_rows_are_held_when_most_of_what_was_sent_seems_to_be_gone(
     new: int, kept: int, removed: int, held: bool
 ) -> None:
-    """Rows that Megaphone gave other ids would all be sent again; a version that brings few is told as shrunk."""
+    """Rows that Megaphone gave other ids would all be sent again; one that brings few others is told as shrunk."""
     found = Tally(rows=new + kept, lines=new, filtered=Counter(sent_before=kept))
     reason = late_hold_reason(found, removed)
     assert (reason is not None) is held

@@ -76,7 +76,8 @@ async def test_what_a_life_cycle_rule_removes_makes_no_second_history(node: Call
         said = await words(site, at(1, "09:40", SECOND))
         assert mends or any(word in said for word in ("is lost", "has never published", "lies in the store"))
     if not mends:
-        assert "is lost" in await words(a, at(1, "09:41", SECOND))
+        with pytest.raises(StoreError, match="is lost"):
+            a.prune(at(1, "09:41", SECOND))
         assert len(a.served()) == 2 and away.served() == [name()] and set(joins.served()) <= {name()}
         return
     for site in (a, away, joins):
@@ -104,7 +105,8 @@ async def test_a_store_that_took_two_entries_of_one_number_is_found_out(node: Ca
     path = store_of(a) / "sequence" / "00000002"
     content = path.read_bytes()
     path.write_bytes(content.replace(a.ledger.entries.id_of(2).encode(), b"0" * 16))
-    assert "another one than this node has applied" in await words(a, at(2, "05:40"))
+    with pytest.raises(StoreError, match="another one than this node has applied"):
+        a.prune(at(2, "05:40"))
     path.write_bytes(content)
     await publish(b, SECOND)
     assert same_everywhere(b).keys() == {name(), name(0, SECOND)}
@@ -149,8 +151,9 @@ async def test_a_sequence_begins_with_who_has_published_and_need_not_be_sent_in_
     node: Callable[..., Site],
 ) -> None:
     """An empty node that is first by mistake begins none beside the logs of another; a cut beginning goes on."""
-    a = node("a", store=None, max_rows_per_file=10)
+    a = node("a", store=None, max_rows_per_file=7)
     await publish(a)
+    (a.point.pickup_dir / name(2)).unlink()  # by somebody else
     empty = node("empty")
     (store_of(empty) / "logs").mkdir(parents=True)
     (store_of(empty) / "logs" / name()).write_bytes(b"")
@@ -172,7 +175,7 @@ async def test_a_sequence_begins_with_who_has_published_and_need_not_be_sent_in_
     a.shelf.weather = lambda *_: None
     await publish(a, SECOND, clock="09:00")
     await empty.round(at(1, "09:40", SECOND))
-    same_everywhere(a, empty)
+    assert {name(), name(1)} < same_everywhere(a, empty).keys() and name(2) not in a.served()
 
 
 async def test_a_store_that_removes_nothing_holds_nothing_up(node: Callable[..., Site]) -> None:
@@ -261,8 +264,8 @@ async def test_contents_of_an_entry_that_is_being_written_are_not_swept(node: Ca
 
     def prunes(self: SharedSequence, shelf: Any, entry: Any) -> None:
         if self is a.shared and entry.kind == "publication":
-            b.source.now = a.source.now
-            b.prune(a.source.now)
+            b.source.now = a.source.now + timedelta(hours=1)
+            b.prune(b.source.now)
         before(self, shelf, entry)
 
     SharedSequence._write = prunes  # type: ignore[method-assign]
@@ -297,3 +300,21 @@ async def test_what_was_decided_before_another_nodes_entry_is_decided_anew(node:
         SharedSequence.publish = before  # type: ignore[method-assign]
     assert a.state(at(1, "05:36", SECOND), SECOND) == "held"
     assert same_everywhere(a, b).keys() == {name()}
+
+
+@pytest.mark.parametrize(
+    ("was", "strange"),
+    [(b'"at":', b'"at":99999999999999,"x":'), (b'"id":', b'"id":7,"x":'), (b'"mtime":', b'"mtime":-1,"x":')],
+)
+async def test_an_entry_that_nobody_can_have_written_stops_a_node_with_a_sentence(
+    node: Callable[..., Site], was: bytes, strange: bytes
+) -> None:
+    """It goes on serving what it has."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    await b.round(at(1, "05:36"))
+    await publish(a, SECOND)
+    path = store_of(a) / "sequence" / "00000003"
+    path.write_bytes(path.read_bytes().replace(was, strange))
+    assert "entry 3 is not what an entry" in await words(b, at(1, "05:40", SECOND))
+    assert b.served() == [name()]

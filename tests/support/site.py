@@ -233,6 +233,7 @@ class Site:
             checks,
             calendar,
             self.ledger.unsent_checks(),
+            self.ledger.facts(),
         )
         return {day.day: day for day in found}
 

@@ -17,6 +17,7 @@ from server.status.words import service_lines
 from server.storage.records import DayRecord
 from server.triton import safe_id
 from server.web.answer import json as json_answer
+from server.web.glossary import _WORDS, CHAPTER, glossary
 from server.web.site import FOLDER
 from server.web.views import LOOKS
 
@@ -171,7 +172,8 @@ async def test_the_page_refreshes_itself_until_it_is_told_not_to(site: Site) -> 
         assert headers["Refresh"] == "60"
         assert ("a", {"href": "/?still"}) in Tags(body).tags
         assert "Refresh" not in (await served.get("/?still"))[1]
-        assert "Refresh" not in (await served.get("/nope?still"))[1]
+        _, headers, body = await served.get("/nope?still")
+        assert "Refresh" not in headers and ("a", {"href": "?"}) in Tags(body).tags  # an empty one would keep the query
         assert "Refresh" not in (await served.get("/status.json"))[1]
 
 
@@ -190,6 +192,23 @@ async def test_pages_of_days_lead_to_days_that_there_are(site: Site) -> None:
         assert [a.get("rel") for tag, a in days[known[0]].tags if tag == "a" and a.get("rel")] == ["next"]
         status, _, body = await served.get("/days/2020-01-01")
         assert status == 404 and f"The nearest day is {known[0]}" in Tags(body).text
+
+
+async def test_the_words_of_the_page_are_explained_on_it(site: Site) -> None:
+    """In the manual's own words, for a reader who has no manual; folded away, without a script."""
+    site.put(rows_of(DAY, 5), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    chapter = (FOLDER.parent / "manual" / CHAPTER).read_text()
+    wanted = {word for section in glossary(chapter) for word, _ in section.words}
+    async with serving(site.root, at(1, "06:00")) as served:
+        for path in ("/", f"/days/{DAY}", f"/files/{name()}"):
+            shown = await page(served, path)
+            assert "details" in [tag for tag, _ in shown.tags]
+            assert "late rows rows that Megaphone added to a day after it was published" in shown.text
+            assert "line one row as Triton gets it, in a log" in shown.text
+    assert not wanted & {"state", "kind", "grade", "word"}  # the heads of its tables
+    assert wanted >= {"backfill", "round", "row", *LOOKS, *_WORDS}
+    assert not [text for section in glossary(chapter) for _, text in section.words if "`" in text or "](" in text]
 
 
 async def test_an_error_page_tells_commands_as_every_page_does(site: Site) -> None:
