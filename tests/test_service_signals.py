@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
@@ -196,6 +197,12 @@ async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
     await ear.until(lambda: ear.beats > 0, "a beat at the new address")
     await until(lambda: f"{done} 1.0" in scrape(), "nobody else to wait for")
     assert service.running.count("service kept the old value of some keys .*keys=log.rows( |$)") == 1
+    # The page's password, too: from the next request on.
+    service_site.configure(export=export, more=f'{metrics}password_hash = "{CHEAP_HASH}"\n{ear.alerts}')
+    service.running.send(signal.SIGHUP)
+    await service.running.says("service reloaded users", 2)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        scrape()
     assert await service.running.stops() == 0
     assert "s3cret" not in service.running.text
 

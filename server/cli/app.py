@@ -280,7 +280,7 @@ def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 
     settings = load_settings_as_owner(config, verbose=verbose)
     snapshot = Snapshot.take(settings, datetime.now(UTC))
-    level, line = tables.check_line(snapshot.alarms, snapshot.days, call())
+    level, line = tables.check_line(snapshot.alarms, snapshot.days, call(), snapshot.node)
     print(line)
     if level:
         raise Out(int(level))
@@ -336,7 +336,7 @@ def reconcile(
 
 @app.command()
 def convert(
-    export: Annotated[Path, typer.Argument(help="Megaphone's export file, metrics-day-YYYY-MM-DD.json.gz.")],
+    export: Annotated[Path, typer.Argument(help="Megaphone's export file, such as metrics-day-2026-11-20.json.gz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The log file to write.")],
     rejects: Annotated[
         Path | None, typer.Option("--rejects", help="Write the rejected rows to this file, with reasons.")

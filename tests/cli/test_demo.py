@@ -375,6 +375,7 @@ async def test_the_demo_of_the_other_kind_shows_what_is_known_of_it(
     assert made.final_days[-1] == date(2026, 3, 9)
     assert await _round_of(made.config, now, monkeypatch) == [f"DEMO202603{day:02d}-00.tsv.gz" for day in (7, 8, 9)]
     assert prepare(tmp_path / "demo", 0, now + timedelta(hours=1)).kind.name == "delivery-v2"
+    assert any("once Megaphone marks it" in line for line in introduction(made, [], 2222, None, "pickup-point", now))
     for kind, said in (("metrics", "has Delivery exports V2"), ("other", "there is no kind of export other")):
         with pytest.raises(PickupPointError, match=said):
             prepare(tmp_path / "demo", 0, now, kind)

@@ -136,6 +136,7 @@ from server.cli.start import run
 assert run(["convert", "x.gz", "-o", "out.gz"]) == 0
 needless = {"asyncssh", "aiobotocore", "botocore", "aiohttp", "sqlite3", "prometheus_client"}
 needless |= {"typer", "pydantic", "tomllib", "dataclasses", "inspect", "orjson", "hashlib", "isal", "gzip"}
+needless |= {"server.convert.row", "server.cli.privileges"}
 print(*sorted(needless & set(sys.modules)))
 """
     done = program.run(argv=[sys.executable, "-P", "-c", code])

@@ -249,11 +249,9 @@ async def running(
 
 @pytest.fixture(scope="session")
 def keys_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Host keys, made once; the RSA key is a small one: to load it, and prove its primes, takes a third of the time."""
+    """Host keys, made once: an RSA key takes its time."""
     folder = tmp_path_factory.mktemp("keys")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("server.sftp.keys._RSA_BITS", 2048)
-        make_keys(folder)
+    make_keys(folder)
     return folder
 
 
