@@ -40,6 +40,7 @@ from ..support.kernel_ways import (
     job,
     kernel,
     odd_rows,
+    parse_once,
     result_values,
     v2_rows,
 )
@@ -62,6 +63,12 @@ def text_of(rows: list[bytes]) -> bytes:
     return b"".join(row + b"\n" for row in rows)
 
 
+@pytest.fixture
+def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse_once(monkeypatch)
+
+
+@pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", MORE_RULES)
 def test_every_odd_row_is_the_same_by_kernel_and_by_the_exact_rules(name: str) -> None:
     """Every setting and every nasty row, in one block, as lines and as records, fresh or not, of an array or not."""
@@ -129,6 +136,7 @@ def test_a_day_of_the_other_kind_is_left_to_no_other() -> None:
         )
 
 
+@pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", ["default", "w3c columns", "every field"])
 def test_every_odd_row_is_the_same_alone(name: str) -> None:
     """Each nasty row in a block of its own: at its beginning, at its end, and with no newline behind it."""

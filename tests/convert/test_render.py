@@ -20,10 +20,10 @@ from server.cli.samples import day_rows
 from server.convert.block import BlockConverter
 from server.convert.job import Job, Task
 from server.convert.log_writer import inflate
-from server.convert.row import Conversion
+from server.convert.row import Conversion, RowConverter
 from server.triton import LogRules
 
-from ..support.kernel_ways import ask_once
+from ..support.kernel_ways import ask_once, parse_once
 from ..support.odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
 from ..support.reference_conversion import KERNEL, convert_slowly
 
@@ -47,12 +47,13 @@ class Blocks:
     def __init__(self, made: Conversion, fresh_after: str | None = None) -> None:
         self._made, self._fresh_after = made, fresh_after
         self._converters = [BlockConverter(kernel, made, fresh_after) for kernel in {KERNEL, None}]
-        ask_once(*self._converters)
+        self._exact = RowConverter(made)
+        ask_once(*self._converters, exact=self._exact)
 
     def assert_same(self, rows: list[bytes], times: int = 1) -> None:
         """A block comes out as row by row by the exact rules: lines, tally, rejections."""
         data = b"".join(row + b"\n" for row in rows)
-        slow = convert_slowly(rows, self._made, fresh_after=self._fresh_after)
+        slow = convert_slowly(rows, self._made, fresh_after=self._fresh_after, exact=self._exact)
         assert slow.tally.balanced
         for converter in self._converters * times:  # the second time with names that were learned
             result = converter.do(Job(0, Task.RENDER, (data,), want_ids=True))
@@ -75,12 +76,18 @@ def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = N
     Blocks(made, fresh_after).assert_same(rows, times)
 
 
+@pytest.fixture
+def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse_once(monkeypatch)
+
+
 @cache
 def blocks_of(name: str, *, catalogue: bool) -> Blocks:
     """Return converters that several blocks are given to, one after the other."""
     return Blocks(conversion(RULES[name], catalogue=catalogue))
 
 
+@pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("catalogue", [False, True])
 def test_every_odd_row_comes_out_as_by_the_exact_rules(name: str, catalogue: bool) -> None:
@@ -88,6 +95,7 @@ def test_every_odd_row_comes_out_as_by_the_exact_rules(name: str, catalogue: boo
     assert_same(with_ids(nasty_rows()), conversion(RULES[name], catalogue=catalogue), times=2)
 
 
+@pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", RULES)
 def test_every_odd_row_comes_out_so_when_it_stands_alone(name: str) -> None:
     """A nasty row in a block of its own, behind an ordinary one: each row under a third of the settings."""
@@ -96,6 +104,7 @@ def test_every_odd_row_comes_out_so_when_it_stands_alone(name: str) -> None:
         blocks_of(name, catalogue=True).assert_same([ordinary, row])
 
 
+@pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", RULES)
 def test_a_realistic_day_comes_out_as_by_the_exact_rules(name: str) -> None:
     """Ordinary rows, some broken ones, and some too fresh, go through the fast path with no difference."""

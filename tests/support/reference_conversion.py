@@ -48,9 +48,10 @@ def convert_slowly(
     sent: Collection[str] = (),
     fresh_after: str | None = None,
     array: bool = False,
+    exact: RowConverter | None = None,
 ) -> Slow:
     """The lines, the tally, and number and reason of each rejected row; ``rows`` are the lines of the export."""
-    converter, slow, seen, numbers = RowConverter(conversion), Slow(), set[str](), Counter[str]()
+    converter, slow, seen, numbers = exact or RowConverter(conversion), Slow(), set[str](), Counter[str]()
     closing = None
     if array:
         last = max((n for n, row in enumerate(rows) if row.decode(errors="replace").strip()), default=-1)
