@@ -46,7 +46,7 @@ class Blocks:
 
     def __init__(self, made: Conversion, fresh_after: str | None = None) -> None:
         self._made, self._fresh_after = made, fresh_after
-        self._converters = [BlockConverter(kernel, made, fresh_after) for kernel in {KERNEL, None}]
+        self._converters = [BlockConverter(kernel, made, fresh_after) for kernel in dict.fromkeys((None, KERNEL))]
         self._exact = RowConverter(made)
         ask_once(*self._converters, exact=self._exact)
 
@@ -55,7 +55,8 @@ class Blocks:
         data = b"".join(row + b"\n" for row in rows)
         slow = convert_slowly(rows, self._made, fresh_after=self._fresh_after, exact=self._exact)
         assert slow.tally.balanced
-        for converter in self._converters * times:  # the second time with names that were learned
+        # The second time with names that were learned, which only the kernel needs.
+        for converter in (*self._converters, *self._converters[1:] * (times - 1)):
             result = converter.do(Job(0, Task.RENDER, (data,), want_ids=True))
             text = inflate(result.piece).decode()
             assert text.split("\n") == "".join(slow.lines).split("\n")
