@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -208,7 +209,12 @@ def assert_is(slow: Slow, converted: Converted, sink: MemorySink, header: str | 
 
 
 def sample(rows: int = 600, **options: Any) -> list[bytes]:
-    return [row.removesuffix(b"\n") for row in day_rows(DAY, rows, broken=True, **options)]
+    return list(_sampled(rows, **options))
+
+
+@cache
+def _sampled(rows: int, **options: Any) -> tuple[bytes, ...]:
+    return tuple(row.removesuffix(b"\n") for row in day_rows(DAY, rows, broken=True, **options))
 
 
 def with_repetitions(rows: list[bytes]) -> list[bytes]:
