@@ -306,7 +306,6 @@ def moment(value: str | None) -> datetime:
     return instant(value) or _EPOCH
 
 
-@lru_cache(maxsize=4096)
 def _log_name(text: str) -> LogName:
     name = LogName.parse(text)
     assert name is not None  # noqa: S101  # only str(LogName) is ever written
