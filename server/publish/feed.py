@@ -26,18 +26,27 @@ from ..triton import expires
 from .clock import believe, doubt, saw_local_clock
 from .decisions import (
     CLOCK_TOLERANCE,
+    DOUBTED,
+    LATE_ROWS_IGNORED,
     DayResult,
     FeedPolicy,
     FeedRequest,
     Order,
     Round,
-    accept_command,
     catching_up,
     decide,
     despite_hold,
 )
 from .first_delivery import NothingDelivered, source_facts
-from .holds import late_warnings, published_when_given_up, shrunk, warnings, way_out
+from .holds import (
+    accept_command,
+    late_warnings,
+    published_when_given_up,
+    shrunk,
+    warnings,
+    way_out,
+    way_out_of_late,
+)
 from .window import KnownDays, window
 
 if TYPE_CHECKING:
@@ -57,6 +66,7 @@ log = structlog.get_logger()
 
 MOST_TURNS = 10  # that a day waits for other nodes that were first, in one round
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
+TOLD_FOR = timedelta(days=7)  # after its expiry, what is told of a day's late rows
 DEATHS = "conversion_deaths"  # a fact of the ledger: by day, a version of its export and how often its process died
 
 
@@ -289,6 +299,8 @@ class Feed:
         )
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
+        if export is not None:
+            await in_thread(self._note_ignored, export, decision.left_alone, source_now)
         if decision.lost:
             await in_thread(self._tell_lost, record, finished[-1].tally or Tally(), decision.lost, now)
         if decision.order is None:
@@ -302,6 +314,17 @@ class Feed:
         if (day, export.etag) not in self._warned:
             self._warned.add((day, export.etag))
             log.warning(f"feed ignored late rows of {day}", why=why)
+
+    def _note_ignored(self, export: DayExport, why: str, source_now: datetime) -> None:
+        """Record that the late rows of a day are ignored, or, without ``why``, that they are not."""
+        known = self._ledger.facts().get(LATE_ROWS_IGNORED, {})
+        ignored = {day: it for day, it in known.items() if source_now < expires(date.fromisoformat(day)) + TOLD_FOR}
+        ignored.pop(str(export.day), None)
+        # A clock in doubt is told by itself, and what to do about it.
+        if why and why != DOUBTED:
+            ignored[str(export.day)] = [export.etag, why]
+        if ignored != known:
+            self._ledger.note(**{LATE_ROWS_IGNORED: ignored})
 
     def _tell_lost(self, record: DayRecord, tally: Tally, why: str, now: datetime) -> None:
         """Record and log once that withheld rows will never be sent; ``tally`` is that of what was sent last."""
@@ -355,9 +378,14 @@ class Feed:
                 accept += f" --resend {shlex.quote(order.remark)}"
             hold = Hold(why, reason, order.export.etag, tally)
             self._ledger.hold(day, hold)
-            hint = f"look at {self._folder.rejects_dir}; {way_out(tally, accept)}"
-            log.warning(f"feed held {day}", why=why, hint=hint)
-            return DayResult(day, "held", f"{order.note}{why}; {way_out(tally, accept)}")
+            if order.kind == "late":
+                what, way = f"late rows of {day}", way_out_of_late(day)
+                hint = way
+            else:
+                what, way = f"{day}", way_out(tally, accept)
+                hint = f"look at {self._folder.rejects_dir}; {way}"
+            log.warning(f"feed held {what}", why=why, hint=hint)
+            return DayResult(day, "held", f"{order.note}{why}; {way}")
         if not done.files:
             export = order.export
             check = LateCheck(

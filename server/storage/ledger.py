@@ -65,13 +65,19 @@ class Ledger:
         self.entries = EntryStore(self._transaction, self._rows)
 
     @classmethod
-    def open(cls, path: Path) -> Ledger:
-        """Open the ledger; make it when it is missing, and bring it to the current schema."""
+    def open(cls, path: Path, *, alone: bool = False) -> Ledger:
+        """Open the ledger; make it when it is missing, and bring it to the current schema.
+
+        ``alone`` lets no other process open it meanwhile, and so needs no shared memory beside it on the disk.
+        """
         with translate_sqlite_errors(path):
             there = _look_at(path)
             created = there is None or there.st_size == 0
             connection = _connect(path)
             try:
+                if alone:
+                    # Before anything else is asked: only then does SQLite keep the WAL's index in its own memory.
+                    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from server.convert.answer import Answer
-    from server.convert.row import Conversion
+    from server.convert.conversion import Conversion
 
 Result = TypeVar("Result")
 LOG_NAMES = FileNames("log-", 0, ".gz")
