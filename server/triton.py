@@ -69,7 +69,8 @@ class LogName(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> LogName | None:
         """Return the name that ``text`` spells, or None when it is not exactly one."""
-        return _parsed_name(text)
+        # None is longer, and what is longer is not remembered: a browser may ask for anything.
+        return _parsed_name(text) if len(text) < 100 else None
 
 
 @lru_cache(maxsize=4096)  # the same files are looked at in every round
