@@ -475,7 +475,6 @@ def _recover(installation: Installation) -> None:
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)
         installation.publisher.adopt(installation.feed.rules, now)
-        installation.publisher.serve_published()
         try:
             installation.publisher.catch_up()
         except (StoreError, NodesDiffer) as error:  # what is there is served; the rounds try again

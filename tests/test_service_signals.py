@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager, suppress
@@ -138,8 +137,8 @@ async def test_of_two_reloads_at_once_the_newest_file_wins(service_site: Service
     """The first one, which has read its file and takes long, does not put a user back whom the second took away."""
     more = f'[[sftp.users]]\nname = "revoked"\npassword_hash = "{CHEAP_HASH}"\n'
     service_site.configure(more=more)
-    wrapper = f"""
-import sys, threading, time
+    slow = """
+import threading, time
 from server import service
 load, loads, second = service.load_config, [], threading.Event()
 def slow(path):
@@ -152,11 +151,8 @@ def slow(path):
     second.set()
     return config
 service.load_config = slow
-from server.cli.app import main
-sys.argv = ["pickup-point", "serve", "--config", {str(service_site.config)!r}]
-main()
 """
-    running = program.start(argv=[sys.executable, "-P", "-c", wrapper])
+    running = program.start("serve", "--config", service_site.config, first=slow)
     service = Serving(running, await port_of(running))
     async with service.client(username="revoked"):
         pass
@@ -243,18 +239,15 @@ DYING = {
 async def test_a_dead_task_ends_the_service_by_name(name: str, service_site: ServiceSite, program: Program) -> None:
     """systemd sees exit code 1, and the journal and the last sentence name the task and what killed it."""
     module, owner, method = DYING[name]
-    wrapper = f"""
-import asyncio, importlib, sys
+    dying = f"""
+import asyncio, importlib
 owner = getattr(importlib.import_module({module!r}), {owner!r})
 async def dies(*_):
     await asyncio.sleep(0.2)
     raise ZeroDivisionError("by the test")
 setattr(owner, {method!r}, dies)
-from server.cli.app import main
-sys.argv = ["pickup-point", "serve", "--config", {str(service_site.config)!r}]
-main()
 """
-    service = program.start(argv=[sys.executable, "-P", "-c", wrapper])
+    service = program.start("serve", "--config", service_site.config, first=dying)
     assert await service.waits() == 1
     assert service.count(f"service lost its task {name} why=") == 1
     assert f"pickup-point: the task {name} died (ZeroDivisionError: by the test)" in service.err[-4:]

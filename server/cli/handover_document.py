@@ -11,7 +11,8 @@ import re
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..convert.row import Conversion, RowConverter
+from ..convert.conversion import Conversion
+from ..convert.row import RowConverter
 from ..convert.tally import RowRejected
 from ..episodes.catalogue import Catalogue, Episode
 from ..megaphone.exports import DELIVERY_V2, METRICS, start_of

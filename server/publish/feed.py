@@ -115,23 +115,12 @@ class Feed:
         request = request or FeedRequest()
         began = monotonic()
         async with self._round_lock():
-            # First finish what a killed process left, here or in a command typed by hand: under this lock nobody else
-            # publishes, so whatever is in staging is left over.
-            await in_thread(self._publisher.recover, now)
-            # Before anything is decided: what other nodes have done is as if this one had done it.
-            await in_thread(self._publisher.catch_up)
-            await in_thread(self._publisher.adopt, self._policy.rules, now)
-            await in_thread(self._publisher.serve_published)
-            # After the adoption, whose files are as old as they are; before anything is published by this clock.
-            await in_thread(saw_local_clock, self._ledger, now)
+            await in_thread(self._begin, now)
             listing = await self._source.day_exports()
             # Waiting for another round or a slow bucket may have taken minutes: compare the clocks at one instant.
             now += timedelta(seconds=int(monotonic() - began))
-            await in_thread(self._check_clock, now, listing)
-            self._clock_doubted = bool(await in_thread(doubt, self._ledger, listing.now))
             outcome = Round(now, listing.now)
-            days = await in_thread(self._look, listing, request)
-            await in_thread(self._announce_first_start, days, listing)
+            days = await in_thread(self._take_in, now, listing, request)
             for day in catching_up(days, listing.now):
                 # Between two days a stop needs no cancellation, and leaves nothing half done.
                 if self._stop.is_set():
@@ -155,6 +144,27 @@ class Feed:
         finally:
             lock.__exit__(None, None, None)
 
+    def _begin(self, now: datetime) -> None:
+        """Put in order what was before this round."""
+        # First finish what a killed process left, here or in a command typed by hand: under this lock nobody else
+        # publishes, so whatever is in staging is left over.
+        self._publisher.recover(now)
+        # Before anything is decided: what other nodes have done is as if this one had done it.
+        self._publisher.catch_up()
+        self._publisher.adopt(self._policy.rules, now)
+        # After the adoption, whose files are as old as they are; before anything is published by this clock.
+        saw_local_clock(self._ledger, now)
+
+    def _take_in(self, now: datetime, listing: Listing, request: FeedRequest) -> list[date]:
+        """Record what the listing says of the clock and of the days; return the days that this round is about."""
+        # Together: a round without news writes to the disk twice, and not once a day and clock.
+        with self._ledger.together():
+            self._check_clock(now, listing)
+            self._clock_doubted = bool(doubt(self._ledger, listing.now))
+            days = self._look(listing, request)
+            self._announce_first_start(days, listing)
+        return days
+
     def _check_clock(self, now: datetime, listing: Listing) -> None:
         """Record by how much the local clock is ahead of the source's, and warn above `CLOCK_TOLERANCE`; believe it."""
         skew = now - listing.now
@@ -170,12 +180,12 @@ class Feed:
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of each day of the window; return the days that this round is about."""
         horizon = self._ledger.horizon(today=listing.now.date())
-        publications, facts = self._ledger.live_publications(horizon), self._ledger.facts()
-        known = KnownDays.of(self._ledger.live_days(horizon), publications, facts, horizon)
+        records, facts = self._ledger.live_days(horizon), self._ledger.facts()
+        known = KnownDays(records, self._ledger.published_days(horizon), facts.get("first_start"), horizon)
         self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
         # However old: what was promised a name gets it.
-        missing = {p.day for p in publications if p.missing}
+        missing = {publication.day for publication in self._ledger.interrupted()}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
             export = listing.exports.get(day)
@@ -220,7 +230,7 @@ class Feed:
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
         """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
-            done = {publication.day for publication in self._ledger.live_publications()}
+            done = self._ledger.published_days(date.min)
             due = [str(day) for day in days if day not in done and self._state(day, listing) == "due"]
             hint = "to begin with a later day, set export.first_day"
             log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", hint=hint)

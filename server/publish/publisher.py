@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import structlog
 
 from ..convert.apart import Outputs, SentFile, convert_apart
-from ..convert.row import Conversion
+from ..convert.conversion import Conversion
 from ..disk import translate_os_errors
 from ..megaphone.exports import DayExport, moment
 from ..storage.records import LedgerLog, Publication
@@ -242,7 +242,7 @@ class Publisher:
 
     def recover(self, now: datetime) -> None:
         """Finish interrupted publications, clear staging, and serve what the ledger and the folder agree on."""
-        interrupted = [publication for publication in self._ledger.live_publications() if publication.missing]
+        interrupted = self._ledger.interrupted()
         promised = {str(entry.name) for publication in interrupted for entry in publication.missing}
         # First what nobody was promised: on a full disk, a link may need the room.
         removed = self._folder.clear_staging(keep=promised)
@@ -299,7 +299,7 @@ class Publisher:
             self._shared.catch_up()
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
-        """Record the whole files that an empty ledger finds in the folder as published, once; return how many."""
+        """Record and serve the whole files that an empty ledger finds in the folder, once; return how many."""
         if self._shared is not None:  # the sequence knows them better
             return 0
         if "folder_adopted" in self._ledger.facts():
@@ -314,6 +314,7 @@ class Publisher:
             adopted += self._adopt_day(day, files, rules, now)
         # Last: an adoption that is interrupted goes on at the next start.
         self._ledger.note(folder_adopted=now.isoformat())
+        self.serve_published()
         return adopted
 
     def _adopt_day(self, day: date, files: list[FoundFile], rules: LogRules, now: datetime) -> int:
