@@ -398,7 +398,7 @@ class Feed:
                 f"feed compared {day}: its export changed, {news}",
                 unsent=done.unsent, changed=done.changed, removed=done.removed,
             )  # fmt: skip
-            self._notice(f"{day}", order, tally)
+            self._notice(f"{day}", order, done)
             return DayResult(day, "published", f"its export changed, {news}")
         names = tuple(file.name for file in done.files)
         late = " (late: Triton counts nothing this old unless it agreed to)" if now >= expires(day) else ""
@@ -416,16 +416,17 @@ class Feed:
             log.warning(
                 f"feed published {names[0]} after the three-day limit", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}"
             )
-        self._notice(f"{names[0]}", order, tally)
+        self._notice(f"{names[0]}", order, done)
         files = ", ".join(str(name) for name in names)
         lines = f"{files} ({tally.lines} lines of {tally.rows} rows){late}"
         return DayResult(day, "published", f"{order.note}{lines}", names)
 
-    def _notice(self, what: str, order: Order, tally: Tally) -> None:
+    def _notice(self, what: str, order: Order, done: DayOutcome) -> None:
         """Log what is odd about a day that was converted and not held."""
+        tally = done.tally
         if order.kind == "late":
             before = max((p.tally.rows for p in order.sent if p.tally is not None), default=0)
-            found = [*late_warnings(tally, self._policy.holds), *shrunk(tally.rows, before)]
+            found = [*late_warnings(tally, self._policy.holds, done.removed), *shrunk(tally.rows, before)]
         else:
             found = warnings(tally, self._policy.holds)
         for warning in found:
