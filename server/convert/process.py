@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 # -P: or a server.py in the current folder would be run instead. -S: PYTHONPATH below already says where modules are.
-COMMAND = (sys.executable, "-P", "-S", "-m", str(__package__))
+# While modules load nothing becomes garbage, and to look for some takes milliseconds; so does what -m loads.
+_PROGRAM = f"import gc; gc.disable(); from {__package__}.__main__ import main; main()"
+COMMAND = (sys.executable, "-P", "-S", "-c", _PROGRAM)
 LONGEST_LINE = 1 << 20  # bytes
 SILENCE = 900.0  # seconds; it reports its progress at least once for each block
 _POLL = 0.1  # seconds between two looks at the stop token

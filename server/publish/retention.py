@@ -115,7 +115,7 @@ def prune(
         ledger.note(**{STOPPED: why})
         log.warning(f"retention stopped: {why}", hint=LEAP_HINT)
         return Pruned((), (), (), why)
-    files = ages(ledger.live_publications(), keep_days)
+    files = ages(ledger.standing(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
     old_rejects = [name for name, mtime in folder.rejects() if now > moment(mtime) + keep]
@@ -125,9 +125,7 @@ def prune(
             folder.remove_rejects(name)
             log.info(f"retention pruned {name}")
         if shared is not None:
-            chosen = shared.prune(
-                lambda: [file.log.name for file in expired(ages(ledger.live_publications(), keep_days), now)]
-            )
+            chosen = shared.prune(lambda: [file.log.name for file in expired(ages(ledger.standing(), keep_days), now)])
             gone = [file for file in gone if file.log.name in chosen]
         else:
             _remove(ledger, folder, gone, now)
@@ -161,7 +159,7 @@ def _warn_of(ledger: Ledger, waiting: Iterable[Expiring]) -> None:
     """Log once of each file that it will be removed and was never picked up."""
     removal = {str(file.log.name): f"{file.remove_after:%Y-%m-%dT%H:%MZ}" for file in waiting}
     told = ledger.facts().get(TOLD, [])
-    for name in removal.keys() - set(told):
+    for name in sorted(removal.keys() - set(told)):
         log.warning(f"retention found {name} never picked up", will_be_removed=removal[name])
     if sorted(removal) != told:
         ledger.note(**{TOLD: sorted(removal)})

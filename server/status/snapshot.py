@@ -105,6 +105,7 @@ class Snapshot:
                         ledger.newest_late_checks(since),
                         Calendar.of(config.export, config.retention.keep_days, known, now),
                         ledger.unsent_checks(since),
+                        facts,
                     )
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())

@@ -89,8 +89,13 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
         said.append(("Export source", "reachable"))
     bans = [ban for ban in facts.get("bans", ()) if datetime.fromisoformat(ban["until"]) > now] if running else []
     if bans:
-        said.append(("Banned", ", ".join(f"{ban['address']} until {ban['until'][11:16]}Z" for ban in bans)))
+        said.append(("Banned", ", ".join(_ban(ban) for ban in bans)))
     return said
+
+
+def _ban(ban: Mapping[str, Any]) -> str:
+    where = " from the page" if ban.get("listener") == "web" else ""
+    return f"{ban['address']}{where} until {ban['until'][11:16]}Z"
 
 
 def _other_nodes(nodes: dict[str, tuple[int, int]], own: str, now: datetime) -> list[tuple[str, str]]:

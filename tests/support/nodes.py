@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from server.errors import SourceUnreachable, StoreError
 from server.storage.sequence import from_bytes
 
-from .months import HOUR, Inline, Walk, conversions_here
+from .apart import Inline, conversions_here
+from .months import HOUR, Walk
 from .site import Site
 
 if TYPE_CHECKING:

@@ -140,6 +140,8 @@ class Site:
         self.point = DataFolder(self.root / "data")
         self.point.prepare()
         self.ledger = Ledger.open(self.point.ledger_path)
+        # Processes die here, power never fails: what was written is there without being on the disk.
+        self.ledger._connection.execute("PRAGMA synchronous=OFF")
         self.shared: SharedSequence | None = None
         if self.settings["store"] is not None:
             opened = self.settings.get("open_shelf")
@@ -231,6 +233,7 @@ class Site:
             checks,
             calendar,
             self.ledger.unsent_checks(),
+            self.ledger.facts(),
         )
         return {day.day: day for day in found}
 
