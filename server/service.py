@@ -127,7 +127,7 @@ class Service:
         except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
             where = f"{self._config.sftp.host}:{self._config.sftp.port}"
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
-            why = getattr(error, "strerror", None) or "it is no host"
+            why = getattr(error, "strerror", None) or "not a host name"
             raise CannotListen(f"cannot listen on {where}: {why}", hint=hint) from error
         page = await self._page.start()
         tasks = {

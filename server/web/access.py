@@ -1,8 +1,8 @@
-"""Who may see the page: the names it answers to, the password, and the guard against guessing.
+"""Who may see the page: the host names it answers to, the password, and the guard against guessing.
 
-Touches the processor (Argon2id, in threads), the clock and the journal. The counting is the SFTP listener's (`Guard`):
-delays that grow, bans, the pace of connections; so is the check of a password. Promise: a password is never logged, and
-kept only as a keyed digest of the one that was right.
+Touches the processor (Argon2id, in threads), the clock and the journal. Growing delays, bans, the pace of connections
+(`Guard`) and the check of a password are the SFTP listener's. Promise: a password is never logged, and never kept; of
+the last correct one there is a keyed digest.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ log = structlog.get_logger()
 
 MAX_CONNECTIONS = 32
 MAX_CONNECTIONS_PER_ADDRESS = 12
-_USER = "page"  # there is one password; the name that comes with it may be any
+_USER = "page"  # there is one password; whatever name comes with it is ignored
 
 
 def load_access(settings: WebSettings) -> Access | None:
-    """Return what checks the page's password; None where it has none.
+    """Return what checks the page's password; None if it has none.
 
     Raises:
         ConfigError: the hash cannot be used.
@@ -54,7 +54,7 @@ def load_access(settings: WebSettings) -> Access | None:
 def is_own_name(host: str, names: frozenset[str]) -> bool:
     """Return whether a Host header names this listener: by an address, as localhost, or by one of ``names``.
 
-    A page of somebody else's that makes its own name resolve to our address (DNS rebinding) sends that name.
+    This stops DNS rebinding: a foreign page whose own name resolves to our address sends that name.
     """
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
     name = name.lower().rstrip(".")
@@ -77,11 +77,11 @@ def given_password(header: str) -> bytes | None:
     return password if colon else None
 
 
-LONGEST_TURN = 1.0  # second
+LONGEST_TURN = 1.0  # seconds that a connection waits at most
 
 
 class Door:
-    """Counts who comes, and lets in who knows the password."""
+    """Counts connections, and lets in whoever knows the password."""
 
     def __init__(self, access: Access | None, limits: Callable[[], Limits]) -> None:
         self._access = access
@@ -90,13 +90,13 @@ class Door:
         self._guards = {near: Guard(self._guard_limits(near=near), lambda _: False) for near in (True, False)}
         self._budget = LogBudget()
         self._key = secrets.token_bytes(32)
-        self._right = b""  # the digest of the password that was right last
+        self._right = b""  # the digest of the last correct password
 
     def _guard_limits(self, *, near: bool) -> Limits:
         limits = replace(
             self._limits(), connections=MAX_CONNECTIONS, connections_per_address=MAX_CONNECTIONS_PER_ADDRESS
         )
-        # On this machine everybody has one address, and behind a proxy that is everybody: no ban, but delays.
+        # All clients on this machine, and so all behind a proxy, share one address: delays, but no ban.
         return replace(limits, ban_after=sys.maxsize) if near else limits
 
     def _guard(self, address: Address) -> Guard:
@@ -107,8 +107,8 @@ class Door:
     def admit(self, address: Address, descriptors: int) -> Reason | float:
         """Count a connection in; return the seconds until its turn, or why it is refused."""
         verdict = self._guard(address).admit(address, time.monotonic(), descriptors)
-        # A connection here costs no key exchange, as those do for which the guard keeps turns; and on this machine, or
-        # behind a proxy, everybody has one address: what one has used up must not keep the others waiting for minutes.
+        # The guard spaces out SSH key exchanges, which cost far more than a connection here. And clients on this
+        # machine, or behind a proxy, share one address: a flood from one must not keep the others waiting for minutes.
         return verdict if isinstance(verdict, Reason) else min(verdict, LONGEST_TURN)
 
     def leave(self, address: Address) -> None:
@@ -116,7 +116,7 @@ class Door:
         self._guard(address).leave(address)
 
     def refused(self, address: Address, reason: str) -> None:
-        """Log a refusal, within the budget; fail2ban can read this line."""
+        """Log a refusal, within the budget; a fail2ban filter can match the line."""
         for suppressed, count in self._budget.summaries(time.monotonic()):
             log.warning(f"web refused {count} more", reason=suppressed)
         if self._budget.take(reason, str(address)):
@@ -129,7 +129,7 @@ class Door:
         password = given_password(header)
         if password is None:
             return False
-        # A browser sends the password with every request: the costly check is for one that was not right before.
+        # A browser sends the password with every request: only one that differs from the last correct one is hashed.
         digest = hmac.digest(self._key, password, "sha256")
         if hmac.compare_digest(digest, self._right):
             return True
@@ -145,5 +145,5 @@ class Door:
         return False
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads that check passwords."""
         self._checks.close()
