@@ -1,13 +1,13 @@
-"""Several services on one store: what is published and pruned is decided by the order of the store's sequence.
+"""Several services on one store: the order of the store's sequence decides what is published and pruned.
 
 Touches the shared store, the folder and the ledger; runs in a thread, under the round lock. `storage.sequence` says why
-this is enough; here is how. Catching up: entries are read in order until there is none of the next number, and each is
-applied: its files are brought into the folder, then one transaction of the ledger takes over what it says and its
-number. Writing: catch up; where there was something new, the decision is stale (`Overtaken`); bring the contents to the
-store; write the next entry, on the condition that there is none; where that was not clearly done, read the number. Only
-an entry that is in the store has any effect, on the node that wrote it too, and by the same way.
+this is enough; here is how. Catching up: read entries in order until the next number has none, and apply each: bring
+its files into the folder, then record what it says, with its number, in one transaction of the ledger. Writing: catch
+up; if there was anything new, the decision is stale (`Overtaken`); upload the contents; write the next entry on the
+condition that there is none; if the outcome is not clear, read that number. Only an entry in the store has any effect,
+and the node that wrote it applies it like every other.
 
-Serving needs none of this. Without the store, nothing is published or pruned, and everything goes on later.
+Serving needs none of this. While the store is unreachable, nothing is published or pruned; afterwards all goes on.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 TERMS = "sequence_terms"  # a fact of the ledger: the newest terms of the sequence
-UNUSED_AFTER = timedelta(days=1)  # content that no entry names was left by a node that died: none takes so long
-LONGEST_UPLOAD = 3600.0  # seconds between the first content and its entry, far less than that
-MOST_TURNS = 20  # that a pruning waits for
+UNUSED_AFTER = timedelta(days=1)  # content this old that no entry names was left by a node that died
+LONGEST_UPLOAD = 3600.0  # seconds from the first content to its entry; far less than `UNUSED_AFTER`
+MOST_TURNS = 20  # times that a pruning is tried because another node was first
 
 
 class SharedSequence:
-    """One node's part in the sequence; ``node`` is its name. Without ``terms`` it may prune, and publish nothing."""
+    """One node's part in the sequence; ``node`` is its name. Without ``terms`` it may prune, but not publish."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class SharedSequence:
         self._folder = folder
         self._terms = terms
         self._node = node
-        self.on_change: Callable[[], None] = lambda: None  # called when other files are published than before
+        self.on_change: Callable[[], None] = lambda: None  # called when entries were applied
 
     @contextmanager
     def _connected(self) -> Iterator[Shelf]:
@@ -88,7 +88,7 @@ class SharedSequence:
             with self._open() as shelf:
                 yield shelf
         finally:
-            # Whatever ended it: what was applied before is published.
+            # However it ended: the entries applied so far are in force.
             if self._ledger.entries.head() != head:
                 self.on_change()
 
@@ -98,9 +98,9 @@ class SharedSequence:
         """Apply what is new in the sequence.
 
         Raises:
-            StoreError: it cannot be read; what was applied stays.
+            StoreError: the store cannot be read; what was applied stays.
             NodesDiffer: this ledger has a history of its own.
-            DataFolderError, LedgerError: the disk failed; the next time goes on.
+            DataFolderError, LedgerError: the disk failed; the next call goes on from there.
         """
         with self._connected() as shelf:
             self._catch_up(shelf)
@@ -111,9 +111,9 @@ class SharedSequence:
         """Publish what was converted, or nothing; ``seal`` gets the earliest mtime and returns the staged logs.
 
         Raises:
-            Overtaken: somebody else's entry came first; decide anew.
+            Overtaken: another node's entry came first; decide again.
             NodesDiffer: this node may not publish.
-            StoreError: it is not known whether it was published; catching up will show.
+            StoreError: whether it was published is not known; catching up will show.
         """
         with self._connected() as shelf:
             self._take_turn(shelf)
@@ -124,7 +124,7 @@ class SharedSequence:
                 LedgerLog(entry.name, 0, entry.size, entry.sha256, entry.mtime, count, "published")
                 for entry, count in zip(staged, lines, strict=True)
             )
-            # Never: it was decided by the ledger as it stands. But nothing could take such an entry back.
+            # Cannot happen: the names were chosen by the ledger as it stands. Checked because no entry can be undone.
             if self._ledger.logs_of(part.name for part in logs):
                 raise Overtaken("a name was spent meanwhile")
             at = datetime.fromtimestamp(logs[0].mtime, UTC)
@@ -132,9 +132,9 @@ class SharedSequence:
             began = time.monotonic()
             for part in logs:
                 shelf.put_file(f"blobs/{blob_name(part.sha256, entry.id)}", self._folder.staging_dir / str(part.name))
-            # A machine that slept meanwhile: its contents may have been taken for a dead node's, and removed.
+            # The machine may have slept, and another node may have swept the contents, taking them for a dead node's.
             if time.monotonic() - began > LONGEST_UPLOAD:
-                raise StoreError("the store took too long to accept the logs", hint="it is tried again by itself")
+                raise StoreError("the store took too long to accept the logs", hint="it is retried automatically")
             self._write(shelf, entry)
             return [LogFile(part.name, part.size, part.mtime) for part in logs]
 
@@ -142,7 +142,7 @@ class SharedSequence:
         """Prune what ``choose`` returns for the ledger as it stands then, on all nodes; return the names.
 
         Raises:
-            StoreError: it is not known whether it was pruned; catching up will show.
+            StoreError: whether it was pruned is not known; catching up will show.
         """
         with self._connected() as shelf:
             for _ in range(MOST_TURNS):
@@ -160,8 +160,8 @@ class SharedSequence:
             raise StoreError("other nodes were always first", hint="the next pass tries again")
 
     def change_rules(self) -> list[str]:
-        """Make this node's terms those of the sequence; return what changed. The other nodes must follow."""
-        assert self._terms is not None  # noqa: S101  # by the caller
+        """Make this node's terms those of the sequence; return what changed. The other nodes must be given the same."""
+        assert self._terms is not None  # noqa: S101  # the command has the key
         with self._connected() as shelf:
             self._catch_up(shelf)
             if (known := self._known_terms()) is None:
@@ -178,14 +178,14 @@ class SharedSequence:
         while (data := shelf.read(f"sequence/{entry_name(head + len(new) + 1)}", MOST_BYTES)) is not None:
             new.append(self._entry(head + len(new) + 1, data))
         self._refuse_other_history(new)
-        # Known beforehand: files that were pruned meanwhile are no longer in the store, and need not be.
+        # Known before any is applied: files pruned since are no longer in the store, and are not fetched.
         gone = {name for entry in new for name in entry.pruned}
         for entry in new:
             self._apply(shelf, entry, gone)
         return len(new)
 
     def _refuse_other_history(self, new: Sequence[Entry]) -> None:
-        """Refuse to mix what this data folder has published alone with what the nodes have, before anything is done."""
+        """Refuse, before anything is applied, to mix what this data folder published by itself with the sequence."""
         begun = {
             (str(part.name), part.sha256)
             for entry in new
@@ -217,7 +217,7 @@ class SharedSequence:
             raise StoreError(f"the shared store's {error}", hint=hint) from error
 
     def _apply(self, shelf: Shelf, entry: Entry, gone: Collection[LogName]) -> None:
-        """Make the folder and the ledger what they are after an entry; repeated after a crash, it does the rest."""
+        """Make the folder and the ledger what they are after an entry; after a crash, a repeat does the rest."""
         ledger = self._ledger
         if why := broken_rule(entry, ledger.entries.head(), ledger.newest_mtime()):
             raise StoreError(f"the shared store's {why}", hint="ask whoever else writes to the store")
@@ -225,7 +225,7 @@ class SharedSequence:
             for part in publication.logs:
                 if part.state == "published" and part.name not in gone:
                     self._bring(shelf, entry, part)
-        # Files before the ledger: what it says is published is there. On disk, since the ledger is when this ends.
+        # Files before the ledger: what that says is published must be there, and on disk.
         self._folder.sync()
         now = datetime.fromtimestamp(entry.at, UTC)
         if entry.pruned:
@@ -252,7 +252,7 @@ class SharedSequence:
             self._checkpoint(shelf, entry.number)
 
     def _record(self, entry: Entry, publication: Publication) -> None:
-        """Take a publication over into the ledger, unless it is one that the ledger began with."""
+        """Record a publication in the ledger, unless it is one that the ledger already had when the sequence began."""
         ledger = self._ledger
         known = ledger.logs_of(part.name for part in publication.logs)
         if known and entry.kind != "begin":
@@ -272,7 +272,7 @@ class SharedSequence:
                 ledger.pruned(part.name, part.pruned_at or at)
 
     def _bring(self, shelf: Shelf, entry: Entry, part: LedgerLog) -> None:
-        """Bring a file into the folder, with its mtime: it is there, or in staging, or in the store."""
+        """Bring a file into the folder with its mtime, wherever it lies: there already, in staging, or in the store."""
         path, staged = self._folder.pickup_dir / str(part.name), self._folder.staging_dir / str(part.name)
         with translate_os_errors(path):
             if not self._folder.finish(part):
@@ -288,9 +288,9 @@ class SharedSequence:
                         f"the content of {part.name} in the shared store is not what was published",
                         hint="ask whoever else writes to the store",
                     )
-            # What lay in staging may be this node's own, made before another one was first: the same bytes, but perhaps
-            # not on disk yet, and with another mtime. A folder may have been copied without its times. Nobody is shown
-            # the file before this is done.
+            # A file from staging may be one that this node made before another one was first: the same bytes, but
+            # perhaps not on disk yet, and with another mtime. And a folder may have been copied without its times. The
+            # file is not served before this is done.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.fchmod(descriptor, 0o440)
@@ -300,7 +300,7 @@ class SharedSequence:
                 os.close(descriptor)
 
     def _download(self, shelf: Shelf, entry: Entry, part: LedgerLog, staged: Path) -> None:
-        """Write a file's content from the store into staging, and bring it to disk."""
+        """Download a file's content into staging, and sync it to disk."""
         discard(staged)
         with staged.open("xb") as file:
             shelf.fetch(f"blobs/{blob_name(part.sha256, entry.id)}", part.size, file)
@@ -311,7 +311,7 @@ class SharedSequence:
         fsync_folder(self._folder.staging_dir)
 
     def _checkpoint(self, shelf: Shelf, number: int) -> None:
-        """Write all entries so far as one object, for who joins; whoever writes it, it is the same."""
+        """Write all entries so far as one object, for nodes that join; every node would write the same bytes."""
         lines = self._ledger.entries.data(1, number)
         data = gzip.compress(b"\n".join(lines), 6, mtime=0)
         shelf.put_new(f"checkpoints/{entry_name(number)}", data)
@@ -319,10 +319,10 @@ class SharedSequence:
     # Writing
 
     def _take_turn(self, shelf: Shelf) -> None:
-        """Be at the end of the sequence, and allowed to write its next entry; begin it where there is none.
+        """Make sure that this node is at the end of the sequence and may write the next entry; begin an empty one.
 
         Raises:
-            Overtaken: there was something new.
+            Overtaken: there was something new, or the sequence was begun here.
             NodesDiffer: this node's terms are not those of the sequence.
         """
         if self._catch_up(shelf):
@@ -331,7 +331,7 @@ class SharedSequence:
         assert self._terms is not None  # noqa: S101  # whoever publishes has them
         if known is None:
             self._begin(shelf)
-            # What was decided before may have counted on something that was let go of.
+            # The decision may have counted on names that `_begin` released.
             raise Overtaken("the sequence of the shared store has begun")
         if different := self._terms.differences(known):
             raise NodesDiffer(
@@ -347,7 +347,7 @@ class SharedSequence:
     def _begin(self, shelf: Shelf) -> None:
         """Write the first entry: the terms, and what this data folder has published so far."""
         for publication in self._ledger.publications():
-            if publication.missing:  # promised, and lost in a crash: its rows go out as late ones
+            if publication.missing:  # promised, and lost in a crash: the rows are sent as late ones
                 self._ledger.release_missing(publication.id)
         known = [p for p in self._ledger.publications() if p.published_at is not None]
         books = self._ledger.books.get([publication.id for publication in known])
@@ -385,10 +385,10 @@ class SharedSequence:
         )
 
     def _write(self, shelf: Shelf, entry: Entry) -> None:
-        """Write an entry, the commit of what it says, and apply it.
+        """Write an entry, which commits what it says, and apply it.
 
         Raises:
-            Overtaken: the number is another's.
+            Overtaken: the number is taken by another entry.
             StoreError: it is not known whether the entry was written.
         """
         name = f"sequence/{entry_name(entry.number)}"
@@ -397,11 +397,11 @@ class SharedSequence:
         except StoreError:
             made = False
         if not made:
-            # Lost answers and conflicts: what is there now tells. Nothing there: it may still come, so that this is an
-            # error, and the next turn reads the number again before it writes anything.
+            # A lost answer, or a conflict: what is there now decides. If nothing is, our write may still arrive: that
+            # is an error, and the next turn reads the number again before it writes anything.
             there = shelf.read(name, MOST_BYTES)
             if there is None:
-                raise StoreError("the shared store did not take an entry", hint="it is tried again by itself")
+                raise StoreError("the shared store did not take an entry", hint="it is retried automatically")
             if self._entry(entry.number, there).id != entry.id:
                 for publication in entry.publications:
                     for part in publication.logs:
@@ -411,7 +411,7 @@ class SharedSequence:
         self._apply(shelf, entry, ())
 
     def _sweep(self, shelf: Shelf) -> None:
-        """Remove contents that no standing log has: of pruned ones, and of nodes that died before their entry."""
+        """Remove contents that no published log needs: of pruned logs, and of nodes that died before their entry."""
         needed = {blob_name(*blob) for blob in self._ledger.entries.blobs()}
         for shelved in shelf.list("blobs"):
             old = shelved.modified is not None and shelf.clock - shelved.modified > UNUSED_AFTER

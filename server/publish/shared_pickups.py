@@ -1,8 +1,8 @@
-"""Pickups count wherever they happened: each node tells the others what its users have of which log.
+"""Pickups count wherever they happened: each node tells the others what its users have of each log.
 
 Touches the shared store and the ledger; runs in a thread. An object holds one user's progress on one log at one node,
-and only that node writes it; the others merge it, so that the union of what was delivered anywhere decides. Promise: a
-node never claims more than was delivered; what is not merged yet is claimed later.
+and only that node writes it; the others merge it, so that the union of what was delivered anywhere counts. Promise: a
+node never claims more than was delivered; what is not merged yet counts later.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 FOLDER = "pickups"
 _LOGINS = "logins"
-_BETWEEN = "~"  # stands in no log's, user's or node's name
-_MOST_BYTES = 1 << 20  # 4096 ranges are less
+_BETWEEN = "~"  # separates log, user and node in an object's name; none of them may contain it
+_MOST_BYTES = 1 << 20  # of an object; 4096 ranges take less
 
 
 class SharedPickups:
-    """What this node tells, and what it has heard."""
+    """What this node has told the others, and heard from them."""
 
     def __init__(self, open_shelf: Callable[[], AbstractContextManager[Shelf]], ledger: Ledger, node: str) -> None:
         self._open = open_shelf
         self._ledger = ledger
         self._node = node
-        self._told: dict[str, bytes] = {}  # by name, what lies there
-        self._heard: dict[str, str] = {}  # by name, the version that was merged
+        self._told: dict[str, bytes] = {}  # by name, the content there
+        self._heard: dict[str, str] = {}  # by name, the ETag of what was merged
 
     def exchange(self) -> None:
         """Write what is new here, and merge what is new elsewhere.
 
         Raises:
-            StoreError: the store does not answer; the next time goes on.
+            StoreError: the store does not answer; the next call goes on from there.
             LedgerError: the ledger cannot be written.
         """
         own = {
@@ -54,7 +54,7 @@ class SharedPickups:
         with self._open() as shelf:
             listed = {shelved.name: shelved.etag for shelved in shelf.list(FOLDER)}
             for name, data in own.items():
-                # By its content where the store says it; a store that does not is asked once in a run.
+                # An ETag is the content's MD5 in most stores; in another, each object is written once per run.
                 digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
                 if self._told.get(name) != data and listed.get(name, "").strip('"') != digest:
                     shelf.put(f"{FOLDER}/{name}", data)
@@ -80,7 +80,7 @@ class SharedPickups:
             else:
                 self._ledger.pickups.merge(log, user, node, found)
         except (ValueError, KeyError, TypeError, IndexError):
-            return  # another version's, or a stranger's: it claims nothing
+            return  # a later version's, or a stranger's: ignored
 
     def _tidy(self, shelf: Shelf, listed: dict[str, str]) -> None:
         """Remove the objects of logs that were pruned."""

@@ -121,7 +121,7 @@ async def test_under_another_key_late_rows_are_told_and_not_sent(make_site: Call
         assert await site.word(at(1, "12:00")) == "published"
     assert site.files() == [name()]
     assert [entry["why"] for entry in logs if entry["event"] == f"feed ignored late rows of {DAY}"] == [
-        "its rows got their ids by another ip_hash.key, or one that is not known: late rows cannot be recognised"
+        "its rows got their ids from another or an unknown ip_hash.key, so late rows cannot be recognised"
     ]
     await site.round(at(1, "12:10"), DAY, resend="another key")
     site.put(rows(30), at(1, "12:15"))
