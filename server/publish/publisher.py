@@ -1,7 +1,7 @@
 """Publishing: one version of a day's export becomes log files, whole or not at all.
 
-The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync the folder, unlink
-the staged names, record the publication, serve. `recover` carries on after a crash between any two of them: a
+The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync the folder, record
+the publication, serve, unlink the staged names. `recover` carries on after a crash between any two of them: a
 publication is one thing, and a log that was promised a name gets it. Brings `folder`, `ledger` and `apart` together;
 everything here is synchronous and runs in a thread, under the round lock.
 """
