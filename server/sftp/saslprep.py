@@ -1,6 +1,6 @@
-"""One text for each password, however a keyboard or a client spells it: SASLprep (RFC 4013), as RFC 4252 asks for.
+"""One text for each password, however a keyboard or a client encodes it: SASLprep (RFC 4013), as RFC 4252 wants it.
 
-Pure. Promise: what a password is hashed from and what a login compares are prepared here and nowhere else.
+Pure. Promise: passwords are prepared here and nowhere else, both when they are hashed and when they are checked.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _PROHIBITED = (  # RFC 4013, section 2.3
 
 
 class Unprepared(ValueError):
-    """A text cannot be prepared; the words say which character of it is in the way."""
+    """A text cannot be prepared; the message names the character that is in the way."""
 
 
 def prepare(text: str) -> str:
-    """Return the text as SASLprep has it: compatible characters as one, odd blanks as blanks, soft hyphens left out.
+    """Return the text as SASLprep has it: compatible characters unified, odd blanks as blanks, soft hyphens left out.
 
     Raises:
-        Unprepared: it has a character that SASLprep does not allow, at least not there.
+        Unprepared: it has a character that SASLprep does not allow, or not in that place.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -46,27 +46,27 @@ def prepare(text: str) -> str:
 
 
 def _check_direction(text: str) -> None:
-    """Refuse letters of both directions in one text (RFC 3454, section 6).
+    """Check a text with right-to-left letters (RFC 3454, section 6).
 
     Raises:
-        Unprepared: it has them, or its letters from right to left have something else before or after them.
+        Unprepared: it also has left-to-right ones, or does not begin and end with right-to-left ones.
     """
     if not any(map(stringprep.in_table_d1, text)):
         return
     for character in text:
         if stringprep.in_table_d2(character):
-            raise Unprepared(f"{_named(character)} beside letters that are written from right to left")
+            raise Unprepared(f"{_named(character)} beside right-to-left letters")
     for character in (text[0], text[-1]):
         if not stringprep.in_table_d1(character):
-            raise Unprepared(f"{_named(character)} before or after letters that are written from right to left")
+            raise Unprepared(f"{_named(character)} before or after right-to-left letters")
 
 
 _NAMELESS = {"Cc": "control character", "Co": "private-use character", "Cs": "surrogate"}  # by Unicode's category
 
 
 def _named(character: str) -> str:
-    """Return the character itself where it can be printed, its code point and its name."""
-    if "\udc80" <= character <= "\udcff":  # what Python's surrogateescape makes of a byte that is not UTF-8
+    """Return the character itself if it can be printed, its code point and its name."""
+    if "\udc80" <= character <= "\udcff":  # Python's surrogateescape for a byte that is not UTF-8
         return f"the byte 0x{ord(character) - 0xDC00:02X}, which is not UTF-8"
     kind = _NAMELESS.get(unicodedata.category(character), "unassigned code point")
     point = f"U+{ord(character):04X} {unicodedata.name(character, kind)}"

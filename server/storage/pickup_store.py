@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 MAX_HANDLES = 1000  # rows per user and log; with more, only `KEPT_HANDLES`, the first, the last and the best remain
 KEPT_HANDLES = 500  # complete ones before others, newer before older
 
-# Drops rows of one user and log whose handle has ended; never the first, the last or the best. `doctor`'s test reads are
-# ranked by themselves.
+# Drops rows of one user and log whose handle has ended; never the first, the last or the best. The test reads of
+# `doctor` are ranked by themselves.
 _THIN = """
 DELETE FROM pickup WHERE ending <> '' AND id IN (
     SELECT id FROM (

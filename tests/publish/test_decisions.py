@@ -106,8 +106,8 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
     ("tokens are never published undecided", seen("due", hold=hold("tokens")), [], USUAL, GIVEN_UP, "held", {}),
     ("an empty day is never published undecided", seen("due", hold=hold("empty")), [], USUAL, GIVEN_UP, "held", {}),
     ("held and never final", seen("settling", hold=hold()), [], USUAL, GIVEN_UP, "unfinal",
-     {"may_hold": False, "remark": "not final at give_up_waiting: settling; published at give_up_waiting although held: "
-      "too many were rejected"}),
+     {"may_hold": False, "remark": "not final at give_up_waiting: settling; published at give_up_waiting although "
+      "held: too many were rejected"}),
     # Failed
     ("failed, not yet tried again", seen("due", failure=failure(at(1, "06:00"))), [], USUAL, at(1, "05:30"), "failed",
      {"sentence": "it is torn (next try 2026-11-21 06:00Z)"}),
