@@ -1,7 +1,7 @@
 """One row of an export, parsed and checked, each field by its exact rule.
 
-No outside world. What a row may contain, and why it is rejected, follows Megaphone's documentation and our reading of
-it; the reasons are in `tally`.
+Pure. What a row may contain, and why it is rejected, follows Megaphone's documentation and our reading of it; the
+reasons are in `tally`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ REPORTING_SECONDS = 60  # Megaphone: "seconds_downloaded >= 60 and blacklisted_i
 class ExportRow(NamedTuple):
     """One checked row of an export: the summary of one download.
 
-    ``id`` is empty where the row has none, and ``identity`` is then what tells it from others; else that is empty.
+    ``id`` is empty if the row has none, and ``identity`` is then what tells it from others; else that is empty.
     ``date`` and ``time`` are ``created_at`` in UTC, ``YYYY-MM-DD`` and ``HH:MM:SS``; ``podcast_id`` and ``episode_id``
-    are empty where they are missing (never both); ``filesize`` and ``bytes_sent`` are None where the row has neither.
-    ``play`` is True for what was no download; ``fields`` holds the row as received.
+    are empty if missing (never both); ``filesize`` and ``bytes_sent`` are in bytes, None if the row has neither.
+    ``play`` is True if it was not a download; ``fields`` holds the row as received.
     """
 
     id: str
@@ -73,7 +73,7 @@ class ExportRow(NamedTuple):
         """
         fields = parse_fields(line)
         row_id = identifier(fields.get("id"))
-        # What is there and no id is a mistake; what is not there need not be one.
+        # An id that is not valid is an error; an absent one is allowed if the kind of export has an identity.
         if not row_id and not (kind.identity and fields.get("id") is None):
             raise RowRejected(RejectReason.NO_ID)
         created_at = parse_created_at(fields.get("created_at"))
@@ -163,7 +163,7 @@ def identifier(value: Any) -> str:
 
 
 def parse_created_at(value: Any) -> tuple[str, str] | None:
-    """Return ``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC without its fraction; None if it is no instant."""
+    """Return ``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC, without its fraction; None if it is not valid."""
     match = _CREATED_AT.fullmatch(value) if type(value) is str else None
     if match is None or not _is_date(match[1]):
         return None
@@ -193,7 +193,7 @@ def whole_number(value: Any) -> int | None:
     if type(value) is float:
         value = int(value) if value.is_integer() else None
     elif type(value) is str:
-        # int() refuses strings of more than 4300 digits; 20 significant ones are over the limit already.
+        # int() refuses strings of more than 4300 digits; 20 significant ones already exceed the limit.
         value = int(value.lstrip("0")[:20] or "0") if _DIGITS.fullmatch(value) else None
     return value if type(value) is int and 0 <= value <= LARGEST_WHOLE_NUMBER else None
 

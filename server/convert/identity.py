@@ -1,8 +1,8 @@
 """The id of a row that has none: the same in every version of its day, under the site's secret.
 
-No outside world. Two rows that are equal in every field of `ExportKind.identity` are two rows: they are told apart by
-their number among those that become lines. So neither the order of the rows nor what is left out of them changes an id.
-An unkeyed hash would not do: whoever knows the other fields could try all addresses until one fits.
+Pure. Two rows that are equal in every field of `ExportKind.identity` are still two rows: they are told apart by their
+number among those that become lines. So neither the order of the rows nor what is left out changes an id. An unkeyed
+hash would not do: whoever knows the other fields could try all addresses until one fits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SUBKEY, _FINGERPRINT = b"pickup-point row id", b"pickup-point key fingerprint"
 
 
 def identity_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> bytes:
-    """Return these fields of a row in one text: each with its length before it, an absent one not as an empty one."""
+    """Return these fields of a row as bytes, each preceded by its length; an absent field differs from an empty one."""
     parts = []
     for name in names:
         value = fields.get(name)
@@ -34,7 +34,7 @@ def identity_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> bytes:
 
 
 def derived_id(subkey: bytes, identity: bytes, number: int) -> str:
-    """Return the id of the row with this number among the equal ones, from 0: a UUID of version 8 (RFC 9562)."""
+    """Return the id of the row with this number, from 0, among its equals: a UUID of version 8 (RFC 9562)."""
     digest = bytearray(_hmac(subkey, identity + number.to_bytes(8, "little"))[:16])
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80
@@ -43,14 +43,14 @@ def derived_id(subkey: bytes, identity: bytes, number: int) -> str:
 
 
 def subkey(key: bytes) -> bytes:
-    """Return the key for ids, made from the key for addresses (32 bytes): neither shows anything of the other's use."""
+    """Return the key for ids, derived from the key for addresses (32 bytes), so that one key has one use."""
     return _hmac(key, _SUBKEY)
 
 
 def with_fingerprint(rules: LogRules, key: bytes) -> LogRules:
-    """Return the rules with the fingerprint of the key by which rows without ``id`` get theirs, if their kind has any.
+    """Return the rules with the fingerprint of the key that gives rows without ``id`` theirs, if their kind has any.
 
-    The fingerprint, 16 hex digits, shows whether two keys are the same, and nothing else of them.
+    The fingerprint, 16 hex digits, shows whether two keys are the same, and nothing else about them.
     """
     return rules._replace(id_key=_hmac(key, _FINGERPRINT)[:8].hex()) if rules.export_kind.identity else rules
 
