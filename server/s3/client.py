@@ -89,7 +89,7 @@ class BucketClient:
             self._s3_options["addressing_style"] = "path"
 
     def write_unsigned(self) -> None:
-        """Sign no bodies: the SDK would read each one on the event loop for it. Content-MD5 vouches for the bytes."""
+        """Sign no bodies, which the SDK would read on the event loop to do so; Content-MD5 vouches for the bytes."""
         self._s3_options["payload_signing_enabled"] = False
 
     @staticmethod
@@ -100,10 +100,10 @@ class BucketClient:
     async def wait_for_next_try(self, attempt: FailedAttempt, counter: RetryCounter, most: int) -> None:
         """Wait until another try is worthwhile.
 
-        ``most`` is the largest number of bytes that were ever received.
+        ``most`` is the largest number of bytes ever received.
 
         Raises:
-            SourceError: no further try is worthwhile; this is the error of the failed attempt.
+            SourceError: no further try is worthwhile; this is the failed attempt's error.
         """
         pause = None
         if attempt.remedy is Remedy.WAIT:
@@ -116,7 +116,7 @@ class BucketClient:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Any]:
-        """Open a client with the credentials that the chain gives now; all its connections end with it."""
+        """Open a client with the credentials that the chain provides now; all its connections end with it."""
         # A session caches its credentials, so one that outlived this connection would never see renewed ones.
         session = AioSession(profile=self._place.profile)
         session.register_component("data_loader", _models())
@@ -135,7 +135,7 @@ class BucketClient:
                 http_session_cls=_OneHost,
             ),
         )
-        # Opened by hand: `answering` must translate what opening raises, but not what the body of our caller raises.
+        # Entered by hand: `answering` must translate what opening raises, but not what our caller's block raises.
         async with self.answering():
             client = await opening.__aenter__()
         try:
@@ -171,8 +171,7 @@ class BucketClient:
     async def answering(self, key: str | None = None, seconds: float | None = None) -> AsyncIterator[asyncio.Timeout]:
         """Turn foreign exceptions into `FailedAttempt`; wrap it around waiting for the server, and nothing else.
 
-        ``key`` is the object concerned, if there is one; ``seconds`` is the longest wait, which the time-out that is
-        yielded may put off.
+        ``key`` is the object concerned, if any; ``seconds`` is the longest wait, which the yielded time-out can extend.
         """
         try:
             async with asyncio.timeout(seconds or self._policy.call) as limit:
@@ -228,7 +227,7 @@ def _models() -> Any:
 
 def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
     """Stop the SDK from following a bucket into another region because an answer says so."""
-    # botocore follows one such redirect a request; with this mark it believes that it has done so.
+    # botocore follows one such redirect per request; this mark makes it believe that it already has.
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 
@@ -247,7 +246,7 @@ def _answer(error: Any) -> Answer:
 
 
 def status_of(attempt: FailedAttempt) -> int:
-    """Return the HTTP status that the server answered this attempt with, or 0 where it did not answer."""
+    """Return the HTTP status that the server answered this attempt with, or 0 if it did not answer."""
     cause = attempt.__cause__
     return _answer(cause).status if isinstance(cause, sdk.ClientError) else 0
 
