@@ -1,4 +1,4 @@
-"""The entry point: runs a ``convert`` without a configuration at once, every other command through `app`.
+"""The entry point: runs a plain ``convert``, one without a configuration, at once; every other command through `app`.
 
 Prints nothing itself. The parser of all commands takes longer to load than a small export takes to convert, so a plain
 ``convert`` does not wait for it.
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
 def plain_convert(arguments: list[str]) -> dict[str, str] | None:
     """Return the arguments of a plain ``convert``; None for anything else, a mistake, or if there is a configuration.
 
-    It must never take what `app` would refuse: in doubt it returns None, and `app` reports the mistake.
+    Never accept what `app` would refuse: in doubt return None, and `app` reports the mistake.
     """
     from .privileges import SEARCHED
 
