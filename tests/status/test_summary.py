@@ -37,7 +37,7 @@ async def lived(
     [
         pytest.param("04:00", 0, TAKEN, at(1, "08:00"), "Yes, in time", "good", "41 h before", "Nobody", id="in time"),
         pytest.param("04:00", 0, LATE, at(3, "08:00"), "Yes, too late", "bad", "2 h after", "in touch", id="late"),
-        pytest.param("04:00", 0, None, at(1, "08:00"), "Not yet", "waiting", "has not fetched it", "Nobody", id="ahead"),
+        pytest.param("04:00", 0, None, at(1, "08:00"), "Not yet", "waiting", "not fetched", "Nobody", id="ahead"),
         pytest.param("04:00", 0, None, at(2, "20:00"), "Not yet", "bad", "in 4 h", "puller runs", id="soon"),
         pytest.param("04:00", 0, None, at(3, "20:00"), "No", "bad", "20 h ago", "did not pull", id="never"),
         pytest.param("04:00", 5, None, at(1, "08:00"), "No", "bad", "5 of 100 rows", "runs this server", id="held"),
