@@ -366,7 +366,8 @@ class Feed:
             self._notice(f"{day}", order, tally)
             return DayResult(day, "published", f"its export changed, {news}")
         names = tuple(file.name for file in done.files)
-        late = " (late: Triton counts nothing this old unless it agreed to)" if now >= expires(day) else ""
+        expired = "its first sessions are over three days old: Triton counts those only if it has agreed to"
+        late = f" (late: {expired})" if now >= expires(day) else ""
         log.info(
             f"feed published {','.join(str(name) for name in names)}",
             rows=tally.rows,
@@ -378,9 +379,7 @@ class Feed:
             **({"remark": order.remark} if order.remark else {}),
         )
         if late:
-            log.warning(
-                f"feed published {names[0]} after the three-day limit", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}"
-            )
+            log.warning(f"feed published {names[0]} after the three-day limit", why=expired)
         self._notice(f"{names[0]}", order, tally)
         files = ", ".join(str(name) for name in names)
         lines = f"{files} ({tally.lines} lines of {tally.rows} rows){late}"
