@@ -100,7 +100,6 @@ PURE = [
     "sftp.algorithms",
     "sftp.protocol",
     "sftp.proxy_protocol",
-    "sftp.saslprep",
     "cli.handover_document",
     "cli.samples",
 ]

@@ -14,17 +14,18 @@ from asyncssh.saslprep import SASLPrepError, saslprep
 
 from server.errors import PickupPointError
 from server.sftp import users as access
-from server.sftp.saslprep import Unprepared, prepare
 from server.sftp.users import (
     MAX_PASSWORD,
     VERDICT_STEP,
     Access,
     PasswordChecks,
+    Unprepared,
     User,
     Verdict,
     hash_password,
     password_hash_problem,
     password_matches,
+    prepare,
     verdict_due,
 )
 
