@@ -23,7 +23,7 @@ import structlog
 
 from .config import after_reload, changed_keys, load_config, load_ip_hash_key
 from .convert.apart import kernel_lack
-from .convert.identity import with_fingerprint
+from .convert.export_row import with_fingerprint
 from .episodes.source import CatalogueSource
 from .errors import (
     CannotListen,

@@ -77,7 +77,6 @@ PURE = [
     "s3.retry",
     "episodes.rss",
     "convert.export_row",
-    "convert.identity",
     "convert.tally",
     "convert.row",
     "convert.job",

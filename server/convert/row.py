@@ -11,8 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..triton import URL_LIMIT, LogLine, LogRules, UrlTemplate
-from .export_row import ExportRow
-from .identity import derived_id, subkey
+from .export_row import ExportRow, derived_id, subkey
 from .tally import FilterReason, RejectReason, RowRejected
 
 if TYPE_CHECKING:
