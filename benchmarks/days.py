@@ -5,7 +5,8 @@ agents, times at .000. ``varied`` repeats next to nothing: milliseconds, an addr
 user agents with a long tail, 20,000 episodes, escapes and letters beyond ASCII in 5 % of the rows. ``tokens`` is what
 Megaphone sends where addresses are hashed: 32 hex digits in the place of each, of 30,000 listeners; ``addresses`` is
 the same day with addresses, to see what tokens cost. ``delivery-v2`` is the demo's day as a Delivery export V2: no ids,
-no sizes, a token in every row, one row in two hundred equal to the one before it.
+no sizes, a token in every row, one row in two hundred equal to the one before it; ``retries`` is one in which every row
+comes a hundred times, scattered over the day, as a client makes it that asks again and again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING
 import orjson
 from isal import isal_zlib
 
-from server.cli.samples import write_day
-from server.megaphone.exports import KINDS, METRICS
+from server.cli.samples import day_rows, write_day
+from server.megaphone.exports import DELIVERY_V2, KINDS, METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 DAYS = ("sample", "varied", "tokens")
 AGENTS, EPISODES, LISTENERS = 20_000, 20_000, 30_000
 _PODCASTS = 400
+_RETRIES = 100
 _FOREIGN = 0.05  # of the rows
 
 # How clients name themselves, after public lists of podcast user agents; %d, %s and %x become versions, models, hashes.
@@ -72,12 +74,14 @@ _ROW = (
 
 def make_day(name: str, folder: Path, day: date, rows: int) -> Path:
     """The export of one of the days, made unless it is there."""
-    kind = KINDS.get(name, METRICS)
+    kind = DELIVERY_V2 if name == "retries" else KINDS.get(name, METRICS)
     export = folder / name / kind.file_name.replace("YYYY-MM-DD", str(day))
     if not export.exists():
         export.parent.mkdir(parents=True, exist_ok=True)
         if name in ("sample", *KINDS):
             write_day(export, day, rows, kind=kind)
+        elif name == "retries":
+            _write(export, _repeated_rows(day, rows))
         else:
             _write(export, varied_rows(day, rows, name))
     return export
@@ -93,6 +97,15 @@ def _write(export: Path, rows: Iterator[str]) -> None:
                 block.clear()
         file.write(packer.compress("".join(block).encode()) + packer.flush())
     part.replace(export)
+
+
+def _repeated_rows(day: date, rows: int) -> Iterator[str]:
+    """The rows of ``retries``."""
+    random = Random(f"retries {day}")  # made-up data
+    each = [row.decode() for row in day_rows(day, rows // _RETRIES, kind=DELIVERY_V2)]
+    for _ in range(_RETRIES):
+        random.shuffle(each)
+        yield from each
 
 
 def varied_rows(day: date, rows: int, name: str) -> Iterator[str]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from server.cli.samples import write_day
 from server.convert.apart import Outputs, SentFile, convert_apart
+from server.convert.conversion import Conversion
 from server.convert.messages import FileNames
-from server.convert.row import Conversion
 from server.triton import Layout, LogRules
 
 from .measuring import measure

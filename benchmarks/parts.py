@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 from isal import igzip, isal_zlib
 
 from server.convert.block import BlockConverter
+from server.convert.conversion import Conversion
 from server.convert.job import Job, Task
 from server.convert.kernel import load_kernel
 from server.convert.lines import GzipText, cut_blocks
 from server.convert.log_writer import deflate, inflate
-from server.convert.row import Conversion
 from server.triton import LogRules
 
 from .days import DAYS, make_day

@@ -44,6 +44,7 @@ from .settings import (
 from .triton import COUNTED_DAYS, ColumnSpec, LogFormat, layout_problems
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = [
@@ -132,17 +133,22 @@ _RELOADED = {
     "sftp": {"host", "port"},
     "alerts": set[str](),
     "publisher": set[str](),
+    "web": {"listen"},
 }  # the tables, and the keys of each that stay
 
 
 def after_reload(old: Config, new: Config) -> Config:
     """Return the settings that a service which started with ``old`` has in force once it has read ``new``."""
-    return old.model_copy(
-        update={
-            table: getattr(new, table).model_copy(update={key: getattr(getattr(old, table), key) for key in staying})
-            for table, staying in _RELOADED.items()
-        }
-    )
+    update: dict[str, Any] = {}
+    for table, staying in _RELOADED.items():
+        ours, theirs = getattr(old, table), getattr(new, table)
+        if ours is not None and theirs is not None:
+            update[table] = theirs.model_copy(update={key: getattr(ours, key) for key in staying})
+    in_force = old.model_copy(update=update)
+    # The password may be missing because the new listen would be this machine's own, and the old one stays.
+    web = in_force.web
+    open_to_all = web is not None and web.beyond_loopback and web.password_hash is None
+    return in_force.model_copy(update={"web": old.web}) if open_to_all else in_force
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:
@@ -168,7 +174,9 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
     for key, value in raw.items():
         if key in _RENAMED and key not in _SECTIONS:
             new = _RENAMED[key]
-            problems.append(Problem(key, f"is [{new}] now", f"write [{new}] in its place; its keys stay as they are"))
+            cure = f"write [{new}] in its place; its keys stay as they are"
+            cure = f"remove it, since [{new}] is there, too" if new in raw else cure
+            problems.append(Problem(key, f"is [{new}] now", cure))
         elif key not in _SECTIONS and key not in _TOP_KEYS:
             problems.append(_unknown_key("", key, [*_SECTIONS, *_TOP_KEYS]))
         elif key in _SECTIONS and not isinstance(value, dict):
@@ -179,7 +187,8 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
     for name, model in _SECTIONS.items():
         value = raw.get(name, None if name in _OPTIONAL else {})
         sections[name] = _section(name, model, value, context, problems) if isinstance(value, dict) else None
-    problems += _cross_checks(sections)
+    wrong = [problem.key for problem in problems]
+    problems += [problem for problem in _cross_checks(sections) if not _rests_on(wrong, problem)]
     for name, check in (("log", _column_checks), ("sftp", _user_checks), ("web", _web_checks)):
         if isinstance(raw.get(name), dict):
             problems += check(raw[name], context["folder"])
@@ -337,10 +346,16 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
         cure = "listen on 127.0.0.1, or write what this prints: pickup-point hash-password"
         problems.append(Problem("web.password_hash", wrong, cure))
     if alerts and alerts.critical_before > alerts.warn_before:
-        longer = f'more than warn_before ("{duration_text(alerts.warn_before)}")'
+        longer = f'more than alerts.warn_before ("{duration_text(alerts.warn_before)}")'
         wrong = f'is "{duration_text(alerts.critical_before)}", {longer}'
         problems.append(Problem("alerts.critical_before", wrong, "make it the shorter of the two"))
     return problems
+
+
+def _rests_on(keys: Sequence[str], problem: Problem) -> bool:
+    """Return whether a problem names one of these keys, which are wrong: what is compared there is a default."""
+    named = {problem.key, *re.findall(r"[a-z_]+\.[a-z_]+", f"{problem.wrong} {problem.cure}")}
+    return any(key in named for key in keys)
 
 
 def _export_checks(export: ExportSettings) -> list[Problem]:
@@ -351,7 +366,7 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
             Problem(
                 "export.give_up_waiting",
                 f'is "{duration_text(export.give_up_waiting)}" after the start of a day: that is before the day can be '
-                f"final ({duration_text(earliest)}) or after the three days in which Triton counts",
+                f"final by export.final_at ({duration_text(earliest)}) or after the three days in which Triton counts",
                 f'set it between "{int(earliest.total_seconds() // 3600) + 1}h" and "72h"; the default is "47h"',
             )
         )
@@ -363,8 +378,8 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
             Problem(
                 "export.look_back_days",
                 f"is {export.look_back_days}: that covers a day for {duration_text(covered)} after its start, and "
-                f'give_up_waiting ("{duration_text(export.give_up_waiting)}") ends later: a day that never becomes '
-                "final would not be published",
+                f'export.give_up_waiting ("{duration_text(export.give_up_waiting)}") ends later: a day that never '
+                "becomes final would not be published",
                 f"set look_back_days to at least {export.give_up_waiting // timedelta(days=1)}, or give_up_waiting to "
                 f'at most "{duration_text(longest)}"',
             )
@@ -403,7 +418,7 @@ def _kind_checks(export: ExportSettings, log: LogSettings, feeds: FeedsSettings 
     # Of a key that has a problem of its own, what stands here is the default.
     for field in sorted(log.log_rules.fields.difference(kind.fields, {"", None})):
         key = "log.url" if f"{{{field}}}" in log.url else "log.columns"
-        wrong = f'asks for the field "{field}", which {kind.label} do not have'
+        wrong = f'asks for the field "{field}", which {kind.label} (export.kind = "{kind.name}") do not have'
         problems.append(Problem(key, wrong, f"the fields are: {', '.join(kind.fields)}"))
     return problems
 

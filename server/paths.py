@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STANDARD_OUTPUT = Path("-")
+SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))  # for the configuration, in this order
 MOST_BYTES = 1 << 20  # of a file that is read whole
 _MOST_LINKS = 40  # as the kernel allows, path_resolution(7)
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -54,15 +54,17 @@ from .storage.ledger import Ledger
 from .storage.pickup_writer import PickupWriter
 from .systemd import Listener, keep_watchdog_fed, unhealthy_reason
 from .threads import in_thread
+from .web.access import load_access
 from .web.site import Page
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from datetime import date
 
     from .publish.shared import SharedSequence
     from .settings import Config
     from .sftp.keys import Credentials
+    from .sftp.registry import CurrentBan
     from .systemd import Supervisor
 
 log = structlog.get_logger()
@@ -336,14 +338,12 @@ class Service:
         """Record what `status` shows about the running service, whenever it changes."""
         written: dict[str, Any] = {}
         while True:
+            self._page.summarize()
             facts = {
                 "service_pid": os.getpid(),
                 "service_started": self._started.isoformat(),
                 "service_port": self._server.port,
-                "bans": [
-                    {"address": ban.address, "until": ban.until.isoformat(timespec="minutes"), "failures": ban.failures}
-                    for ban in self._server.registry.bans()
-                ],
+                "bans": bans_as_json(self._server.registry.bans(), "sftp") + bans_as_json(self._page.bans(), "web"),
             }
             if facts != written:
                 await self._record_facts(facts)
@@ -384,9 +384,14 @@ class Service:
         """
         config = await in_thread(load_config, self._config.path)
         credentials = await in_thread(load_credentials, config.sftp, self._config.keys_dir)
+        in_force = after_reload(self._config, config)
+        page = in_force.web
+        access = await in_thread(load_access, page) if page is not None else None
         # Everything has been read and found valid before anything is replaced.
         self._server.replace(config.sftp, credentials)
-        self._config = after_reload(self._config, config)
+        if page is not None:
+            self._page.replace(page, access)
+        self._config = in_force
         log.info("service reloaded users, keys, limits and alerts", users=len(config.sftp.users))
         # Compared with the settings in force, so that they are named at every reload until a restart.
         if waiting := changed_keys(self._config, config):
@@ -395,6 +400,19 @@ class Service:
         # Not before the first round: until then everything looks wrong.
         if self._rounds:
             self._alarms.check_now()
+
+
+def bans_as_json(bans: Iterable[CurrentBan], listener: str) -> list[dict[str, Any]]:
+    """Return whom a listener, ``sftp`` or ``web``, keeps out, as the ledger notes it."""
+    return [
+        {
+            "address": ban.address,
+            "until": ban.until.isoformat(timespec="minutes"),
+            "failures": ban.failures,
+            "listener": listener,
+        }
+        for ban in bans
+    ]
 
 
 def round_facts(at: datetime, ended: Round | PickupPointError) -> dict[str, Any]:
@@ -458,7 +476,6 @@ def _recover(installation: Installation) -> None:
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)
         installation.publisher.adopt(installation.feed.rules, now)
-        installation.publisher.serve_published()
         try:
             installation.publisher.catch_up()
         except (StoreError, NodesDiffer) as error:  # what is here is served; the rounds try again

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import pytest
 
-from server.config import load_config
+from server.config import after_reload, load_config
 from server.settings import (
     AlertSettings,
     ColumnSettings,
@@ -33,7 +33,7 @@ from server.settings import (
 )
 from server.triton import ColumnSpec, LogFormat
 
-from .support.config_text import MINIMAL, USER, parse
+from .support.config_text import HASH, MINIMAL, USER, parse
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 
@@ -315,3 +315,20 @@ def test_choices_of_a_key_are_all_named_in_the_example() -> None:
             for choice in [c for arg in (field.annotation, *get_args(field.annotation)) for c in get_args(arg)]:
                 if isinstance(choice, str):
                     assert f'"{choice}"' in text, f"{name}: {choice}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "asks"),
+    [
+        ('listen = "127.0.0.1:1"', f'listen = "127.0.0.1:2"\npassword_hash = "{HASH}"\nhosts = ["a.example"]', True),
+        (f'listen = "127.0.0.1:1"\npassword_hash = "{HASH}"', 'listen = "127.0.0.1:1"', False),
+        (f'listen = "0.0.0.0:1"\npassword_hash = "{HASH}"', 'listen = "127.0.0.1:1"', True),
+    ],
+)
+def test_a_reload_takes_the_pages_password_and_never_opens_it_to_all(before: str, after: str, asks: bool) -> None:
+    """Where it listens stays; a page that others can reach keeps its password until a restart moves it."""
+    old, new = (parse(f"{MINIMAL}[web]\n{text}\n") for text in (before, after))
+    web = after_reload(old, new).web
+    assert web is not None and old.web is not None and web.listen == old.web.listen
+    assert (web.password_hash is not None) is asks and (web.hosts == ["a.example"]) is ("hosts" in after)
+    assert after_reload(old, parse(MINIMAL)).web == old.web and after_reload(parse(MINIMAL), new).web is None

@@ -184,6 +184,7 @@ MISTAKES = [
     ("web", 'listen = "[::1]:1"\npassword_hash = "pw"', "web.password_hash", "Argon2id", "hash-password"),
     ("web", 'listen = "[::1]:1"\nhosts = ["a.example:80"]', "web.hosts[0]", '"a.example:80"', "status.example.com"),
     ("metrics", 'listen = "127.0.0.1:9108"', "metrics", "is [web] now", "write [web]"),
+    ("metrics", '[web]\nlisten = "127.0.0.1:9108"', "metrics", "is [web] now", "remove it"),
     ("store", "", "store.url", "is missing", "[store]"),
     ("store", 'url = "/srv/logs"', "store.url", '"/srv/logs"', "s3://bucket/prefix"),
     ("store", 'url = "s3://bucket/"', "store.url", "without a prefix", "s3://bucket/prefix"),
@@ -229,6 +230,26 @@ def test_an_export_url_that_is_neither_bucket_nor_folder_is_refused(url: str, cu
     problems = problems_of(f'[export]\nurl = "{url}"\n{USER}')
     assert [problem.key for problem in problems] == ["export.url"]
     assert cure in problems[0].cure
+
+
+@pytest.mark.parametrize(
+    ("export", "rest", "wrong"),
+    [
+        ('kind = "delivery_v2"\nagreed = true', "", "export.kind"),
+        (
+            'kind = "delivery_v2"',
+            '[feeds]\nurls = ["https://a.example/rss"]\n[log]\nobject_size = "rss"',
+            "export.kind",
+        ),
+        ('kind = "delivery_v2"', '[log]\nurl = "/{media_type}.mp3"', "export.kind"),
+        ('final_at = "99:00"\ngive_up_waiting = "27h"', "", "export.final_at"),
+        ("look_back_days = -1", "[retention]\nkeep_days = 3", "export.look_back_days"),
+        ("", '[alerts]\nwarn_before = "x"\ncritical_before = "13h"', "alerts.warn_before"),
+    ],
+)
+def test_one_mistake_is_one_problem(export: str, rest: str, wrong: str) -> None:
+    """In the place of a value that cannot be used stands its default; what is compared with that says nothing."""
+    assert [problem.key for problem in problems_of(f"{EXPORT}{export}\n{USER}\n{rest}\n")] == [wrong]
 
 
 def test_what_is_required_is_asked_for() -> None:

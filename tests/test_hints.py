@@ -94,6 +94,7 @@ def test_the_commands_without_a_configuration_are_known() -> None:
     assert without == WITHOUT_CONFIG
 
 
+@cache
 def texts() -> list[tuple[str, str, list[str]]]:
     """Every text on one line in server/ that is no docstring: place, text, and the source of what is put into it.
 
@@ -101,10 +102,10 @@ def texts() -> list[tuple[str, str, list[str]]]:
     """
     found = []
     for path in sorted(SERVER.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-        inner |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        inner = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        inner |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
             if isinstance(node, ast.JoinedStr):
                 put: list[str] = []
                 text = ""

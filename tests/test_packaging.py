@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,11 +12,15 @@ import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -87,8 +92,7 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
                 target = source / file.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
-    _build("sdist", source, tmp_path)
-    _build("wheel", source, tmp_path)
+    _build(("sdist", "wheel"), source, tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     assert re.fullmatch(r"pickup_point-[\d.]+-py3-none-(many)?linux_.+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
@@ -125,17 +129,18 @@ def test_wheel_and_sdist_hold_what_they_must(tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(unpacked, filter="data")
     (again,) = unpacked.iterdir()
-    _build("wheel", again, tmp_path / "without", PICKUP_POINT_KERNEL="none")
+    _build(("wheel",), again, tmp_path / "without", PICKUP_POINT_KERNEL="none")
     (wheel,) = (tmp_path / "without").glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert "server/convert/libkernel.so" not in archive.namelist()
 
 
-def _build(what: str, source: Path, target: Path, **environment: str) -> None:
+def _build(what: Sequence[str], source: Path, target: Path, **environment: str) -> None:
     """Build as pip does: by the backend that pyproject.toml names, in a folder with the sources."""
     target.mkdir(exist_ok=True)
-    code = f"import sys; sys.path[:0] = ['build_kernel']; import kernel_backend as b; b.build_{what}({str(target)!r})"
+    builds = "; ".join(f"b.build_{one}({str(target)!r})" for one in what)
+    code = f"import sys; sys.path[:0] = ['build_kernel']; import kernel_backend as b; {builds}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=150, check=False,
         env=os.environ | environment,
@@ -143,26 +148,46 @@ def _build(what: str, source: Path, target: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("machine", "path", "wanted"),
-    [
-        ("x86_64", "", ["ziglang"]), ("aarch64", "", ["ziglang"]), ("riscv64", "", []), ("x86_64", "none", []),
-        ("x86_64", "cc", []),
-    ],
-)  # fmt: skip
+PLATFORMS = [
+    ("x86_64", "", ["ziglang"]), ("aarch64", "", ["ziglang"]), ("riscv64", "", []), ("x86_64", "none", []),
+    ("x86_64", "cc", []),
+]  # fmt: skip
+ASK = """
+import contextlib, json, os, platform, sys
+sys.path[:0] = ["build_kernel"]
+import kernel_backend
+for machine, environment in json.load(sys.stdin):
+    platform.machine = lambda: machine
+    os.environ.clear()
+    os.environ.update(environment)
+    with contextlib.redirect_stdout(sys.stderr):
+        asked = kernel_backend.get_requires_for_build_wheel()
+    print(json.dumps(asked))
+"""
+
+
+@pytest.fixture(scope="module")
+def asked_for(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """What a build asks for on each of the platforms, of one process: setuptools takes its time to load."""
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "cc").mkdir()
+    (folder / "cc" / "cc").write_text("#!/bin/sh\n")
+    (folder / "cc" / "cc").chmod(0o755)
+    cases = [
+        (machine, {"PATH": str(folder / path), "PICKUP_POINT_KERNEL": path if path == "none" else ""})
+        for machine, path, _ in PLATFORMS
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], cwd=ROOT, input=json.dumps(cases), capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("machine", "path", "wanted"), PLATFORMS)
 def test_zig_is_asked_for_where_there_is_no_compiler_and_it_has_a_wheel(
-    machine: str, path: str, wanted: list[str], tmp_path: Path
+    machine: str, path: str, wanted: list[str], asked_for: list[list[str]]
 ) -> None:
     """And never else: not beside a compiler, not for a platform without a wheel, not where no kernel is wanted."""
-    if path == "cc":
-        (tmp_path / "cc").write_text("#!/bin/sh\n")
-        (tmp_path / "cc").chmod(0o755)
-    code = (
-        "import sys, platform; sys.path[:0] = ['build_kernel']; import kernel_backend as b;"
-        f"platform.machine = lambda: {machine!r}; print(*b.get_requires_for_build_wheel(), sep='\\n')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
-        env={"PATH": str(tmp_path), "PICKUP_POINT_KERNEL": path if path == "none" else ""},
-    )  # fmt: skip
-    assert [line.partition(">")[0] for line in done.stdout.splitlines() if "zig" in line] == wanted
+    asked = asked_for[PLATFORMS.index((machine, path, wanted))]
+    assert [line.partition(">")[0] for line in asked if "zig" in line] == wanted

@@ -246,15 +246,16 @@ async def test_status_and_check_in_a_loop_keep_no_service_from_starting(service_
     """They take the service's lock for a moment; a service that starts then waits for that moment."""
     service_site.run("feed")
     looking = service_site.program.start(
-        argv=[sys.executable, "-P", "-c", f"""
-import sys, time
+        first=f"""
+import time
 from pathlib import Path
 from server.status.snapshot import _is_running
 end = time.monotonic() + 20
 print("looking", flush=True)
 while time.monotonic() < end:
     _is_running(Path({str(service_site.folder / "data")!r}))
-"""])  # fmt: skip
+"""
+    )
     await looking.says("looking", stream="out")
     service = await service_site.serve()
     assert await service.running.stops() == 0

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-import sys
+import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
@@ -137,8 +137,8 @@ async def test_of_two_reloads_at_once_the_newest_file_wins(service_site: Service
     """The first one, which has read its file and takes long, does not put a user back whom the second took away."""
     more = f'[[sftp.users]]\nname = "revoked"\npassword_hash = "{CHEAP_HASH}"\n'
     service_site.configure(more=more)
-    wrapper = f"""
-import sys, threading, time
+    slow = """
+import threading, time
 from server import service
 load, loads, second = service.load_config, [], threading.Event()
 def slow(path):
@@ -151,11 +151,8 @@ def slow(path):
     second.set()
     return config
 service.load_config = slow
-from server.cli.app import main
-sys.argv = ["pickup-point", "serve", "--config", {str(service_site.config)!r}]
-main()
 """
-    running = program.start(argv=[sys.executable, "-P", "-c", wrapper])
+    running = program.start("serve", "--config", service_site.config, first=slow)
     service = Serving(running, await port_of(running))
     async with service.client(username="revoked"):
         pass
@@ -200,6 +197,12 @@ async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
     await ear.until(lambda: ear.beats > 0, "a beat at the new address")
     await until(lambda: f"{done} 1.0" in scrape(), "nobody else to wait for")
     assert service.running.count("service kept the old value of some keys .*keys=log.rows( |$)") == 1
+    # The page's password, too: from the next request on.
+    service_site.configure(export=export, more=f'{metrics}password_hash = "{CHEAP_HASH}"\n{ear.alerts}')
+    service.running.send(signal.SIGHUP)
+    await service.running.says("service reloaded users", 2)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        scrape()
     assert await service.running.stops() == 0
     assert "s3cret" not in service.running.text
 
@@ -236,18 +239,15 @@ DYING = {
 async def test_a_dead_task_ends_the_service_by_name(name: str, service_site: ServiceSite, program: Program) -> None:
     """systemd sees exit code 1, and the journal and the last sentence name the task and what killed it."""
     module, owner, method = DYING[name]
-    wrapper = f"""
-import asyncio, importlib, sys
+    dying = f"""
+import asyncio, importlib
 owner = getattr(importlib.import_module({module!r}), {owner!r})
 async def dies(*_):
     await asyncio.sleep(0.2)
     raise ZeroDivisionError("by the test")
 setattr(owner, {method!r}, dies)
-from server.cli.app import main
-sys.argv = ["pickup-point", "serve", "--config", {str(service_site.config)!r}]
-main()
 """
-    service = program.start(argv=[sys.executable, "-P", "-c", wrapper])
+    service = program.start("serve", "--config", service_site.config, first=dying)
     assert await service.waits() == 1
     assert service.count(f"service lost its task {name} why=") == 1
     assert f"pickup-point: the task {name} died (ZeroDivisionError: by the test)" in service.err[-4:]

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 import unicodedata
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from server.megaphone.exports import METRICS
-from server.triton import URL_LIMIT, ColumnSpec, Layout, LogFormat, UrlTemplate, percent_text, safe_text
+from server.triton import (
+    URL_LIMIT,
+    ColumnSpec,
+    Layout,
+    LogFormat,
+    UrlTemplate,
+    percent_id,
+    percent_text,
+    safe_text,
+    url_text,
+)
 
 from .support.rows import cells, result, row, rules
 
@@ -135,3 +146,10 @@ def test_a_url_has_at_most_2048_characters_as_written(length: int, expected: str
     assert URL_LIMIT == 2048
     assert result(row(podcast_id="x" * (length - 1)), rules(url="/{podcast_id}")) == expected
     assert result(row(podcast_id=" a" * 511), rules(url="/" + "x" * (length - 2045) + "{podcast_id}")) == expected
+
+
+def test_white_space_of_every_kind_is_percent_encoded_in_w3c() -> None:
+    """A reader that splits at any white space of Unicode finds one cell; a URL and an id have none either."""
+    blanks = "".join(chr(code) for code in range(0x10000) if chr(code).isspace())
+    assert len(blanks) > 20
+    assert percent_text(f"a{blanks}b") == percent_id(f"a{blanks}b") == url_text(f"a{blanks}b") == f"a{quote(blanks)}b"

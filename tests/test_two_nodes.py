@@ -75,6 +75,12 @@ async def test_two_nodes_publish_together_one_dies_and_a_third_joins(
         await until(
             lambda site=site: _picked_up(site) == {str(day_before(1)), str(day_before(2))}, "picked up everywhere"
         )
+    # Each says who it is, and whom it knows.
+    node = sites[1].status()["service"]["node"]
+    assert sites[1].run("check").stdout.startswith(f"PICKUP-POINT OK at {node} - ")
+    page = sites[1].run("status").stdout
+    assert re.search(rf"^Node +{node}$", page, re.MULTILINE) and page.count(node) == 1
+    assert re.search(r"^Other nodes +\S+: entry \d+, .* ago", page, re.MULTILINE), page
     held = s3.client.list_objects_v2(Bucket=s3.bucket, Prefix="for-triton/")["Contents"]
     assert {entry["Key"] for entry in held} == {f"for-triton/{name}" for name in names}
     for entry in held:

@@ -2,7 +2,8 @@
 
 In each, every byte of a file is asked for, or all but one, and the handle mostly closed; and something is done so that
 the client's system cannot have taken all of it: its TCP window or its SSH window is far smaller than the file, and
-nothing is read. So whatever is recorded as complete for ``evil`` is false.
+nothing is read. So whatever is recorded as complete for ``evil`` is false; and of the first half of the larger file
+`RESUMER` never has more than that.
 """
 
 # ruff: noqa: SLF001  # a client that behaves has no way to do this
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
@@ -20,7 +21,7 @@ import asyncssh
 from server.sftp.protocol import Kind
 from tests.support.sftp import RawSftp
 
-from .attack_target import address
+from .attack_target import RESUMER, address
 
 if TYPE_CHECKING:
     import random
@@ -32,19 +33,22 @@ if TYPE_CHECKING:
 NETWORK = 12
 SMALL, ENDLESS = 2000, (1 << 31) - 1  # bytes of an SSH window
 PIECE = 60_000
+SOME = 16_384  # of a TCP window, which the system doubles: some whole answers are acknowledged, far less than a half
 CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr"]
 
 
 @asynccontextmanager
-async def opened(target: Target, dice: random.Random, window: int) -> AsyncIterator[tuple[Any, RawSftp, bytes]]:
+async def opened(
+    target: Target, dice: random.Random, window: int, *, user: str = "evil", buffer: int = 4096
+) -> AsyncIterator[tuple[Any, RawSftp, bytes]]:
     """A connection with a small TCP window, a session on it, and the handle of the larger file."""
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     sock.bind(address(dice, NETWORK))
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", target.port))
     cipher = [dice.choice(CIPHERS)]
-    connection = await target.connect("evil", dice, NETWORK, sock=sock, local_addr=None, encryption_algs=cipher)
+    connection = await target.connect(user, dice, NETWORK, sock=sock, local_addr=None, encryption_algs=cipher)
     try:
         writer, reader, _ = await connection.open_session(subsystem="sftp", encoding=None, window=window)
         raw = RawSftp(writer, reader)
@@ -65,11 +69,11 @@ def read(handle: bytes, offset: int, length: int) -> bytes:
     return bytes([Kind.READ]) + bytes(4) + handle + struct.pack(">QI", offset, length)
 
 
-def ask_for_all(target: Target, raw: RawSftp, handle: bytes, *, close: bool = True) -> None:
+def ask_for_all(target: Target, raw: RawSftp, handle: bytes, *, close: bool = True, piece: int = PIECE) -> None:
     """Everything in one breath."""
     size = len(target.content[target.big])
-    for offset in range(0, size, PIECE):
-        raw.send(read(handle, offset, min(PIECE, size - offset)))
+    for offset in range(0, size, piece):
+        raw.send(read(handle, offset, min(piece, size - offset)))
     if close:
         raw.send(bytes([Kind.CLOSE]) + bytes(4) + handle)
 
@@ -118,9 +122,36 @@ async def never_closed(target: Target, dice: random.Random, _: Fault) -> None:
             await asyncio.sleep(0.1)
 
 
+async def false_resumption(target: Target, dice: random.Random, _: Fault) -> None:
+    """Cut off with next to nothing taken, and resumed far behind that, as if all before had arrived.
+
+    Sometimes beside the first handle, sometimes twice, sometimes with nothing before it.
+    """
+    size = len(target.content[target.big])
+    at, times = dice.randrange(size // 2, size), dice.choice([0, 1, 1, 2])
+    async with AsyncExitStack() as cut_off:
+        for _number in range(times):
+            connection, raw, handle = await cut_off.enter_async_context(
+                opened(target, dice, ENDLESS, user=RESUMER, buffer=SOME)
+            )
+            connection._transport.pause_reading()
+            ask_for_all(target, raw, handle, close=dice.random() < 0.3, piece=dice.choice([1000, 8000]))
+            await asyncio.sleep(0.2)
+            if dice.random() < 0.8:
+                await cut_off.aclose()
+        # In truth from there on: the first half never arrived.
+        async with (
+            target.connect(RESUMER, dice, NETWORK) as honest,
+            honest.start_sftp_client() as sftp,
+            sftp.open(target.big, "rb") as file,
+        ):
+            await file.read(-1, at)
+
+
 FORGERIES: dict[str, Callable[[Target, random.Random, Fault], Awaitable[int | None]]] = {
     "end of input": end_of_input,
     "a key exchange": exchange,
     "windows": windows,
     "never closed": never_closed,
+    "a false resumption": false_resumption,
 }

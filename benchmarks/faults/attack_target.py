@@ -1,7 +1,7 @@
 """What is attacked: an installation with a real `serve`, and what must be true of it after every attempt.
 
-Makes a site in a folder of its own, runs the service on loopback, reads its log and its ledger. Three users log in:
-``triton`` is owed everything, ``evil`` and ``middle`` are those whose attempts are judged.
+Makes a site in a folder of its own, runs the service on loopback, reads its log and its ledger. Four users log in:
+``triton`` is owed everything, ``evil``, ``middle`` and `RESUMER` are those whose attempts are judged.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ROWS = 20_000  # of the larger day: a file that waits in buffers, and is read in several turns
 MOST_GROWTH = 96 << 20  # bytes, over the whole part
+RESUMER = "resumer"  # who claims to have what never arrived, and never takes the larger file whole
 VICTIM = "198.51.100.7"  # an address that nobody comes from: a log line about it is a forged one
 _REFUSED = re.compile(r"sftp (?:refused|banned) (\S+)")
 # What the machine is made of, which no reply may say. The names of algorithms are everybody's.
@@ -74,7 +75,8 @@ class Target:
         key = asyncssh.generate_private_key("ssh-ed25519")
         (folder / "evil.pub").write_bytes(key.export_public_key())
         secret = hash_password(PASSWORD)  # at its real cost: the time of a check is part of what is attacked
-        users = "".join(f'[[sftp.users]]\nname = "{name}"\npassword_hash = "{secret}"\n' for name in ("middle", "evil"))
+        names = (RESUMER, "middle", "evil")
+        users = "".join(f'[[sftp.users]]\nname = "{name}"\npassword_hash = "{secret}"\n' for name in names)
         site.configure(password_hash=secret, poll="60s", more=users + 'authorized_keys = "evil.pub"\n')
         site.config.write_text(site.config.read_text().replace("drain_seconds", SETTINGS + "drain_seconds"))
         site.put(day_before(2), export_of(day_before(2), ROWS))
@@ -173,11 +175,15 @@ class Target:
         async with asyncio.timeout(20):
             while True:  # the pickup writer records it a moment later
                 with closing(Ledger.read(self.site.folder / "data" / "ledger.sqlite3")) as ledger:
-                    pickups = ledger.pickups.handles([log.name for log in ledger.logs()])
+                    names = [log.name for log in ledger.logs()]
+                    pickups = ledger.pickups.handles(names)
+                    delivered = ledger.pickups.delivered(names)
                 complete = Counter((one.user, str(one.name)) for one in pickups if one.grade is Grade.COMPLETE)
                 if all(complete["triton", name] >= self.fetched["triton", name] for name in self.content):
                     break
                 await asyncio.sleep(0.1)
+        whole = [str(one.name) for one in delivered if one.user == RESUMER and one.completed is not None]
+        row.expect(self.big not in whole, f"{what}: {self.big} is recorded as whole for {RESUMER}, who never had it")
         for key in complete.keys() | self.fetched.keys():
             row.expect(
                 complete[key] <= self.fetched[key],

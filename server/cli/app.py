@@ -14,8 +14,9 @@ import shlex
 import sys
 import traceback
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,6 +42,9 @@ from .options import (
 from .privileges import KeysPlace, become_owner, become_owner_of, find_config, find_keys
 from .setup import setup
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 app = typer.Typer(
     name="pickup-point",
     no_args_is_help=True,
@@ -48,6 +52,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@cache
+def commands() -> Callable[[list[str]], object]:
+    """Return all commands as `run` reads them; to make them of their functions takes longer than most of them take."""
+    return typer.main.get_command(app)
 
 
 def main() -> None:
@@ -64,7 +74,7 @@ def run(arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show an arrow is no reason to fail
     try:
         try:
-            app(arguments)
+            commands()(arguments)
         finally:
             sys.stdout.flush()  # not only when Python exits: a full disk, or a reader who left, gets its sentence
     except BaseException as error:
@@ -270,7 +280,7 @@ def check(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
 
     settings = load_settings_as_owner(config, verbose=verbose)
     snapshot = Snapshot.take(settings, datetime.now(UTC))
-    level, line = tables.check_line(snapshot.alarms, snapshot.days, call())
+    level, line = tables.check_line(snapshot.alarms, snapshot.days, call(), snapshot.node)
     print(line)
     if level:
         raise Out(int(level))
@@ -326,7 +336,7 @@ def reconcile(
 
 @app.command()
 def convert(
-    export: Annotated[Path, typer.Argument(help="Megaphone's export file, metrics-day-YYYY-MM-DD.json.gz.")],
+    export: Annotated[Path, typer.Argument(help="Megaphone's export file, such as metrics-day-2026-11-20.json.gz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The log file to write.")],
     rejects: Annotated[
         Path | None, typer.Option("--rejects", help="Write the rejected rows to this file, with reasons.")

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..convert.apart import Outputs, convert_apart
 from ..errors import ConfigError, DataFolderError, LedgerError, PickupPointError
 from ..paths import destination, is_standard_output
-from .privileges import as_owner
 from .progress import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import date
 
+    from ..convert.conversion import Conversion
     from ..convert.messages import FileNames
-    from ..convert.row import Conversion
     from ..convert.tally import Tally
     from ..episodes.catalogue import Catalogue
+    from ..publish.holds import HoldPolicy
     from ..settings import Config
 
 
@@ -92,11 +92,10 @@ def convert_by_hand(
         folder = shlex.quote(str(output.absolute().parent))
         hint = f"ls -l {shlex.quote(str(export))}; ls -ld {folder}; df -h {folder}"
         raise PickupPointError(f"{where}: {error.strerror or error}", hint=hint) from error
-    from ..publish.holds import ON_ONE_LINE, HoldPolicy, warnings
+    from ..publish.holds import ON_ONE_LINE, warnings
 
     tally, rules = converted.tally, made[0].conversion.rules
-    policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
-    notes = made[0].warnings + ([ON_ONE_LINE[1]] if converted.one_line else []) + warnings(tally, policy)
+    notes = made[0].warnings + ([ON_ONE_LINE[1]] if converted.one_line else []) + warnings(tally, made[0].policy)
     if not made[0].key_known and (tally.not_an_address or rules.ip == "truncated" or rules.export_kind.identity):
         notes.append("there is no ip_hash.key, so the hashes in this file were made with a key that was thrown away")
     return ConvertedByHand(tally, notes)
@@ -128,16 +127,19 @@ def convert_command(
 
 
 class _Made(NamedTuple):
-    """The rules of a conversion by hand, whether its hash key is the site's, and warnings about its catalogue."""
+    """The rules of a conversion by hand and of warnings about it, whether its hash key is the site's, and warnings
+    about its catalogue."""
 
     conversion: Conversion
+    policy: HoldPolicy
     key_known: bool
     warnings: list[str]
 
 
 def _make(export: Path, config: Config | None) -> _Made:
     """Return what a conversion of this export needs."""
-    from ..convert.row import Conversion
+    from ..convert.conversion import Conversion
+    from ..publish.holds import HoldPolicy
     from ..triton import LogRules
 
     rules = config.log_rules if config is not None else LogRules()
@@ -145,7 +147,8 @@ def _make(export: Path, config: Config | None) -> _Made:
     rules = rules._replace(kind=next((name for name, at in _named(export.name) if at is not None), rules.kind))
     key, key_known = _hash_key(config)
     catalogue, notes = _catalogue(config)
-    return _Made(Conversion(rules, key, catalogue, day_in(export.name)), key_known, notes)
+    policy = HoldPolicy(tokens=config.log.tokens if config is not None else None)
+    return _Made(Conversion(rules, key, catalogue, day_in(export.name)), policy, key_known, notes)
 
 
 def _file_names() -> FileNames:
@@ -191,6 +194,7 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
         # Imported only here: without RSS feeds a conversion needs neither SQLite nor HTTP.
         from ..episodes.source import CatalogueSource
         from ..storage.ledger import LEDGER_FILE, Ledger
+        from .privileges import as_owner
 
         try:
             # As its owner: SQLite may create a file beside it, which the service must be able to open.

@@ -115,7 +115,7 @@ def introduction(
         f"The demo is in {demo.folder.absolute()}, and serves:",
         *(f"  {name}" for name in files),
         f"{demo.open_day}, today, is not served: Megaphone is still writing it.",
-        f"A day is published once it is final, at {demo.kind.final_at:%H:%M}Z of the next day.",
+        f"A day is published once it is final, {demo.kind.hours.format(final_at=f'{demo.kind.final_at:%H:%M}')}.",
         "",
         "In another terminal:",
         "",

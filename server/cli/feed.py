@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataFolderError, LedgerError, NodesDiffer, SourceError, StoreError
 from ..megaphone.source import open_source
-from ..publish.clock import believe, doubt
+from ..publish.clock import doubt
 from ..publish.nodes import shared_sequence
 from ..publish.retention import prune
 from ..service import FIRST_CATALOGUE, assembled, round_facts
@@ -76,13 +76,12 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
     folder = DataFolder(config.data_dir)
     folder.prepare()
     with (
-        contextlib.closing(Ledger.open(folder.ledger_path)) as ledger,
+        contextlib.closing(_open_ledger(folder)) as ledger,
         folder.round_lock(on_wait, lambda: False),
     ):
         now = datetime.now(UTC)
-        if clock_is_right:
-            believe(ledger, now)
-        elif doubt(ledger, now):
+        vouched = now if clock_is_right else None
+        if not clock_is_right and doubt(ledger, now):
             # A bucket has a clock of its own, worth asking only if the local one is in doubt.
             with contextlib.suppress(SourceError):
                 source = await open_source(config.export.place, config.export.export_kind)
@@ -91,7 +90,7 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
                 finally:
                     await source.close()
                 if listing.own_clock:
-                    believe(ledger, listing.now)
+                    vouched = listing.now
         # In a thread: a shared store is used through an event loop of its own.
         return await in_thread(
             prune,
@@ -101,8 +100,19 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
             now,
             dry_run=dry_run,
             steady=clock_is_right,
+            vouched=vouched,
             shared=shared_sequence(config, ledger, folder),
         )
+
+
+def _open_ledger(folder: DataFolder) -> Ledger:
+    """Open the ledger even where the disk has no room for what SQLite keeps beside it, if no service runs."""
+    try:
+        return Ledger.open(folder.ledger_path)
+    except LedgerError:
+        with contextlib.suppress(LedgerError):
+            return Ledger.open(folder.ledger_path, alone=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import re
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..convert.row import Conversion, RowConverter
+from ..convert.conversion import Conversion
+from ..convert.row import RowConverter
 from ..convert.tally import RowRejected
 from ..episodes.catalogue import Catalogue, Episode
 from ..megaphone.exports import DELIVERY_V2, METRICS, start_of
@@ -85,7 +86,6 @@ class Material(NamedTuple):
 def document(config: Config, material: Material, now: datetime) -> str:
     """Return the document in Markdown."""
     name, log, kind = config.publisher.name, config.log, config.export.export_kind
-    final, usual, given_up = _appears(config.export)
     return _TEXT.format(
         title=f"Podcast logs by SFTP{f' from {_plain(name)}' if name else ''}, for Triton Digital",
         today=_day_text(now.date()),
@@ -95,14 +95,12 @@ def document(config: Config, material: Material, now: datetime) -> str:
         connecting="\n".join(f"- {line}" for line in _connecting(config)),
         algorithms=_algorithms(config),
         host_keys="\n".join(f"- `{kind}` `{hashed}`" for kind, hashed in material.host_keys) or "- They follow.",
-        hours=kind.hours.format(final_at=f"{config.export.final_at:%H:%M}"),
+        hours=kind.hours.format(final_at=f"{kind.final_at:%H:%M}"),
         day=_day_text(EXAMPLE_DAY),
         times=_table(
             ("when", "what"),
             [
-                (_at_text(final), "Megaphone's export of the day is final, at the earliest"),
-                (f"by about {_at_text(usual)}", f"{_code(_name(log))} appears, on an ordinary day"),
-                (_at_text(given_up), "at the latest, what Megaphone has delivered is published as it stands"),
+                *_appears(config.export, _code(_name(log))),
                 (_at_text(start_of(EXAMPLE_DAY) + COUNTED_DAYS), _TOO_LATE),
             ],
         ),
@@ -304,10 +302,24 @@ def _algorithms(config: Config) -> str:
     return _table(("SSH", "what we offer"), [(what, ", ".join(map(_code, names))) for what, names in lists])
 
 
-def _appears(export: ExportSettings) -> tuple[datetime, datetime, datetime]:
-    """Return when the example day is final at the earliest, when it usually appears, and when at the latest."""
+def _appears(export: ExportSettings, log: str) -> list[tuple[str, str]]:
+    """Return (when, what happens then) for the example day: it is final, its ``log`` usually appears, at the latest."""
+    given_up = _at_text(start_of(EXAMPLE_DAY) + export.give_up_waiting)
+    last = given_up, "at the latest, what Megaphone has delivered is published as it stands"
+    if export.finality.marked:
+        # Megaphone's own hour: when we call a day overdue does not concern Triton.
+        marked = export.finality._replace(final_at=export.export_kind.final_at).final_time(EXAMPLE_DAY)
+        return [
+            (f"{_at_text(marked)}, or about an hour later", "Megaphone has marked its export of the day as final"),
+            (f"within {_span(export.poll_every)} after that", f"{log} is made; it appears once it is whole"),
+            last,
+        ]
     final = export.finality.final_time(EXAMPLE_DAY)
-    return final, final + export.settle + export.poll_every, start_of(EXAMPLE_DAY) + export.give_up_waiting
+    return [
+        (_at_text(final), "Megaphone's export of the day is taken for final, at the earliest"),
+        (f"by about {_at_text(final + export.settle + export.poll_every)}", f"{log} appears, on an ordinary day"),
+        last,
+    ]
 
 
 def _header(log: LogSettings) -> str:
@@ -341,7 +353,10 @@ def _volume_text(volumes: Sequence[Volume]) -> str:
 
 def _rows(log: LogSettings, kind: ExportKind) -> str:
     """Return which rows become lines, in sentences."""
-    said = f"{_ROWS[log.rows][0]} Rows that transferred nothing are never sent."
+    nothing = "Rows that say that nothing was transferred" if kind.bytes_optional else "Rows that transferred nothing"
+    said = f"{_ROWS[log.rows][0]} {nothing} are never sent."
+    if kind.bytes_optional:
+        said += " Of rows that do not say how much was, nobody can tell: they are sent."
     if kind.delivery_types is not None:
         sent, left_out = kind.delivery_types
         said += f" Rows whose delivery_type is {_code(left_out)}, not {_code(sent)}, are left out: plays inside an app."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..disk import translate_os_errors
 from ..errors import ConfigError, Problem
-from ..paths import file_problem, open_to_read, status_of
+from ..paths import SEARCHED, file_problem, open_to_read, status_of
 from ..rights import keep_read_right, keep_rights_of_root, take_read_right
 
 if TYPE_CHECKING:
@@ -176,9 +176,6 @@ def find_keys(path: Path) -> KeysPlace:
     address = sftp.get("address", "")
     legacy = sftp.get("legacy_algorithms") is True
     return KeysPlace(folders[0], folders[1], address if isinstance(address, str) else "", legacy)
-
-
-SEARCHED = (Path("config.toml"), Path("/etc/pickup-point/config.toml"))
 
 
 def find_config(given: Path | None) -> Path | None:

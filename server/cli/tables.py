@@ -190,11 +190,15 @@ def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
 CHECK_LINE = 300  # characters; the line of `check` is shorter, since some monitors cut it there
 
 
-def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call) -> tuple[Level, str]:
-    """Return the level and the one line of a Nagios plug-in: the worst cause first, and how many more there are."""
+def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call, node: str = "") -> tuple[Level, str]:
+    """Return the level and the one line of a Nagios plug-in: the worst cause first, and how many more there are.
+
+    ``node`` is this node's name, if there are several.
+    """
     level = max((alarm.level for alarm in alarms), default=Level.OK)
     waiting = sum(1 for day in days if day.state == "published")
-    head, perfdata = f"PICKUP-POINT {level.name} - ", f" | alarms={len(alarms)} waiting={waiting}"
+    at = f" at {node}" if node else ""
+    head, perfdata = f"PICKUP-POINT {level.name}{at} - ", f" | alarms={len(alarms)} waiting={waiting}"
     if not alarms:
         newest = next((day for day in days if day.published_at is not None), None)
         return level, f"{head}{f'{newest.day} is {newest.state}' if newest is not None else 'nothing is due'}{perfdata}"

@@ -24,7 +24,6 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataFolderError, ExportTorn, SourceError
@@ -63,6 +62,7 @@ def main() -> None:
         # Only now: the limit depends on the number of threads, which the request states.
         sandbox.limit_memory(request.threads)
         gc.freeze()
+        gc.enable()
         for said in _convert(request):
             _say(said)
     except BaseException as error:
@@ -109,7 +109,7 @@ def _convert(request: Request) -> Any:
         request.conversion,
         sink,
         kernel=lambda: _kernel() if request.kernel else None,
-        scratch=Path(),
+        scratch=".",
         threads=request.threads,
         max_rows_per_file=request.max_rows_per_file,
         sent=[
@@ -219,7 +219,7 @@ def _failure(error: BaseException) -> dict[str, Any]:
         return {"kind": "memory"}
     from traceback import extract_tb  # only here: nothing else needs it
 
-    places = [f"{Path(f.filename).name}:{f.lineno}" for f in extract_tb(error.__traceback__)[-_PLACES:]]
+    places = [f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in extract_tb(error.__traceback__)[-_PLACES:]]
     return {"kind": "error", "type": type(error).__name__, "at": places}
 
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from ..triton import Layout
     from .answer import Answer
+    from .conversion import Conversion
     from .messages import FileNames
     from .process import StopToken
-    from .row import Conversion
 
 SWITCH = "PICKUP_POINT_KERNEL"
 SMALL_EXPORT = 4 << 20  # bytes, compressed; below it threads gain nothing

@@ -19,7 +19,7 @@ import orjson
 from ..triton import plain_id
 from .export_row import identifier, parse_fields
 from .job import FILTERED, REJECTED, Job, Reject, Result, Task
-from .kernel import CompiledRules, IdTable, Names, Rooms, filtered
+from .kernel import CompiledRules, Equals, IdTable, Names, Rooms, filtered
 from .lines import RAW_LIMIT
 from .log_writer import deflate
 from .row import RowConverter
@@ -27,10 +27,11 @@ from .row_ids import Partitioned, pack_id, partition, unpack
 from .tally import FilterReason, PodcastBooks, RejectReason, RowRejected, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
+    from .conversion import Conversion
     from .kernel import Kernel
-    from .row import Conversion, Outcome
+    from .row import Outcome
 
 _BEGINNING = 1 << 14  # bytes of a block that are searched for its first row
 _FIRST_LINES = 8
@@ -40,53 +41,40 @@ _UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectRe
 class _Gathered:
     """The outcome of the rows of a block so far.
 
-    ``ids`` are those of rows that have one and were not rejected, packed, 16 bytes each; ``derived`` those given to
-    rows without one that become lines, each as if it were the first of its equals. If rows are indexed, ``cells`` and
-    ``digests`` are those of both. ``lines`` counts lines of the export.
+    ``ids`` are those of rows that have one and were not rejected, packed, 16 bytes each; ``derived`` counts rows
+    without one that become lines, by the id that each would have as the first of its equals; ``counted`` are those that
+    the kernel counted, see `Equals.counted`. If rows are indexed, ``cells`` and ``digests`` are those of all. ``lines``
+    counts lines of the export.
     """
 
     def __init__(self) -> None:
         self.texts: list[bytes | memoryview] = []
         self.ids: list[bytes | memoryview] = []
-        self.derived: list[bytes | memoryview] = []
+        self.derived = Counter[bytes]()
+        self.counted = b"", b""
         self.cells: list[bytes | memoryview] = []
         self.digests: list[bytes | memoryview] = []
         self.changed: list[bytes] = []
         self.tally = Tally()
         self.podcasts = PodcastBooks()
         self.rejected: list[tuple[int, RejectReason, bytes, str]] = []  # line, why, row, podcast
-        self.out_of_order: list[bytes] = []  # derived ids that an odd row got before the kernel's row did
+        self.out_of_order: list[bytes] = []  # derived ids that rows of both have, the kernel's and the exact rules'
         self.kept_after = False  # whether a row that was not rejected follows the last rejected one
         self.lines = 0
 
 
 class _Seen:
-    """Which ids were seen so far (packed), and how many rows without one became lines under each derived id."""
+    """What the exact rules saw of rows of the same id: packed ids, and how many of those without one became lines."""
 
     def __init__(self, job: Job) -> None:
         self.ids = set(unpack(job.duplicates))
-        self.numbers = dict(_numbers(job))
-        self._ordinary: list[bytes] = []  # ids that the kernel derived
-        self._odd: set[bytes] = set()  # ids that the exact rules derived
-        self.out_of_order: list[bytes] = []
+        self.numbers: dict[bytes, int] = dict(struct.iter_unpack("<16sQ", job.numbers))
 
     def number(self, packed_id: bytes) -> int:
         """Return the number of the next row that gets this id."""
-        number = self.numbers.get(packed_id)
-        if number is None:  # the kernel derives an id for the first row only, and calls its equals odd
-            number = int(any(_holds(ids, packed_id) for ids in self._ordinary))
+        number = self.numbers.get(packed_id, 0)
         self.numbers[packed_id] = number + 1
-        self._odd.add(packed_id)
         return number
-
-    def ordinary(self) -> tuple[bytes, ...]:
-        """Return the ids that the kernel derived."""
-        return unpack(b"".join(self._ordinary))
-
-    def add_ordinary(self, ids: bytes) -> None:
-        """Remember the ids of rows that the kernel took for the first of their equals, and which of them were not."""
-        self._ordinary.append(ids)
-        self.out_of_order += [packed_id for packed_id in self._odd if _holds(ids, packed_id)]
 
 
 class BlockConverter:
@@ -127,15 +115,14 @@ class BlockConverter:
         if self._kernel is None:
             block = self._convert_exactly(job, text)
             return self._result(job, block, _joined(block.ids))
-        repeated = job.duplicates + b"".join(row_id for row_id, _ in _numbers(job))
-        block = self._convert(self._kernel, job, text, repeated)
+        block = self._convert(self._kernel, job, text, job.duplicates)
         ids = _joined(block.ids)
-        # The kernel does not notice an id that stands twice in a block, or that an earlier odd row got the id that it
-        # derives. Both are rare, so the block is simply converted again, and the kernel leaves every row with these ids
-        # to the exact rules, which reject or number all but the first.
+        # The kernel does not notice an id that stands twice in a block, or that an odd row equals one that it has
+        # numbered. Both are rare, so the block is simply converted again, and the kernel leaves every row with these
+        # ids to the exact rules, which reject or number all but the first.
         if block.out_of_order or not self._kernel.ids_differ(ids):
             twice = [row_id for row_id, rows in Counter(unpack(ids)).items() if rows > 1]
-            block = self._convert(self._kernel, job, text, repeated + b"".join([*twice, *block.out_of_order]))
+            block = self._convert(self._kernel, job, text, job.duplicates + b"".join([*twice, *block.out_of_order]))
             ids = _joined(block.ids)
         return self._result(job, block, ids)
 
@@ -150,14 +137,15 @@ class BlockConverter:
         names = self._names.packed(tuple(first))
         # If the first row has an id, so will the others; a row of the other kind is only slower.
         derive = bool(self._kind.identity) and not identifier(first.get("id"))
+        equals = Equals(kernel, job.numbers, len(text)) if derive else None
         start = block.lines = _skipped(job)
         if start:
             start = bytes(text[:_BEGINNING]).find(b"\n") + 1
-        calls = 0
         while start < len(text):
-            calls += 1
-            done = rooms.block(start, names, array=job.array, derive=derive, fresh=fresh, repeated=table)
+            done = rooms.block(start, names, array=job.array, derive=equals, fresh=fresh, repeated=table)
             kernel.convert(rules, done)
+            if equals is not None:
+                equals.count = done.seen_count
             end = start + done.taken
             # The views point into this thread's rooms, which the next call overwrites: copy them, unless this call did
             # the whole block and they are used at once.
@@ -170,13 +158,13 @@ class BlockConverter:
             for odd in rooms.odd(done):
                 if odd.rows > rows:
                     self._add_ordinary(job, block, out[written : odd.written], ids[16 * packed : 16 * odd.ids],
-                                       digests[8 * packed : 8 * odd.ids], seen if derive else None)  # fmt: skip
+                                       digests[8 * packed : 8 * odd.ids], derived=derive)  # fmt: skip
                 written, packed, rows = odd.written, odd.ids, odd.rows
                 raw = bytes(text[start + odd.begin : start + odd.end])
                 self._add_odd(job, block, raw, first_line + odd.line, exact_fresh, seen)
             if done.row_count > rows:
                 self._add_ordinary(job, block, out[written:], ids[16 * packed :], digests[8 * packed :],
-                                   seen if derive else None)  # fmt: skip
+                                   derived=derive)  # fmt: skip
             block.lines += done.line_count
             block.tally.add(
                 Tally(
@@ -199,10 +187,10 @@ class BlockConverter:
                         Tally(rows=rows, reporting=reporting, lines=lines, filtered=Counter(reasons))
                     )
             start = end
-        block.out_of_order = seen.out_of_order
-        # Within one call the kernel knows which ids it has derived; only a huge block takes several calls.
-        if derive and calls > 1:
-            block.out_of_order += [row_id for row_id, rows in Counter(seen.ordinary()).items() if rows > 1]
+        if equals is not None:
+            block.counted = equals.counted()
+        if block.derived:
+            block.out_of_order += block.derived.keys() & unpack(block.counted[0])
         return block
 
     def _convert_exactly(self, job: Job, text: memoryview) -> _Gathered:
@@ -216,15 +204,12 @@ class BlockConverter:
 
     @staticmethod
     def _add_ordinary(
-        job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview, derived: _Seen | None
+        job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview, *, derived: bool
     ) -> None:
         """Add rows that the kernel converted; with ``derived``, their ids are not their own."""
         block.kept_after = True
-        if derived is None:
+        if not derived:
             block.ids.append(ids)
-        else:
-            block.derived.append(ids)
-            derived.add_ordinary(bytes(ids))
         if job.task is Task.RENDER:
             block.texts.append(text)
         else:
@@ -261,7 +246,7 @@ class BlockConverter:
         if not outcome.derived:
             block.ids.append(packed)
         elif outcome.filtered is None:  # rows that are left out must not shift the numbers of the others
-            block.derived.append(packed)
+            block.derived[packed] += 1
             if number := seen.number(packed):
                 outcome = self._exact.convert(row, number)
         if job.task is Task.RENDER:
@@ -315,10 +300,11 @@ class BlockConverter:
         result.rejects = rejects
         if job.want_ids:
             result.ids = self._partition(ids)
-            if derived := _joined(block.derived):
-                counts = Counter(unpack(derived))
-                numbers = b"".join(count.to_bytes(8, "little") for count in counts.values())
-                result.derived = self._partition(b"".join(counts), numbers)
+            derived, numbers = block.counted
+            derived += b"".join(block.derived)
+            numbers += b"".join(count.to_bytes(8, "little") for count in block.derived.values())
+            if derived:
+                result.derived = self._partition(derived, numbers)
         if job.task is Task.RENDER:
             text = block.texts[0] if len(block.texts) == 1 else b"".join(block.texts)
             result.piece = deflate(text, block.tally.lines)
@@ -361,19 +347,6 @@ def _joined(pieces: Sequence[bytes | memoryview]) -> bytes:
 def _skipped(job: Job) -> int:
     """Return how many lines at the beginning are not rows: the one with the opening bracket of an array."""
     return int(job.array and job.number == 0)
-
-
-def _holds(ids: bytes, packed_id: bytes) -> bool:
-    """Return whether an id is one of ``ids``, which are 16 bytes each."""
-    at = ids.find(packed_id)
-    while at % 16 and at >= 0:
-        at = ids.find(packed_id, at + 1)
-    return at >= 0
-
-
-def _numbers(job: Job) -> Iterator[tuple[bytes, int]]:
-    """Yield the entries of `Job.numbers`."""
-    return struct.iter_unpack("<16sQ", job.numbers)
 
 
 def _first_fields(text: memoryview, *, array: bool) -> dict[str, object]:

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import BinaryIO, Self
 
+    from .conversion import Conversion
     from .job import Result
     from .kernel import Kernel
-    from .row import Conversion
 
 __all__ = ["Converted", "Export", "LogSink", "SentLog", "Tuning", "convert_export"]
 
@@ -82,7 +82,7 @@ def convert_export(
     sink: LogSink,
     *,
     kernel: Callable[[], Kernel | None],
-    scratch: Path,
+    scratch: Path | str,
     threads: int = 1,
     max_rows_per_file: int = 0,
     sent: Sequence[SentLog] = (),
@@ -207,7 +207,7 @@ class _Conversion:
         self,
         source: _Source,
         threads: _Threads,
-        scratch: Path,
+        scratch: Path | str,
         tuning: Tuning,
         books: Callable[[], _Books],
         kernel: Callable[[], Kernel | None],
@@ -296,7 +296,7 @@ class _Repeated(NamedTuple):
 class _Ids:
     """The ids of all rows: their own, and the derived ones, by which equal rows are numbered."""
 
-    def __init__(self, scratch: Path, held: int) -> None:
+    def __init__(self, scratch: Path | str, held: int) -> None:
         self._scratch, self._held = scratch, held
         self._own, self._derived = BlockRecords(scratch, 16, held), BlockRecords(scratch, 24, held)
 
@@ -351,8 +351,8 @@ class _Source:
                 # Whether the export is a JSON array shows in its first line alone, and holds for every later block.
                 if block.number == 0:
                     beginning = b"".join(bytes(piece[:_BEGINNING]) for piece in block.pieces[:3])
-                    self.array = not block.too_long and _ARRAY.match(beginning) is not None
-                    self.begins_rows = _ARRAY_WITH_ROWS.match(beginning) is not None
+                    self.array = not block.too_long and re.match(_ARRAY, beginning) is not None
+                    self.begins_rows = re.match(_ARRAY_WITH_ROWS, beginning) is not None
                 yield Job(
                     number=block.number,
                     task=task,
@@ -378,8 +378,8 @@ class _Source:
 
 
 _BEGINNING = 1 << 10
-_ARRAY = re.compile(rb"\[(?:\r?\n|\r?\Z)")  # a first line that is nothing but a bracket
-_ARRAY_WITH_ROWS = re.compile(rb"\s*\[[ \t\r]*\{")
+_ARRAY = rb"\[(?:\r?\n|\r?\Z)"  # a first line that is nothing but a bracket
+_ARRAY_WITH_ROWS = rb"\s*\[[ \t\r]*\{"
 
 
 class _Books:

@@ -25,7 +25,8 @@
  *   - ip is an IPv4 or IPv6 address, written as `ipaddress` writes it, or certainly neither           judge_address
  *   - id, podcast_id and episode_id are of characters that no column or URL changes                   is_plain
  *   - where rows have no id, the six fields that are hashed for one have no escapes, but user_agent    derive_id
- *   - where rows have no id, no row before it in this call got the same one                           convert_row
+ *   - where rows have no id, it is numbered among the equal ones that are counted in `seen`: the caller  convert_row
+ *     looks whether an odd row is equal to one of them, and has the block converted anew
  *   - the URL has at most 2048 bytes, the line does not begin with #                                  write_url, convert_row
  *
  * TRUSTED is what kernel.py builds: `struct rules` and everything it points to, the names, the rooms and their sizes.
@@ -104,8 +105,11 @@ struct block {
     /* set by the caller */
     const uint8_t *text;
     int64_t size, array; /* array: one comma may follow each row */
-    uint32_t *seen_slots; /* not NULL: rows have no id, and get one (one with an id is odd); more zeros than rows, a power of two */
+    uint32_t *seen_slots; /* not NULL: rows have no id, and get one (one with an id is odd); a table of the ids in `seen` */
     int64_t seen_slot_count;
+    uint8_t *seen; /* the ids of rows as the first of their equals, 16 bytes each, and how many of those became lines: */
+    uint64_t *seen_numbers;
+    int64_t most_seen;
     const uint8_t *names; /* a byte of field, a byte of length, the name in quotes with its colon, …; with 8 bytes more */
     int64_t name_count;
     uint8_t *out;
@@ -121,6 +125,8 @@ struct block {
     const uint8_t *repeated; /* NULL: none; else packed ids that come more than once: their rows are odd */
     const uint32_t *repeated_slots;
     int64_t repeated_slot_count;
+    /* set by the caller and the kernel: the next call goes on with it */
+    int64_t seen_count;
     /* set by the kernel */
     int64_t taken, written, line_count, row_count, id_count, odd_count, podcast_count;
     int64_t lines, reporting, clamped, not_an_address, ends_in_zero, outside_day, unmapped, fallback_urls, unmatched, filtered[FILTERS];
@@ -898,11 +904,10 @@ static inline int is_word(const struct value *value, const char *word, uint32_t 
     return value->kind == STRING && value->length == length && !memcmp(value->at, word, length);
 }
 
-/* Makes the id of a row without one, as the first of its equals: identity.derived_id. Returns 0 if that is not certain. */
-static int derive_id(const struct hmac *hmac, uint8_t identity[IDENTITY_ROOM], struct row *row) {
+/* Writes what tells a row without an id from others: identity.identity_of. Returns its length, 0 if that is not certain. */
+static int64_t write_identity(uint8_t identity[IDENTITY_ROOM], const struct row *row) {
     static const uint8_t NAMED[6] = { CREATED_AT, PODCAST_ID, EPISODE_ID, IP, USER_AGENT, DELIVERY_TYPE };
-    static const uint8_t DIGITS[5] = { 8, 4, 4, 4, 12 };
-    uint8_t *out = identity, *end = identity + IDENTITY_ROOM, hex[32];
+    uint8_t *out = identity, *end = identity + IDENTITY_ROOM;
     if (row->values[ID].kind != NOTHING) return 0;
     for (int i = 0; i < 6; i++) {
         const struct value *value = &row->values[NAMED[i]];
@@ -916,8 +921,15 @@ static int derive_id(const struct hmac *hmac, uint8_t identity[IDENTITY_ROOM], s
         uint32_t length = (uint32_t)(out - begin);
         memcpy(begin - 4, &length, 4);
     }
-    memset(out, 0, 8); /* the number */
-    write_hmac(hmac, identity, out + 8 - identity, hex, 4);
+    return out - identity;
+}
+
+/* Makes the id of the row with this number among its equals, from 0: identity.derived_id. The identity has 8 bytes more. */
+static void derive_id(const struct hmac *hmac, uint8_t *identity, int64_t length, uint64_t number, struct row *row) {
+    static const uint8_t DIGITS[5] = { 8, 4, 4, 4, 12 };
+    uint8_t *out, hex[32];
+    memcpy(identity + length, &number, 8);
+    write_hmac(hmac, identity, length + 8, hex, 4);
     hex[12] = '8'; /* the version, and the variant */
     hex[16] = (uint8_t)"89ab"[hex_digit(hex[16]) & 3];
     text from = hex;
@@ -931,7 +943,7 @@ static int derive_id(const struct hmac *hmac, uint8_t identity[IDENTITY_ROOM], s
     row->id = row->own_id;
     row->id_length = 36;
     struct value id = { .at = row->own_id, .length = 36 };
-    return pack_uuid(&id, row->packed_id);
+    pack_uuid(&id, row->packed_id);
 }
 
 /* Works out the address, the episode and the numbers; returns whether the row is understood. */
@@ -1175,18 +1187,28 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
     if (block->id_count == block->most_ids) return FULL;
     text next = read_row(rules, block, work->names, block->name_count, *at, row);
     if (!next || !judge_row(rules, row, block->seen_slots != NULL)) return ODD;
-    if (block->seen_slots && !derive_id(&work->ids_hmac, work->identity, row)) return ODD;
+    int64_t identity = 0;
+    if (block->seen_slots) {
+        if (!(identity = write_identity(work->identity, row))) return ODD;
+        derive_id(&work->ids_hmac, work->identity, identity, 0, row);
+    }
     if (is_repeated(block, row) || !write_url(rules, row)) return ODD;
 
     const struct value *seconds = &row->values[SECONDS_DOWNLOADED];
     int is_short = (seconds->kind < WHOLE || seconds->whole < 60) && !(rules->sizeless && seconds->kind == NOTHING);
     int bad_ip = is_flag_set(&row->values[BLACKLISTED_IP]), bad_ua = is_flag_set(&row->values[BLACKLISTED_UA]);
     int reporting = !is_short && !bad_ip && !bad_ua && !row->play;
-    enum filter own = own_filter(rules, row, bad_ip, bad_ua, is_short), filter = filter_of(rules, block, row, own);
+    enum filter own = own_filter(rules, row, bad_ip, bad_ua, is_short);
     int has_id = own == KEPT || !block->seen_slots; /* what is left out must not move the numbers of what is not */
     int64_t slot = 0;
-    /* The second of equal rows has another id: the exact rules number it. */
-    if (has_id && block->seen_slots && find_id(block->ids, block->seen_slots, block->seen_slot_count, row->packed_id, &slot)) return ODD;
+    uint8_t first_id[16];
+    if (has_id && block->seen_slots) {
+        memcpy(first_id, row->packed_id, 16);
+        if (find_id(block->seen, block->seen_slots, block->seen_slot_count, first_id, &slot))
+            derive_id(&work->ids_hmac, work->identity, identity, block->seen_numbers[block->seen_slots[slot] - 1], row);
+        else if (block->seen_count == block->most_seen) return ODD;
+    }
+    enum filter filter = filter_of(rules, block, row, own);
     uint8_t *line = block->out + block->written, *end = line;
     if (filter == KEPT) {
         int odd;
@@ -1205,7 +1227,14 @@ static enum verdict convert_row(const struct rules *rules, struct block *block, 
     }
     block->row_count++;
     if (has_id) memcpy(block->ids + 16 * block->id_count++, row->packed_id, 16);
-    if (has_id && block->seen_slots) block->seen_slots[slot] = (uint32_t)block->id_count;
+    if (has_id && block->seen_slots) {
+        if (!block->seen_slots[slot]) {
+            memcpy(block->seen + 16 * block->seen_count, first_id, 16);
+            block->seen_numbers[block->seen_count++] = 0;
+            block->seen_slots[slot] = (uint32_t)block->seen_count;
+        }
+        block->seen_numbers[block->seen_slots[slot] - 1]++;
+    }
     block->written += end - line;
     block->reporting += reporting;
     if (podcast) { podcast->rows++; podcast->reporting += reporting; }

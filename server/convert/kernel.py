@@ -16,7 +16,7 @@ import os
 import struct
 import threading
 from array import array
-from ctypes import POINTER, byref, c_char, c_char_p, c_int64, c_uint8, c_uint32, c_void_p
+from ctypes import POINTER, byref, c_char, c_char_p, c_int64, c_uint8, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..episodes.catalogue import Catalogue
     from ..megaphone.exports import ExportKind
     from ..triton import ColumnSpec
-    from .row import Conversion
+    from .conversion import Conversion
 
 LIBRARY = Path(__file__).with_name("libkernel.so")  # Python would import a kernel.so instead of this module
 SWITCH = "PICKUP_POINT_KERNEL"
@@ -86,14 +86,15 @@ class _Podcast(ctypes.Structure):
 class _Block(ctypes.Structure):
     _fields_: ClassVar = [
         ("text", c_void_p), ("size", c_int64), ("array", c_int64),
-        ("seen_slots", c_void_p), ("seen_slot_count", c_int64),
+        ("seen_slots", c_void_p), ("seen_slot_count", c_int64), ("seen", c_void_p), ("seen_numbers", c_void_p),
+        ("most_seen", c_int64),
         ("names", c_char_p), ("name_count", c_int64),
         ("out", c_void_p), ("out_room", c_int64), ("ids", c_void_p), ("digests", c_void_p), ("most_ids", c_int64),
         ("odd", POINTER(_Odd)), ("most_odd", c_int64), ("podcasts", POINTER(_Podcast)),
         ("fresh", c_char_p), ("fresh_slots", c_void_p), ("fresh_slot_count", c_int64),
         ("repeated", c_char_p), ("repeated_slots", c_void_p), ("repeated_slot_count", c_int64),
         *((name, c_int64) for name in (
-            "taken", "written", "line_count", "row_count", "id_count", "odd_count", "podcast_count",
+            "seen_count", "taken", "written", "line_count", "row_count", "id_count", "odd_count", "podcast_count",
             "lines", "reporting", "clamped", "not_an_address", "ends_in_zero", "outside_day", "unmapped",
             "fallback_urls", "unmatched",
         )),
@@ -159,9 +160,12 @@ class Kernel:
         count = self._library.index_lines(log, len(log), column, ids, digests, byref(lines))
         return ids.raw[: 16 * count], digests.raw[: 8 * count], lines.value
 
-    def index(self, entries: bytes, count: int, *, catalogue: bool = False) -> ctypes.Array[c_uint32]:
-        """Return the hash table by which the kernel finds one of ``count`` ids, or one of as many catalogue entries."""
-        slots = _slots(count)
+    def index(self, entries: bytes, count: int, most: int = 0, *, catalogue: bool = False) -> ctypes.Array[c_uint32]:
+        """Return the hash table by which the kernel finds one of ``count`` ids, or one of as many catalogue entries.
+
+        It has room for ``most``, if that is more.
+        """
+        slots = _slots(max(count, most))
         if not catalogue:
             self._library.index_ids(entries, count, slots, len(slots))
         elif self._library.index_catalogue(entries, len(entries) - _COPY, slots, len(slots)) != count:
@@ -401,13 +405,14 @@ class Rooms(threading.local):
         names: tuple[bytes, int],
         *,
         array: bool,
-        derive: bool = False,
+        derive: Equals | None = None,
         fresh: IdTable | None = None,
         repeated: IdTable | None = None,
     ) -> _Block:
         """Return what the kernel is handed for the loaded block from ``start`` on; keep the arguments alive as long.
 
-        ``derive``: its rows have no ids of their own, and one that has is odd; else it is the other way round.
+        ``derive``, of this block: its rows have no ids of their own, and one that has is odd; else it is the other way
+        round.
         """
         block = _Block(
             text=ctypes.addressof(self._text) + start,
@@ -424,10 +429,10 @@ class Rooms(threading.local):
             most_odd=_MOST_ODD,
             podcasts=self._podcasts,
         )
-        if derive:
-            # No row is shorter than its newline. Kept alive by the structure, which is all that points to it.
-            block.seen = slots = _slots(block.size // _SHORTEST_ROW)
-            block.seen_slots, block.seen_slot_count = ctypes.addressof(slots), len(slots)
+        if derive is not None:
+            block.seen, block.seen_numbers = ctypes.addressof(derive.ids), ctypes.addressof(derive.numbers)
+            block.seen_slots, block.seen_slot_count = ctypes.addressof(derive.slots), len(derive.slots)
+            block.seen_count, block.most_seen = derive.count, len(derive.numbers)
         if fresh is not None:
             block.fresh, block.fresh_slots, block.fresh_slot_count = fresh.ids, fresh.address, len(fresh.slots)
         if repeated is not None:
@@ -464,6 +469,36 @@ class Rooms(threading.local):
             )
             for podcast in self._podcasts[: block.podcast_count]
         ]
+
+
+class Equals:
+    """The rows of one block that have no id, counted by the id that each would have as the first of its equals.
+
+    ``numbers`` at first: packed ids, each with 8 bytes more, how many rows of it became lines in earlier blocks.
+    ``count`` is how many ids there are; set it to the kernel's ``seen_count`` after each call.
+    """
+
+    def __init__(self, kernel: Kernel, numbers: bytes, size: int) -> None:
+        """Prepare for a block of this many bytes."""
+        before = list(struct.iter_unpack("<16sQ", numbers))
+        self._before = [number for _, number in before]
+        self.count = len(before)
+        most = self.count + size // _SHORTEST_ROW + 1
+        self.ids, self.numbers = make_room(16 * most), (c_uint64 * most)(*self._before)
+        known = b"".join(row_id for row_id, _ in before)
+        memoryview(self.ids).cast("B")[: len(known)] = known
+        self.slots = kernel.index(known, self.count, most)
+
+    def counted(self) -> tuple[bytes, bytes]:
+        """Return the packed ids of rows of this block that became lines, and how many each did, in 8 bytes."""
+        known, ids = len(self._before), bytes(memoryview(self.ids).cast("B")[: 16 * self.count])
+        first = [(ids[16 * n : 16 * n + 16], self.numbers[n] - self._before[n]) for n in range(known)]
+        here = [(row_id, count) for row_id, count in first if count]
+        numbers = bytes(memoryview(self.numbers).cast("B")[8 * known : 8 * self.count])
+        return (
+            b"".join(row_id for row_id, _ in here) + ids[16 * known :],
+            b"".join(count.to_bytes(8, "little") for _, count in here) + numbers,
+        )
 
 
 class IdTable:

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..triton import Layout, LogRules, UrlTemplate
-from .row import Conversion
+from .conversion import Conversion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 # -P: otherwise a server.py in the current folder would run instead. -S: PYTHONPATH below says where modules are.
-COMMAND = (sys.executable, "-P", "-S", "-m", str(__package__))
+# No garbage collection while modules load: they leave none, and looking for it takes milliseconds. So would -m.
+_PROGRAM = f"import gc; gc.disable(); from {__package__}.__main__ import main; main()"
+COMMAND = (sys.executable, "-P", "-S", "-c", _PROGRAM)
 LONGEST_LINE = 1 << 20  # bytes
 SILENCE = 900.0  # seconds; the process reports progress at least once per block
 _POLL = 0.1  # seconds between two looks at the stop token

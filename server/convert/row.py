@@ -10,29 +10,15 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..triton import URL_LIMIT, LogLine, LogRules, UrlTemplate
+from ..triton import URL_LIMIT, LogLine, UrlTemplate
 from .export_row import ExportRow, derived_id, subkey
 from .tally import FilterReason, RejectReason, RowRejected
 
 if TYPE_CHECKING:
-    from datetime import date
-
-    from ..episodes.catalogue import Catalogue
+    from .conversion import Conversion
 
 
 _WITH_PORT = re.compile(r"(?:([\d.]+)|\[([^\[\]]*:[^\[\]]*)\]):(\d{1,5})", re.ASCII)
-
-
-class Conversion(NamedTuple):
-    """What a conversion needs: the rules, the key for hashing addresses (32 bytes), the catalogue, the file's day.
-
-    ``day`` is None for an export without a day in its name; then no row is outside its day.
-    """
-
-    rules: LogRules
-    hash_key: bytes
-    catalogue: Catalogue | None = None
-    day: date | None = None
 
 
 class Outcome(NamedTuple):

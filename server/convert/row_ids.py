@@ -23,13 +23,13 @@ PARTITIONS = 64
 HELD = 2 << 20  # bytes kept in memory before they are spilled
 AT_ONCE = 200_000  # records of a partition that are examined at a time
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # compiled for the first row
 _TO_PARTITION = bytes(byte % PARTITIONS for byte in range(256))
 
 
 def pack_id(text: str) -> bytes:
     """Return an id in 16 bytes: those of a canonical lower-case UUID, else a personalized BLAKE2b hash of the text."""
-    if _UUID.fullmatch(text):
+    if re.fullmatch(_UUID, text, re.ASCII):
         return bytes.fromhex(text.replace("-", ""))
     from hashlib import blake2b  # only here: it loads OpenSSL, and real ids are UUIDs
 
@@ -62,7 +62,7 @@ def unpack(packed: bytes) -> tuple[bytes, ...]:
 class Spill:
     """Records of equal size in partitions, each in the order of addition; beyond `HELD` bytes they are on disk."""
 
-    def __init__(self, scratch: Path, record_size: int, partitions: int = PARTITIONS, held: int = HELD) -> None:
+    def __init__(self, scratch: Path | str, record_size: int, partitions: int = PARTITIONS, held: int = HELD) -> None:
         self.record_size = record_size
         self.partitions = partitions
         self._scratch = scratch
@@ -125,7 +125,7 @@ class Spill:
 class BlockRecords:
     """The records of all blocks by partition; `RecordGroup.block_of` finds a record's block."""
 
-    def __init__(self, scratch: Path, record_size: int, held: int = HELD) -> None:
+    def __init__(self, scratch: Path | str, record_size: int, held: int = HELD) -> None:
         self._spill = Spill(scratch, record_size, held=held)
         self._counts = [array("I") for _ in range(PARTITIONS)]
         self._size = record_size
@@ -221,7 +221,7 @@ class BlockIds:
 
     GROUPS = 64
 
-    def __init__(self, scratch: Path, blocks: int, held: int = HELD, size: int = 16) -> None:
+    def __init__(self, scratch: Path | str, blocks: int, held: int = HELD, size: int = 16) -> None:
         self._per_group = max(1, -(-blocks // self.GROUPS))
         self._entry = struct.Struct(f"<I{size}s")
         self._spill = Spill(scratch, self._entry.size, self.GROUPS, held)

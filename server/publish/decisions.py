@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..megaphone.exports import DayExport, start_of
 from ..triton import LogName, expires
-from .holds import published_when_given_up, way_out
+from .holds import OTHER_IDS, accept_command, published_when_given_up, way_out, way_out_of_late
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,6 +105,8 @@ def catching_up(days: Iterable[date], now: datetime) -> list[date]:
 
 
 DOUBTED = "the clock says they are too late, but the clock is in doubt: pickup-point prune --clock-is-right"
+# A fact of the ledger: by day, a version of its export and why what is new in it is not sent.
+LATE_ROWS_IGNORED = "late_rows_ignored"
 UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows already sent"
 
 
@@ -185,7 +187,7 @@ def decide(
             policy.rules,
             _prefix(publications, policy),
             remark=request.resend,
-            may_hold=not (request.accept_rejects and _hold_of(record)),
+            may_hold=not _accepted(record, request, late=False),
             note=_judged_anew(record, request),
         )
         return Decision(_published(day, publications), order)
@@ -193,7 +195,7 @@ def decide(
     if rest is not None:
         return _decide_rest(rest, record, publications, policy, source_now)
     if publications:
-        return _decide_late(record, publications, policy, source_now, clock_doubted=clock_doubted)
+        return _decide_late(record, publications, policy, request, source_now, clock_doubted=clock_doubted)
     return _decide_first(record, policy, request, source_now)
 
 
@@ -235,6 +237,12 @@ def _hold_of(record: DayRecord) -> Hold | None:
     """Return the hold of the version that is there now, if any: a new version is converted and judged afresh."""
     etag = record.export.etag if record.export is not None else None
     return record.hold if record.hold is not None and record.hold.etag == etag else None
+
+
+def _accepted(record: DayRecord, request: FeedRequest, *, late: bool) -> bool:
+    """Return whether an operator accepts the version that is held, either for its ``late`` rows or as a whole."""
+    hold = _hold_of(record)
+    return request.accept_rejects and hold is not None and (hold.reason == OTHER_IDS) is late
 
 
 def _judged_anew(record: DayRecord, request: FeedRequest) -> str:
@@ -307,6 +315,7 @@ def _decide_late(
     record: DayRecord,
     publications: Sequence[Publication],
     policy: FeedPolicy,
+    request: FeedRequest,
     source_now: datetime,
     *,
     clock_doubted: bool,
@@ -330,6 +339,10 @@ def _decide_late(
     standing = _standing(publications)
     if why := _incomparable(standing, policy.rules):
         return Decision(result, left_alone=why)
+    hold, in_time = _hold_of(record), source_now < expires(day)
+    accepted = _accepted(record, request, late=True)
+    if hold is not None and hold.reason == OTHER_IDS and in_time and not accepted:
+        return Decision(DayResult(day, "held", f"{hold.why}; {way_out_of_late(day)}"))
     order = Order(
         "late",
         export,
@@ -338,8 +351,9 @@ def _decide_late(
         _prefix(publications, policy),
         remark="withheld rows" if record.withheld else "late rows",
         sent=standing,
-        may_hold=False,
-        may_publish=source_now < expires(day),
+        may_hold=not accepted,
+        may_publish=in_time,
+        note=_judged_anew(record, request),
     )
     return Decision(result, order)
 
@@ -359,11 +373,6 @@ def _prefix(publications: Sequence[Publication], policy: FeedPolicy) -> str:
 
 def _published(day: date, publications: Sequence[Publication]) -> DayResult:
     return DayResult(day, "published", ", ".join(str(entry.name) for p in publications for entry in p.logs))
-
-
-def accept_command(day: date) -> str:
-    """Return the command that publishes a held day."""
-    return f"pickup-point feed --day {day} --accept-rejects"
 
 
 _SENTENCES = {

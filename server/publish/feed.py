@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +26,33 @@ from ..triton import expires
 from .clock import believe, doubt, saw_local_clock
 from .decisions import (
     CLOCK_TOLERANCE,
+    DOUBTED,
+    LATE_ROWS_IGNORED,
     DayResult,
     FeedPolicy,
     FeedRequest,
     Order,
     Round,
-    accept_command,
     catching_up,
     decide,
     despite_hold,
 )
 from .first_delivery import NothingDelivered, source_facts
-from .holds import late_warnings, published_when_given_up, shrunk, warnings, way_out
+from .holds import (
+    accept_command,
+    late_warnings,
+    published_when_given_up,
+    shrunk,
+    warnings,
+    way_out,
+    way_out_of_late,
+)
 from .window import KnownDays, window
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from datetime import date, datetime
+    from datetime import datetime
 
     from ..episodes.catalogue import Catalogue
     from ..megaphone.exports import DayExport, Listing
@@ -57,6 +66,7 @@ log = structlog.get_logger()
 
 MOST_TURNS = 10  # times in one round that a day is decided again because another node was first
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
+TOLD_FOR = timedelta(days=7)  # how long after a day's expiry its late rows are still reported
 DEATHS = "conversion_deaths"  # a fact of the ledger: by day, [ETag of its export, how often its process died]
 
 
@@ -105,23 +115,12 @@ class Feed:
         request = request or FeedRequest()
         began = monotonic()
         async with self._round_lock():
-            # First finish what a killed process left behind, the service's or a command's: under this lock nobody else
-            # publishes, so whatever is in staging is a leftover.
-            await in_thread(self._publisher.recover, now)
-            # Before anything is decided: what other nodes have done counts as this one's doing.
-            await in_thread(self._publisher.catch_up)
-            await in_thread(self._publisher.adopt, self._policy.rules, now)
-            await in_thread(self._publisher.serve_published)
-            # After the adoption, whose files bring their own dates; before anything is published by this clock.
-            await in_thread(saw_local_clock, self._ledger, now)
+            await in_thread(self._begin, now)
             listing = await self._source.day_exports()
             # Waiting for another round or a slow bucket may have taken minutes: compare the clocks at one instant.
             now += timedelta(seconds=int(monotonic() - began))
-            await in_thread(self._check_clock, now, listing)
-            self._clock_doubted = bool(await in_thread(doubt, self._ledger, listing.now))
             outcome = Round(now, listing.now)
-            days = await in_thread(self._look, listing, request)
-            await in_thread(self._announce_first_start, days, listing)
+            days = await in_thread(self._take_in, now, listing, request)
             for day in catching_up(days, listing.now):
                 # Between two days a stop cancels nothing and leaves nothing half done.
                 if self._stop.is_set():
@@ -145,6 +144,27 @@ class Feed:
         finally:
             lock.__exit__(None, None, None)
 
+    def _begin(self, now: datetime) -> None:
+        """Put in order what earlier processes and other nodes have left."""
+        # First finish what a killed process left behind, the service's or a command's: under this lock nobody else
+        # publishes, so whatever is in staging is a leftover.
+        self._publisher.recover(now)
+        # Before anything is decided: what other nodes have done counts as this one's doing.
+        self._publisher.catch_up()
+        self._publisher.adopt(self._policy.rules, now)
+        # After the adoption, whose files bring their own dates; before anything is published by this clock.
+        saw_local_clock(self._ledger, now)
+
+    def _take_in(self, now: datetime, listing: Listing, request: FeedRequest) -> list[date]:
+        """Record what the listing says of the clock and of the days; return the days that this round is about."""
+        # Together, so that a round without news writes to the disk twice, not once for each day and clock.
+        with self._ledger.together():
+            self._check_clock(now, listing)
+            self._clock_doubted = bool(doubt(self._ledger, listing.now))
+            days = self._look(listing, request)
+            self._announce_first_start(days, listing)
+        return days
+
     def _check_clock(self, now: datetime, listing: Listing) -> None:
         """Record how far the local clock is ahead of the source's; warn beyond `CLOCK_TOLERANCE`.
 
@@ -163,12 +183,12 @@ class Feed:
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says about each day of the window; return the days that this round is about."""
         horizon = self._ledger.horizon(today=listing.now.date())
-        publications, facts = self._ledger.live_publications(horizon), self._ledger.facts()
-        known = KnownDays.of(self._ledger.live_days(horizon), publications, facts, horizon)
+        records, facts = self._ledger.live_days(horizon), self._ledger.facts()
+        known = KnownDays(records, self._ledger.published_days(horizon), facts.get("first_start"), horizon)
         self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
         # However old: a log that was promised a name gets it.
-        missing = {p.day for p in publications if p.missing}
+        missing = {publication.day for publication in self._ledger.interrupted()}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
             export = listing.exports.get(day)
@@ -213,7 +233,7 @@ class Feed:
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
         """Log once, on an empty ledger without ``first_day``, which days the first round is about to publish."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
-            done = {publication.day for publication in self._ledger.live_publications()}
+            done = self._ledger.published_days(date.min)
             due = [str(day) for day in days if day not in done and self._state(day, listing) == "due"]
             hint = "to begin with a later day, set export.first_day"
             log.info("feed started on an empty ledger", publishes=",".join(due) or "nothing yet", hint=hint)
@@ -282,6 +302,8 @@ class Feed:
         )
         if decision.left_alone and export is not None:
             self._warn_once(day, export, decision.left_alone)
+        if export is not None:
+            await in_thread(self._note_ignored, export, decision.left_alone, source_now)
         if decision.lost:
             await in_thread(self._tell_lost, record, finished[-1].tally or Tally(), decision.lost, now)
         if decision.order is None:
@@ -295,6 +317,17 @@ class Feed:
         if (day, export.etag) not in self._warned:
             self._warned.add((day, export.etag))
             log.warning(f"feed ignored late rows of {day}", why=why)
+
+    def _note_ignored(self, export: DayExport, why: str, source_now: datetime) -> None:
+        """Record that the late rows of a day are ignored, or, without ``why``, that they are not."""
+        known = self._ledger.facts().get(LATE_ROWS_IGNORED, {})
+        ignored = {day: it for day, it in known.items() if source_now < expires(date.fromisoformat(day)) + TOLD_FOR}
+        ignored.pop(str(export.day), None)
+        # A clock in doubt is told by itself, and what to do about it.
+        if why and why != DOUBTED:
+            ignored[str(export.day)] = [export.etag, why]
+        if ignored != known:
+            self._ledger.note(**{LATE_ROWS_IGNORED: ignored})
 
     def _tell_lost(self, record: DayRecord, tally: Tally, why: str, now: datetime) -> None:
         """Record and log once that withheld rows will never be sent; ``tally`` is that of the last publication."""
@@ -348,9 +381,14 @@ class Feed:
                 accept += f" --resend {shlex.quote(order.remark)}"
             hold = Hold(why, reason, order.export.etag, tally)
             self._ledger.hold(day, hold)
-            hint = f"look at {self._folder.rejects_dir}; {way_out(tally, accept)}"
-            log.warning(f"feed held {day}", why=why, hint=hint)
-            return DayResult(day, "held", f"{order.note}{why}; {way_out(tally, accept)}")
+            if order.kind == "late":
+                what, way = f"late rows of {day}", way_out_of_late(day)
+                hint = way
+            else:
+                what, way = f"{day}", way_out(tally, accept)
+                hint = f"look at {self._folder.rejects_dir}; {way}"
+            log.warning(f"feed held {what}", why=why, hint=hint)
+            return DayResult(day, "held", f"{order.note}{why}; {way}")
         if not done.files:
             export = order.export
             check = LateCheck(

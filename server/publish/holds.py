@@ -1,15 +1,19 @@
 """When a converted day is held for an operator to decide, instead of being published.
 
 Pure. Promise: none of these is published silently: a day with too many rejected rows, an empty day after days with
-rows, a day mostly of another day's rows, and (if so configured) a day with hash-like addresses.
+rows, a day mostly of another day's rows, (if so configured) a day with hash-like addresses, and late rows that look
+like those sent before under other ids.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..convert.tally import FilterReason
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import date
 
     from ..convert.tally import Tally
     from ..storage.records import Hold
@@ -19,6 +23,7 @@ ENDS_IN_ZERO_SHARE = 0.05  # above this share, the addresses were probably trunc
 OUTSIDE_DAY_SHARE, OUTSIDE_DAY_HOLDS = 0.01, 0.5  # above these shares of the lines: a warning; the day is held
 # (reason, sentence) of a hold that cannot be lifted: there is nothing to send.
 ON_ONE_LINE = "one_line", "the export's rows stand in one array on one line, so none of them can be sent"
+OTHER_IDS = "other_ids"  # the reason of the only hold of late rows
 LOOK_BACK_DAYS = 7  # an empty day is suspicious if one of the seven days before it had rows
 
 
@@ -56,6 +61,24 @@ def hold_reason(tally: Tally, rows_before: Sequence[int], policy: HoldPolicy) ->
     return (reason, "; and ".join(sentences)) if reason else None
 
 
+def late_hold_reason(tally: Tally, removed: int) -> tuple[str, str] | None:
+    """Return (reason, sentence) why the late rows of a published day are held, or None.
+
+    ``tally`` is that of the new version, ``removed`` the number of lines sent before whose row is no longer in it.
+    Megaphone removes no row, so a version that lacks most of them and brings about as many (half, at least) has them
+    under other ids: it has given ids to rows that had none, or it spells otherwise what an id is made from. Triton
+    would count all of them twice.
+    """
+    still_there = tally.filtered[FilterReason.SENT_BEFORE]
+    if removed <= still_there or 2 * tally.lines < removed:
+        return None
+    sentence = (
+        f"{removed} of the {removed + still_there} rows sent before are not in its new version, and {tally.lines} look "
+        "new: they are probably the same ones under other ids, and Triton would count them twice"
+    )
+    return OTHER_IDS, sentence
+
+
 def acceptable(tally: Tally) -> bool:
     """Return whether a held day can be accepted: at least one of its rows would become a line, or it has no rows."""
     return tally.lines > 0 or tally.rows == 0
@@ -66,6 +89,19 @@ def way_out(tally: Tally, command: str) -> str:
     if acceptable(tally):
         return f"to publish it: {command}"
     return "no line would remain, so it cannot be accepted; wait for another version of its export, or correct [log]"
+
+
+def way_out_of_late(day: date) -> str:
+    """Return how the late rows of a day that are held, or the day as a whole, can be published."""
+    return (
+        f"if Triton voids what it has of the day, send it again: pickup-point feed --day {day} --resend 'other ids'; "
+        f"if these rows are others, send them, too: {accept_command(day)}"
+    )
+
+
+def accept_command(day: date) -> str:
+    """Return the command that publishes what is held of a day."""
+    return f"pickup-point feed --day {day} --accept-rejects"
 
 
 def published_when_given_up(hold: Hold) -> bool:

@@ -18,7 +18,7 @@ import structlog
 from ..errors import ConfigError, Problem, StoreError
 from ..storage.sequence import Terms
 from ..storage.shelf import open_shelf
-from .shared import SharedSequence
+from .shared import LEFT, SharedSequence
 from .shared_pickups import SharedPickups
 from .store_state import NODE
 
@@ -43,6 +43,8 @@ def shared_sequence(
 ) -> SharedSequence | None:
     """Return the sequence that this node takes part in, or None without one; without ``hash_key`` it may only prune."""
     if config.store is None or not config.store.shared:
+        if ledger.entries.head() and not ledger.facts().get(LEFT):
+            ledger.note(**{LEFT: True})
         return None
     terms = None
     if hash_key is not None:
@@ -71,7 +73,7 @@ def store_copy(
     store = LogStore(config.store.place, config.store.state_prefix)
     if not config.store.shared:
         return StoreCopy(store, ledger, folder, stopped)
-    pickups = SharedPickups(_shelf(config.store), ledger, node_name(ledger))
+    pickups = SharedPickups(_shelf(config.store), ledger, node_name(ledger), partial(_new_name, ledger))
 
     def catch_up() -> None:
         # Not during a round: the ledger that it decides by must not change before it has written its decision.
@@ -104,8 +106,10 @@ async def refuse_unfit_store(config: Config) -> None:
 
 def node_name(ledger: Ledger) -> str:
     """Return this node's name, made at its first start: the machine's, and a suffix, since one machine may run two."""
-    name = ledger.facts().get(NODE)
-    if name is None:
-        name = f"{socket.gethostname().partition('.')[0]}-{secrets.token_hex(2)}"
-        ledger.note(**{NODE: name})
-    return str(name)
+    return str(ledger.facts().get(NODE) or _new_name(ledger))
+
+
+def _new_name(ledger: Ledger) -> str:
+    name = f"{socket.gethostname().partition('.')[0]}-{secrets.token_hex(2)}"
+    ledger.note(**{NODE: name})
+    return name

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, BinaryIO
 import structlog
 
 from ..convert.apart import Outputs, SentFile, convert_apart
-from ..convert.row import Conversion
+from ..convert.conversion import Conversion
 from ..disk import translate_os_errors
 from ..megaphone.exports import DayExport, moment
 from ..storage.records import LedgerLog, Publication
 from ..triton import IdCells, LogFile, LogName, layouts_by_header
 from .decisions import UNKNOWN_LAYOUT, Order
-from .holds import LOOK_BACK_DAYS, ON_ONE_LINE, HoldPolicy, acceptable, hold_reason
+from .holds import LOOK_BACK_DAYS, ON_ONE_LINE, HoldPolicy, acceptable, hold_reason, late_hold_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -150,14 +150,18 @@ class Publisher:
             )
             tally, changed, removed = converted.tally, converted.changed, converted.removed
             rows_before = self._rows_before(day)
-            # A day of which nothing would remain is held even if accepted; that there are no late rows is normal.
-            judged = order.may_hold or (order.kind != "late" and not acceptable(tally))
-            held = hold_reason(tally, rows_before, self._policy) if judged else None
-            if converted.one_line and order.kind != "late":
-                held = ON_ONE_LINE
+            if order.kind == "late":
+                # What is only counted is not held: it comes too late in any case.
+                judged = order.may_hold and order.may_publish
+                held = late_hold_reason(tally, removed) if judged else None
+            else:
+                # A day of which nothing would remain is held even if accepted.
+                judged = order.may_hold or not acceptable(tally)
+                held = hold_reason(tally, rows_before, self._policy) if judged else None
+                held = ON_ONE_LINE if converted.one_line else held
             staging.keep_rejects(written=converted.rejects)
             if held is not None:
-                return DayOutcome(tally, held=held)
+                return DayOutcome(tally, held=held, changed=changed, removed=removed)
             if not converted.logs:
                 if rest is not None:  # its rows are no longer in the export
                     self._ledger.release_missing(rest.id)
@@ -242,7 +246,7 @@ class Publisher:
 
     def recover(self, now: datetime) -> None:
         """Finish interrupted publications, clear staging, and serve what the ledger and the folder agree on."""
-        interrupted = [publication for publication in self._ledger.live_publications() if publication.missing]
+        interrupted = self._ledger.interrupted()
         promised = {str(entry.name) for publication in interrupted for entry in publication.missing}
         # First remove what has no name promised: on a full disk, a link may need the room.
         removed = self._folder.clear_staging(keep=promised)
@@ -299,7 +303,7 @@ class Publisher:
             self._shared.catch_up()
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
-        """Record the whole files that an empty ledger finds in the folder as published, once; return how many."""
+        """Record and serve the whole files that an empty ledger finds in the folder, once; return how many."""
         if self._shared is not None:  # the sequence says what was published
             return 0
         if "folder_adopted" in self._ledger.facts():
@@ -314,6 +318,7 @@ class Publisher:
             adopted += self._adopt_day(day, files, rules, now)
         # Last: an interrupted adoption goes on at the next start.
         self._ledger.note(folder_adopted=now.isoformat())
+        self.serve_published()
         return adopted
 
     def _adopt_day(self, day: date, files: list[FoundFile], rules: LogRules, now: datetime) -> int:

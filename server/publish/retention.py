@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..megaphone.exports import moment, start_of
-from .clock import LEAP_HINT, STOPPED, doubt
+from .clock import LEAP, LEAP_HINT, STOPPED, believe, doubt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 DAY = timedelta(days=1)
 WARN_DAYS = 7  # days before its removal from which a file that was never picked up is warned about
+TOLD = "unclaimed_told"  # a fact of the ledger: the files that were warned about
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,16 @@ def prune(
     *,
     dry_run: bool = False,
     steady: bool = False,
+    vouched: datetime | None = None,
     shared: SharedSequence | None = None,
 ) -> Pruned:
     """Run one retention pass, under the round lock; with ``dry_run`` only return what it would remove.
 
     ``now`` is the local clock's time, or, if ``steady``, one that needs no comparison with the source's: a
-    `SteadyClock`'s, or the local one by an operator's word. A clock in doubt removes nothing. With ``shared``, files
-    are pruned on all nodes.
+    `SteadyClock`'s, or the local one by an operator's word. A clock in doubt removes nothing, unless somebody has
+    ``vouched`` for an instant, which is then recorded. With ``shared``, files are pruned on all nodes.
+
+    Nothing is written until there is room: pruning is what an operator does about a full disk.
 
     Raises:
         StoreError: the shared store does not answer; the next pass goes on.
@@ -106,38 +110,59 @@ def prune(
     # A local clock ahead of the source's must not remove what the partner has not fetched yet.
     if not steady:
         now -= timedelta(seconds=max(0.0, float(ledger.facts().get("clock_skew", 0))))
-    why = doubt(ledger, now)
-    if not dry_run and (why or ledger.facts().get(STOPPED)):
-        ledger.note(**{STOPPED: why})
+    why = doubt(ledger, now) if vouched is None or now > vouched + LEAP else ""
     if why and not dry_run:
+        ledger.note(**{STOPPED: why})
         log.warning(f"retention stopped: {why}", hint=LEAP_HINT)
         return Pruned((), (), (), why)
-    files = ages(ledger.live_publications(), keep_days)
+    files = ages(ledger.standing(), keep_days)
     gone = expired(files, now)
     keep = timedelta(days=keep_days)
     old_rejects = [name for name, mtime in folder.rejects() if now > moment(mtime) + keep]
     waiting = unclaimed(files, ledger.pickups.delivered([file.log.name for file in files]), now)
-    if not dry_run and shared is not None:
-        chosen = shared.prune(
-            lambda: [file.log.name for file in expired(ages(ledger.live_publications(), keep_days), now)]
-        )
-        gone = [file for file in gone if file.log.name in chosen]
-        for file in gone:
-            log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")
     if not dry_run:
-        for file in gone if shared is None else ():
-            # The file first: after a crash in between, the next pass records that it is gone. The other way round the
-            # file would stay for ever, since only entries recorded as published are pruned.
-            folder.remove(file.log.name)
-            ledger.pruned(file.log.name, now)
-            log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")
         for name in old_rejects:
             folder.remove_rejects(name)
             log.info(f"retention pruned {name}")
-        for file in waiting:
-            removal = f"{file.remove_after:%Y-%m-%dT%H:%MZ}"
-            log.warning(f"retention found {file.log.name} never picked up", will_be_removed=removal)
+        if shared is not None:
+            chosen = shared.prune(lambda: [file.log.name for file in expired(ages(ledger.standing(), keep_days), now)])
+            gone = [file for file in gone if file.log.name in chosen]
+        else:
+            _remove(ledger, folder, gone, now)
+        for file in gone:
+            log.info(f"retention pruned {file.log.name}", published=f"{file.published_at:%Y-%m-%dT%H:%MZ}")
+        if vouched is not None:
+            believe(ledger, vouched)
+        if ledger.facts().get(STOPPED):
+            ledger.note(**{STOPPED: ""})
+        _warn_of(ledger, waiting)
     return Pruned(tuple(file.log.name for file in gone), tuple(old_rejects), tuple(waiting), why)
+
+
+def _remove(ledger: Ledger, folder: DataFolder, gone: Iterable[Expiring], now: datetime) -> None:
+    removed = []
+    try:
+        for file in gone:
+            folder.remove(file.log.name)
+            removed.append(file.log.name)
+    finally:
+        # All the files first: on a full disk the ledger needs the room. After a crash in between, the next pass records
+        # that they are gone. The other way round they would stay for ever, since only entries recorded as published are
+        # pruned.
+        if removed:
+            with ledger.together():
+                for name in removed:
+                    ledger.pruned(name, now)
+
+
+def _warn_of(ledger: Ledger, waiting: Iterable[Expiring]) -> None:
+    """Log once of each file that it will be removed and was never picked up."""
+    removal = {str(file.log.name): f"{file.remove_after:%Y-%m-%dT%H:%MZ}" for file in waiting}
+    told = ledger.facts().get(TOLD, [])
+    for name in sorted(removal.keys() - set(told)):
+        log.warning(f"retention found {name} never picked up", will_be_removed=removal[name])
+    if sorted(removal) != told:
+        ledger.note(**{TOLD: sorted(removal)})
 
 
 def thin_out_pickups(ledger: Ledger, keep_pickups_days: int, now: datetime) -> None:

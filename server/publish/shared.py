@@ -1,11 +1,16 @@
 """Several services on one store: the order of the store's sequence decides what is published and pruned.
 
 Touches the shared store, the folder and the ledger; runs in a thread, under the round lock. `storage.sequence` says why
-this is enough; here is how. Catching up: read entries in order until the next number has none, and apply each: bring
-its files into the folder, then record what it says, with its number, in one transaction of the ledger. Writing: catch
-up; if there was anything new, the decision is stale (`Overtaken`); upload the contents; write the next entry on the
-condition that there is none; if the outcome is not clear, read that number. Only an entry in the store has any effect,
-and the node that wrote it applies it like every other.
+this is enough; here is how. Catching up: check that the newest applied entry is still what it was; then read entries in
+order until the next number has none, and apply each: bring its files into the folder, then record what it says, with
+its number, in one transaction of the ledger. Writing: catch up; if there was anything new, the decision is stale
+(`Overtaken`); upload the contents; write the next entry on the condition that there is none; if the outcome is not
+clear, read that number. Only an entry in the store has any effect, and the node that wrote it applies it like every
+other.
+
+A store may lose objects (a life-cycle rule, a person). Entries older than the newest applied one, and the contents of
+published logs, are put back by whoever has them. Where newer entries may be lost, nothing is written: that would begin
+a second history.
 
 Serving needs none of this. While the store is unreachable, nothing is published or pruned; afterwards all goes on.
 """
@@ -17,7 +22,8 @@ import os
 import secrets
 import shlex
 import time
-from contextlib import contextmanager
+import zlib
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -42,6 +48,7 @@ from ..storage.sequence import (
     to_bytes,
 )
 from ..triton import LogFile
+from .clock import LEAP, LEAP_HINT, believed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -58,8 +65,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 TERMS = "sequence_terms"  # a fact of the ledger: the newest terms of the sequence
+BEGINNING = "sequence_beginning"  # a fact: the id of the first entry that this node tries to write
+LEFT = "sequence_left"  # a fact: this node has worked alone since it took part in the sequence
 UNUSED_AFTER = timedelta(days=1)  # content this old that no entry names was left by a node that died
-LONGEST_UPLOAD = 3600.0  # seconds from the first content to its entry; far less than `UNUSED_AFTER`
+LONGEST_UPLOAD = 12 * 3600.0  # seconds from the first content to its entry; far less than `UNUSED_AFTER`
+LOST_HINT = "restore it from the bucket's versions; pickup-point manual two-nodes"
 MOST_TURNS = 20  # times that a pruning is tried because another node was first
 
 
@@ -79,7 +89,10 @@ class SharedSequence:
         self._folder = folder
         self._terms = terms
         self._node = node
-        self.on_change: Callable[[], None] = lambda: None  # called when entries were applied
+        self._seen = 0  # the newest entry that was seen in the store as it was applied
+        self._tried = False  # whether the store was seen to refuse a second object of a name
+        self._refused_removal = False
+        self.on_change: Callable[[], None] = lambda: None  # called when other files are published than before
 
     @contextmanager
     def _connected(self) -> Iterator[Shelf]:
@@ -117,6 +130,7 @@ class SharedSequence:
         """
         with self._connected() as shelf:
             self._take_turn(shelf)
+            self._refuse_leaping_clock(shelf, publication.intended_at)
             newest = self._ledger.newest_mtime()
             earliest = int(shelf.clock.timestamp())
             staged = seal(earliest if newest is None else max(earliest, newest + 1))
@@ -127,13 +141,20 @@ class SharedSequence:
             # Cannot happen: the names were chosen by the ledger as it stands. Checked because no entry can be undone.
             if self._ledger.logs_of(part.name for part in logs):
                 raise Overtaken("a name was spent meanwhile")
+            lie = set(shelf.published())
+            if lost := [part.name for part in logs if str(part.name) in lie]:
+                if self._catch_up(shelf):
+                    raise Overtaken("another node has published meanwhile")
+                why = f"{lost[0]} lies in the store already, and no entry of its sequence names it"
+                raise StoreError(why, hint=LOST_HINT)
             at = datetime.fromtimestamp(logs[0].mtime, UTC)
             entry = self._next("publication", shelf, publications=(as_committed(publication, logs, at),))
-            began = time.monotonic()
+            # A clock that does not stand still while the machine sleeps.
+            began = time.clock_gettime(time.CLOCK_BOOTTIME)
             for part in logs:
                 shelf.put_file(f"blobs/{blob_name(part.sha256, entry.id)}", self._folder.staging_dir / str(part.name))
-            # The machine may have slept, and another node may have swept the contents, taking them for a dead node's.
-            if time.monotonic() - began > LONGEST_UPLOAD:
+            # The machine may have slept, and another node may have removed the contents, taking them for a dead node's.
+            if time.clock_gettime(time.CLOCK_BOOTTIME) - began > LONGEST_UPLOAD:
                 raise StoreError("the store took too long to accept the logs", hint="it is retried automatically")
             self._write(shelf, entry)
             return [LogFile(part.name, part.size, part.mtime) for part in logs]
@@ -146,14 +167,14 @@ class SharedSequence:
         """
         with self._connected() as shelf:
             for _ in range(MOST_TURNS):
-                self._catch_up(shelf)
+                self._catch_up(shelf, anew=True)
                 if self._known_terms() is None:
                     return []  # nothing was ever published in it
                 try:
                     names = tuple(choose())
                     if names:
                         self._write(shelf, self._next("prune", shelf, pruned=names))
-                    self._sweep(shelf)
+                    self._tend(shelf)
                 except Overtaken:
                     continue
                 return list(names)
@@ -172,17 +193,51 @@ class SharedSequence:
 
     # Reading
 
-    def _catch_up(self, shelf: Shelf) -> int:
-        head = self._ledger.entries.head()
+    def _catch_up(self, shelf: Shelf, *, anew: bool = False) -> int:
+        """Apply what is new, and return how many entries that are; ``anew``: look at the newest known one again."""
+        head = self._head(shelf, anew=anew)
         new = self._from_checkpoint(shelf) if head == 0 else []
         while (data := shelf.read(f"sequence/{entry_name(head + len(new) + 1)}", MOST_BYTES)) is not None:
             new.append(self._entry(head + len(new) + 1, data))
         self._refuse_other_history(new)
         # Known before any is applied: files pruned since are no longer in the store, and are not fetched.
         gone = {name for entry in new for name in entry.pruned}
-        for entry in new:
-            self._apply(shelf, entry, gone)
+        try:
+            for entry in new:
+                self._apply(shelf, entry, gone)
+        except DataFolderError:
+            # On a full disk, what is pruned makes room for what is to come: the next time goes on.
+            for name in gone:
+                self._folder.remove(name)
+            raise
         return len(new)
+
+    def _head(self, shelf: Shelf, *, anew: bool) -> int:
+        """Return the number of the newest applied entry, which must be in the store as it was applied.
+
+        Behind an entry that is not there anything may follow: what others have written may be lost with it.
+        """
+        head = self._ledger.entries.head()
+        if head == (0 if anew else self._seen):
+            return head
+        data = shelf.read(f"sequence/{entry_name(head)}", MOST_BYTES)
+        if data is not None and self._entry(head, data).id == self._ledger.entries.id_of(head):
+            if self._ledger.facts().get(LEFT):
+                self._ledger.note(**{LEFT: False})
+            self._seen = head
+            return head
+        # An operator has removed the sequence, to share again what this node has published alone since then.
+        if data is None and self._ledger.facts().get(LEFT) and not self._remains(shelf):
+            with self._ledger.together():
+                self._ledger.entries.forget()
+                self._ledger.note(**{TERMS: None, BEGINNING: None, LEFT: False})
+            return 0
+        what = "is lost" if data is None else "is another one than this node has applied"
+        raise StoreError(f"entry {head} of the shared store's sequence {what}", hint=LOST_HINT)
+
+    def _remains(self, shelf: Shelf) -> list[str]:
+        """Return the names of what is there of a sequence."""
+        return [shelved.name for folder in ("sequence", "checkpoints") for shelved in shelf.list(folder)]
 
     def _refuse_other_history(self, new: Sequence[Entry]) -> None:
         """Refuse, before anything is applied, to mix what this data folder published by itself with the sequence."""
@@ -203,11 +258,14 @@ class SharedSequence:
 
     def _from_checkpoint(self, shelf: Shelf) -> list[Entry]:
         """Return the entries of the newest checkpoint, for a ledger that has none yet."""
-        names = [shelved.name for shelved in shelf.list("checkpoints")]
+        names = [shelved.name for shelved in shelf.list("checkpoints") if shelved.name.isdecimal()]
         data = shelf.read(f"checkpoints/{names[-1]}", MOST_CHECKPOINT) if names else None
         if data is None:
             return []
-        return [self._entry(number, line) for number, line in enumerate(gzip.decompress(data).splitlines(), 1)]
+        try:
+            return [from_bytes(number, line) for number, line in enumerate(gzip.decompress(data).splitlines(), 1)]
+        except (OSError, EOFError, zlib.error, NoEntry):  # a stranger's: the sequence itself has them all
+            return []
 
     def _entry(self, number: int, data: bytes) -> Entry:
         try:
@@ -241,6 +299,7 @@ class SharedSequence:
             if entry.terms is not None:
                 terms = {"key": entry.terms.key, "rules": dict(entry.terms.rules), "prefix": entry.terms.prefix}
                 ledger.note(**{TERMS: terms})
+        self._seen = entry.number
         for publication in entry.publications:
             for part in publication.logs:
                 discard(self._folder.staging_dir / str(part.name))
@@ -249,7 +308,8 @@ class SharedSequence:
         if entry.node != self._node:
             log.info(f"feed took over {entry.kind} of {what}", node=entry.node, entry=entry.number)
         if entry.number % CHECKPOINT_EVERY == 0:
-            self._checkpoint(shelf, entry.number)
+            with suppress(StoreError):  # another node's, or the next one, serves as well
+                self._checkpoint(shelf, entry.number)
 
     def _record(self, entry: Entry, publication: Publication) -> None:
         """Record a publication in the ledger, unless it is one that the ledger already had when the sequence began."""
@@ -325,7 +385,7 @@ class SharedSequence:
             Overtaken: there was something new, or the sequence was begun here.
             NodesDiffer: this node's terms are not those of the sequence.
         """
-        if self._catch_up(shelf):
+        if self._catch_up(shelf, anew=True):
             raise Overtaken("another node has published meanwhile")
         known = self._known_terms()
         assert self._terms is not None  # noqa: S101  # whoever publishes has them
@@ -349,19 +409,37 @@ class SharedSequence:
         for publication in self._ledger.publications():
             if publication.missing:  # promised, and lost in a crash: the rows are sent as late ones
                 self._ledger.release_missing(publication.id)
+        for part in self._ledger.published_logs():
+            if not self._folder.finish(part):
+                # What is not there cannot be given to the others; its name stays spent.
+                log.warning(
+                    f"shared store begins without {part.name}", why="it is not in the folder as it was published"
+                )
+                self._ledger.pruned(part.name, datetime.fromtimestamp(int(shelf.clock.timestamp()), UTC))
         known = [p for p in self._ledger.publications() if p.published_at is not None]
+        names = {str(part.name) for publication in known for part in publication.logs}
+        if strange := [name for name in shelf.published() if name not in names]:
+            raise NodesDiffer(
+                f"{strange[0]} lies in the store, and this data folder has never published it, so its sequence cannot "
+                "begin here",
+                hint="begin with the node that has published it; pickup-point manual two-nodes",
+            )
         books = self._ledger.books.get([publication.id for publication in known])
+        # The same after a failure: a large folder need not be sent in one go.
+        self._ledger.note(**{BEGINNING: self._ledger.facts().get(BEGINNING) or secrets.token_hex(8)})
         entry = self._next(
             "begin",
             shelf,
             terms=self._terms,
             publications=tuple(replace(p, podcasts=books.get(p.id)) for p in known),
+            entry_id=self._ledger.facts()[BEGINNING],
         )
+        there = {shelved.name for shelved in shelf.list("blobs")}
         for publication in known:
             for part in publication.logs:
-                if part.state == "published":
-                    name = f"blobs/{blob_name(part.sha256, entry.id)}"
-                    shelf.put_file(name, self._folder.pickup_dir / str(part.name))
+                blob = blob_name(part.sha256, entry.id)
+                if part.state == "published" and blob not in there:
+                    shelf.put_file(f"blobs/{blob}", self._folder.pickup_dir / str(part.name))
         self._write(shelf, entry)
 
     def _next(
@@ -372,10 +450,11 @@ class SharedSequence:
         terms: Terms | None = None,
         publications: tuple[Publication, ...] = (),
         pruned: tuple[LogName, ...] = (),
+        entry_id: str = "",
     ) -> Entry:
         return Entry(
             number=self._ledger.entries.head() + 1,
-            id=secrets.token_hex(8),
+            id=entry_id or secrets.token_hex(8),
             node=self._node,
             at=int(shelf.clock.timestamp()),
             kind=kind,  # type: ignore[arg-type]  # a literal at every call
@@ -391,29 +470,87 @@ class SharedSequence:
             Overtaken: the number is taken by another entry.
             StoreError: it is not known whether the entry was written.
         """
+        self._try_condition(shelf)
         name = f"sequence/{entry_name(entry.number)}"
+        remaining = self._remains(shelf)
+        if entry_name(entry.number) not in remaining and max(remaining, default="") > entry_name(entry.number):
+            raise StoreError(f"entry {entry.number} of the shared store's sequence is lost", hint=LOST_HINT)
+        failed = None
         try:
             made = shelf.put_new(name, to_bytes(entry))
-        except StoreError:
-            made = False
+        except StoreError as error:
+            made, failed = False, error
         if not made:
             # A lost answer, or a conflict: what is there now decides. If nothing is, our write may still arrive: that
             # is an error, and the next turn reads the number again before it writes anything.
-            there = shelf.read(name, MOST_BYTES)
-            if there is None:
-                raise StoreError("the shared store did not take an entry", hint="it is retried automatically")
-            if self._entry(entry.number, there).id != entry.id:
+            data = shelf.read(name, MOST_BYTES)
+            if data is None:
+                raise failed or StoreError("the shared store did not take an entry", hint="it is retried automatically")
+            there = self._entry(entry.number, data)
+            if there.id != entry.id:
                 for publication in entry.publications:
                     for part in publication.logs:
-                        shelf.remove(f"blobs/{blob_name(part.sha256, entry.id)}")
+                        self._remove(shelf, f"blobs/{blob_name(part.sha256, entry.id)}")
                 self._catch_up(shelf)
                 raise Overtaken("another node has published meanwhile")
+            entry = there
         self._apply(shelf, entry, ())
 
-    def _sweep(self, shelf: Shelf) -> None:
-        """Remove contents that no published log needs: of pruned logs, and of nodes that died before their entry."""
-        needed = {blob_name(*blob) for blob in self._ledger.entries.blobs()}
-        for shelved in shelf.list("blobs"):
+    def _try_condition(self, shelf: Shelf) -> None:
+        """Check once that of two objects with one name the store keeps the first: everything here rests on that.
+
+        Raises:
+            StoreError: it does not.
+        """
+        if self._tried:
+            return
+        trial = f"trial-{secrets.token_hex(8)}"
+        try:
+            shelf.put_new(trial, b"first")
+            replaced = shelf.put_new(trial, b"second")
+        finally:
+            self._remove(shelf, trial)
+        if replaced:
+            hint = "use another store, or set store.shared = false on one service only"
+            raise StoreError("the store ignores If-None-Match, so it cannot say who was first", hint=hint)
+        self._tried = True
+
+    def _refuse_leaping_clock(self, shelf: Shelf, now: datetime) -> None:
+        """Refuse to date logs by a store's clock that is far ahead of this machine's and of everything on record."""
+        newest = max(now, believed(self._ledger) or now)
+        if shelf.clock > newest + LEAP:
+            why = f"the store's clock says {shelf.clock:%Y-%m-%d %H:%MZ}, and this machine's {now:%Y-%m-%d %H:%MZ}"
+            raise StoreError(f"nothing is published: {why}", hint=LEAP_HINT)
+
+    def _remove(self, shelf: Shelf, name: str) -> None:
+        """Remove what nobody needs; a store that keeps everything for good (Object Lock, a policy) may refuse."""
+        try:
+            shelf.remove(name)
+        except StoreError as error:
+            if not self._refused_removal:
+                log.warning("shared store kept what is no longer needed", why=str(error), hint=error.hint)
+            self._refused_removal = True
+
+    def _tend(self, shelf: Shelf) -> None:
+        """Remove contents that no published log needs: of pruned logs, and of nodes that died before their entry.
+
+        Put back what the store has lost: entries, and the contents of published logs.
+        """
+        head = self._ledger.entries.head()
+        there = {shelved.name for shelved in shelf.list("sequence")}
+        # The newest is not put again: see `_head`.
+        for number in (number for number in range(1, head) if entry_name(number) not in there):
+            shelf.put_new(f"sequence/{entry_name(number)}", self._ledger.entries.data(number, number)[0])
+            log.warning(f"shared store got entry {number} of its sequence again", why="it was lost there")
+        needed = {blob_name(sha256, entry_id): name for name, sha256, entry_id in self._ledger.entries.blobs()}
+        contents = shelf.list("blobs")
+        for shelved in contents:
             old = shelved.modified is not None and shelf.clock - shelved.modified > UNUSED_AFTER
             if old and shelved.name not in needed:
-                shelf.remove(f"blobs/{shelved.name}")
+                self._remove(shelf, f"blobs/{shelved.name}")
+        for blob in needed.keys() - {shelved.name for shelved in contents}:
+            name = needed[blob]
+            with suppress(DataFolderError):
+                if self._folder.sha256(name) == blob.partition("-")[0]:
+                    shelf.put_file(f"blobs/{blob}", self._folder.pickup_dir / str(name))
+                    log.warning(f"shared store got {name} again", why="it was lost there")

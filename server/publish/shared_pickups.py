@@ -1,17 +1,22 @@
 """Pickups count wherever they happened: each node tells the others what its users have of each log.
 
 Touches the shared store and the ledger; runs in a thread. An object holds one user's progress on one log at one node,
-and only that node writes it; the others merge it, so that the union of what was delivered anywhere counts. Promise: a
-node never claims more than was delivered; what is not merged yet counts later.
+and only that node writes it; the others merge it, so that the union of what was delivered anywhere counts. A node that
+finds under its name what it has not delivered (its data folder is a copy, or an old one) takes another name.
+Promise: a node never claims more than was delivered; what is not merged yet counts later.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import structlog
 
+from ..errors import StoreError
+from ..pickups import Coverage
 from ..triton import LogName
 
 if TYPE_CHECKING:
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 
     from ..storage.ledger import Ledger
     from ..storage.shelf import Shelf
+
+log = structlog.get_logger()
 
 FOLDER = "pickups"
 _LOGINS = "logins"
@@ -30,63 +37,108 @@ _MOST_BYTES = 1 << 20  # of an object; 4096 ranges take less
 class SharedPickups:
     """What this node has told the others, and heard from them."""
 
-    def __init__(self, open_shelf: Callable[[], AbstractContextManager[Shelf]], ledger: Ledger, node: str) -> None:
+    def __init__(
+        self,
+        open_shelf: Callable[[], AbstractContextManager[Shelf]],
+        ledger: Ledger,
+        node: str,
+        new_name: Callable[[], str],
+    ) -> None:
         self._open = open_shelf
         self._ledger = ledger
         self._node = node
+        self._new_name = new_name
         self._told: dict[str, bytes] = {}  # by name, the content there
         self._heard: dict[str, str] = {}  # by name, the ETag of what was merged
 
     def exchange(self) -> None:
-        """Write what is new here, and merge what is new elsewhere.
+        """Merge what is new elsewhere, and write what is new here.
 
         Raises:
             StoreError: the store does not answer; the next call goes on from there.
             LedgerError: the ledger cannot be written.
         """
-        own = {
-            _BETWEEN.join((log, user, self._node)): orjson.dumps(progress)
-            for log, user, progress in self._ledger.pickups.progress()
-        }
-        logins = {user: [at.isoformat(), address, client] for user, (at, address, client, _) in self._logins()}
-        if logins:
-            own[_BETWEEN.join((_LOGINS, "", self._node))] = orjson.dumps(logins)
         with self._open() as shelf:
             listed = {shelved.name: shelved.etag for shelved in shelf.list(FOLDER)}
-            for name, data in own.items():
-                # An ETag is the content's MD5 in most stores; in another, each object is written once per run.
-                digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-                if self._told.get(name) != data and listed.get(name, "").strip('"') != digest:
-                    shelf.put(f"{FOLDER}/{name}", data)
-                self._told[name] = data
+            # First, since it needs no right to write.
             for name, etag in listed.items():
                 if self._heard.get(name) != etag and not name.endswith(f"{_BETWEEN}{self._node}"):
                     there = shelf.read(f"{FOLDER}/{name}", _MOST_BYTES)
                     if there is not None:
                         self._merge(name, there)
                     self._heard[name] = etag
+            self._heard = {name: etag for name, etag in self._heard.items() if name in listed}
+            self._keep_apart(shelf, listed)
+            for name, data in self._own().items():
+                # By its content where the store says it; a store that does not is asked once in a run.
+                known = self._told.get(name) == data or listed.get(name, "").strip('"') == _digest(data)
+                if not known or name not in listed:
+                    shelf.put(f"{FOLDER}/{name}", data)
+                self._told[name] = data
             self._tidy(shelf, listed)
-        self._heard = {name: etag for name, etag in self._heard.items() if name in listed}
+
+    def _keep_apart(self, shelf: Shelf, listed: dict[str, str]) -> None:
+        """Take another name if somebody else speaks by ours; what lies under the old one is then another node's."""
+        for name, data in self._own().items():
+            told, etag = self._told.get(name), listed.get(name, "").strip('"')
+            if etag in ("", _digest(data), _digest(told or b""), self._heard.get(name, "").strip('"')):
+                continue
+            there = shelf.read(f"{FOLDER}/{name}", _MOST_BYTES)
+            if there is not None and there != told and not _claims_no_more(there, data):
+                before, self._node = self._node, self._new_name()
+                self._heard = {}
+                why = "another node speaks by its name: its data folder is a copy, or an old one"
+                log.warning(f"node {before} is called {self._node} from now on", why=why)
+                return
+            self._heard[name] = listed[name]
+
+    def _own(self) -> dict[str, bytes]:
+        """Return what this node tells, by the names of its objects."""
+        own = {
+            _BETWEEN.join((owner, user, self._node)): orjson.dumps(progress)
+            for owner, user, progress in self._ledger.pickups.progress()
+        }
+        logins = {user: [at.isoformat(), address, client] for user, (at, address, client, _) in self._logins()}
+        if logins:
+            own[_BETWEEN.join((_LOGINS, "", self._node))] = orjson.dumps(logins)
+        return own
 
     def _logins(self) -> list[tuple[str, Any]]:
         return list(self._ledger.logins().items())
 
     def _merge(self, name: str, data: bytes) -> None:
-        log, user, node = [*name.split(_BETWEEN), "", ""][:3]
+        owner, user, node = [*name.split(_BETWEEN), "", ""][:3]
         try:
             found = orjson.loads(data)
-            if log == _LOGINS:
+            if owner == _LOGINS:
                 self._ledger.merge_logins(found)
             else:
-                self._ledger.pickups.merge(log, user, node, found)
-        except (ValueError, KeyError, TypeError, IndexError):
+                self._ledger.pickups.merge(owner, user, node, found)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
             return  # a later version's, or a stranger's: ignored
 
     def _tidy(self, shelf: Shelf, listed: dict[str, str]) -> None:
         """Remove the objects of logs that were pruned."""
         names = {name: LogName.parse(name.partition(_BETWEEN)[0]) for name in listed}
-        known = self._ledger.logs_of({log for log in names.values() if log is not None})
+        known = self._ledger.logs_of({found for found in names.values() if found is not None})
         pruned = {entry.name for entry in known if entry.state == "pruned"}
-        for name, log in names.items():
-            if log in pruned:
-                shelf.remove(f"{FOLDER}/{name}")
+        for name, found in names.items():
+            if found in pruned:
+                with suppress(StoreError):  # a store that keeps everything; what is kept claims nothing
+                    shelf.remove(f"{FOLDER}/{name}")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _claims_no_more(theirs: bytes, ours: bytes) -> bool:
+    """Return whether what lies in the store claims nothing that ``ours`` does not; what cannot be read has none."""
+    try:
+        there, here = orjson.loads(theirs), orjson.loads(ours)
+        if here.get("completed") or "ranges" not in here or there["sha256"] != here["sha256"]:
+            return True
+        union = Coverage([*map(tuple, here["ranges"]), *map(tuple, there["ranges"])])
+        return not there["completed"] and union.bytes == Coverage(map(tuple, here["ranges"])).bytes
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True

@@ -172,8 +172,14 @@ class StoreCopy:
         return plan
 
     async def _carry_out(self, store: ConnectedLogStore, plan: Plan, there: set[str], wrong: list[str]) -> None:
+        kept = None
         for name in plan.remove:
-            await store.remove(name)
+            # A bucket that keeps everything (Object Lock, a policy) gets what is new all the same.
+            try:
+                await store.remove(name)
+            except StoreError as error:
+                kept = kept or error
+                continue
             log.info(f"store removed {name}", store=self._store.name)
         for entry in plan.put:
             # Read again before each: uploads take long, and a log pruned meanwhile must not come back.
@@ -194,6 +200,8 @@ class StoreCopy:
                 file.close()
             there.add(str(entry.name))
             log.info(f"store received {entry.name}", store=self._store.name)
+        if kept is not None:
+            raise kept
 
     def _report(self, before: StoreState, now: StoreState) -> None:
         """Log what has changed about the store since the last pass."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STORE = "store"  # a fact of the ledger: a `StoreState` as JSON
 NODE = "node"  # a fact of the ledger: this node's name among those of a shared store
+NODES = "nodes"  # as if it were a fact: what is known of the nodes of a shared store, see `EntryStore.nodes`
 
 
 class StoreState(NamedTuple):

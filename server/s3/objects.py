@@ -11,6 +11,7 @@ import contextlib
 import io
 import time
 from contextlib import asynccontextmanager
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -84,7 +85,8 @@ class Objects:
             return
         date = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
         with contextlib.suppress(ValueError, OverflowError):
-            self.clock = parsedate_to_datetime(date)
+            found = parsedate_to_datetime(date)
+            self.clock = found if found.tzinfo is not None else found.replace(tzinfo=UTC)  # "-0000" has none
 
     async def list(self, prefix: str) -> list[StoredObject]:
         """Return the objects directly under a prefix, in the order of their keys."""

@@ -195,8 +195,12 @@ class Guard:
             self._failures.pop(key, None)
             return Penalty(0.0, banned=True)
         _remember(self._failures, key, failures)
-        over = len(failures) - FREE_FAILURES
-        return Penalty(min(FIRST_DELAY * 2.0 ** min(over - 1, 16), MAX_DELAY) if over > 0 else 0.0, banned=False)
+        return Penalty(_delay(len(failures)), banned=False)
+
+    def wait(self, address: Address, now: float) -> float:
+        """Return the seconds until the delay for an address's last failure is over."""
+        failures = self._failures.get(address_group(address))
+        return max(0.0, failures[-1][0] + _delay(len(failures)) - now) if failures else 0.0
 
     def forgive(self, address: Address, user: str) -> None:
         """Forget an address's failures to log in as ``user``, since it has succeeded. A ban in force stays."""
@@ -215,6 +219,12 @@ class Guard:
         while self._bans and next(iter(self._bans.values())).until <= now:
             del self._bans[next(iter(self._bans))]
         return len(self._bans) < MAX_ADDRESSES
+
+
+def _delay(failures: int) -> float:
+    """Return what the last of so many failures costs, in seconds."""
+    over = failures - FREE_FAILURES
+    return min(FIRST_DELAY * 2.0 ** min(over - 1, 16), MAX_DELAY) if over > 0 else 0.0
 
 
 def _remember(table: OrderedDict[Group, T], key: Group, value: T) -> None:

@@ -66,6 +66,12 @@ class Login:
     mac: str
 
 
+def current_bans(guard: Guard, now: float) -> list[CurrentBan]:
+    """Return whom a guard keeps out ``now`` (seconds on its clock), and until when by the clock on the wall."""
+    wall = datetime.now(UTC)
+    return [CurrentBan(it.address, wall + timedelta(seconds=it.until - now), it.failures) for it in guard.bans(now)]
+
+
 def plain(text: str, longest: int = 64) -> str:
     """Return a client's words made safe for one field of a log line: they cannot pass for another field or line."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+/") else "_" for c in text[:longest])
@@ -175,9 +181,7 @@ class Registry:
 
     def bans(self) -> list[CurrentBan]:
         """Return who is kept out now, and until when."""
-        now, wall = time.monotonic(), datetime.now(UTC)
-        bans = self._guard.bans(now)
-        return [CurrentBan(ban.address, wall + timedelta(seconds=ban.until - now), ban.failures) for ban in bans]
+        return current_bans(self._guard, time.monotonic())
 
     @property
     def connected(self) -> int:

@@ -17,7 +17,7 @@ from ..megaphone.exports import start_of
 from ..publish.clock import LEAP_HINT, STOPPED
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
-from ..publish.holds import HoldPolicy, late_warnings, warnings
+from ..publish.holds import HoldPolicy, late_warnings, warnings, way_out_of_late
 from ..triton import expires
 from .days import span
 from .deadlines import DeadlinePolicy, Urgency, patience, still_open
@@ -169,6 +169,14 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
     if day.late_failure:
         sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
         found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.cure))
+    if day.late_held:
+        sentence = f"late rows of {day.day} are held: {day.late_held}"
+        found.append(Alarm(Level.WARNING, "day_late_held", sentence, way_out_of_late(day.day)))
+    if day.late_ignored:
+        sentence = f"late rows of {day.day} are not sent: {day.late_ignored}"
+        again = f"pickup-point feed --day {day.day} --resend 'other ids'"
+        hint = f"if Triton voids what it has of the day, send it again: {again}"
+        found.append(Alarm(Level.WARNING, "day_late_ignored", sentence, hint))
     for name, note in (("day_shrunk", day.shrunk), ("day_noticed", day.foreign)):
         if note:
             found.append(Alarm(Level.WARNING, name, f"{day.day}: {note}", "ask support-megaphone@spotify.com"))

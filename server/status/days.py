@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..publish.decisions import accept_command
-from ..publish.holds import outside_day, shrunk, way_out
+from ..publish.decisions import LATE_ROWS_IGNORED
+from ..publish.holds import OTHER_IDS, accept_command, outside_day, shrunk, way_out
 from ..storage.records import matched_share
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
 
@@ -105,6 +105,8 @@ class DayOverview:
     waits_for_pickup: bool = True  # False if no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
+    late_ignored: str = ""  # why what is new in the export of a published day is not sent
+    late_held: str = ""  # why the late rows of a published day are held
     resend_held: str = ""  # that sending it again, as an operator asked, is held, and why
     unsent: int = 0  # rows that came too late to be sent, or were withheld until then
     foreign: str = ""  # that a version of its export of which nothing was sent has many rows of other days
@@ -118,7 +120,9 @@ class DayOverview:
     def notes(self) -> list[str]:
         """The remarks, and what became of the day's export after it was published."""
         late = f"{self.unsent} rows came too late to be sent" if self.unsent else ""
-        found = (late, self.resend_held, self.shrunk, self.foreign)
+        held = f"its late rows are held: {self.late_held}" if self.late_held else ""
+        ignored = f"its late rows are not sent: {self.late_ignored}" if self.late_ignored else ""
+        found = (late, ignored, held, self.resend_held, self.shrunk, self.foreign)
         return list(dict.fromkeys([*self.remarks, *filter(None, found)]))
 
     @property
@@ -211,13 +215,15 @@ def overview(
     checks: Mapping[date, LateCheck] | None = None,
     calendar: Calendar | None = None,
     unsent: Iterable[LateCheck] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> list[DayOverview]:
     """Return these days, and those that should exist by the ``calendar``, newest first.
 
-    ``users`` are (name, whether their pickups are required); ``checks`` is the last late check of each day, ``unsent``
-    are those that left rows unsent.
+    ``users`` are (name, whether their pickups are required); ``checks`` is the last late check of each day,
+    ``unsent`` are those that left rows unsent; ``facts`` are the ledger's.
     """
     checks, calendar = checks or {}, calendar or Calendar()
+    ignored = (facts or {}).get(LATE_ROWS_IGNORED, {})
     by_day: dict[date, list[Publication]] = {}
     for publication in publications:
         if publication.published_at is not None:
@@ -235,6 +241,7 @@ def overview(
             shrunk=_shrunk(by_day.get(day, []), checks.get(day)),
             unsent=_unsent(by_day.get(day, []), lost.get(day, [])),
             foreign=_foreign(by_day.get(day, []), checks.get(day)),
+            late_ignored=_ignored(records.get(day), by_day.get(day, []), ignored.get(str(day))),
         )
         for day in days
     ]
@@ -266,6 +273,7 @@ def _one(
         newest = record.hold.tally
     state = _state(record, publications, all_done, overdue=calendar.first <= day <= calendar.overdue)
     why, cure = _advice(day, record, state)
+    held, held_late = _held_though_published(record, publications)
     return DayOverview(
         day=day,
         state=state,
@@ -283,7 +291,8 @@ def _one(
         remarks=tuple(_remarks(publications)),
         waits_for_pickup=bool(required),
         late_failure=_late_failure(record, publications),
-        resend_held=_resend_held(record, publications),
+        late_held=held if held_late else "",
+        resend_held=f"sending it again is held: {held}" if held and not held_late else "",
     )
 
 
@@ -313,6 +322,12 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
     return "unknown" if overdue and record.seen == "open" else record.seen
 
 
+def _ignored(record: DayRecord | None, publications: Sequence[Publication], ignored: Sequence[str] | None) -> str:
+    """Return why what is new in the version that is there now of a published day is not sent, or ''."""
+    etag, why = ignored or ("", "")
+    return why if publications and record is not None and record.export and record.export.etag == etag else ""
+
+
 def _late_failure(record: DayRecord | None, publications: Sequence[Publication]) -> str:
     """Return why the late rows of a published day could not be published, or ''."""
     if not publications or record is None or record.failure is None or record.export is None:
@@ -321,11 +336,17 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
     return record.failure.sentence if unsent and record.failure.etag == record.export.etag else ""
 
 
-def _resend_held(record: DayRecord | None, publications: Sequence[Publication]) -> str:
-    """Return that the present version is held, although an operator asked to send a published day again, or ''."""
+def _held_though_published(record: DayRecord | None, publications: Sequence[Publication]) -> tuple[str, bool]:
+    """Return why the present version of a published day is held, or '', and whether its late rows are the reason.
+
+    If they are not, an operator asked to send the day again.
+    """
     if not publications or record is None or record.hold is None or record.export is None:
-        return ""
-    return f"sending it again is held: {record.hold.why}" if record.hold.etag == record.export.etag else ""
+        return "", False
+    late = record.hold.reason == OTHER_IDS
+    # Compared since then: it became too late to send them, which is told as such.
+    over = late and record.checked_etag == record.export.etag
+    return (record.hold.why, late) if record.hold.etag == record.export.etag and not over else ("", False)
 
 
 def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str:

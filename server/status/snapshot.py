@@ -21,7 +21,7 @@ from ..disk import translate_os_errors
 from ..episodes.rss import safe_url
 from ..errors import LedgerError, PickupPointError
 from ..publish.holds import HoldPolicy
-from ..publish.store_state import StoreState
+from ..publish.store_state import NODE, NODES, StoreState
 from ..publish.window import KnownDays
 from ..sftp.algorithms import HOST_KEY_FILES
 from ..storage.ledger import LEDGER_FILE, Ledger
@@ -92,6 +92,8 @@ class Snapshot:
                     records, publications = ledger.live_days(since), ledger.live_publications(since)
                     names = [entry.name for publication in publications for entry in publication.logs]
                     facts, logins, row_totals = ledger.facts(), ledger.logins(), ledger.row_totals()
+                    if config.store is not None and config.store.shared:
+                        facts[NODES] = ledger.entries.nodes()
                     known = KnownDays.of(records, publications, facts, since)
                     days = overview(
                         records,
@@ -103,6 +105,7 @@ class Snapshot:
                         ledger.newest_late_checks(since),
                         Calendar.of(config.export, config.retention.keep_days, known, now),
                         ledger.unsent_checks(since),
+                        facts,
                     )
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())
@@ -138,6 +141,11 @@ class Snapshot:
             unagreed="" if config.export.agreed else config.export.export_kind.unknown,
         )
         return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
+
+    @property
+    def node(self) -> str:
+        """The name of the node that speaks, '' where there is only one."""
+        return str(self.facts.get(NODE, "")) if NODES in self.facts else ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the snapshot as ``status --json`` prints it."""

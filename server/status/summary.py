@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..convert.tally import FilterReason
 from ..hints import Step, steps
+from ..publish.holds import way_out_of_late
 from .days import span
 from .deadlines import Urgency
 
@@ -39,13 +40,27 @@ class Summary(NamedTuple):
 
 
 def summary(day: DayOverview, config: Config) -> Summary:
-    """Return whether a day has reached the partner by now."""
+    """Return whether a day has reached the partner by now, and what is to be decided about its late rows."""
+    told = _of_state(day, config)
+    if not day.late_held:
+        return told
+    decides = f"{SERVER}, once you have agreed with the partner what these rows are"
+    who = decides if told.who.startswith(NOBODY) else f"{told.who}; {decides}"
+    sentence = f"{told.sentence} Late rows of it are held: {day.late_held}."
+    return told._replace(sentence=sentence, who=who, steps=(*told.steps, *steps(way_out_of_late(day.day))))
+
+
+def _of_state(day: DayOverview, config: Config) -> Summary:
     to_do = tuple(steps(day.cure))
     partner = _named(user.name for user in config.sftp.users if user.required) or "The partner"
     match day.state:
         case "open":
-            final = config.export.finality.final_time(day.day)
-            sentence = f"Megaphone is still writing this day; it can be final from {instant(final)} on."
+            rule = config.export.finality
+            final = f"can be final from {instant(rule.final_time(day.day))} on"
+            if rule.marked:  # final_at is no word of Megaphone's then
+                usual = rule._replace(final_at=config.export.export_kind.final_at).final_time(day.day)
+                final = f"is final once Megaphone marks it, by about {instant(usual)} as a rule"
+            sentence = f"Megaphone is still writing this day; it {final}."
             return Summary("Not yet", "waiting", sentence)
         case "unmarked":
             return Summary("Not yet", "waiting", _sentence(day.why), PUBLISHER, to_do)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..convert.tally import Tally
-from ..publish.store_state import NODE, STORE
+from ..publish.store_state import NODE, NODES, STORE
 from .days import span
 from .deadlines import Urgency
 from .reconcile import COLUMNS
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .days import DayOverview
     from .reconcile import PodcastLine
     from .snapshot import Snapshot, Trace
+
+
+MOST_NODES = 4  # other nodes that are listed
 
 
 def partner_users(config: Config) -> list[UserSettings]:
@@ -72,6 +75,7 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
         said = [("Service", f"running for {span(now - since)}, port {facts.get('service_port', '?')}")]
     if NODE in facts:
         said.append(("Node", str(facts[NODE])))
+        said += _other_nodes({**facts.get(NODES, {})}, str(facts[NODE]), now)
     if facts.get(STORE):
         state = "cannot be used, see above" if facts[STORE]["error"] else "reachable"
         said.append(("Store", f"{facts[STORE]['url']}, {len(facts[STORE]['there'])} logs, {state}"))
@@ -85,8 +89,27 @@ def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> 
         said.append(("Export source", "reachable"))
     bans = [ban for ban in facts.get("bans", ()) if datetime.fromisoformat(ban["until"]) > now] if running else []
     if bans:
-        said.append(("Banned", ", ".join(f"{ban['address']} until {ban['until'][11:16]}Z" for ban in bans)))
+        said.append(("Banned", ", ".join(_ban(ban) for ban in bans)))
     return said
+
+
+def _ban(ban: Mapping[str, Any]) -> str:
+    where = " from the page" if ban.get("listener") == "web" else ""
+    return f"{ban['address']}{where} until {ban['until'][11:16]}Z"
+
+
+def _other_nodes(nodes: dict[str, tuple[int, int]], own: str, now: datetime) -> list[tuple[str, str]]:
+    """Return what this node knows of the others: who has published or pruned last, the newest first."""
+    nodes.pop(own, None)
+    newest = sorted(nodes.items(), key=lambda node: (-node[1][0], node[0]))
+    said = [
+        f"{name}: entry {entry}, {span(now - datetime.fromtimestamp(at, UTC))} ago"
+        if entry
+        else f"{name}: pickups only"
+        for name, (entry, at) in newest[:MOST_NODES]
+    ]
+    said += [f"and {len(newest) - MOST_NODES} more"] * (len(newest) > MOST_NODES)
+    return [("Other nodes", "; ".join(said))] if said else []
 
 
 def disk_line(snapshot: Snapshot) -> tuple[str, str]:

@@ -6,8 +6,14 @@ Uses the ledger's transactions. Promise: an entry's number and its effects are w
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING
 
-from .tables import LedgerPart
+import orjson
+
+from .tables import LedgerPart, log_name
+
+if TYPE_CHECKING:
+    from ..triton import LogName
 
 
 class EntryStore(LedgerPart):
@@ -16,6 +22,17 @@ class EntryStore(LedgerPart):
     def head(self) -> int:
         """Return the number of the newest applied entry, or 0."""
         return int(self._rows("SELECT coalesce(max(number), 0) FROM entry")[0][0])
+
+    def id_of(self, number: int) -> str:
+        """Return the id of an applied entry, '' for none."""
+        rows = self._rows("SELECT id FROM entry WHERE number = ?", (number,))
+        return str(rows[0][0]) if rows else ""
+
+    def forget(self) -> None:
+        """Forget all entries; what came with them becomes this data folder's own."""
+        with self._transaction() as run:
+            run("UPDATE publication SET entry = NULL")
+            run("DELETE FROM entry")
 
     def applied(self, number: int, entry_id: str, node: str, data: bytes) -> None:
         """Record that an entry was applied; call it in the transaction that applies it."""
@@ -35,15 +52,25 @@ class EntryStore(LedgerPart):
         )
         return [(row[0], row[1]) for row in self._rows(query)]
 
+    def nodes(self) -> dict[str, tuple[int, int]]:
+        """Return, by node, its newest entry and when that was written, in seconds since 1970.
+
+        Of a node that has told of pickups and never wrote an entry that is 0 and 0.
+        """
+        told = {row[0]: (0, 0) for row in self._rows("SELECT DISTINCT node FROM delivered_elsewhere")}
+        query = "SELECT node, number, data FROM entry WHERE number IN (SELECT max(number) FROM entry GROUP BY node)"
+        wrote = {row[0]: (row[1], orjson.loads(zlib.decompress(row[2]))["at"]) for row in self._rows(query)}
+        return told | wrote
+
     def data(self, first: int, last: int) -> list[bytes]:
         """Return the entries from ``first`` to ``last`` as their objects hold them, in order."""
         rows = self._rows("SELECT data FROM entry WHERE number BETWEEN ? AND ? ORDER BY number", (first, last))
         return [zlib.decompress(row[0]) for row in rows]
 
-    def blobs(self) -> set[tuple[str, str]]:
-        """Return (SHA-256, entry id) of every published log."""
+    def blobs(self) -> list[tuple[LogName, str, str]]:
+        """Return (name, SHA-256, entry id) of every published log."""
         query = (
-            "SELECT l.sha256, e.id FROM log l JOIN publication p ON p.id = l.publication JOIN entry e"
+            "SELECT l.name, l.sha256, e.id FROM log l JOIN publication p ON p.id = l.publication JOIN entry e"
             " ON e.number = p.entry WHERE l.state = 'published'"
         )
-        return {(row[0], row[1]) for row in self._rows(query)}
+        return [(log_name(row[0]), row[1], row[2]) for row in self._rows(query)]

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 LEDGER_FILE = "ledger.sqlite3"
 LIVE_DAYS = 100  # newest days that a round and `status` look at, whatever became of their logs
 _BUSY_SECONDS = 30  # that SQLite waits for another process's transaction
+# Uses the index of logs that are still there: few, compared with all that ever were.
+_WITH_LOGS = "p.id IN (SELECT publication FROM log WHERE state <> 'pruned'"
 _A_LITTLE = 1 << 16  # bytes: a disk with less free counts as full
 
 
@@ -62,13 +64,19 @@ class Ledger:
         self.entries = EntryStore(self._transaction, self._rows)
 
     @classmethod
-    def open(cls, path: Path) -> Ledger:
-        """Open the ledger; create it if it is missing, and bring it to the current schema."""
+    def open(cls, path: Path, *, alone: bool = False) -> Ledger:
+        """Open the ledger; create it if it is missing, and bring it to the current schema.
+
+        With ``alone`` no other process can open it meanwhile, so it needs no shared-memory file beside it on the disk.
+        """
         with translate_sqlite_errors(path):
             there = _look_at(path)
             created = there is None or there.st_size == 0
             connection = _connect(path)
             try:
+                if alone:
+                    # Before anything else is asked: only then does SQLite keep the WAL's index in its own memory.
+                    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")
@@ -224,6 +232,19 @@ class Ledger:
         """Return the publications of the days since the `horizon`: their number does not grow over the years."""
         since = since or self.horizon(delivery)
         return self._publications("WHERE p.delivery = ? AND p.day >= ?", delivery, since.isoformat())
+
+    def interrupted(self, delivery: str = DELIVERY) -> list[Publication]:
+        """Return the publications with `Publication.missing` logs, in order."""
+        return self._publications(f"WHERE p.delivery = ? AND {_WITH_LOGS} AND state = 'intended')", delivery)
+
+    def standing(self, delivery: str = DELIVERY) -> list[Publication]:
+        """Return the publications of which a log is in the folder, in order."""
+        return self._publications(f"WHERE p.delivery = ? AND {_WITH_LOGS} AND state = 'published')", delivery)
+
+    def published_days(self, since: date, delivery: str = DELIVERY) -> set[date]:
+        """Return the days since then of which something was published."""
+        query = "SELECT day FROM publication WHERE delivery = ? AND day >= ? AND published_at IS NOT NULL"
+        return {date.fromisoformat(row[0]) for row in self._rows(query, [delivery, since.isoformat()])}
 
     def horizon(self, delivery: str = DELIVERY, *, today: date = date.max) -> date:
         """Return the oldest day that still matters: one of the newest `LIVE_DAYS`, or one with a log not pruned yet.
@@ -410,10 +431,11 @@ class Ledger:
     # Facts about the service itself
 
     def note(self, **facts: object) -> None:
-        """Write facts, by name, as JSON."""
+        """Write facts, by name, as JSON; what is known already costs no write."""
+        query = "INSERT INTO fact VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2 WHERE value <> ?2"
         with self._transaction() as run:
             for name, value in facts.items():
-                run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, _json(value)))
+                run(query, (name, _json(value)))
 
     def changed_elsewhere(self) -> int:
         """Return a number that changes when another process writes to the ledger."""

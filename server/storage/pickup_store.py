@@ -181,9 +181,9 @@ class PickupStore(LedgerPart):
             "fragmented": bool(progress["fragmented"]),
             "handles": int(progress["handles"]),
             "addresses": [str(address) for address in progress["addresses"]][-MAX_ADDRESSES:],
-            "first": datetime.fromisoformat(progress["first"]).isoformat(),
-            "last": datetime.fromisoformat(progress["last"]).isoformat(),
-            "completed": progress["completed"] and datetime.fromisoformat(progress["completed"]).isoformat(),
+            "first": _instant(progress["first"]),
+            "last": _instant(progress["last"]),
+            "completed": progress["completed"] and _instant(progress["completed"]),
         }
         with self._transaction() as run:
             values = (log, user, node, orjson.dumps(checked).decode())
@@ -232,6 +232,13 @@ def _together(ours: Delivered | None, theirs: dict[str, Any], row: Row, union: C
         completed=min(ends, default=None),
         nodes=(*(ours.nodes if ours else ()), row["node"]),
     )
+
+
+def _instant(value: str) -> str:
+    """Return an instant as it came; raise `ValueError` for one without a time zone, which compares with no other."""
+    if datetime.fromisoformat(value).tzinfo is None:
+        raise ValueError(value)
+    return value
 
 
 def _log_name(text: str) -> LogName:

@@ -36,6 +36,7 @@ FORMAT = 1
 MOST_BYTES = 64 << 20  # of an entry; its books by podcast take the most
 MOST_CHECKPOINT = 1 << 30  # bytes of a checkpoint, compressed
 CHECKPOINT_EVERY = 100
+MOST_COUNT = 1 << 37  # of bytes, of lines, of seconds since 1970: thousands of years, which a date can still be
 
 EntryKind = Literal["begin", "publication", "prune", "rules"]
 
@@ -141,7 +142,12 @@ def from_bytes(number: int, data: bytes) -> Entry:
         "prune": bool(entry.pruned),
         "rules": entry.terms is not None,
     }
-    if entry.number != number or not shape.get(entry.kind, False):
+    logs = [log for publication in entry.publications for log in publication.logs]
+    words = [entry.id, entry.node, *(log.sha256 for log in logs)]
+    counts = [entry.at, *(count for log in logs for count in (log.mtime, log.size, log.lines))]
+    fits = all(isinstance(word, str) for word in words)
+    fits &= all(type(count) is int and 0 <= count <= MOST_COUNT for count in counts)
+    if entry.number != number or not fits or not shape.get(entry.kind, False):
         raise NoEntry(f"entry {number} is not what an entry of this number and kind must be")
     return entry
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..errors import StoreError
+from ..triton import LogName
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -40,6 +41,9 @@ class Shelf(Protocol):
     @property
     def clock(self) -> datetime:
         """The store's clock, by the Date of its last answer."""
+
+    def published(self) -> list[str]:
+        """Return the names of the logs that lie where the partner reads."""
 
     def list(self, folder: str) -> list[Shelved]:
         """Return the objects in a folder, sorted by name; names are relative to it."""
@@ -74,15 +78,16 @@ def open_shelf(store: ObjectStore, state_prefix: str) -> Iterator[Shelf]:
         opening = store.connected()
         objects = runner.run(opening.__aenter__())
         try:
-            yield _BucketShelf(objects, state_prefix, runner)
+            yield _BucketShelf(objects, state_prefix, store.place.prefix, runner)
         finally:
             runner.run(opening.__aexit__(None, None, None))
 
 
 class _BucketShelf:
-    def __init__(self, objects: Objects, prefix: str, runner: asyncio.Runner) -> None:
+    def __init__(self, objects: Objects, prefix: str, logs: str, runner: asyncio.Runner) -> None:
         self._objects = objects
         self._prefix = prefix
+        self._logs = logs
         self._runner = runner
 
     @property
@@ -90,6 +95,10 @@ class _BucketShelf:
         if self._objects.clock is None:
             raise StoreError("the store's answers have no Date, which dates the logs", hint="pickup-point doctor")
         return self._objects.clock
+
+    def published(self) -> list[str]:
+        found = [stored.key.removeprefix(self._logs) for stored in self._run(self._objects.list(self._logs))]
+        return [name for name in found if LogName.parse(name) is not None]
 
     def list(self, folder: str) -> list[Shelved]:
         prefix = f"{self._prefix}{folder}/"

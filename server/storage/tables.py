@@ -306,7 +306,9 @@ def moment(value: str | None) -> datetime:
     return instant(value) or _EPOCH
 
 
-def _log_name(text: str) -> LogName:
+@lru_cache(maxsize=4096)
+def log_name(text: str) -> LogName:
+    """Return a log's name from the ledger, where only names are."""
     name = LogName.parse(text)
     assert name is not None  # noqa: S101  # only str(LogName) is ever written
     return name
@@ -315,7 +317,7 @@ def _log_name(text: str) -> LogName:
 def log_of(row: Row) -> LedgerLog:
     """Build a log from a row of ``log``."""
     return LedgerLog(
-        name=_log_name(row["name"]),
+        name=log_name(row["name"]),
         publication=row["publication"],
         size=row["size"],
         sha256=row["sha256"],
@@ -404,7 +406,7 @@ def pickup_of(row: Row) -> Pickup:
     """Build a pickup from a row of ``pickup``."""
     return Pickup(
         id=row["id"],
-        name=_log_name(row["log"]),
+        name=log_name(row["log"]),
         size=row["size"],
         user=row["user"],
         address=row["address"],
@@ -422,7 +424,7 @@ def pickup_of(row: Row) -> Pickup:
 def delivered_of(row: Row) -> Delivered:
     """Build what a user has of a log from a row of ``delivered``."""
     return Delivered(
-        name=_log_name(row["log"]),
+        name=log_name(row["log"]),
         user=row["user"],
         size=row["size"],
         bytes=row["bytes"],

@@ -1,8 +1,9 @@
 """Who may see the page: the host names it answers to, the password, and the guard against guessing.
 
 Touches the processor (Argon2id, in threads), the clock and the journal. Growing delays, bans, the pace of connections
-(`Guard`) and the check of a password are the SFTP listener's. Promise: a password is never logged, and never kept; of
-the last correct one there is a keyed digest.
+(`Guard`) and the check of a password are the SFTP listener's. Promises: a password is never logged, and never kept; of
+the last correct one there is a keyed digest. Nobody learns whether a guess was right before the delay for earlier
+guesses is over, however often they hang up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import structlog
 
 from ..errors import ConfigError, Problem
 from ..sftp.limits import Guard, Limits, LogBudget, Reason
+from ..sftp.registry import current_bans
 from ..sftp.users import Access, PasswordChecks, User, Verdict, password_hash_problem
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..settings import WebSettings
     from ..sftp.limits import Address
+    from ..sftp.registry import CurrentBan
 
 log = structlog.get_logger()
 
@@ -83,14 +86,26 @@ LONGEST_TURN = 1.0  # seconds that a connection waits at most
 class Door:
     """Counts connections, and lets in whoever knows the password."""
 
-    def __init__(self, access: Access | None, limits: Callable[[], Limits]) -> None:
+    def __init__(
+        self, access: Access | None, limits: Callable[[], Limits], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._access = access
         self._limits = limits
+        self._clock = clock
+        self._checking: set[asyncio.Task[bool]] = set()
         self._checks = PasswordChecks()
         self._guards = {near: Guard(self._guard_limits(near=near), lambda _: False) for near in (True, False)}
         self._budget = LogBudget()
         self._key = secrets.token_bytes(32)
         self._right = b""  # the digest of the last correct password
+
+    def replace(self, access: Access | None) -> None:
+        """Ask for another password from now on."""
+        self._access, self._right = access, b""
+
+    def bans(self) -> list[CurrentBan]:
+        """Return who is kept out now, and until when."""
+        return [ban for guard in self._guards.values() for ban in current_bans(guard, self._clock())]
 
     def _guard_limits(self, *, near: bool) -> Limits:
         limits = replace(
@@ -106,7 +121,7 @@ class Door:
 
     def admit(self, address: Address, descriptors: int) -> Reason | float:
         """Count a connection in; return the seconds until its turn, or why it is refused."""
-        verdict = self._guard(address).admit(address, time.monotonic(), descriptors)
+        verdict = self._guard(address).admit(address, self._clock(), descriptors)
         # The guard spaces out SSH key exchanges, which cost far more than a connection here. And clients on this
         # machine, or behind a proxy, share one address: a flood from one must not keep the others waiting for minutes.
         return verdict if isinstance(verdict, Reason) else min(verdict, LONGEST_TURN)
@@ -117,10 +132,14 @@ class Door:
 
     def refused(self, address: Address, reason: str) -> None:
         """Log a refusal, within the budget; a fail2ban filter can match the line."""
-        for suppressed, count in self._budget.summaries(time.monotonic()):
-            log.warning(f"web refused {count} more", reason=suppressed)
+        self.summarize()
         if self._budget.take(reason, str(address)):
             log.warning(f"web refused {address}", reason=reason)
+
+    def summarize(self) -> None:
+        """Log, once a minute, how many refusals had no line of their own."""
+        for reason, count in self._budget.summaries(self._clock()):
+            log.warning(f"web refused {count} more", reason=reason)
 
     async def admits(self, header: str, address: Address) -> bool:
         """Return whether a request with this ``Authorization`` header may see the page."""
@@ -129,21 +148,34 @@ class Door:
         password = given_password(header)
         if password is None:
             return False
+        # Before anything is compared, and by address: whoever hangs up and comes again still waits, even for the answer
+        # to a password that is known to be correct, which would otherwise come at once.
+        await asyncio.sleep(self._guard(address).wait(address, self._clock()))
         # A browser sends the password with every request: only one that differs from the last correct one is hashed.
         digest = hmac.digest(self._key, password, "sha256")
         if hmac.compare_digest(digest, self._right):
             return True
-        if await self._checks.check(self._access, _USER, address, password) is Verdict.GRANTED:
-            self._right = digest
+        # In a task of its own: a guess counts even if whoever made it hangs up, as the client's end cancels this.
+        task = asyncio.get_running_loop().create_task(self._check(self._access, address, password, digest))
+        self._checking.add(task)
+        task.add_done_callback(self._checking.discard)
+        return await asyncio.shield(task)
+
+    async def _check(self, access: Access, address: Address, password: bytes, digest: bytes) -> bool:
+        """Return whether it is the password; count it."""
+        if await self._checks.check(access, _USER, address, password) is Verdict.GRANTED:
+            if access is self._access:  # a reload may have brought another meanwhile
+                self._right = digest
             self._guard(address).forgive(address, "")
             return True
-        penalty = self._guard(address).failed(address, time.monotonic())
+        penalty = self._guard(address).failed(address, self._clock())
         self.refused(address, Reason.PASSWORD.value)
         if penalty.banned:
             log.warning(f"web banned {address}", minutes=round(self._limits().ban_time / 60, 1))
-        await asyncio.sleep(penalty.delay)
         return False
 
     def close(self) -> None:
-        """Stop the threads that check passwords."""
+        """Stop the running checks and the threads."""
+        for task in self._checking:
+            task.cancel()
         self._checks.close()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from ..errors import CannotListen, unexpected
 from ..sftp.limits import Reason, address_group, connection_to_drop, parse_address
@@ -33,11 +34,13 @@ log = structlog.get_logger()
 
 HEADER_SECONDS = 10.0  # from the connection to the end of the request's header
 ANSWER_SECONDS = 60.0  # from there to the end of the connection
-CLOSE_SECONDS = 1.0  # for answers under way when the service stops
+CLOSE_SECONDS = 1.0  # for answers under way when the service stops, and for a body that follows its answer
 MAX_REQUEST = 16 * 1024  # bytes; no request has a body
 MAX_LINE = 4 * 1024  # bytes
 METHODS = ("GET", "HEAD")
 OPEN = frozenset({"/healthz"})  # paths that need no password, for load balancers
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)(?=/)", re.IGNORECASE)  # a target that names its host, as for a proxy
+_END_OF_HEADER = b"\r\n\r\n"
 _SILENT = logging.getLogger("pickup-point.web")
 _SILENT.disabled = True  # aiohttp logs what strangers send
 
@@ -49,7 +52,7 @@ class Listener:
         self._settings = settings
         self._door = door
         self._answer = answer
-        self._names = frozenset(name.lower() for name in (*settings.hosts, settings.host_and_port[0]))
+        self._names = _names(settings)
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
         self._manager: web.Server | None = None
@@ -70,6 +73,10 @@ class Listener:
             why = getattr(error, "strerror", None) or "not a host name"
             raise CannotListen(f"cannot listen on {host}:{port} for the page: {why}", hint=hint) from error
         return int(self._server.sockets[0].getsockname()[1])
+
+    def replace(self, settings: WebSettings) -> None:
+        """Answer to other names from now on."""
+        self._names = _names(settings)
 
     async def close(self) -> None:
         """Stop listening, and end every connection."""
@@ -96,11 +103,8 @@ class Listener:
         return verdict
 
     def _make_room(self, newcomer: Address, *, own: bool) -> bool:
-        """Drop an idle connection (no request yet): the newcomer's oldest, else one of whoever holds the most.
-
-        ``own``: only the newcomer's will do.
-        """
-        idle = [connection for connection in self._connections if not connection.asked]
+        """Drop a connection for which no answer is made yet: the newcomer's oldest, or who holds the most."""
+        idle = [connection for connection in self._connections if not connection.kept]
         mine = [connection for connection in idle if address_group(connection.address) == address_group(newcomer)]
         victim = min(mine, key=lambda connection: connection.born, default=None)
         if victim is None and not own:
@@ -138,14 +142,32 @@ class Listener:
         if request.method not in METHODS:
             return text(405, "only GET and HEAD are answered here", Allow=", ".join(METHODS))
         hosts = request.headers.getall("Host", [])
-        if len(hosts) != 1 or not is_own_name(hosts[0], self._names):
+        target = _ABSOLUTE.match(request.raw_path)
+        if target is not None and len(hosts) == 1:
+            hosts = [target[1]]  # RFC 9112, section 3.2.2: it takes the place of the header
+        # A load balancer that speaks HTTP/1.0 sends none; what it asks for is no secret.
+        nameless = not hosts and request.version < HttpVersion11 and request.path in OPEN
+        if not nameless and (len(hosts) != 1 or not is_own_name(hosts[0], self._names)):
             return text(421, "this page does not answer to that name; web.hosts in the configuration lists its names")
-        if not request.raw_path.startswith("/"):
+        if target is None and not request.raw_path.startswith("/"):
             return text(400, "not a path")
-        if request.path not in OPEN and not await self._door.admits(request.headers.get("Authorization", ""), address):
+        if request.path not in OPEN and not await self._admits(request, address):
             wanted = 'Basic realm="pickup-point", charset="UTF-8"'
             return text(401, "the page's password is needed; any name will do", WWW_Authenticate=wanted)
         return await self._answer(request.path, request.query_string)
+
+    async def _admits(self, request: BaseRequest, address: Address) -> bool:
+        """Return whether a request brings the password; who waits for a guess is dropped when others need room."""
+        connection = cast("_Connection", request.protocol)
+        connection.kept = False
+        admitted = await self._door.admits(request.headers.get("Authorization", ""), address)
+        connection.kept = True
+        return admitted
+
+
+def _names(settings: WebSettings) -> frozenset[str]:
+    """Return the names that the page answers to, besides addresses and localhost."""
+    return frozenset(name.lower() for name in (*settings.hosts, settings.host_and_port[0]))
 
 
 def response(answer: Answer) -> web.Response:
@@ -157,19 +179,24 @@ def response(answer: Answer) -> web.Response:
 
 
 class _Connection(web.RequestHandler):
-    """One connection; ``turn`` is how long its answer waits (seconds), ``asked`` whether its request has come."""
+    """One connection; ``turn`` is how long its answer waits (seconds).
+
+    ``kept`` is whether its request has come, and does not wait for a guess of its address: it is dropped for nobody.
+    """
 
     def __init__(self, listener: Listener, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(manager, loop=loop, access_log=cast("Any", None), logger=_SILENT, max_line_size=MAX_LINE,
-                         max_field_size=MAX_LINE, lingering_time=0)  # fmt: skip
+                         max_field_size=MAX_LINE, lingering_time=CLOSE_SECONDS)  # fmt: skip
         self._listener = listener
         self._admitted = False
         self._received = 0
+        self._last = b""  # the last bytes of a header that has not ended
+        self._begun = False  # the header has ended: what follows is a body
         self._end: asyncio.TimerHandle | None = None
         self.address: Address = parse_address("127.0.0.1")
         self.born = loop.time()
         self.turn = 0.0
-        self.asked = False
+        self.kept = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
@@ -186,7 +213,7 @@ class _Connection(web.RequestHandler):
 
     def begin_answer(self) -> None:
         """Note that the request has arrived."""
-        self.asked = True
+        self.kept = True
         self._end_in(ANSWER_SECONDS)
 
     def _end_in(self, seconds: float) -> None:
@@ -200,11 +227,18 @@ class _Connection(web.RequestHandler):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._received += len(data)
-        if not self._admitted or self._received > MAX_REQUEST:
+        if not self._admitted:
             self.abort()
             return
-        super().data_received(data)
+        taken = data[: MAX_REQUEST - self._received]
+        self._received += len(taken)
+        self._begun = self._begun or _END_OF_HEADER in self._last + taken
+        self._last = (self._last + taken)[1 - len(_END_OF_HEADER) :]
+        if taken:
+            super().data_received(taken)
+        # More of a body is thrown away: closed with unread bytes, the connection would take its answer with it.
+        if len(taken) < len(data) and not self._begun:
+            self.abort()
 
     def eof_received(self) -> None:
         if self._admitted:

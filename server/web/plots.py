@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 480, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 6, 14, 24  # margins
 SHOWN = 60  # days
+SHOWN_HOURS = 28  # days in the plot of hours: each has room for three marks side by side
+TALL = 280  # the height of the plot of hours: final, published and picked up may lie an hour apart
+_BESIDE = 4.8  # between two marks of a day
 _LEAST = 4.0  # thousandths of a bar that a part is wide at least
 _WEEKS = 4  # weeks back whose same weekday makes the usual range
 _HOURS = (24.0, 78.0)  # hours after a day began that the plot of hours shows
@@ -55,11 +58,9 @@ class Point(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A line from a day's first event to its last."""
+    """A line through a day's events, in the form of SVG's ``points``."""
 
-    x: float
-    top: float
-    bottom: float
+    points: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +140,12 @@ def rows_plot(days: Mapping[date, DayOverview], today: date) -> RowsPlot | None:
 
 
 def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSettings) -> HoursPlot | None:
-    """Return the plot of the last `SHOWN` days; None if none of them was published."""
-    shown = _shown(today)
-    slot = (WIDTH - LEFT - RIGHT) / SHOWN
+    """Return the plot of the last `SHOWN_HOURS` days; None if none of them was published."""
+    shown = _shown(today, SHOWN_HOURS)
+    slot = (WIDTH - LEFT - RIGHT) / SHOWN_HOURS
     rule = export.finality
     low, high = _HOURS
-    base = float(HEIGHT - BOTTOM)
+    base = float(TALL - BOTTOM)
 
     def y(hours: float) -> float:
         return round(base - (base - TOP) * (min(max(hours, low), high) - low) / (high - low), 1)
@@ -160,15 +161,15 @@ def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSett
             ("published", "published", it.published_at),
             ("picked", "picked up", it.deadlines.picked_up.done),
         ]
-        x = round(LEFT + (number + 0.5) * slot, 1)
         made = []
-        for kind, word, at in events:
+        for place, (kind, word, at) in enumerate(events):
             if at is not None:
+                x = round(LEFT + (number + 0.5) * slot + (place - 1) * _BESIDE, 1)
                 hours = (at - start_of(day)).total_seconds() / 3600
                 made.append(
                     Point(kind, x, y(hours), f"{day} {word} {hours:.1f} h after it began, {at:%Y-%m-%d %H:%M}Z")
                 )
-        spans.append(Span(x, min(point.y for point in made), max(point.y for point in made)))
+        spans.append(Span(" ".join(f"{point.x},{point.y}" for point in made)))
         points += made
     if not points:
         return None
@@ -180,8 +181,8 @@ def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSett
     )
     late = sum(1 for it in known if it.waits_for_pickup and it.deadlines.picked_up.left < timedelta())
     words = f"{len(known)} days published, {late} of them not picked up by the deadline, 72 hours after the day began"
-    y_marks = tuple(Mark(y(hours), f"{hours} h") for hours in (24, 48, 72))
-    return HoursPlot(tuple(points), tuple(spans), deadlines, _x_marks(shown, slot), y_marks, words)
+    y_marks = tuple(Mark(y(hours), f"{hours} h") for hours in (24, 36, 48, 60, 72))
+    return HoursPlot(tuple(points), tuple(spans), deadlines, _x_marks(shown, slot, 1), y_marks, words)
 
 
 def books(tally: Tally) -> list[Part]:
@@ -209,14 +210,14 @@ def _final(day: DayOverview, rule: FinalityRule, settle: timedelta) -> datetime 
     return at if day.published_at is not None and at <= day.published_at else None
 
 
-def _shown(today: date) -> list[date]:
-    return [today - timedelta(days=back) for back in range(SHOWN - 1, -1, -1)]
+def _shown(today: date, count: int = SHOWN) -> list[date]:
+    return [today - timedelta(days=back) for back in range(count - 1, -1, -1)]
 
 
-def _x_marks(shown: Sequence[date], slot: float) -> tuple[Mark, ...]:
-    """Return a mark for every second Monday."""
+def _x_marks(shown: Sequence[date], slot: float, every: int = 2) -> tuple[Mark, ...]:
+    """Return a mark for every second Monday, or for every one."""
     mondays = [n for n, day in enumerate(shown) if day.weekday() == 0]
-    return tuple(Mark(round(LEFT + (n + 0.5) * slot, 1), f"{shown[n]:%m-%d}") for n in mondays[::2])
+    return tuple(Mark(round(LEFT + (n + 0.5) * slot, 1), f"{shown[n]:%m-%d}") for n in mondays[::every])
 
 
 def _round_up(most: int) -> int:

@@ -15,7 +15,7 @@ import structlog
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import LedgerError, PickupPointError
-from ..hints import OURS, Call, steps
+from ..hints import OURS, Call, lines, steps
 from ..megaphone.exports import calendar_day
 from ..sftp.limits import Limits
 from ..status.metrics import METRICS_TYPE, exposition
@@ -26,13 +26,16 @@ from ..triton import LogName
 from . import views
 from .access import Door, load_access
 from .answer import CSV, HTML, Answer, json, text
+from .glossary import CHAPTER, glossary
 from .listener import Listener
 from .reader import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from ..settings import Config
+    from ..settings import Config, WebSettings
+    from ..sftp.registry import CurrentBan
+    from ..sftp.users import Access
     from ..status.metrics import Reading
 
 log = structlog.get_logger()
@@ -63,6 +66,7 @@ class Page:
         self._parts: tuple[Listener, Door, Reader] | None = None
         self._static = {path: (FOLDER / "static" / path[1:]).read_bytes() for path in _STATIC}
         self._templates = templates()
+        self._templates.globals["glossary"] = glossary((FOLDER.parent / "manual" / CHAPTER).read_text(encoding="utf-8"))
 
     async def start(self) -> int | None:
         """Start listening, and return the port; None without ``[web]``.
@@ -83,6 +87,21 @@ class Page:
             hint = "pickup-point manual web"
             log.warning("service serves the page without TLS: put a proxy in front of it", hint=hint)
         return port
+
+    def replace(self, settings: WebSettings, access: Access | None) -> None:
+        """Ask for another password, and answer to other names, from now on."""
+        if self._parts is not None:
+            self._parts[0].replace(settings)
+            self._parts[1].replace(access)
+
+    def bans(self) -> list[CurrentBan]:
+        """Return who is kept out now, and until when."""
+        return self._parts[1].bans() if self._parts is not None else []
+
+    def summarize(self) -> None:
+        """Log, once a minute, how many refusals had no line of their own."""
+        if self._parts is not None:
+            self._parts[1].summarize()
 
     async def close(self) -> None:
         """Stop listening, and stop the threads."""
@@ -142,10 +161,16 @@ class Page:
         return self._sorry(404, PickupPointError("There is no such page."), still=still)
 
     def _day(self, config: Config, day: date, now: datetime, path: str, *, still: bool) -> Answer:
-        found = next((it for it in Snapshot.take(config, now).days if it.day == day), None)
-        if found is None:
-            raise PickupPointError(f"Nothing is known here about {day}.")
-        values = views.one_day(found, details_of(config, day), config, _call(config), now)
+        days = {it.day: it for it in Snapshot.take(config, now).days}
+        before, after = (
+            max((it for it in days if it < day), default=None),
+            min((it for it in days if it > day), default=None),
+        )
+        if day not in days:
+            error = PickupPointError(f"Nothing is known here about {day}.")
+            return self._sorry(404, error, still=still, days=[it for it in (before, after) if it is not None])
+        values = views.one_day(days[day], details_of(config, day), config, _call(config), now)
+        values |= {"before": before, "after": after}
         return self._html("day.html", path, still, values)
 
     def _html(self, template: str, path: str, still: bool, values: dict[str, Any], status: int = 200) -> Answer:
@@ -154,8 +179,10 @@ class Page:
         body = self._templates.get_template(template).render(values)
         return Answer(status, HTML, body.encode(), {} if still else {"Refresh": str(REFRESH_SECONDS)})
 
-    def _sorry(self, status: int, error: PickupPointError, *, still: bool) -> Answer:
-        values = {"now": self._clock(), "sentence": str(error), "steps": steps(error.hint)}
+    def _sorry(self, status: int, error: PickupPointError, *, still: bool, days: Sequence[date] = ()) -> Answer:
+        """Return a page that says why there is none, and leads to ``days``."""
+        to_do = lines(steps(error.hint), _call(self._config()))
+        values = {"now": self._clock(), "sentence": str(error), "lines": to_do, "days": days}
         return self._html("sorry.html", "", still, values, status)
 
 

@@ -195,8 +195,6 @@ def one_day(day: DayOverview, details: DayDetails, config: Config, call: Call, n
         "more_podcasts": max(0, len(details.podcasts) - MOST_PODCASTS - 1),
         "checks": details.checks,
         "pickups": pickup_words(day),
-        "before": day.day - timedelta(days=1),
-        "after": day.day + timedelta(days=1),
     }
 
 

@@ -118,20 +118,18 @@ def test_with_v_there_is_a_traceback_and_the_same_exit_code(
     assert quiet.stderr in loud.stderr
 
 
-def test_an_unexpected_fault_is_one_sentence_too(service_site: ServiceSite, program: Program) -> None:
+def test_an_unexpected_fault_is_one_sentence_too(
+    service_site: ServiceSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The sentence has its type, its message, and how to see more; exit code 1."""
-    code = f"""
-import sys
-import server.status.snapshot
-def take(*_):
-    raise ZeroDivisionError("by the test")
-server.status.snapshot.Snapshot.take = take
-from server.cli.app import run
-sys.exit(run(["status", "--config", {str(service_site.config)!r}]))
-"""
-    done = program.run(argv=[sys.executable, "-P", "-c", code])
-    assert done.returncode == 1
-    assert done.stderr == "pickup-point: ZeroDivisionError: by the test\n  → the same command with -v shows where\n"
+
+    def take(*_: object) -> None:
+        raise ZeroDivisionError("by the test")
+
+    monkeypatch.setattr(Snapshot, "take", take)
+    assert run(["status", "--config", str(service_site.config)]) == 1
+    said = "pickup-point: ZeroDivisionError: by the test\n  → the same command with -v shows where\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_a_reader_that_goes_away_is_no_fault_of_ours(fed: ServiceSite) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
+import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -289,3 +291,31 @@ def test_trace_without_a_ledger_says_what_makes_one(service_site: ServiceSite) -
     assert done.returncode == 1
     assert "there is no ledger" in done.stderr
     assert not (service_site.folder / "data").exists()
+
+
+def test_prune_makes_room_on_a_full_disk(service_site: ServiceSite) -> None:
+    """Without a byte left, and no service that holds the ledger: files go before anything is written."""
+    from server.cli.samples import write_day
+
+    data = service_site.folder / "data"
+    data.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(data)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs rights that this user does not have")
+    try:
+        write_day(service_site.exports / export_name(day_before(5)), day_before(5), 5000)
+        assert service_site.run("feed", "--day", str(day_before(5))).returncode == 0
+        with closing(Ledger.open(data / "ledger.sqlite3")) as ledger:
+            believe(ledger, datetime.now(UTC) - timedelta(days=8))
+        with closing(sqlite3.connect(data / "ledger.sqlite3")) as connection, connection:
+            connection.execute("UPDATE publication SET published_at = ?", (f"{day_before(4)}T05:00:00+00:00",))
+        service_site.configure('url = "exports"\nlook_back_days = 1', more="[retention]\nkeep_days = 2\n")
+        with suppress(OSError), (data / "filler").open("wb", 0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        assert os.statvfs(data).f_bavail == 0
+        done = service_site.run("prune", "--clock-is-right")
+        assert (done.returncode, done.stdout) == (0, f"removed {log_of(5)}\n"), done.stderr
+        assert service_site.run("prune").stdout == "nothing is older than keep_days\n"
+    finally:
+        subprocess.run(["umount", str(data)], check=True)

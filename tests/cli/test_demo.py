@@ -33,7 +33,16 @@ from server.service import assembled, load_keys
 from server.status.alarms import NOT_AGREED
 from server.status.snapshot import Snapshot
 
-from ..support.program import Program, Running, listening_addresses, log_in, not_just_before, port_of, secrets_of
+from ..support.program import (
+    Program,
+    Running,
+    command,
+    listening_addresses,
+    log_in,
+    not_just_before,
+    port_of,
+    secrets_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,10 +54,12 @@ class RunningDemo:
     def __init__(self, folder: Path) -> None:
         for turn in ("00:00", f"{FinalityRule().final_at:%H:%M}"):
             not_just_before(turn)
-        self.program = Program(folder)
+        self.program = Program(folder, warm=True)
         self.folder = folder / "demo"
-        # ROWS is the real one; HOME is nowhere, so that no client's configuration or agent plays a part.
-        self.running: Running = self.program.start("demo", "--port", "0", env={"HOME": str(folder)})
+        # ROWS is the real one; HOME is nowhere, so that no client's configuration or agent plays a part. The commands
+        # beside it are forked; it is started as a newcomer does.
+        itself = command("demo", "--port", "0")
+        self.running: Running = self.program.start(argv=itself, env={"HOME": str(folder)})
         self.running.said("^Ctrl-C stops it", stream="out")
         self.port = int(self.running.said(r"^sftp -P (\d+) demo@127\.0\.0\.1$", stream="out")[0][1])
         self.password = self.running.said(r"^password: (\S+)$", stream="out")[0][1]
@@ -227,9 +238,10 @@ def test_no_password_and_nothing_of_a_listener_is_in_the_demos_log(demo: Running
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make days with as few rows as the share of broken ones allows."""
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys_dir: Path) -> None:
+    """Make days with as few rows as the share of broken ones allows, and for the folder no keys: it has them."""
     monkeypatch.setattr(demo_module, "ROWS", 1500)
+    shutil.copytree(keys_dir, tmp_path / "demo" / "keys")
 
 
 @pytest.mark.parametrize(
@@ -359,6 +371,7 @@ async def test_the_demo_of_the_other_kind_shows_what_is_known_of_it(
     assert made.final_days[-1] == date(2026, 3, 9)
     assert await _round_of(made.config, now, monkeypatch) == [f"DEMO202603{day:02d}-00.tsv.gz" for day in (7, 8, 9)]
     assert prepare(tmp_path / "demo", 0, now + timedelta(hours=1)).kind.name == "delivery-v2"
+    assert any("once Megaphone marks it" in line for line in introduction(made, [], 2222, None, "pickup-point", now))
     for kind, said in (("metrics", "has Delivery exports V2"), ("other", "there is no kind of export other")):
         with pytest.raises(PickupPointError, match=said):
             prepare(tmp_path / "demo", 0, now, kind)
@@ -405,12 +418,12 @@ def _published(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_start_of_the_same_day_writes_no_final_day_again(tmp_path: Path) -> None:
     """A final day's file is the same file afterwards; the unfinished one has grown."""
     morning = datetime(2026, 3, 10, 6, 0, tzinfo=UTC)
-    made = prepare(tmp_path, 0, morning)
-    final = [tmp_path / "exports" / f"metrics-day-{day}.json.gz" for day in made.final_days]
+    made = prepare(tmp_path / "demo", 0, morning)
+    final = [made.folder / "exports" / f"metrics-day-{day}.json.gz" for day in made.final_days]
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in final]
-    open_day = tmp_path / "exports" / f"metrics-day-{made.open_day}.json.gz"
+    open_day = made.folder / "exports" / f"metrics-day-{made.open_day}.json.gz"
     small = gzip.decompress(open_day.read_bytes())
-    prepare(tmp_path, 0, morning + timedelta(hours=12))
+    prepare(made.folder, 0, morning + timedelta(hours=12))
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in final] == before
     assert gzip.decompress(open_day.read_bytes()).count(b"\n") > small.count(b"\n")
 
@@ -428,7 +441,7 @@ def test_a_demo_that_cannot_be_made_says_where_to_make_it(program: Program, tmp_
 def test_the_introduction_names_the_command_that_was_typed(tmp_path: Path) -> None:
     """The status command can be copied as it is, and lines to type contain nothing else."""
     now = datetime(2026, 3, 10, 6, 0, tzinfo=UTC)
-    made = prepare(tmp_path, 0, now)
+    made = prepare(tmp_path / "demo", 0, now)
     told = introduction(made, ["DEMO20260309-00.tsv.gz"], 2222, None, sys.executable, now)
     assert "sftp -P 2222 demo@127.0.0.1" in told
     assert f"{sys.executable} status --config {made.config}" in told

@@ -15,14 +15,16 @@ import stat
 import subprocess
 import tomllib
 from contextlib import closing, suppress
+from datetime import UTC, datetime, time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import pytest
 from argon2 import PasswordHasher
 
-from server.cli.handover_document import column_table, example_line, explained
-from server.config import load_config
+from server.cli.handover_document import Material, column_table, document, example_line, explained
+from server.config import load_config, parse_config
 from server.megaphone.exports import DELIVERY_V2
 from server.settings import LogSettings
 from server.sftp.client import LoginAttempt, NoAnswer, fetch_sha256
@@ -33,8 +35,6 @@ from ..support.program import command, day_before, environment, export_of, log_o
 from ..support.sftp import CHEAP_HASH, PASSWORD
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..support.program import Program, ServiceSite, Serving
     from ..support.s3 import S3Server
 
@@ -328,7 +328,9 @@ def test_options_that_say_no_login_are_refused(
     password_file(service_site)
     (service_site.folder / "empty").touch()
     (service_site.folder / "latin").write_bytes("müller\n".encode("latin-1"))
-    asyncssh.generate_private_key("ssh-ed25519").write_private_key(service_site.folder / "locked", passphrase="secret")
+    if "locked" in options:  # which takes long: bcrypt
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        key.write_private_key(service_site.folder / "locked", passphrase="secret", rounds=50)
     done = service_site.run("doctor", *options, cwd=service_site.folder)
     assert done.returncode == code and done.stdout == ""
     said = " ".join(done.stderr.split())
@@ -542,6 +544,22 @@ def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceS
     everything = b"".join(path.read_bytes() for path in folder.iterdir() if path.suffix != ".gz")
     assert hashed[1].encode() not in everything
     assert (service_site.folder / "keys" / "ip_hash.key").read_bytes().strip() not in everything
+
+
+def test_a_handover_tells_megaphones_hours_and_not_our_settings() -> None:
+    """When a day is final is theirs to say, by the kind of export; rows without bytes are sent, which is said."""
+    texts = {}
+    for kind in ("metrics", "delivery-v2"):
+        settings = {"url": "exports", "kind": kind, "final_at": time(9)}
+        raw = {"export": settings, "sftp": {"users": [{"name": "triton", "password_hash": CHEAP_HASH}]}}
+        texts[kind] = document(
+            parse_config(raw, Path("/srv/point/config.toml")), Material(), datetime(2026, 11, 29, tzinfo=UTC)
+        )
+    assert "at Megaphone at 04:30 UTC" in texts["metrics"] and "09:00 | Megaphone's export" in texts["metrics"]
+    assert "Rows that transferred nothing are never sent." in texts["metrics"]
+    marked = texts["delivery-v2"]
+    assert "09:00" not in marked and "11:00, or about an hour later | Megaphone has marked" in marked
+    assert "Rows that transferred nothing" not in marked and "nobody can tell: they are sent" in marked
 
 
 def test_a_handover_without_a_final_day_says_so_and_holds_the_rest(service_site: ServiceSite) -> None:

@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from server.cli.samples import day_rows, write_day
-from server.convert.row import Conversion, RowConverter
+from server.convert.conversion import Conversion
+from server.convert.row import RowConverter
 from server.convert.tally import FilterReason, RejectReason, RowRejected
 from server.megaphone.exports import DELIVERY_V2, KINDS, METRICS
 from server.triton import LogRules

@@ -13,10 +13,10 @@ import pytest
 
 from server.config import load_config
 from server.convert.block import BlockConverter
+from server.convert.conversion import Conversion
 from server.convert.day import SentLog
 from server.convert.job import Job, Task
 from server.convert.lines import GzipText
-from server.convert.row import Conversion
 from server.errors import ConfigError, ExportTorn
 from server.triton import ColumnSpec, Layout, LogRules
 

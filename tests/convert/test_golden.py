@@ -15,7 +15,8 @@ import pytest
 
 from server.cli.convert import convert_by_hand
 from server.config import parse_config
-from server.convert.row import Conversion, RowConverter
+from server.convert.conversion import Conversion
+from server.convert.row import RowConverter
 from server.convert.tally import RejectReason, RowRejected, Tally
 from server.episodes.catalogue import load_catalogue
 from server.triton import ColumnSpec, Layout, LogFormat, LogRules

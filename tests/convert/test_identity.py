@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.convert.conversion import Conversion
 from server.convert.day import SentLog
 from server.convert.export_row import derived_id, identity_of, subkey, with_fingerprint
-from server.convert.row import Conversion, RowConverter
+from server.convert.row import RowConverter
 from server.megaphone.exports import DELIVERY_V2
 from server.triton import LogRules
 

@@ -26,9 +26,9 @@ import pytest
 
 from server.convert import apart, process
 from server.convert.apart import SentFile
+from server.convert.conversion import Conversion
 from server.convert.day import Tuning
 from server.convert.messages import FileNames, WrittenLog
-from server.convert.row import Conversion
 from server.convert.tally import Tally
 from server.episodes.catalogue import Catalogue, Episode
 from server.errors import ConversionDied, ConversionFailed, DataFolderError, ExportTorn, SourceError
@@ -164,6 +164,7 @@ main.main()
         "tempfile",
         "server.convert.block",
         "server.convert.kernel",
+        "server.convert.row",
     }
     assert not needless & loaded
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from server.cli.samples import day_rows
 from server.convert.block import BlockConverter
+from server.convert.conversion import Conversion
 from server.convert.job import Job, Task
 from server.convert.log_writer import inflate
-from server.convert.row import Conversion
 from server.triton import LogRules
 
 from ..support.kernel_ways import ask_once

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.convert.row import Conversion, RowConverter, keyed_hash
+from server.convert.conversion import Conversion
+from server.convert.row import RowConverter, keyed_hash
 from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.episodes.catalogue import Catalogue, Episode
 from server.megaphone.exports import EXPORT_FIELDS, KINDS

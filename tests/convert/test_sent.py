@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from server.cli.samples import day_rows
+from server.convert.conversion import Conversion
 from server.convert.day import SentLog
-from server.convert.row import Conversion
 from server.errors import DataFolderError
 from server.triton import ColumnSpec, IdCells, Layout, LogFormat, LogRules
 

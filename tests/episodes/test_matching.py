@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from server.convert.block import BlockConverter
+from server.convert.conversion import Conversion
 from server.convert.job import Job, Task
 from server.convert.log_writer import inflate
 from server.convert.messages import LENGTH, FileNames, Request
-from server.convert.row import Conversion, RowConverter
+from server.convert.row import RowConverter
 from server.episodes.catalogue import Catalogue, CatalogueStamp, Episode, make_catalogue
 from server.triton import DEFAULT_URL, Layout, LogFormat, LogRules
 

@@ -9,6 +9,8 @@ import gzip
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
+import orjson
+import pytest
 from structlog.testing import capture_logs
 
 from server.megaphone.bucket import Bucket
@@ -123,7 +125,10 @@ async def test_under_another_key_late_rows_are_told_and_not_sent(make_site: Call
     assert [entry["why"] for entry in logs if entry["event"] == f"feed ignored late rows of {DAY}"] == [
         "its rows got their ids from another or an unknown ip_hash.key, so late rows cannot be recognised"
     ]
+    (alarm,) = (alarm for alarm in site.alarms(at(1, "12:05")) if alarm.name == "day_late_ignored")
+    assert "another ip_hash.key" in alarm.sentence and "--resend" in alarm.hint
     await site.round(at(1, "12:10"), DAY, resend="another key")
+    assert "day_late_ignored" not in site.alarm_names(at(1, "12:15"))
     site.put(rows(30), at(1, "12:15"))
     await site.round(at(1, "14:00"))
     assert [len(site.ids(name(number))) for number in range(3)] == [20, 25, 5]
@@ -159,3 +164,56 @@ async def test_a_day_published_from_one_kind_gets_no_late_rows_of_the_other(make
     site.restart(kind="metrics")
     await site.round(at(2, "09:15"))
     assert site.files() == [name(), name(0, NEXT)]
+
+
+def v1_rows(count: int) -> list[bytes]:
+    return rows_of(DAY, count)
+
+
+def with_ids(lines: list[bytes]) -> list[bytes]:
+    """The same rows, with an id each."""
+    return [orjson.dumps(orjson.loads(line) | {"id": f"new-{n}"}) for n, line in enumerate(lines)]
+
+
+def spelled_otherwise(lines: list[bytes]) -> list[bytes]:
+    """The same rows, their instants without a fraction."""
+    return [line.replace(b".000Z", b"Z") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "changed"),
+    [("delivery-v2", rows, with_ids), ("delivery-v2", rows, spelled_otherwise), ("metrics", v1_rows, with_ids)],
+)
+async def test_rows_that_come_again_under_other_ids_are_held_and_not_sent_twice(
+    make_site: Callable[..., Site],
+    kind: str,
+    before: Callable[[int], list[bytes]],
+    changed: Callable[[list[bytes]], list[bytes]],
+) -> None:
+    """Told in the journal, `feed` and `check` until an operator decides: sent again as a whole, or accepted as new."""
+    site = make_site(kind=kind)
+    site.put(before(20), at(1, "04:10"))
+    site.mark(at(1, "04:15"))
+    assert await site.word(at(1, "05:35")) == "published"
+    site.put(changed(before(22)), at(1, "06:00"))
+    with capture_logs() as logs:
+        assert [await site.word(at(1, clock)) for clock in ("07:10", "07:20")] == ["held", "held"]
+    assert [entry["event"] for entry in logs].count(f"feed held late rows of {DAY}") == 1
+    assert site.files() == [name()] and site.state(at(1, "07:30")) == "published"
+    (alarm,) = (alarm for alarm in site.alarms(at(1, "07:30")) if alarm.name == "day_late_held")
+    assert "20 of the 20 rows sent before are not in its new version, and 22 look new" in alarm.sentence
+    assert "--accept-rejects" in alarm.hint and f"--day {DAY} --resend" in alarm.hint
+    # Another version: the hold was of the one before it.
+    site.put(changed(before(23)), at(1, "08:00"))
+    assert await site.word(at(1, "09:10"), DAY, accept=True) == "held"
+    if kind == "metrics":  # nobody decides: nothing goes out twice, and what was not sent is told
+        await site.round(at(3, "00:00"))
+        assert site.files() == [name()] and site.days(at(3, "00:10"))[DAY].unsent == 23
+    elif changed is with_ids:
+        assert await site.word(at(1, "09:20"), DAY, accept=True) == "published"
+        assert len(site.ids(name(1))) == 23
+    else:
+        await site.round(at(1, "09:20"), DAY, resend="voided")
+        assert len(site.standing_ids()) == 23
+    assert "day_late_held" not in site.alarm_names(at(3, "00:10"))
+    site.check_folder()

@@ -12,6 +12,7 @@ from server.publish.holds import (
     HoldPolicy,
     acceptable,
     hold_reason,
+    late_hold_reason,
     late_warnings,
     published_when_given_up,
     warnings,
@@ -97,8 +98,23 @@ def test_what_is_warned_of(found: Tally, policy: HoldPolicy, words: list[str]) -
     assert len(told) == len(words) and all(word in sentence for word, sentence in zip(words, told, strict=True))
 
 
+@pytest.mark.parametrize(("new", "kept", "removed", "held"), [
+    (100, 0, 100, True), (25, 49, 50, True), (24, 49, 50, False), (50, 50, 50, False), (0, 0, 100, False),
+    (100, 100, 0, False), (1, 0, 1, True), (0, 0, 0, False),
+])  # fmt: skip
+def test_late_rows_are_held_when_most_of_what_was_sent_seems_to_be_gone(
+    new: int, kept: int, removed: int, held: bool
+) -> None:
+    """Rows that Megaphone gave other ids would all be sent again; one that brings few others is told as shrunk."""
+    found = Tally(rows=new + kept, lines=new, filtered=Counter(sent_before=kept))
+    reason = late_hold_reason(found, removed)
+    assert (reason is not None) is held
+    if reason is not None:
+        assert reason[0] == "other_ids" and f"{removed} of the {removed + kept} rows sent before" in reason[1]
+
+
 def test_a_bad_new_version_of_a_published_day_is_warned_of() -> None:
-    """Late rows are not held, so above the limit there is a warning; at the limit there is none."""
+    """For rejects late rows are not held, so above the limit there is a warning; at the limit there is none."""
     assert late_warnings(tally(rejected=1), HoldPolicy()) == []
     assert late_warnings(tally(rejected=2), HoldPolicy()) == [
         "2 of 100 rows of its new version were rejected; look at rejects/"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
-import subprocess
-import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.crash_feed import COUNT, SCENARIOS
+from tests.support.apart import run_here
+from tests.support.crash_feed import COUNT, SCENARIOS, contents, killed, left_at_every_step
 from tests.support.site import DAY, Site, at
 
 if TYPE_CHECKING:
@@ -26,34 +24,44 @@ def whole_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-@pytest.mark.timeout(600)  # some hundred conversions, each in a process of its own
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_feed_killed_at_any_step_carries_on_by_itself(tmp_path: Path, scenario: str) -> None:
     """Whatever the instant of the kill, no file is torn, no name and no row is sent twice, and no row is lost."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.crash_feed", str(tmp_path), scenario],
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    steps = int(done.stdout.splitlines()[-1])
+    left = left_at_every_step(tmp_path, scenario)
+    steps = left[-1].steps[-1]
     assert steps >= 10  # what another crash left is finished before the round: then there are few
-    for step in range(1, steps + 1):
-        before = whole_files(tmp_path / str(step))
-        site = Site(tmp_path / str(step), **SCENARIOS[scenario])
-        asyncio.run(carry_on(site, scenario, before, thorough=step % 4 == 0))
+    assert [step for one in left for step in one.steps] == list(range(1, steps + 1))
+    for folder, at_steps in left:
+        before = whole_files(folder)
+        site = Site(folder, **SCENARIOS[scenario])
+        carry_on(site, scenario, before, thorough=any(step % 4 == 0 for step in at_steps))
         site.stop()
 
 
-async def carry_on(site: Site, scenario: str, before: dict[str, bytes], *, thorough: bool) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_what_is_left_at_a_step_is_what_a_killed_process_leaves(tmp_path: Path, scenario: str) -> None:
+    """Copies stand for kills in the test above: here one is real, in the middle of the publication."""
+    left = left_at_every_step(tmp_path, scenario)
+    one = left[len(left) * 2 // 3]
+    assert comparable(one.folder) == comparable(killed(tmp_path, scenario, one.steps[0]))
+
+
+def comparable(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """What is left in a folder, but for what the real clock and SQLite's dice have written."""
+    found = contents(folder)
+    times = {name: entry[3:] for name, entry in found.items() if "pickup/" in name}
+    return {name: entry[: 2 if "ledger" in name else 3] + times.get(name, ()) for name, entry in found.items()}
+
+
+def carry_on(site: Site, scenario: str, before: dict[str, bytes], *, thorough: bool) -> None:
     """The rounds after the next start, and what must be true then."""
     now = {"unfinal": at(1, "23:10"), "late": at(3, "00:05"), "resend": at(4, "10:15")}.get(scenario, at(1, "10:15"))
     promised = any(log.state == "intended" for log in site.ledger.logs())
-    await site.round(now)
+    run_here(site.round(now))
     if thorough:
         site.check_folder()
     later = max(now, at(2, "12:00"))
-    await site.round(later, DAY)
+    run_here(site.round(later, DAY))
     rows = COUNT if scenario in ("one", "several", "unfinal", "again") else COUNT + 10
     # After three days late rows are not sent, except those that were promised a name in time.
     if scenario in ("late", "resend") and not promised and len(site.standing_ids()) == COUNT:
@@ -61,7 +69,7 @@ async def carry_on(site: Site, scenario: str, before: dict[str, bytes], *, thoro
     assert site.standing_ids() == {f"{DAY}-{n}": 1 for n in range(rows)}
     if thorough:
         names = site.files()
-        assert (await site.round(later + timedelta(minutes=10), DAY)).published == []
+        assert run_here(site.round(later + timedelta(minutes=10), DAY)).published == []
         assert site.files() == names
     site.check_folder()
     for file, data in before.items():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
+from server.errors import StoreError
 from server.pickups import PickupProgress
 from server.publish.shared_pickups import SharedPickups
 from tests.support.site import DAY, Site, at, name, rows_of
@@ -29,9 +31,9 @@ async def nodes(tmp_path: Path) -> Any:
         site.stop()
 
 
-def pickups_of(site: Site) -> SharedPickups:
+def pickups_of(site: Site, word: str = "") -> SharedPickups:
     """As a start of the service makes it."""
-    return SharedPickups(lambda: site.shelf.opened(), site.ledger, site.root.name)
+    return SharedPickups(lambda: site.shelf.opened(), site.ledger, word or site.root.name, lambda: "new")
 
 
 def read(site: Site, now: datetime, start: float, end: float) -> None:
@@ -92,14 +94,49 @@ async def test_strange_objects_claim_nothing_and_pruned_logs_leave_none(nodes: l
     read(a, at(1, "08:00"), 0, 1)
     for site in nodes:
         pickups_of(site).exchange()
-    for number, data in enumerate((b"", b"[]", b"{}", b'{"sha256":1,"ranges":[1]}', b"\xff")):
+    ((_, _, progress),) = a.ledger.pickups.progress()
+    naive = orjson.dumps(progress | {"first": "2026-11-21T08:00:00"})  # of which time zone?
+    for number, data in enumerate((b"", b"[]", b"{}", b'{"sha256":1,"ranges":[1]}', b"\xff", naive)):
         a.shelf.put(f"pickups/{name()}~triton~stranger-{number}", data)
+        a.shelf.put(f"pickups/logins~~stranger-{number}", data)
     a.shelf.put("pickups/nonsense", b"{}")
     pickups_of(b).exchange()
     assert delivered(b).state == "complete" and delivered(b).nodes == ("a",)
     b.prune(at(62, "00:00"))
-    pickups_of(b).exchange()
-    assert [shelved.name for shelved in a.shelf.list("pickups")] == ["logins~~a", "logins~~b", "nonsense"]
-    a.publisher.catch_up()
-    pickups_of(a).exchange()
-    assert [shelved.name for shelved in a.shelf.list("pickups")] == ["logins~~a", "logins~~b", "nonsense"]
+    kept = {"logins~~a", "logins~~b", "nonsense", *(f"logins~~stranger-{number}" for number in range(6))}
+    for site in (b, a):
+        site.publisher.catch_up()
+        pickups_of(site).exchange()
+        assert {shelved.name for shelved in a.shelf.list("pickups")} == kept
+
+
+async def test_two_nodes_that_were_given_one_name_lose_no_pickup(nodes: list[Site]) -> None:
+    """A copied data folder has its node's name; so does one that was restored, which has forgotten what it told."""
+    a, b = nodes
+    exchanges = [pickups_of(a, "same"), pickups_of(b, "same")]
+    read(a, at(1, "08:00"), 0, 0.6)
+    read(b, at(1, "09:00"), 0.5, 1)
+    for exchange in (*exchanges, *exchanges):
+        exchange.exchange()
+    assert delivered(a).state == delivered(b).state == "complete"
+    assert {shelved.name for shelved in a.shelf.list("pickups")} >= {f"{name()}~triton~same", f"{name()}~triton~new"}
+
+
+async def test_what_lies_there_no_more_is_told_again_and_a_right_to_read_is_enough_to_hear(nodes: list[Site]) -> None:
+    """A life-cycle rule removed it; nothing that a node may not write or remove keeps it from hearing."""
+    a, b = nodes
+    telling = pickups_of(a)
+    read(a, at(1, "08:00"), 0, 1)
+    read(b, at(1, "08:10"), 0, 0.1)
+    telling.exchange()
+    a.shelf.remove(f"pickups/{name()}~triton~a")
+    telling.exchange()
+
+    def read_only(operation: str, _: str, done: bool) -> None:
+        if operation in ("put", "remove") and not done:
+            raise StoreError("AccessDenied")
+
+    b.shelf.weather = read_only
+    with pytest.raises(StoreError):
+        pickups_of(b).exchange()
+    assert delivered(b).state == "complete"

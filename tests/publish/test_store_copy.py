@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -215,3 +216,18 @@ async def test_a_store_that_was_there_counts_while_it_is_away(published: Site, f
     faulty.listing_script.extend([refuse(503, "SlowDown")] * 2)
     assert (await other.follow()).there == ()
     assert json.loads(json.dumps(published.ledger.facts()[STORE]))["url"] == f"s3://{BUCKET}/other"
+
+
+async def test_a_bucket_that_lets_nothing_be_removed_gets_what_is_new(site: Site, faulty: FaultServer) -> None:
+    """Object Lock, or a policy: it is told, and the partner's new logs come."""
+    copy = copy_of(site, faulty.url)
+    site.put(rows_of(DAY, 10), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    await copy.follow()
+    later = DAY + timedelta(days=61)
+    site.prune(at(1, "00:00", later))
+    site.put(rows_of(later, 10), at(1, "04:10", later), later)
+    await site.round(at(1, "05:35", later))
+    faulty.weather = lambda request: refuse(403, "AccessDenied") if request.method == "DELETE" else None
+    state = await copy.follow()
+    assert state.there == (name(0, later),) and "AccessDenied" in state.error

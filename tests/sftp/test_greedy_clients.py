@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-WRONG_PASSWORDS = 10_000 if os.environ.get("CI") else 1_000
+WRONG_PASSWORDS = 1_000
 MOST_GROWTH = 64 << 20
 OPEN, READ = 3, 5
 
@@ -153,8 +153,7 @@ class Guesser(asyncssh.SSHClient):
         return f"wrong {self.counter[0]}"
 
 
-@pytest.mark.timeout(600)
-async def test_thousands_of_wrong_passwords_change_nothing(tmp_path: Path, keys_dir: Path) -> None:
+async def test_a_thousand_wrong_passwords_change_nothing(tmp_path: Path, keys_dir: Path) -> None:
     """From hundreds of addresses at once, each banned in turn: the memory is flat, and the good client is served."""
     served = ServedFolder(tmp_path / "pickup")
     content = served.add(NAME, os.urandom(1_000_000))
@@ -192,7 +191,7 @@ async def test_thousands_of_wrong_passwords_change_nothing(tmp_path: Path, keys_
 
         pulls, *_ = await asyncio.gather(good(), *(guess() for _ in range(6)))
         assert pulls > 0
-        assert server.peak - before < MOST_GROWTH
+        assert server.peak - before < MOST_GROWTH // 10  # none of them leaves more than a few KiB, whatever it leaves
         assert await pull(server.port) == content
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING
 
 import asyncssh
@@ -114,6 +115,22 @@ def test_all_problems_of_all_files_are_reported_at_once(folder: Path, tmp_path: 
     assert f"line 2 of {public} is not a public key" in told
     assert "too expensive" in told
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("part", ["n", "d", "iqmp", "p", "q"])
+def test_an_rsa_key_whose_numbers_do_not_fit_is_refused(folder: Path, part: str) -> None:
+    """One bit of a number is another: a signature made with it could give the key away."""
+    path = folder / "ssh_host_rsa_key"
+    begin, *lines, end = path.read_text().splitlines()
+    blob = bytearray(b64decode("".join(lines)))
+    numbers = asyncssh.import_private_key(path.read_bytes()).pyca_key.private_numbers()
+    number = numbers.public_numbers.n if part == "n" else getattr(numbers, part)
+    number = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    blob[blob.rindex(number) + len(number) // 2] ^= 1
+    path.write_text("\n".join([begin, b64encode(blob).decode(), end, ""]))
+    with pytest.raises(ConfigError) as error:
+        load_credentials(sftp_settings(), folder)
+    assert "ssh_host_rsa_key: is not a private key without a passphrase" in problems(error)
 
 
 def test_a_broken_hash_key_says_to_restore_it(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,6 +64,11 @@ async def test_a_day_that_is_still_written_says_from_when_it_can_be_final(site: 
     told = summary(site.days(at(1, "03:40"))[DAY], page_config(site.root))
     assert (told.word, told.mood) == ("Not yet", "waiting")
     assert "2026-11-21 04:30Z" in told.sentence
+    # Of Delivery exports V2 a marker decides, and final_at is our own word for when its lack is worth one.
+    config = page_config(site.root)
+    export = config.export.model_copy(update={"kind": "delivery-v2", "final_at": time(23)})
+    told = summary(site.days(at(1, "03:40"))[DAY], config.model_copy(update={"export": export}))
+    assert told.sentence.endswith("which is final once Megaphone marks it, by about 2026-11-21 11:00Z as a rule.")
 
 
 async def test_rows_that_an_earlier_file_sent_are_not_called_filtered(site: Site) -> None:
@@ -84,3 +89,15 @@ async def test_a_day_that_nobody_has_to_fetch_is_ready(site: Site) -> None:
     config = config.model_copy(update={"sftp": config.sftp.model_copy(update={"users": users})})
     day = site.days(at(1) + timedelta(days=5), [("triton", False)])[DAY]
     assert summary(day, config).word == "Ready"
+
+
+async def test_late_rows_that_are_held_are_for_somebody_to_decide(site: Site) -> None:
+    """The day itself has arrived."""
+    await lived(site, put="04:00", taken=TAKEN)
+    site.put(rows_of(DAY, 100, 1000), at(1, "08:00"))
+    await site.round(at(1, "09:10"))
+    told = summary(site.days(at(1, "09:20"))[DAY], page_config(site.root))
+    assert told.word == "Yes, in time" and "Late rows of it are held: 100 of the 100 rows sent before" in told.sentence
+    assert told.who.startswith("Whoever runs this server") and [step.command.split()[-1] for step in told.steps] == [
+        "ids'", "--accept-rejects",
+    ]  # fmt: skip

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
+from structlog.testing import capture_logs
 
 import server.convert.__main__ as main
+from server.convert import apart
 from server.convert.apart import Outputs, convert_apart
 from server.convert.messages import LENGTH, FileNames, Request
 
 from .reference_conversion import conversion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from server.convert.answer import Answer
-    from server.convert.row import Conversion
+    from server.convert.conversion import Conversion
 
+Result = TypeVar("Result")
 LOG_NAMES = FileNames("log-", 0, ".gz")
 
 
@@ -56,3 +62,33 @@ class ConversionHere:
         finally:
             main._say = say
             os.chdir(here)
+
+
+@contextmanager
+def conversions_here() -> Iterator[None]:
+    """Convert in this process, and not in one of its own for each."""
+    process, apart.ConversionProcess = apart.ConversionProcess, ConversionHere  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        apart.ConversionProcess = process  # type: ignore[misc]
+
+
+class Inline(ThreadPoolExecutor):
+    """Threads that are none: a walk has thousands of rounds, each with dozens of short errands to a thread."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
+        """Do it now."""
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*args, **more))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
+
+
+def run_here(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a round in this thread alone, its conversions included, and log nothing."""
+    with asyncio.Runner() as runner, capture_logs(), conversions_here():
+        runner.get_loop().set_default_executor(Inline())
+        return runner.run(work)

@@ -13,11 +13,12 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -63,6 +64,42 @@ def prepare() -> None:
         part.rename(WHEELS)
 
 
+def tree_after(lines: Sequence[str], clone: Path) -> Path:
+    """Return the tree of a Debian in which these lines were typed in ``clone``, the project, and this taken away again.
+
+    They are pip's lines of the README. What they do depends on them and on constraints.txt alone, so that they are
+    typed once for each content of the two; zig's C library, which the kernel is linked against, is kept, too.
+    """
+    told = hashlib.sha256("\n".join([*lines, CONSTRAINTS.read_text(encoding="utf-8")]).encode()).hexdigest()
+    tree = CACHE / f"installed-{told[:12]}"
+    if tree.is_dir():
+        return tree
+    part = CACHE / f"{tree.name}.{os.getpid()}.part"
+    try:
+        subprocess.run(["cp", "-a", TREE, part], check=True)
+        typed = ["cp -r /mnt/repo /root/clone", "cd /root/clone", *lines, "cd /", "rm -r /root/clone",
+                 "/opt/pickup-point/bin/pip uninstall -q -y pickup-point"]  # fmt: skip
+        done = subprocess.run(
+            ["systemd-nspawn", "-q", "-D", part, "--as-pid2", "--console=pipe", "--private-network", "--register=no",
+             "--keep-unit", "--resolv-conf=off", "--timezone=off", f"--bind-ro={clone}:/mnt/repo",
+             f"--bind-ro={WHEELS}:/mnt/wheels", *_typed("\n".join(typed))],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise AssertionError(f"exit {done.returncode}: {lines}\n{done.stdout}\n{done.stderr}")
+        with suppress(OSError):  # somebody else was quicker
+            part.rename(tree)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return tree
+
+
+def _typed(script: str) -> list[str]:
+    """Return the command that runs a script of bash's as root of a machine types it."""
+    words = [f"{name}={value}" for name, value in _INSIDE.items()]
+    return ["/usr/bin/env", "-i", *words, "/bin/bash", "-euc", script]
+
+
 def clone(folder: Path) -> Path:
     """The project's files without what only this checkout has, as a clone would have them."""
     leave = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "data", "demo", "config.toml")
@@ -72,12 +109,12 @@ def clone(folder: Path) -> Path:
 class Machine:
     """A booted container; everything that changes in it is gone with it."""
 
-    def __init__(self, folder: Path, mounts: Mapping[str, Path]) -> None:
+    def __init__(self, folder: Path, mounts: Mapping[str, Path], tree: Path = TREE) -> None:
         self._console = (folder / "console.log").open("wb")
         binds = [f"--bind-ro={path}:{inside}" for inside, path in mounts.items()]
         # Without all capabilities and bpf, IPAddressDeny= would silently not be enforced.
         self._nspawn = subprocess.Popen(
-            ["systemd-nspawn", "-q", "-D", TREE, "--volatile=overlay", "--console=pipe", "--private-network",
+            ["systemd-nspawn", "-q", "-D", tree, "--volatile=overlay", "--console=pipe", "--private-network",
              "--register=no", "--keep-unit", "--capability=all", "--system-call-filter=bpf", *binds, "-b"],
             stdin=subprocess.DEVNULL, stdout=self._console, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
@@ -101,8 +138,7 @@ class Machine:
             time.sleep(0.1)
 
     def _inside(self, script: str) -> list[str]:
-        words = [f"{name}={value}" for name, value in _INSIDE.items()]
-        return ["nsenter", "-t", self._leader, "-a", "--", "/usr/bin/env", "-i", *words, "/bin/bash", "-euc", script]
+        return ["nsenter", "-t", self._leader, "-a", "--", *_typed(script)]
 
     def run(self, script: str, *, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a script of bash's inside, as root."""

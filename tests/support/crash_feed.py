@@ -1,8 +1,8 @@
-"""A feed that is killed in the midst: ``python -m tests.support.crash_feed SITE SCENARIO`` dies at every step.
+"""A feed that is killed in the midst: what it leaves on disk, whichever of its steps was the last.
 
-Touches the folder SITE. It prepares an installation there, ``start``. For every step n of the scenario's round it makes
-a copy ``SITE/n``, forks, and lets the child run the round until it kills itself (SIGKILL) at that step. The number of
-steps is printed, last. It is no test by itself: `test_publishing_crash` looks at what is left.
+`left_at_every_step` runs a scenario's round once and copies the folder at every step. That is what a kill leaves there:
+nothing of a process outlives it but what it has written. `killed` is a process that kills itself (SIGKILL) at one step,
+for comparison. Both touch the folder they are given. A real kill between any two steps is `benchmarks/faults`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from server.publish import publisher
 from server.publish.publisher import Publisher
@@ -22,11 +22,11 @@ from server.storage import staging
 from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.storage.staging import Staging
+from tests.support.apart import run_here
 from tests.support.site import DAY, Site, at, rows_of
-from tests.support.warm import WARM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # Before and after each of these the process may die.
 STEPS: tuple[tuple[Any, str], ...] = (
@@ -68,7 +68,7 @@ def prepare(site: Site, scenario: str) -> None:
     if scenario == "again":
         kill_after_a_link(site)
     if scenario in ("late", "resend", "adopt"):
-        asyncio.run(site.round(at(1, "05:35")))
+        run_here(site.round(at(1, "05:35")))
         site.put([*rows_of(DAY, COUNT + 10), *rejected], at(1, "09:00"))
     if scenario == "adopt":
         for file in site.point.data_dir.glob("ledger.sqlite3*"):
@@ -88,7 +88,7 @@ def kill_after_a_link(site: Site) -> None:
         try:
             os.link = link_and_die  # a stand-in for this process only
             site.start()
-            asyncio.run(site.round(at(1, "05:35")))
+            run_here(site.round(at(1, "05:35")))
         finally:
             os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -147,45 +147,107 @@ class Fuse:
         for owner, attribute in STEPS:
             setattr(owner, attribute, self.around(getattr(owner, attribute)))
 
-
-def run_until(folder: Path, scenario: str, step: int) -> int:
-    """Run in a child; the steps it made, or 0 when it was killed."""
-    child = os.fork()
-    if child == 0:
-        code = 255
+    @contextmanager
+    def laid(self) -> Iterator[None]:
+        """Lie in everything that is a step until the block ends."""
+        bare = [(owner, attribute, getattr(owner, attribute)) for owner, attribute in STEPS]
+        self.lay()
         try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            fuse = Fuse(step)
-            site = Site(folder, **SCENARIOS[scenario])
-            fuse.lay()
-            asyncio.run(act(site, scenario))
-            code = fuse.steps if fuse.steps < 255 else 254
+            yield
         finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return 0
-    assert os.WEXITSTATUS(status) != 255, "the round failed by itself"
-    return os.WEXITSTATUS(status)
+            for owner, attribute, work in bare:
+                setattr(owner, attribute, work)
 
 
-def main(folder: Path, scenario: str) -> None:
-    """Die at every step, each time in a fresh copy."""
-    WARM.begin()  # before a fork: the children share it
+class Left(NamedTuple):
+    """A copy of a folder, and the steps at which it was so: where nothing was written in between, there are several."""
+
+    folder: Path
+    steps: list[int]
+
+
+class Copying(Fuse):
+    """Copies the folder at every step at which it is another one than at the step before."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(0)
+        self._folder = folder
+        self._link = os.link  # without steps
+        self._last: dict[str, Any] = {}
+        self.left: list[Left] = []
+
+    def step(self) -> None:
+        """One more."""
+        super().step()
+        found = contents(self._folder)
+        if found != self._last:
+            copy = self._folder.with_name(str(self.steps))
+            self._copy(copy)
+            self._last = found
+            self.left.append(Left(copy, []))
+        self.left[-1].steps.append(self.steps)
+
+    def _copy(self, into: Path) -> None:
+        """Copy the folder; files with several names have them there too."""
+        made: dict[int, str] = {}
+
+        def copy(source: str, target: str) -> None:
+            number = Path(source).stat().st_ino
+            if number in made:
+                self._link(made[number], target)
+            else:
+                shutil.copy2(source, target)
+            made.setdefault(number, target)
+
+        shutil.copytree(self._folder, into, copy_function=copy)
+
+
+def contents(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """Return what is in a folder, by name: mode; of a file also which other name it has, bytes and mtime.
+
+    The ledger's shared memory is left out: whoever opens a ledger alone makes it anew.
+    """
+    files: dict[int, str] = {}
+    found: dict[str, tuple[Any, ...]] = {}
+    for path in sorted(folder.rglob("*")):
+        name, status = str(path.relative_to(folder)), path.lstat()
+        if path.is_file() and not name.endswith("-shm"):
+            same = files.setdefault(status.st_ino, name)
+            found[name] = status.st_mode, same, path.read_bytes(), status.st_mtime_ns
+        elif path.is_dir():
+            found[name] = (status.st_mode,)
+    return found
+
+
+def left_at_every_step(folder: Path, scenario: str) -> list[Left]:
+    """Prepare an installation in ``folder/start``, run the scenario's round in a copy of it, and return what was left.
+
+    Ends with what is left when no step is the last.
+    """
     site = Site(folder / "start", **SCENARIOS[scenario])
     prepare(site, scenario)
     site.stop()
-    step = 0
-    while True:
-        step += 1
-        shutil.copytree(folder / "start", folder / str(step))
-        if survived := run_until(folder / str(step), scenario, step):
-            shutil.rmtree(folder / str(step))
-            assert survived == step - 1
-            print(survived)
-            return
+    shutil.copytree(folder / "start", folder / "run")
+    copying = Copying(folder / "run")
+    site = Site(folder / "run", **SCENARIOS[scenario])
+    with copying.laid():
+        run_here(act(site, scenario))
+    site.stop()
+    return copying.left
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+def killed(folder: Path, scenario: str, step: int) -> Path:
+    """Let a process kill itself at a step of the same round; return its folder."""
+    copy = folder / f"killed at {step}"
+    shutil.copytree(folder / "start", copy)
+    if (child := os.fork()) == 0:
+        try:
+            fuse = Fuse(step)
+            site = Site(copy, **SCENARIOS[scenario])
+            fuse.lay()
+            run_here(act(site, scenario))
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return copy

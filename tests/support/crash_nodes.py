@@ -8,7 +8,6 @@ FOLDER.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -16,16 +15,11 @@ import sys
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from structlog.testing import capture_logs
-
+from tests.support.apart import conversions_here, run_here
 from tests.support.crash_feed import Fuse
-from tests.support.months import Inline, conversions_here
 from tests.support.site import DAY, Site, at, rows_of
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 COUNT = 60
 SETTINGS: dict[str, Any] = {"max_rows_per_file": 25, "keep_days": 20}
@@ -38,26 +32,19 @@ def node(folder: Path, word: str, **changes: Any) -> Site:
     return Site(folder / word, **{**shared, **SETTINGS, **changes})
 
 
-def run(work: Coroutine[Any, Any, Any]) -> None:
-    """Run a round in this thread alone."""
-    with asyncio.Runner() as runner, capture_logs():
-        runner.get_loop().set_default_executor(Inline())
-        runner.run(work)
-
-
 def prepare(folder: Path, scenario: str) -> None:
     """What has been before the round in which a dies."""
     a = node(folder, "a", **({"store": None} if scenario == "begin" else {}))
     a.put(rows_of(DAY, COUNT), at(1, "04:10"))
     if scenario != "first":
-        run(a.round(at(1, "05:35")))
+        run_here(a.round(at(1, "05:35")))
         a.put(rows_of(DAY, COUNT + 10), at(1, "09:00"))
     if scenario in ("prune", "take over"):
         b = node(folder, "b")
-        run(b.round(at(1, "10:15")))
+        run_here(b.round(at(1, "10:15")))
         b.stop()
     if scenario == "prune":
-        run(a.round(at(1, "10:16")))
+        run_here(a.round(at(1, "10:16")))
     a.stop()
 
 
@@ -67,7 +54,7 @@ def act(a: Site, scenario: str) -> None:
         a.source.now = at(22, "00:00")
         a.prune(at(22, "00:00"))
     else:
-        run(a.round(at(1, "10:20")))
+        run_here(a.round(at(1, "10:20")))
 
 
 def dies(folder: Path, scenario: str, step: int) -> bool:
@@ -100,11 +87,11 @@ def carry_on(folder: Path, scenario: str) -> list[str]:
     wrong = []
     try:
         for site in nodes:
-            run(site.round(now))
+            run_here(site.round(now))
             if scenario == "prune":
                 site.source.now = now
                 site.prune(now)
-        run(nodes[0].round(now + timedelta(minutes=1)))
+        run_here(nodes[0].round(now + timedelta(minutes=1)))
         shown = [
             {log.name: (log.size, log.sha256, log.mtime, log.state, log.superseded_by) for log in site.ledger.logs()}
             for site in nodes
@@ -130,7 +117,7 @@ def carry_on(folder: Path, scenario: str) -> list[str]:
 
 def run_once(site: Site, now: Any) -> None:
     """A round, and its end."""
-    run(site.round(now))
+    run_here(site.round(now))
     site.stop()
 
 

@@ -17,9 +17,9 @@ from server.s3.errors import BucketPlace
 from server.s3.objects import ObjectStore
 from server.storage.shelf import open_shelf
 
+from .apart import conversions_here
 from .fault_s3 import BUCKET, FaultServer, cut, done_but, fault_server, hang_up, refuse
 from .faulty_bucket import UNHURRIED
-from .months import conversions_here
 from .s3 import REGION
 from .site import DAY, Site, at, rows_of
 

@@ -49,6 +49,10 @@ class FolderShelf:
         self.weather(operation, name, True)
         return result
 
+    def published(self) -> list[str]:
+        """The logs that lie where the partner reads: in ``logs``, if a test puts any there."""
+        return sorted(path.name for path in (self.root / "logs").glob("*"))
+
     def list(self, folder: str) -> list[Shelved]:
         """The objects of a folder."""
 

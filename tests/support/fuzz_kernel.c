@@ -64,6 +64,7 @@ UNSEEN static void judge(const struct rules *rules, const struct block *block) {
     HOLDS(rules->index_rows ? !block->written : lines == block->lines);
     HOLDS(block->row_count == block->lines + filtered && block->reporting <= block->row_count);
     HOLDS(block->seen_slots ? block->id_count <= block->row_count : block->id_count == block->row_count);
+    HOLDS(block->seen_count >= 0 && block->seen_count <= block->most_seen);
     for (int64_t i = 0, end = 0; i < block->odd_count; i++) {
         const struct odd_row *odd = &block->odd[i];
         HOLDS(odd->begin >= end && odd->end > odd->begin && odd->end <= block->taken && block->text[odd->end - 1] == '\n');
@@ -104,9 +105,12 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int64_t out_room = CELL_ROOM + (flags & SMALL_ROOM ? 37 * length % 1500 : 4 * length + 8192), most = flags & SMALL_ROOM ? 3 : length / 64 + 1;
     uint8_t *out = room(out_room), *ids = room(16 * most), *digests = room(8 * most), last_id[16] = { 0 };
     uint32_t slots[4] = { 0 };
-    int64_t seen_count = 2;
-    while (seen_count <= most) seen_count *= 2;
-    uint32_t *seen = room(4 * seen_count);
+    int64_t seen_slot_count = 2, seen_count = 0;
+    while (seen_slot_count <= most) seen_slot_count *= 2;
+    uint32_t *seen_slots = room(4 * seen_slot_count);
+    uint8_t *seen = room(16 * most);
+    uint64_t *seen_numbers = room(8 * most), numbered = 0, rows_with_ids = 0;
+    memset(seen_slots, 0, (size_t)(4 * seen_slot_count));
     struct odd_row *odd = room(most * (int64_t)sizeof *odd);
     struct podcast *podcasts = room(rules.by_podcast * MOST_PODCASTS * (int64_t)sizeof *podcasts);
     for (int64_t at = 0; at < length; at += block.taken) {
@@ -115,9 +119,12 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         block.size = length - at;
         block.array = flags & ARRAY;
         if (rules.typed && at % 2 == 0) { /* of the kind that may lack ids, now the one and now the other */
-            memset(seen, 0, (size_t)(4 * seen_count));
-            block.seen_slots = seen;
-            block.seen_slot_count = seen_count;
+            block.seen_slots = seen_slots;
+            block.seen_slot_count = seen_slot_count;
+            block.seen = seen;
+            block.seen_numbers = seen_numbers;
+            block.seen_count = seen_count;
+            block.most_seen = most;
         }
         block.names = names;
         block.name_count = NAME_COUNT;
@@ -138,6 +145,13 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
         convert_block(&rules, &block);
         judge(&rules, &block);
+        if (block.seen_slots) { /* each row that has an id is counted, under one of them */
+            seen_count = block.seen_count;
+            rows_with_ids += (uint64_t)block.id_count;
+            numbered = 0;
+            for (int64_t i = 0; i < seen_count; i++) numbered += seen_numbers[i];
+            HOLDS(numbered == rows_with_ids);
+        }
         SHOW(&block.taken, (uint8_t *)(&block + 1) - (uint8_t *)&block.taken);
         SHOW(out, block.written);
         SHOW(ids, 16 * block.id_count);
@@ -159,7 +173,7 @@ UNSEEN int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         partition_ids(ids, rules.index_rows ? digests : NULL, block.id_count, counts, sorted);
         free(sorted);
     }
-    free(text); free(names); free(out); free(ids); free(digests); free(odd); free(podcasts); free(seen);
+    free(text); free(names); free(out); free(ids); free(digests); free(odd); free(podcasts); free(seen_slots); free(seen); free(seen_numbers);
     return 0;
 }
 

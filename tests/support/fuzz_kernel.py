@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from server.convert.conversion import Conversion
 from server.convert.kernel import CompiledRules, Names, _pack_catalogue
-from server.convert.row import Conversion
 from server.megaphone.exports import DELIVERY_V2
 from server.triton import UrlTemplate, safe_text
 

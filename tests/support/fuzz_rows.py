@@ -23,12 +23,13 @@ import orjson
 from server.cli.samples import day_rows
 from server.convert import lines as blocks
 from server.convert.block import BlockConverter
+from server.convert.conversion import Conversion
 from server.convert.day import SentLog, Tuning, convert_export
 from server.convert.export_row import identifier, parse_fields
 from server.convert.job import Job, Result, Task
 from server.convert.lines import GzipText, cut_blocks
 from server.convert.log_writer import inflate
-from server.convert.row import Conversion, RowConverter
+from server.convert.row import RowConverter
 from server.convert.tally import FilterReason, PodcastBooks, RejectReason, RowRejected
 from server.errors import ExportTorn
 

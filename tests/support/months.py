@@ -11,8 +11,7 @@ import asyncio
 import os
 import re
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,18 +19,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from structlog.testing import capture_logs
 
-from server.convert import apart
 from server.errors import SourceUnreachable, StoreError
 from server.megaphone.exports import FinalityRule, start_of
 from server.triton import Layout, LogFormat, expires
-from tests.support.apart import ConversionHere
+from tests.support.apart import Inline, conversions_here
 from tests.support.crash_feed import Fuse
 from tests.support.rows import row, rules
 from tests.support.site import DAY, Site
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 HOUR = timedelta(hours=1)
@@ -152,29 +150,6 @@ def planned(day: date, kind: str, rng: random.Random) -> Plan:
     return plan
 
 
-@contextmanager
-def conversions_here() -> Iterator[None]:
-    """Convert in this process, and not in one of its own for each."""
-    process, apart.ConversionProcess = apart.ConversionProcess, ConversionHere  # type: ignore[misc,assignment]
-    try:
-        yield
-    finally:
-        apart.ConversionProcess = process  # type: ignore[misc]
-
-
-class Inline(ThreadPoolExecutor):
-    """Threads that are none: a walk has thousands of rounds, each with dozens of short errands to a thread."""
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
-        """Do it now."""
-        done: Future[Any] = Future()
-        try:
-            done.set_result(work(*args, **more))
-        except BaseException as error:
-            done.set_exception(error)
-        return done
-
-
 @dataclass(slots=True)
 class Sent:
     """A log file as it appeared: when, its mtime, the ids of its rows."""
@@ -257,7 +232,7 @@ class Walk:
             self._mischief(now)
         self._round(now)
         self._look(now)
-        with suppress(StoreError):
+        with capture_logs(), suppress(StoreError):
             self.site.prune(now)
         if self.dice.random() < 0.02:
             self.site.restart(**(self._settings() if self.wild else {}))

@@ -14,8 +14,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from server.errors import SourceUnreachable, StoreError
+from server.storage.sequence import from_bytes
 
-from .months import HOUR, Inline, Walk, conversions_here
+from .apart import Inline, conversions_here
+from .months import HOUR, Walk
 from .site import Site
 
 if TYPE_CHECKING:
@@ -117,9 +119,13 @@ class NodesWalk(Walk):
         if self._calm:
             super()._check_folder()
             return
-        # An entry of which the files are there and the ledger does not know yet: until the store answers again.
-        published = sorted(str(log.name) for log in self.site.ledger.logs() if log.state == "published")
-        assert published == self.site.served() and set(published) <= set(self.site.files())
+        # An entry whose files are there, or gone, and the ledger does not know yet: until the store answers again.
+        ledger = self.site.ledger
+        later = sorted((self._more["store"] / "sequence").glob("*"))[ledger.entries.head() :]
+        gone = {str(name) for path in later for name in from_bytes(int(path.name), path.read_bytes()).pruned}
+        published = {str(log.name) for log in ledger.logs() if log.state == "published"}
+        served = set(self.site.served())
+        assert published - gone <= served <= published & set(self.site.files())
 
     def look_as_a_client(self, now: datetime) -> None:
         """Look at every node: a name has one content, one size and one mtime, wherever and whenever it is seen."""

@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ from server.storage.ledger import Ledger
 
 from .rows import row
 from .sftp import CHEAP_HASH, PASSWORD
-from .warm import WARM, Forked
+from .warm import OURS, WARM, Forked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ _SYSTEMS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LIS
 def environment(**changes: str | None) -> dict[str, str]:
     """The test's own environment without what systemd gives; None takes a variable away."""
     found: dict[str, str | None] = {name: value for name, value in os.environ.items() if name not in _SYSTEMS}
-    found |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | changes
+    found |= OURS | changes
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -179,10 +180,19 @@ class Program:
         *arguments: str | Path,
         env: Mapping[str, str | None] | None = None,
         argv: Sequence[str] | None = None,
+        first: str = "",
         **options: Any,
     ) -> Running:
-        """Start a command that stays."""
-        process: subprocess.Popen[bytes] | Forked | None = self._forked(arguments, env, argv, options)
+        """Start a command that stays; ``first`` is code that its process runs before."""
+        process: subprocess.Popen[bytes] | Forked | None = self._forked(arguments, env, argv, options, first=first)
+        if process is None and first:
+            argv = [
+                sys.executable,
+                "-P",
+                "-c",
+                f"{first}\nfrom server.__main__ import main\nmain()",
+                *map(str, arguments),
+            ]
         if process is None:
             process = subprocess.Popen(
                 argv or command(*arguments), cwd=self.folder, env=environment(**(env or {})), stdin=subprocess.DEVNULL,
@@ -201,13 +211,20 @@ class Program:
         *,
         cwd: Path | None = None,
         stdin: bytes = b"",
+        first: str = "",
     ) -> Forked | None:
         """The command, forked; None if it needs an interpreter of its own."""
         wanted = environment(**(env or {}))
-        if not self.warm or argv or options or stdin or not WARM.serves(wanted):
+        if not self.warm or argv or options or len(stdin) > select.PIPE_BUF or not WARM.serves(wanted):
             return None
-        with Path(os.devnull).open("rb") as nothing:
-            return WARM.start([*map(str, arguments)], cwd=cwd or self.folder, env=wanted, stdin=nothing.fileno())
+        its_stdin, into = os.pipe()
+        try:
+            os.write(into, stdin)
+            os.close(into)
+            words = [*map(str, arguments)]
+            return WARM.start(words, cwd=cwd or self.folder, env=wanted, stdin=its_stdin, first=first)
+        finally:
+            os.close(its_stdin)
 
     def end(self) -> None:
         """End everything that was started."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from server.cli.samples import day_rows
+from server.convert.conversion import Conversion
 from server.convert.day import Converted, Export, Tuning, convert_export
 from server.convert.kernel import load_kernel
-from server.convert.row import Conversion, RowConverter
+from server.convert.row import RowConverter
 from server.convert.tally import FilterReason, RejectReason, RowRejected, Tally
 from server.triton import Layout, LogRules
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from server.convert.row import Conversion, Outcome, RowConverter
+from server.convert.conversion import Conversion
+from server.convert.row import Outcome, RowConverter
 from server.convert.tally import RowRejected
 from server.triton import Layout, LogRules
 

@@ -12,15 +12,12 @@ import random
 import urllib.request
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3  # type: ignore[import-untyped]  # ships no types
 import botocore  # type: ignore[import-untyped]  # ships no types
 import pytest
-from botocore.config import Config  # type: ignore[import-untyped]  # ships no types
-from moto.backends import get_backend
-from moto.server import ThreadedMotoServer
 
 from server.settings import ExportSettings
 
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 BUCKET = "exports"
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
-_SESSION = boto3.session.Session()  # one for all: it keeps the parsed models
 # One certificate authority instead of a hundred and fifty: 20 ms less for each client.
 _LAST_LINE = "-----END CERTIFICATE-----\n"
 _ONE_AUTHORITY = Path(botocore.__file__).with_name("cacert.pem").read_text().partition(_LAST_LINE)[0] + _LAST_LINE
@@ -80,9 +76,20 @@ def bucket_settings(url: str, endpoint_url: str, region: str | None = REGION, **
     )
 
 
+# The controller of the workers loads this file as well, and needs neither boto3 nor moto.
+@cache
+def _session() -> Any:
+    """One session for all: it keeps the parsed models."""
+    import boto3  # type: ignore[import-untyped]  # ships no types
+
+    return boto3.session.Session()
+
+
 def client_of(url: str, service: str, access_key: str = "AKIDTEST", secret_key: str = "secret-of-the-test") -> Any:
     """A boto3 client with a pool of its own; close it."""
-    return _SESSION.client(
+    from botocore.config import Config  # type: ignore[import-untyped]  # ships no types
+
+    return _session().client(
         service,
         endpoint_url=url,
         region_name=REGION,
@@ -104,6 +111,8 @@ class S3Server:
         """Put an object; ``modified`` sets its LastModified. Returns the ETag without quotes."""
         etag: str = self.client.put_object(Bucket=self.bucket, Key=key, Body=body)["ETag"].strip('"')
         if modified is not None:
+            from moto.backends import get_backend
+
             get_backend("s3")[ACCOUNT]["aws"].buckets[self.bucket].keys[key].last_modified = modified.replace(
                 tzinfo=None
             )
@@ -128,6 +137,8 @@ def _post(url: str, body: bytes = b"") -> None:
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
     """A moto server on 127.0.0.1, port 0, for the whole run of a worker."""
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -1,14 +1,14 @@
-"""A listener in a process of its own, so that its memory can be measured: ``python -m tests.support.sftp_process``.
+"""A listener in a process of its own, so that its memory can be measured; forked from the `WARM` one.
 
-Arguments: the folder (its ``pickup`` is served as it is), the keys, and changes of the settings as JSON. Prints the
-port, serves until standard input closes, then prints what it counted and ends.
+It serves the folder's ``pickup`` as it is, prints the port, serves until standard input closes, then prints what it
+counted and ends. Its journal goes to ``journal`` in the folder.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
+import os
 import sys
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,15 +22,18 @@ from server.sftp.server import SftpServer
 from server.triton import LogFile, LogName
 
 from .sftp import ServedFolder, sftp_settings
+from .warm import OURS, ROOT, WARM
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from .warm import Forked
 
 
 class ServerProcess:
     """The process, seen from the test."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+    def __init__(self, process: Forked, port: int) -> None:
         self.process = process
         self.port = port
 
@@ -54,21 +57,28 @@ class ServerProcess:
 @asynccontextmanager
 async def server_process(folder: Path, keys_dir: Path, **changes: Any) -> AsyncIterator[ServerProcess]:
     """A listener in a process of its own, for the length of a block; it must end in order."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "tests.support.sftp_process", str(folder), str(keys_dir), json.dumps(changes)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent.parent,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    stdin, end = os.pipe()
+    serve = f"from tests.support.sftp_process import serve; serve({str(folder)!r}, {str(keys_dir)!r}, {changes!r})"
+    WARM.begin()
+    process = WARM.start([], cwd=ROOT, env={**os.environ, **OURS}, stdin=stdin, first=serve)
+    os.close(stdin)
     try:
-        yield ServerProcess(process, int(await process.stdout.readline()))
+        yield ServerProcess(process, int(await asyncio.to_thread(process.stdout.readline)))
     finally:
-        process.stdin.close()
-        rest = await process.stdout.read()
-        assert await process.wait() == 0, rest
+        os.close(end)
+        rest = await asyncio.to_thread(process.stdout.read)
+        assert await asyncio.to_thread(process.wait) == 0, rest
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def serve(folder: str, keys_dir: str, changes: dict[str, Any]) -> None:
+    """Be the listener; never return."""
+    os.dup2(os.open(Path(folder) / "journal", os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    asyncio.run(_serve(Path(folder), Path(keys_dir), changes))
+    os._exit(0)
 
 
 async def _serve(folder: Path, keys_dir: Path, changes: dict[str, Any]) -> None:
@@ -89,8 +99,3 @@ async def _serve(folder: Path, keys_dir: Path, changes: dict[str, Any]) -> None:
     await server.drain(0)
     counters = server.registry.counters
     print(json.dumps({"refusals": counters.refusals, "pickups": counters.pickups}), flush=True)
-
-
-if __name__ == "__main__":
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    asyncio.run(_serve(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])))

@@ -140,6 +140,8 @@ class Site:
         self.point = DataFolder(self.root / "data")
         self.point.prepare()
         self.ledger = Ledger.open(self.point.ledger_path)
+        # Processes die here, power never fails: what was written is there without being on the disk.
+        self.ledger._connection.execute("PRAGMA synchronous=OFF")
         self.shared: SharedSequence | None = None
         if self.settings["store"] is not None:
             opened = self.settings.get("open_shelf")
@@ -231,6 +233,7 @@ class Site:
             checks,
             calendar,
             self.ledger.unsent_checks(),
+            self.ledger.facts(),
         )
         return {day.day: day for day in found}
 
@@ -332,3 +335,35 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     yield make
     for site in made:
         site.stop()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """Makes nodes on one store, which read the same exports; ``store=None``: one that is alone."""
+    made: list[Site] = []
+
+    def make(folder: str, **settings: Any) -> Site:
+        shared = {"store": tmp_path / "store", "exports": tmp_path / "exports"}
+        made.append(Site(tmp_path / folder, **{**shared, **settings}))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.stop()
+
+
+def seen(site: Site) -> dict[str, tuple[int, int, str]]:
+    """What a client of a node sees: size, mtime and digest of every file, by name."""
+    served = site.point.served
+    return {
+        file: (log.size, log.mtime, hashlib.sha256((site.point.pickup_dir / file).read_bytes()).hexdigest())
+        for file, log in served.items()
+    }
+
+
+def same_everywhere(*sites: Site) -> dict[str, tuple[int, int, str]]:
+    """What all of them show, which is the same, and in order in their folders."""
+    for site in sites:
+        site.check_folder()
+        assert seen(site) == seen(sites[0])
+    return seen(sites[0])

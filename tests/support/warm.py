@@ -32,6 +32,7 @@ MOST = 1 << 20  # bytes of a request
 MOST_FDS = 253  # of a message: SCM_MAX_FD of unix(7)
 # What an interpreter reads when it starts: a command with other values of these needs an interpreter of its own.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "SHIFTED_CLOCK", "MALLOC_")
+OURS = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}  # of every process of the tests
 _NOT_IMPORTED = ("__main__", "libkernel")  # a program; a library that is only named like a module
 
 
@@ -85,9 +86,7 @@ class Warm:
 
     def serves(self, env: Mapping[str, str]) -> bool:
         """Return whether a command with this environment can be forked: its interpreter would start as this one did."""
-        with self._lock:
-            if self._socket is None:
-                self._begin(env)
+        self.begin()
         return _what_counts_at_start(env) == self._at_start
 
     def _begin(self, env: Mapping[str, str]) -> None:
@@ -102,11 +101,13 @@ class Warm:
         self._socket = ours
         atexit.register(_end, ours, process)
 
-    def start(self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int) -> Forked:
-        """Start ``pickup-point`` with these arguments; its output goes to pipes."""
+    def start(
+        self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, first: str = ""
+    ) -> Forked:
+        """Start ``pickup-point`` with these arguments, once it has run ``first``; its output goes to pipes."""
         (out, out_end), (err, err_end), (ended, ended_end) = os.pipe(), os.pipe(), os.pipe()
         try:
-            request = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}
+            request = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env), "first": first}
             pid = self._fork(request, [stdin, out_end, err_end, ended_end])
         finally:
             for end in (out_end, err_end, ended_end):
@@ -129,7 +130,8 @@ class Warm:
         """Start the process that the others are forked from, unless it runs."""
         with self._lock:
             if self._socket is None:
-                self._begin(os.environ)
+                # Whatever comes first, a command or a conversion: it is the same process, for either.
+                self._begin({**os.environ, **OURS})
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
         """Return the number of a process that does as the request says, and was given ``fds``."""
@@ -207,6 +209,7 @@ def _become(wanted: dict[str, Any], fds: list[int]) -> None:
         os._exit(1)
     os.chdir(wanted["cwd"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
+    exec(wanted["first"], {})
     program = import_module("server.__main__")
     itself, sys.modules["__main__"] = sys.modules["__main__"], program  # click looks there for how it was started
     code = 1
@@ -231,5 +234,6 @@ if __name__ == "__main__":
         if module.name.rpartition(".")[2] not in _NOT_IMPORTED:
             import_module(module.name)
     import_module("server.convert.__main__")
+    import_module("server.cli.app").commands()
     gc.freeze()
     _serve(requests_here)

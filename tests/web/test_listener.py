@@ -73,6 +73,36 @@ async def test_no_host_or_two_are_refused(tmp_path: Path) -> None:
             assert status in (400, 421), body
 
 
+@pytest.mark.parametrize(
+    ("request_", "wanted"),
+    [
+        ("GET /healthz HTTP/1.0\r\n\r\n", 200),
+        ("GET / HTTP/1.0\r\n\r\n", 421),
+        ("GET /healthz HTTP/1.0\r\nHost: evil.example\r\n\r\n", 421),
+        (f"GET http://127.0.0.1/healthz HTTP/1.1\r\n{HOST}\r\n", 200),
+        (f"GET http://localhost:9/?still HTTP/1.1\r\n{HOST}\r\n", 200),
+        ("GET http://localhost/ HTTP/1.1\r\nHost: evil.example\r\n\r\n", 200),
+        (f"GET http://evil.example/healthz HTTP/1.1\r\n{HOST}\r\n", 421),
+        (f"GET http://localhost@evil.example/ HTTP/1.1\r\n{HOST}\r\n", 421),
+        (f"GET http:///healthz HTTP/1.1\r\n{HOST}\r\n", 421),
+    ],
+)
+async def test_simple_and_odd_clients_are_answered(request_: str, wanted: int, tmp_path: Path) -> None:
+    """A load balancer's HTTP/1.0 without a name, and a target that names its host, which counts (RFC 9112, 3.2.2)."""
+    async with serving(tmp_path) as served:
+        status, _, body = await served.ask(request_)
+    assert status in ((wanted, 400) if wanted == 421 else (wanted,)), body
+
+
+async def test_a_large_body_is_answered_and_not_read(tmp_path: Path) -> None:
+    """The answer arrives although the client is still sending, whatever its length."""
+    async with serving(tmp_path) as served:
+        size = 3_000_000
+        head = f"POST / HTTP/1.1\r\n{HOST}Content-Length: {size}\r\n\r\n".encode()
+        status, *_ = await served.ask(head + bytes(size))
+    assert status == 405
+
+
 async def test_healthz_says_why_the_service_does_not_work(tmp_path: Path) -> None:
     """200 while it does, 503 with a sentence else; a load balancer has no password."""
     async with serving(tmp_path, password_hash=CHEAP_HASH) as served:
@@ -112,24 +142,89 @@ async def test_guessing_is_delayed_and_banned_as_over_sftp() -> None:
     """By the same guard; only this machine, where everybody may have one address behind a proxy, is never banned."""
     limits = Limits(ban_after=3, ban_time=60.0)
     delays: list[float] = []
+    now = [1000.0]
 
-    async def no_sleep(seconds: float) -> None:
+    async def slept(seconds: float) -> None:
         delays.append(seconds)
+        now[0] += seconds
 
     near, far = ip_address("127.0.0.1"), ip_address("203.0.113.9")
     settings = page_config(Path("/nowhere"), password_hash=CHEAP_HASH).web
     assert settings is not None
-    door = Door(load_access(settings), lambda: limits)
+    door = Door(load_access(settings), lambda: limits, lambda: now[0])
+    right, wrong = (basic(word).partition(": ")[2] for word in (PASSWORD, "guess"))
+    door._checks._sleep = _at_once  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(access.asyncio, "sleep", no_sleep)
-        for address in (far, near):
-            for _ in range(4):
-                assert not await door.admits(basic("guess").partition(": ")[2], address)
-    assert door.admit(far, 1000) == "banned"
-    assert isinstance(door.admit(near, 1000), float)
-    assert [delay for delay in delays if delay] == [0.25, 0.5]  # of the one that was not banned, after two free ones
-    assert await door.admits(basic(PASSWORD).partition(": ")[2], near)
+        patch.setattr(access.asyncio, "sleep", slept)
+        for _ in range(3):
+            assert not await door.admits(wrong, far)
+        assert door.admit(far, 1000) == "banned" and isinstance(door.admit(near, 1000), float)
+        assert await door.admits(right, near)
+        assert not any(delays)
+        # Whoever hangs up while a guess is checked has made it all the same; and whoever comes next from there waits
+        # before anything is compared, so that no answer comes sooner for being right.
+        for _ in range(4):
+            hung_up = asyncio.create_task(door.admits(wrong, near))
+            while not door._checking:
+                await _yielded()
+            checks = list(door._checking)
+            hung_up.cancel()
+            await asyncio.gather(hung_up, *checks, return_exceptions=True)
+        assert await door.admits(right, near)
+    assert [delay for delay in delays if delay] == [0.25, 0.5]  # after two that are free
+    assert [(ban.address, ban.failures) for ban in door.bans()] == [("203.0.113.9", 3)]
     door.close()
+
+
+async def _at_once(seconds: float) -> None:
+    pass
+
+
+_yield = asyncio.sleep
+
+
+async def _yielded() -> None:
+    await _yield(0)
+
+
+async def test_what_was_not_logged_is_summed_up_without_another_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    """At most five lines a minute for an address; how many more there were is told when the minute is over."""
+    now = [1000.0]
+    door, far = Door(None, Limits, lambda: now[0]), ip_address("203.0.113.9")
+    for _ in range(11):
+        door.refused(far, "wrong-password")
+    door.summarize()
+    assert capsys.readouterr().out.count("web refused 203.0.113.9") == 5
+    now[0] += 60
+    door.summarize()
+    assert "web refused 6 more" in capsys.readouterr().out
+    door.close()
+
+
+async def test_who_waits_for_a_guess_makes_room_for_a_load_balancer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many guess from the address that everybody has behind a proxy."""
+    waiting: list[Any] = []
+
+    async def never(*_: Any) -> bool:
+        waiting.append(None)
+        await asyncio.Event().wait()
+        return False
+
+    monkeypatch.setattr(Door, "admits", never)
+    async with serving(tmp_path, password_hash=CHEAP_HASH) as served:
+        guesses = []
+        for _ in range(MAX_CONNECTIONS_PER_ADDRESS):
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(f"GET / HTTP/1.1\r\n{HOST}{basic('guess')}\r\n\r\n".encode())
+            guesses.append((reader, writer))
+        while len(waiting) < MAX_CONNECTIONS_PER_ADDRESS:
+            await _yielded()
+        assert (await served.get("/healthz"))[0] == 200
+        assert await asyncio.wait_for(guesses[0][0].read(), 30) == b""
+        for _, writer in guesses:
+            writer.close()
 
 
 async def test_a_flood_from_one_address_keeps_nobody_there_waiting_for_minutes() -> None:

@@ -11,8 +11,13 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 from server.cli.tables import _CELLS
+from server.service import bans_as_json
+from server.sftp.registry import CurrentBan
+from server.status.words import service_lines
+from server.storage.records import DayRecord
 from server.triton import safe_id
 from server.web.answer import json as json_answer
+from server.web.glossary import _WORDS, CHAPTER, glossary
 from server.web.site import FOLDER
 from server.web.views import LOOKS
 
@@ -167,8 +172,58 @@ async def test_the_page_refreshes_itself_until_it_is_told_not_to(site: Site) -> 
         assert headers["Refresh"] == "60"
         assert ("a", {"href": "/?still"}) in Tags(body).tags
         assert "Refresh" not in (await served.get("/?still"))[1]
-        assert "Refresh" not in (await served.get("/nope?still"))[1]
+        _, headers, body = await served.get("/nope?still")
+        assert "Refresh" not in headers and ("a", {"href": "?"}) in Tags(body).tags  # an empty one would keep the query
         assert "Refresh" not in (await served.get("/status.json"))[1]
+
+
+async def test_pages_of_days_lead_to_days_that_there_are(site: Site) -> None:
+    """Neighbours may be apart, and the first and the last have one; beside them it says which are nearest."""
+    known = [DAY, DAY + timedelta(days=1), DAY + timedelta(days=4)]
+    for day in known:
+        site.put(rows_of(day, 5), at(1, "04:00", day), day)
+        site.ledger.see(DayRecord(day, "due", at(1, "05:00", day), None))
+    async with serving(site.root, at(6), first=known[0]) as served:
+        days = {day: found for day in known for found in [await page(served, f"/days/{day}")]}
+        for day, found in days.items():
+            for tag, attributes in found.tags:
+                if tag == "a" and str(attributes["href"]).startswith("/days/2"):
+                    assert (await served.get(str(attributes["href"])))[0] == 200, day
+        assert [a.get("rel") for tag, a in days[known[0]].tags if tag == "a" and a.get("rel")] == ["next"]
+        status, _, body = await served.get("/days/2020-01-01")
+        assert status == 404 and f"The nearest day is {known[0]}" in Tags(body).text
+
+
+async def test_the_words_of_the_page_are_explained_on_it(site: Site) -> None:
+    """In the manual's own words, for a reader who has no manual; folded away, without a script."""
+    site.put(rows_of(DAY, 5), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    chapter = (FOLDER.parent / "manual" / CHAPTER).read_text()
+    wanted = {word for section in glossary(chapter) for word, _ in section.words}
+    async with serving(site.root, at(1, "06:00")) as served:
+        for path in ("/", f"/days/{DAY}", f"/files/{name()}"):
+            shown = await page(served, path)
+            assert "details" in [tag for tag, _ in shown.tags]
+            assert "late rows rows that Megaphone added to a day after it was published" in shown.text
+            assert "line one row as Triton gets it, in a log" in shown.text
+    assert not wanted & {"state", "kind", "grade", "word"}  # the heads of its tables
+    assert wanted >= {"backfill", "round", "row", *LOOKS, *_WORDS}
+    assert not [text for section in glossary(chapter) for _, text in section.words if "`" in text or "](" in text]
+
+
+async def test_an_error_page_tells_commands_as_every_page_does(site: Site) -> None:
+    """With the configuration that the service was given."""
+    async with serving(site.root, at(1)) as served:
+        status, _, body = await served.get(f"/files/{name()}")
+    assert status == 404 and f"pickup-point status --config {site.root}/config.toml" in Tags(body).text
+
+
+async def test_whom_the_page_bans_is_told_beside_whom_sftp_bans(site: Site) -> None:
+    """Who is locked out sees a closed connection only."""
+    bans = [CurrentBan("203.0.113.9", at(1, "10:00"), 20)]
+    told = facts_at(at(1, "09:30")) | {"bans": bans_as_json(bans, "sftp") + bans_as_json(bans, "web")}
+    words = dict(service_lines(told, at(1, "09:30"), running=True))
+    assert words["Banned"] == "203.0.113.9 until 10:00Z, 203.0.113.9 from the page until 10:00Z"
 
 
 async def test_an_empty_installation_has_a_page(site: Site) -> None:

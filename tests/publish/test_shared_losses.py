@@ -1,0 +1,320 @@
+"""A shared store that loses what was written, keeps what should go, takes no condition, or lies about the time."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import shutil
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from server.errors import NodesDiffer, StoreError
+from server.publish.shared import BEGINNING, LEFT, SharedSequence
+from tests.support.site import DAY, Site, at, name, rows_of, same_everywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import date
+    from pathlib import Path
+
+SECOND = DAY + timedelta(days=1)
+
+
+async def publish(site: Site, day: date = DAY, count: int = 20, clock: str = "05:35") -> None:
+    """Deliver a day, and publish it."""
+    site.put(rows_of(day, count), at(1, "04:10", day), day)
+    await site.round(at(1, clock, day))
+
+
+def store_of(site: Site) -> Path:
+    """The folder that is the store."""
+    store: Path = site.settings["store"]
+    return store
+
+
+async def words(site: Site, now: Any) -> str:
+    """What a round says of the days, or why it can take no part in the sequence."""
+    try:
+        return "; ".join(result.sentence for result in (await site.round(now)).results)
+    except (StoreError, NodesDiffer) as error:
+        return str(error)
+
+
+LOSSES: dict[str, tuple[tuple[str, ...], bool]] = {  # what is lost; whether an old node goes on and mends it
+    "the state": (("sequence", "blobs", "checkpoints"), False),
+    "the sequence": (("sequence",), False),
+    "the newest entry": (("sequence/00000003",), False),
+    "the oldest entries": (("sequence/00000001", "sequence/00000002"), True),
+    "contents": (("blobs",), True),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_what_a_life_cycle_rule_removes_makes_no_second_history(node: Callable[..., Site], loss: str) -> None:
+    """A node that was away, and one that joins empty, write nothing where what others wrote may be lost.
+
+    Old entries and contents are put there again, by a node that has them.
+    """
+    a, away = node("a"), node("away")
+    await publish(a)
+    await away.round(at(1, "05:36"))
+    await publish(a, SECOND)
+    what, mends = LOSSES[loss]
+    for path in (store_of(a) / word for word in what):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    # The partner's objects still tell of the logs.
+    for file in a.files():
+        (store_of(a) / "logs").mkdir(exist_ok=True)
+        shutil.copy(a.point.pickup_dir / file, store_of(a) / "logs")
+    if mends:
+        a.prune(at(1, "08:00", SECOND))
+        a.put(rows_of(DAY, 25), at(1, "09:10", SECOND))
+    joins = node("joins")
+    for site in (away, joins, away, joins):
+        said = await words(site, at(1, "09:40", SECOND))
+        assert mends or any(word in said for word in ("is lost", "has never published", "lies in the store"))
+    if not mends:
+        with pytest.raises(StoreError, match="is lost"):
+            a.prune(at(1, "09:41", SECOND))
+        assert len(a.served()) == 2 and away.served() == [name()] and set(joins.served()) <= {name()}
+        return
+    for site in (a, away, joins):
+        await site.round(at(1, "10:40", SECOND))
+    same_everywhere(a, away, joins)
+    assert a.standing_ids() == {f"{day}-{n}": 1 for day, count in ((DAY, 25), (SECOND, 20)) for n in range(count)}
+
+
+async def test_a_gap_behind_the_newest_entry_is_seen_before_anything_is_written(node: Callable[..., Site]) -> None:
+    """Objects expire in any order: that the next number is free does not mean that nothing follows."""
+    a, away = node("a"), node("away")
+    await publish(a)
+    await away.round(at(1, "05:36"))
+    for number in (1, 2):
+        await publish(a, DAY + timedelta(days=number))
+    (store_of(a) / "sequence" / "00000003").unlink()
+    assert "entry 3 of the shared store's sequence is lost" in await words(away, at(4, "05:40"))
+    assert away.served() == [name()]
+
+
+async def test_a_store_that_took_two_entries_of_one_number_is_found_out(node: Callable[..., Site]) -> None:
+    """Whose entry was replaced writes nothing behind it."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    path = store_of(a) / "sequence" / "00000002"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(a.ledger.entries.id_of(2).encode(), b"0" * 16))
+    with pytest.raises(StoreError, match="another one than this node has applied"):
+        a.prune(at(2, "05:40"))
+    path.write_bytes(content)
+    await publish(b, SECOND)
+    assert same_everywhere(b).keys() == {name(), name(0, SECOND)}
+
+
+async def test_a_store_that_replaces_what_is_there_gets_no_entry(node: Callable[..., Site]) -> None:
+    """Also where it could not be asked at the start."""
+    a = node("a")
+    link = a.shelf._link
+
+    def replace(what: str, data: bytes) -> bool:
+        (store_of(a) / what).unlink(missing_ok=True)
+        return link(what, data)
+
+    a.shelf._link = replace  # type: ignore[method-assign]
+    await publish(a)
+    assert a.state(at(1, "05:36")) == "failed" and "ignores If-None-Match" in await words(a, at(1, "06:36"))
+    assert a.served() == [] and not list((store_of(a) / "sequence").glob("*"))
+
+
+async def test_who_has_published_alone_shares_again(node: Callable[..., Site]) -> None:
+    """As the manual says: without the sequence in the bucket, which begins anew with everything that was published."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    await b.round(at(1, "05:36"))
+    a.restart(store=None)
+    a.ledger.note(**{LEFT: True})  # as a start of the service with `shared = false` does
+    await publish(a, SECOND)
+    for folder in ("sequence", "checkpoints", "blobs"):
+        shutil.rmtree(store_of(b) / folder, ignore_errors=True)
+    a.restart(store=store_of(b))
+    await a.round(at(1, "05:45", SECOND))
+    c = node("c")
+    for site in (a, c):
+        await publish(site, DAY + timedelta(days=2))
+    same_everywhere(a, c)
+    assert len(c.served()) == 3
+    assert "is another one" in await words(b, at(3, "05:45"))
+
+
+async def test_a_sequence_begins_with_who_has_published_and_need_not_be_sent_in_one_go(
+    node: Callable[..., Site],
+) -> None:
+    """An empty node that is first by mistake begins none beside the logs of another; a cut beginning goes on."""
+    a = node("a", store=None, max_rows_per_file=7)
+    await publish(a)
+    (a.point.pickup_dir / name(2)).unlink()  # by somebody else
+    empty = node("empty")
+    (store_of(empty) / "logs").mkdir(parents=True)
+    (store_of(empty) / "logs" / name()).write_bytes(b"")
+    assert "has never published it" in await words(empty, at(1, "05:40"))
+    a.restart(store=store_of(empty))
+    sent: list[str] = []
+
+    def cut(operation: str, what: str, done: bool) -> None:
+        if operation == "put_file" and done:
+            sent.append(what)
+            if len(sent) % 2:
+                raise StoreError("the connection was cut")
+
+    a.shelf.weather = cut
+    for hour in range(5, 8):
+        await publish(a, SECOND, clock=f"0{hour}:40")
+    contents = [what for what in sent if a.ledger.facts()[BEGINNING] in what]
+    assert len(contents) == len(set(contents)) == 2
+    a.shelf.weather = lambda *_: None
+    await publish(a, SECOND, clock="09:00")
+    await empty.round(at(1, "09:40", SECOND))
+    assert {name(), name(1)} < same_everywhere(a, empty).keys() and name(2) not in a.served()
+
+
+async def test_a_store_that_removes_nothing_holds_nothing_up(node: Callable[..., Site]) -> None:
+    """Object Lock, or a policy: what is pruned is pruned on all nodes, and who loses a number decides anew."""
+    a, b = node("a"), node("b")
+
+    def frozen(operation: str, _: str, done: bool) -> None:
+        if operation == "remove" and not done:
+            raise StoreError("AccessDenied")
+
+    for site in (a, b):
+        site.shelf.weather = frozen
+    await publish(a)
+    before = SharedSequence._write
+
+    def first_b(self: SharedSequence, shelf: Any, entry: Any) -> None:
+        if self is a.shared and entry.kind == "publication" and len(b.files()) < 2:
+            asyncio.run(b.round(at(1, "05:36", SECOND)))
+        before(self, shelf, entry)
+
+    SharedSequence._write = first_b  # type: ignore[method-assign]
+    try:
+        await publish(a, SECOND)
+    finally:
+        SharedSequence._write = before  # type: ignore[method-assign]
+    assert same_everywhere(a, b).keys() == {name(), name(0, SECOND)}
+    a.source.now = at(62, "00:00")
+    assert [str(log) for log in a.prune(at(62, "00:00")).logs] == [name()]
+    b.publisher.catch_up()
+    assert b.served() == [name(0, SECOND)]
+
+
+async def test_a_store_that_takes_nothing_is_told_by_its_own_words(node: Callable[..., Site]) -> None:
+    """And everything that was published goes on being served and taken over."""
+    a, b = node("a"), node("b")
+    await publish(a)
+
+    def read_only(operation: str, what: str, done: bool) -> None:
+        if operation == "put_new" and what.startswith("sequence/") and not done:
+            raise StoreError("the store may not be written: AccessDenied", hint="aws s3 ls")
+
+    b.shelf.weather = read_only
+    b.put(rows_of(DAY, 25), at(1, "09:10"))
+    assert "AccessDenied" in await words(b, at(1, "10:40"))
+    assert b.served() == [name()]
+
+
+async def test_a_store_whose_clock_leapt_dates_no_log(node: Callable[..., Site]) -> None:
+    """Ten years ahead: nothing would ever be pruned. Minutes, or a node that was away for weeks, are no leap."""
+    a = node("a")
+    await publish(a)
+    a.shelf.now = lambda: a.source.now + timedelta(days=3650)
+    a.put(rows_of(DAY, 25), at(1, "09:10"))
+    assert "the store's clock says 2036" in await words(a, at(1, "10:40"))
+    a.shelf.now = lambda: a.source.now + timedelta(minutes=10)
+    later = DAY + timedelta(days=70)
+    await publish(a, later, clock="10:50")
+    assert name(0, later) in a.served()
+
+
+CHECKPOINTS = {
+    "empty": b"",
+    "no gzip": b"no gzip",
+    "no entry": gzip.compress(b"{}\n"),
+    "cut": gzip.compress(b"{}" * 9)[:-9],
+}
+
+
+@pytest.mark.parametrize("data", CHECKPOINTS.values(), ids=CHECKPOINTS)
+async def test_a_strange_checkpoint_is_no_obstacle(node: Callable[..., Site], data: bytes) -> None:
+    """Who joins reads the sequence itself."""
+    a = node("a")
+    await publish(a)
+    for word in ("00000100", "zzz"):
+        a.shelf.put(f"checkpoints/{word}", data)
+    b = node("b")
+    await b.round(at(1, "05:40"))
+    same_everywhere(a, b)
+
+
+async def test_contents_of_an_entry_that_is_being_written_are_not_swept(node: Callable[..., Site]) -> None:
+    """Another node's retention comes between the contents and their entry."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    before = SharedSequence._write
+
+    def prunes(self: SharedSequence, shelf: Any, entry: Any) -> None:
+        if self is a.shared and entry.kind == "publication":
+            b.source.now = a.source.now + timedelta(hours=1)
+            b.prune(b.source.now)
+        before(self, shelf, entry)
+
+    SharedSequence._write = prunes  # type: ignore[method-assign]
+    try:
+        await publish(a, SECOND)
+    finally:
+        SharedSequence._write = before  # type: ignore[method-assign]
+    await b.round(at(1, "05:40", SECOND))
+    same_everywhere(a, b)
+    # What nobody named within a day is a dead node's.
+    a.shelf.put("blobs/left", b"")
+    a.source.now += timedelta(hours=25)
+    a.prune(a.source.now)
+    assert "left" not in [shelved.name for shelved in a.shelf.list("blobs")]
+
+
+async def test_what_was_decided_before_another_nodes_entry_is_decided_anew(node: Callable[..., Site]) -> None:
+    """Though its name is free: an empty day is held once the day before it is known to have had rows."""
+    a, b = node("a"), node("b")
+    before = SharedSequence.publish
+
+    def first_b(self: SharedSequence, *what: Any) -> Any:
+        if self is a.shared and not b.files():
+            b.put(rows_of(DAY, 20), at(1, "04:10"))
+            asyncio.run(b.round(at(1, "05:36")))
+        return before(self, *what)
+
+    SharedSequence.publish = first_b  # type: ignore[method-assign]
+    try:
+        await publish(a, SECOND, 0)
+    finally:
+        SharedSequence.publish = before  # type: ignore[method-assign]
+    assert a.state(at(1, "05:36", SECOND), SECOND) == "held"
+    assert same_everywhere(a, b).keys() == {name()}
+
+
+@pytest.mark.parametrize(
+    ("was", "strange"),
+    [(b'"at":', b'"at":99999999999999,"x":'), (b'"id":', b'"id":7,"x":'), (b'"mtime":', b'"mtime":-1,"x":')],
+)
+async def test_an_entry_that_nobody_can_have_written_stops_a_node_with_a_sentence(
+    node: Callable[..., Site], was: bytes, strange: bytes
+) -> None:
+    """It goes on serving what it has."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    await b.round(at(1, "05:36"))
+    await publish(a, SECOND)
+    path = store_of(a) / "sequence" / "00000003"
+    path.write_bytes(path.read_bytes().replace(was, strange))
+    assert "entry 3 is not what an entry" in await words(b, at(1, "05:40", SECOND))
+    assert b.served() == [name()]
