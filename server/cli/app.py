@@ -56,7 +56,7 @@ app = typer.Typer(
 
 @cache
 def commands() -> Callable[[list[str]], object]:
-    """Return all commands as `run` reads them; to make them of their functions takes longer than most of them take."""
+    """Return all commands as `run` reads them, kept: building them takes longer than most commands run."""
     return typer.main.get_command(app)
 
 

@@ -240,7 +240,7 @@ def _hold_of(record: DayRecord) -> Hold | None:
 
 
 def _accepted(record: DayRecord, request: FeedRequest, *, late: bool) -> bool:
-    """Return whether an operator accepts the version that is held, either for its ``late`` rows or as a whole."""
+    """Return whether an operator accepts the held version: its ``late`` rows if that is why it is held, else all."""
     hold = _hold_of(record)
     return request.accept_rejects and hold is not None and (hold.reason == OTHER_IDS) is late
 

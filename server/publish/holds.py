@@ -65,8 +65,8 @@ def late_hold_reason(tally: Tally, removed: int) -> tuple[str, str] | None:
     """Return (reason, sentence) why the late rows of a published day are held, or None.
 
     ``tally`` is that of the new version, ``removed`` the number of lines sent before whose row is no longer in it.
-    Megaphone removes no row, so a version that lacks most of them and brings about as many (half, at least) has them
-    under other ids: it has given ids to rows that had none, or it spells otherwise what an id is made from. Triton
+    Megaphone removes no row, so a version that lacks most of them and brings about as many (at least half) has the same
+    rows under other ids: rows that had none were given ids, or what ids are made from is spelt differently. Triton
     would count all of them twice.
     """
     still_there = tally.filtered[FilterReason.SENT_BEFORE]
@@ -92,7 +92,7 @@ def way_out(tally: Tally, command: str) -> str:
 
 
 def way_out_of_late(day: date) -> str:
-    """Return how the late rows of a day that are held, or the day as a whole, can be published."""
+    """Return how a day's held late rows, or the day as a whole, can be published."""
     return (
         f"if Triton voids what it has of the day, send it again: pickup-point feed --day {day} --resend 'other ids'; "
         f"if these rows are others, send them, too: {accept_command(day)}"
@@ -100,7 +100,7 @@ def way_out_of_late(day: date) -> str:
 
 
 def accept_command(day: date) -> str:
-    """Return the command that publishes what is held of a day."""
+    """Return the command that publishes what is held for a day."""
     return f"pickup-point feed --day {day} --accept-rejects"
 
 

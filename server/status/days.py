@@ -323,7 +323,7 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
 
 
 def _ignored(record: DayRecord | None, publications: Sequence[Publication], ignored: Sequence[str] | None) -> str:
-    """Return why what is new in the version that is there now of a published day is not sent, or ''."""
+    """Return why the new rows in the present version of a published day are not sent, or ''."""
     etag, why = ignored or ("", "")
     return why if publications and record is not None and record.export and record.export.etag == etag else ""
 
@@ -344,7 +344,7 @@ def _held_though_published(record: DayRecord | None, publications: Sequence[Publ
     if not publications or record is None or record.hold is None or record.export is None:
         return "", False
     late = record.hold.reason == OTHER_IDS
-    # Compared since then: it became too late to send them, which is told as such.
+    # Compared since then: it became too late to send them, and that is reported instead.
     over = late and record.checked_etag == record.export.etag
     return (record.hold.why, late) if record.hold.etag == record.export.etag and not over else ("", False)
 

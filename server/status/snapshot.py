@@ -144,7 +144,7 @@ class Snapshot:
 
     @property
     def node(self) -> str:
-        """The name of the node that speaks, '' where there is only one."""
+        """The name of this node, '' if there is only one."""
         return str(self.facts.get(NODE, "")) if NODES in self.facts else ""
 
     def as_json(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Summary(NamedTuple):
 
 
 def summary(day: DayOverview, config: Config) -> Summary:
-    """Return whether a day has reached the partner by now, and what is to be decided about its late rows."""
+    """Return whether a day has reached the partner by now, and what has to be decided about its late rows."""
     told = _of_state(day, config)
     if not day.late_held:
         return told
@@ -57,7 +57,7 @@ def _of_state(day: DayOverview, config: Config) -> Summary:
         case "open":
             rule = config.export.finality
             final = f"can be final from {instant(rule.final_time(day.day))} on"
-            if rule.marked:  # final_at is no word of Megaphone's then
+            if rule.marked:  # then final_at is only our own expectation
                 usual = rule._replace(final_at=config.export.export_kind.final_at).final_time(day.day)
                 final = f"is final once Megaphone marks it, by about {instant(usual)} as a rule"
             sentence = f"Megaphone is still writing this day; it {final}."
