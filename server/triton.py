@@ -339,7 +339,7 @@ def _encode(text: str) -> str:
     return "".join(f"%{byte:02X}" for byte in text.encode())
 
 
-# Tables and no regular expressions, which take a millisecond to compile. White space is that of `str.isspace`.
+# Tables rather than regular expressions, which take a millisecond to compile. White space is what `str.isspace` says.
 _WHITE = [0x20, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000]
 _ID = {code: _encode(chr(code)) for code in [*_CONTROLS, *b'"\\%']}
 _PERCENT = _ID | {code: _encode(chr(code)) for code in _WHITE}

@@ -127,8 +127,10 @@ def convert_command(
 
 
 class _Made(NamedTuple):
-    """The rules of a conversion by hand and of warnings about it, whether its hash key is the site's, and warnings
-    about its catalogue."""
+    """What a conversion by hand needs, the rules for warnings about it, and warnings about its catalogue.
+
+    ``key_known``: the hash key is the site's.
+    """
 
     conversion: Conversion
     policy: HoldPolicy

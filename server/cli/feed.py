@@ -106,7 +106,7 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
 
 
 def _open_ledger(folder: DataFolder) -> Ledger:
-    """Open the ledger even where the disk has no room for what SQLite keeps beside it, if no service runs."""
+    """Open the ledger, even on a disk without room for SQLite's files beside it, if no service runs."""
     try:
         return Ledger.open(folder.ledger_path)
     except LedgerError:

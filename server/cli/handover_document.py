@@ -353,10 +353,10 @@ def _volume_text(volumes: Sequence[Volume]) -> str:
 
 def _rows(log: LogSettings, kind: ExportKind) -> str:
     """Return which rows become lines, in sentences."""
-    nothing = "Rows that say that nothing was transferred" if kind.bytes_optional else "Rows that transferred nothing"
+    nothing = "Rows that say they transferred nothing" if kind.bytes_optional else "Rows that transferred nothing"
     said = f"{_ROWS[log.rows][0]} {nothing} are never sent."
     if kind.bytes_optional:
-        said += " Of rows that do not say how much was, nobody can tell: they are sent."
+        said += " Rows that do not say how much they transferred are sent."
     if kind.delivery_types is not None:
         sent, left_out = kind.delivery_types
         said += f" Rows whose delivery_type is {_code(left_out)}, not {_code(sent)}, are left out: plays inside an app."

@@ -16,11 +16,11 @@ _VALUES = {"-o": "output", "--output": "output", "--rejects": "rejects"}
 
 def main() -> None:
     """Run the command ``pickup-point``, and exit."""
-    gc.disable()  # while modules load nothing becomes garbage, and to look for some takes milliseconds
+    gc.disable()  # modules leave no garbage while they load, and looking for it takes milliseconds
     code = run(sys.argv[1:])
     if "server.cli.app" in sys.modules:
         sys.exit(code)
-    # A plain convert has written and flushed everything. To take the interpreter apart takes as long as to start it.
+    # A plain convert has written and flushed everything. Tearing the interpreter down takes as long as starting it.
     os._exit(code)
 
 

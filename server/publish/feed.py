@@ -319,11 +319,11 @@ class Feed:
             log.warning(f"feed ignored late rows of {day}", why=why)
 
     def _note_ignored(self, export: DayExport, why: str, source_now: datetime) -> None:
-        """Record that the late rows of a day are ignored, or, without ``why``, that they are not."""
+        """Record why the late rows of a day are ignored, or, without ``why``, that they are not."""
         known = self._ledger.facts().get(LATE_ROWS_IGNORED, {})
         ignored = {day: it for day, it in known.items() if source_now < expires(date.fromisoformat(day)) + TOLD_FOR}
         ignored.pop(str(export.day), None)
-        # A clock in doubt is told by itself, and what to do about it.
+        # A doubted clock has its own alarm, which says what to do.
         if why and why != DOUBTED:
             ignored[str(export.day)] = [export.etag, why]
         if ignored != known:

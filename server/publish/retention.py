@@ -156,7 +156,7 @@ def _remove(ledger: Ledger, folder: DataFolder, gone: Iterable[Expiring], now: d
 
 
 def _warn_of(ledger: Ledger, waiting: Iterable[Expiring]) -> None:
-    """Log once of each file that it will be removed and was never picked up."""
+    """Warn once for each file that it will be removed although it was never picked up."""
     removal = {str(file.log.name): f"{file.remove_after:%Y-%m-%dT%H:%MZ}" for file in waiting}
     told = ledger.facts().get(TOLD, [])
     for name in sorted(removal.keys() - set(told)):

@@ -66,7 +66,7 @@ log = structlog.get_logger()
 
 TERMS = "sequence_terms"  # a fact of the ledger: the newest terms of the sequence
 BEGINNING = "sequence_beginning"  # a fact: the id of the first entry that this node tries to write
-LEFT = "sequence_left"  # a fact: this node has worked alone since it took part in the sequence
+LEFT = "sequence_left"  # a fact: this node took part in the sequence, and has worked alone since
 UNUSED_AFTER = timedelta(days=1)  # content this old that no entry names was left by a node that died
 LONGEST_UPLOAD = 12 * 3600.0  # seconds from the first content to its entry; far less than `UNUSED_AFTER`
 LOST_HINT = "restore it from the bucket's versions; pickup-point manual two-nodes"
@@ -89,8 +89,8 @@ class SharedSequence:
         self._folder = folder
         self._terms = terms
         self._node = node
-        self._seen = 0  # the newest entry that was seen in the store as it was applied
-        self._tried = False  # whether the store was seen to refuse a second object of a name
+        self._seen = 0  # the newest entry that the store was seen to hold as it was applied
+        self._tried = False  # whether the store was seen to refuse a second object of the same name
         self._refused_removal = False
         self.on_change: Callable[[], None] = lambda: None  # called when other files are published than before
 
@@ -149,7 +149,7 @@ class SharedSequence:
                 raise StoreError(why, hint=LOST_HINT)
             at = datetime.fromtimestamp(logs[0].mtime, UTC)
             entry = self._next("publication", shelf, publications=(as_committed(publication, logs, at),))
-            # A clock that does not stand still while the machine sleeps.
+            # CLOCK_BOOTTIME also runs while the machine sleeps.
             began = time.clock_gettime(time.CLOCK_BOOTTIME)
             for part in logs:
                 shelf.put_file(f"blobs/{blob_name(part.sha256, entry.id)}", self._folder.staging_dir / str(part.name))
@@ -206,7 +206,7 @@ class SharedSequence:
             for entry in new:
                 self._apply(shelf, entry, gone)
         except DataFolderError:
-            # On a full disk, what is pruned makes room for what is to come: the next time goes on.
+            # On a full disk, pruning makes room for what follows: the next turn carries on from here.
             for name in gone:
                 self._folder.remove(name)
             raise
@@ -215,7 +215,7 @@ class SharedSequence:
     def _head(self, shelf: Shelf, *, anew: bool) -> int:
         """Return the number of the newest applied entry, which must be in the store as it was applied.
 
-        Behind an entry that is not there anything may follow: what others have written may be lost with it.
+        If it is not there, entries that others wrote after it may be lost as well.
         """
         head = self._ledger.entries.head()
         if head == (0 if anew else self._seen):
@@ -226,7 +226,7 @@ class SharedSequence:
                 self._ledger.note(**{LEFT: False})
             self._seen = head
             return head
-        # An operator has removed the sequence, to share again what this node has published alone since then.
+        # An operator has removed the sequence, so as to share again what this node has since published alone.
         if data is None and self._ledger.facts().get(LEFT) and not self._remains(shelf):
             with self._ledger.together():
                 self._ledger.entries.forget()
@@ -411,7 +411,7 @@ class SharedSequence:
                 self._ledger.release_missing(publication.id)
         for part in self._ledger.published_logs():
             if not self._folder.finish(part):
-                # What is not there cannot be given to the others; its name stays spent.
+                # A missing file cannot be given to the others; its name stays spent.
                 log.warning(
                     f"shared store begins without {part.name}", why="it is not in the folder as it was published"
                 )

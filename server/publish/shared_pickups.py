@@ -60,7 +60,7 @@ class SharedPickups:
         """
         with self._open() as shelf:
             listed = {shelved.name: shelved.etag for shelved in shelf.list(FOLDER)}
-            # First, since it needs no right to write.
+            # Merging comes first, since it needs no right to write.
             for name, etag in listed.items():
                 if self._heard.get(name) != etag and not name.endswith(f"{_BETWEEN}{self._node}"):
                     there = shelf.read(f"{FOLDER}/{name}", _MOST_BYTES)
@@ -70,7 +70,7 @@ class SharedPickups:
             self._heard = {name: etag for name, etag in self._heard.items() if name in listed}
             self._keep_apart(shelf, listed)
             for name, data in self._own().items():
-                # By its content where the store says it; a store that does not is asked once in a run.
+                # An ETag is the content's MD5 in most stores; in another, each object is written once per run.
                 known = self._told.get(name) == data or listed.get(name, "").strip('"') == _digest(data)
                 if not known or name not in listed:
                     shelf.put(f"{FOLDER}/{name}", data)
@@ -78,7 +78,7 @@ class SharedPickups:
             self._tidy(shelf, listed)
 
     def _keep_apart(self, shelf: Shelf, listed: dict[str, str]) -> None:
-        """Take another name if somebody else speaks by ours; what lies under the old one is then another node's."""
+        """Take another name if another node uses ours; what lies under the old one is then that node's."""
         for name, data in self._own().items():
             told, etag = self._told.get(name), listed.get(name, "").strip('"')
             if etag in ("", _digest(data), _digest(told or b""), self._heard.get(name, "").strip('"')):
@@ -87,7 +87,7 @@ class SharedPickups:
             if there is not None and there != told and not _claims_no_more(there, data):
                 before, self._node = self._node, self._new_name()
                 self._heard = {}
-                why = "another node speaks by its name: its data folder is a copy, or an old one"
+                why = "another node uses its name: its data folder is a copy, or an old one"
                 log.warning(f"node {before} is called {self._node} from now on", why=why)
                 return
             self._heard[name] = listed[name]

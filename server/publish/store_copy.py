@@ -174,7 +174,7 @@ class StoreCopy:
     async def _carry_out(self, store: ConnectedLogStore, plan: Plan, there: set[str], wrong: list[str]) -> None:
         kept = None
         for name in plan.remove:
-            # A bucket that keeps everything (Object Lock, a policy) gets what is new all the same.
+            # A bucket that lets nothing be removed (Object Lock, a policy) still gets what is new.
             try:
                 await store.remove(name)
             except StoreError as error:

@@ -230,7 +230,7 @@ def _models() -> Any:
 
 @cache
 def _handlers() -> Any:
-    """Return the SDK's own handlers of its events, to be copied: to register them takes half as long as to connect."""
+    """Return the SDK's own event handlers, to be copied: registering them takes half as long as connecting."""
     emitter = AioHierarchicalEmitter()
     AioSession(event_hooks=emitter)
     return emitter

@@ -165,7 +165,7 @@ def _host_key(name: str, keys_dir: Path, problems: list[Problem]) -> asyncssh.SS
     if data is None:
         return None
     try:
-        # OpenSSL would test the primes of an RSA key, an eighth of a second at each start; `_fits` takes none.
+        # OpenSSL's validation tests an RSA key's primes, which takes an eighth of a second; `_fits` takes no time.
         key = asyncssh.import_private_key(data, unsafe_skip_rsa_key_validation=True)
     except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, ValueError):
         key = None

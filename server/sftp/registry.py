@@ -67,7 +67,7 @@ class Login:
 
 
 def current_bans(guard: Guard, now: float) -> list[CurrentBan]:
-    """Return whom a guard keeps out ``now`` (seconds on its clock), and until when by the clock on the wall."""
+    """Return whom a guard keeps out ``now`` (seconds on its clock), and until when by the wall clock."""
     wall = datetime.now(UTC)
     return [CurrentBan(it.address, wall + timedelta(seconds=it.until - now), it.failures) for it in guard.bans(now)]
 

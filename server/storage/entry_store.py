@@ -53,9 +53,9 @@ class EntryStore(LedgerPart):
         return [(row[0], row[1]) for row in self._rows(query)]
 
     def nodes(self) -> dict[str, tuple[int, int]]:
-        """Return, by node, its newest entry and when that was written, in seconds since 1970.
+        """Return, by node, (number of its newest entry, when it was written, in seconds since 1970).
 
-        Of a node that has told of pickups and never wrote an entry that is 0 and 0.
+        (0, 0) for a node that has reported pickups but never wrote an entry.
         """
         told = {row[0]: (0, 0) for row in self._rows("SELECT DISTINCT node FROM delivered_elsewhere")}
         query = "SELECT node, number, data FROM entry WHERE number IN (SELECT max(number) FROM entry GROUP BY node)"

@@ -238,11 +238,11 @@ class Ledger:
         return self._publications(f"WHERE p.delivery = ? AND {_WITH_LOGS} AND state = 'intended')", delivery)
 
     def standing(self, delivery: str = DELIVERY) -> list[Publication]:
-        """Return the publications of which a log is in the folder, in order."""
+        """Return the publications that have a log in the folder, in order."""
         return self._publications(f"WHERE p.delivery = ? AND {_WITH_LOGS} AND state = 'published')", delivery)
 
     def published_days(self, since: date, delivery: str = DELIVERY) -> set[date]:
-        """Return the days since then of which something was published."""
+        """Return the days from this one on of which something was published."""
         query = "SELECT day FROM publication WHERE delivery = ? AND day >= ? AND published_at IS NOT NULL"
         return {date.fromisoformat(row[0]) for row in self._rows(query, [delivery, since.isoformat()])}
 
@@ -431,7 +431,7 @@ class Ledger:
     # Facts about the service itself
 
     def note(self, **facts: object) -> None:
-        """Write facts, by name, as JSON; what is known already costs no write."""
+        """Write facts, by name, as JSON; an unchanged fact costs no write."""
         query = "INSERT INTO fact VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2 WHERE value <> ?2"
         with self._transaction() as run:
             for name, value in facts.items():

@@ -235,7 +235,7 @@ def _together(ours: Delivered | None, theirs: dict[str, Any], row: Row, union: C
 
 
 def _instant(value: str) -> str:
-    """Return an instant as it came; raise `ValueError` for one without a time zone, which compares with no other."""
+    """Return an instant unchanged; raise `ValueError` for one without a time zone, which no other compares with."""
     if datetime.fromisoformat(value).tzinfo is None:
         raise ValueError(value)
     return value

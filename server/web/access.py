@@ -100,7 +100,7 @@ class Door:
         self._right = b""  # the digest of the last correct password
 
     def replace(self, access: Access | None) -> None:
-        """Ask for another password from now on."""
+        """Check passwords against this from now on."""
         self._access, self._right = access, b""
 
     def bans(self) -> list[CurrentBan]:
@@ -155,7 +155,7 @@ class Door:
         digest = hmac.digest(self._key, password, "sha256")
         if hmac.compare_digest(digest, self._right):
             return True
-        # In a task of its own: a guess counts even if whoever made it hangs up, as the client's end cancels this.
+        # In a task of its own: a guess counts even if whoever made it hangs up, which cancels this one.
         task = asyncio.get_running_loop().create_task(self._check(self._access, address, password, digest))
         self._checking.add(task)
         task.add_done_callback(self._checking.discard)
