@@ -297,7 +297,7 @@ def _incomparable(standing: Sequence[Publication], rules: LogRules) -> str:
     if any(publication.rules.kind != rules.kind for publication in standing):
         return "it was published from the other kind of export, whose rows cannot be told from those of this one"
     if rules.export_kind.identity and not all(p.rules.id_key == rules.id_key != "" for p in standing):
-        return "its rows got their ids from another or an unknown ip_hash.key, so late rows cannot be recognised"
+        return "its rows got their ids under another ip_hash.key, or an unknown one, so late rows cannot be recognised"
     if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
         return UNKNOWN_LAYOUT
     # Sent rows are read back from the files, so every one must still be there.

@@ -68,7 +68,7 @@ async def test_a_day_that_is_still_written_says_from_when_it_can_be_final(site: 
     config = page_config(site.root)
     export = config.export.model_copy(update={"kind": "delivery-v2", "final_at": time(23)})
     told = summary(site.days(at(1, "03:40"))[DAY], config.model_copy(update={"export": export}))
-    assert told.sentence.endswith("which is final once Megaphone marks it, by about 2026-11-21 11:00Z as a rule.")
+    assert told.sentence.endswith("it is final once Megaphone marks it, by about 2026-11-21 11:00Z as a rule.")
 
 
 async def test_rows_that_an_earlier_file_sent_are_not_called_filtered(site: Site) -> None:
