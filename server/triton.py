@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import date, datetime, timedelta
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .megaphone.exports import EXPORT_FIELDS, KINDS, METRICS, calendar_day, start_of
@@ -69,16 +69,22 @@ class LogName(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> LogName | None:
         """Return the name that ``text`` spells, or None if it is not exactly one."""
-        match = re.fullmatch(_LOG_NAME, text, re.ASCII)
-        if match is None:
-            return None
-        prefix, day, number, log_format = match.groups()
-        parsed = calendar_day(f"{day[:4]}-{day[4:6]}-{day[6:]}")
-        if parsed is None:
-            return None
-        name = cls(prefix, parsed, int(number), LogFormat(log_format))
-        # "-000" parses as a number, too, but two spellings of a name would be two files for Triton.
-        return name if str(name) == text else None
+        # No name is longer; and a browser may ask for anything, so longer texts do not fill the cache.
+        return _parsed_name(text) if len(text) < 100 else None
+
+
+@lru_cache(maxsize=4096)  # the same files are looked at in every round
+def _parsed_name(text: str) -> LogName | None:
+    match = re.fullmatch(_LOG_NAME, text, re.ASCII)
+    if match is None:
+        return None
+    prefix, day, number, log_format = match.groups()
+    parsed = calendar_day(f"{day[:4]}-{day[4:6]}-{day[6:]}")
+    if parsed is None:
+        return None
+    name = LogName(prefix, parsed, int(number), LogFormat(log_format))
+    # "-000" parses as a number, too, but two spellings of a name would be two files for Triton.
+    return name if str(name) == text else None
 
 
 class LogFile(NamedTuple):

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 _BEGINNING = 1 << 14  # bytes of a block that are searched for its first row
 _FIRST_LINES = 8
-_UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectReason.DUPLICATE_ID)
+_WITHOUT_FIELDS = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT)
+_UNREADABLE = (*_WITHOUT_FIELDS, RejectReason.DUPLICATE_ID)
 
 
 class _Gathered:
@@ -232,7 +233,7 @@ class BlockConverter:
             if not _is_blank(row):
                 tally.rows += 1
                 tally.rejected[rejection.reason] += 1
-                fields = _fields(row)
+                fields = {} if rejection.reason in _WITHOUT_FIELDS else _fields(row)
                 block.rejected.append((line, rejection.reason, raw, identifier(fields.get("podcast_id"))))
                 block.kept_after = False
                 row_id = identifier(fields.get("id"))

@@ -120,8 +120,8 @@ class Tally:
         return {
             "rows": self.rows,
             "lines": self.lines,
-            "filtered": {str(reason): n for reason in FilterReason if (n := self.filtered[reason])},
-            "rejected": {str(reason): n for reason in RejectReason if (n := self.rejected[reason])},
+            "filtered": _occurred(FilterReason, self.filtered),
+            "rejected": _occurred(RejectReason, self.rejected),
         } | {name: getattr(self, name) for name in self.NUMBERS}
 
     @classmethod
@@ -131,6 +131,10 @@ class Tally:
         older = {"readdressed": 0, "fallback_urls": 0, "unmatched": data["unmapped_episodes"]}
         numbers = {name: int((older | data)[name]) for name in ("rows", "lines", *cls.NUMBERS)}
         return cls(**numbers, filtered=data["filtered"], rejected=data["rejected"])
+
+
+def _occurred(reasons: Iterable[str], counts: Counter[str]) -> dict[str, int]:
+    return {str(reason): n for reason in reasons if (n := counts[reason])} if counts else {}
 
 
 LONGEST_NAME = 200  # characters of a podcast's id; Megaphone's have 36

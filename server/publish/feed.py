@@ -401,7 +401,7 @@ class Feed:
                 f"feed compared {day}: its export changed, {news}",
                 unsent=done.unsent, changed=done.changed, removed=done.removed,
             )  # fmt: skip
-            self._notice(f"{day}", order, tally)
+            self._notice(f"{day}", order, done)
             return DayResult(day, "published", f"its export changed, {news}")
         names = tuple(file.name for file in done.files)
         expired = "its first sessions are over three days old: Triton counts those only if it has agreed to"
@@ -418,16 +418,17 @@ class Feed:
         )
         if late:
             log.warning(f"feed published {names[0]} after the three-day limit", why=expired)
-        self._notice(f"{names[0]}", order, tally)
+        self._notice(f"{names[0]}", order, done)
         files = ", ".join(str(name) for name in names)
         lines = f"{files} ({tally.lines} lines of {tally.rows} rows){late}"
         return DayResult(day, "published", f"{order.note}{lines}", names)
 
-    def _notice(self, what: str, order: Order, tally: Tally) -> None:
+    def _notice(self, what: str, order: Order, done: DayOutcome) -> None:
         """Log what is odd about a day that was converted and not held."""
+        tally = done.tally
         if order.kind == "late":
             before = max((p.tally.rows for p in order.sent if p.tally is not None), default=0)
-            found = [*late_warnings(tally, self._policy.holds), *shrunk(tally.rows, before)]
+            found = [*late_warnings(tally, self._policy.holds, done.removed), *shrunk(tally.rows, before)]
         else:
             found = warnings(tally, self._policy.holds)
         for warning in found:

@@ -24,6 +24,7 @@ OUTSIDE_DAY_SHARE, OUTSIDE_DAY_HOLDS = 0.01, 0.5  # above these shares of the li
 # (reason, sentence) of a hold that cannot be lifted: there is nothing to send.
 ON_ONE_LINE = "one_line", "the export's rows stand in one array on one line, so none of them can be sent"
 OTHER_IDS = "other_ids"  # the reason of the only hold of late rows
+REMOVED_SHARE = 0.1  # if more than this share of the rows sent before is gone, there is a warning
 LOOK_BACK_DAYS = 7  # an empty day is suspicious if one of the seven days before it had rows
 
 
@@ -114,9 +115,18 @@ def shrunk(rows: int, before: int) -> list[str]:
     return [f"its export was rewritten to {rows} rows; it had {before} when it was published"] if rows < before else []
 
 
-def late_warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
-    """Return the warnings about late rows: a bad new version is not held, so that its good rows are not lost."""
+def late_warnings(tally: Tally, policy: HoldPolicy, removed: int) -> list[str]:
+    """Return the warnings about late rows: a bad new version is not held, so that its good rows are not lost.
+
+    ``removed`` is the number of lines sent before whose row is gone, as for `late_hold_reason`.
+    """
     found = outside_day(tally)
+    sent = removed + tally.filtered[FilterReason.SENT_BEFORE]
+    if removed > sent * REMOVED_SHARE and 2 * tally.lines >= removed:
+        found.append(
+            f"{removed} of the {sent} rows sent before are not in its new version: if they are among the {tally.lines} "
+            "new ones under other ids, Triton counts them twice"
+        )
     if tally.rejected_share > policy.max_rejected:
         found.append(
             f"{tally.rejected.total()} of {tally.rows} rows of its new version were rejected; look at rejects/"

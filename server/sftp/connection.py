@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import asyncssh
 
-from .algorithms import SIGNATURES, Offer, Profile
+from .algorithms import SIGNATURES, Offer, Profile, ciphers_for
 from .delivery import ByteStream, CountedTransport
 from .limits import Reason
 from .password_methods import METHODS
@@ -195,6 +195,12 @@ class SshConnection(asyncssh.SSHServerConnection):
             self.transport.resume_reading()
         for session in list(self.sessions):
             session.pump()
+
+    def _send_kexinit(self) -> None:
+        """Offer what suits the client, which has told its version by now."""
+        ciphers = ciphers_for(self.client, tuple(name.decode() for name in self._enc_algs))
+        self._enc_algs = [name.encode() for name in ciphers]
+        super()._send_kexinit()
 
     def send_newkeys(self, k: bytes, h: bytes) -> None:
         """Finish a key exchange, and resume the sessions that waited for it."""

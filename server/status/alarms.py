@@ -203,9 +203,10 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
                 )
             )
         if publication.tally is not None:
-            judge = late_warnings if publication.kind == "late" else warnings
-            for warning in judge(publication.tally, holds):
-                found.append(Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}"))  # noqa: PERF401  # nested
+            told = warnings(publication.tally, holds)
+            if publication.kind == "late":
+                told = late_warnings(publication.tally, holds, publication.removed)
+            found += [Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}") for warning in told]
     return found
 
 

@@ -306,7 +306,6 @@ def moment(value: str | None) -> datetime:
     return instant(value) or _EPOCH
 
 
-@lru_cache(maxsize=4096)
 def log_name(text: str) -> LogName:
     """Return a log's name from the ledger, where only names are."""
     name = LogName.parse(text)

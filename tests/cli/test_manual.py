@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -183,9 +184,11 @@ OTHER_ENDS = {"doctor": 1, "check": 2}
 
 
 def test_every_command_that_is_printed_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As it stands, on an installation with three published days; only days, files and values are replaced."""
+    shutil.copytree(keys_dir, tmp_path / "keys")
+    monkeypatch.setattr("server.cli.demo.ROWS", 1500)
     made = prepare(tmp_path, 0, datetime.now(UTC))
     config = made.config.read_text().replace('"DEMO"', '"MEGA"').replace('name = "demo"', 'name = "triton"')
     made.config.write_text(config)

@@ -171,6 +171,8 @@ main.main()
 
 # How it fails
 
+LONG = 100 * sample(600)  # a day that is not over before somebody interferes
+
 
 def test_a_torn_export_is_reported_as_such(tmp_path: Path, folder: Path) -> None:
     """By its name, quoting nothing of its content."""
@@ -219,7 +221,7 @@ def test_a_process_that_is_killed_is_reported_in_a_sentence(tmp_path: Path, fold
         for child in _children() - before:
             os.kill(child, how)
 
-    export, before = export_file(tmp_path, sample(60_000)), _children()
+    export, before = export_file(tmp_path, LONG), _children()
     sentence = f"killed by signal {how.value} before it finished"
     with no_process_left(), pytest.raises(ConversionDied, match=sentence) as caught:
         apart_from(export, folder, exact=True, progress=kill)
@@ -228,7 +230,7 @@ def test_a_process_that_is_killed_is_reported_in_a_sentence(tmp_path: Path, fold
 
 def test_a_stop_ends_it_at_once(tmp_path: Path, folder: Path) -> None:
     """Even while it reads nothing: no process is left."""
-    export, stop = export_file(tmp_path, sample(60_000)), threading.Event()
+    export, stop = export_file(tmp_path, LONG), threading.Event()
     with no_process_left(), pytest.raises(ConversionFailed, match="stopped") as caught:
         apart_from(export, folder, exact=True, progress=lambda _: stop.set(), stop=stop)
     assert not isinstance(caught.value, ConversionDied)
@@ -249,7 +251,7 @@ apart_from(Path(sys.argv[1]), Path(sys.argv[2]), exact=True, progress=wait)
 
 def test_it_ends_with_its_parent(tmp_path: Path, folder: Path) -> None:
     """Even kill -9, which no process can handle, leaves none behind."""
-    export = export_file(tmp_path, sample(60_000))
+    export = export_file(tmp_path, LONG)
     with subprocess.Popen(
         [sys.executable, "-c", _PARENT, str(export), str(folder)], stdout=subprocess.PIPE, cwd=ROOT
     ) as parent:
@@ -570,9 +572,10 @@ def _gzipped(text: bytes) -> bytes:
 def test_a_log_that_swells_is_read_in_small_pieces(staging: Staging) -> None:
     """Hundreds of megabytes of lines in a few hundred kilobytes of gzip cost no such memory."""
     packer, lines = zlib.compressobj(9, wbits=-15), bytes([ord("\n")]) * (1 << 20)
-    crc, packed = zlib.crc32(HEADER.encode()), packer.compress(HEADER.encode())
+    crc, packed = zlib.crc32(HEADER.encode()), packer.compress(HEADER.encode()) + packer.flush(zlib.Z_FULL_FLUSH)
+    packed += 400 * (packer.compress(lines) + packer.flush(zlib.Z_FULL_FLUSH))
     for _ in range(400):
-        crc, packed = zlib.crc32(lines, crc), packed + packer.compress(lines)
+        crc = zlib.crc32(lines, crc)
     size = len(HEADER) + 400 * len(lines)
     content = _gzipped(b"")[:10] + packed + packer.flush() + struct.pack("<II", crc, size)
     (staging.folder / str(log_name())).write_bytes(content)

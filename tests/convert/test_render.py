@@ -21,9 +21,10 @@ from server.convert.block import BlockConverter
 from server.convert.conversion import Conversion
 from server.convert.job import Job, Task
 from server.convert.log_writer import inflate
+from server.convert.row import RowConverter
 from server.triton import LogRules
 
-from ..support.kernel_ways import ask_once
+from ..support.kernel_ways import ask_once, parse_once
 from ..support.odd_rows import CATALOGUE, GOOD, RULES, nasty_rows, with_ids
 from ..support.reference_conversion import KERNEL, convert_slowly
 
@@ -46,15 +47,17 @@ class Blocks:
 
     def __init__(self, made: Conversion, fresh_after: str | None = None) -> None:
         self._made, self._fresh_after = made, fresh_after
-        self._converters = [BlockConverter(kernel, made, fresh_after) for kernel in {KERNEL, None}]
-        ask_once(*self._converters)
+        self._converters = [BlockConverter(kernel, made, fresh_after) for kernel in dict.fromkeys((None, KERNEL))]
+        self._exact = RowConverter(made)
+        ask_once(*self._converters, exact=self._exact)
 
     def assert_same(self, rows: list[bytes], times: int = 1) -> None:
         """A block comes out as row by row by the exact rules: lines, tally, rejections."""
         data = b"".join(row + b"\n" for row in rows)
-        slow = convert_slowly(rows, self._made, fresh_after=self._fresh_after)
+        slow = convert_slowly(rows, self._made, fresh_after=self._fresh_after, exact=self._exact)
         assert slow.tally.balanced
-        for converter in self._converters * times:  # the second time with names that were learned
+        # The second time with names that were learned, which only the kernel needs.
+        for converter in (*self._converters, *self._converters[1:] * (times - 1)):
             result = converter.do(Job(0, Task.RENDER, (data,), want_ids=True))
             text = inflate(result.piece).decode()
             assert text.split("\n") == "".join(slow.lines).split("\n")
@@ -75,12 +78,18 @@ def assert_same(rows: list[bytes], made: Conversion, fresh_after: str | None = N
     Blocks(made, fresh_after).assert_same(rows, times)
 
 
+@pytest.fixture
+def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse_once(monkeypatch)
+
+
 @cache
-def blocks_of(name: str, *, catalogue: bool) -> Blocks:
+def blocks_by(rules: LogRules, *, catalogue: bool = False) -> Blocks:
     """Return converters that several blocks are given to, one after the other."""
-    return Blocks(conversion(RULES[name], catalogue=catalogue))
+    return Blocks(conversion(rules, catalogue=catalogue))
 
 
+@pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("catalogue", [False, True])
 def test_every_odd_row_comes_out_as_by_the_exact_rules(name: str, catalogue: bool) -> None:
@@ -88,14 +97,16 @@ def test_every_odd_row_comes_out_as_by_the_exact_rules(name: str, catalogue: boo
     assert_same(with_ids(nasty_rows()), conversion(RULES[name], catalogue=catalogue), times=2)
 
 
+@pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", RULES)
 def test_every_odd_row_comes_out_so_when_it_stands_alone(name: str) -> None:
     """A nasty row in a block of its own, behind an ordinary one: each row under a third of the settings."""
     ordinary = orjson.dumps({**GOOD, "id": "99999999-2222-4333-8444-555555555555"})
     for row in nasty_rows()[list(RULES).index(name) % 3 :: 3]:
-        blocks_of(name, catalogue=True).assert_same([ordinary, row])
+        blocks_by(RULES[name], catalogue=True).assert_same([ordinary, row])
 
 
+@pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", RULES)
 def test_a_realistic_day_comes_out_as_by_the_exact_rules(name: str) -> None:
     """Ordinary rows, some broken ones, and some too fresh, go through the fast path with no difference."""
@@ -162,7 +173,7 @@ def test_any_json_in_any_field_comes_out_as_by_the_exact_rules(
 ) -> None:
     """Whatever JSON can say, in any field, alone or among ordinary rows."""
     texts = [orjson.dumps({**GOOD, "id": f"id{number}", **row}) for number, row in enumerate(rows)]
-    blocks_of(name, catalogue=more).assert_same([*ORDINARY, *texts] if more else texts)
+    blocks_by(RULES[name], catalogue=more).assert_same([*ORDINARY, *texts] if more else texts)
 
 
 @settings(max_examples=300, deadline=None)
@@ -170,7 +181,7 @@ def test_any_json_in_any_field_comes_out_as_by_the_exact_rules(
 def test_addresses_are_written_as_ipaddress_writes_them(ips: list[str], how: str) -> None:
     """Every form of an address, in any mixture."""
     rows = [orjson.dumps({**GOOD, "id": f"id{number}", "ip": ip}) for number, ip in enumerate(ips)]
-    assert_same(rows, conversion(LogRules(ip=how)))
+    blocks_by(LogRules(ip=how)).assert_same(rows)
 
 
 @settings(max_examples=60, deadline=None)
@@ -178,7 +189,7 @@ def test_addresses_are_written_as_ipaddress_writes_them(ips: list[str], how: str
 def test_any_bytes_are_a_row_or_rejected_or_blank(line: bytes, array: int) -> None:
     """A line that is no JSON at all is counted once, by its first reason, or is blank."""
     line = line.replace(b"\n", b"")
-    assert_same([orjson.dumps(GOOD), line, b" " * array], conversion(LogRules()))
+    blocks_by(LogRules()).assert_same([orjson.dumps(GOOD), line, b" " * array])
 
 
 @pytest.mark.parametrize("kernel", [KERNEL, None])

@@ -416,3 +416,21 @@ async def test_a_row_is_filtered_rejected_or_sent_and_the_ledger_keeps_the_tally
     assert tally is not None and tally.balanced
     assert (tally.rows, tally.lines, dict(tally.filtered)) == (203, 200, {"blacklisted_ua": 1, "no_bytes": 1})
     assert dict(tally.rejected) == {"not_an_object": 1}
+
+
+async def test_a_round_without_news_writes_the_ledger_twice(site: Site) -> None:
+    """Before the source is asked, and after: not once for each day, and nothing that stands there already."""
+    for day in (DAY, NEXT):
+        site.put(rows_of(day, 3), at(1, "04:10", day), day)
+    await site.round(at(2, "06:00"))
+    connection, written = site.ledger._connection, set[int]()
+    connection.set_trace_callback(lambda query: written.add(connection.total_changes) if query == "COMMIT" else None)
+    written.add(connection.total_changes)
+    await site.round(at(2, "07:00"))
+    assert len(written) == 1 + 2
+    site.ledger.note(number=7, text="a")
+    before = connection.total_changes
+    site.ledger.note(number=7, text="a")
+    assert connection.total_changes == before and site.ledger.facts()["number"] == 7
+    site.ledger.note(number=8)
+    assert connection.total_changes == before + 1 and site.ledger.facts()["number"] == 8

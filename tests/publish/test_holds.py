@@ -115,8 +115,13 @@ def test_late_rows_are_held_when_most_of_what_was_sent_seems_to_be_gone(
 
 def test_a_bad_new_version_of_a_published_day_is_warned_of() -> None:
     """For rejects late rows are not held, so above the limit there is a warning; at the limit there is none."""
-    assert late_warnings(tally(rejected=1), HoldPolicy()) == []
-    assert late_warnings(tally(rejected=2), HoldPolicy()) == [
+    assert late_warnings(tally(rejected=1), HoldPolicy(), 0) == []
+    assert late_warnings(tally(rejected=2), HoldPolicy(), 0) == [
         "2 of 100 rows of its new version were rejected; look at rejects/"
     ]
-    assert late_warnings(tally(outside_day=2), HoldPolicy()) == ["2.0% of the lines are outside their day"]
+    assert late_warnings(tally(outside_day=2), HoldPolicy(), 0) == ["2.0% of the lines are outside their day"]
+    some_gone = Tally(rows=100, lines=6, filtered=Counter(sent_before=90))
+    assert late_warnings(some_gone, HoldPolicy(), 10) == []
+    (told,) = late_warnings(some_gone, HoldPolicy(), 11)
+    assert told.startswith("11 of the 101 rows sent before are not in its new version") and "twice" in told
+    assert late_warnings(Tally(rows=90, filtered=Counter(sent_before=90)), HoldPolicy(), 50) == []

@@ -31,19 +31,14 @@ def test_a_feed_killed_at_any_step_carries_on_by_itself(tmp_path: Path, scenario
     steps = left[-1].steps[-1]
     assert steps >= 10  # what another crash left is finished before the round: then there are few
     assert [step for one in left for step in one.steps] == list(range(1, steps + 1))
+    # Copies stand for kills; one kill is real, in the middle of the publication.
+    middle = left[len(left) * 2 // 3]
+    assert comparable(middle.folder) == comparable(killed(tmp_path, scenario, middle.steps[0]))
     for folder, at_steps in left:
         before = whole_files(folder)
         site = Site(folder, **SCENARIOS[scenario])
         carry_on(site, scenario, before, thorough=any(step % 4 == 0 for step in at_steps))
         site.stop()
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_what_is_left_at_a_step_is_what_a_killed_process_leaves(tmp_path: Path, scenario: str) -> None:
-    """Copies stand for kills in the test above: here one is real, in the middle of the publication."""
-    left = left_at_every_step(tmp_path, scenario)
-    one = left[len(left) * 2 // 3]
-    assert comparable(one.folder) == comparable(killed(tmp_path, scenario, one.steps[0]))
 
 
 def comparable(folder: Path) -> dict[str, tuple[Any, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import shutil
 from datetime import timedelta
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.errors import NodesDiffer, StoreError
+from server.errors import DataFolderError, NodesDiffer, StoreError
 from server.publish.shared import BEGINNING, LEFT, SharedSequence
 from tests.support.site import DAY, Site, at, name, rows_of, same_everywhere
 
@@ -318,3 +319,24 @@ async def test_an_entry_that_nobody_can_have_written_stops_a_node_with_a_sentenc
     path.write_bytes(path.read_bytes().replace(was, strange))
     assert "entry 3 is not what an entry" in await words(b, at(1, "05:40", SECOND))
     assert b.served() == [name()]
+
+
+async def test_on_a_full_disk_what_others_pruned_makes_room_for_what_they_published(node: Callable[..., Site]) -> None:
+    """Though the one was published before the other was pruned: in the order of entries there would never be room."""
+    a, b = node("a", keep_days=5), node("b", keep_days=5)
+    await publish(a)
+    await b.round(at(1, "05:36"))
+    later = DAY + timedelta(days=6)
+    await publish(a, later)
+    a.prune(at(1, "06:00", later))
+
+    def full(operation: str, _: str, done: bool) -> None:
+        if operation == "fetch" and not done and b.files():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    b.shelf.weather = full
+    with pytest.raises(DataFolderError):
+        b.publisher.catch_up()
+    b.publisher.catch_up()
+    same_everywhere(a, b)
+    assert b.served() == [name(0, later)]

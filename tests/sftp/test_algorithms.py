@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from server.sftp.algorithms import CHACHA20, DEFAULT, LEGACY, Offer, Profile, find_disagreement
+from server.sftp.algorithms import CHACHA20, DEFAULT, LEGACY, Offer, Profile, ciphers_for, find_disagreement
 
 from ..support.sftp import Running, running
 
@@ -24,11 +24,11 @@ UPDATE = "the partner must update their SSH client"
 SSH_AUDIT = Path(sys.executable).with_name("ssh-audit")
 
 
-async def offered(port: int) -> Offer:
-    """Read the server's KEXINIT from the wire; both directions have the same lists."""
+async def offered(port: int, client: str = "test") -> Offer:
+    """Read the server's KEXINIT from the wire, as this client; both directions have the same lists."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     assert await reader.readline() == b"SSH-2.0-pickup-point\r\n"
-    writer.write(b"SSH-2.0-test\r\n")
+    writer.write(f"SSH-2.0-{client}\r\n".encode())
     length = int.from_bytes(await reader.readexactly(4), "big")
     packet = await reader.readexactly(length)
     writer.close()
@@ -83,6 +83,38 @@ async def test_a_setting_adds_what_it_says(
     for field in fields(Offer):
         added = set(getattr(offer, field.name)) - set(getattr(plain, field.name))
         assert added == ({more[field.name]} if field.name in more else set()), field.name
+
+
+@pytest.mark.parametrize(
+    ("client", "fewer"),
+    [
+        ("PuTTY_Release_0.77", False),
+        ("PuTTY_Release_0.78", True),
+        ("PuTTY_Release_0.83", True),
+        ("PuTTY_Release_1.0", True),
+        ("PuTTY_Release_0.8", False),
+        ("OpenSSH_9.2p1 PuTTY_Release_0.78", False),
+        ("", False),
+    ],
+)
+def test_who_has_the_faster_cipher_is_offered_no_slower_one(client: str, fewer: bool) -> None:
+    """PuTTY chooses AES-CTR where it is offered that; older ones have nothing else. ChaCha20 is an operator's word."""
+    assert ciphers_for(client, DEFAULT.ciphers) == (DEFAULT.ciphers[:2] if fewer else DEFAULT.ciphers)
+    slow = Profile.of(chacha20=True).ciphers
+    assert ciphers_for(client, slow) == slow
+
+
+async def test_the_offer_depends_on_the_client(listener: Running) -> None:
+    """Over the wire, and in every key exchange of the connection; for the next client it is whole again."""
+    everything = (await offered(listener.port)).ciphers_out
+    assert (await offered(listener.port, "PuTTY_Release_0.78")).ciphers_out == everything[:2]
+    slow = {"client_version": "PuTTY_Release_0.78", "encryption_algs": ["aes256-ctr", "aes256-gcm@openssh.com"]}
+    async with listener.connect(**slow, rekey_bytes=65_536) as connection, connection.start_sftp_client() as sftp:
+        (name,) = await sftp.listdir("/")
+        async with sftp.open(name, "rb") as file:
+            assert len(await file.read()) > 0
+        assert listener.logins[-1].cipher == "aes256-gcm@openssh.com"
+    assert (await offered(listener.port)).ciphers_out == everything
 
 
 async def test_the_signature_list_has_no_duplicates(listener: Running) -> None:

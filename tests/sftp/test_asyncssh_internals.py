@@ -45,6 +45,7 @@ TOUCHED: dict[str, set[str]] = {
         "_can_recv_ext_info",
         "_compressor",
         "_deferred_packets",
+        "_enc_algs",
         "_finish_userauth",
         "_global_request_waiters",
         "_keepalive_count",

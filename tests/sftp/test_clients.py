@@ -10,6 +10,7 @@ import subprocess
 import time
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -412,6 +413,7 @@ async def test_asyncssh(partner: Partner) -> None:
     await partner.unharmed(2)
 
 
+@cache
 def _node_has_client() -> bool:
     node = shutil.which("node")
     return (

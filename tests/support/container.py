@@ -2,7 +2,7 @@
 
 ``python -m tests.support.container`` prepares what it needs, once, in a folder outside of the project (about 450 MB,
 two minutes, as root): the tree of a minimal Debian, and the wheels that constraints.txt pins. The tests of the unit
-boot it.
+boot it; the first of them adds a tree in which these wheels are installed (900 MB).
 """
 
 from __future__ import annotations

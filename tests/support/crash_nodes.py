@@ -14,12 +14,16 @@ import signal
 import sys
 from collections import Counter
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.support.apart import conversions_here, run_here
+from tests.support.apart import run_here
 from tests.support.crash_feed import Fuse
 from tests.support.site import DAY, Site, at, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COUNT = 60
 SETTINGS: dict[str, Any] = {"max_rows_per_file": 25, "keep_days": 20}
@@ -126,23 +130,26 @@ def rows_in(scenario: str) -> int:
     return COUNT if scenario == "first" else COUNT + 10
 
 
+def deaths(folder: Path, scenario: str, first: int, stride: int) -> Iterator[list[str]]:
+    """Die at every ``stride``-th step, each time in a fresh copy; yield what is wrong then."""
+    start = folder / "start"
+    prepare(start, scenario)
+    for step in count(first, stride):
+        copy = folder / str(step)
+        shutil.copytree(start, copy)
+        if not dies(copy, scenario, step):
+            return
+        yield [f"{scenario}, killed at step {step}: {sentence}" for sentence in carry_on(copy, scenario)]
+        shutil.rmtree(copy)
+
+
 def main(folder: Path, scenario: str, first: int, stride: int) -> None:
-    """Die at every ``stride``-th step, each time in a fresh copy."""
-    with conversions_here():
-        start = folder / "start"
-        prepare(start, scenario)
-        step, deaths = first, 0
-        while True:
-            copy = folder / str(step)
-            shutil.copytree(start, copy)
-            if not dies(copy, scenario, step):
-                print(deaths)
-                return
-            deaths += 1
-            for sentence in carry_on(copy, scenario):
-                print(f"{scenario}, killed at step {step}: {sentence}")
-            shutil.rmtree(copy)
-            step += stride
+    """Print what is wrong after each death, then how many there were."""
+    died = 0
+    for wrong in deaths(folder, scenario, first, stride):
+        died += 1
+        print(*wrong, sep="\n", end="\n" * bool(wrong))
+    print(died)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,17 @@ import random
 import re
 import struct
 from functools import cache
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from server import triton
 from server.convert import kernel as binding
+from server.convert import row
 from server.convert.block import BlockConverter
+from server.convert.export_row import ExportRow
 from server.convert.job import Job, Task
 from server.convert.kernel import Kernel
 from server.convert.log_writer import inflate
@@ -34,9 +37,11 @@ from .rows import ABSENT, GOOD_V2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import pytest
+
     from server.convert.conversion import Conversion
     from server.convert.job import Result
-    from server.convert.row import Outcome
+    from server.convert.row import RowConverter
 
 LIBRARY = "PICKUP_POINT_TEST_KERNEL"  # the path of a kernel that was built with sanitizers, or by another compiler
 
@@ -370,31 +375,48 @@ def v2_rows() -> list[bytes]:
 
 
 class _Remembering:
-    """What the exact rules make of a row, remembered."""
+    """A function that remembers what it returned, or which `RowRejected` it raised."""
 
-    def __init__(self, convert: Callable[[bytes, int], Outcome]) -> None:
-        self._convert = convert
-        self._known: dict[tuple[bytes, int], Outcome | RowRejected] = {}
+    def __init__(self, work: Callable[..., Any]) -> None:
+        self._work = work
+        self._known: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, row: bytes, number: int = 0) -> Outcome:
+    def __call__(self, *args: Any, **more: Any) -> Any:
         """Return the outcome, or raise the rejection, of the first time."""
-        known = self._known.get((row, number))
+        key = (*args, *more.values())
+        known = self._known.get(key)
         if known is None:
             try:
-                known = self._convert(row, number)
+                known = self._work(*args, **more)
             except RowRejected as rejected:
                 known = rejected
-            self._known[row, number] = known
+            self._known[key] = known
         if isinstance(known, RowRejected):
             raise known
         return known
 
 
-def ask_once(*converters: BlockConverter) -> None:
+def ask_once(*converters: BlockConverter, exact: RowConverter | None = None) -> None:
     """Let converters by the same rules share what the exact ones make of a row: they need not be asked twice."""
-    remembered = _Remembering(converters[0]._exact.convert)
-    for converter in converters:
-        converter._exact.convert = remembered  # type: ignore[method-assign]
+    remembered = _Remembering((exact or converters[0]._exact).convert)
+    for rules in (*(converter._exact for converter in converters), *([exact] if exact else [])):
+        rules.convert = remembered  # type: ignore[method-assign]
+
+
+_parse, _address = _Remembering(ExportRow.parse), _Remembering(row.sent_address)
+_safe, _percent = _Remembering(triton.safe_text), _Remembering(triton.percent_text)
+
+
+def parse_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the exact rules remember what no setting changes: what a row, an address and a text are."""
+
+    def text_by(remembered: _Remembering) -> Callable[[Any], str]:  # 1, 1.0 and True would be one
+        return lambda value: remembered(value) if isinstance(value, str) else remembered._work(value)
+
+    monkeypatch.setattr(ExportRow, "parse", _parse)
+    monkeypatch.setattr(row, "sent_address", _address)
+    monkeypatch.setattr(triton, "safe_text", text_by(_safe))
+    monkeypatch.setattr(triton, "percent_text", text_by(_percent))
 
 
 class Ways:
@@ -446,7 +468,8 @@ def odd_rows(
     made: Conversion, text: bytes, *, derive: bool = False, numbers: bytes = b"", **options: Any
 ) -> list[bytes]:
     """Return the rows of a block that the kernel leaves to the exact rules; ``derive``: they have no ids."""
-    rules = binding.CompiledRules(kernel(), made, options.pop("fresh_after", None), **options)
+    rules = options.pop("rules", None)
+    rules = rules or binding.CompiledRules(kernel(), made, options.pop("fresh_after", None), **options)
     rooms, found, start = binding.Rooms(), [], 0
     loaded = rooms.load([text])
     names = binding.Names(made.rules.export_kind).packed(())
@@ -459,6 +482,13 @@ def odd_rows(
         found += [bytes(loaded[start + odd.begin : start + odd.end]) for odd in rooms.odd(block)]
         start += block.taken
     return found
+
+
+def worth_comparing(made: Conversion, rows: list[bytes], **options: Any) -> list[bytes]:
+    """Return the rows that the kernel takes, and every tenth of those it leaves, which go the exact way both times."""
+    left = {row.removesuffix(b"\n") for row in odd_rows(made, b"".join(row + b"\n" for row in rows), **options)}
+    number = count()
+    return [row for row in rows if row not in left or next(number) % 10 == 0]
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -49,9 +50,10 @@ def convert_slowly(
     sent: Collection[str] = (),
     fresh_after: str | None = None,
     array: bool = False,
+    exact: RowConverter | None = None,
 ) -> Slow:
     """The lines, the tally, and number and reason of each rejected row; ``rows`` are the lines of the export."""
-    converter, slow, seen, numbers = RowConverter(conversion), Slow(), set[str](), Counter[str]()
+    converter, slow, seen, numbers = exact or RowConverter(conversion), Slow(), set[str](), Counter[str]()
     closing = None
     if array:
         last = max((n for n, row in enumerate(rows) if row.decode(errors="replace").strip()), default=-1)
@@ -208,7 +210,12 @@ def assert_is(slow: Slow, converted: Converted, sink: MemorySink, header: str | 
 
 
 def sample(rows: int = 600, **options: Any) -> list[bytes]:
-    return [row.removesuffix(b"\n") for row in day_rows(DAY, rows, broken=True, **options)]
+    return list(_sampled(rows, **options))
+
+
+@cache
+def _sampled(rows: int, **options: Any) -> tuple[bytes, ...]:
+    return tuple(row.removesuffix(b"\n") for row in day_rows(DAY, rows, broken=True, **options))
 
 
 def with_repetitions(rows: list[bytes]) -> list[bytes]:

@@ -146,14 +146,20 @@ def moto_url() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def moto_client(moto_url: str) -> Iterator[Any]:
+    """The client of somebody who may do everything while nobody's rights are checked."""
+    with closing(client_of(moto_url, "s3")) as client:
+        yield client
+
+
 @pytest.fixture
-def s3(moto_url: str, aws_chain: AwsChain) -> Iterator[S3Server]:
+def s3(moto_url: str, moto_client: Any, aws_chain: AwsChain) -> S3Server:
     """An empty bucket; any credentials will do, and the chain has some."""
     _post(f"{moto_url}/moto-api/reset")
     aws_chain.use("AKIDTEST", "secret-of-the-test")
-    with closing(client_of(moto_url, "s3")) as client:
-        client.create_bucket(Bucket=BUCKET)
-        yield S3Server(moto_url, BUCKET, client)
+    moto_client.create_bucket(Bucket=BUCKET)
+    return S3Server(moto_url, BUCKET, moto_client)
 
 
 FAULTY_KEY = "metrics-day-2026-11-20.json.gz"

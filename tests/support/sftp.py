@@ -142,6 +142,8 @@ class Running:
             "client_keys": None,
             "agent_path": None,
             "config": None,
+            # As OpenSSH does; asyncssh would rather have RSA, whose signature takes as long as all of the rest.
+            "server_host_key_algs": ["ssh-ed25519"],
         }
         return asyncssh.connect("127.0.0.1", self.port, **(settings | options))
 
