@@ -146,7 +146,7 @@ def test_a_full_disk_behind_the_output_is_one_sentence(fed: ServiceSite) -> None
     line = " ".join([*command("status", "--config", fed.config), "> /dev/full"])
     done = fed.program.run(argv=["sh", "-c", line], env={"PYTHONUNBUFFERED": None})
     assert done.returncode == 1
-    assert done.stderr.startswith("pickup-point: standard output: No space left on device\n  → send it to a disk")
+    assert done.stderr.startswith("pickup-point: standard output: No space left on device\n  → write it to a disk")
     assert done.stderr.splitlines()[2:] == ["      df -h"]
 
 

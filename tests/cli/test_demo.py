@@ -394,7 +394,7 @@ async def test_the_demo_of_the_other_kind_shows_what_is_known_of_it(
         assert (
             "Do lines count whose `bytes`, `object-size` and `byte-range` are `-`, with status 200?" in text
         ) == is_asked
-        assert "once Megaphone marks it, by 11:00 UTC" in text and "`-` where the row has no filesize" in text
+        assert "once Megaphone marks it, by 11:00 UTC" in text and "`-` if the row has no filesize" in text
     (sample,) = (tmp_path / "open").glob("SAMPLE-DEMO*.tsv.gz")
     assert gzip.decompress(sample.read_bytes()).count(b"\t200\t-\t-\t-\t") > 300
     findings = [finding.sentence for finding in await examine(load_config(made.config))]

@@ -559,7 +559,7 @@ def test_a_handover_tells_megaphones_hours_and_not_our_settings() -> None:
     assert "Rows that transferred nothing are never sent." in texts["metrics"]
     marked = texts["delivery-v2"]
     assert "09:00" not in marked and "11:00, or about an hour later | Megaphone has marked" in marked
-    assert "Rows that transferred nothing" not in marked and "nobody can tell: they are sent" in marked
+    assert "Rows that transferred nothing" not in marked and "how much they transferred are sent" in marked
 
 
 def test_a_handover_without_a_final_day_says_so_and_holds_the_rest(service_site: ServiceSite) -> None:

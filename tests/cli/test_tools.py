@@ -289,7 +289,7 @@ def test_hash_password_refuses_what_could_never_log_in(typed: bytes, told: str, 
     env = {"LC_ALL": "C.UTF-8"} if typed.endswith(b"xx") else {}  # where its letters can be shown
     done = program.run("hash-password", stdin=typed, env=env)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("pickup-point: the password is ") and told in done.stderr
+    assert told in done.stderr and "password" in done.stderr.splitlines()[0]
     assert "xxxx" not in done.stderr
     assert "\\x" not in done.stderr and "\\u" not in done.stderr
 
