@@ -353,7 +353,7 @@ def _cross_checks(sections: dict[str, Any]) -> list[Problem]:
 
 
 def _rests_on(keys: Sequence[str], problem: Problem) -> bool:
-    """Return whether a problem names one of these keys, which are wrong: what is compared there is a default."""
+    """Return whether a problem names one of these wrong keys: it would have been found by comparing a default."""
     named = {problem.key, *re.findall(r"[a-z_]+\.[a-z_]+", f"{problem.wrong} {problem.cure}")}
     return any(key in named for key in keys)
 

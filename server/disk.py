@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tries to take a lock file, and returns whether it could.
+    """Yield a function that tries to take a lock, and returns whether it did.
 
-    The kernel releases the lock with the process, however that ends.
+    The kernel releases the lock when the process ends, however it ends.
 
     Raises:
         DataFolderError: the file cannot be opened or locked.
@@ -49,7 +49,7 @@ def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Bring a folder's names to disk."""
+    """Sync a folder's names to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -58,14 +58,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file in staging; where the disk refuses, the next round removes it, or reports why it cannot."""
+    """Remove a file in staging; if that fails, the next round removes it, or reports why it cannot."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn operating system errors inside into a `DataFolderError` about ``path``."""
+    """Turn operating system errors into a `DataFolderError` about ``path``."""
     try:
         yield
     except OSError as error:
@@ -76,7 +76,7 @@ def data_folder_error(error: OSError, path: Path) -> DataFolderError:
     """Return an operating system error about the data folder as ours, with something to type."""
     folder = shlex.quote(str(path.parent))
     hints = {
-        errno.ENOSPC: f"df -h {folder}; free some space, and the next round goes on by itself",
+        errno.ENOSPC: f"df -h {folder}; free some space, and the next round carries on by itself",
         errno.EDQUOT: f"quota; df -h {folder}; raise the quota, or free some space",
         errno.EROFS: f"dmesg | tail; findmnt -T {folder}; the file system is read-only",
         errno.EACCES: f"ls -ld {folder}; the service's user must own it",

@@ -6,20 +6,19 @@
     │   ├── SourceUnreachable            wait: it may come back by itself
     │   ├── SourceRefused                an operator must act: credentials, rights, region, name of the bucket
     │   └── ExportChanged                the object was rewritten while it was read: begin the day again
-    ├── StoreError                       the bucket of the published logs gave no usable answer: nothing is lost by it
-    ├── Overtaken                        another node of a shared store was first: decide anew, at once
-    ├── NodesDiffer                      this node has another key or other rules than the rest: correct it
+    ├── StoreError                       the bucket of published logs gave no usable answer: nothing is lost by it
+    ├── Overtaken                        another node of a shared store was first: decide again, at once
+    ├── NodesDiffer                      this node's key, rules or history differ from the other nodes': correct it
     ├── ExportTorn                       the object is not a complete gzip file: wait for its next version
     ├── ConversionFailed                 the conversion was stopped: repeat the day
-    │   └── ConversionDied               its process died: repeat the day, the third time the exact way
+    │   └── ConversionDied               its process died: repeat the day, after three deaths the exact way
     ├── CannotListen                     the configured address cannot be bound: free it, or choose another
     ├── NameSpent                        a log name was used before: never publish it again
     ├── DataFolderError                  the data folder cannot be used: disk full, wrong owner, read-only
     │   └── DataFolderBusy               another process holds it
     └── LedgerError                      the ledger cannot be read or written
 
-Every error carries one sentence (``str(error)``) and a ``hint``: something to type or to do.
-No outside world.
+Every error carries one sentence (``str(error)``) and a ``hint``: something to type or to do. Pure.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class SourceUnreachable(SourceError):
 
 
 class SourceRefused(SourceError):
-    """The source answers, and refuses: an operator must act."""
+    """The source answers, but refuses: an operator must act."""
 
 
 class ExportChanged(SourceError):
@@ -77,7 +76,7 @@ class ExportChanged(SourceError):
 
 
 class StoreError(PickupPointError):
-    """The bucket of the published logs gave no usable answer; ``status`` is that of HTTP, 0 where there was none."""
+    """The bucket of published logs gave no usable answer; ``status`` is the HTTP status, 0 if there was none."""
 
     def __init__(self, sentence: str, *, hint: str = "", status: int = 0) -> None:
         super().__init__(sentence, hint=hint)
@@ -85,15 +84,15 @@ class StoreError(PickupPointError):
 
 
 class Overtaken(PickupPointError):
-    """Another node has published meanwhile: what was decided before is decided anew."""
+    """Another node has published meanwhile: what was decided before must be decided again."""
 
 
 class NodesDiffer(PickupPointError):
-    """This node may not publish into the shared store: it differs from the others in what all must agree on."""
+    """This node may not publish to the shared store: it differs from the others in what all must agree on."""
 
 
 class ExportTorn(PickupPointError):
-    """The export is not one whole, correct gzip file; it is never published. ``word`` is short for what is wrong."""
+    """The export is not one complete, correct gzip file; it is never published. ``word`` is one of `torn.TORN`."""
 
     def __init__(self, sentence: str, *, hint: str = "", word: str = "") -> None:
         super().__init__(sentence, hint=hint)
@@ -105,7 +104,7 @@ class ConversionFailed(PickupPointError):
 
 
 class ConversionDied(ConversionFailed):
-    """The process that converts ended before its answer, or its answer cannot be right."""
+    """The conversion process ended before it answered, or its answer cannot be right."""
 
 
 class CannotListen(PickupPointError):
@@ -131,7 +130,7 @@ class LedgerError(PickupPointError):
 def unexpected(error: Exception) -> PickupPointError:
     """Return an unforeseen error as one of ours: its type and where it happened.
 
-    Its own words are left out, since they may hold a listener's address.
+    Its message is left out, since it may hold a listener's address.
     """
     from traceback import extract_tb  # only here: it takes longer to load than a small command to run
 

@@ -2,7 +2,7 @@
 
 A hint is one text, as JSON and the ledger hold it: steps with ``; `` between them, each of which is prose, a command,
 or prose and a command with ``: `` between them. A command begins with the name of a program. Our own is written
-``pickup-point COMMAND …``; who prints it puts in how it was called. Pure: who prints says what is installed.
+``pickup-point COMMAND …``; whoever prints it fills in how it was called. Pure: the caller says what is installed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 OURS = "pickup-point"
-# The programs that a hint may name. Where a word of prose, or of our log, looks like one, more must follow: "free some
-# space" is no command, "free -m" is.
+# The programs that a hint may name. If a word of prose, or of our journal, looks like one, an option must follow: "free
+# some space" is not a command, "free -m" is.
 PROGRAMS = (
     "aws", "cat", "chmod", "chown", "curl", "df", "dmesg", "findmnt", "gzip", "head", "iconv", "journalctl", "ls",
     "mkdir", "mv", "namei", "openssl", "pip", "quota", "setfacl", "ss", "ssh-keygen", "ssh-keyscan",
@@ -25,7 +25,7 @@ PROGRAMS = (
 _COMMAND = re.compile(
     rf"(?:{'|'.join(map(re.escape, PROGRAMS))})(?= |$)|{OURS}(?= [a-z-])|(?:free|sftp)(?= -)|/\S+(?= -m )"
 )
-# A quoted word is one whatever it holds; the apostrophe of "the day's end" follows a letter and begins none.
+# A quoted text is one word whatever it holds; the apostrophe in "the day's end" follows a letter and begins none.
 _STEP = re.compile(r"""(?:(?<!\w)'[^']*'|"[^"]*"|(?!;[ ]).)+""")
 _PROSE = re.compile(r"""(?:(?<!\w)'[^']*'|"[^"]*"|.)*?:[ ]+""")
 _OUR_CALL = re.compile(rf"""(?:^|(?<=\| )){OURS} (\S+)((?:'[^']*'|"[^"]*"|(?! [|<>] ).)*)""")
@@ -40,13 +40,13 @@ class Step(NamedTuple):
 
 
 class Call(NamedTuple):
-    """How this program was called: its path, quoted for a shell, and what --config was given."""
+    """How this program was called: its path, quoted for a shell, and the value of --config, or ''."""
 
     program: str = OURS
     config: str = ""
 
     def command(self, text: str) -> str:
-        """Return a command of a hint so that it reaches this program and this configuration."""
+        """Return a hint's command, made to reach this program and this configuration."""
         return _OUR_CALL.sub(lambda found: self._filled(found[1], found[2]), text)
 
     def _filled(self, name: str, arguments: str) -> str:
@@ -55,7 +55,7 @@ class Call(NamedTuple):
         return f"{self.program} {name}{arguments}{config}"
 
     def text(self, hint: str) -> str:
-        """Return a hint on one line, each of its commands filled in."""
+        """Return a hint on one line, with its commands filled in."""
         return written(self._steps(hint))
 
     def _steps(self, hint: str) -> Iterator[Step]:
@@ -92,12 +92,12 @@ def _step(text: str) -> Step:
 
 
 def without_page(found: Iterable[Step], page: str) -> list[Step]:
-    """Return steps without those that send the reader to the ``page`` (``status``) that he is reading."""
+    """Return steps without those that send readers to the ``page`` (``status``) that they are reading."""
     return [step for step in found if step.command != f"{OURS} {page}"]
 
 
 def lines(found: Iterable[Step], call: Call, installed: Callable[[str], bool] = lambda _: True) -> list[Line]:
-    """Return what to print of steps; ``installed`` says whether a program is there, and a line tells if one is not."""
+    """Return steps as lines to print; if a program is not ``installed``, a line says so."""
     printed = []
     for prose, command in found:
         if prose:

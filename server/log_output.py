@@ -1,7 +1,7 @@
-"""The service log, on standard error (the journal, under systemd): one line an event, as text or as JSON.
+"""The journal: the service's own log, on standard error, one line per event, as text or as JSON.
 
-Tests hold its grammar: actor, past-tense verb, the name, then ``key=value``. Under systemd the lines carry
-journald's priority and no time of their own. Promise: an event is one line, whatever a value holds.
+Tests check its grammar: actor, past-tense verb, the name, then ``key=value``. Under systemd the lines carry journald's
+priority and no time of their own. Promise: an event is one line, whatever a value holds.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _BARE = re.compile(r"[\w.:/@,+%*=~\[\]-]+", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what JSON leaves as it is
-# syslog(3) priorities, as journald reads them from the beginning of a line (sd-daemon(3)).
+_ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # which JSON does not escape
+# syslog(3) priorities, as journald reads them at the beginning of a line (sd-daemon(3)).
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
@@ -36,7 +36,7 @@ def configure(
 ) -> None:
     """Send the events of structlog and of the libraries to ``stream``, by default standard error.
 
-    ``hint`` makes of an event's hint what can be pasted.
+    ``hint`` turns an event's hint into one that can be pasted.
     """
 
     def fill_hint(_logger: object, _method: str, event: Event) -> Event:
@@ -60,7 +60,7 @@ def configure(
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    # A second call replaces the first: every command configures the log once it knows the format.
+    # A second call replaces the first: every command configures the journal once it knows the format.
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -101,8 +101,8 @@ def _value(value: object) -> str:
 
 
 def _json(value: object) -> str:
-    """Return a value as JSON on one line; line ends and control characters that JSON allows are escaped too."""
-    # Not orjson: it refuses lone surrogates (names of files are such texts) and numbers over 64 bits.
+    """Return a value as JSON on one line; line ends and control characters that JSON allows are also escaped."""
+    # Not orjson: it refuses lone surrogates (file names may have them) and integers over 64 bits.
     text = json.dumps(value, ensure_ascii=False, default=str)
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

@@ -1,9 +1,9 @@
-"""The paths that an operator named: read and written so that no link leads root elsewhere.
+"""Paths that an operator named: read and written so that no link leads root astray.
 
-Touches the files and folders that it is given. The promises: a link on the way is followed by root only if root made
-it, since whoever else may write to a folder on the way could aim it at any file; what is written is new, private from
-its first moment to those whom its mode names, and appears whole; as root it belongs to the owner of its folder. What is
-no regular file is not read, and never replaced: a device, a FIFO and standard output are written into.
+Touches the files and folders that it is given. The promises: root follows a link on the way only if root made it, since
+whoever else may write to a folder on the way could point it at any file; what is written is new, restricted from the
+first moment to those whom its mode admits, and appears whole; if root writes it, it belongs to the owner of its folder.
+What is not a regular file is neither read nor replaced: a device, a FIFO and standard output are written into.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _READABLE_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @contextlib.contextmanager
 def place_of(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
-    """Yield an open folder, and the name in it that a path stands for; there may be nothing of that name.
+    """Yield an open folder, and the name in it that a path stands for; nothing need exist under that name.
 
-    The links on the way are resolved here and not by the kernel, which asks for no owner. With ``follow`` the last name
-    is resolved as well, except in /proc, whose links lead to what is open.
+    Links on the way are resolved here and not by the kernel, which does not look at their owners. With ``follow`` the
+    last name is resolved as well, except in /proc, whose links lead to open files.
 
     Raises:
-        OSError: the way cannot be gone.
+        OSError: the path cannot be walked.
     """
     waiting = list(reversed(path.absolute().parts[1:]))
     folder, name, links = os.open("/", _FOLDER), ".", 0
@@ -72,7 +72,7 @@ def place_of(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
         yield folder, name
     except OSError as error:
         if isinstance(error.filename, str) and "/" not in error.filename:
-            error.filename = str(path)  # a name alone, in a folder that was open, tells nobody which file is meant
+            error.filename = str(path)  # a bare name, relative to an open folder, does not show which file is meant
         raise
     finally:
         os.close(folder)
@@ -89,30 +89,30 @@ def _target(link: int, status: os.stat_result, path: Path, links: int) -> Path:
     if links > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if os.geteuid() == 0 and status.st_uid != 0:
-        why = f"a link of user {status.st_uid} is on the way, which root does not follow"
+        why = f"root does not follow the link of user {status.st_uid} on the way"
         raise PermissionError(errno.EACCES, why, str(path))
     return Path(os.readlink("", dir_fd=link))
 
 
 def file_problem(path: Path) -> tuple[str, str] | None:
-    """Return why a path is no file and what to type about it, or None; never raise, whatever the path."""
+    """Return (why a path is not a regular file, what to type about it), or None; never raise."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return "there is no such file", ""
     except OSError as error:
         return f"it cannot be looked at ({error.strerror})", f"namei -l {shlex.quote(str(path))}"
-    return None if stat.S_ISREG(mode) else ("it is no file", f"ls -ld {shlex.quote(str(path))}")
+    return None if stat.S_ISREG(mode) else ("it is not a regular file", f"ls -ld {shlex.quote(str(path))}")
 
 
 def open_to_read(path: Path) -> io.FileIO:
     """Open a regular file, without a buffer.
 
     Raises:
-        OSError: it cannot be read, or is none.
+        OSError: it cannot be read, or is not a regular file.
     """
     with place_of(path) as (folder, name):
-        # O_NONBLOCK, since a FIFO in the file's place would keep us waiting for ever.
+        # O_NONBLOCK: a FIFO in the file's place would keep us waiting for ever.
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -123,10 +123,10 @@ def open_to_read(path: Path) -> io.FileIO:
 
 
 def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return the content of a regular file; one of more than ``most`` bytes is refused, so that none is cut off.
+    """Return the content of a regular file of at most ``most`` bytes; a larger one is refused, not truncated.
 
     Raises:
-        OSError: it cannot be read, is none, or is too large.
+        OSError: it cannot be read, is not a regular file, or is too large.
     """
     with open_to_read(path) as file:
         data = b""
@@ -138,21 +138,21 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def status_of(path: Path) -> os.stat_result:
-    """Return what a path stands for, as `Path.stat` does.
+    """Return the status of what a path stands for, as `Path.stat` does.
 
     Raises:
         FileNotFoundError: there is nothing.
-        OSError: the way cannot be gone.
+        OSError: the path cannot be walked.
     """
     with place_of(path) as (folder, name):
         return os.stat(name, dir_fd=folder)
 
 
 def create(folder: int, name: str, mode: int) -> int:
-    """Create a file in an open folder, and return its descriptor; as root it belongs to the folder's owner.
+    """Create a file in an open folder, and return its descriptor; if root makes it, it belongs to the folder's owner.
 
     Raises:
-        FileExistsError: the name is taken, be it by a link to nothing.
+        FileExistsError: the name is taken, even if by a dangling link.
         OSError: it cannot be made.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -166,7 +166,7 @@ def create(folder: int, name: str, mode: int) -> int:
 
 
 def _give(descriptor: int, folder: int) -> None:
-    """Give what root has made to the owner of the folder that it lies in: root's own files there help nobody."""
+    """Give what root has made to the owner of its folder, who could not use a file of root's."""
     if os.geteuid() == 0:
         owner = os.fstat(folder)
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
@@ -182,7 +182,7 @@ def is_standard_output(path: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, private to the owner of the one above, unless it is there.
+    """Make a folder, and those above it, each private to the owner of the one above it; leave existing ones alone.
 
     Raises:
         OSError: it cannot be made, or is something else.
@@ -202,9 +202,9 @@ def make_folder(path: Path) -> None:
 
 
 class Destination:
-    """Where an operator wants a file: made whole in ``folder`` (a descriptor), a private one, and then delivered.
+    """Where an operator wants a file: it is made whole in a private ``folder`` (a descriptor), and then delivered.
 
-    ``replaces`` is whether a regular file will be made or replaced; else the bytes are written into what is there.
+    If ``replaces``, a regular file is created or replaced; else the bytes are written into what is there.
     """
 
     def __init__(self, path: Path, folder: int, *, replaces: bool, place: tuple[int, str] | None) -> None:
@@ -214,7 +214,7 @@ class Destination:
         self._place = place
 
     def deliver(self, part: str | None) -> None:
-        """Give the file ``part`` of the private folder its place; None: there is none, and what is there ends empty.
+        """Put the file ``part`` of the private folder in its place; with None, write nothing into what is there.
 
         Raises:
             OSError: it cannot be written.
@@ -241,7 +241,7 @@ class Destination:
         folder, name = self._place
         descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
         try:
-            # A file that was closed to others does not open because it is written anew.
+            # A file that was closed to others stays so when it is replaced.
             with contextlib.suppress(FileNotFoundError):
                 before = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & before.st_mode)
@@ -253,7 +253,7 @@ class Destination:
 
 @contextlib.contextmanager
 def destination(path: Path) -> Iterator[Destination]:
-    """Open the place that ``path`` names, ``-`` for standard output, and a private folder to make the file in.
+    """Open the place that ``path`` names (``-`` is standard output), and a private folder to make the file in.
 
     Raises:
         OSError: nothing can be written there; ``strerror`` says why.
@@ -267,7 +267,7 @@ def destination(path: Path) -> Iterator[Destination]:
         folder, name = place = stack.enter_context(place_of(path))
         status = None
         with contextlib.suppress(FileNotFoundError):
-            status = os.stat(name, dir_fd=folder)  # of proc's links, the file that is open
+            status = os.stat(name, dir_fd=folder)  # a link in /proc leads to an open file
         replaces = status is None or stat.S_ISREG(status.st_mode)
         if status is not None and not replaces:
             _check_written_into(status, path)
@@ -276,7 +276,7 @@ def destination(path: Path) -> Iterator[Destination]:
 
 
 def _check_written_into(status: os.stat_result, path: Path) -> None:
-    """Refuse what is neither a device of characters nor a FIFO, and as root a FIFO that somebody else waits at."""
+    """Refuse what is neither a character device nor a FIFO, and for root, another user's FIFO."""
     why = ""
     if stat.S_ISDIR(status.st_mode):
         why = os.strerror(errno.EISDIR)
@@ -290,7 +290,7 @@ def _check_written_into(status: os.stat_result, path: Path) -> None:
 
 @contextlib.contextmanager
 def _private_folder(beside: tuple[int, str] | None) -> Iterator[int]:
-    """Yield a new folder for nobody else, beside a name or where temporary files lie; remove it with what is in it."""
+    """Yield a new private folder, beside a name or where temporary files go; remove it and its content at the end."""
     if beside is None:
         import tempfile  # only here: a plain convert to a file need not wait for it
 
@@ -306,7 +306,7 @@ def _private_folder(beside: tuple[int, str] | None) -> Iterator[int]:
     os.mkdir(own, 0o700, dir_fd=folder)
     descriptor = os.open(own, _READABLE_FOLDER, dir_fd=folder)
     try:
-        # The owner of a folder may put another one in the place of ours, but none of our own making.
+        # The owner of the folder above may replace ours, but not by one that we own.
         status = os.fstat(descriptor)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise PermissionError(errno.EACCES, "somebody else writes to the folder", name)
@@ -322,7 +322,7 @@ def _private_folder(beside: tuple[int, str] | None) -> Iterator[int]:
 
 @contextlib.contextmanager
 def written_whole(path: Path, mode: int) -> Iterator[BinaryIO]:
-    """Yield a file to fill, which then takes the place of the one that is there.
+    """Yield a file to fill, which then replaces the one that is there.
 
     Raises:
         OSError: it cannot be written.
@@ -335,7 +335,7 @@ def written_whole(path: Path, mode: int) -> Iterator[BinaryIO]:
 
 
 def write_file(path: Path, data: bytes, mode: int) -> None:
-    """Write a file whole, in the place of the one that is there.
+    """Write a file whole, replacing the one that is there.
 
     Raises:
         OSError: it cannot be written.
@@ -345,7 +345,7 @@ def write_file(path: Path, data: bytes, mode: int) -> None:
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:
-    """Write a file whole or not at all, and bring it to disk; return False when there is one of that name.
+    """Write a file whole or not at all, and sync it to disk; return False if the name is taken.
 
     Raises:
         OSError: it cannot be written.
@@ -355,7 +355,7 @@ def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:
         descriptor = create(folder, temporary, mode)
         try:
             with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor
-                os.fchmod(descriptor, mode)  # whatever the umask takes away
+                os.fchmod(descriptor, mode)  # regardless of the umask
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
@@ -366,7 +366,7 @@ def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:
                 return False
         finally:
             os.unlink(temporary, dir_fd=folder)
-        # After the temporary name is gone: one sync brings both changes to disk.
+        # After the temporary name is gone: one sync covers both changes.
         synced = os.open(".", _READABLE_FOLDER, dir_fd=folder)
         try:
             os.fsync(synced)

@@ -1,19 +1,19 @@
 """What a partner's client has really taken: unions of byte ranges, and the records made from them.
 
 A sum of bytes proves nothing, since clients read past the end, read tails again and read in any order. What counts is
-the union of the ranges that were proven delivered: sent, and answered from behind by the client. A `Pickup` is the
-record of one handle. A `Delivered` is what a user has of a file, over all handles and sessions: a file is picked up
-when that union covers it, so a download that was resumed or made in pieces counts, and no CLOSE is needed. Either
-means "delivered to their client", never "counted by Triton".
+the union of the ranges proven delivered: sent, and confirmed by the client's answer to a later question. A `Pickup` is
+the record of one handle. A `Delivered` is what a user has of a file, over all handles and sessions: a file is picked up
+when that union covers it, so a download that was resumed or made in pieces counts, and no CLOSE is needed. Either means
+"delivered to their client", never "counted by Triton".
 
-A client that is killed and then resumes shows by where it goes on what it has: `shown_by_resuming` says how much of
-what was on its way that proves, and why that can be believed.
+A client that is killed and then resumes shows by where it continues what it has: `shown_by_resuming` says how much of
+what was on its way that proves, and why it can be believed.
 
-`pickup-point doctor` logs in as a partner, too. It identifies itself by its client version, and what such a client
-reads is a test: it is recorded, and proves nothing. A partner who uses that version loses only the proof of their own
+`pickup-point doctor` also logs in as a partner. It identifies itself by its client version, and what such a client
+reads is a test: it is recorded, but proves nothing. A partner who uses that version loses only the proof of their own
 pickups.
 
-Pure: no outside world, the caller passes the clock in. Promise: a record may claim too little, never too much.
+Pure: the caller passes the clock in. Promise: a record may claim too little, never too much.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     from .triton import LogName
 
-MAX_RANGES = 4096  # a client that reads every second byte must not fill the memory: further ranges are not counted
-MAX_ADDRESSES = 16  # of a user and a file: a client that changes its address for each piece must not fill the ledger
+MAX_RANGES = 4096  # further ranges do not count: a client that reads every second byte must not fill the memory
+MAX_ADDRESSES = 16  # per user and file: a client that changes its address for each piece must not fill the ledger
 DOCTOR_CLIENT = "pickup-point-doctor"  # the SSH client version of `pickup-point doctor`
 
 
 class Grade(StrEnum):
-    """How much of a file was taken; TEST is what the doctor read, however much, and counts as nobody's pickup."""
+    """How much of a file was taken; TEST is what `doctor` read, however much, and is nobody's pickup."""
 
     OPENED = "opened"
     PARTIAL = "partial"
@@ -45,14 +45,14 @@ class Grade(StrEnum):
 
 
 class Ending(StrEnum):
-    """How a handle ended: closed by the client, with everything that was read on it delivered, or not."""
+    """How a handle ended: closed by the client with everything read on it delivered, or interrupted."""
 
     CLOSED = "closed"
     INTERRUPTED = "interrupted"
 
 
 class Coverage:
-    """A union of half-open byte ranges, kept as disjoint, sorted, non-touching ones.
+    """A union of half-open byte ranges, kept sorted, disjoint and not touching each other.
 
     >>> union = Coverage(); union.add(0, 10); union.add(5, 20); (union.bytes, union.covers(20))
     (20, True)
@@ -78,7 +78,7 @@ class Coverage:
         if end <= start:
             return
         starts, ends = self._starts, self._ends
-        if ends and ends[-1] == start:  # a client that reads from the front to the end: the common case
+        if ends and ends[-1] == start:  # a client that reads from beginning to end: the common case
             ends[-1] = end
             self.bytes += end - start
             return
@@ -102,23 +102,24 @@ class Coverage:
 
 
 def shown_by_resuming(tail: tuple[int, int] | None, first_read: int, *, alone: bool) -> tuple[int, int]:
-    """Return the range that a user's next handle of a file shows to have arrived, by where it first reads; or (0, 0).
+    """Return the range that a user's next handle on a file proves delivered by where it first reads, or (0, 0).
 
-    ``tail`` is `Pickup.tail` of the handle before it; ``alone``: no other handle of the user was read beside the new
-    one. A client that was killed cannot answer for what its system had taken, and resumes at the end of what it has: at
-    N it says "I have all before N". Of what was sent to it and acknowledged that is believed, up to N and never beyond.
+    ``tail`` is `Pickup.tail` of the handle before it; ``alone``: no other handle of the user was read besides the new
+    one. A client that was killed cannot answer for what its system had received, but resumes at the end of what it has:
+    reading at N says "I have everything before N". For bytes sent to it and acknowledged, that is believed, up to N and
+    never beyond.
 
-    Who could forge a pickup by that?
+    Who could forge a pickup like this?
 
-    - A network in between can acknowledge and keep what we send, and cut connections. It cannot choose N: that is said
-      under the keys of the user's own login, and an honest client's N is where the bytes end that it was given.
+    - A middlebox can acknowledge and keep what we send, and cut connections. It cannot choose N, which arrives under
+      the keys of the user's own login, and an honest client's N is where the bytes that it was given end.
     - A stranger cannot say anything without that login.
-    - The user could say N and lack the bytes, and would gain what reading them and throwing them away gains: a record
-      of a pickup against themselves. Nobody else is deceived, and nobody else's record is touched.
-    - What must not be taken for a resumption is a client that fetches pieces and lost one of them. Therefore only a
-      handle that was read in one run, with no other beside it, leaves a tail; and only the next one that is read can
-      use it, alone as well. A client that fetches pieces one after the other, loses one, goes on where it ended and
-      never comes back for it is believed: its own file has a hole then, where its system had acknowledged the bytes.
+    - The user could say N without having the bytes, and would gain what reading and discarding them gains: a record of
+      a pickup against themselves. Nobody else is deceived, and nobody else's record is touched.
+    - A client that fetches pieces and lost one of them must not pass for one that resumes. Therefore only a handle that
+      was read in one run, with no other beside it, leaves a tail; and only the next one that is read can use it, and
+      only alone. A client that fetches pieces one after another, loses one, continues after it and never comes back for
+      it is believed: its own file then has a hole, where its system had acknowledged the bytes.
     """
     if tail is None or not alone or not tail[0] < first_read <= tail[1]:
         return 0, 0
@@ -130,12 +131,12 @@ class Pickup:
     """What was read on one handle; ``ended`` and ``ending`` are None while it is open.
 
     ``bytes_answered`` counts every byte each time it was sent; ``covered`` counts each byte of the file once, and
-    ``delivered`` those of them that were proven to have arrived. ``ranges`` are the latter, half-open; they count
-    for the user, and the ledger gives none back. ``fragmented``: there were more of them than are kept.
+    ``delivered`` those of them proven to have arrived. ``ranges`` are the latter, half-open; ``fragmented``: there were
+    more of them than are kept.
 
-    ``first_read`` is the offset of the first READ, None before it; ``alone``: no other handle of the user and file was
-    read while this one was. ``tail`` is left by a handle that was interrupted: the range that the client's system had
-    acknowledged and the client had not answered for. The ledger gives none of the three back.
+    ``first_read`` is the offset of the first READ, None before it; ``alone``: no other handle of the user on this file
+    was read while this one was. ``tail`` is left by a handle that was interrupted: the range that the client's system
+    had acknowledged but the client had not answered for. A pickup read from the ledger has none of these and no ranges.
     """
 
     id: str
@@ -162,10 +163,10 @@ class Pickup:
 class Delivered:
     """What one user has of one file, over all handles and sessions: ``bytes`` of its ``size``, each counted once.
 
-    ``completed`` is when the union covered the file, or None. ``pieces`` is the number of ranges that it consists of;
-    ``fragmented``: there were more than `MAX_RANGES`, and some were not counted. ``handles`` counts the file's opened
-    handles, ``addresses`` are the client's that contributed bytes, at most `MAX_ADDRESSES`. ``nodes`` are the other
-    nodes of a shared store that have told of some of it.
+    ``completed`` is when the union covered the file, or None. ``pieces`` is the number of ranges in the union;
+    ``fragmented``: there were more than `MAX_RANGES`, and some do not count. ``handles`` counts the opened handles,
+    ``addresses`` are those from which bytes were fetched, at most `MAX_ADDRESSES`. ``nodes`` are the other nodes of a
+    shared store that reported some of it.
     """
 
     name: LogName
@@ -193,7 +194,7 @@ class Delivered:
 
 @dataclass(slots=True)
 class PickupProgress:
-    """A pickup while its handle is open: ``coverage`` is what was answered, ``proven`` what was delivered of that."""
+    """A pickup while its handle is open: ``coverage`` is what was answered, ``proven`` what of that was delivered."""
 
     name: LogName
     size: int
@@ -206,25 +207,25 @@ class PickupProgress:
     bytes_delivered: int = 0
     coverage: Coverage = field(default_factory=Coverage)
     proven: Coverage = field(default_factory=Coverage)
-    told: int = 0  # bytes of ``proven`` in the last record that was made
+    told: int = 0  # bytes of ``proven`` in the last record
     first_read: int | None = None
     alone: bool = True
     tail: tuple[int, int] | None = None
-    run: tuple[int, int] = (0, 0)  # the last answers that followed each other without a gap: from where, up to where
+    run: tuple[int, int] = (0, 0)  # the range of the last answers that followed each other without a gap
 
     def answered(self, offset: int, count: int) -> None:
-        """Note that ``count`` bytes from ``offset`` on were answered."""
+        """Record that ``count`` bytes from ``offset`` on were answered."""
         self.bytes_answered += count
         self.coverage.add(offset, offset + count)
         self.run = (self.run[0] if offset == self.run[1] else offset, offset + count)
 
     def leave_tail(self, start: int, end: int) -> None:
-        """Keep ``[start, end)``, which the client's system has acknowledged and the client has not answered for."""
+        """Keep ``[start, end)``, which the client's system has acknowledged but the client has not answered for."""
         if self.alone and self.run[0] <= start < end <= self.run[1]:
             self.tail = (start, end)
 
     def delivered(self, offset: int, count: int) -> None:
-        """Note that an answer is proven to have arrived."""
+        """Record that an answer is proven to have arrived."""
         self.bytes_delivered += count
         self.proven.add(offset, offset + count)
 
@@ -244,7 +245,7 @@ class PickupProgress:
         return self.proven.bytes > self.told
 
     def opened(self) -> Pickup:
-        """Return the record of the moment of opening."""
+        """Return the record of a handle just opened."""
         return self._record(Grade.OPENED, None, None)
 
     def so_far(self) -> Pickup:

@@ -1,4 +1,4 @@
-"""The right to read what others may not, which a command keeps that root typed: for our own files, not for others'.
+"""The right to read any file, which a command typed by root keeps for our own files and puts aside for others'.
 
 Touches the capabilities of the calling thread, capabilities(7). Promise: in `without_read_right` a file opens only if
 the service's own user may open it.
@@ -30,28 +30,28 @@ def _libc() -> ctypes.CDLL:
 
 
 def keep_rights_of_root() -> None:
-    """Let the next setuid leave the capabilities alone, which it would take away (prctl(2))."""
+    """Let the next setuid keep the capabilities, which it would otherwise drop (prctl(2))."""
     _libc().prctl(_KEEPCAPS, 1, 0, 0, 0)
 
 
 def keep_read_right() -> None:
-    """Drop every capability but that of reading and searching, for this process and those it starts.
+    """Drop every capability except reading and searching, for this process and those it starts.
 
-    If the kernel does not grant it, the folders must be reachable for their owner.
+    If the kernel does not grant it, the folders must be accessible to their owner.
     """
     if _libc().capset(_HEADER, struct.pack("<6I", _RIGHT, _RIGHT, _RIGHT, 0, 0, 0)) == 0:
         _libc().prctl(_CAP_AMBIENT, _CAP_AMBIENT_RAISE, _DAC_READ_SEARCH, 0, 0)
 
 
 def take_read_right() -> None:
-    """Let this thread read and search, as far as root permitted it; for a process that is root only for the moment."""
+    """Let this thread read and search, as far as root may; for a process that has just put root aside for a while."""
     effective, permitted, *rest = _capabilities()
     _libc().capset(_HEADER, struct.pack("<6I", effective | (_RIGHT & permitted), permitted, *rest))
 
 
 @contextlib.contextmanager
 def without_read_right() -> Iterator[None]:
-    """Put the right aside in this thread, for a file that somebody else may have put there; await nothing inside."""
+    """Put the right aside in this thread, for a file that somebody else may have put there; never await inside."""
     effective, *rest = _capabilities() if os.geteuid() != 0 else (0,)
     if not effective & _RIGHT:
         yield
@@ -64,7 +64,7 @@ def without_read_right() -> Iterator[None]:
 
 
 def _capabilities() -> tuple[int, ...]:
-    """Return the effective, permitted and inheritable ones of this thread, then the second word of each."""
+    """Return this thread's effective, permitted and inheritable capabilities, then the second word of each."""
     import ctypes
 
     found = ctypes.create_string_buffer(24)

@@ -1,7 +1,8 @@
 """The service: the listener and its background tasks, from start to stop.
 
-The composition's outermost part; it owns the tasks, the signals and systemd's readiness. Promise: one dead task ends
-the service, by name; SIGTERM stops the listener, lets transfers finish, stops the feed, and closes the ledger last.
+The outermost part of the composition; it owns the tasks, the signals and systemd's readiness. Promise: one dead task
+ends the service, by name; SIGTERM stops the listener, lets transfers finish, stops the feed, and closes the ledger
+last.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import structlog
 
 from .config import after_reload, changed_keys, load_config, load_ip_hash_key
 from .convert.apart import kernel_lack
-from .convert.identity import with_fingerprint
+from .convert.export_row import with_fingerprint
 from .episodes.source import CatalogueSource
 from .errors import (
     CannotListen,
@@ -69,11 +70,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FIRST_RETRY = timedelta(seconds=15)  # after a round that could not reach the source; doubled up to poll_every
-FIRST_CATALOGUE = 30.0  # seconds that RSS feeds which were never read may take before the first round
+FIRST_CATALOGUE = 30.0  # seconds that the first round waits for RSS feeds that were never read
 PRUNE_EVERY = timedelta(hours=1)
 REFRESH_EVERY = timedelta(seconds=2)
 FACTS_EVERY = timedelta(seconds=10)
-HEALTH_SECONDS = 5.0  # that a free thread may take
+HEALTH_SECONDS = 5.0  # that a thread may take to become free
 
 
 class TaskDied(PickupPointError):
@@ -126,10 +127,10 @@ class Service:
         """
         try:
             await self._server.start(self._supervisor.listening)
-        except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host that cannot be a name
             where = f"{self._config.sftp.host}:{self._config.sftp.port}"
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
-            why = getattr(error, "strerror", None) or "it is no host"
+            why = getattr(error, "strerror", None) or "not a host name"
             raise CannotListen(f"cannot listen on {where}: {why}", hint=hint) from error
         page = await self._page.start()
         tasks = {
@@ -184,9 +185,9 @@ class Service:
 
     async def _end(self, tasks: dict[str, asyncio.Task[None]]) -> None:
         """Shut down in order: listener, transfers, rounds, pickups, pushes, page."""
-        # Tell systemd first: an end that it does not expect would count as a failure and start the service again.
+        # Tell systemd first: an unexpected end would count as a failure, and restart the service.
         self._supervisor.stopping()
-        # Accept nobody new, and let running transfers finish. Pickups are still being recorded meanwhile.
+        # Accept nobody new, and let running transfers finish; pickups are still recorded meanwhile.
         self._server.stop_listening()
         log.info("service stopped listening", transfers=self._server.registry.transfers)
         draining = asyncio.create_task(self._server.drain(self._config.sftp.drain_seconds))
@@ -199,13 +200,13 @@ class Service:
         await draining
         # A conversion runs in a thread, which no cancellation reaches: it looks at this event between two blocks.
         self._installation.stop.set()
-        # The task that writes pickups outlives the others: transfers that ended just now still have to be recorded.
+        # The task that writes pickups outlives the others: transfers that have just ended must still be recorded.
         for name, task in tasks.items():
             if name != "pickups":
                 task.cancel()
         await asyncio.gather(*(task for name, task in tasks.items() if name != "pickups"), return_exceptions=True)
         await self._pickup_writer.close(tasks["pickups"])
-        # The watch on alarms and the rounds, which push, have ended.
+        # After the rounds and the alarm watch, which push.
         await self._pushes.close()
         await self._page.close()
         log.info("service ended")
@@ -250,10 +251,10 @@ class Service:
                 pause = self._config.export.poll_every
                 self._log_source_state("", "")
                 facts = round_facts(now, outcome)
-            pause *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter: two services do not ask the bucket in step
+            pause *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter: two services should not list the bucket in step
             facts |= {"next_round": (datetime.now(UTC) + pause).isoformat()}
             await self._record_facts(facts)
-            # The alarms are looked at after the facts of this round are in the ledger, from which they are read.
+            # Alarms are checked once this round's facts are in the ledger, from which they are read.
             self._rounds["failed" if failures else "good"] += 1
             self._alarms.check_now()
             self._wake_store()
@@ -269,7 +270,7 @@ class Service:
                 await asyncio.wait_for(self._catalogue_read.wait(), timeout=FIRST_CATALOGUE)
 
     def _retry_pause(self, failures: int) -> timedelta:
-        """Return how long to wait after so many failed rounds in a row."""
+        """Return how long to wait after ``failures`` failed rounds in a row."""
         # The exponent is bounded: in a long outage the product would overflow a timedelta.
         return min(FIRST_RETRY * (1 << min(failures - 1, 12)), self._config.export.poll_every)
 
@@ -279,7 +280,7 @@ class Service:
         self._round_due.clear()
 
     def _log_source_state(self, state: str, hint: str) -> None:
-        """Log a change of the source's state once; ``state`` says what is wrong, '' that nothing is."""
+        """Log a change of the source's state once; ``state`` is what is wrong, or ''."""
         if state and state != self._source_state:
             log.error("feed lost the source", why=state, hint=hint)
         elif not state and self._source_state:
@@ -315,7 +316,7 @@ class Service:
                 thin_out_pickups(installation.ledger, self._config.retention.keep_pickups_days, now)
 
     async def _refresh_forever(self) -> None:
-        """Serve what another process (a command typed by an operator) has published or pruned."""
+        """Serve what another process, a command typed by an operator, has published or pruned."""
         seen = None
         while True:
             try:
@@ -326,7 +327,7 @@ class Service:
                 seen = now
             except (LedgerError, DataFolderError) as error:
                 log.error("service could not read the ledger", why=str(error), hint=error.hint)
-                seen = -1  # no version: whatever the ledger says next is new
+                seen = -1  # no version: whatever the ledger returns next is new
             await asyncio.sleep(REFRESH_EVERY.total_seconds())
 
     def _wake_store(self) -> None:
@@ -334,7 +335,7 @@ class Service:
             self._store.wake()
 
     async def _note_facts_forever(self) -> None:
-        """Record what `status` shows of the running service, whenever it changes."""
+        """Record what `status` shows about the running service, whenever it changes."""
         written: dict[str, Any] = {}
         while True:
             self._page.summarize()
@@ -356,10 +357,10 @@ class Service:
         self._reload_due.set()
 
     async def _reload_forever(self) -> None:
-        """Reload, one after the other, so that the newest file wins; signals that come during one ask for one more."""
+        """Reload one at a time, so that the newest file wins; signals during a reload ask for one more."""
         while True:
             await self._reload_due.wait()
-            # Cleared before the file is read: a change that comes with a signal from now on is read by the next one.
+            # Cleared before the file is read: a signal from now on leads to another reload.
             self._reload_due.clear()
             self._supervisor.reloading()
             try:
@@ -367,10 +368,10 @@ class Service:
             except ConfigError as error:
                 for problem in error.problems:
                     log.error("service kept the old settings", why=str(problem), hint=problem.cure)
-            except Exception as error:  # whatever a file can do to a reload, the old settings go on
+            except Exception as error:  # whatever a file can do to a reload, the old settings stay in force
                 why = unexpected(error)
                 log.error("service kept the old settings", why=str(why), hint=why.hint)
-            # Also after a failure: until READY systemd takes the service for reloading, and at last for hung.
+            # Also after a failure: until READY, systemd takes the service for reloading, and in the end for hung.
             self._supervisor.ready(
                 f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}"
             )
@@ -386,13 +387,13 @@ class Service:
         in_force = after_reload(self._config, config)
         page = in_force.web
         access = await in_thread(load_access, page) if page is not None else None
-        # Everything was read and found good before anything is replaced.
+        # Everything has been read and found valid before anything is replaced.
         self._server.replace(config.sftp, credentials)
         if page is not None:
             self._page.replace(page, access)
         self._config = in_force
         log.info("service reloaded users, keys, limits and alerts", users=len(config.sftp.users))
-        # By the settings in force: named at every reload until there is a restart.
+        # Compared with the settings in force, so that they are named at every reload until a restart.
         if waiting := changed_keys(self._config, config):
             hint = "systemctl restart pickup-point"
             log.warning("service kept the old value of some keys", keys=", ".join(waiting), hint=hint)
@@ -415,11 +416,11 @@ def bans_as_json(bans: Iterable[CurrentBan], listener: str) -> list[dict[str, An
 
 
 def round_facts(at: datetime, ended: Round | PickupPointError) -> dict[str, Any]:
-    """Return what the ledger notes of a round that began ``at``, by how it ended."""
+    """Return the facts to record about a round that began ``at``, by how it ended."""
     facts: dict[str, Any] = {"last_round": at.isoformat()}
     if isinstance(ended, SourceError):
         return facts | {"source_error": str(ended), "source_hint": ended.hint}
-    if isinstance(ended, StoreError):  # `StoreCopy` tells of it, and serving goes on
+    if isinstance(ended, StoreError):  # `StoreCopy` reports it, and serving goes on
         return facts | {"round_error": ""}
     if isinstance(ended, PickupPointError):
         return facts | {"round_error": str(ended)}
@@ -449,7 +450,7 @@ async def serve(
         stack.enter_context(folder.service_lock())
         installation = await stack.enter_async_context(assembled(config, hash_key))
         await refuse_unfit_store(config)
-        # Before the listener exists: no client may see a folder that a crash left between two steps.
+        # Before there is a listener: no client may see a folder that a crash left between two steps.
         await in_thread(_recover, installation)
         if lack := await in_thread(kernel_lack):
             log.warning(f"service converts the {lack[0]}", hint=lack[1])
@@ -477,7 +478,7 @@ def _recover(installation: Installation) -> None:
         installation.publisher.adopt(installation.feed.rules, now)
         try:
             installation.publisher.catch_up()
-        except (StoreError, NodesDiffer) as error:  # what is there is served; the rounds try again
+        except (StoreError, NodesDiffer) as error:  # what is here is served; the rounds try again
             log.error("service could not take over what other nodes have published", why=str(error), hint=error.hint)
 
 
@@ -511,7 +512,7 @@ def load_keys(config: Config) -> tuple[Credentials, bytes]:
         hash_key = load_ip_hash_key(config.keys_dir)
     except ConfigError as error:
         problems += error.problems
-    # Both files are read before anything is raised, so that one attempt names every problem.
+    # Everything is read before anything is raised, so that one attempt names every problem.
     if credentials is None or problems:
         raise ConfigError(str(config.keys_dir), problems)
     return credentials, hash_key
@@ -519,7 +520,7 @@ def load_keys(config: Config) -> tuple[Credentials, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """The opened parts that a round needs; setting ``stop`` ends a conversion at once."""
+    """The open parts that a round needs; setting ``stop`` ends a conversion at once."""
 
     config: Config
     folder: DataFolder

@@ -1,8 +1,8 @@
 """The settings: every key of the configuration, its type, its range and its default.
 
-Each class is a table of the file; `config` reads the file and checks what takes more than one key. Relative paths are
-relative to the folder in pydantic's context. No outside world is touched. ``config.example.toml`` says what each key is
-for.
+Each class is a table of the file; `config` reads the file and checks what concerns more than one key. Relative paths
+are relative to the folder in pydantic's context. Touches nothing but home folders, for ``~``. What each key is for is
+said in ``config.example.toml``.
 """
 
 from __future__ import annotations
@@ -119,14 +119,14 @@ def _network(value: object) -> object:
 def _balancer(value: Network) -> Network:
     if value.prefixlen == 0:
         raise ValueError(
-            'every address there is, which lets anybody pretend to be anybody; write the balancers\' own: "10.0.0.5"'
+            'every address, which would let anybody pretend to be anybody; write the balancers\' own: "10.0.0.5"'
         )
     return value
 
 
 def _web_address(value: object) -> object:
     if isinstance(value, str) and not re.search(r"[\s\x00-\x20\x7f]", value):
-        # urllib's message about a bad URL repeats parts of it, which may be a secret: it must not get out.
+        # urllib's message about a bad URL quotes parts of it, which may be a secret.
         try:
             parts = urlsplit(value)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -178,7 +178,7 @@ def _store_url(value: str) -> str:
     if re.search(r"[\x00-\x1f\x7f]", unquote(value)) or _bucket_of(value) is None:
         raise ValueError(f"not a bucket with a prefix; {form}")
     if not (prefix := _prefix_of(value)):
-        raise ValueError(f"a bucket without a prefix, under which nothing but logs lies; {form}")
+        raise ValueError(f"a bucket without a prefix, which must hold nothing but logs; {form}")
     if prefix.startswith(STATE_FOLDER):
         raise ValueError(f"a prefix in {STATE_FOLDER}, where the service keeps its own objects; {form}")
     return value
@@ -320,7 +320,7 @@ class ExportSettings(Section):
 
 
 class StoreSettings(Section):
-    """``[store]``: the bucket in which the published logs lie too."""
+    """``[store]``: the bucket that also holds the published logs."""
 
     url: StoreUrl
     region: str | None = Field(None, min_length=1)
@@ -331,14 +331,14 @@ class StoreSettings(Section):
 
     @property
     def place(self) -> BucketPlace:
-        """The bucket, and the prefix under which nothing but logs lies."""
+        """The bucket, and the prefix under which there is nothing but logs."""
         bucket = _bucket_of(self.url)
         assert bucket is not None  # noqa: S101  # by `_store_url`
         return BucketPlace(bucket, _prefix_of(self.url), self.region, self.endpoint_url, self.profile, "store")
 
     @property
     def state_prefix(self) -> str:
-        """The prefix of the service's own objects in that bucket, out of what the partner may see."""
+        """The prefix of the service's own objects in that bucket, outside what the partner may see."""
         return f"{STATE_FOLDER}{self.place.prefix}"
 
 
@@ -452,7 +452,7 @@ class SftpSettings(Section):
 
 
 class AlertSettings(Section):
-    """``[alerts]``: how often the partner pulls, and when to warn of a deadline."""
+    """``[alerts]``: how often the partner pulls, and how long before a deadline to warn."""
 
     pull_every: Duration = timedelta(hours=24)
     warn_before: Duration = timedelta(hours=12)

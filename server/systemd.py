@@ -30,7 +30,7 @@ _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "L
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """What systemd handed over at start; without it every call does nothing.
+    """What systemd handed over at start; without systemd every call does nothing.
 
     ``watchdog_seconds`` is the time within which systemd expects a ping, 0 for never.
     """
@@ -44,7 +44,7 @@ class Supervisor:
         """Read systemd's variables, and remove them from the environment.
 
         Raises:
-            PickupPointError: what is handed over is no socket.
+            PickupPointError: what was handed over is not a socket.
         """
         found = {name: os.environ.pop(name, "") for name in _VARIABLES}
         own = str(os.getpid())
@@ -53,7 +53,7 @@ class Supervisor:
             watchdog = int(found["WATCHDOG_USEC"]) / 1e6
         listening = None
         if found["LISTEN_PID"] == own and found["LISTEN_FDS"].isdecimal() and int(found["LISTEN_FDS"]) > 0:
-            # systemd hands the descriptor over inheritable; the workers of a conversion must not get it.
+            # systemd hands the descriptor over as inheritable; a conversion's process must not get it.
             try:
                 os.set_inheritable(_FIRST_LISTEN_FD, False)
                 listening = socket.socket(fileno=_FIRST_LISTEN_FD)
@@ -83,7 +83,7 @@ class Supervisor:
         self._notify("STOPPING=1")
 
     def _notify(self, *lines: str) -> None:
-        """Send one datagram, sd_notify(3); an error is nothing that the service could do anything about."""
+        """Send one datagram, sd_notify(3); errors are ignored, as the service could do nothing about them."""
         if not self.notify_socket:
             return
         # A leading @ stands for the NUL of the abstract namespace, sd_notify(3).
@@ -96,13 +96,13 @@ class Supervisor:
             sock.send("\n".join(lines).encode())
 
 
-PINGS = 3  # in the time within which systemd expects one
-QUEUE_CHECKS, QUEUE_PAUSE = 10, 0.1  # looks, seconds between them, before a queue of connections counts as stuck
+PINGS = 3  # sent in the time within which systemd expects one
+QUEUE_CHECKS, QUEUE_PAUSE = 10, 0.1  # looks, and seconds between them, before a queue of connections counts as stuck
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Shows whether a listener accepts: how many connections ``arrived`` so far, and how many are ``waiting`` now."""
+    """Whether a listener accepts: how many connections have ``arrived`` so far, and how many are ``waiting`` now."""
 
     arrived: Callable[[], int]
     waiting: Callable[[], int]
@@ -132,7 +132,7 @@ async def unhealthy_reason(listener: Listener, seconds: float) -> str:
     if not answer.done():
         return f"no thread was free for {seconds:.0f} s"
     arrived = listener.arrived()
-    # One look is not enough: a connection may arrive between two turns of the loop.
+    # One look is not enough: a connection may just have arrived.
     for _ in range(QUEUE_CHECKS):
         if not listener.waiting() or listener.arrived() != arrived:
             return ""

@@ -1,7 +1,7 @@
 """Blocking work, off the event loop.
 
-No outside world. Promise: whoever awaits it is not cancelled while the thread still runs, so that no lock is released
-and no ledger or file closed while the thread uses it.
+Promise: a caller is not cancelled while its thread is still running, so that no lock is released and no ledger or file
+closed while the thread uses it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run ``work`` as `asyncio.to_thread` does, but let a cancelled caller go on only when the thread has ended."""
+    """Run ``work`` like `asyncio.to_thread`, but hold a cancellation of the caller back until the thread has ended."""
     # A future, not a task: nobody else can cancel it, not even the end of the loop, which cancels all tasks.
     running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
-        # `wait` leaves the future alone when it is cancelled itself; awaiting the future would cancel that too.
+        # `wait` leaves the future alone when it is cancelled itself; awaiting the future would cancel that, too.
         try:
             await asyncio.wait([running])
         except asyncio.CancelledError as error:

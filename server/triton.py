@@ -1,7 +1,7 @@
 """Triton's words: log names, columns, layouts, and the text that may stand in a log line.
 
 Rules come from Triton Digital's "Podcast Log Requirements" (names, columns, TSV) and from the W3C's
-"Extended Log File Format" (WD-logfile-960221). No outside world.
+"Extended Log File Format" (WD-logfile-960221). Pure.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _LOG_NAME = rf"({_PREFIX})(\d{{8}})-(\d{{2,9}})\.(tsv|w3c)\.gz"
 
 
 class IdCells(StrEnum):
-    """How ids stand in the ``x-metric-id`` cells of a log.
+    """How ids are encoded in the ``x-metric-id`` cells of a log.
 
-    ``EXACT``: as different as the ids. ``CLEANED``: like any other text, as the first releases wrote them, so that
-    two ids may have one cell. ``UNKNOWN``: one of the two, in a log that was found in the folder.
+    ``EXACT``: different ids have different cells. ``CLEANED``: like any other text, as the first releases wrote them,
+    so that two ids may have the same cell. ``UNKNOWN``: one of the two, in a log that was found in the folder.
     """
 
     EXACT = "exact"
@@ -40,7 +40,7 @@ class IdCells(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """The two formats, as they are spelled in a log's name."""
+    """The two formats, spelled as in a log's name."""
 
     TSV = "tsv"
     W3C = "w3c"
@@ -68,8 +68,8 @@ class LogName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> LogName | None:
-        """Return the name that ``text`` spells, or None when it is not exactly one."""
-        # None is longer, and what is longer is not remembered: a browser may ask for anything.
+        """Return the name that ``text`` spells, or None if it is not exactly one."""
+        # No name is longer; and a browser may ask for anything, so longer texts do not fill the cache.
         return _parsed_name(text) if len(text) < 100 else None
 
 
@@ -83,7 +83,7 @@ def _parsed_name(text: str) -> LogName | None:
     if parsed is None:
         return None
     name = LogName(prefix, parsed, int(number), LogFormat(log_format))
-    # "-000" parses as a number too, but two names for one file would be two files for Triton.
+    # "-000" parses as a number, too, but two spellings of a name would be two files for Triton.
     return name if str(name) == text else None
 
 
@@ -141,7 +141,7 @@ class ColumnSpec(NamedTuple):
 
 
 class LogLine(NamedTuple):
-    """The values derived from one row, each as in its column, except for text that has yet to be cleaned."""
+    """The values derived from one row, each as in its column, except for text that is still to be cleaned."""
 
     date: str
     start_time: str
@@ -289,8 +289,8 @@ def _is_stem(spec: ColumnSpec) -> bool:
 def layouts_by_header(head: str, configured: Layout, name: LogName) -> Layout | None:
     """Return the layout of a log that begins with ``head``: the configured one, or a default one; None if neither.
 
-    Only a header shows which columns a log has: as many cells may be others. A log without one has a known layout only
-    if it has no line at all.
+    Only a header shows which columns a log has; their number alone does not. So the layout of a log without a header is
+    known only if it has no lines.
     """
     defaults = [Layout(name.format, header, configured.text) for header in ("plain", "comment")]
     for layout in (configured, *defaults):
@@ -315,10 +315,10 @@ def layout_problems(specs: Sequence[ColumnSpec] | None, log_format: LogFormat) -
             wrong = f'column "{spec.name}" has {" and ".join(given) or "no source"}'
             problems.append((index, wrong, "give exactly one of value, field and constant"))
         if spec.value is not None and spec.value not in values:
-            wrong = f'column "{spec.name}" asks for the value "{spec.value}"'
+            wrong = f'column "{spec.name}" asks for the unknown value "{spec.value}"'
             problems.append((index, wrong, f"the values are: {', '.join(values)}"))
         if spec.field is not None and spec.field not in EXPORT_FIELDS:
-            wrong = f'column "{spec.name}" asks for the field "{spec.field}"'
+            wrong = f'column "{spec.name}" asks for the unknown field "{spec.field}"'
             problems.append((index, wrong, f"Megaphone's fields are: {', '.join(EXPORT_FIELDS)}"))
         blank = r"[\s\x00-\x1f\x7f-\x9f]" if log_format is LogFormat.W3C else r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
         if not spec.name.strip() or re.search(blank, spec.name) or spec.name.startswith("#"):
@@ -345,7 +345,7 @@ def _encode(text: str) -> str:
     return "".join(f"%{byte:02X}" for byte in text.encode())
 
 
-# Tables and no regular expressions, which take a millisecond to compile. White space is that of `str.isspace`.
+# Tables rather than regular expressions, which take a millisecond to compile. White space is what `str.isspace` says.
 _WHITE = [0x20, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000]
 _ID = {code: _encode(chr(code)) for code in [*_CONTROLS, *b'"\\%']}
 _PERCENT = _ID | {code: _encode(chr(code)) for code in _WHITE}
@@ -376,7 +376,7 @@ def percent_text(value: Any) -> str:
 
 
 def safe_id(row_id: str) -> str:
-    """Return the cell of an id: what `safe_text` would replace, ``%``, and blanks at its ends are percent-encoded."""
+    """Return an id's cell: what `safe_text` would replace, ``%``, and blanks at either end are percent-encoded."""
     inner = row_id.strip()
     begin = row_id.find(inner)
     ends = (0, begin), (begin + len(inner), len(row_id))
@@ -385,19 +385,19 @@ def safe_id(row_id: str) -> str:
 
 
 def percent_id(row_id: str) -> str:
-    """Return the W3C cell of an id: as `percent_text`, but never ``-`` for another one."""
+    """Return an id's W3C cell: like `percent_text`, except that a blank id does not become ``-``."""
     return row_id.translate(_PERCENT)
 
 
 def plain_id(text: str) -> str:
-    """Return what an id and every cell that was ever written of it have in common; other ids may share it.
+    """Return what an id and every cell ever written for it have in common; other ids may share it.
 
-    Cells are percent-encoded, and in the first releases lost their control characters; ``-`` stood for a blank one.
+    Cells are percent-encoded, and in the first releases lost their control characters; ``-`` stood for a blank id.
     """
     decoded = bytearray()
     for byte in text.encode():
         decoded.append(byte)
-        # Until nothing is left to decode: whether ``%25`` is a cell's own or the id's, nobody knows.
+        # Until nothing is left to decode: whether ``%25`` is the cell's or the id's own cannot be known.
         while decoded[-3:-2] == b"%" and decoded[-2] in _HEX and decoded[-1] in _HEX:
             decoded[-3:] = bytes((int(decoded[-2:], 16),))
     return decoded.decode(errors="replace").translate(_BLANKS).strip() or "-"
@@ -409,9 +409,9 @@ def url_text(url: str) -> str:
 
 
 class UrlTemplate:
-    """The ``url`` column's template over Megaphone's fields, ``{guid}``, ``{token}`` and ``{enclosure_url}``.
+    """The ``url`` column's template, with Megaphone's fields, ``{guid}``, ``{token}`` and ``{enclosure_url}``.
 
-    Values are percent-encoded, except ``{enclosure_url}`` when it is the whole template: that is a URL already, and is
+    Values are percent-encoded, except ``{enclosure_url}`` if it is the whole template: that is already a URL, and is
     used as published. An episode whose ``{token}`` or ``{enclosure_url}`` is unknown, or would make its URL too long,
     gets the URL of `DEFAULT_URL`: a publisher's RSS feed never costs a row.
 
@@ -465,10 +465,10 @@ class UrlTemplate:
 class LogRules(NamedTuple):
     """How rows become lines: ``[log]`` without file names and without secrets.
 
-    It is stored with every publication (`as_json`), so that a day's late rows follow the rules of its first file.
-    ``kind`` is the name of the `ExportKind` that the rows are of. ``object_size`` says where a size comes from that a
-    row does not have: ``export`` (nowhere) or ``rss``. ``id_key`` is the fingerprint of the key by which rows without
-    ``id`` got theirs; '' where it is not known, or of no use to the kind.
+    Stored with every publication (`as_json`), so that a day's late rows follow the rules of its first file. ``kind`` is
+    the name of the rows' `ExportKind`. ``object_size`` says where the size comes from if a row has none: ``export``
+    (nowhere) or ``rss``. ``id_key`` is the fingerprint of the key that gave rows without ``id`` theirs; '' if it is not
+    known, or if the kind does not need it.
     """
 
     layout: Layout = Layout()
@@ -493,7 +493,7 @@ class LogRules(NamedTuple):
         return in_columns | {field for field in UrlTemplate(self.url).fields if field not in OF_CATALOGUE}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the rules as the ledger keeps them; what an earlier release did not know only where it is in use."""
+        """Return the rules as the ledger keeps them; what earlier releases did not know only if it is in use."""
         newer = {"kind": self.kind, "object_size": self.object_size, "id_key": self.id_key}
         return {
             "layout": self.layout.as_json(),

@@ -78,7 +78,6 @@ PURE = [
     "episodes.rss",
     "convert.conversion",
     "convert.export_row",
-    "convert.identity",
     "convert.tally",
     "convert.row",
     "convert.job",
@@ -102,7 +101,6 @@ PURE = [
     "sftp.algorithms",
     "sftp.protocol",
     "sftp.proxy_protocol",
-    "sftp.saslprep",
     "cli.handover_document",
     "cli.samples",
 ]

@@ -1,7 +1,7 @@
 """The commands, and the one place that exits.
 
 Prints. Promise: one sentence, a hint and an exit code for every failure (2: change a file or the command line, 1: the
-rest, 3 from ``check``); results on standard output, the service log on standard error; a traceback only with ``-v``.
+rest, 3 from ``check``); results on standard output, the journal on standard error; a traceback only with ``-v``.
 A command imports only what it needs.
 """
 
@@ -56,7 +56,7 @@ app = typer.Typer(
 
 @cache
 def commands() -> Callable[[list[str]], object]:
-    """Return all commands as `run` reads them; to make them of their functions takes longer than most of them take."""
+    """Return all commands as `run` reads them, kept: building them takes longer than most commands run."""
     return typer.main.get_command(app)
 
 
@@ -71,12 +71,12 @@ def run(arguments: list[str]) -> int:
     checking = arguments[:1] == ["check"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without an arrow is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show an arrow is no reason to fail
     try:
         try:
             commands()(arguments)
         finally:
-            sys.stdout.flush()  # here, and not when Python ends: a full disk and a reader who left get their sentence
+            sys.stdout.flush()  # not only when Python exits: a full disk, or a reader who left, gets its sentence
     except BaseException as error:
         return exit_code(error, verbose=verbose, checking=checking)
     return 0
@@ -84,7 +84,7 @@ def run(arguments: list[str]) -> int:
 
 def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = False) -> int:
     """Print what ended a command; return its exit code."""
-    if isinstance(error, SystemExit):  # typer has printed its help, or what is wrong with the command line
+    if isinstance(error, SystemExit):  # typer has printed help, or what is wrong with the command line
         code = error.code if isinstance(error.code, int) else 1
         return 3 if checking and code else code
     if isinstance(error, Out):
@@ -96,7 +96,7 @@ def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = F
     if verbose:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError) and not _output_works():
-        return 141  # as of a program that SIGPIPE ends: whoever reads the output has seen enough
+        return 141  # as if ended by SIGPIPE: whoever reads the output has seen enough
     if isinstance(error, OSError) and error.strerror:
         error = _of_the_system(error)
     if not isinstance(error, PickupPointError):
@@ -105,10 +105,10 @@ def exit_code(error: BaseException, *, verbose: bool = False, checking: bool = F
 
 
 def _output_works() -> bool:
-    """Return whether standard output takes what is in its buffer, and somebody reads it; if not, let it go nowhere."""
+    """Return whether standard output can be flushed and somebody reads it; if not, redirect it to nowhere."""
     try:
         output = sys.stdout.fileno()
-    except (OSError, ValueError):  # something in its place that is no file
+    except (OSError, ValueError):  # it was replaced by something that is not a file
         return True
     try:
         sys.stdout.flush()
@@ -117,16 +117,16 @@ def _output_works() -> bool:
         if any(event & select.POLLERR for _, event in reader.poll(0)):
             raise BrokenPipeError
     except OSError:
-        # Otherwise Python would try again when it ends, and complain.
+        # Otherwise Python would flush again when it exits, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         return False
     return True
 
 
 def _of_the_system(error: OSError) -> PickupPointError:
-    """Return an error of the system that nobody foresaw, in words."""
+    """Return an unforeseen error of the system, in words."""
     if not _output_works():
-        return PickupPointError(f"standard output: {error.strerror}", hint="send it to a disk that has room; df -h")
+        return PickupPointError(f"standard output: {error.strerror}", hint="write it to a disk with free space; df -h")
     if isinstance(error.filename, str):
         where = shlex.quote(error.filename)
         return PickupPointError(
@@ -176,11 +176,11 @@ def feed(
     resend: Annotated[
         str | None,
         typer.Option(
-            "--resend", metavar="REASON", help="Send the whole day again, since the partner has voided its files."
+            "--resend", metavar="REASON", help="Send the whole day again, because the partner has voided its files."
         ),
     ] = None,
     change_rules: Annotated[
-        bool, typer.Option("--change-rules", help="First make this node's [log] that of all nodes of a shared store.")
+        bool, typer.Option("--change-rules", help="First make this node's [log] the rules of the shared store.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -192,7 +192,7 @@ def feed(
     typed = day or []
     if (accept_rejects or resend is not None) and not typed:
         raise Usage("--accept-rejects and --resend need --day", hint="pickup-point feed --help")
-    # An empty one (a variable of a script that was not set) is no order to send a day as if it had never been sent.
+    # An empty reason (a script's unset variable) is not an order to send a day again.
     if resend is not None and not (resend.strip() and resend.isprintable()):
         hint = f'pickup-point feed --day {shlex.quote(typed[0])} --resend "voided by the partner on the phone"'
         raise Usage("--resend needs a reason, on one line", hint=hint)
@@ -205,7 +205,7 @@ def feed(
 
     results = run_loop(one_round(settings, hash_key, request, change_rules=change_rules))
     for result in results:
-        # Its sentence may end with what to type.
+        # The sentence may end with what to type.
         what, *to_do = steps(result.sentence)
         print(f"{result.day}  {result.word:10}  {what.prose}")
         print_hint([Step("", what.command), *to_do], 24)
@@ -218,7 +218,7 @@ def prune(
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     clock_is_right: Annotated[
-        bool, typer.Option("--clock-is-right", help="Prune although the clock jumped ahead: you have checked it.")
+        bool, typer.Option("--clock-is-right", help="Prune although the clock jumped ahead, because you checked it.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -252,7 +252,7 @@ def status(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Show what is wrong, the last days, and the service. Works also while no service runs."""
+    """Show what is wrong, the last days, and the service. Works whether or not the service is running."""
     from ..status import words
     from ..status.snapshot import Snapshot
     from . import tables
@@ -356,9 +356,7 @@ def convert(
 @app.command()
 def keygen(
     config: ConfigOption = None,
-    new_secret: Annotated[
-        bool, typer.Option("--new-secret", help="Replace lost keys of which there is no backup.")
-    ] = False,
+    new_secret: Annotated[bool, typer.Option("--new-secret", help="Replace lost keys that have no backup.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Create the missing keys. Host keys and ip_hash.key; prints fingerprints and known_hosts lines."""
@@ -389,10 +387,10 @@ def keygen(
 
 
 def _ask_for_new_secret(keys_dir: Path, lost: list[str], shown_by: str) -> None:
-    """Ask on the terminal whether lost keys may be made anew.
+    """Ask on the terminal whether to replace lost keys.
 
     Raises:
-        Usage: they may not, or there is nobody to ask.
+        Usage: the answer is no, or there is no terminal.
     """
     names = " and ".join(filter(None, [", ".join(lost[:-1]), lost[-1]]))
     sentence = f"{names} {'is' if len(lost) == 1 else 'are'} not in {keys_dir}, but {shown_by} is there"
@@ -417,7 +415,7 @@ def hash_password(
     if sys.stdin.isatty():
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
-        # As bytes: how the terminal's locale would read them is not what a client sends.
+        # Read as bytes: a client does not send them as this locale would decode them.
         password = sys.stdin.buffer.readline().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
     result = hashed(password)
     if not weak:
@@ -450,7 +448,7 @@ def demo(
     supervisor = Supervisor.from_environment()
     now = datetime.now(UTC)
     try:
-        # What is there already, links among it, may be of its owner's making.
+        # What is already there, including links, may be its owner's doing.
         become_owner_of(directory)
         with without_read_right():
             made = prepare(directory, 2222 if port is None else port, now, kind)
@@ -468,7 +466,7 @@ def demo(
     async def publish() -> list[str]:
         async with assembled(settings, keys[1]) as installation:
             outcome = await installation.feed.run_round(now)
-            # Or status, and the page that is opened at once, would say that no round has run.
+            # Otherwise `status`, and the page, which is opened at once, would say that no round has run.
             installation.ledger.note(**round_facts(now, outcome))
             return sorted(installation.folder.served)
 
@@ -480,7 +478,7 @@ def demo(
     try:
         run_loop(run_service(settings, keys, supervisor, introduce))
     except CannotListen as error:
-        hint = f"on any port that is free: pickup-point demo --directory {shlex.quote(str(directory))} --port 0"
+        hint = f"to use any free port: pickup-point demo --directory {shlex.quote(str(directory))} --port 0"
         raise CannotListen(str(error), hint=hint) from error
 
 

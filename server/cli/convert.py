@@ -1,8 +1,8 @@
 """One export converted by hand, outside any data folder: what ``pickup-point convert`` does.
 
-Touches the export (read), the output and, if asked for, the rejected rows: files appear whole or not at all, what else
-is there (a device, a FIFO) is written into. It starts the conversion process before it imports whatever else it needs:
-that halves its time.
+Touches the export (read), the output and, if asked for, the rejected rows: files appear whole or not at all; something
+else in their place (a device, a FIFO) is written into. The conversion process is started before anything else that is
+needed is imported: that halves the time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def convert_by_hand(
 ) -> ConvertedByHand:
     """Convert one export by the configuration's ``[log]`` rules, or by the defaults without one.
 
-    ``output`` or ``rejects`` may be ``-``, standard output; new files get ``mode``, less what the umask takes away.
+    ``output`` or ``rejects`` may be ``-``, standard output; new files get ``mode``, less the umask. ``progress`` gets
+    the number of bytes of the export read so far.
 
     Raises:
         ExportTorn: the export is not a complete gzip file.
@@ -96,7 +97,7 @@ def convert_by_hand(
     tally, rules = converted.tally, made[0].conversion.rules
     notes = made[0].warnings + ([ON_ONE_LINE[1]] if converted.one_line else []) + warnings(tally, made[0].policy)
     if not made[0].key_known and (tally.not_an_address or rules.ip == "truncated" or rules.export_kind.identity):
-        notes.append("there is no ip_hash.key, so the hashes in this file were made with a key that is not kept")
+        notes.append("there is no ip_hash.key, so the hashes in this file were made with a key that was thrown away")
     return ConvertedByHand(tally, notes)
 
 
@@ -126,8 +127,10 @@ def convert_command(
 
 
 class _Made(NamedTuple):
-    """The rules of a conversion by hand and of warnings about it, whether its hash key is the site's, and warnings
-    about its catalogue."""
+    """What a conversion by hand needs, the rules for warnings about it, and warnings about its catalogue.
+
+    ``key_known``: the hash key is the site's.
+    """
 
     conversion: Conversion
     policy: HoldPolicy
@@ -142,7 +145,7 @@ def _make(export: Path, config: Config | None) -> _Made:
     from ..triton import LogRules
 
     rules = config.log_rules if config is not None else LogRules()
-    # An export's own name says which kind it is; only where it does not, the configuration decides.
+    # An export's own name says which kind it is; if it does not, the configuration decides.
     rules = rules._replace(kind=next((name for name, at in _named(export.name) if at is not None), rules.kind))
     key, key_known = _hash_key(config)
     catalogue, notes = _catalogue(config)
@@ -151,17 +154,17 @@ def _make(export: Path, config: Config | None) -> _Made:
 
 
 def _file_names() -> FileNames:
-    """Return the names in the private folder of the output; there is one file."""
+    """Return the names in the output's private folder; there is only one log."""
     from ..convert.messages import FileNames
 
     return FileNames("log-", 0, ".part")
 
 
 def _check_apart(export: Path, outputs: list[Path]) -> None:
-    """Refuse outputs that are the export, one and the same, or in no folder, before anything is read.
+    """Refuse outputs that are the export, the same file, a folder, or in no folder, before anything is read.
 
     Raises:
-        PickupPointError: in the words of what was typed.
+        PickupPointError: naming the paths as they were typed.
     """
     if len(set(outputs)) < len(outputs):
         hint = "give --rejects another name"
@@ -169,7 +172,7 @@ def _check_apart(export: Path, outputs: list[Path]) -> None:
     for wanted in outputs:
         if is_standard_output(wanted):
             continue
-        with contextlib.suppress(OSError):  # what cannot be looked at is told by whoever opens it
+        with contextlib.suppress(OSError):  # whoever opens it reports what is wrong
             if wanted.samefile(export):
                 raise PickupPointError(f"{wanted} is the export itself", hint="give --output another name")
         folder = wanted.absolute().parent
@@ -196,7 +199,7 @@ def _catalogue(config: Config | None) -> tuple[Catalogue | None, list[str]]:
         from .privileges import as_owner
 
         try:
-            # As its owner: SQLite may have to make a file beside it, which the service must be able to open.
+            # As its owner: SQLite may create a file beside it, which the service must be able to open.
             with as_owner(config), contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
                 return CatalogueSource(config, ledger.rss).snapshot(), []
         except (LedgerError, DataFolderError) as error:
@@ -223,19 +226,19 @@ def _hash_key(config: Config | None) -> tuple[bytes, bool]:
 
 
 def day_in(name: str) -> date | None:
-    """Return the day of an export's name: that of ``metrics-day-…``, wherever it stands, else the first one in it."""
+    """Return the day in an export's name: that after ``metrics-day-`` and the like, else the first one, or None."""
     return next((day for _, day in _named(name) if day is not None), _first_day(name, ""))
 
 
 def _named(name: str) -> list[tuple[str, date | None]]:
-    """Return for each kind of export the day in a name that holds one of its exports', wherever that stands."""
+    """Return (kind, day) for each kind of export: the day that follows the beginning of its file name, or None."""
     from ..megaphone.exports import KINDS
 
     return [(kind.name, _first_day(name, kind.file_name.partition("YYYY")[0])) for kind in KINDS.values()]
 
 
 def _first_day(name: str, before: str) -> date | None:
-    """Return the first day in a name that stands behind this text."""
+    """Return the first day in a name that directly follows the text ``before``."""
     from ..megaphone.exports import calendar_day
 
     days = (calendar_day(match[1]) for match in re.finditer(rf"{before}(\d{{4}}-\d{{2}}-\d{{2}})", name, re.ASCII))

@@ -1,7 +1,7 @@
 """The demo: a folder with everything that a newcomer needs to see the service work.
 
 Touches that folder only: creates sample exports, keys, a user and a configuration in it; what then runs on it is
-exactly ``serve``. Promise: a later start keeps what is there, and adds the days that are missing.
+exactly ``serve``. Promise: a later start keeps what is there and adds the missing days.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ROWS = 4000
 PAGE_PORT = 9108
 FINAL_DAYS = 3
-CAUGHT_UP_DAYS = 7  # at a later start: of the days before these no alarm is left that they are missing
+CAUGHT_UP_DAYS = 7  # written at a later start; the alarms of days before these have ended
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
 _WRITTEN_BEFORE = timedelta(minutes=80)  # Megaphone's last rewrite before a day is final: by then it has settled
 
@@ -52,7 +52,7 @@ class Demo:
 
 
 def prepare(folder: Path, port: int, now: datetime, kind_name: str = "") -> Demo:
-    """Create what is missing in ``folder``, with exports of this kind; without one, of the kind that it has.
+    """Create what is missing in ``folder``, with exports of this kind, or else of the kind that it has.
 
     Raises:
         OSError: the folder cannot be written.
@@ -65,7 +65,7 @@ def prepare(folder: Path, port: int, now: datetime, kind_name: str = "") -> Demo
     password = _password(folder / "password.txt")
     config = folder / "config.toml"
     if not os.path.lexists(config):
-        # Port 0 is any that is free, and no address.
+        # Port 0 stands for any free port, so it cannot be in an address.
         address = f'address = "127.0.0.1:{port}"\n' if port else ""
         kind = f'kind = "{kind_name}"\nagreed = true                # a real site asks Triton first\n'
         kind = kind if kind_name not in ("", METRICS.name) else ""
@@ -95,7 +95,7 @@ def prepare(folder: Path, port: int, now: datetime, kind_name: str = "") -> Demo
 
 
 def on_port(config: Config, port: int) -> Config:
-    """Return the demo's configuration with another port; 0 stands for any that is free, for the page's, too."""
+    """Return the demo's configuration with another port; 0 stands for any free one, then also for the page."""
     changed: dict[str, Any] = {"sftp": config.sftp.model_copy(update={"port": port})}
     if port == 0 and config.web is not None:
         changed["web"] = config.web.model_copy(update={"listen": "127.0.0.1:0"})
@@ -107,7 +107,7 @@ def introduction(
 ) -> list[str]:
     """Return the introduction for a newcomer, line by line, once ``files`` are served on ``port``.
 
-    ``page`` is the port of the page, None where an earlier demo's configuration has none.
+    ``page`` is the page's port, None if an earlier demo's configuration has no page.
     """
     oldest = demo.final_days[0]
     return [
@@ -123,7 +123,7 @@ def introduction(
         f"password: {demo.password}",
         "",
         *([f"In a browser, what became of each day: http://127.0.0.1:{page}/", ""] if page else []),
-        f"There, type ls -l, get {files[-1] if files else 'NAME'} and bye; afterwards, here:",
+        f"There, type ls -l, then get {files[-1] if files else 'NAME'}, then bye; afterwards, here:",
         f"{program} status --config {demo.config}",
         "",
         "Nobody has to fetch these days (the demo's user has required = false), so nothing is wrong with them.",
@@ -135,7 +135,7 @@ def introduction(
 
 
 def _days(exports: Path, final_days: tuple[date, ...], kind: ExportKind) -> list[date]:
-    """Return the newest final days, and those between them and an earlier start that would be missing."""
+    """Return the newest final days, and those missing between an earlier start and them."""
     written = [day for path in exports.iterdir() if (day := kind.day_of(path.name)) is not None]
     first = max(min(written, default=final_days[0]), final_days[-1] - timedelta(days=CAUGHT_UP_DAYS - 1))
     first = min(first, final_days[0])
@@ -147,7 +147,7 @@ def _path(exports: Path, day: date, kind: ExportKind) -> Path:
 
 
 def _write_final(exports: Path, day: date, kind: ExportKind) -> None:
-    """Write a final day, and what marks it as that, unless it is there: a published day must not change."""
+    """Write a final day and its marker, unless it is there: a published day must not change."""
     path = _path(exports, day, kind)
     over = start_of(day + timedelta(days=1)).timestamp()
     if path.exists() and path.stat().st_mtime >= over:
@@ -163,7 +163,7 @@ def _write_final(exports: Path, day: date, kind: ExportKind) -> None:
 
 
 def _write_unfinished(exports: Path, day: date, now: datetime, kind: ExportKind) -> None:
-    """Write an unfinished day as far as it has come by now."""
+    """Write an unfinished day as far as it has got by now."""
     path = _path(exports, day, kind)
     write_day(path, day, ROWS, broken=True, tokens_share=0.1, until=now, kind=kind)
     _set_time(path, now.timestamp())

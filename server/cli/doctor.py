@@ -1,8 +1,8 @@
 """The doctor: examines every part of an installation from outside; each finding has its cure.
 
 Touches what it examines: the keys, the exports (read), the data folder and the store (one small file each, removed
-again), and the port and the public address of the service. Promise: it changes nothing, and goes on whatever it finds;
-it sends a password only to a server with our host key, and a file that it fetches does not count as a pickup.
+again), and the port and the public address of the service. Promise: it changes nothing, and carries on whatever it
+finds; it sends a password only to a server with our host key, and a file that it fetches does not count as a pickup.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from ..sftp.client import LoginAttempt
     from ..storage.records import LedgerLog
 
-ENOUGH = 1 << 16  # bytes of an export that show that it can be read
+ENOUGH = 1 << 16  # bytes of an export that prove it can be read
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found about one thing, and what to type if it is not well."""
+    """What was found about one thing, and what to do if something is wrong, as a hint."""
 
     level: Level
     sentence: str
@@ -69,8 +69,8 @@ async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[F
     findings = [Finding(Level.OK, f"configuration: {config.path} is valid")]
     host_keys, found = _keys(config)
     findings += found
-    # No way back from here: what needs root comes before this, what must not leave root's files behind comes after, and
-    # so do the exports, of which it matters whether the service can read them.
+    # No way back from here: what needs root comes first. What must not leave root's files behind comes after, and so do
+    # the exports, since what matters is whether the service can read them.
     become_owner(config)
     findings += [finding async for finding in _exports(config)]
     findings += [finding async for finding in _store(config)]
@@ -111,7 +111,7 @@ def _keys(config: Config) -> tuple[set[bytes], list[Finding]]:
 
 
 class _Enough(OSError):
-    """Ends a read that has shown what it had to; an OSError, as a full disk raises it."""
+    """Ends a read that has shown enough; an OSError, as a full disk raises."""
 
 
 class _Sampler:
@@ -143,7 +143,7 @@ class _Sampler:
 
 
 async def _exports(config: Config) -> AsyncIterator[Finding]:
-    """List the exports, read one, and see whether If-Match is honoured."""
+    """List the exports, read one, and check whether If-Match is honoured."""
     source = await open_source(config.export.place, config.export.export_kind)
     try:
         began = datetime.now(UTC)
@@ -177,7 +177,7 @@ async def _read(source: ExportSource, export: DayExport) -> None:
 
 
 async def _if_match(source: ExportSource, export: DayExport) -> Finding:
-    """Ask for a version that never existed: a store that sends something could send half of two versions."""
+    """Ask for a version that never existed: a store that answers could send parts of two versions."""
     sampler: BinaryIO = _Sampler()  # type: ignore[assignment]  # as above
     try:
         await source.fetch(export._replace(etag="0" * 32), sampler)
@@ -185,7 +185,7 @@ async def _if_match(source: ExportSource, export: DayExport) -> Finding:
         return Finding(Level.OK, "exports: the store refuses a version that it does not have (If-Match)")
     except _Enough:
         pass
-    cure = "ask whoever runs the store to honour If-Match; until then only the size reveals a rewrite in mid-read"
+    cure = "ask whoever runs the store to honour If-Match; until then only its size reveals a rewrite during a read"
     return Finding(Level.WARNING, "exports: the store ignores If-Match", cure)
 
 
@@ -206,7 +206,7 @@ def _listing_command(config: Config) -> str:
 
 
 async def _store(config: Config) -> AsyncIterator[Finding]:
-    """See whether the store lets us do what we need, and honours the condition under which we write."""
+    """Check whether the store permits what we need, and honours the condition on our writes."""
     if config.store is None:
         return
     from ..storage.log_store import LogStore
@@ -232,12 +232,12 @@ async def _store(config: Config) -> AsyncIterator[Finding]:
 
 
 def _data_folder(config: Config) -> Iterator[Finding]:
-    """See whether the owner can write to the data folder, and link in it."""
+    """Check whether the owner can write to the data folder, and link in it."""
     folder = config.data_dir
     try:
         if not folder.exists():
             cure = "systemctl start pickup-point; or pickup-point serve"
-            yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet, the first start creates it", cure)
+            yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet; the first start creates it", cure)
             return
         # The steps of a publication: write, fsync, link.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as trial:
@@ -255,7 +255,7 @@ def _data_folder(config: Config) -> Iterator[Finding]:
 
 
 def _kernel() -> Finding:
-    """Whether rows are converted by the kernel."""
+    """Return whether rows are converted by the kernel."""
     lack = kernel_lack()
     if lack is None:
         return Finding(Level.OK, "conversion: the kernel is in use")
@@ -278,7 +278,7 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
             continue
         if alarm.name == "feed_not_running" and snapshot.running and "last_round" not in snapshot.facts:
             yield Finding(
-                Level.WARNING, "feed: the first round has not ended yet", "look again in a while: pickup-point status"
+                Level.WARNING, "feed: the first round has not ended yet", "check again in a while: pickup-point status"
             )
         elif alarm.name not in ("source", "store", "key_readable"):  # examined above, just now
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
@@ -315,13 +315,13 @@ async def _exchange(word: str, where: tuple[str, int], host_keys: set[bytes], co
     shown = _shown(where)
     cure = f"ssh-keyscan -p {port} {host}"
     try:
-        # Between us and the public address stands the balancer, which sends the header itself.
+        # At the public address the balancer is in between, and sends the header itself.
         found = await host_key(host, port, config.sftp.proxy_protocol_from if where == _own(config) else ())
     except HungUp as error:
         # The service closes a connection at once if no user may come from its address.
         if all(user.allow_from for user in config.sftp.users):
             sentence = f"{word}: {shown} closes connections from this machine, which is in no user's allow_from"
-            cure = f"on a machine that is in one: {cure}"
+            cure = f"try from a machine that is in one: {cure}"
             return Finding(Level.WARNING, sentence, cure)
         cure = "journalctl -u pickup-point | grep 'sftp refused' | tail -n 3"
         return Finding(Level.CRITICAL, f"{word}: no key exchange at {shown}: {error}", cure)
@@ -347,7 +347,7 @@ async def _login(config: Config, host_keys: set[bytes], attempt: LoginAttempt) -
         sentence = f"login: {user.name} was not tried, because its allow_from does not include {where[0]}"
         host, port = _split(config.sftp.address) if config.sftp.address else where
         login = shlex.quote(f"{user.name}@{host}")
-        cure = f"on a machine that is in it: sftp -P {port} {login}"
+        cure = f"try from a machine that is in it: sftp -P {port} {login}"
         return Finding(Level.WARNING, sentence, cure)
     try:
         found = await fetch_sha256(*where, attempt, host_keys, name, config.sftp.proxy_protocol_from)
@@ -388,7 +388,7 @@ def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
         if user.password_hash is None:
             return f"set password_hash of {user.name} to what this prints: pickup-point hash-password < {file}"
         if password_matches(user.password_hash, attempt.password.encode()):
-            # Right by the file, so the service has another one in force, or refuses for another reason.
+            # The file matches the configuration, so the service has not reloaded it, or refuses for another reason.
             return f"systemctl reload pickup-point; {journal}"
         set_it = f"set password_hash of {user.name} to what this prints: pickup-point hash-password < {file}"
         return f"if the password in the file is right, {set_it}; {journal}"
@@ -398,14 +398,14 @@ def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
 
 
 def _may_come_from(host: str, user: UserSettings) -> bool:
-    """Return whether a user may connect to one of this machine's addresses, since the connection comes from it."""
+    """Return whether a user may log in at ``host``, an address of this machine: the connection comes from the same."""
     with contextlib.suppress(ValueError):  # a name: only the service knows its address
         return not user.allow_from or any(parse_address(host) in network for network in user.allow_from)
     return True
 
 
 def _newest_log(config: Config) -> LedgerLog | None:
-    """Return the log that was published last and is still there, or None."""
+    """Return the log that was published last and not pruned, or None."""
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         return next(reversed(ledger.published_logs()), None)
 
@@ -426,6 +426,6 @@ def _own(config: Config) -> tuple[str, int]:
 
 
 def _listening(config: Config) -> int:
-    """Return the port that the running service listens on: not the configuration's if systemd listens."""
+    """Return the port that the running service listens on, which differs from the configured one if systemd listens."""
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         return int(ledger.facts().get("service_port", config.sftp.port))

@@ -1,4 +1,4 @@
-"""The command ``episodes``: which episodes Triton can match a line to.
+"""The command ``episodes``: to which episodes Triton can match a line.
 
 Prints. Reads what is stored, and writes only with ``--refresh`` (the ledger) and ``--export`` (that file).
 """
@@ -55,7 +55,7 @@ def episodes(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Show the episode catalogue. What the RSS feeds and the CSV know, and which episodes of the logs match nothing."""
+    """Show the episode catalogue. What the RSS feeds and the CSV have, and which episodes in the logs match nothing."""
     if check is not None:
         if export is not None or unmatched or refresh:
             raise Usage(
@@ -69,7 +69,7 @@ def episodes(
 
     settings = load_settings(config, verbose=verbose, quiet=not refresh)
     with contextlib.ExitStack() as stack:
-        # Opened first: the file belongs to whoever typed the command, and what is read to the service.
+        # Opened first: the file belongs to whoever typed the command; what is read belongs to the service.
         file = stack.enter_context(new_csv(export)) if export is not None else None
         become_owner(settings)
         if refresh:
@@ -79,7 +79,7 @@ def episodes(
             found = matching(settings, ledger, snapshot.catalogue, days)
         count = write_export(file, snapshot.written, found.unmatched) if file is not None else 0
     if export is not None:
-        print(f"{export}: {count} episodes to fill in, and {len(snapshot.written)} that are filled in")
+        print(f"{export}: {count} episodes to fill in, and {len(snapshot.written)} filled in already")
         print_hint(f"fill them in, then: pickup-point episodes --check {shlex.quote(str(export))}")
         print_hint(f"then set log.episodes to {export}")
     elif unmatched:
@@ -158,7 +158,7 @@ def _print_unmatched(found: Matching, *, json: bool) -> None:
         print_json(found.as_json())
         return
     if not found.days:
-        print("there is no log file to read")
+        print("there are no logs to read")
         print_hint("pickup-point status")
         return
     if not found.unmatched:

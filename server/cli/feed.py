@@ -37,7 +37,7 @@ async def one_round(
 ) -> list[DayResult]:
     """Run one round now, which counts like one of the service's; return what became of each day.
 
-    With ``change_rules``, this node's terms become those of a shared store before.
+    With ``change_rules``, this node's terms first become those of the shared store.
     """
     with progress_bars() as show:
         progress = None if show is None else lambda day, done, total: show(str(day), done, total)
@@ -53,7 +53,7 @@ async def one_round(
                 try:
                     outcome = await installation.feed.run_round(now, request)
                 except (SourceError, DataFolderError, LedgerError, StoreError, NodesDiffer) as error:
-                    # The round's own error is the one to tell.
+                    # If the ledger fails, too, the round's own error is the one to report.
                     with contextlib.suppress(LedgerError):
                         await in_thread(_note, installation.ledger, round_facts(now, error))
                     raise
@@ -63,7 +63,7 @@ async def one_round(
 
 def _change_rules(installation: Installation) -> None:
     with installation.folder.round_lock(lambda: None, installation.stop.is_set):
-        assert installation.shared is not None  # noqa: S101  # by the caller
+        assert installation.shared is not None  # noqa: S101  # the caller checked
         installation.shared.change_rules()
 
 
@@ -72,7 +72,7 @@ def _note(ledger: Ledger, facts: dict[str, Any]) -> None:
 
 
 async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_wait: Callable[[], None]) -> Pruned:
-    """Run one retention pass now; return what was removed, or would be. ``clock_is_right`` is an operator's word."""
+    """Run one retention pass now; return what was removed, or would be. ``clock_is_right``: an operator says so."""
     folder = DataFolder(config.data_dir)
     folder.prepare()
     with (
@@ -82,7 +82,7 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
         now = datetime.now(UTC)
         vouched = now if clock_is_right else None
         if not clock_is_right and doubt(ledger, now):
-            # A bucket has a clock of its own; only then is it worth asking.
+            # A bucket has a clock of its own, worth asking only if the local one is in doubt.
             with contextlib.suppress(SourceError):
                 source = await open_source(config.export.place, config.export.export_kind)
                 try:
@@ -91,7 +91,7 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
                     await source.close()
                 if listing.own_clock:
                     vouched = listing.now
-        # Off the event loop: a shared store is asked by one of its own.
+        # In a thread: a shared store is used through an event loop of its own.
         return await in_thread(
             prune,
             ledger,
@@ -106,7 +106,7 @@ async def one_prune(config: Config, *, dry_run: bool, clock_is_right: bool, on_w
 
 
 def _open_ledger(folder: DataFolder) -> Ledger:
-    """Open the ledger even where the disk has no room for what SQLite keeps beside it, if no service runs."""
+    """Open the ledger, even on a disk without room for SQLite's files beside it, if no service runs."""
     try:
         return Ledger.open(folder.ledger_path)
     except LedgerError:

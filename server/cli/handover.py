@@ -1,7 +1,7 @@
 """The handover: everything to send to Triton, from the configuration in force.
 
 Touches the folder that it writes, the keys (read), the ledger (read), and the newest final export (read, for the
-sample). Promise: it writes no secret, neither the password nor its hash nor ``ip_hash.key``; it warns of what is
+sample). Promise: it writes no secret, neither the password nor its hash nor ``ip_hash.key``; it warns about what is
 missing, and writes the rest.
 """
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from ..storage.records import LedgerLog
 
 _PRIVATE = 0o600  # the sample is listeners' data, and the rest goes with it
-VOLUME_DAYS = 7  # published days that the expected volume is told from
+VOLUME_DAYS = 7  # published days from which the expected volume is computed
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """The files that were written, and what is missing, each with what to do about it."""
+    """The files written, and warnings about what is missing, each with a hint."""
 
     written: list[Path]
     warnings: list[PickupPointError]
@@ -66,7 +66,7 @@ async def write_handover(config: Config, folder: Path) -> Handover:
 
     try:
         make_folder(folder)
-        # As root only keys are read: an export may be a link to what neither the service nor Triton may see.
+        # As root, only keys are read: an export may be a link to something that neither the service nor Triton may see.
         sample = await _sample(config, folder, warnings)
         if sample is not None:
             written.append(sample)
@@ -87,7 +87,7 @@ async def write_handover(config: Config, folder: Path) -> Handover:
 
 
 def _lacks(config: Config) -> list[PickupPointError]:
-    """Return what the configuration does not say, though Triton needs it."""
+    """Return what the configuration does not say although Triton needs it."""
     wanted = (
         ("the publisher's name is missing", "publisher.name", config.publisher.name),
         ("nobody is named whom Triton can ask", "publisher.contacts", config.publisher.contacts),
@@ -104,9 +104,9 @@ def _lacks(config: Config) -> list[PickupPointError]:
 
 
 def _fingerprints(config: Config) -> list[tuple[str, str]]:
-    """Return the host keys that clients are offered: pairs of algorithm and fingerprint; none where they are not made.
+    """Return (algorithm, fingerprint) of each host key that clients are offered; none if they are not made yet.
 
-    Their lack is told by `_known_hosts`.
+    `_known_hosts` warns about that.
     """
     with contextlib.suppress(ConfigError):
         keys = public_host_keys(config.sftp, config.keys_dir)
@@ -115,7 +115,7 @@ def _fingerprints(config: Config) -> list[tuple[str, str]]:
 
 
 def _volumes(config: Config) -> list[Volume]:
-    """Return what was published for the last days, the newest first; nothing without a ledger."""
+    """Return what was published for the last days, newest first; nothing without a ledger."""
     with contextlib.suppress(LedgerError, DataFolderError), as_owner(config):
         with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
             publications = ledger.live_publications()
@@ -187,8 +187,8 @@ def _rss_lines(config: Config) -> list[str]:
 
 
 def as_html(text: str) -> str:
-    """Return a document in Markdown as one file of HTML, which a mail can carry and a printer prints."""
-    # HTML within the Markdown stays text: a constant of a column may look like it.
+    """Return a Markdown document as one self-contained HTML page, to be mailed or printed."""
+    # HTML in the Markdown stays text: a column's constant may look like it.
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     title = text.partition("\n")[0].removeprefix("# ")
     return _PAGE.format(title=html.escape(title.replace("\\", "")), style=_STYLE, body=body)

@@ -1,7 +1,7 @@
 """What Triton's engineer reads: the document of a handover, from the configuration in force.
 
-Returns Markdown. Pure: what lies outside (keys, the ledger, the sample) is handed in. Promise: its words are Triton's
-and Megaphone's, never the names of our settings, and it holds nothing about a listener.
+Returns Markdown. Pure: what comes from outside (keys, the ledger, the sample) is handed in. Promise: its words are
+Triton's and Megaphone's, never the names of our settings, and it holds nothing about a listener.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..settings import Config, ExportSettings, LogSettings
     from ..triton import ColumnSpec
 
-SAMPLE_ROWS = 1000  # of an export: enough to see every kind of row, without a whole day's listeners
+SAMPLE_ROWS = 1000  # of an export: enough to show every kind of row, without a whole day's listeners
 EXAMPLE_DAY = date(2026, 11, 20)
 _EPISODE = "c2a1f3d6-c513-11f0-9a4e-0242ac120002"
 _AT_MEGAPHONE = "EXM1234567890"
@@ -52,7 +52,7 @@ EXAMPLE_ROW = {
     "blacklisted_ua": False,
     "source": 0,
 }
-# One of a kind whose rows have neither an id nor sizes, and a token for an address.
+# The same for a kind whose rows have neither an id nor sizes, and a token in place of an address.
 _WITHOUT_BYTES = {
     **{name: value for name, value in EXAMPLE_ROW.items() if name in DELIVERY_V2.identity},
     "ip": "00112233445566778899aabbccddeeff",
@@ -63,7 +63,7 @@ _EXAMPLE_EPISODE = Episode(_EPISODE, "", _AT_MEGAPHONE, f"https://traffic.megaph
 
 
 class Volume(NamedTuple):
-    """What was published for a day: how many files, and their bytes and lines together."""
+    """What was published for a day: how many files, and their bytes and lines in total."""
 
     files: int
     size: int
@@ -71,10 +71,10 @@ class Volume(NamedTuple):
 
 
 class Material(NamedTuple):
-    """What the document needs beside the configuration.
+    """What the document needs besides the configuration.
 
-    ``host_keys`` are pairs of algorithm and fingerprint; ``sample`` is a file's name or ''; ``rss`` are lines of
-    Markdown; ``volumes`` are those of the last published days.
+    ``host_keys`` are (algorithm, fingerprint) pairs; ``sample`` is a file's name or ''; ``rss`` are lines of Markdown;
+    ``volumes`` are those of the last published days.
     """
 
     host_keys: Sequence[tuple[str, str]] = ()
@@ -124,7 +124,7 @@ def document(config: Config, material: Material, now: datetime) -> str:
 
 
 def _store_text(config: Config) -> str:
-    """Return the chapter about the bucket, if the logs lie in one too, with the policy of its reader."""
+    """Return the section about the bucket, with its reader's policy; '' if the logs are not in one."""
     if config.store is None:
         return ""
     place = config.store.place
@@ -146,19 +146,19 @@ def _store_text(config: Config) -> str:
 _STORE = """\
 ## The same logs in S3
 
-Every file also lies in `{url}`, under the same name with the same bytes: Content-Type `application/gzip`, no
+Every file is also in `{url}`, under the same name and with the same bytes: Content-Type `application/gzip`, no
 Content-Encoding, its SHA-256 and its time of publication as metadata (`sha256`; `mtime`, seconds since 1970). An object
-appears once it is complete, is never written again, and is removed like the file. Nothing else lies there. Read either
-from there or by SFTP, not both: each name is to be processed once.
+appears once it is complete, is never overwritten, and is removed when the file is. There is nothing else there. Read
+either from there or by SFTP, not both: each name must be processed only once.
 
-The policy that the reader's access keys have; they are handed over separately:
+The policy of the reader's access keys, which are handed over separately:
 
 ```json
 {policy}
 ```
 
 """
-_TOO_LATE = "the day's first sessions are three days old: what has not reached you by now is not counted"
+_TOO_LATE = "the day's first sessions are three days old: what has not reached you by then is not counted"
 _TEXT = """\
 # {title}
 
@@ -178,34 +178,34 @@ As of {today}. This document contains no secret: the password is handed over sep
 
 {algorithms}
 
-The host keys, which are also in the file `known_hosts` beside this one:
+The host keys, also in the accompanying file `known_hosts`:
 
 {host_keys}
 
-## When files appear, and until when they count
+## When files appear, and how long they count
 
 All times are UTC, in file names and in lines. A day is final {hours}. For the sessions of {day}:
 
 {times}
 
-Rows that Megaphone adds to a day after that come once, in a further file of the day ({late}), within the three days.
-So please pull at least every {pull_every}, and fetch every name that you have not seen.
+Rows that Megaphone adds to a day after that are sent once, in a further file for the day ({late}), within the three
+days. So please pull at least every {pull_every}, and fetch every name that you have not seen.
 
 ## Files
 
 - **Names.** {name}: prefix, date, and a number that counts from 00. {split} A name is never used a second time.
-- **Whole.** A file appears only when it is complete. Its content, size and time of modification never change after
-  that, and a newer file has a newer time.
+- **Whole.** A file appears only once it is complete. After that its content, size and modification time never change,
+  and a newer file has a newer time.
 - **Format.** {format} in UTF-8, compressed as one gzip member; lines end with `\\n`. {header} A missing value is `-`.
 - **Expected volume.** {volume}
-- **How long.** A file is removed {keep_days} days after it was published.
+- **Removal.** A file is removed {keep_days} days after it was published.
 
 ## Columns
 
 {columns}
 
-The source is Megaphone's {export}. One row sums up one download; it is not one HTTP request. What is marked as derived
-is not in the export. {rows}
+The source is Megaphone's {export}. One row sums up one download; it is not one HTTP request. Values marked as derived
+are not in the export. {rows}
 
 ## One line, cell by cell
 
@@ -227,17 +227,17 @@ The listener, the show and the episode are made up.
 
 ## Use of the data
 
-The data is for measurement only. Megaphone requires a measurement partner to use it for nothing else, and nobody may
+The data is for measurement only. Megaphone requires that a measurement partner uses it for nothing else, and nobody may
 try to reverse a hash.
 """
 _SAMPLE = """\
-{name} is made from the first {rows:,} rows of a final day, in the way in which its log is made. It contains listeners'
-data: use it to set up the import, and for nothing else."""
+{name} is made from the first {rows:,} rows of a final day, in the same way as its log. It contains listeners' data: use
+it to set up the import, and for nothing else."""
 _HASHING = """\
 ## Hashed-IP
 
 {when} It is the HMAC-SHA-256, under a secret key of ours, of the whole IPv4 address, of the /64 of an IPv6 address, or
-of the token as it came: 64 lower-case hexadecimal digits. One listener has the same hash in every file, on every day.
+of the token as received: 64 lower-case hexadecimal digits. A listener has the same hash in every file, on every day.
 
 """
 # By the setting `rows`: what we do, and what we ask.
@@ -258,7 +258,7 @@ _ROWS = {
 
 
 def _sheet(config: Config) -> list[tuple[str, str]]:
-    """Return the activation sheet; an address at which nobody from outside can reach us is none."""
+    """Return the activation sheet; without a public address it says that one follows."""
     known = dict(activation_sheet(config))
     if config.sftp.address is None:
         known["Server address"] = "It follows."
@@ -271,12 +271,12 @@ def _contacts(config: Config) -> list[str]:
 
 
 def _connecting(config: Config) -> list[str]:
-    """Return how to log in, from where, and what a client may do."""
+    """Return, line by line, how to log in, from where, and what a client may do."""
     users = partner_users(config)
     networks = sorted({str(network) for user in users for network in user.allow_from})
-    addresses = "Tell us which addresses your client connects from: we will let in no others."
+    addresses = "Tell us which addresses your client connects from: we will admit no others."
     if all(user.allow_from for user in users):
-        addresses = f"We let in {', '.join(map(_code, networks))} only. Tell us before your client's addresses change."
+        addresses = f"We admit only {', '.join(map(_code, networks))}. Tell us before your client's addresses change."
     key = "We prefer it to a password: send us your public key in OpenSSH's format."
     if any(user.authorized_keys for user in users):
         key = "Your public key is registered."
@@ -286,7 +286,7 @@ def _connecting(config: Config) -> list[str]:
         f"**Your addresses.** {addresses}",
         f"**Login with a key.** {key} It may be Ed25519, ECDSA, or RSA (with SHA-2 signatures).",
         "**What a client may do.** List `/`, stat, and read. Everything else (delete, rename, upload) is refused.",
-        f"**At the same time.** Up to {most}. Downloads may be resumed, or made in parallel ranges.",
+        f"**In parallel.** Up to {most}. Downloads may be resumed, or split into parallel ranges.",
     ]
 
 
@@ -303,11 +303,11 @@ def _algorithms(config: Config) -> str:
 
 
 def _appears(export: ExportSettings, log: str) -> list[tuple[str, str]]:
-    """Return for the example day when it is final, when its ``log`` is usually there, and when at the latest."""
+    """Return (when, what happens then) for the example day: it is final, its ``log`` usually appears, at the latest."""
     given_up = _at_text(start_of(EXAMPLE_DAY) + export.give_up_waiting)
     last = given_up, "at the latest, what Megaphone has delivered is published as it stands"
     if export.finality.marked:
-        # Megaphone's own hour: when we call a day overdue is our affair.
+        # Megaphone's own hour: when we call a day overdue does not concern Triton.
         marked = export.finality._replace(final_at=export.export_kind.final_at).final_time(EXAMPLE_DAY)
         return [
             (f"{_at_text(marked)}, or about an hour later", "Megaphone has marked its export of the day as final"),
@@ -353,10 +353,10 @@ def _volume_text(volumes: Sequence[Volume]) -> str:
 
 def _rows(log: LogSettings, kind: ExportKind) -> str:
     """Return which rows become lines, in sentences."""
-    nothing = "Rows that say that nothing was transferred" if kind.bytes_optional else "Rows that transferred nothing"
+    nothing = "Rows that say they transferred nothing" if kind.bytes_optional else "Rows that transferred nothing"
     said = f"{_ROWS[log.rows][0]} {nothing} are never sent."
     if kind.bytes_optional:
-        said += " Of rows that do not say how much was, nobody can tell: they are sent."
+        said += " Rows that do not say how much they transferred are sent."
     if kind.delivery_types is not None:
         sent, left_out = kind.delivery_types
         said += f" Rows whose delivery_type is {_code(left_out)}, not {_code(sent)}, are left out: plays inside an app."
@@ -364,7 +364,7 @@ def _rows(log: LogSettings, kind: ExportKind) -> str:
 
 
 class _Column(NamedTuple):
-    """A derived value: its format, the fields of the export that it comes from, how, and the example in words."""
+    """A derived value: its format, the export's fields that it comes from, how, and the example in words."""
 
     format: str
     source: str
@@ -373,11 +373,11 @@ class _Column(NamedTuple):
 
 
 def explained(log: LogSettings, kind: ExportKind = METRICS) -> dict[str, _Column]:
-    """Return what there is to know about each derived value, marked if it is not in the export."""
+    """Return what there is to know about each derived value, marked as derived if it is not in the export."""
     known = _explained(log)
     if not kind.bytes_optional:
         return known
-    lack = "where the row has no filesize and no bytes_sent"
+    lack = "if the row has no filesize and no bytes_sent"
     size = "the enclosure's length in the RSS feed" if log.object_size == "rss" else "`-`"
     for name, why in (("bytes", f"`-` {lack}"), ("object-size", f"{size} {lack}"), ("byte-range", f"`-` {lack}")):
         reads = "the file's size in the RSS feed" if size != "`-`" and name == "object-size" else "the row has none"
@@ -390,12 +390,12 @@ def explained(log: LogSettings, kind: ExportKind = METRICS) -> dict[str, _Column
     )
     ours = f"of {', '.join(kind.identity)}, and of its number among equal rows"
     known["x-metric-id"] = known["x-metric-id"]._replace(
-        how=f"Megaphone's id of the row; for a row without one, HMAC-SHA-256 under our secret {ours}",
+        how=f"Megaphone's id of the row; for a row without one, the HMAC-SHA-256 under our secret {ours}",
         reads="our name for this download, since Megaphone's row has none",
     )
     known["IP"] = known["IP"]._replace(reads="no address, since Megaphone's row has a token for it")
     known["Hashed-IP"] = hashed._replace(
-        how=f"{hashed.how}; as far as it is known, every ip is a token",
+        how=f"{hashed.how}; as far as is known, every ip is a token",
         reads="the hash of Megaphone's token, here under an example key",
     )
     return known
@@ -429,8 +429,8 @@ def _explained(log: LogSettings) -> dict[str, _Column]:
                          "1,679,360 bytes were sent"),
         "object-size": _Column("whole number", "filesize", "as received", "the whole file has 67,332,401 bytes"),
         "byte-range": _Column("`0-N`, or `-`" if partial else "`-`", "bytes_sent, filesize",
-                              "derived: from 0 to bytes less 1 where status is 206" if partial else "always `-`",
-                              "the first 1,679,360 bytes of it" if partial else "nothing is said of ranges"),
+                              "derived: from 0 to bytes minus 1 if status is 206" if partial else "always `-`",
+                              "the first 1,679,360 bytes of it" if partial else "nothing is said about ranges"),
         "episode-guid": _Column("text", "episode_id", "the GUID in the RSS feed, or else Megaphone's id of the episode",
                                 "the episode"),
         "podcast-id": _Column("text", "podcast_id", "Megaphone's id of the show", "the show"),
@@ -463,7 +463,7 @@ def _of(spec: ColumnSpec, known: dict[str, _Column]) -> _Column:
 
 
 def example_line(log: LogSettings, kind: ExportKind = METRICS) -> str:
-    """Return the line that the made-up row becomes under these rules, with a key and an episode that are made up."""
+    """Return the line that the made-up row becomes under these rules, with a made-up key and episode."""
     catalogue = Catalogue({_EPISODE: _EXAMPLE_EPISODE})
     rules = log.log_rules._replace(kind=kind.name)
     conversion = Conversion(rules, bytes(32), catalogue, EXAMPLE_DAY)
@@ -482,29 +482,27 @@ def _example(log: LogSettings, kind: ExportKind) -> str:
 
 
 def _hashing(log: LogSettings) -> str:
-    """Return how addresses are hashed, a section; '' where no column has a hash."""
+    """Return the section about how addresses are hashed; '' if no column has a hash."""
     if not any(spec.value == DerivedValue.HASHED_IP for spec in log.log_rules.layout.specs):
         return ""
-    when = (
-        "Every line has one." if log.ip == "truncated" else "It is there only where Megaphone gave a token for an IP."
-    )
+    when = "Every line has one." if log.ip == "truncated" else "It is there only if Megaphone gave a token for an IP."
     return _HASHING.format(when=when)
 
 
 def questions(config: Config) -> list[str]:
     """Return what Triton has to answer, in Triton's words."""
     log, users, first = config.log, partner_users(config), config.export.first_day
-    partial = "Every line has status 200, partial downloads too. Is that right, or do you need 206 and a byte range?"
+    partial = "Every line has status 200, even for a partial download. Is that right, or do you need 206 and a range?"
     if log.partial_status == 206:
-        partial = "A partial download has status 206 and a byte range from 0. Is that right, or do you need 200 always?"
+        partial = "A partial download has status 206 and a byte range from 0. Is that right, or do you always need 200?"
     unknown = re.sub(r" \(`agreed.*?\)", "", config.export.export_kind.question)  # without the name of our setting
     asked = [
-        "Does a log parsing scheme of yours match the columns (names, order, header line)? Which one, if not?",
+        "Does one of your log parsing schemes match the columns (names, order, header line)? If not, what do you need?",
         _ROWS[log.rows][1],
         partial,
         "Which part of the URL is the key to a station, and do you match episodes by URL or by the RSS feed's GUID?",
         "" if config.export.agreed else unknown[:1].upper() + unknown[1:],
-        "Do lines count in which IP is `-`, so that only the hash tells listeners apart?" if log.tokens is None else "",
+        "Do lines count whose IP is `-`, so that only the hash tells listeners apart?" if log.tokens is None else "",
         "" if all(user.allow_from for user in users) else "Which addresses does your client connect from?",
         "At which hour (UTC), and how often, do you pull? Does your client leave the files where they are?",
         "Which SSH software does your client use, and will it log in with a password or with a key?",
@@ -519,7 +517,7 @@ def questions(config: Config) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; a bar within a cell is escaped, since it would end the cell."""
+    """Return a Markdown table; bars in cells are escaped, since they would end the cell."""
     lines = ["|".join(("", *(f" {cell} " for cell in cells), "")) for cells in [head, *_escaped(rows)]]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
@@ -529,7 +527,7 @@ def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def _code(text: str) -> str:
-    """Return a text as code, whatever is in it."""
+    """Return a text as Markdown code, whatever is in it."""
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     blank = " " if "`" in text else ""
     return f"{fence}{blank}{text}{blank}{fence}"

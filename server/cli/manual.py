@@ -1,7 +1,6 @@
 """The manual on the machine: the chapters in `server/manual/`, and the example configuration, as they were installed.
 
-Reads those files. On a terminal a chapter is rendered and goes through the pager; elsewhere it is printed as it is
-written.
+Reads those files. On a terminal a chapter is rendered and shown in the pager; elsewhere its source is printed.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent.parent / "manual"
 _TREE = Path(__file__).parent.parent.parent
 CONFIG, ENGINEER = "config", "next-engineer"
-# The files of a checkout, of which an installed package has copies in `FOLDER` (see build_kernel/kernel_backend.py).
+# Files at the top of a checkout; an installed package has copies in `FOLDER` (see build_kernel/kernel_backend.py).
 _AT_THE_TOP = {f"{ENGINEER}.md": "CONTRIBUTING.md", "config.example.toml": "config.example.toml"}
-# In the order in which a person needs them.
+# In the order in which they are needed.
 CHAPTERS = (
     "installing",
     "first-week",
@@ -60,7 +59,7 @@ def read_chapter(name: str) -> Chapter:
     """Read a chapter by its name.
 
     Raises:
-        Usage: there is none of this name.
+        Usage: there is no chapter of that name.
     """
     if name == CONFIG:
         text = _text_of("config.example.toml")
@@ -88,12 +87,12 @@ def contents() -> str:
 
 
 def show(chapter: Chapter, console: Console) -> None:
-    """Show a chapter: on a terminal rendered and through the pager, elsewhere as it is written."""
+    """Show a chapter: rendered in the pager on a terminal, elsewhere its source."""
     if not console.is_terminal:
         console.file.write(chapter.text)
         return
     from .manual_page import render  # only here: rich's Markdown takes longer to load than most chapters to read
 
-    os.environ.setdefault("LESS", "-R")  # or less shows the colours as codes
+    os.environ.setdefault("LESS", "-R")  # otherwise less shows colours as codes
     with console.pager(styles=True):
         render(chapter.text, console, toml=chapter.name == CONFIG)

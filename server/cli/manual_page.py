@@ -1,7 +1,7 @@
-"""How a chapter of the manual looks on a terminal: Markdown of which every command can be pasted as it stands.
+"""How a chapter of the manual looks on a terminal: Markdown from which every command can be pasted as it stands.
 
 Prints to the console that it is given. Promise: however narrow the terminal is, no command in a block or a table is
-wrapped, and no letter lost.
+wrapped, and no letter is lost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def render(text: str, console: Console, *, toml: bool = False) -> None:
 
 
 class _Block(CodeBlock):
-    """A block of code, as it is written, behind a margin."""
+    """A block of code, verbatim, with a margin."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line in str(self.text).rstrip().splitlines():
@@ -40,7 +40,7 @@ class _Block(CodeBlock):
 
 
 class _Table(TableElement):
-    """A table; where it is too wide for its commands, a list of its rows."""
+    """A table; if it is too wide and has commands, a list of its rows."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         head = [cell.content for cell in self.header.row.cells] if self.header and self.header.row else []
@@ -61,7 +61,7 @@ class _Page(Markdown):
 
 
 def _listed(rows: list[list[Text]], code: Style) -> Iterator[Text | Padding]:
-    """Yield the first cell of each row, and below it what the others say, each command on a line of its own."""
+    """Yield the first cell of each row, and below it the other cells, each command on a line of its own."""
     for first, *others in rows:
         yield Text(f"\n{first.plain}", "bold")
         for part, is_command in _parts(others, code):
@@ -69,9 +69,9 @@ def _listed(rows: list[list[Text]], code: Style) -> Iterator[Text | Padding]:
 
 
 def _parts(cells: list[Text], code: Style) -> Iterator[tuple[str, bool]]:
-    """Yield what cells consist of, in order: commands, and the prose around them; with whether it is a command.
+    """Yield the parts of cells in order, commands and the prose around them: (text, whether it is a command).
 
-    ``code`` is how code looks: there is no other sign of it.
+    ``code`` is the style of code, the only thing by which it can be recognised.
     """
     for cell in cells:
         text, done = cell.plain, 0

@@ -1,4 +1,4 @@
-"""What the commands share: options, loading the configuration, the service log, JSON, an event loop, progress bars.
+"""What the commands share: options, loading the configuration, the journal, hints, JSON, an event loop.
 
 Prints for `app` and the other modules of commands.
 """
@@ -37,7 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 
 
 class Out(PickupPointError):
-    """Ends a command with an exit code of its own, and without a sentence."""
+    """Ends a command with an exit code, and without a sentence."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
@@ -51,7 +51,7 @@ class Usage(PickupPointError):
 
 
 def load_settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> Config:
-    """Load the configuration and set up the service log; ``quiet`` commands log nothing unless verbose."""
+    """Load the configuration and set up the journal; ``quiet`` commands log nothing unless verbose."""
     from .. import log_output
 
     settings = load_config(config_path(path))
@@ -81,7 +81,7 @@ def run_loop(job: Coroutine[Any, Any, Any]) -> Any:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(job)
-    # `feed` cancels its own task on Ctrl-C and SIGTERM: to the shell both are an interrupted command.
+    # `feed` cancels its own task on Ctrl-C and SIGTERM: to the shell, both mean an interrupted command.
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 
@@ -90,14 +90,14 @@ def parse_day(text: str, command: str) -> date:
     """Parse a day that was typed as YYYY-MM-DD.
 
     Raises:
-        Usage: it is not one, or it has not begun.
+        Usage: it is not a day, or has not begun.
     """
     day, today = calendar_day(text), datetime.now(UTC).date()
     if day is None:
         raise Usage(f"{text} is not a day; write it like 2026-11-20", hint=f"pickup-point {command} --help")
     if day > today:
         sentence = f"{text} has not begun: by this machine's clock it is {today} (UTC)"
-        raise Usage(sentence, hint="to see whether the clock is right: timedatectl")
+        raise Usage(sentence, hint="see whether the clock is right: timedatectl")
     return day
 
 
@@ -105,7 +105,7 @@ def program() -> str:
     """Return how this program was called, quoted, for a command that can be pasted."""
     if not sys.argv[0].endswith(OURS):
         return f"{shlex.quote(sys.executable)} -m server"
-    # What the shell finds by its name alone was called, or can be called, by its name alone.
+    # If the shell finds it by its name, the name is enough.
     return OURS if shutil.which(OURS) == sys.argv[0] else shlex.quote(sys.argv[0])
 
 
@@ -115,7 +115,7 @@ def call() -> Call:
 
 
 def config_given(arguments: Sequence[str]) -> str:
-    """Return what --config was given on a command line, or ''."""
+    """Return the value of --config on a command line, or ''."""
     given = ""
     for word, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if word in ("--config", "-c"):
@@ -128,7 +128,7 @@ def config_given(arguments: Sequence[str]) -> str:
 
 
 def print_hint(found: str | list[Step], indent: int = 2, file: TextIO | None = None) -> None:
-    """Print a hint: what to do behind an arrow, each command alone on its line, as it can be pasted."""
+    """Print a hint: prose after an arrow, each command alone on its line, ready to be pasted."""
     for line in lines(steps(found) if isinstance(found, str) else found, call(), is_installed):
         print(" " * indent + ("    " if line.is_command else "→ ") + line.text, file=file)
 
@@ -139,7 +139,7 @@ def is_installed(name: str) -> bool:
 
 
 def print_json(value: Any) -> None:
-    """Print a whole result on standard output."""
+    """Print a result as JSON on standard output."""
     print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 

@@ -40,24 +40,24 @@ def config_path(given: Path | None) -> Path:
 
 
 def become_owner(config: Config) -> None:
-    """Become, as root, the owner of data_dir or of the folder that it will be created in. There is no way back.
+    """If this is root, become the owner of data_dir, or of the folder it will be created in. There is no way back.
 
     The privilege to read stays: systemd keeps a DynamicUser's folder below /var/lib/private, which only root may
     enter, and the keys may be root's alone. Everything written belongs to the owner. What somebody else may have put
-    there, an export above all, is read without that privilege (`rights`).
+    there, above all an export, is read without that privilege (`rights`).
 
     Raises:
-        DataFolderError: the disk does not say who the owner is.
+        DataFolderError: the owner cannot be determined.
     """
     if os.geteuid() == 0:
         _become(*_owner(config))
 
 
 def become_owner_of(folder: Path) -> None:
-    """Become, as root, the owner of a folder, as `become_owner` does, before anything is read or made in it.
+    """If this is root, become the owner of a folder, as `become_owner` does; call it before touching anything there.
 
     Raises:
-        OSError: the disk does not say who the owner is.
+        OSError: the owner cannot be determined.
     """
     if os.geteuid() == 0:
         owner = _first_there(folder)
@@ -76,10 +76,10 @@ def _become(uid: int, gid: int, groups: list[int]) -> None:
 
 @contextlib.contextmanager
 def as_owner(config: Config) -> Iterator[None]:
-    """Do, as root, what is inside as `become_owner` would have it done; be root again afterwards.
+    """If this is root, run the block as the owner, as `become_owner` does; be root again afterwards.
 
     Raises:
-        DataFolderError: the disk does not say who the owner is.
+        DataFolderError: the owner cannot be determined.
     """
     uid, gid, groups = _owner(config) if os.geteuid() == 0 else (0, 0, [])
     if uid == 0:
@@ -99,11 +99,11 @@ def as_owner(config: Config) -> Iterator[None]:
 
 
 def _owner(config: Config) -> tuple[int, int, list[int]]:
-    """Return the user and the group that the service runs as, and its further groups."""
+    """Return (user, group, supplementary groups) that the service runs as."""
     with translate_os_errors(config.data_dir):
         owner = _first_there(config.data_dir)
     groups = _groups_of(owner)
-    # The unit's SupplementaryGroups= is known to nobody else; the service reads its configuration by it at a reload.
+    # The unit's SupplementaryGroups= cannot be looked up: it is the group by which the configuration can be read.
     with contextlib.suppress(OSError):
         file = config.path.stat()
         if file.st_mode & 0o044 == 0o040 and file.st_gid != 0:
@@ -112,7 +112,7 @@ def _owner(config: Config) -> tuple[int, int, list[int]]:
 
 
 def _first_there(folder: Path) -> os.stat_result:
-    """Return what is known of a folder, or of the first one above it that exists."""
+    """Return the status of a folder, or of the nearest one above it that exists."""
     place = folder.absolute()
     while True:
         try:
@@ -123,7 +123,7 @@ def _first_there(folder: Path) -> os.stat_result:
 
 def _groups_of(owner: os.stat_result) -> set[int]:
     groups = set[int]()
-    with contextlib.suppress(KeyError):  # a DynamicUser that does not run now has no name
+    with contextlib.suppress(KeyError):  # a DynamicUser that is not running has no name
         import pwd  # only here: a plain convert needs none of it
 
         groups.update(os.getgrouplist(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid))
@@ -131,7 +131,7 @@ def _groups_of(owner: os.stat_result) -> set[int]:
 
 
 def find_aws_key(config: Config) -> None:
-    """Let AWS's chain of credentials find ``keys/aws``, a static key, as the systemd unit does for the service."""
+    """Let AWS's credential chain find the static key ``keys/aws``, as the systemd unit does for the service."""
     path = config.keys_dir / "aws"
     if "AWS_SHARED_CREDENTIALS_FILE" not in os.environ:
         with contextlib.suppress(OSError):
@@ -140,7 +140,7 @@ def find_aws_key(config: Config) -> None:
 
 
 class KeysPlace(NamedTuple):
-    """Where the keys are, where the ledger is, under which address clients know them, and which of them are offered."""
+    """Where the keys and the ledger are, the ``address`` that clients use, and whether ``legacy`` keys are offered."""
 
     keys_dir: Path = Path("keys")
     data_dir: Path = Path("data")
@@ -149,10 +149,10 @@ class KeysPlace(NamedTuple):
 
 
 def find_keys(path: Path) -> KeysPlace:
-    """Return what a configuration says of the keys, be it one that cannot be loaded before they exist.
+    """Return what a configuration says about the keys, even if it cannot be loaded before they exist.
 
     Raises:
-        ConfigError: it is there but cannot be read, or keys_dir or data_dir is no path.
+        ConfigError: it exists but cannot be read, or keys_dir or data_dir is not a path.
     """
     import tomllib  # only here: a plain convert needs none of it
 
@@ -179,5 +179,5 @@ def find_keys(path: Path) -> KeysPlace:
 
 
 def find_config(given: Path | None) -> Path | None:
-    """Return the configuration file to read: the given one, else the first of ``SEARCHED`` that exists, else None."""
+    """Return the configuration file to read: the given one, else the first of `SEARCHED` that exists, else None."""
     return given if given is not None else next((path for path in SEARCHED if file_problem(path) is None), None)

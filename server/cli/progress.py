@@ -1,7 +1,7 @@
 """Progress on the terminal: a bar for each export that is being read.
 
-Touches standard error, and only if that is a terminal; else it does nothing. It is not part of `options`, since a plain
-``convert`` loads no typer.
+Touches standard error, and only if that is a terminal. Not part of `options`, because a plain ``convert`` loads no
+typer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a function that shows progress (a name, bytes read, bytes in all), or None if this is not a terminal."""
+    """Yield a function that shows progress (name, bytes read, bytes in total), or None if this is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

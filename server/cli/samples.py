@@ -1,7 +1,7 @@
 """Made-up exports: a realistic day of Megaphone's rows, the same on every machine for the same seed.
 
-For the demo, the benchmarks and the tests. Touches nothing but the file that `write_day` writes. Promise: the same
-arguments give the same rows, and an unfinished day (``until``) is the beginning of the finished one, row for row.
+For the demo, the benchmarks and the tests. Touches only the file that `write_day` writes. Promise: the same arguments
+give the same rows, and an unfinished day (``until``) is the beginning of the finished one, row for row.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ _ROW = (
     '"seconds_downloaded":%d,"duration":%s,"blacklisted_ip":%s,"episode_id":"%s","blacklisted_ua":%s,"id":"%s",'
     '"user_agent":%s}\n'
 )
-# A row of the Delivery export V2, with the fields that are known of it.
+# A row of a Delivery export V2, with the fields that are known.
 _ROW_V2 = (
     '{"episode_id":"%s","podcast_id":"%s","created_at":"%s.%03dZ","ip":"%s","user_agent":%s,'
     '"normalized_user_agent":"%s","delivery_type":"%s","media_type":"%s","blacklisted_ip":%s,"blacklisted_ua":%s}\n'
@@ -167,7 +167,7 @@ class _Listener(NamedTuple):
 
     @property
     def token(self) -> str:
-        """A hashed identifier, which the Delivery export V2 has in place of an address."""
+        """A hashed identifier, which Delivery exports V2 have in place of an address."""
         return blake2b(self.ip.encode(), digest_size=16).hexdigest()
 
 
@@ -185,7 +185,7 @@ def day_rows(
 
     ``rows`` counts the rows of the whole day; ``until`` leaves out those created at or after it. ``tokens_share`` is
     the share of listeners whose ``ip`` is 32 hex digits instead of an address. ``broken`` adds a few rows of every kind
-    that is rejected; they are not counted in ``rows``. Some rows of a ``kind`` without ids are equal to the one before.
+    that is rejected; ``rows`` does not count them. In a ``kind`` without ids, some rows equal the one before.
     """
     episodes = _episodes(seed)
     random = Random(f"day {seed} {day}")  # noqa: S311  # made-up data
@@ -254,9 +254,9 @@ def write_day(
     keep: Callable[[bytes], bool] | None = None,
     kind: ExportKind = METRICS,
 ) -> int:
-    """Write a day's export, gzip of one row a line, as `day_rows` yields it; return the number of rows.
+    """Write a day's export, gzip with one row per line, as `day_rows` yields it; return the number of rows.
 
-    The file appears whole. ``keep`` may leave out rows, to make an earlier version of the same day.
+    The file appears whole. ``keep`` can leave rows out, to make an earlier version of the same day.
     """
     written = 0
     packer = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31)
@@ -290,7 +290,7 @@ def _episodes(seed: int) -> list[_Episode]:
 
 
 def _listeners(random: Random, tokens_share: float) -> Callable[[], _Listener]:
-    """Return a function that makes up a new listener at every call."""
+    """Return a function that makes up a new listener with every call."""
     agents: list[tuple[str, str]] = []
     weights: list[float] = []
     for product, share, user_agents in _PLAYERS:
@@ -330,7 +330,7 @@ def _listeners(random: Random, tokens_share: float) -> Callable[[], _Listener]:
 
 
 def _broken_rows(day: date, kind: ExportKind) -> Iterator[bytes]:
-    """Yield a row of every kind that is rejected."""
+    """Yield rows of every kind that is rejected."""
     good = {
         "id": "11111111-2222-4333-8444-555555555555", "podcast_id": "c9f1e6f2-6f0d-11ec-8f0c-0f1f2f3f4f5f",
         "episode_id": "d2b1c0a4-6f0d-11ec-8f0c-0f1f2f3f4f5f", "created_at": f"{day}T12:00:00.000Z",

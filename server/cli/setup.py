@@ -1,6 +1,6 @@
 """The commands for setting up and for trouble: init, doctor, handover, backup.
 
-Prints, as `app` does, and keeps its promises.
+Prints, like `app`, and keeps the same promises.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def init(
         "kind": kind,
     }  # fmt: skip
     interview = Interview(path, {name: answer for name, answer in given.items() if answer})
-    # An empty one is an answer: nobody is named.
+    # An empty string is an answer: nobody is named.
     named = {"publisher": publisher, "contact": contact}
     interview.given |= {name: answer for name, answer in named.items() if answer is not None}
-    # Before anything is asked: a mistake in an option is told first.
+    # Before anything is asked: mistakes in options are reported first.
     if problems := interview.problems():
         raise ConfigError(str(path), problems)
     hashed = _typed_password(password_file, weak=weak)
@@ -114,21 +114,21 @@ def init(
     write_config(path, answers)
     print(f"wrote {path}")
     if made:
-        print(f"password: {made}\n(it is stored nowhere else: hand it over separately)")
+        print(f"password: {made}\n(this is its only copy: hand it over separately)")
     print(f"{answers.first_day} is the first day: earlier days are not published, and no alarm is raised about them.")
     if kind == DELIVERY_V2.name:
         print(f"A day of these exports is final {DELIVERY_V2.hours.format(final_at=f'{DELIVERY_V2.final_at:%H:%M}')}:")
         print("some eight hours later than with metrics, so Triton should pull in the evening (UTC), or twice a day.")
         print(f"To settle with Triton: {DELIVERY_V2.question}")
-    print("Triton starts to pull some days after it has its sheet: when it does, set export.first_day to that day.")
+    print("Triton starts to pull some days after it gets its sheet: when it does, set export.first_day to that day.")
     print_hint(f"next: pickup-point keygen --config {shlex.quote(str(path))}")
 
 
 def _typed_password(path: Path | None, *, weak: bool) -> str:
-    """Return the hash of the password in a file; '' without a file.
+    """Return the hash of the password in a file's first line; '' without a file.
 
     Raises:
-        PickupPointError: it cannot be used.
+        PickupPointError: the password cannot be used.
     """
     from ..sftp.users import check_length, hash_password
 
@@ -142,7 +142,7 @@ def _typed_password(path: Path | None, *, weak: bool) -> str:
 
 
 def _ask_password(*, weak: bool) -> str:
-    """Ask for a password on the terminal, again and again while it cannot be used; return its hash, '' for none."""
+    """Ask for a password on the terminal until it can be used; return its hash, '' for none."""
     from ..sftp.users import check_length, hash_password
 
     while sys.stdin.isatty():
@@ -163,9 +163,7 @@ def _ask_password(*, weak: bool) -> str:
 
 
 def _ask(interview: Interview, name: str, question: str, default: str | None = None) -> None:
-    """Ask on the terminal for what was not given, again and again while the answer cannot be used.
-
-    Without a terminal the default is the answer.
+    """Ask on the terminal for what was not given, until the answer can be used; without one, take the default.
 
     Raises:
         Usage: there is neither a terminal nor a default.
@@ -186,7 +184,7 @@ def _ask(interview: Interview, name: str, question: str, default: str | None = N
             return
         if not sys.stdin.isatty():
             raise ConfigError(str(interview.path), problems)
-        # The good answers stay; only this one is asked for again.
+        # The other answers stay; only this one is asked for again.
         for problem in problems:
             print(f"  {problem}", file=sys.stderr)
             print_hint(problem.cure, 4, sys.stderr)
@@ -196,7 +194,7 @@ def first_line(path: Path) -> str:
     """Return the password in a file's first line.
 
     Raises:
-        PickupPointError: the file cannot be read, is not UTF-8, or has none.
+        PickupPointError: the file cannot be read, is not UTF-8, or has no password.
     """
     try:
         password = read_file(path).partition(b"\n")[0].rstrip(b"\r").decode()
@@ -257,7 +255,7 @@ def doctor(
 def _login_attempt(
     settings: Config, user: str, password_file: Path | None, identity: Path | None
 ) -> LoginAttempt | None:
-    """Return as whom to log in and with what, or None if no login is wanted.
+    """Return whom to log in as, and with what, or None if no login is wanted.
 
     Raises:
         Usage: the options do not name one user and one credential.
@@ -295,7 +293,7 @@ def handover(
     config: ConfigOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write what to send to Triton. The sheet, in Markdown and HTML, with columns and questions; a sample log."""
+    """Write what to send to Triton. The sheet in Markdown and HTML, with columns and questions; a sample log."""
     from .handover import write_handover
     from .options import run_loop
 
@@ -314,7 +312,7 @@ def backup(
     config: ConfigOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Copy the ledger into FILE, also while the service runs."""
+    """Copy the ledger to FILE, also while the service is running."""
     from ..storage.ledger import LEDGER_FILE, Ledger
 
     if file == "-":
@@ -332,7 +330,7 @@ def backup(
     taken = f"{target} already exists, and is not overwritten"
     if os.path.lexists(target):
         raise PickupPointError(taken, hint=f"pickup-point backup {shlex.quote(f'{target}.new')}")
-    # Two processes: the ledger is read as its owner, the file is written as whoever typed the command.
+    # Two processes: the ledger is read as its owner, the file is written as the user who typed the command.
     reading = [sys.executable, "-P", "-m", "server", "backup", "-", "--config", str(found)]
     done = subprocess.run(reading, stdout=subprocess.PIPE, check=False)  # noqa: S603  # our own arguments
     if done.returncode:
@@ -384,7 +382,7 @@ _KEYS = {
 
 @dataclass(slots=True)
 class Interview:
-    """The answers so far, by the names of `Answers`; what has not been asked yet has a harmless one."""
+    """The answers so far, by the names of `Answers`; what has not been asked yet gets a harmless one."""
 
     path: Path
     given: dict[str, str]
@@ -420,10 +418,10 @@ def write_config(path: Path, answers: Answers) -> None:
     """
     _check_free(path)
     text = config_text(answers).encode()
-    # Before anything is written: an answer that cannot be used leaves no file behind.
+    # First: an answer that cannot be used leaves no file behind.
     config_of(text, path)
     try:
-        # In /etc/pickup-point the folder's group is the one that the service runs in: it reads the file at a reload.
+        # In /etc/pickup-point the folder's group is one of the service's: it reads the file at a reload.
         if not write_new(path, text, _MODE):
             _check_free(path)
     except OSError as error:
@@ -448,7 +446,7 @@ def config_text(answers: Answers) -> str:
     publisher += [f"contacts = [{_quoted(answers.contact)}]"] if answers.contact else []
     return "\n".join(
         [
-            "# Made by `pickup-point init`. config.example.toml explains every key that may stand here.",
+            "# Made by `pickup-point init`. config.example.toml explains every key.",
             f"data_dir = {_quoted(answers.data_dir)}",
             'keys_dir = "keys"',
             "",
@@ -473,4 +471,4 @@ def config_text(answers: Answers) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text)  # a JSON string is a TOML one
+    return json.dumps(text)  # every JSON string is a TOML string

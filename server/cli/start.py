@@ -1,4 +1,4 @@
-"""The entry point: runs a ``convert`` without a configuration at once, every other command through `app`.
+"""The entry point: runs a plain ``convert``, one without a configuration, at once; every other command through `app`.
 
 Prints nothing itself. The parser of all commands takes longer to load than a small export takes to convert, so a plain
 ``convert`` does not wait for it.
@@ -16,11 +16,11 @@ _VALUES = {"-o": "output", "--output": "output", "--rejects": "rejects"}
 
 def main() -> None:
     """Run the command ``pickup-point``, and exit."""
-    gc.disable()  # while modules load nothing becomes garbage, and to look for some takes milliseconds
+    gc.disable()  # modules leave no garbage while they load, and looking for it takes milliseconds
     code = run(sys.argv[1:])
     if "server.cli.app" in sys.modules:
         sys.exit(code)
-    # A plain convert has written and flushed everything. To take the interpreter apart takes as long as to start it.
+    # A plain convert has written and flushed everything. Tearing the interpreter down takes as long as starting it.
     os._exit(code)
 
 
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
 def plain_convert(arguments: list[str]) -> dict[str, str] | None:
     """Return the arguments of a plain ``convert``; None for anything else, a mistake, or if there is a configuration.
 
-    It must never take what `app` would refuse: in doubt it returns None, and `app` reports the mistake.
+    Never accept what `app` would refuse: in doubt return None, and `app` reports the mistake.
     """
     from ..paths import SEARCHED
 

@@ -1,6 +1,6 @@
-"""What the commands show: the status page, the strip and table of days, the line of a check.
+"""What the commands show: the status page, the strip and the table of days, the line of `check`.
 
-Returns texts and tables; prints nothing. No outside world.
+Returns texts and tables; prints nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _URGENCY_STYLE = {
 }  # fmt: skip
 DAYS_SHOWN = 14
 STRIP_DAYS = 60
-# One cell a day. Shapes differ as well as colours: not everybody sees colours, and not every terminal has them.
+# One cell per day. Shapes differ as well as colours: not everybody sees colours, and not every terminal has them.
 _CELLS = {
     "picked up": "█", "published": "▄", "open": "·", "unmarked": "·", "settling": "·", "due": "·", "pruned": "░",
     "missing": "!", "stale": "!", "held": "!", "failed": "!", "unknown": "!",
@@ -63,13 +63,13 @@ _COLUMNS: tuple[tuple[str, Literal["left", "right"], bool], ...] = (
 
 
 def label_lines(pairs: Sequence[tuple[str, str]]) -> list[Text]:
-    """Return pairs of label and text as aligned lines."""
+    """Return (label, text) pairs as aligned lines."""
     width = max(len(label) for label, _ in pairs)
     return [Text.assemble((label.ljust(width), "bold"), f"  {answer}") for label, answer in pairs]
 
 
 def day_table(days: Sequence[DayOverview], width: int) -> Table:
-    """Return a table with a row for each day, the newest first; in a narrow ``width`` it has fewer columns."""
+    """Return a table with a row per day, newest first; if ``width`` is narrow, it has fewer columns."""
     wide = width >= _WIDE
     table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), header_style="bold", pad_edge=False)
     for header, justify, always in _COLUMNS:
@@ -100,7 +100,7 @@ def _deadline(day: DayOverview) -> Text:
 
 
 def calendar_strip(days: Sequence[DayOverview], today: date) -> list[Text]:
-    """Return the last `STRIP_DAYS` days, a cell for each, today on the right, and a key; a day never seen is blank."""
+    """Return the last `STRIP_DAYS` days, a cell each, today on the right, and a legend; a day never seen is blank."""
     states = {day.day: calendar_state(day) for day in days}
     strip = Text.assemble((f"Last {STRIP_DAYS} days".ljust(14), "bold"), "  ")
     for back in range(STRIP_DAYS - 1, -1, -1):
@@ -126,10 +126,10 @@ def status_page(
     sheet: Sequence[tuple[str, str]] = (),
     installed: Callable[[str], bool] = lambda _: True,
 ) -> list[tuple[Table | Text, bool]]:
-    """Return what ``status`` shows, part by part, each with whether it may be wider than the terminal.
+    """Return what ``status`` shows: (part, whether it may be wider than the terminal) pairs.
 
-    What is wrong comes first, then the days, then the service and its ``users``, last an activation ``sheet``. A
-    command, which somebody will paste, is never wrapped.
+    What is wrong comes first, then the days, then the service and its ``users``, last an activation ``sheet``.
+    Commands, which will be pasted, are never wrapped.
     """
     now, blank = snapshot.at, (Text(), False)
     days = snapshot.days[:DAYS_SHOWN]
@@ -155,7 +155,7 @@ _LABEL, _LEVEL = 14, 8  # columns
 
 
 def _beside(label: str, style: str, text: str, width: int = _LABEL) -> Table:
-    """Return a label with a text beside it, whose further lines begin where the first did."""
+    """Return a label with a text beside it; the text's further lines are aligned with its first."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(width=width, no_wrap=True, style=style)
     grid.add_column(overflow="fold")
@@ -175,7 +175,7 @@ def _cause_parts(cause: Cause, call: Call, installed: Callable[[str], bool]) -> 
 
 
 def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
-    """Return what a retention pass did, a line for each file."""
+    """Return what a retention pass did, one line per file."""
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb} {name}" for name in (*pruned.logs, *pruned.rejects)]
     lines += [
@@ -187,13 +187,13 @@ def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
     return lines
 
 
-CHECK_LINE = 300  # characters that no line of `check` reaches: some monitors cut it there
+CHECK_LINE = 300  # characters; the line of `check` is shorter, since some monitors cut it there
 
 
 def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call, node: str = "") -> tuple[Level, str]:
-    """Return the level and the one line of a Nagios plug-in: the worst first, and how many more there are.
+    """Return the level and the one line of a Nagios plug-in: the worst cause first, and how many more there are.
 
-    ``node`` is the name of the one of several that speaks.
+    ``node`` is this node's name, if there are several.
     """
     level = max((alarm.level for alarm in alarms), default=Level.OK)
     waiting = sum(1 for day in days if day.state == "published")
@@ -209,7 +209,7 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
         more = len(found) - len(said)
         return "; ".join([*said, f"and {more} more"] if more else said)
 
-    # First what is wrong, as much of it as there is room for; then what to do, the worst's before all others'.
+    # First what is wrong, as much as there is room for; then what to do, the worst cause's before the others'.
     said = [found[0][-1]]
     if (over := len(text(said)) - room) > 0:
         said = [f"{said[0][: -over - 1]}…"]
@@ -227,7 +227,7 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
 
 
 def _ways_to_say(cause: Cause, call: Call) -> list[str]:
-    """Return a cause with what to do, with less of that, and, last, without. A bar would begin the performance data."""
+    """Return a cause with all hints, with one, and last with none; without bars, which begin the performance data."""
     said = [Step(step.prose, call.command(step.command)) for step in cause.steps if "|" not in step.command]
     hints = ["; ".join(": ".join(filter(None, step)) for step in said[:count]).replace("|", "/") for count in (9, 1)]
     sentence = cause.sentence.replace("|", "/")
@@ -235,7 +235,7 @@ def _ways_to_say(cause: Cause, call: Call) -> list[str]:
 
 
 def reconciliation_text(podcasts: Sequence[PodcastLine], matched: float | None) -> str:
-    """Return a day by podcast as text: a line for each, with reasons; last, what the episode catalogue matched."""
+    """Return a day by podcast as text: one line each, with reasons; last, what the episode catalogue matched."""
     shown = [f"{'podcast':36}  {'rows':>9}  {'reporting':>9}  {'lines':>9}  filtered and rejected"]
     for line in podcasts:
         reasons = [f"{reason} {count}" for counts in (line.filtered, line.rejected) for reason, count in counts.items()]

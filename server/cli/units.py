@@ -1,6 +1,6 @@
 """The systemd units of this installation: a service that owns nothing but its state folder, and its socket.
 
-Touches nothing but the path of this program, and checks whether there is an AWS key.
+Touches nothing, but looks at the path of this program, and whether there is an AWS key.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
 
 
 def _escaped(path: Path | str) -> str:
-    """Return a path as systemd reads it back."""
-    return str(path).replace("%", "%%")  # systemd.unit(5): a specifier begins with %
+    """Return a path escaped for systemd."""
+    return str(path).replace("%", "%%")  # systemd.unit(5): % begins a specifier
 
 
 def _word(path: Path | str) -> str:
@@ -71,7 +71,7 @@ MemoryHigh=1G
 MemoryMax=2G
 
 DynamicUser=yes
-# Not the name of the group below: systemd refuses a dynamic user if there is a group of that name.
+# Not the group's name below: systemd refuses a dynamic user if there is a group of that name.
 User=pickup-point-serve
 SupplementaryGroups=pickup-point
 StateDirectory=pickup-point

@@ -1,18 +1,18 @@
 """The conversion process: ``python -m server.convert`` converts one export, and touches only what it was handed.
 
 Reads a request from standard input (`messages`), writes log files and rejected rows into the folders whose descriptors
-it was started with, and reports on standard output, in lines of JSON, its progress and its result. The promises: it
-ends when standard input does, and so with whoever started it; it describes a failure by a word, a number, or a line of
-the program, never by a listener's address.
+it was started with, and reports progress and result on standard output, in lines of JSON. The promises: it ends when
+its standard input does, and so with whoever started it; it describes a failure by a word, a number or a place in the
+program, never by anything of a listener's.
 
 How it reports a failure, ``{"failed": {"kind": ...}}``:
 
-    torn        the export is not a complete gzip file: "word", of `torn.TORN`
+    torn        the export is not a complete gzip file: "word", one of `torn.TORN`
     unreadable  the system cannot read the export: "errno"
     sent        a published log is not a complete gzip file: "log", its index in ``sent``, and "word"
-    disk        the disk refused a write: "errno"
+    disk        a file could not be written: "errno"
     memory      it needed more memory than it is allowed
-    error       an unforeseen error: "type", and "at", the last lines of the program in its traceback
+    error       an unforeseen error: "type", and "at", the last places (file:line) of its traceback
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PLACES = 3  # lines of a traceback that are reported
 
 def main() -> None:
     """Serve one request; exit with 0 if it was answered, even by a failure."""
-    # A terminal sends Ctrl-C to this process too; whoever started it decides, and ends it.
+    # A terminal sends Ctrl-C to this process, too; whoever started it decides, and ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Before any thread (the filter covers only the caller and its children) and before any byte from outside.
     sandbox.enter()
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _read(size: int) -> bytes:
-    """Read this many bytes of standard input; fewer if it ends before."""
+    """Read ``size`` bytes of standard input, fewer if it ends first."""
     data = bytearray()
     while len(data) < size and (more := os.read(0, size - len(data))):
         data += more
@@ -80,7 +80,7 @@ def _read(size: int) -> bytes:
 
 
 def _end_with_input() -> None:
-    """End the process when standard input does: whoever started it is gone, or wants no answer."""
+    """End the process when standard input ends: whoever started it is gone, or wants no answer."""
     while os.read(0, 1):
         pass
     os._exit(1)
@@ -131,7 +131,7 @@ def _kernel() -> Kernel | None:
 
 
 def _rewound(descriptor: int) -> BinaryIO:
-    """Return a file at its beginning that leaves the descriptor open when it is closed: a second pass needs it."""
+    """Return a descriptor's file, rewound; closing it leaves the descriptor open for another pass."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     return io.FileIO(descriptor, closefd=False)
 
@@ -187,7 +187,7 @@ class _File(io.FileIO):
         return "" if self._digest is None else self._digest.hexdigest()
 
     def write(self, data: Buffer) -> int:
-        """Write all of ``data``, even where the system takes it in parts."""
+        """Write all of ``data``, even if the system takes it in parts."""
         rest = memoryview(data).cast("B")
         if self._digest is not None:
             self._digest.update(rest)
@@ -204,7 +204,7 @@ def _remove(folder: int, name: str) -> None:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    """Return how an error is reported; its own words are left out, since they may quote the export."""
+    """Return how an error is reported; its message is left out, since it may quote the export."""
     cause = error.__cause__
     if isinstance(error, ExportTorn):
         return {"kind": "torn", "word": error.word}

@@ -1,7 +1,7 @@
 """The answer of the conversion process, checked field by field: the process has read what anybody may have written.
 
-No outside world. The promise: every value has the type and the range of a right answer, the books balance, and no text
-except ids of podcasts comes from the process. Whether the files are as it says is checked where they are published.
+Pure. The promise: every value has the type and the range of a correct answer, the books balance, and no text except
+podcasts' ids comes from the process. Whether the files are as it says is checked when they are published.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _MOST_LOGS = 1_000_000
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _PLACE = re.compile(r"[A-Za-z0-9_.<>-]{1,64}:[0-9]{1,6}", re.ASCII)
-_OF_ROWS = ("reporting",)  # what counts rows; the other numbers of a tally count lines
+_OF_ROWS = ("reporting",)  # these count rows; the other numbers of a tally count lines
 
 
 class Answer:
-    """The result of a conversion, as far as it was reported (see `messages`).
+    """The result of a conversion, as far as it has been reported (see `messages`).
 
-    ``rejects``: there is a file of them; ``one_line``: see `day.Converted`.
+    ``rejects``: there is a rejects file; ``one_line``, ``changed`` and ``removed``: see `day.Converted`.
     """
 
     def __init__(self) -> None:
@@ -48,10 +48,10 @@ class Answer:
 
 
 class AnswerReader:
-    """Read an answer message by message; raise `ConversionDied` for anything that cannot be right.
+    """Reads an answer message by message; raises `ConversionDied` for anything that cannot be right.
 
     ``size`` is the export's, in bytes; ``name`` and ``sent`` are the names of the export and of the published logs in
-    error sentences; ``folder`` is the folder on the disk that hints are about.
+    error sentences; ``folder`` is a folder on the disk that hints are about.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class AnswerReader:
         self.answer = Answer()
 
     def take(self, message: Mapping[str, Any]) -> int | None:
-        """Take a message; return how many bytes of the export were read, if it reports that.
+        """Take a message; if it reports progress, return how many bytes of the export were read.
 
         Raises:
             ConversionDied: the message cannot be right, or the conversion failed for a reason of its own.
-            ExportTorn, SourceError, DataFolderError: the conversion failed for this reason.
+            ExportTorn, SourceError, DataFolderError: the conversion failed because of the export, or the disk.
         """
         ((kind, value),) = message.items()
         if kind == "read":
@@ -103,7 +103,7 @@ class AnswerReader:
             if not 0 < len(name) <= LONGEST_NAME or name in tallies or type(entry) is not list or len(entry) != 5:
                 _refuse("a podcast")
             if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-                _refuse("the name of a podcast")  # half a letter: no file and no ledger takes it
+                _refuse("the name of a podcast")  # a lone surrogate cannot be encoded
             tally = Tally(
                 rows=_number(entry[0], "rows of a podcast"),
                 reporting=_number(entry[1], "reporting rows of a podcast"),

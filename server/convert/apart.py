@@ -1,8 +1,8 @@
 """A conversion in a process of its own, which is handed open files and whose answer is not trusted.
 
 Opens the export, the folders and the published logs; starts `server.convert` as a process and reads its answer. The
-promises: this process neither unpacks nor parses anything of an export; whatever happens to the other one, this one
-gets a checked answer or an error, and by then the other one is gone.
+promises: the calling process neither unpacks nor parses anything of an export; whatever happens to the other one, the
+caller gets a checked answer or an error, and by then the other one is gone.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 SWITCH = "PICKUP_POINT_KERNEL"
 SMALL_EXPORT = 4 << 20  # bytes, compressed; below it threads gain nothing
-DIED_OFTEN = 3  # deaths on one version of an export, after which it is converted the exact way
+DIED_OFTEN = 3  # deaths over one version of an export after which it is converted without the kernel
 
 
 class Outputs(NamedTuple):
     """Where the files go, and their names until they are published; ``names()`` is called once the process has started.
 
-    A folder is its path or its descriptor. ``rejects`` is the folder and the name of the rejects file; None if nobody
+    A folder is given by path or descriptor. ``rejects`` is the folder and the name of the rejects file; None if nobody
     wants to see rejected rows.
     """
 
@@ -69,10 +69,10 @@ def convert_apart(
     progress: Callable[[int], None] | None = None,
     stop: StopToken | None = None,
 ) -> Answer:
-    """Convert an export as `day.convert_export` does, in a process of its own; return its checked answer.
+    """Convert an export as `day.convert_export` does, in a process of its own; return the checked answer.
 
-    ``conversion`` is called once the process has been started: both prepare at the same time. ``workers`` 0 means a
-    thread for each core. ``exact``: without the kernel, in one thread.
+    ``conversion`` is called once the process has been started: both prepare at the same time. ``workers`` 0 means one
+    thread per core; ``exact`` means without the kernel, in one thread. ``digests``: hash the logs as they are written.
 
     Raises:
         ExportTorn: the export is not one whole, correct gzip file.
@@ -147,7 +147,7 @@ class _Folder:
 
 
 def kernel_lack() -> tuple[str, str] | None:
-    """Return the sentence that the kernel is not in use, and the cure; None if it is in use."""
+    """Return (sentence, cure) if the kernel is not in use, else None."""
     from .kernel import load_kernel
 
     sentence = "exact way only: no kernel"

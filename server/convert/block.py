@@ -1,8 +1,8 @@
 """The conversion of one block: its rows by the kernel, and those that the kernel calls odd by the exact rules.
 
-No outside world. The promise: the outcome of every row, and the tally, are those of `RowConverter`, one row at a time,
-with a kernel or without; a differential test holds it to that. A result depends on its job alone, not on which thread
-does it or when: threads may share a `BlockConverter`.
+Pure. The promise: with a kernel or without, the outcome of every row, and the tally, are those of `RowConverter`; a
+differential test holds it to that. A result depends on its job alone, not on which thread does it or when: threads may
+share a `BlockConverter`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .kernel import Kernel
     from .row import Outcome
 
-_BEGINNING = 1 << 14  # bytes of a block in which its first row is looked for
+_BEGINNING = 1 << 14  # bytes of a block that are searched for its first row
 _FIRST_LINES = 8
 _WITHOUT_FIELDS = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT)
 _UNREADABLE = (*_WITHOUT_FIELDS, RejectReason.DUPLICATE_ID)
@@ -42,10 +42,10 @@ _UNREADABLE = (*_WITHOUT_FIELDS, RejectReason.DUPLICATE_ID)
 class _Gathered:
     """The outcome of the rows of a block so far.
 
-    ``ids`` are packed, 16 bytes each, of every row that has one and was not rejected; ``derived`` counts rows without
-    one that become lines, by the id that each would have as the first of its equals; ``counted`` are those that the
-    kernel counted, see `Equals.counted`. ``cells`` and ``digests`` are those of all if rows are indexed. ``lines``
-    counts the lines of the export.
+    ``ids`` are those of rows that have one and were not rejected, packed, 16 bytes each; ``derived`` counts rows
+    without one that become lines, by the id that each would have as the first of its equals; ``counted`` are those that
+    the kernel counted, see `Equals.counted`. If rows are indexed, ``cells`` and ``digests`` are those of all. ``lines``
+    counts lines of the export.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _Gathered:
         self.podcasts = PodcastBooks()
         self.rejected: list[tuple[int, RejectReason, bytes, str]] = []  # line, why, row, podcast
         self.out_of_order: list[bytes] = []  # derived ids that rows of both have, the kernel's and the exact rules'
-        self.kept_after = False  # whether a row that was not rejected follows the last one that was
+        self.kept_after = False  # whether a row that was not rejected follows the last rejected one
         self.lines = 0
 
 
@@ -79,7 +79,7 @@ class _Seen:
 
 
 class BlockConverter:
-    """Do jobs: turn blocks of rows into lines or records, and published lines into records."""
+    """Does jobs: turns blocks of rows into lines or records, and published lines into records."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class BlockConverter:
         self._kernel = kernel
         self._exact = RowConverter(conversion)
         self._plain_ids = plain_ids
-        # What an id is recognised by among the cells of published logs. An ordinary id is its own, either way.
+        # How an id is recognised among the cells of published logs; an ordinary id is its own cell either way.
         self._key: Callable[[str], str] = plain_id if plain_ids else conversion.rules.layout.id_cell
         self._fresh_after = fresh_after
         self._by_podcast = by_podcast
@@ -103,7 +103,7 @@ class BlockConverter:
         self._names = Names(self._kind)
         if kernel is not None:
             self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
-            # A line's digest does not depend on what is too fresh, so this one knows no ``fresh_after``.
+            # A line's digest does not depend on what is too fresh, so these rules have no ``fresh_after``.
             self._index_rules = CompiledRules(kernel, conversion, index_rows=True)
 
     def do(self, job: Job) -> Result:
@@ -118,9 +118,9 @@ class BlockConverter:
             return self._result(job, block, _joined(block.ids))
         block = self._convert(self._kernel, job, text, job.duplicates)
         ids = _joined(block.ids)
-        # The kernel does not see an id that stands twice in a block, nor that an odd row is equal to one which it has
-        # numbered. Rare, so the block is simply converted once more, and the kernel leaves every row of these ids to
-        # the exact rules, which reject or number all but the first.
+        # The kernel does not notice an id that stands twice in a block, or that an odd row equals one that it has
+        # numbered. Both are rare, so the block is simply converted again, and the kernel leaves every row with these
+        # ids to the exact rules, which reject or number all but the first.
         if block.out_of_order or not self._kernel.ids_differ(ids):
             twice = [row_id for row_id, rows in Counter(unpack(ids)).items() if rows > 1]
             block = self._convert(self._kernel, job, text, job.duplicates + b"".join([*twice, *block.out_of_order]))
@@ -136,7 +136,7 @@ class BlockConverter:
         rules = self._render_rules if job.task is Task.RENDER else self._index_rules
         first = _first_fields(text, array=job.array)
         names = self._names.packed(tuple(first))
-        # Where the first row has an id, so will the others; a row of the other sort is only slower.
+        # If the first row has an id, so will the others; a row of the other kind is only slower.
         derive = bool(self._kind.identity) and not identifier(first.get("id"))
         equals = Equals(kernel, job.numbers, len(text)) if derive else None
         start = block.lines = _skipped(job)
@@ -148,8 +148,8 @@ class BlockConverter:
             if equals is not None:
                 equals.count = done.seen_count
             end = start + done.taken
-            # The views point into this thread's rooms. Unless this call did the whole block and they are used at once,
-            # they are copied: the next call overwrites them.
+            # The views point into this thread's rooms, which the next call overwrites: copy them, unless this call did
+            # the whole block and they are used at once.
             out, ids, digests = rooms.out(done), rooms.ids(done), rooms.digests(done)
             if start or end < len(text) or done.odd_count:
                 out, ids, digests = (memoryview(bytes(view)) for view in (out, ids, digests))
@@ -207,7 +207,7 @@ class BlockConverter:
     def _add_ordinary(
         job: Job, block: _Gathered, text: memoryview, ids: memoryview, digests: memoryview, *, derived: bool
     ) -> None:
-        """Add rows that the kernel converted; ``derived`` if their ids are not their own."""
+        """Add rows that the kernel converted; with ``derived``, their ids are not their own."""
         block.kept_after = True
         if not derived:
             block.ids.append(ids)
@@ -237,7 +237,7 @@ class BlockConverter:
                 block.rejected.append((line, rejection.reason, raw, identifier(fields.get("podcast_id"))))
                 block.kept_after = False
                 row_id = identifier(fields.get("id"))
-                # A rejected row may have been sent while it was still right: then it counts as changed.
+                # A rejected row may have been sent in an earlier, correct form: then it counts as changed.
                 if job.task is not Task.RENDER and rejection.reason not in _UNREADABLE and row_id:
                     block.changed.append(pack_id(self._key(row_id)))
             return
@@ -246,7 +246,7 @@ class BlockConverter:
         block.kept_after = True
         if not outcome.derived:
             block.ids.append(packed)
-        elif outcome.filtered is None:  # what is left out must not move the numbers of what is not
+        elif outcome.filtered is None:  # rows that are left out must not shift the numbers of the others
             block.derived[packed] += 1
             if number := seen.number(packed):
                 outcome = self._exact.convert(row, number)
@@ -275,7 +275,7 @@ class BlockConverter:
 
     def _freshly(self, outcome: Outcome, fresh: frozenset[bytes] | None) -> Outcome:
         """Return the outcome, filtered if the row was sent before or is too fresh."""
-        if outcome.derived and outcome.filtered is not None:  # nothing was ever sent under this id for what it is
+        if outcome.derived and outcome.filtered is not None:  # such a row was never sent, whatever has its id
             return outcome
         if fresh is not None and pack_id(self._key(outcome.id)) not in fresh:
             return outcome._replace(filtered=FilterReason.SENT_BEFORE)
@@ -287,8 +287,8 @@ class BlockConverter:
         """Return what was gathered of a block as the result of its job."""
         result = Result(job.number, line_count=block.lines, tally=block.tally)
         rejects = [_entry(line, reason, raw) for line, reason, raw, _ in block.rejected]
-        # The bracket that closes a JSON array is not a row, unless something follows it. That may come in a later
-        # block, so the reject is set apart here, and whoever joins the results decides.
+        # The bracket that closes a JSON array is not a row unless something follows it, perhaps in a later block: so
+        # the reject is set apart here, and whoever joins the results decides.
         if job.array and block.rejected and not block.kept_after:
             last = block.rejected[-1][2].strip()
             if last == b"]":
@@ -312,7 +312,7 @@ class BlockConverter:
             if self._by_podcast:
                 for _, reason, _, podcast in block.rejected:
                     block.podcasts.reject(podcast, reason)
-                # The kernel's podcasts come in another order than those of odd rows; sorted, both ways agree.
+                # The kernel's podcasts come in another order than those of odd rows; sorted, both agree.
                 result.podcasts = PodcastBooks(dict(sorted(block.podcasts.tallies.items())))
         else:
             cells, digests = _joined([*block.cells, *block.changed]), _joined(block.digests)
@@ -351,7 +351,7 @@ def _skipped(job: Job) -> int:
 
 
 def _first_fields(text: memoryview, *, array: bool) -> dict[str, object]:
-    """Return the fields of the first object among the first lines of a block; none if there is no object."""
+    """Return the fields of the first object among a block's first lines; none if there is no object."""
     for line in bytes(text[:_BEGINNING]).split(b"\n", _FIRST_LINES)[:_FIRST_LINES]:
         fields = _fields(_element(line) if array else line)
         if fields:
@@ -374,7 +374,7 @@ def _element(line: bytes) -> bytes:
     """Return a line of a JSON array without the comma after its element."""
     text = line.rstrip(b" \t\r\n")
     element = text.removesuffix(b",")
-    # Without its comma, an element of blanks alone would pass for a blank line, which is not a row; it keeps the comma.
+    # An element of blanks alone keeps its comma: without it, it would pass for a blank line, which is not a row.
     return element + b"\n" if element.decode(errors="surrogateescape").strip() else line
 
 

@@ -1,10 +1,10 @@
 """The streaming of a day: blocks of rows go out to threads, pieces of log files come back in order and are counted.
 
 Reads one export, writes into the files of a `LogSink` and into nameless temporary files in ``scratch``. The promises:
-the same bytes for the same export and rules, whatever the number of threads; every row in exactly one place of the
-tally; memory that does not grow with the day; nothing is reported as converted unless the whole export was right.
+the same bytes for the same export and rules, whatever the number of threads; every row counted in exactly one place of
+the tally; memory that does not grow with the day; nothing reported as converted unless the whole export is sound.
 
-The kernel and gunzip release the interpreter's lock, so threads are as good as processes. Without the kernel they take
+The kernel and gunzip release the interpreter's lock, so threads do as well as processes. Without the kernel they take
 turns.
 """
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "Export", "LogSink", "SentLog", "Tuning", "convert_export"]
 
-AHEAD = 2  # blocks at work for each thread, and as many finished ones that wait for the one before them
+AHEAD = 2  # blocks under way per thread, and as many finished ones that wait for an earlier one
 
 
 class Export(NamedTuple):
@@ -53,7 +53,7 @@ class Export(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """Sizes in bytes, found by measurement; the lines of a log depend on neither, its bytes on ``block`` alone."""
+    """Sizes in bytes, found by measurement; a log's lines depend on neither, its bytes on ``block`` alone."""
 
     block: int = 1 << 20  # of rows, for one job
     held: int = 2 << 20  # of ids in memory, before they go to disk
@@ -63,9 +63,9 @@ class Converted(NamedTuple):
     """The result of an export.
 
     ``lines_per_log`` has an entry for each log that was opened. ``changed`` counts rows sent before whose line would be
-    another one now (or none); ``removed`` counts lines sent before whose row is gone. ``podcasts`` is empty unless the
-    books by podcast were asked for. ``one_line`` says that the export's rows stand in one JSON array on one line, so
-    that none of them could be read.
+    different now (or none); ``removed`` counts lines sent before whose row is gone. ``podcasts`` is empty unless the
+    books by podcast were asked for. ``one_line``: the export's rows stand in one JSON array on one line, so that none
+    of them could be read.
     """
 
     tally: Tally
@@ -94,9 +94,9 @@ def convert_export(
     """Convert one export into log files.
 
     ``kernel`` returns the kernel, or None to go without one; it is not called for an export without rows.
-    With ``sent``, rows that stand in these logs are filtered as ``sent_before``, and no log is opened when nothing is
-    left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``) are filtered as ``too_fresh``. ``progress``
-    is called with how many bytes of the export were read so far; it starts at 0 again with every pass.
+    With ``sent``, rows that stand in these logs are filtered as ``sent_before``, and no log is opened if nothing is
+    left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``, UTC) are filtered as ``too_fresh``.
+    ``progress`` is called with the number of bytes of the export read so far, from 0 again in every pass.
 
     Raises:
         ExportTorn: the export is not one whole, correct gzip file, or a JSON array without its closing bracket.
@@ -105,7 +105,7 @@ def convert_export(
     """
     tuning = tuning or Tuning()
     kernel = cache(kernel)
-    # By their cells rows are recognised only in logs that were written as this one is.
+    # Cells alone identify rows only in logs whose ids are encoded as this one's are.
     plain_ids = not all(log.layout.same_ids(conversion.rules.layout) for log in sent)
 
     def prepare() -> Callable[[Job], Result]:
@@ -134,7 +134,7 @@ def convert_export(
 class _Threads:
     """Threads that do jobs; with a count of 1, the calling thread does them itself.
 
-    ``prepare`` returns what does a job; it is called when there is the first one.
+    ``prepare`` returns the function that does a job; it is called when the first one arrives.
     """
 
     def __init__(self, count: int, prepare: Callable[[], Callable[[Job], Result]]) -> None:
@@ -150,8 +150,8 @@ class _Threads:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error jobs may still be queued. Take them out first, or the threads would do them all before they
-        # reach the None that ends each of them.
+        # After an error jobs may still be queued. Remove them first, or the threads would do them all before they reach
+        # the None that ends each.
         try:
             while True:
                 self._jobs.get_nowait()
@@ -163,14 +163,14 @@ class _Threads:
             thread.join()
 
     def run(self, jobs: Iterator[Job]) -> Iterator[Result]:
-        """Yield the results of the jobs, in their order; only a few jobs are at work at a time."""
+        """Yield the results of the jobs, in order; only a few jobs are under way at a time."""
         if not self._threads:
             for job in jobs:
                 yield self._do()(job)
             return
         waiting: deque[SimpleQueue[Result | BaseException]] = deque()
         for job in jobs:
-            self._do()  # before another thread asks for it
+            self._do()  # prepared here, before two threads can ask for it at once
             result: SimpleQueue[Result | BaseException] = SimpleQueue()
             self._jobs.put((job, result))
             waiting.append(result)
@@ -188,7 +188,7 @@ class _Threads:
                 result.put(self._do()(job))
             except BaseException as error:  # raised again by whoever takes the result
                 result.put(error)
-            # Or an idle thread would keep a whole block in memory.
+            # Otherwise an idle thread would keep a whole block in memory.
             del work, job, result
 
 
@@ -221,11 +221,11 @@ class _Conversion:
         self._books = books
 
     def whole(self, sink: LogSink) -> Converted:
-        """Render; if an id stands in two blocks (none ever did), start over, knowing which ids they are."""
+        """Render; if an id stands in two blocks (which is rare), start over, knowing which ids those are."""
         with ExitStack() as stack:
             ids = stack.enter_context(_Ids(self._scratch, self._held))
             converted = self._render(ids)
-            # Only at the end is it known whether an id stands in two blocks; the files are not published before that.
+            # Only at the end is it known whether an id stands in two blocks; no file is published before that.
             repeated = ids.repeated(stack, self._differ)
             if not repeated.duplicates.count and not repeated.numbers.count:
                 return converted
@@ -233,7 +233,7 @@ class _Conversion:
             return self._render(repeated=repeated)
 
     def _differ(self, ids: bytes) -> bool:
-        """Return whether no id, of 16 bytes each, stands twice."""
+        """Return whether all ids (16 bytes each) are different."""
         kernel = self._kernel()
         return ids_differ(ids) if kernel is None else kernel.ids_differ(ids)
 
@@ -246,7 +246,7 @@ class _Conversion:
                 lines.add(result.records)
             rows = self._index(stack, ids)
             repeated = ids.repeated(stack, self._differ)
-            # A row without an id gets one by its number among its equals; those of earlier blocks are known only now.
+            # A row without an id gets one by its number among its equals; how many are in earlier blocks is known now.
             if repeated.numbers.count:
                 rows = self._index(stack, None, repeated)
             fresh = stack.enter_context(BlockIds(self._scratch, rows.blocks, self._held))
@@ -287,14 +287,14 @@ class _Conversion:
 
 
 class _Repeated(NamedTuple):
-    """By block, what stood in an earlier one: ids, and those of rows without one with how often they did."""
+    """By block, what stood in earlier ones: ids of their own, and derived ids with how often they occurred."""
 
     duplicates: BlockIds
     numbers: BlockIds
 
 
 class _Ids:
-    """The ids of all rows: their own, and those of rows without one, by which their equals are numbered."""
+    """The ids of all rows: their own, and the derived ones, by which equal rows are numbered."""
 
     def __init__(self, scratch: Path | str, held: int) -> None:
         self._scratch, self._held = scratch, held
@@ -310,12 +310,12 @@ class _Ids:
         self._derived.__exit__(kind, error, trace)
 
     def add(self, result: Result) -> None:
-        """Add those of the next block."""
+        """Add the ids of the next block."""
         self._own.add(result.ids)
         self._derived.add(result.derived)
 
     def repeated(self, stack: ExitStack, differ: Callable[[bytes], bool]) -> _Repeated:
-        """Return what stands in more than one block; the stack closes it."""
+        """Return what stands in more than one block; ``stack`` closes it."""
         blocks = self._own.blocks
         found = _Repeated(
             stack.enter_context(BlockIds(self._scratch, blocks, self._held)),
@@ -329,8 +329,8 @@ class _Ids:
 class _Source:
     """An export, cut into jobs the same way in every pass.
 
-    Known from its first block on: ``array``, it is a JSON array, one element a line; ``begins_rows``, its first line
-    begins such an array and has a row in it.
+    Known from its first block on: ``array``, it is a JSON array with one element per line; ``begins_rows``, its first
+    line begins an array and has a row in it.
     """
 
     def __init__(self, export: Export, block_size: int, progress: Callable[[int], None] | None) -> None:
@@ -383,7 +383,7 @@ _ARRAY_WITH_ROWS = rb"\s*\[[ \t\r]*\{"
 
 
 class _Books:
-    """The files and the tally of one pass, filled block after block, in order."""
+    """The files and the tally of one pass, filled block by block, in order."""
 
     def __init__(self, sink: LogSink, header: str, max_rows: int, late: bool) -> None:
         self.tally = Tally()
@@ -408,8 +408,8 @@ class _Books:
 
     def add(self, result: Result) -> None:
         """Add the result of the next block."""
-        # The last row of an earlier block was a lone ``]``. Something follows it, so it did not close the array: it is
-        # a rejected row after all, and comes before those of this block.
+        # The last row of an earlier block was a lone ``]``, and something follows it, so it did not close the array: it
+        # is a rejected row after all, and comes before those of this block.
         if self._closing is not None and (result.tally.rows or result.closing is not None):
             self._write_reject(self._closing)
             self.tally.add(Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1})))

@@ -1,7 +1,7 @@
-"""One row of an export, parsed and checked, each field by its exact rule.
+"""One row of an export, parsed and checked, each field by its exact rule; and the id of a row that has none.
 
-No outside world. What a row may contain, and why it is rejected, follows Megaphone's documentation and our reading of
-it; the reasons are in `tally`.
+Pure. What a row may contain, and why it is rejected, follows Megaphone's documentation and our reading of it; the
+reasons are in `tally`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..megaphone.exports import METRICS
-from .identity import identity_of
+from ..triton import json_text
 from .tally import RejectReason, RowRejected
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..megaphone.exports import ExportKind
+    from ..triton import LogRules
 
 _CREATED_AT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d+)?"
@@ -38,10 +41,10 @@ REPORTING_SECONDS = 60  # Megaphone: "seconds_downloaded >= 60 and blacklisted_i
 class ExportRow(NamedTuple):
     """One checked row of an export: the summary of one download.
 
-    ``id`` is empty where the row has none, and ``identity`` is then what tells it from others; else that is empty.
+    ``id`` is empty if the row has none, and ``identity`` is then what tells it from others; else that is empty.
     ``date`` and ``time`` are ``created_at`` in UTC, ``YYYY-MM-DD`` and ``HH:MM:SS``; ``podcast_id`` and ``episode_id``
-    are empty where they are missing (never both); ``filesize`` and ``bytes_sent`` are None where the row has neither.
-    ``play`` is True for what was no download; ``fields`` holds the row as received.
+    are empty if missing (never both); ``filesize`` and ``bytes_sent`` are in bytes, None if the row has neither.
+    ``play`` is True if it was not a download; ``fields`` holds the row as received.
     """
 
     id: str
@@ -73,7 +76,7 @@ class ExportRow(NamedTuple):
         """
         fields = parse_fields(line)
         row_id = identifier(fields.get("id"))
-        # What is there and no id is a mistake; what is not there need not be one.
+        # An id that is not valid is an error; an absent one is allowed if the kind of export has an identity.
         if not row_id and not (kind.identity and fields.get("id") is None):
             raise RowRejected(RejectReason.NO_ID)
         created_at = parse_created_at(fields.get("created_at"))
@@ -163,7 +166,7 @@ def identifier(value: Any) -> str:
 
 
 def parse_created_at(value: Any) -> tuple[str, str] | None:
-    """Return ``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC without its fraction; None if it is no instant."""
+    """Return ``created_at`` as (``YYYY-MM-DD``, ``HH:MM:SS``) in UTC, without its fraction; None if it is not valid."""
     match = _CREATED_AT.fullmatch(value) if type(value) is str else None
     if match is None or not _is_date(match[1]):
         return None
@@ -193,7 +196,7 @@ def whole_number(value: Any) -> int | None:
     if type(value) is float:
         value = int(value) if value.is_integer() else None
     elif type(value) is str:
-        # int() refuses strings of more than 4300 digits; 20 significant ones are over the limit already.
+        # int() refuses strings of more than 4300 digits; 20 significant ones already exceed the limit.
         value = int(value.lstrip("0")[:20] or "0") if _DIGITS.fullmatch(value) else None
     return value if type(value) is int and 0 <= value <= LARGEST_WHOLE_NUMBER else None
 
@@ -208,3 +211,53 @@ def seconds(value: Any) -> float:
     if type(value) is int or type(value) is float:
         return value
     return float(value) if type(value) is str and _NUMBER.fullmatch(value) else -1.0
+
+
+# The id of a row that has none: the same in every version of its day, under the site's secret. Rows that are equal in
+# every field of `ExportKind.identity` are still two rows, told apart by their number among those that become lines: so
+# neither the order of the rows nor what is left out changes an id. An unkeyed hash would not do: whoever knows the
+# other fields could try all addresses until one fits.
+
+_ABSENT = b"\xff" * 4
+_SUBKEY, _FINGERPRINT = b"pickup-point row id", b"pickup-point key fingerprint"
+
+
+def identity_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> bytes:
+    """Return these fields of a row as bytes, each preceded by its length; an absent field differs from an empty one."""
+    parts = []
+    for name in names:
+        value = fields.get(name)
+        if value is None or isinstance(value, dict | list):
+            parts.append(_ABSENT)
+            continue
+        text = json_text(value).encode()
+        parts += (len(text).to_bytes(4, "little"), text)
+    return b"".join(parts)
+
+
+def derived_id(subkey: bytes, identity: bytes, number: int) -> str:
+    """Return the id of the row with this number, from 0, among its equals: a UUID of version 8 (RFC 9562)."""
+    digest = bytearray(_hmac(subkey, identity + number.to_bytes(8, "little"))[:16])
+    digest[6] = digest[6] & 0x0F | 0x80
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def subkey(key: bytes) -> bytes:
+    """Return the key for ids, derived from the key for addresses (32 bytes), so that one key has one use."""
+    return _hmac(key, _SUBKEY)
+
+
+def with_fingerprint(rules: LogRules, key: bytes) -> LogRules:
+    """Return the rules with the fingerprint of the key that gives rows without ``id`` theirs, if their kind has any.
+
+    The fingerprint, 16 hex digits, shows whether two keys are the same, and nothing else about them.
+    """
+    return rules._replace(id_key=_hmac(key, _FINGERPRINT)[:8].hex()) if rules.export_kind.identity else rules
+
+
+def _hmac(key: bytes, data: bytes) -> bytes:
+    import hmac  # only here: it loads OpenSSL
+
+    return hmac.digest(key, data, "sha256")

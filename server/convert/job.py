@@ -1,7 +1,4 @@
-"""The work on one block and its result: what `day` and `block` hand each other.
-
-No outside world.
-"""
+"""The work on one block and its result: what `day` and `block` hand each other. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
     from .tally import PodcastBooks
 
 
-FILTERED, REJECTED = bytes(8), b"\xff" * 8  # instead of the digest of a line, in the records of rows
+FILTERED, REJECTED = bytes(8), b"\xff" * 8  # in the records of rows, in place of a line's digest
 
 
 class Task(IntEnum):
@@ -34,9 +31,8 @@ class Job(NamedTuple):
 
     ``array``: the rows are elements of a JSON array, whose opening line is the first of block 0. ``want_ids``: the
     result must have the ids of the rows. ``duplicates`` are packed ids that stood in an earlier block, ``fresh`` packed
-    cells that were not sent before. ``numbers`` are packed ids that rows without one got as the first of their equals,
-    each with 8 bytes more: how many of those became lines in earlier blocks. ``id_column`` is the index of the column
-    ``x-metric-id`` in a published log.
+    cells that were not sent before. ``numbers`` are derived ids, packed, each followed by 8 bytes: how many rows with
+    it became lines in earlier blocks. ``id_column`` is the index of the column ``x-metric-id`` in a published log.
     """
 
     number: int
@@ -65,10 +61,10 @@ class Reject(NamedTuple):
 class Result:
     """The result of a block.
 
-    ``line_count`` counts its lines in the export, blank ones too. ``closing`` is the last row of a block of a JSON
-    array that is nothing but ``]``: it is not a row if nothing follows in the file, else it is one more rejected row.
-    ``closed`` says that the last row, which is rejected, has that bracket behind it in its line.
-    ``ids`` are the rows' own, packed; ``derived`` those of rows without one, see `Job.numbers`, with their number here.
+    ``line_count`` counts its lines in the export, blank ones included. ``closing`` is the last row of a block of a JSON
+    array, if it is nothing but ``]``: not a row if nothing follows it in the file, else one more rejected row.
+    ``closed``: the last row, which is rejected, has that bracket after it on its line.
+    ``ids`` are the rows' own, packed; ``derived`` those of rows without one, see `Job.numbers`, with their count here.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ import orjson
 
 from ..megaphone.exports import EXPORT_FIELDS, METRICS
 from ..triton import DEFAULT_URL, PLAIN, DerivedValue, LogFormat, UrlTemplate, no_comment, url_text
-from .identity import subkey
+from .export_row import subkey
 from .row_ids import PARTITIONS, Partitioned
 from .tally import FilterReason
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAGIC = b"\x1f\x8b"
-_CHUNK = 256 << 10  # bytes, packed or unpacked, that are looked at in one go
+_CHUNK = 256 << 10  # bytes, packed or unpacked, that are processed at a time
 LINE_LIMIT = 16 << 20  # bytes; a longer line is malformed
 RAW_LIMIT = 64 << 10  # bytes of a rejected line that are kept
 
@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
 
 class GzipText:
-    """A gzip file that is read once, from beginning to end.
+    """A gzip file that is read once, from beginning to end. Reading raises these:
 
     Raises:
         ExportTorn: the file is empty, not gzip, truncated or damaged, or something else follows its end.
@@ -75,7 +75,7 @@ class GzipText:
         return self._checked(lambda: self._text.readline())  # type: ignore[no-untyped-call]  # isal
 
     def _checked(self, read: Callable[[], bytes]) -> bytes:
-        """Read, and translate every way in which that can fail."""
+        """Read, and translate every error."""
         try:
             data = read()
         except EOFError as error:
@@ -96,7 +96,7 @@ class GzipText:
 
 
 def _word_of_the_end(file: BinaryIO) -> str:
-    """Return which of the words of `TORN` is meant where the library finds too little of a header or a member."""
+    """Return the word of `TORN` for a file that the library finds too short for a header or a member."""
     file.seek(0)
     if not _MAGIC.startswith(file.read(len(_MAGIC))):
         return "not gzip"
@@ -104,7 +104,7 @@ def _word_of_the_end(file: BinaryIO) -> str:
 
 
 def _is_followed(file: BinaryIO) -> bool:
-    """Return whether something that begins no gzip member follows one; read the file once more, from its beginning."""
+    """Return whether something that is not a gzip member follows one; read the file again, from its beginning."""
     file.seek(0)
     data = b""
     while not data or data.startswith(_MAGIC[: len(data)]):
@@ -128,7 +128,7 @@ def _is_followed(file: BinaryIO) -> bool:
 
 
 def after_mark(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """Return the function that reads the same, but for a UTF-8 byte order mark at the beginning."""
+    """Return a function that reads the same, except for a UTF-8 byte order mark at the beginning."""
     begun = False
 
     def read_on(size: int) -> bytes:
@@ -143,8 +143,8 @@ def after_mark(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
 
 
 def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"") -> Iterator[Block]:
-    """Yield whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was read before."""
-    # The start of a line that the last read cut off, and its whole length, of which only a part may be kept.
+    """Yield whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was already read."""
+    # The start of a line that the last read cut off, and the length so far, of which only a part may be kept.
     carried: list[bytes | memoryview] = [head] if head else []
     length, number = len(head), 0
     while data := read(block_size):
@@ -175,7 +175,7 @@ def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"")
 
 
 def _beginning(pieces: Sequence[bytes | memoryview]) -> bytes:
-    """Return as much of a line as is ever kept, and a few bytes more, which show that it was cut."""
+    """Return the part of a line that is kept, and a few bytes more, which show that it was cut."""
     kept = bytearray()
     for piece in pieces:
         kept += piece[: RAW_LIMIT + 8 - len(kept)]

@@ -1,8 +1,8 @@
 """Log files as gzip: pieces deflated separately and joined into one member, split at an exact number of lines.
 
 Writes into the files that a `LogSink` opens. The promise: the bytes depend on the lines and on their division into
-pieces, never on which thread deflated them; every file is a single gzip member without time or name, with its own
-header lines.
+pieces, never on which thread deflated them; every file is a single gzip member without a time or a name, with header
+lines of its own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from isal import isal_zlib
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-LEVEL = 1  # by measurement: benchmarks/convert.py
-HISTORY = 64  # bytes
+LEVEL = 1  # chosen by measurement: benchmarks/convert.py
+HISTORY = 64  # bytes of a piece that are stored, see `deflate`
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: deflate, no flags, no time, unknown system
 _END = b"\x03\x00"  # RFC 1951: a final block without content
 
@@ -31,11 +31,14 @@ class LogSink(Protocol):
         """Open the file for the log with this index (0, 1, … in order); it is closed when its log is complete."""
 
     def open_rejects(self) -> BinaryIO:
-        """Open the file for rejected rows; called at most once per pass, and only when a row was rejected."""
+        """Open the file for rejected rows; called at most once per pass, and only if a row was rejected."""
 
 
 class Piece(NamedTuple):
-    """Lines as raw deflate that ends on a byte boundary and can stand before any other piece."""
+    """Lines as raw deflate that ends on a byte boundary, so that any other piece can follow.
+
+    ``crc`` and ``length`` (bytes) are those of the text.
+    """
 
     data: bytes
     crc: int
@@ -47,13 +50,13 @@ def deflate(text: bytes | memoryview, lines: int) -> Piece:
     """Return ``text``, which has this many lines, as a piece."""
     if not text:
         return Piece(b"", 0, 0, 0)
-    # Given no history, igzip puts the third byte into a slot of its table that a register left from before decides
-    # (igzip_icf_body_h1_gr_bt.asm, write_first_byte), and packs equal text otherwise once in thousands of times. So
-    # the first bytes stand there unpacked (RFC 1951, 3.2.4), and are the history of the rest.
+    # Without history, igzip puts the third byte into a table slot chosen by whatever a register happens to hold
+    # (igzip_icf_body_h1_gr_bt.asm, write_first_byte), so that once in thousands of times equal text is packed
+    # differently. So the first bytes are stored (RFC 1951, 3.2.4), and are the history of the rest.
     first, rest = bytes(text[:HISTORY]), memoryview(text)[HISTORY:]
     stored = struct.pack("<BHH", 0, len(first), len(first) ^ 0xFFFF) + first
     packer = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, -15, zdict=first)
-    # A full flush ends on a byte boundary and forgets the window, so pieces can be joined in any order.
+    # A full flush ends on a byte boundary and clears the window, so pieces can be joined in any order.
     data = b"".join((stored, packer.compress(rest), packer.flush(isal_zlib.Z_FULL_FLUSH)))
     return Piece(data, isal_zlib.crc32(text), len(text), lines)
 
@@ -98,7 +101,7 @@ class LogFiles:
         """Write a piece into the open file, or into the next one if none is open."""
         file = self._file or self.open()
         file.write(piece.data)
-        # The member's checksum comes from those of its pieces: nothing is read twice.
+        # The member's checksum is combined from those of its pieces: nothing is read twice.
         self._crc = isal_zlib.crc32_combine(self._crc, piece.crc, piece.length)
         self._length += piece.length
         self.lines[-1] += piece.lines
@@ -119,7 +122,7 @@ class LogFiles:
 
     def abandon(self) -> None:
         """Close the open file as it is, incomplete."""
-        # Forgotten first: if closing fails, nothing may write to it again.
+        # Cleared first: if closing fails, nothing may write to it again.
         file, self._file = self._file, None
         if file is not None:
             file.close()

@@ -1,8 +1,8 @@
 """What the service and its conversion process say to each other: one request, then lines of JSON as the answer.
 
-No outside world. A request names open descriptors, never a path; an answer names nothing at all: the service knows the
-names of the files and the words for a failure. The request is in Python's own form (`marshal`), which only one who is
-trusted may write; the answer is not trusted. A line of it, at most a mebibyte:
+Pure. A request names open descriptors, never a path; an answer names nothing at all: the service knows the names of the
+files and the words for a failure. The request is in Python's own format (`marshal`), which only a trusted writer may
+produce; the answer is not trusted. Its lines, of at most a mebibyte:
 
     {"read": n}                                   bytes of the export so far, now and then
     {"logs": [[lines, size, sha256], ...]}        some of the logs that were written, in order
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .day import Converted
 
 LENGTH = 8  # bytes of the length that precedes a request
-_LOGS_A_LINE, _PODCASTS_A_LINE = 5000, 250  # far below the longest line, whatever the names
+_LOGS_A_LINE, _PODCASTS_A_LINE = 5000, 250  # keeps lines far below the limit, whatever the names
 
 
 class FileNames(NamedTuple):
@@ -49,7 +49,7 @@ class FileNames(NamedTuple):
 
 
 class WrittenLog(NamedTuple):
-    """A log as it was written: lines without the header's, bytes, and the digest in hex, "" if not asked for."""
+    """A log as it was written: lines without the header's, bytes, and SHA-256 in hex, '' if not asked for."""
 
     lines: int
     size: int
@@ -57,7 +57,7 @@ class WrittenLog(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One conversion. Integers named as files or folders are descriptors that the process was started with.
+    """One conversion. Files and folders are given as descriptors that the process was started with.
 
     ``rejects`` is a folder and a name, or None if nobody wants to see rejected rows. ``sent`` are logs that were
     published before, each with its layout. With ``digests`` each log is hashed as it is written. Without ``kernel``
@@ -79,7 +79,7 @@ class Request(NamedTuple):
     by_podcast: bool = False
 
     def pack(self) -> bytes:
-        """Return the request as bytes: a length, then that many."""
+        """Return the request as bytes, preceded by their length (`LENGTH` bytes, little-endian)."""
         conversion, catalogue = self.conversion, self.conversion.catalogue
         fields = {
             "rules": conversion.rules.as_json(),
@@ -94,7 +94,7 @@ class Request(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Request:
-        """Return the request that `pack` gave these bytes for, without the length."""
+        """Return the request that `pack` turned into these bytes; ``data`` is without the length."""
         fields: dict[str, Any] = marshal.loads(data)  # noqa: S302  # from whoever started this process
         catalogue: Catalogue | None = None
         if fields["catalogue"] is not None:
@@ -118,7 +118,7 @@ _PLAIN_FIELDS = ("export", "scratch", "rejects", "mode", "threads", "kernel", "d
 
 
 def _pack_catalogue(catalogue: Catalogue, rules: LogRules) -> dict[str, tuple[str, ...]]:
-    """Return the episodes, with what comes from their enclosures only if the rules use it."""
+    """Return the episodes; what comes from their enclosures is included only if the rules use it."""
     if rules.object_size == "export" and {"token", "enclosure_url"}.isdisjoint(UrlTemplate(rules.url).fields):
         return {key: (e.guid, e.url) for key, e in catalogue.episodes.items()}
     return {key: tuple(episode) for key, episode in catalogue.episodes.items()}

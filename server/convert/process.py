@@ -1,10 +1,10 @@
 """The conversion process from outside: how it is started, asked, read and ended.
 
-Starts one process with nothing but three standard descriptors, those it is handed, and a few words of the environment.
-The promises: no process outlives its `ConversionProcess`; a stop ends it at once, whatever it is doing; one that dies,
-says nothing for `SILENCE`, or sends what is not an answer raises `ConversionDied`.
+Starts one process with nothing but three standard descriptors, those it is handed, and a few environment variables. The
+promises: no process outlives its `ConversionProcess`; a stop ends it at once, whatever it is doing; a process that
+dies, is silent for `SILENCE` seconds, or sends what is not an answer raises `ConversionDied`.
 
-This module is loaded before the rest of a conversion, so that the process starts while the rest is loaded: it imports
+This module is loaded before the rest of a conversion, so that the process starts while the rest loads: it imports
 little.
 """
 
@@ -26,27 +26,31 @@ if TYPE_CHECKING:
     from typing import Protocol, Self
 
     class StopToken(Protocol):
-        """Something thread-safe that says whether to stop, like `threading.Event`."""
+        """Something thread-safe that tells whether to stop, like `threading.Event`."""
 
         def is_set(self) -> bool:
             """Return whether to stop."""
 
 
-# -P: or a server.py in the current folder would be run instead. -S: PYTHONPATH below already says where modules are.
-# While modules load nothing becomes garbage, and to look for some takes milliseconds; so does what -m loads.
+# -P: otherwise a server.py in the current folder would run instead. -S: PYTHONPATH below says where modules are.
+# No garbage collection while modules load: they leave none, and looking for it takes milliseconds. So would -m.
 _PROGRAM = f"import gc; gc.disable(); from {__package__}.__main__ import main; main()"
 COMMAND = (sys.executable, "-P", "-S", "-c", _PROGRAM)
 LONGEST_LINE = 1 << 20  # bytes
-SILENCE = 900.0  # seconds; it reports its progress at least once for each block
+SILENCE = 900.0  # seconds; the process reports progress at least once per block
 _POLL = 0.1  # seconds between two looks at the stop token
 _PATIENCE = 10.0  # seconds in which it must exit after its last message
-# All that it gets of the environment: what Python and the C library need to start.
+# All it gets of the environment: what Python and the C library need to start.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LANG", "LC_ALL")
 _HINT = "the next round tries again; to see whether memory ran out: journalctl -k"
 
 
 def start(descriptors: Sequence[int], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start the process with its input and output in pipes; raise OSError if that is not possible."""
+    """Start the process with pipes as its input and output.
+
+    Raises:
+        OSError: that is not possible.
+    """
     return subprocess.Popen(  # noqa: S603  # our own interpreter and module
         COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
         bufsize=0, pass_fds=descriptors,
@@ -54,7 +58,7 @@ def start(descriptors: Sequence[int], environment: dict[str, str]) -> subprocess
 
 
 class ConversionProcess:
-    """The process, started when this object is made. ``descriptors`` keep their numbers in it.
+    """The process, started by the constructor; ``descriptors`` keep their numbers in it.
 
     Raises:
         ConversionFailed: no process can be started.
@@ -84,16 +88,16 @@ class ConversionProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Kill the process if it still runs: it holds nothing that must be saved."""
+        """Kill the process if it is still running: it holds nothing that must be saved."""
         if self._process.poll() is None:
             self._process.kill()
-        # Before the caller touches the files: nothing may write to them any more.
+        # Before the caller touches the files: nothing may be writing to them any more.
         self._process.wait()
         self._request.close()
         self._answer.close()
 
     def ask(self, request: bytes, stop: StopToken | None) -> Iterator[dict[str, Any]]:
-        """Send the request; yield the answer, message by message, until its last one.
+        """Send the request; yield the answer, message by message, up to the last.
 
         Raises:
             ConversionDied: the process ended before that, or sent something that is not a message.
@@ -113,7 +117,7 @@ class ConversionProcess:
                     raise refused("something follows its last message")
             if len(inbox) > LONGEST_LINE:
                 raise refused("a line is too long")
-        # It closed its output. A good last message counts only with a good exit status, so wait for that.
+        # It closed its output. A good last message counts only together with exit status 0.
         try:
             code = self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -122,7 +126,7 @@ class ConversionProcess:
             raise self._death(code)
 
     def _exchange(self, request: bytes, stop: StopToken | None) -> Iterator[bytes]:
-        """Write the request and yield what is read, each as far as its pipe allows, until the answer ends."""
+        """Write the request and yield what is read, as far as the pipes allow, until the answer ends."""
         outbox, heard = memoryview(request), time.monotonic()
         poll = select.poll()
         poll.register(self._answer, select.POLLIN)
@@ -146,7 +150,7 @@ class ConversionProcess:
                 except OSError:  # it closed its input; its answer or its exit status will say why
                     outbox = outbox[:0]
                 if not outbox:
-                    poll.unregister(self._request)  # but not closed: the process ends with its input
+                    poll.unregister(self._request)  # but not closed: the process ends when its input does
             if time.monotonic() - heard > SILENCE:
                 raise ConversionDied(f"the conversion process said nothing for {SILENCE:.0f} s", hint=_HINT)
 
@@ -159,7 +163,11 @@ class ConversionProcess:
 
 
 def _message(data: bytearray) -> dict[str, Any]:
-    """Return the message in a line of the answer; raise `ConversionDied` if it is none."""
+    """Return the message in a line of the answer.
+
+    Raises:
+        ConversionDied: there is none in it.
+    """
     import json  # only here: by now the process has started
 
     try:
@@ -172,7 +180,7 @@ def _message(data: bytearray) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    """Refuse NaN and the infinities, which Python takes for JSON."""
+    """Refuse NaN and the infinities, which Python accepts in JSON."""
     raise ValueError(name)
 
 

@@ -1,7 +1,7 @@
 """One export row, one log line: the exact rule for every column, filter and rejection.
 
 This is the reference: short, slow and exact. The kernel (the fast path for ordinary rows) must give the same outcome
-for every row; a differential test enforces that. No outside world, no clock.
+for every row; a differential test enforces that. Pure.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..triton import URL_LIMIT, LogLine, UrlTemplate
-from .export_row import ExportRow
-from .identity import derived_id, subkey
+from .export_row import ExportRow, derived_id, subkey
 from .tally import FilterReason, RejectReason, RowRejected
 
 if TYPE_CHECKING:
@@ -25,8 +24,9 @@ _WITH_PORT = re.compile(r"(?:([\d.]+)|\[([^\[\]]*:[^\[\]]*)\]):(\d{1,5})", re.AS
 class Outcome(NamedTuple):
     """What a row that was not rejected became: a line, or the reason why it was filtered.
 
-    ``line`` has no newline and is empty for a filtered row; the flags are counted in the tally where there is a line.
-    ``derived``: the row has no id of its own, and ``id`` is the one that it has by its number among equal ones.
+    ``line`` has no newline, and is empty for a filtered row; the flags count in the tally only if there is a line.
+    ``derived``: the row has no id of its own, and ``id`` comes from its number among its equals.
+    ``created_at`` is ``YYYY-MM-DD HH:MM:SS`` in UTC.
     """
 
     id: str
@@ -59,9 +59,9 @@ class RowConverter:
         self._subkey = subkey(conversion.hash_key) if self._kind.identity else b""
 
     def convert(self, raw: bytes, number: int = 0) -> Outcome:
-        """Convert one line of an export; ``number`` is how many rows equal to one without ``id`` became lines before.
+        """Convert one line of an export; ``number`` counts the equals of a row without ``id`` that became lines before.
 
-        A single row cannot show that it is a duplicate, was sent before or is too fresh: `day` checks that.
+        A single row cannot show that it is a duplicate, was sent before or is too fresh: `block` checks that.
 
         Raises:
             RowRejected: with the first reason that applies.
@@ -85,7 +85,7 @@ class RowConverter:
         if row.filesize is not None and row.bytes_sent is not None:
             clamped = rules.bytes == "clamped" and row.bytes_sent > row.filesize
             sent, size = str(row.filesize if clamped else row.bytes_sent), str(row.filesize)
-            # By the bytes as they came: a clamped row was downloaded whole.
+            # Judged by the bytes as received: a clamped row was downloaded whole.
             partial = rules.partial_status == 206 and row.bytes_sent < row.filesize
         elif rules.object_size == "rss" and episode is not None and episode.length:
             size = episode.length
@@ -125,7 +125,7 @@ class RowConverter:
         )
 
     def filter_reason(self, row: ExportRow) -> FilterReason | None:
-        """Return why the row is left out: no download, no bytes, or by the ``rows`` setting; None if it is not."""
+        """Return why the row is left out (not a download, no bytes, or the ``rows`` setting), or None."""
         if row.play:
             return FilterReason.PLAY
         if row.bytes_sent == 0:
@@ -142,8 +142,8 @@ class RowConverter:
 class SentAddress(NamedTuple):
     """The two columns for an address, ``IP`` and ``Hashed-IP``, and what kind of value it was.
 
-    ``is_address`` is False for a token (what Megaphone sends where addresses are hashed); ``readdressed`` is True for
-    an address that came with a port or in a list; ``ends_in_zero`` is True for an IPv4 address whose last octet is 0,
+    ``is_address`` is False for a token (what Megaphone sends if addresses are hashed); ``readdressed`` is True for an
+    address that came with a port or in a list; ``ends_in_zero`` is True for an IPv4 address whose last octet is 0,
     which may have been truncated before it reached us.
     """
 

@@ -1,7 +1,7 @@
 """Ids of rows in 16 bytes each: packed, spread over partitions, spilled to disk, and searched for duplicates.
 
-Touches one nameless temporary file for each `Spill`, which vanishes with the process, however that ends. The promise:
-exact for any number of rows, in memory that does not grow with it (`HELD` bytes and one partition at a time).
+Touches one nameless temporary file per `Spill`, which vanishes with the process, however that ends. The promise: exact
+for any number of rows, in memory that does not grow with it (`HELD` bytes, and part of one partition at a time).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PARTITIONS = 64
 HELD = 2 << 20  # bytes kept in memory before they are spilled
-AT_ONCE = 200_000  # records of a partition that are examined in one go
+AT_ONCE = 200_000  # records of a partition that are examined at a time
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # compiled for the first row
 _TO_PARTITION = bytes(byte % PARTITIONS for byte in range(256))
@@ -45,7 +45,7 @@ class Partitioned(NamedTuple):
 
 def partition(records: Sequence[bytes], packed_ids: bytes) -> Partitioned:
     """Return records sorted by partition; record n belongs to the n-th of the packed ids."""
-    # The XOR of two bytes spreads UUIDs of version 1 (time), 4 (random) and 7 (time, then random) alike.
+    # The XOR of these two bytes spreads UUIDs of version 1 (time), 4 (random) and 7 (time, then random) equally well.
     count = len(records)
     mixed = int.from_bytes(packed_ids[3::16], "little") ^ int.from_bytes(packed_ids[15::16], "little")
     parts: list[list[bytes]] = [[] for _ in range(PARTITIONS)]
@@ -55,7 +55,7 @@ def partition(records: Sequence[bytes], packed_ids: bytes) -> Partitioned:
 
 
 def unpack(packed: bytes) -> tuple[bytes, ...]:
-    """Return the 16-byte ids that stand one after the other in ``packed``."""
+    """Return the 16-byte ids that are concatenated in ``packed``."""
     return struct.unpack("16s" * (len(packed) // 16), packed)
 
 
@@ -101,7 +101,7 @@ class Spill:
                 self._extents[part].append((offset, len(buffer)))
                 offset += len(buffer)
         for buffer in self._buffers:
-            # Without a buffer the system may take a write in parts.
+            # Unbuffered, a write may be taken in parts.
             rest = memoryview(buffer)
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -159,7 +159,7 @@ class BlockRecords:
         self._spill.flush_if_large()
 
     def __iter__(self) -> Iterator[RecordGroup]:
-        """Yield groups of records: equal ids are in one group, and every group is small enough to examine in one go."""
+        """Yield groups of records: equal ids are in one group, and every group is small enough to examine at once."""
         for part in range(PARTITIONS):
             count = self._spill.count(part)
             passes = -(-count // AT_ONCE)
@@ -176,7 +176,7 @@ class BlockRecords:
 
 
 class RecordGroup(NamedTuple):
-    """Some of the records of one partition: those whose ids belong to this turn of so many."""
+    """Some of the records of one partition: those whose ids belong to this ``turn`` of so many ``turns``."""
 
     records: BlockRecords
     part: int
@@ -184,7 +184,7 @@ class RecordGroup(NamedTuple):
     turns: int
 
     def ids(self) -> bytes:
-        """Return the ids (the first 16 bytes of each record), one after the other, in order."""
+        """Return the ids (the first 16 bytes of each record), concatenated, in order."""
         if self.turns == 1 and self.records._size == 16:  # noqa: SLF001  # a part of it
             return b"".join(self.records._spill.chunks(self.part))  # noqa: SLF001
         return b"".join(record[:16] for _, record in self.positions())
@@ -199,12 +199,12 @@ class RecordGroup(NamedTuple):
                 position += 1
 
     def block_of(self) -> BlockFinder:
-        """Return the function from a position to its block."""
+        """Return a function from a position to its block."""
         return BlockFinder(self.records._counts[self.part])  # noqa: SLF001
 
 
 class BlockFinder:
-    """Find the block of a record by its position in its partition."""
+    """Finds the block of a record by its position in its partition."""
 
     def __init__(self, counts: array[int]) -> None:
         self._starts = list(accumulate(counts, initial=0))
@@ -214,9 +214,9 @@ class BlockFinder:
 
 
 class BlockIds:
-    """A set of ids for every block, on disk if they are many; to be taken out block by block, in order.
+    """A set of ids for every block, on disk if there are many; to be taken out block by block, in order.
 
-    An entry is ``size`` bytes: an id, and what is known of it.
+    An entry is ``size`` bytes: an id, and what is known about it.
     """
 
     GROUPS = 64
@@ -237,13 +237,13 @@ class BlockIds:
         self._spill.__exit__(kind, error, trace)
 
     def add(self, block: int, entry: bytes) -> None:
-        """Add an id to a block's set."""
+        """Add an entry to a block's set."""
         self._spill.append(block // self._per_group, self._entry.pack(block, entry))
         self._spill.flush_if_large()
         self.count += 1
 
     def of(self, block: int) -> bytes:
-        """Return a block's ids, one after the other."""
+        """Return a block's entries, concatenated."""
         group = block // self._per_group
         if group != self._group:
             self._group, self._of_group = group, {}
@@ -254,14 +254,14 @@ class BlockIds:
 
 
 def ids_differ(ids: bytes) -> bool:
-    """Return whether no id, of 16 bytes each, stands twice; `Kernel.ids_differ` does the same in less memory."""
-    # The quick way: if the first 8 bytes of all ids differ, so do the ids. Only if not, compare whole ids.
+    """Return whether all ids (16 bytes each) are different; `Kernel.ids_differ` does the same in less memory."""
+    # The quick way: if the first 8 bytes all differ, so do the ids. Only if not, compare whole ids.
     firsts = set(memoryview(ids).cast("Q")[::2])
     return len(firsts) == len(ids) // 16 or len(set(unpack(ids))) == len(ids) // 16
 
 
 def find_duplicates(ids: BlockRecords, found: BlockIds, differ: Callable[[bytes], bool] = ids_differ) -> None:
-    """Put into ``found``, for every block, the ids that stood in an earlier one; no block holds an id twice."""
+    """Add to ``found``, for every block, the ids that stood in an earlier one; no block holds an id twice."""
     for group in ids:
         if differ(group.ids()):
             continue
@@ -273,9 +273,9 @@ def find_duplicates(ids: BlockRecords, found: BlockIds, differ: Callable[[bytes]
 
 
 def find_numbers(counted: BlockRecords, found: BlockIds, differ: Callable[[bytes], bool] = ids_differ) -> None:
-    """Put into ``found``, for every block, the ids that stood in an earlier one, with how often they did.
+    """Add to ``found``, for every block, the ids that stood in earlier ones, with how often they did.
 
-    Records and entries are an id and 8 bytes, a number (little-endian); no block holds an id twice.
+    Records and entries are an id and a number of 8 bytes (little-endian); no block holds an id twice.
     """
     for group in counted:
         if differ(group.ids()):

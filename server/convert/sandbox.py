@@ -1,11 +1,11 @@
 """The rights that the conversion process gives up, for good, before it reads a byte of an export.
 
 Touches this process alone. The promise: afterwards it can open no socket, start no program and no further process, and
-send no signal to another one; it cannot gain rights by any means, leaves no core dump, and ends with its parent. Where
-the system offers less (another processor, a kernel without seccomp) everything else is still given up.
+send no signal to another one; it cannot gain rights by any means, leaves no core dump, and ends with its parent. If the
+system offers less (another processor, a kernel without seccomp), everything else is still given up.
 
-seccomp is set by prctl(2): the systemd unit's filter allows that, but refuses seccomp(2) and Landlock. No callback is
-made with ctypes: that would need memory that can be written and executed, which the unit forbids.
+seccomp is set by prctl(2): the systemd unit's filter allows that, but refuses seccomp(2) and Landlock. No ctypes
+callback is used: that would need memory that is writable and executable, which the unit forbids.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Program(ctypes.Structure):
 
 
 def enter() -> None:
-    """Give everything up. Call it before there is a second thread: the filter binds this one and its children."""
+    """Give everything up. Call this before there is a second thread: the filter binds this one and its children."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

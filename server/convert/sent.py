@@ -1,7 +1,7 @@
 """Which rows of a new version of an export were sent before: a join with the published logs, partition by partition.
 
-Reads published logs through the functions it is handed. The promise: the result is exact, and memory holds one
-partition at a time.
+Reads published logs through the functions it is handed. The promise: the result is exact, and memory holds no more than
+one partition at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
 
 
 def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
-    """Yield the lines of published logs, without their headers, as blocks to be indexed.
+    """Yield the lines of published logs, without their headers, as jobs to index them.
 
     Raises:
         DataFolderError: a published log is damaged.
@@ -70,9 +70,9 @@ def _after_header(text: GzipText, layout: Layout) -> bytes:
 
 
 def compare(rows: BlockRecords, sent: BlockRecords, fresh: BlockIds) -> Comparison:
-    """Put into ``fresh``, for every block, the packed ids of rows that were not sent before; and count the others.
+    """Add to ``fresh``, for every block, the packed cells of rows that were not sent before; count what differs.
 
-    Records are a packed cell of ``x-metric-id`` and 8 bytes that stand for the line.
+    Records are a packed cell of ``x-metric-id`` (16 bytes) and 8 bytes that stand for the line.
     """
     changed = removed = 0
     for new_group, sent_group in rows.groups_with(sent):

@@ -1,6 +1,6 @@
 """The tally of a conversion: every row is a line, or filtered, or rejected, each with its reason.
 
-No outside world. The promise: ``rows == lines + filtered + rejected`` (`Tally.balanced`).
+Pure. The promise: ``rows == lines + filtered + rejected`` (`Tally.balanced`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RejectReason(StrEnum):
-    """Why a row cannot become a line, in the order in which the reasons are checked."""
+    """Why a row cannot become a line, in the order the reasons are checked."""
 
     MALFORMED_JSON = "malformed_json"
     NOT_AN_OBJECT = "not_an_object"
@@ -31,7 +31,7 @@ class RejectReason(StrEnum):
 
 
 class FilterReason(StrEnum):
-    """Why a row that could become a line is deliberately left out, in the order in which the reasons are checked."""
+    """Why a row that could become a line is deliberately left out, in the order the reasons are checked."""
 
     SENT_BEFORE = "sent_before"
     PLAY = "play"
@@ -127,7 +127,7 @@ class Tally:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tally:
         """Return the tally that `as_json` returned as ``data``, in this release or an earlier one."""
-        # What earlier releases did not count is 0; none of them let a URL fall back and told so.
+        # What earlier releases did not count is 0; they did not report URLs that fell back.
         older = {"readdressed": 0, "fallback_urls": 0, "unmatched": data["unmapped_episodes"]}
         numbers = {name: int((older | data)[name]) for name in ("rows", "lines", *cls.NUMBERS)}
         return cls(**numbers, filtered=data["filtered"], rejected=data["rejected"])
@@ -138,7 +138,7 @@ def _occurred(reasons: Iterable[str], counts: Counter[str]) -> dict[str, int]:
 
 
 LONGEST_NAME = 200  # characters of a podcast's id; Megaphone's have 36
-MOST_PODCASTS = 20_000  # any further ones in an export are counted together as `OTHERS`
+MOST_PODCASTS = 20_000  # further ones in an export are counted together as `OTHERS`
 NO_PODCAST = "-"
 OTHERS = "(others)"
 
@@ -182,7 +182,7 @@ class PodcastBooks:
             tally.filtered[reason] += 1
 
     def reject(self, podcast: str, reason: RejectReason) -> None:
-        """Count a rejected row; ``podcast`` is empty where the row does not show it."""
+        """Count a rejected row; ``podcast`` is empty if the row does not show it."""
         tally = self.of(podcast)
         tally.rows += 1
         tally.rejected[reason] += 1

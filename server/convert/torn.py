@@ -1,6 +1,6 @@
-"""The sentences about a file that is not a complete gzip file, or cannot be read.
+"""The errors about a file that is not a complete gzip file, or cannot be read.
 
-No outside world. Apart from `lines`, which finds out: whoever only reports it loads no gzip.
+Pure. Apart from `lines`, which finds out, so that whoever only reports it loads no gzip.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shlex
 
 from ..errors import DataFolderError, ExportTorn, SourceError
 
-# Why a file is not a complete gzip file: a word, and the end of the sentence about it. It quotes nothing of the file.
+# Why a file is not a complete gzip file: a word, and the end of the sentence about it, which quotes nothing from it.
 TORN = {
     "empty": "is empty, so it is not a gzip file",
     "not gzip": "is not a complete gzip file: it is not gzip",

@@ -37,10 +37,10 @@ TOKEN = re.compile(r"[A-Za-z]+[0-9]+", re.ASCII)  # Megaphone's id of an episode
 
 
 class Episode(NamedTuple):
-    """What the catalogue knows about one episode; '' where it knows nothing.
+    """What the catalogue knows about one episode; '' for what it does not.
 
     ``url`` is the operator's; ``enclosure_url`` is the RSS feed's, as published, ``token`` is Megaphone's id in it, and
-    ``length`` its size in bytes as the feed says, in digits.
+    ``length`` its size in bytes as the RSS feed states it, in digits.
     """
 
     guid: str
@@ -69,12 +69,12 @@ class Catalogue:
 def make_catalogue(written: Catalogue | None, published: Sequence[Episode], read: Sequence[datetime] = ()) -> Catalogue:
     """Merge the operator's catalogue and the items of the RSS feeds, which were read at the instants ``read``.
 
-    Of two equal guids, the first one counts. Called once per conversion: it must stay fast for 20,000 episodes.
+    Of two equal guids, the first counts. Called once per conversion, so it must stay fast for 20,000 episodes.
     """
     # Reversed, because the last of two equal keys wins in a dictionary.
     episodes = {item.guid.lower(): item for item in reversed(published)}
     episodes.pop("", None)
-    # Over the content alone, not over times: the same catalogue has the same version on every machine.
+    # Of the content alone, without times: the same catalogue has the same version on every machine.
     digest = blake2b("\n".join("\t".join(item[:4]) for item in published).encode(), digest_size=6)
     if written is not None:
         found = {key: episodes.get(row.guid.lower() or key, _NOTHING) for key, row in written.episodes.items()}
@@ -117,7 +117,7 @@ def load_urls(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    """Return a file of the operator's as text; others than root may write to where it lies."""
+    """Return a file of the operator's as text; its folder may be writable by others than root."""
     with without_read_right():
         return read_file(path, MOST_BYTES).decode("utf-8-sig")
 
@@ -205,7 +205,7 @@ class CatalogueStamp:
     """Which episode catalogue a file was made with; the same content has the same ``version`` on every machine.
 
     ``episodes`` is how many it knew; ``rss_feeds`` is how many RSS feeds it includes, the oldest of them read at
-    ``read_at`` (ISO 8601 in UTC, '' where no RSS feed was read).
+    ``read_at`` (ISO 8601 in UTC, '' if no RSS feed was read).
     """
 
     version: str

@@ -47,7 +47,7 @@ _CLOUD = [
 
 @dataclass(frozen=True, slots=True)
 class ReaderLimits:
-    """What an RSS feed may cost us: ``size`` in bytes, both as sent and as inflated; times in seconds."""
+    """What reading an RSS feed may cost: ``size`` in bytes, both as sent and as inflated; times in seconds."""
 
     size: int = 64 << 20
     total: float = 120.0
@@ -58,7 +58,7 @@ class ReaderLimits:
 
 @dataclass(frozen=True, slots=True)
 class RssAnswer:
-    """The answer of an RSS feed. ``items`` is None when nothing has changed since ``etag`` and ``last_modified``."""
+    """The answer of an RSS feed. ``items`` is None if nothing has changed since ``etag`` and ``last_modified``."""
 
     title: str
     items: list[RssItem] | None
@@ -122,7 +122,7 @@ class RssReader:
             raise self._unread(url, f"took longer than {self._limits.total:g} seconds, or fell silent") from error
         except NotRss as error:
             raise self._unread(url, f"was refused: {error}") from error
-        # The words of these two may be the proxy's URL, and the password in it.
+        # The messages of these two may contain the proxy's URL, with its password.
         except aiohttp.ClientHttpProxyError as error:
             raise self._unread(url, f"is behind a proxy that answered {error.status}") from error
         except aiohttp.InvalidURL as error:
@@ -185,7 +185,7 @@ class RssReader:
 
     def _socket(self, address: AddrInfoType) -> socket.socket:
         """Return a socket for a permitted address; aiohttp calls this for every address that it tries."""
-        # Checked here and not after a look-up of our own: a name may resolve to another address the second time.
+        # Checked here and not after a lookup of our own: a name may resolve to another address the second time.
         family, kind, protocol, _, where = address
         text = str(where[0])
         if self._is_refused(text):

@@ -1,8 +1,8 @@
 """What a publisher's RSS feed says about its episodes: guid, enclosure, title, dates; and what its URLs contain.
 
-No outside world: bytes in, items out, piece by piece, so that memory grows with the items and not with the document.
-The promise: a document that is hostile (entities, endless depth or markup), malformed, or not RSS at all raises
-`NotRss`; nothing that a document refers to is ever fetched. Expat knows no entity but XML's own five.
+Pure: bytes in, items out, piece by piece, so that memory grows with the items and not with the document. The promise: a
+document that is hostile (entities, endless depth or markup), malformed, or not RSS at all raises `NotRss`; nothing that
+a document refers to is ever fetched. Expat knows no entities but XML's own five.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _TOKEN_PATH = re.compile(rf"/({TOKEN.pattern})(?:\.[A-Za-z0-9]{{1,5}})?", re.ASC
 
 
 class NotRss(Exception):
-    """The document gives no items; the message says why."""
+    """The document yields no items; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class RssItem:
-    """One item; texts are '' where the document has none.
+    """One item; texts are '' if the document has none.
 
     ``published`` is in UTC, ``duration`` in seconds, ``length`` in bytes; ``enclosure_url`` is as published,
     ``bare_url`` is without redirect prefixes, and ``token`` is Megaphone's third id in it.
@@ -75,8 +75,8 @@ class RssItem:
 class RssDocument:
     """Reads one document, piece by piece: call `feed` for each, then `close`.
 
-    ``charset`` is the encoding that the server names; it counts where the document itself names none (RFC 7303 would
-    let it count always, but servers name one for all files, and documents their own).
+    ``charset`` is the encoding that the server names; it counts only if the document names none (by RFC 7303 it always
+    counts, but servers name one for all files, and documents their own).
     """
 
     def __init__(self, charset: str = "") -> None:
@@ -112,7 +112,7 @@ class RssDocument:
         """
         self._given += len(data)
         if self._charset:
-            # The first tag ends where the document's own encoding, if it names one, has been seen.
+            # By the end of the first tag the document's own encoding, if it names one, has been seen.
             self._beginning += data
             if b">" not in self._beginning and len(self._beginning) <= _LONGEST_DECLARATION:
                 return

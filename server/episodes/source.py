@@ -45,7 +45,7 @@ class RssStore(Protocol):
         """Return, for every RSS feed that was ever read, its number of changes and when it was last read."""
 
     def published(self, url: str) -> Sequence[Sequence[str]]:
-        """Return (guid, '', token, enclosure URL) of every item of an RSS feed, in its order."""
+        """Return (guid, '', token, enclosure URL, length) of every item of an RSS feed, in its order."""
 
     def keep(self, feed: RssFeed) -> None:
         """Store the RSS feed in place of its previous content."""
@@ -78,7 +78,7 @@ class Refreshed:
 def due(feeds: Mapping[str, RssFeed], urls: Sequence[str], every: timedelta, now: datetime) -> list[str]:
     """Return the RSS feeds to read now: never tried, tried long enough ago, or tried in the future.
 
-    The last happens when a wrong clock was corrected since.
+    The last happens if a wrong clock has been corrected since.
     """
     wanted = []
     for url in urls:
@@ -107,7 +107,7 @@ async def refresh(
         async with slots:
             return await _one(store, reader, url, feeds.get(url), now)
 
-    # Exceptions are collected first, so that no RSS feed is still being read when one of them is raised.
+    # Exceptions are collected first, so that no RSS feed is still being read when one is raised.
     outcomes = await asyncio.gather(*(one(url) for url in wanted), return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -123,7 +123,7 @@ async def _one(store: RssStore, reader: RssReader, url: str, known: RssFeed | No
         _check_emptied(answer, name, held)
     except RssUnread as error:
         await in_thread(store.failed, url, now, str(error), error.hint)
-        # Logged once, not every quarter of an hour as long as the RSS feed is down.
+        # Logged once, not every quarter of an hour while the RSS feed is down.
         if known is None or known.error != str(error):
             log.warning(f"catalogue kept the old items of {name}", items=held, why=str(error), hint=error.hint)
         return Refreshed(url, "failed", str(error), error.hint)
@@ -218,7 +218,7 @@ class CatalogueSource:
                 log.error("catalogue failed to refresh", why=str(error), hint=error.hint)
             except Exception:
                 log.exception("catalogue failed to refresh")
-            # Set even after a failure: the first round waits for it, and no RSS feed may keep a day back.
+            # Set even after a failure: the first round waits for it, and no RSS feed may hold a day back.
             looked.set()
             await asyncio.sleep(LOOK_EVERY)
         # A background task that ends would stop the service.

@@ -1,9 +1,9 @@
 """A bucket as the source of exports, through `BucketClient`.
 
-Touches one bucket, and only reads (s3:ListBucket, s3:GetObject). The promise: `Bucket.fetch` gives the bytes of exactly
-one version of an object, the listed one, or raises; every wait ends; no answer sends us to another host; no foreign
-exception leaves this file. Each operation, and each retry of one, has its own session, so credentials that were renewed
-on disk or by the chain are picked up automatically.
+Touches one bucket, and only reads (s3:ListBucket, s3:GetObject). The promise: `Bucket.fetch` returns the bytes of
+exactly one version of an object, the listed one, or raises; every wait ends; no answer sends us to another host; no
+foreign exception leaves this file. Each operation, and each retry, has its own session, so credentials that were
+renewed on disk or by the chain are picked up automatically.
 """
 
 from __future__ import annotations
@@ -117,14 +117,14 @@ class Bucket:
         return Listing(exports, now, others=others, markers=markers)
 
     async def _elsewhere(self, client: Any) -> str:
-        """Return where else in the bucket exports are, '' if a page below the prefix and one of all show none."""
+        """Return where else in the bucket exports are; '' if the first page below the prefix, or of all, shows none."""
         for prefix in dict.fromkeys((self._place.prefix, "")):
             try:
                 async with self._client.answering():
                     page = await client.list_objects_v2(
                         Bucket=self._place.bucket, Prefix=prefix, MaxKeys=self._page_size
                     )
-            except (FailedAttempt, SourceError):  # the rights may end at the prefix, which was listed just now
+            except (FailedAttempt, SourceError):  # the rights may end at the prefix, which was just listed
                 continue
             for entry in page.get("Contents", ()):
                 folder, _, name = entry.get("Key", "").rpartition("/")
@@ -152,7 +152,7 @@ class Bucket:
         try:
             reply = await self._get(client, export, download.size)
         except FailedAttempt as attempt:
-            # The server says that the object ends before our offset: what we have may be wrong, so start again.
+            # The server says that the object ends before our offset, so what we have may be wrong: start again.
             if has_status(attempt, 416):
                 await download.restart()
             raise
@@ -195,7 +195,7 @@ class Bucket:
                         Bucket=self._place.bucket, Key=export.key, IfMatch=spelling.format(export.etag), **more
                     )
             except FailedAttempt as attempt:
-                # 412 means a changed object or a spelling that this server rejects; only both failing means changed.
+                # 412 means a changed object, or a spelling that this server rejects; if both fail, it is changed.
                 if not has_status(attempt, 412):
                     raise
                 continue

@@ -16,7 +16,7 @@ WRITE_SIZE = 1 << 20  # bytes
 
 
 class DownloadFile:
-    """The file of one download. ``size`` is what it holds in bytes; ``most`` is the most it ever held."""
+    """The file of one download. ``size`` is how many bytes it holds; ``most`` is the most it ever held."""
 
     def __init__(self, into: BinaryIO, start: int) -> None:
         self._into = into

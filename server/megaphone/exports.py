@@ -1,7 +1,7 @@
 """Megaphone's words: a day's export, which objects are exports, and when a day is final.
 
 What is specific to one kind of export (the names of its objects, its finality, its rows) is an `ExportKind`, of which
-the configuration names one. No outside world, no clock: ``now`` is passed in.
+the configuration names one. Pure: ``now`` is passed in.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-# Days beyond these are none that anybody delivers; without the margins, arithmetic with them would overflow.
+# Nobody delivers days outside these years; the margins keep arithmetic from overflowing.
 _FIRST_YEAR, _LAST_YEAR = 1970, 8999
 
 
 def calendar_day(text: str) -> date | None:
-    """Return the day that ``YYYY-MM-DD`` spells, or None when it is none or too far away to reckon with."""
+    """Return the day that ``YYYY-MM-DD`` stands for, or None if it is not one, or too far away to calculate with."""
     try:
         day = date.fromisoformat(text)
     except ValueError:
@@ -32,7 +32,7 @@ def calendar_instant(at: datetime) -> datetime:
     """Return an instant from outside in UTC.
 
     Raises:
-        ValueError: it is too far away to reckon with.
+        ValueError: it is too far away to calculate with.
     """
     if not _FIRST_YEAR <= at.year <= _LAST_YEAR:
         raise ValueError(f"the year {at.year} cannot be right")
@@ -40,7 +40,7 @@ def calendar_instant(at: datetime) -> datetime:
 
 
 def moment(seconds: float) -> datetime:
-    """Return a time of the file system (seconds since 1970), which may be any number, as an instant of the calendar."""
+    """Return a file system's time (seconds since 1970), which may be any number, as an instant within the calendar."""
     return datetime.fromtimestamp(max(0, min(seconds, _LAST_MOMENT)), UTC)
 
 
@@ -51,19 +51,19 @@ class ExportKind(NamedTuple):
     """One of Megaphone's export services: everything in which it differs from the others.
 
     ``label`` is what people call its exports. ``key_pattern`` matches an object's name after the bucket prefix; its
-    group ``day`` is the UTC day as YYYY-MM-DD. ``file_name`` is that name for people, ``begins`` is how the names of
-    everything that the service writes begin.
+    group ``day`` is the UTC day as YYYY-MM-DD. ``file_name`` shows people what that name looks like; ``begins`` are the
+    beginnings of the names of everything that the service writes.
 
-    Its finality: ``final_at`` is when Megaphone says that a day is final, on the next one. ``marker_pattern`` matches
-    the objects that prove it (group ``day``, with ``-`` or ``_`` in it); '' where only the clock tells.
+    Its finality: ``final_at`` is when Megaphone says that a day is final, on the following day. ``marker_pattern``
+    matches the objects that prove it (group ``day``, with ``-`` or ``_``); '' if only the clock tells.
 
-    Its rows: ``fields`` may be named in a column or a URL. ``identity`` are the fields by which a row without ``id`` is
-    told from others; empty where every row must have one. ``delivery_types`` are the values of ``delivery_type``: of
-    rows that are sent, and of rows that are left out; None where there is no such field. ``bytes_optional``: a row may
-    have neither ``filesize`` nor ``bytes_sent``, and no ``seconds_downloaded``.
+    Its rows: ``fields`` may be named in a column or a URL. ``identity`` are the fields that tell a row without ``id``
+    from others; empty if every row must have one. ``delivery_types`` are the two values of ``delivery_type``: of rows
+    that are sent, and of rows that are left out; None if there is no such field. ``bytes_optional``: a row may have
+    neither ``filesize`` nor ``bytes_sent``, and no ``seconds_downloaded``.
 
-    ``unknown`` says what nobody outside Megaphone knows of it, and ``question`` what Triton has to agree to until then;
-    both are '' where all is known. ``hours`` says when its days are final, with ``{final_at}`` in it.
+    ``unknown`` says what nobody outside Megaphone knows about it, and ``question`` what Triton has to agree to until
+    then; both are '' if everything is known. ``hours`` says when its days are final, with ``{final_at}`` in it.
     """
 
     name: str
@@ -82,7 +82,7 @@ class ExportKind(NamedTuple):
     hours: str = ""
 
     def day_of(self, name: str) -> date | None:
-        """Return the UTC day in an object's name, or None when it is not an export of this kind."""
+        """Return the UTC day in an object's name, or None if it is not an export of this kind."""
         match = re.fullmatch(self.key_pattern, name, re.ASCII)
         if match is None:
             return None
@@ -111,7 +111,7 @@ METRICS = ExportKind(
 )  # fmt: skip
 
 # Megaphone, "Delivery & Impressions Export V2", as far as it is public: names, finality, the marker. The fields are
-# those that public programs read; which others there are, nobody outside Megaphone knows.
+# those that public programs read; nobody outside Megaphone knows which others there are.
 DELIVERY_V2 = ExportKind(
     name="delivery-v2",
     label="Delivery exports V2",
@@ -160,11 +160,11 @@ _LONGEST_EXAMPLE = 80
 
 
 class Others(NamedTuple):
-    """What a place holds beside the exports: how many objects or files, what they are called and what they look like.
+    """What a place holds besides the exports: how many objects or files, what they are called and what they look like.
 
-    ``wanted`` is how an export is named, ``example`` another name that is there; ``looks`` are Megaphone's other
-    exports among them, and ``kind`` is the `ExportKind` of those that could be read, or ''. Where there is no export,
-    ``elsewhere`` is a place close by that has some, as ``export.url`` names it, or ''.
+    ``wanted`` is how an export is named, ``example`` one of the other names; ``looks`` are the labels of Megaphone's
+    other exports among them, and ``kind`` is the `ExportKind` of those that can be read, or ''. If there is no export,
+    ``elsewhere`` is a nearby place that has some, written as in ``export.url``, or ''.
     """
 
     wanted: str = ""
@@ -175,7 +175,7 @@ class Others(NamedTuple):
     kind: str = ""
 
     def and_one(self, name: str) -> Others:
-        """Count one more name; those that begin with a dot, and a folder's own empty object, are nothing."""
+        """Count one more name; those that begin with a dot, and a folder's own empty object, do not count."""
         if not name or name.startswith("."):
             return self
         look = next((look for begin, look in _EXPORTS.items() if name.startswith(begin)), None)
@@ -191,7 +191,7 @@ class Others(NamedTuple):
 
     @property
     def cure(self) -> str:
-        """The setting to change, where what is close by shows it; else ''."""
+        """The setting to change, if what is nearby shows it; else ''."""
         if self.elsewhere:
             return f'set export.url = "{self.elsewhere}"'
         return f'set export.kind = "{self.kind}"' if self.kind else ""
@@ -215,7 +215,7 @@ def _printable(name: str) -> str:
 class Listing(NamedTuple):
     """The exports that are there, and the time (UTC) by the source's ``own_clock``, or by the local one.
 
-    ``others`` is what else is there; ``markers`` are the newest proofs that a day is final, by day, as instants.
+    ``others`` is what else is there; ``markers`` are, by day, when the newest proof that it is final was written.
     """
 
     exports: Mapping[date, DayExport]
@@ -228,7 +228,7 @@ class Listing(NamedTuple):
 class FinalityRule(NamedTuple):
     """When a day counts as final (measured: the clock alone is not enough).
 
-    ``marked``: only an object of Megaphone's proves it, and ``final_at`` says from when its lack is worth a word.
+    ``marked``: only an object of Megaphone's proves it, and from ``final_at`` on its absence is worth mentioning.
     """
 
     final_at: time = METRICS.final_at
@@ -236,16 +236,16 @@ class FinalityRule(NamedTuple):
     marked: bool = False
 
     def final_time(self, day: date) -> datetime:
-        """Return the earliest instant at which ``day`` can be final, or is final by what Megaphone says."""
+        """Return the instant from which ``day`` can be final; if it is ``marked``, when Megaphone says it will be."""
         return datetime.combine(day + timedelta(days=1), self.final_at, UTC)
 
     def state(self, day: date, export: DayExport | None, now: datetime, marker: datetime | None = None) -> str:
         """Return ``open``, ``missing``, ``stale``, ``unmarked``, ``settling`` or ``due`` (final: it can be converted).
 
-        ``now`` is by the source's clock, as ``last_modified`` and ``marker``, the newest proof, are: ours may be wrong.
+        ``now`` is by the source's clock, as are ``last_modified`` and ``marker``, the newest proof: ours may be wrong.
         """
         over = start_of(day + timedelta(days=1))
-        # Nothing that was written while the day lasted can prove that it is whole.
+        # Nothing that was written before the day was over can prove that it is complete.
         proven = self.marked and marker is not None and marker >= over
         if not proven and now < self.final_time(day):
             return "open"

@@ -1,12 +1,12 @@
 """A folder as the source of exports that something else puts there.
 
-Touches that folder, read-only, in threads. The promise is the bucket's: `Folder.fetch` gives the bytes of exactly the
-version that was listed, or raises. Only regular files, or links to them, count; a link that root finds leads where the
-service's user may go, and nowhere else. The folder's clock is the local one.
+Touches that folder, read-only, in threads. The promise is the bucket's: `Folder.fetch` returns the bytes of exactly the
+version that was listed, or raises. Only regular files, and links to them, count; even for root, a link leads only where
+the service's user may go. The folder's clock is the local one.
 
-A file's version is its size with its first and last `EDGE` bytes: a gzip file ends with the checksum of all of it.
-While size and modification time (in nanoseconds) stay as they were, the edges are not read again. Inodes say nothing:
-mounts (FUSE, rclone) give new ones for old files, and some give new modification times too.
+A file's version is its size and a hash of its first and last `EDGE` bytes: a gzip file ends with the checksum of all of
+it. While size and modification time (in nanoseconds) stay the same, the edges are not read again. Inodes say nothing:
+mounts (FUSE, rclone) give old files new ones, and some new modification times, too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EDGE = 1 << 16  # bytes at either end of a file that tell its versions apart
-_MOST_FOLDERS = 20  # in a folder without exports, so many others are looked into
+_MOST_FOLDERS = 20  # subfolders that are searched if the folder itself has no exports
 _UNREAD = "unread"  # the version of a file that cannot be read
 # Without O_NONBLOCK, a FIFO in the file's place would block the thread for ever.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -55,7 +55,7 @@ class Folder:
         self._kind = kind
         self.name = str(path)
         self._known: dict[str, tuple[int, int, str]] = {}  # by name: size, mtime in nanoseconds, version
-        self._odd: set[str] = set()  # names that are an export's, of what is none
+        self._odd: set[str] = set()  # names of an export that are something else
 
     async def day_exports(self) -> Listing:
         """Return the exports that are there now.
@@ -69,7 +69,7 @@ class Folder:
         return Listing(by_day, datetime.now(UTC), own_clock=False, others=others, markers=markers)
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
-        """Copy exactly the version that was listed.
+        """Copy exactly the version that was listed into ``into``, from its current position.
 
         Raises:
             ExportChanged: the file has been replaced or removed.
@@ -78,7 +78,7 @@ class Folder:
         """
         path = self._path / export.key
         download = await DownloadFile.at(into)
-        # Filled in the thread: a cancellation while the file is being opened must not leak the descriptor.
+        # Filled by the thread, so that a cancellation while the file is being opened does not leak the descriptor.
         opened: list[int] = []
 
         def open_it() -> int:
@@ -112,7 +112,7 @@ class Folder:
             if not chunk:
                 break
             await download.write(chunk)
-        # Looked at again: a file that was rewritten in place while we read has another time or size by now.
+        # Looked at again: a file that was rewritten in place while it was read has another time or size by now.
         after = await self._ask(path, os.fstat, fd)
         unchanged = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
         return unchanged and download.size == export.size
@@ -147,7 +147,7 @@ class Folder:
                         odd[entry.name] = "a link that leads to no file this user can reach"
                     continue
                 if not stat.S_ISREG(status.st_mode):
-                    odd[entry.name] = "no regular file"
+                    odd[entry.name] = "not a regular file"
                     continue
                 try:
                     modified = calendar_instant(datetime.fromtimestamp(status.st_mtime, UTC))
@@ -156,7 +156,7 @@ class Folder:
                 if marked is not None:
                     markers[marked] = max(modified, markers.get(marked, modified))
                     continue
-                assert day is not None  # noqa: S101  # what is neither was passed over
+                assert day is not None  # noqa: S101  # neither one was skipped above
                 version = self._version_of(entry, status)
                 known[entry.name] = status.st_size, status.st_mtime_ns, version
                 exports.append(DayExport(day, entry.name, version, status.st_size, modified))
@@ -171,7 +171,7 @@ class Folder:
         return exports, markers, others
 
     def _elsewhere(self, folders: list[str]) -> str:
-        """Return the first of these folders in this one that holds an export, or ''."""
+        """Return the path of the first of these subfolders that holds an export, or ''."""
         for name in folders:
             with contextlib.suppress(OSError), os.scandir(self._path / name) as entries:
                 if name.isprintable() and any(self._kind.day_of(entry.name) for entry in entries):
@@ -179,7 +179,7 @@ class Folder:
         return ""
 
     def _version_of(self, entry: os.DirEntry[str], status: os.stat_result) -> str:
-        """Return the version of a file of this size and modification time; read it only if either is new."""
+        """Return a file's version; read the file only if its size or modification time is new."""
         size, modified, version = self._known.get(entry.name, (-1, 0, ""))
         if (size, modified) == (status.st_size, status.st_mtime_ns) and version != _UNREAD:
             return version
@@ -189,7 +189,7 @@ class Folder:
                 return _version(fd)
             finally:
                 os.close(fd)
-        except OSError:  # this day's fetch says why; the other days are read all the same
+        except OSError:  # this day's fetch will say why; the other days are listed all the same
             return _UNREAD
 
     def _translated(self, error: OSError, path: Path) -> SourceError:

@@ -1,6 +1,6 @@
 """The source: the place where Megaphone delivers, a bucket or a folder.
 
-Touches nothing itself. `ExportSource` is what a feed needs of it; `open_source` picks the kind that the configuration
+Touches nothing itself. `ExportSource` is what a feed needs of it; `open_source` picks the one that the configuration
 names, and only then imports it, so that whoever needs no bucket never loads the AWS SDK.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ExportSource(Protocol):
     """Where exports of one kind are listed and read.
 
-    Every method raises `SourceUnreachable` (wait) or `SourceRefused` (an operator must act) when it cannot.
+    Every method raises `SourceUnreachable` (wait) or `SourceRefused` (an operator must act) if it cannot do its work.
     """
 
     @property
@@ -27,7 +27,7 @@ class ExportSource(Protocol):
         """The name for log lines: ``s3://bucket/prefix`` or the folder."""
 
     async def day_exports(self) -> Listing:
-        """Return the exports that are there now, by day, with the time by the source's own clock, if it has one."""
+        """Return the exports that are there now, and the time by the source's own clock, if it has one."""
 
     async def fetch(self, export: DayExport, into: BinaryIO) -> None:
         """Write the whole object, in exactly the version that was listed, to ``into`` from its current position.

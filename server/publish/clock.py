@@ -1,8 +1,8 @@
-"""Which clock to believe: the local one, the source's own where it has one, and the newest instant that is on record.
+"""Which clock to believe: the local one, the source's own if it has one, or the newest instant on record.
 
-Touches a fact of the ledger. Promise: nothing is removed for its age because one clock leapt. The local clock is
-believed as long as it is at most `LEAP` after the newest instant that was believed before; a source's own clock, and an
-operator, are believed at once.
+Touches a fact of the ledger. Promise: nothing is removed for its age because one clock jumped ahead. The local clock is
+believed while it is at most `LEAP` past the newest instant believed before; the source's own clock, and an operator,
+are believed at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEAP_HINT = "timedatectl; if the clock is right: pickup-point prune --clock-is-r
 
 
 def believed(ledger: Ledger) -> datetime | None:
-    """Return the newest instant that is on record; None in an empty ledger."""
+    """Return the newest instant on record; None in an empty ledger."""
     facts = ledger.facts()
     if "clock_believed" in facts:
         return datetime.fromisoformat(facts["clock_believed"])
@@ -31,21 +31,21 @@ def believed(ledger: Ledger) -> datetime | None:
 
 
 def believe(ledger: Ledger, now: datetime) -> None:
-    """Record an instant by a source's own clock, or by the word of an operator."""
+    """Record an instant by the source's own clock, or by an operator's word."""
     ledger.note(clock_believed=now.isoformat())
 
 
 def saw_local_clock(ledger: Ledger, now: datetime) -> None:
-    """Record the local clock's time, if it is no leap; otherwise what stands against it.
+    """Record the local clock's time, or, if it is a leap, the instant that speaks against it.
 
-    Call it before anything is published by this clock: that would vouch for it.
+    Call it before anything is published by this clock: a publication would vouch for it.
     """
     known = believed(ledger)
     believe(ledger, now if known is None else known if now > known + LEAP else max(now, known))
 
 
 def doubt(ledger: Ledger, now: datetime) -> str:
-    """Return why ``now`` is not to be believed, or ''."""
+    """Return why ``now`` is not believed, or ''."""
     known = believed(ledger)
     if known is None or now <= known + LEAP:
         return ""
@@ -54,18 +54,18 @@ def doubt(ledger: Ledger, now: datetime) -> str:
 
 
 class SteadyClock:
-    """The earlier of the local and the source's time at the last round, counted on by a clock that never jumps.
+    """The earlier of the local and the source's time at the last round, carried on by the monotonic clock.
 
-    The skew that the ledger has is that of a round: a local clock that jumps after it would make files old.
+    The skew in the ledger is that of the last round: a local clock that jumped since then would age the files.
     """
 
     def __init__(self) -> None:
         self._seen: tuple[datetime, float] | None = None
 
     def compared(self, now: datetime, source_now: datetime, counted: float) -> None:
-        """Take over the two clocks as a round compared them; ``counted`` is the monotonic clock then, in seconds."""
+        """Set the clock as a round compared the two; ``counted`` is the monotonic clock at that instant, in seconds."""
         self._seen = min(now, source_now), counted
 
     def now(self, counted: float) -> datetime | None:
-        """Return the time at ``counted``, or None before the first round."""
+        """Return the time when the monotonic clock shows ``counted`` seconds, or None before the first round."""
         return None if self._seen is None else self._seen[0] + timedelta(seconds=counted - self._seen[1])

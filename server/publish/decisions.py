@@ -1,7 +1,7 @@
-"""What to do about a day: one pure function of what is known of it, the settings and two clocks.
+"""What to do about a day: one pure function of what is known about it, the settings and two clocks.
 
 `decide` is the whole policy of the feed; `feed` collects its arguments and carries out its decision. No outside world,
-no clock of its own: ``now`` is the local clock, ``source_now`` the source's.
+and no clock of its own: ``now`` is the local clock's time, ``source_now`` the source's.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from .holds import HoldPolicy
 
 
-CLOCK_TOLERANCE = timedelta(minutes=1)  # by which the local clock may differ from the source's
+CLOCK_TOLERANCE = timedelta(minutes=1)  # how far the local clock may be from the source's
 
 
 @dataclass(frozen=True, slots=True)
 class FeedRequest:
     """What an operator asks for on the command line: only these ``days``, published although held, or sent again.
 
-    ``resend`` is the reason to send a day again, '' for none. A round ``by_hand`` does not wait for the next try of a
-    day that failed.
+    ``resend`` is the reason for sending a day again, '' for not. A round ``by_hand`` retries failed days at once.
     """
 
     days: tuple[date, ...] = ()
@@ -81,7 +80,7 @@ class FeedPolicy:
     pull_every: timedelta = timedelta(hours=24)  # how often the partner pulls
 
     def out_of_reach(self, day: date, now: datetime) -> str:
-        """Return why the service does not publish a day, or does so no more, or ''."""
+        """Return why a day is not published, or no longer, or ''."""
         if self.export.first_day is not None and day < self.export.first_day:
             return f"it is before export.first_day ({self.export.first_day})"
         if now - start_of(day) > timedelta(days=self.keep_days):
@@ -89,23 +88,23 @@ class FeedPolicy:
         return ""
 
     def sent_as_it_is(self, day: date) -> tuple[datetime, datetime, datetime]:
-        """Return when what a published day's export has is compared even though it keeps being rewritten.
+        """Return the instants at which a published day's export is compared even though it keeps being rewritten.
 
-        At D+2 12:00Z; once more shortly before the partner's last chance to pull; at D+3 00:00Z, to tell what is lost.
+        They are D+2 12:00Z; shortly before the partner's last chance to pull; and D+3 00:00Z, to report what is lost.
         """
         noon, end = start_of(day) + RELEASE_AFTER, expires(day)
-        # A round must come in between.
+        # Room for a round before the partner pulls.
         margin = max(timedelta(hours=1), self.export.poll_every * 1.5)
         last = end - self.pull_every - margin
         return noon, last if last > noon else end - margin, end
 
 
 def catching_up(days: Iterable[date], now: datetime) -> list[date]:
-    """Return the days in order of publication: first those that Triton still counts, each time the oldest first."""
+    """Return the days in order of publication: those that Triton still counts come first; oldest first within each."""
     return sorted(days, key=lambda day: (now >= expires(day), day))
 
 
-DOUBTED = "by the clock they come too late, and the clock is in doubt: pickup-point prune --clock-is-right"
+DOUBTED = "the clock says they are too late, but the clock is in doubt: pickup-point prune --clock-is-right"
 # A fact of the ledger: by day, a version of its export and why what is new in it is not sent.
 LATE_ROWS_IGNORED = "late_rows_ignored"
 UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows already sent"
@@ -115,10 +114,10 @@ UNKNOWN_LAYOUT = "its layout is not known, so late rows cannot be told from rows
 class Order:
     """What to publish: one version of a day's export, by which rules, under names with which prefix.
 
-    ``sent`` are the publications whose rows are left out; rows created at or after ``fresh_after``
-    (``YYYY-MM-DD HH:MM:SS``) are withheld. Without ``may_publish`` the rows are only counted;
-    ``exact`` converts without the kernel. ``rest_of`` is a publication with missing logs, whose names come first.
-    ``note`` begins the sentence about what became of it.
+    Rows of the publications in ``sent`` are left out; rows created at or after ``fresh_after``
+    (``YYYY-MM-DD HH:MM:SS``, UTC) are withheld. Without ``may_hold`` the day is published despite any hold that can be
+    accepted; without ``may_publish`` its rows are only counted. ``exact`` converts without the kernel. ``rest_of`` is a
+    publication with missing logs, whose names are used first. ``note`` opens the sentence that reports the outcome.
     """
 
     kind: Kind
@@ -135,8 +134,8 @@ class Order:
     note: str = ""
 
 
-TOO_FRESH = timedelta(hours=2)  # rows so new may still grow: withheld from a day that is published unfinal
-RELEASE_AFTER = timedelta(days=2, hours=12)  # at D+2 12:00Z withheld rows are sent in any case
+TOO_FRESH = timedelta(hours=2)  # rows this new may still grow: withheld from a day that is published unfinal
+RELEASE_AFTER = timedelta(days=2, hours=12)  # after the day began: at D+2 12:00Z withheld rows are sent in any case
 _SETS_THE_RULES = ("first", "unfinal", "resend", "adopted")
 
 
@@ -144,9 +143,9 @@ _SETS_THE_RULES = ("first", "unfinal", "resend", "adopted")
 class Decision:
     """What to do about a day: carry out ``order``, if there is one.
 
-    ``result`` is what the round reports without an order, or when the order published nothing and held nothing.
-    ``given_up`` says that waiting for the day to become final is over. ``left_alone`` says why the late rows of a
-    changed export are ignored, for the service log. ``lost`` says why rows that were withheld will never be sent.
+    ``result`` is what the round reports if there is no order, or if the order published nothing and held nothing.
+    ``given_up``: waiting for the day to become final is over. ``left_alone`` is why the late rows of a changed export
+    are ignored, for the journal; ``lost`` is why withheld rows will never be sent; both '' for none.
     """
 
     result: DayResult
@@ -168,8 +167,8 @@ def decide(
 ) -> Decision:
     """Decide what a round does about one day.
 
-    ``record`` is what the round has just seen of the day; ``publications`` are its finished ones, the oldest first.
-    A clock in doubt publishes, but no rows are given up by it: they may still be in time.
+    ``record`` is what the round has just seen of the day; ``publications`` are its finished ones, oldest first.
+    By a clock in doubt days are published, but no rows are given up: they may still be in time.
     """
     day, export, failure = record.day, record.export, record.failure
     if reason := policy.out_of_reach(day, source_now):
@@ -201,7 +200,7 @@ def decide(
 
 
 def _refusal_of_resend(record: DayRecord, publications: Sequence[Publication], request: FeedRequest) -> str:
-    """Return why a day cannot be sent again as asked for, or ''."""
+    """Return why a day cannot be sent again as requested, or ''."""
     if request.resend and not publications:
         return f"it was never published, so there is nothing to send again: pickup-point feed --day {record.day}"
     if request.resend and record.seen != "due":
@@ -222,7 +221,7 @@ def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, s
     order = Order("first", export, policy.rules, policy.prefix, may_hold=not accepted, note=note)
     if record.seen != "due":
         order = replace(order, kind="unfinal", remark=f"not final at give_up_waiting: {record.seen}")
-        # From then on what was withheld would be sent at once; and from D+3 on, never.
+        # Later, rows withheld now would be sent by the next round, or, from D+3 on, never.
         if source_now < start_of(day) + RELEASE_AFTER:
             order = replace(order, fresh_after=_fresh_after(export))
     if accepted and record.seen == "due":
@@ -235,34 +234,34 @@ def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, s
 
 
 def _hold_of(record: DayRecord) -> Hold | None:
-    """Return the hold of the version that is there now: the next one is converted and judged anew."""
+    """Return the hold of the version that is there now, if any: a new version is converted and judged afresh."""
     etag = record.export.etag if record.export is not None else None
     return record.hold if record.hold is not None and record.hold.etag == etag else None
 
 
 def _accepted(record: DayRecord, request: FeedRequest, *, late: bool) -> bool:
-    """Return whether an operator accepts the version that is held, either for its ``late`` rows or as a whole."""
+    """Return whether an operator accepts the held version: its ``late`` rows if that is why it is held, else all."""
     hold = _hold_of(record)
     return request.accept_rejects and hold is not None and (hold.reason == OTHER_IDS) is late
 
 
 def _judged_anew(record: DayRecord, request: FeedRequest) -> str:
-    """Return what to tell an operator who accepts a version that is no longer there, or ''."""
+    """Return what to tell an operator who accepted a version that is no longer there, or ''."""
     if not request.accept_rejects or record.hold is None or _hold_of(record) is not None:
         return ""
-    return "its export has changed since it was held, so the new version was not accepted with it: "
+    return "its export has changed since it was held, so the new version was not accepted: "
 
 
 def despite_hold(order: Order, hold: Hold) -> Order:
     """Return the order that publishes a held day once waiting is over."""
-    remark = f"published at give_up_waiting though held: {hold.why}"
+    remark = f"published at give_up_waiting although held: {hold.why}"
     return replace(order, remark=f"{order.remark}; {remark}" if order.remark else remark, may_hold=False)
 
 
 def _decide_rest(
     rest: Publication, record: DayRecord, publications: Sequence[Publication], policy: FeedPolicy, source_now: datetime
 ) -> Decision:
-    """Decide about a day with a publication that a crash left in pieces: its rows are never late."""
+    """Decide about a day with a publication that a crash left incomplete: its rows never count as late."""
     day, export = record.day, record.export
     same = export is not None and export.etag == rest.export.etag
     released = source_now >= start_of(day) + RELEASE_AFTER
@@ -294,21 +293,21 @@ def _standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
 
 
 def _incomparable(standing: Sequence[Publication], rules: LogRules) -> str:
-    """Return why it cannot be told which rows were sent, or ''; ``rules`` are those in force."""
+    """Return why it cannot be told which rows were sent, or ''; ``rules`` are those configured now."""
     if any(publication.rules.kind != rules.kind for publication in standing):
         return "it was published from the other kind of export, whose rows cannot be told from those of this one"
     if rules.export_kind.identity and not all(p.rules.id_key == rules.id_key != "" for p in standing):
-        return "its rows got their ids by another ip_hash.key, or one that is not known: late rows cannot be recognised"
+        return "its rows got their ids under another ip_hash.key, or an unknown one, so late rows cannot be recognised"
     if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
         return UNKNOWN_LAYOUT
-    # Every file must still be there to be read.
+    # Sent rows are read back from the files, so every one must still be there.
     if any(entry.state == "pruned" and entry.superseded_by is None for p in standing for entry in p.logs):
         return "a file of the day has already been pruned"
     return ""
 
 
 def _fresh_after(export: DayExport) -> str:
-    """Return from when on the rows of an export that is not final may still grow."""
+    """Return the ``created_at`` from which the rows of an unfinal export may still grow."""
     return f"{export.last_modified - TOO_FRESH:%Y-%m-%d %H:%M:%S}"
 
 
@@ -321,14 +320,14 @@ def _decide_late(
     *,
     clock_doubted: bool,
 ) -> Decision:
-    """Decide about a published day, whose export may have changed, or some of whose rows may be withheld."""
+    """Decide about a published day whose export may have changed, or of which rows may be withheld."""
     day, export = record.day, record.export
     result = _published(day, publications)
     changed = export is not None and export.etag != record.checked_etag
     if clock_doubted and source_now >= expires(day):
         return Decision(result, left_alone=DOUBTED if changed or record.withheld else "")
     if record.withheld and source_now >= expires(day):
-        # The rows can only be counted now; where even that is impossible, their number is known all the same.
+        # Now the rows can only be counted; if not even that is possible, their number is on record.
         if export is None:
             return Decision(result, lost="its export is gone")
         if record.failure is not None and record.failure.etag == export.etag:
@@ -360,7 +359,7 @@ def _decide_late(
 
 
 def _sent_as_it_is(record: DayRecord, policy: FeedPolicy, source_now: datetime) -> bool:
-    """Return whether a day that is not final is compared now, because waiting longer would lose rows."""
+    """Return whether a day that is not final is compared all the same, because waiting longer would lose rows."""
     noon, *later = policy.sent_as_it_is(record.day)
     if record.withheld and source_now >= noon:
         return True

@@ -1,8 +1,8 @@
 """The feed: what happens to each day. One pass over the days is a round.
 
-Decides, day by day, what to publish, by what the source lists, the ledger remembers and the clocks say; `Publisher`
-carries it out. Promises: only final days; a day is published once, its late rows once; one bad day never stops
-the others.
+Collects what the source lists, the ledger remembers and the clocks say; `decide` judges each day by it, and `Publisher`
+carries the decision out. Promises: only final days are published, or days given up waiting for; a day once, its late
+rows once; one bad day never stops the others.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MOST_TURNS = 10  # that a day waits for other nodes that were first, in one round
+MOST_TURNS = 10  # times in one round that a day is decided again because another node was first
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
-TOLD_FOR = timedelta(days=7)  # after its expiry, what is told of a day's late rows
-DEATHS = "conversion_deaths"  # a fact of the ledger: by day, a version of its export and how often its process died
+TOLD_FOR = timedelta(days=7)  # how long after a day's expiry its late rows are still reported
+DEATHS = "conversion_deaths"  # a fact of the ledger: by day, [ETag of its export, how often its process died]
 
 
 class Feed:
@@ -104,11 +104,11 @@ class Feed:
     async def run_round(self, now: datetime, request: FeedRequest | None = None) -> Round:
         """Run one pass over the days, and return what became of each.
 
-        ``now`` is the local clock, by which everything recorded is dated. Whether a day is final is decided by the
+        ``now`` is the local clock's time, which dates everything recorded. Whether a day is final is decided by the
         source's own clock.
 
         Raises:
-            SourceError: the source could not be listed; nothing was done.
+            SourceError: the source could not be listed; no day was touched.
             DataFolderError, LedgerError: the data folder or the ledger cannot be used.
             StoreError, NodesDiffer: other nodes publish too, and this one cannot take part now.
         """
@@ -122,7 +122,7 @@ class Feed:
             outcome = Round(now, listing.now)
             days = await in_thread(self._take_in, now, listing, request)
             for day in catching_up(days, listing.now):
-                # Between two days a stop needs no cancellation, and leaves nothing half done.
+                # Between two days a stop cancels nothing and leaves nothing half done.
                 if self._stop.is_set():
                     break
                 outcome.results.append(await self._one_day(day, listing, now, request))
@@ -131,12 +131,12 @@ class Feed:
 
     @contextlib.asynccontextmanager
     async def _round_lock(self) -> AsyncIterator[None]:
-        """Hold the round lock, which a round of another process may have for minutes."""
+        """Hold the round lock, which another process may hold for minutes."""
 
         def waiting() -> None:
             log.info("feed waited for another round to end", lock=str(self._folder.data_dir / "round.lock"))
 
-        # Entered by hand: `with` would wait for the lock on the event loop, which serves clients meanwhile.
+        # Entered by hand, in a thread: `with` would block the event loop, which serves clients meanwhile.
         lock = self._folder.round_lock(waiting, self._stop.is_set)
         await in_thread(lock.__enter__)
         try:
@@ -145,19 +145,19 @@ class Feed:
             lock.__exit__(None, None, None)
 
     def _begin(self, now: datetime) -> None:
-        """Put in order what was before this round."""
-        # First finish what a killed process left, here or in a command typed by hand: under this lock nobody else
-        # publishes, so whatever is in staging is left over.
+        """Put in order what earlier processes and other nodes have left."""
+        # First finish what a killed process left behind, the service's or a command's: under this lock nobody else
+        # publishes, so whatever is in staging is a leftover.
         self._publisher.recover(now)
-        # Before anything is decided: what other nodes have done is as if this one had done it.
+        # Before anything is decided: what other nodes have done counts as this one's doing.
         self._publisher.catch_up()
         self._publisher.adopt(self._policy.rules, now)
-        # After the adoption, whose files are as old as they are; before anything is published by this clock.
+        # After the adoption, whose files bring their own dates; before anything is published by this clock.
         saw_local_clock(self._ledger, now)
 
     def _take_in(self, now: datetime, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says of the clock and of the days; return the days that this round is about."""
-        # Together: a round without news writes to the disk twice, and not once a day and clock.
+        # Together, so that a round without news writes to the disk twice, not once for each day and clock.
         with self._ledger.together():
             self._check_clock(now, listing)
             self._clock_doubted = bool(doubt(self._ledger, listing.now))
@@ -166,30 +166,33 @@ class Feed:
         return days
 
     def _check_clock(self, now: datetime, listing: Listing) -> None:
-        """Record by how much the local clock is ahead of the source's, and warn above `CLOCK_TOLERANCE`; believe it."""
+        """Record how far the local clock is ahead of the source's; warn beyond `CLOCK_TOLERANCE`.
+
+        A source's own clock is believed; see `clock`.
+        """
         skew = now - listing.now
         self._ledger.note(clock_skew=skew.total_seconds())
         if listing.own_clock:
             believe(self._ledger, listing.now)
         if abs(skew) > CLOCK_TOLERANCE:
-            hint = "to see whether the clock is synchronised: timedatectl"
+            hint = "see whether the clock is synchronised: timedatectl"
             log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)
 
     # Which days there are
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
-        """Record what the listing says of each day of the window; return the days that this round is about."""
+        """Record what the listing says about each day of the window; return the days that this round is about."""
         horizon = self._ledger.horizon(today=listing.now.date())
         records, facts = self._ledger.live_days(horizon), self._ledger.facts()
         known = KnownDays(records, self._ledger.published_days(horizon), facts.get("first_start"), horizon)
         self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
-        # However old: what was promised a name gets it.
+        # However old: a log that was promised a name gets it.
         missing = {publication.day for publication in self._ledger.interrupted()}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         for day in sorted({*days, *request.days}):
             export = listing.exports.get(day)
-            # A day that was typed wrong leaves no trace: no round would look at it, and nothing was ever there.
+            # A mistyped day leaves no trace: no round would look at it, and nothing was ever there.
             typed_wrong = day not in days and export is None and self._ledger.day(day) is None
             if not typed_wrong and not self._policy.out_of_reach(day, listing.now):
                 self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, export))
@@ -197,12 +200,12 @@ class Feed:
         return sorted(request.days) if request.days else days
 
     def _state(self, day: date, listing: Listing) -> str:
-        """Return the word for what the listing shows of a day: see `FinalityRule.state`."""
+        """Return the word for what the listing shows of a day; see `FinalityRule.state`."""
         rule = self._policy.export.finality
         return rule.state(day, listing.exports.get(day), listing.now, listing.markers.get(day))
 
     def _note_delivery(self, facts: Mapping[str, Any], known: KnownDays, listing: Listing) -> None:
-        """Record whether the source has ever delivered; log once what is there instead of exports."""
+        """Record whether the source has ever delivered; if not, log once what it holds instead of exports."""
         delivered = bool(known.published) or any(record.export is not None for record in known.records.values())
         kind = self._policy.export.kind
         changed = source_facts(facts, self._source.name, listing, delivered=delivered, kind=kind)
@@ -228,7 +231,7 @@ class Feed:
             log.warning(f"feed passed over {lost[0]}", to=str(lost[-1]), days=len(lost), why="look_back", hint=hint)
 
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
-        """Log once, on an empty ledger without ``first_day``, which days the first round publishes."""
+        """Log once, on an empty ledger without ``first_day``, which days the first round is about to publish."""
         if self._policy.export.first_day is None and "first_start" not in self._ledger.facts():
             done = self._ledger.published_days(date.min)
             due = [str(day) for day in days if day not in done and self._state(day, listing) == "due"]
@@ -248,23 +251,23 @@ class Feed:
             return await self._decide_and_publish(day, export, listing.now, now, request)
         except PickupPointError as error:
             return await in_thread(self._failed, day, export, now, error)
-        # A fault of our own fails this day only; its words are not logged, since they may hold an address.
+        # A bug fails this day only; its message is not logged, since it may hold a listener's address.
         except Exception as error:
             return await in_thread(self._failed, day, export, now, unexpected(error))
 
     def _failed(self, day: date, export: DayExport | None, now: datetime, error: PickupPointError) -> DayResult:
-        """Record and log a failure, and when the day is tried again."""
+        """Record and log a failure, and when the day is retried."""
         if self._stop.is_set():  # no fault of the day: the conversion was stopped
             return DayResult(day, "stopped", "stopped before it was done; the next round publishes it")
         record = self._ledger.day(day)
         before = record.failure if record is not None else None
-        # Tries are counted for one version of the export: the next one starts anew.
+        # Tries are counted per version of the export; a new one starts afresh.
         etag = export.etag if export is not None else ""
         if isinstance(error, ConversionDied):
             self._count_death(day, etag)
         tries = before.tries + 1 if before is not None and before.etag == etag else 1
         pause = min(self._policy.export.poll_every * 2 ** min(tries - 1, 10), LONGEST_PAUSE)
-        # The export was rewritten while it was read: its new version is another one, and need not wait.
+        # Rewritten while it was read: the new version need not wait.
         if isinstance(error, ExportChanged):
             pause = timedelta()
         self._ledger.fail(day, Failure(str(error), error.hint, etag, now, now + pause, tries))
@@ -272,7 +275,7 @@ class Feed:
         return DayResult(day, "failed", f"{error} (next try {now + pause:%Y-%m-%d %H:%MZ})")
 
     def _count_death(self, day: date, etag: str) -> None:
-        """Count one more death of the process that converts this version of the day; the ledger survives a restart."""
+        """Count one more death of the process that converted this version; in the ledger, to survive a restart."""
         deaths = self._ledger.facts().get(DEATHS, {})
         self._ledger.note(**{DEATHS: {**deaths, str(day): [etag, self._deaths(day, etag) + 1]}})
 
@@ -291,7 +294,7 @@ class Feed:
         """Decide about a day, and carry out the decision."""
         known, seen = await in_thread(lambda: (self._ledger.publications(day), self._ledger.day(day)))
         finished = [publication for publication in known if publication.published_at is not None]
-        # A day that is out of reach or was typed wrong has no record.
+        # A day out of reach, or mistyped, has no record.
         unseen = self._policy.export.finality.state(day, export, source_now, None)
         record = seen or DayRecord(day, unseen, source_now, export)
         decision = decide(
@@ -310,24 +313,24 @@ class Feed:
         return decision.result if nothing_new else result
 
     def _warn_once(self, day: date, export: DayExport, why: str) -> None:
-        """Log once for each version of an export that its late rows are ignored."""
+        """Log once per version of an export that its late rows are ignored."""
         if (day, export.etag) not in self._warned:
             self._warned.add((day, export.etag))
             log.warning(f"feed ignored late rows of {day}", why=why)
 
     def _note_ignored(self, export: DayExport, why: str, source_now: datetime) -> None:
-        """Record that the late rows of a day are ignored, or, without ``why``, that they are not."""
+        """Record why the late rows of a day are ignored, or, without ``why``, that they are not."""
         known = self._ledger.facts().get(LATE_ROWS_IGNORED, {})
         ignored = {day: it for day, it in known.items() if source_now < expires(date.fromisoformat(day)) + TOLD_FOR}
         ignored.pop(str(export.day), None)
-        # A clock in doubt is told by itself, and what to do about it.
+        # A doubted clock has its own alarm, which says what to do.
         if why and why != DOUBTED:
             ignored[str(export.day)] = [export.etag, why]
         if ignored != known:
             self._ledger.note(**{LATE_ROWS_IGNORED: ignored})
 
     def _tell_lost(self, record: DayRecord, tally: Tally, why: str, now: datetime) -> None:
-        """Record and log once that withheld rows will never be sent; ``tally`` is that of what was sent last."""
+        """Record and log once that withheld rows will never be sent; ``tally`` is that of the last publication."""
         etag, unsent = record.checked_etag or "", record.withheld
         self._ledger.late_checked(LateCheck(record.day, now, etag, None, unsent, 0, 0, tally))
         log.warning(
@@ -343,7 +346,7 @@ class Feed:
         deaths = await in_thread(self._deaths, day, export.etag)
         if deaths >= DIED_OFTEN and not order.exact:
             why = f"converted the exact way: its process died {deaths} times"
-            log.warning(f"feed converts {day} the exact way", why=why, hint="please report it, with the export")
+            log.warning(f"feed converts {day} the exact way", why=why, hint="please report this, with the export")
             order = replace(order, exact=True, remark="; ".join(filter(None, (order.remark, why))))
 
         def read(count: int) -> None:
@@ -354,8 +357,8 @@ class Feed:
             with translate_os_errors(spool), spool.open("wb") as file:
                 await self._source.fetch(export, file)
             done = await in_thread(self._publisher.publish, order, spool, catalogue, now, read)
-        except ExportTorn as error:  # its sentence names our copy, which is gone in a moment
-            hint = f"the next version is tried at once; to try this one again: pickup-point feed --day {day}"
+        except ExportTorn as error:  # its sentence names our copy, which is about to be removed
+            hint = f"the next version is tried at once; to retry this one: pickup-point feed --day {day}"
             raise ExportTorn(str(error).replace(str(spool), export.key), hint=hint) from error
         finally:
             discard(spool)
@@ -401,7 +404,8 @@ class Feed:
             self._notice(f"{day}", order, done)
             return DayResult(day, "published", f"its export changed, {news}")
         names = tuple(file.name for file in done.files)
-        late = " (late: Triton counts nothing this old unless it agreed to)" if now >= expires(day) else ""
+        expired = "its first sessions are over three days old: Triton counts those only if it has agreed to"
+        late = f" (late: {expired})" if now >= expires(day) else ""
         log.info(
             f"feed published {','.join(str(name) for name in names)}",
             rows=tally.rows,
@@ -413,9 +417,7 @@ class Feed:
             **({"remark": order.remark} if order.remark else {}),
         )
         if late:
-            log.warning(
-                f"feed published {names[0]} after the three-day limit", expired=f"{expires(day):%Y-%m-%dT%H:%MZ}"
-            )
+            log.warning(f"feed published {names[0]} after the three-day limit", why=expired)
         self._notice(f"{names[0]}", order, done)
         files = ", ".join(str(name) for name in names)
         lines = f"{files} ({tally.lines} lines of {tally.rows} rows){late}"

@@ -1,7 +1,7 @@
 """Whether the source has ever delivered an export, as the ledger's facts keep it.
 
-Pure. Promise: a source that has delivered once never counts as one that has not; another place, as `export.url` may
-name one later, is another source, and so is another kind of export at the same place.
+Pure. Promise: a source that has delivered once never counts as one that has not. A new `export.url` is another source,
+and so is another kind of export at the same place.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ..megaphone.exports import Listing
 
 NOTHING_DELIVERED = "nothing_delivered"  # a fact of the ledger: a `NothingDelivered` as JSON; None once there was one
-_DELIVERED_BY = "delivered_by"  # a fact of the ledger: the source that last had an export, see `_identity`
+_DELIVERED_BY = "delivered_by"  # a fact of the ledger: the source that last had an export, as `_identity` names it
 
 
 class NothingDelivered(NamedTuple):
-    """A source without any export ``since`` its first listing, and what it holds instead."""
+    """A source that has had no export ``since`` it was first listed, and what it holds instead."""
 
     source: str
     since: datetime
@@ -29,7 +29,7 @@ class NothingDelivered(NamedTuple):
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> NothingDelivered | None:
-        """Return what the facts say; None where the source has delivered, or was never listed."""
+        """Return what the facts say; None if the source has delivered, or was never listed."""
         fact = facts.get(NOTHING_DELIVERED)
         if fact is None:
             return None
@@ -60,5 +60,5 @@ def source_facts(
 
 
 def _identity(source: str, kind: str) -> str:
-    """Return the words for a place as the source of one kind of export; of metrics, its name alone, as ever."""
+    """Return a source's identity: its name, and its kind of export unless that is metrics, as earlier versions did."""
     return source if kind == METRICS.name else f"{source} ({kind})"

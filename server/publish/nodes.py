@@ -1,7 +1,7 @@
-"""The store of the configuration: what makes it follow, and this node's part in it where it is shared.
+"""The configured store: what keeps it in step with the folder, and, if it is shared, this node's part in it.
 
-Touches a fact of the ledger, the node's name, and once the store, to try it. Promise: a node that is started again is
-the same one; a store that cannot say who was first is not shared.
+Touches a fact of the ledger (the node's name) and, once at start, the store, to try it. Promise: a node keeps its name
+over restarts; a store that cannot tell who was first is refused as shared.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-LOOK_EVERY = timedelta(seconds=30)  # at the sequence: what other nodes publish is served soon
+LOOK_EVERY = timedelta(seconds=30)  # between looks at the sequence: what other nodes publish is served this soon
 
 
 def shared_sequence(
     config: Config, ledger: Ledger, folder: DataFolder, hash_key: bytes | None = None
 ) -> SharedSequence | None:
-    """Return the sequence that this node takes part in, or None; without ``hash_key`` it may only prune."""
+    """Return the sequence that this node takes part in, or None without one; without ``hash_key`` it may only prune."""
     if config.store is None or not config.store.shared:
         if ledger.entries.head() and not ledger.facts().get(LEFT):
             ledger.note(**{LEFT: True})
         return None
     terms = None
     if hash_key is not None:
-        # A fingerprint: what it is of cannot be found from it, and a wrong key is told by it.
+        # A fingerprint: it does not give the key away, and shows whether two nodes have the same one.
         fingerprint = hashlib.sha256(b"pickup-point ip_hash.key" + hash_key).hexdigest()[:16]
         terms = Terms(fingerprint, config.log_rules.as_json(), config.log.prefix)
     return SharedSequence(_shelf(config.store), ledger, folder, terms, node_name(ledger))
@@ -63,10 +63,10 @@ def _shelf(store: StoreSettings) -> Callable[[], AbstractContextManager[Shelf]]:
 def store_copy(
     config: Config, ledger: Ledger, folder: DataFolder, publisher: Publisher, stopped: Callable[[], bool]
 ) -> StoreCopy | None:
-    """Return what makes the store follow, or None where there is no store."""
+    """Return what keeps the store in step with the folder, or None without a store."""
     if config.store is None:
         return None
-    # Here, as below: who has no store does not load the AWS SDK.
+    # Imported here, as below: without a store the AWS SDK is not loaded.
     from ..storage.log_store import LogStore
     from .store_copy import StoreCopy
 
@@ -76,7 +76,7 @@ def store_copy(
     pickups = SharedPickups(_shelf(config.store), ledger, node_name(ledger), partial(_new_name, ledger))
 
     def catch_up() -> None:
-        # Not beside a round: what that decides by must not change before it has written it.
+        # Not during a round: the ledger that it decides by must not change before it has written its decision.
         with folder.round_lock(lambda: None, stopped):
             publisher.catch_up()
         pickups.exchange()
@@ -85,10 +85,10 @@ def store_copy(
 
 
 async def refuse_unfit_store(config: Config) -> None:
-    """Refuse a shared store that would replace what is there: two nodes could each believe to have been first.
+    """Refuse a shared store that overwrites objects: two nodes could each believe they were first.
 
     Raises:
-        ConfigError: it ignores the condition.
+        ConfigError: the store ignores If-None-Match.
     """
     if config.store is None or not config.store.shared:
         return
@@ -96,7 +96,7 @@ async def refuse_unfit_store(config: Config) -> None:
 
     try:
         refuses = await LogStore(config.store.place, config.store.state_prefix).try_rights()
-    except StoreError as error:  # what is published is served without it
+    except StoreError as error:  # no reason to stop: published logs are served without the store
         log.error("service could not try the shared store", why=str(error), hint=error.hint)
         return
     if not refuses:
@@ -105,7 +105,7 @@ async def refuse_unfit_store(config: Config) -> None:
 
 
 def node_name(ledger: Ledger) -> str:
-    """Return this node's name: the machine's, and some letters, for two may run on one machine."""
+    """Return this node's name, made at its first start: the machine's, and a suffix, since one machine may run two."""
     return str(ledger.facts().get(NODE) or _new_name(ledger))
 
 

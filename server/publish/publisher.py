@@ -1,8 +1,8 @@
 """Publishing: one version of a day's export becomes log files, whole or not at all.
 
-The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync the folder, unlink
-the staged names, record the publication, serve. `recover` carries on after a crash at any instant between two of them:
-a publication is one thing, and what was promised a name gets it. Brings `folder`, `ledger` and `day` together;
+The order of the steps is the promise: convert into staging, fsync, record the intention, link, fsync the folder, record
+the publication, serve, unlink the staged names. `recover` carries on after a crash between any two of them: a
+publication is one thing, and a log that was promised a name gets it. Brings `folder`, `ledger` and `apart` together;
 everything here is synchronous and runs in a thread, under the round lock.
 """
 
@@ -46,7 +46,8 @@ log = structlog.get_logger()
 class DayOutcome:
     """What became of an order: files, or a reason (word, sentence) to hold the day, or neither.
 
-    ``unsent`` is the number of lines that were not published because the order did not allow it.
+    ``changed`` rows differ from the line that was sent, ``removed`` ones are no longer in the export; ``unsent`` lines
+    were not published because the order did not allow it.
     """
 
     tally: Tally
@@ -82,14 +83,14 @@ class Publisher:
         self._max_rows_per_file = max_rows_per_file
         self._stop = stop
         self._reported_missing: set[LogName] = set()
-        self._serving = threading.Lock()  # what is served is never set from a ledger and a folder read at two instants
+        self._serving = threading.Lock()  # held from reading the ledger to setting what is served
         if shared is not None:
             shared.on_change = self.serve_published
 
     def next_name(self, day: date, prefix: str, rules: LogRules) -> LogName:
         """Return the next name of a day that neither the ledger nor the folder has ever seen."""
         promised = [entry.name for publication in self._ledger.publications(day) for entry in publication.logs]
-        # Where several nodes publish, the number is the sequence's: a file that lies in one folder is not known to all.
+        # Several nodes must arrive at the same number, so a file that lies in this folder alone does not count.
         spent = promised if self._shared is not None else [*promised, *self._folder.names()]
         numbers = [name.number for name in spent if name.day == day]
         return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
@@ -104,9 +105,12 @@ class Publisher:
     ) -> DayOutcome:
         """Convert the export in ``spool`` and publish it, or return why it is not published.
 
+        ``progress`` gets the number of bytes of the export read so far.
+
         Raises:
             ExportTorn, ConversionFailed, DataFolderError, LedgerError, NameSpent: nothing was published, or the next
                 `recover` finishes it.
+            Overtaken, NodesDiffer, StoreError: see `SharedSequence.publish`.
         """
         started = time.monotonic()
         day = order.export.day
@@ -119,7 +123,7 @@ class Publisher:
         ]
         rest, rejects_name = order.rest_of, ""
         promised: list[LogName] = []
-        # The same version: what was missing becomes the interrupted publication's own, whose tally holds it already.
+        # The same version: the missing logs become the interrupted publication's own, whose tally counts them already.
         completes = rest is not None and rest.export.etag == order.export.etag
         if rest is not None:
             taken = set(self._folder.names())
@@ -151,7 +155,7 @@ class Publisher:
                 judged = order.may_hold and order.may_publish
                 held = late_hold_reason(tally, removed) if judged else None
             else:
-                # A day of which nothing would remain is held whoever accepted it; late rows may well be none.
+                # A day of which nothing would remain is held even if accepted.
                 judged = order.may_hold or not acceptable(tally)
                 held = hold_reason(tally, rows_before, self._policy) if judged else None
                 held = ON_ONE_LINE if converted.one_line else held
@@ -205,15 +209,15 @@ class Publisher:
         logs = staging.seal(written, header, self._next_mtime(now), self._stop)
         # Set first: once the ledger has promised the names, `recover` links from staging what is not linked here.
         staging.keep = True
-        # The intention comes before the first link: a file in the folder whose name the ledger does not know would be a
-        # stranger's after a crash, and its rows would be sent again under another name.
+        # The intention comes before the first link: after a crash, a file whose name the ledger does not know would
+        # count as a stranger's, and its rows would be sent again under another name.
         number = self._ledger.intend(publication, logs, [log.lines for log in written], rest_of=rest_of)
         # The links, and the fsync of their folder. From here on the names are spent, whatever happens.
         files = staging.publish()
         assert publication.tally is not None  # noqa: S101  # only an adopted publication has none
         withheld = publication.tally.filtered["too_fresh"]
-        # Both under the lock: `serve_published`, in another thread, must not read the ledger before and set what is
-        # served after. Recorded first: what a client has seen is published for good.
+        # Both under the lock: `serve_published`, in another thread, must not read the ledger before this and set what
+        # is served after it. Recorded first: what a client has seen is published for good.
         with self._serving:
             self._ledger.published(number, now, checked_etag=publication.export.etag, withheld=withheld)
             self._folder.add_served(files)
@@ -244,7 +248,7 @@ class Publisher:
         """Finish interrupted publications, clear staging, and serve what the ledger and the folder agree on."""
         interrupted = self._ledger.interrupted()
         promised = {str(entry.name) for publication in interrupted for entry in publication.missing}
-        # First what nobody was promised: on a full disk, a link may need the room.
+        # First remove what has no name promised: on a full disk, a link may need the room.
         removed = self._folder.clear_staging(keep=promised)
         for publication in interrupted:
             self._finish_interrupted(publication, now)
@@ -253,15 +257,15 @@ class Publisher:
         self.serve_published()
 
     def _finish_interrupted(self, publication: Publication, now: datetime) -> None:
-        """Give the logs of a publication that were intended their names, from staging, and record it.
+        """Give the intended logs of a publication their names, from staging, and record it.
 
-        What is no longer staged is converted again by the next round, see `decisions`; if not one log of the
-        publication is left, it is forgotten and its names are free.
+        What is no longer staged is converted again by the next round, see `decisions`; if none of the publication's
+        logs is left, it is forgotten and its names are free.
         """
         present = [entry.name for entry in publication.missing if self._folder.finish(entry)]
         if publication.published_at is not None and not present:
-            return  # recorded before: it waits for the round
-        # A link may still be in memory only: the ledger must not promise it before an fsync.
+            return  # recorded before: the round will convert the rest
+        # A link may not be on disk yet: the ledger must not record it before an fsync.
         self._folder.sync()
         withheld = publication.tally.filtered["too_fresh"] if publication.tally is not None else 0
         self._ledger.finish_interrupted(publication.id, present, now, withheld=withheld)
@@ -275,7 +279,7 @@ class Publisher:
         with self._serving:
             served = {}
             published = self._ledger.published_logs()
-            # The folder is read after the ledger: whatever that has as published was linked before.
+            # The folder is read after the ledger: whatever that has recorded as published was linked before.
             found = {file.file: file for file in self._folder.found()}
             for entry in published:
                 file = found.get(str(entry.name))
@@ -289,7 +293,7 @@ class Publisher:
             self._folder.serve(served)
 
     def catch_up(self) -> None:
-        """Take over what other nodes have published and pruned; without other nodes, do nothing.
+        """Take over what other nodes have published and pruned; do nothing without a shared store.
 
         Raises:
             StoreError: the shared store cannot be read.
@@ -300,25 +304,25 @@ class Publisher:
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
         """Record and serve the whole files that an empty ledger finds in the folder, once; return how many."""
-        if self._shared is not None:  # the sequence knows them better
+        if self._shared is not None:  # the sequence says what was published
             return 0
         if "folder_adopted" in self._ledger.facts():
             return 0
         days: dict[date, list[FoundFile]] = {}
-        known = {entry.name for entry in self._ledger.logs()}  # adopted before a crash interrupted the adoption
+        known = {entry.name for entry in self._ledger.logs()}  # by an adoption that a crash interrupted
         for file in self._folder.found():
             if file.name is not None and file.name not in known:
                 days.setdefault(file.name.day, []).append(file)
         adopted = 0
         for day, files in sorted(days.items()):
             adopted += self._adopt_day(day, files, rules, now)
-        # Last: an adoption that is interrupted goes on at the next start.
+        # Last: an interrupted adoption goes on at the next start.
         self._ledger.note(folder_adopted=now.isoformat())
         self.serve_published()
         return adopted
 
     def _adopt_day(self, day: date, files: list[FoundFile], rules: LogRules, now: datetime) -> int:
-        """Record the files of a day as one publication for each layout; return how many they are."""
+        """Record the files of a day as one publication per layout; return the number of files."""
         by_layout: dict[Layout | None, list[LedgerLog]] = {}
         for file in files:
             assert file.name is not None  # noqa: S101  # only parsed names come here
@@ -346,8 +350,8 @@ class Publisher:
                 day=day,
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
-                # Which release wrote the file, and so how ids stand in it, does not show.
-                # Nor does the key by which rows without an id got theirs.
+                # The file does not tell which release wrote it, and so how its ids are encoded, nor the key from which
+                # rows without an id got theirs.
                 rules=rules._replace(
                     layout=rules.layout if layout is None else layout._replace(ids=IdCells.UNKNOWN), id_key=""
                 ),

@@ -1,8 +1,8 @@
 """Retention: which files are too old, and one pass that removes them.
 
 Triton: "Create a clean-up task to remove log files that were created more than 60 days ago". Age counts from the
-publication in the ledger; a file that the ledger does not know is never removed, and none while the clock is in doubt
-(`clock`). `expired` is pure.
+publication in the ledger. A file that the ledger does not know is never removed; no file is while the clock is in
+doubt (`clock`). `ages`, `expired` and `unclaimed` are pure.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DAY = timedelta(days=1)
-WARN_DAYS = 7  # so long before its removal a file that was never picked up is warned of
-TOLD = "unclaimed_told"  # a fact of the ledger: the files that were warned of
+WARN_DAYS = 7  # days before its removal from which a file that was never picked up is warned about
+TOLD = "unclaimed_told"  # a fact of the ledger: the files that were warned about
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Expiring:
 class Pruned:
     """What one pass removed: log names and rejects files.
 
-    ``unclaimed`` are the files to be removed within `WARN_DAYS` that were never picked up whole. ``doubt`` says why the
-    clock is not believed, so that nothing was removed.
+    ``unclaimed`` are the files to be removed within `WARN_DAYS` that were never picked up whole. ``doubt`` is why the
+    clock is not believed, so that nothing was removed, or ''.
     """
 
     logs: tuple[LogName, ...]
@@ -57,9 +57,9 @@ class Pruned:
 
 
 def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
-    """Return every file that is still published, with the time after which it is removed, the oldest first.
+    """Return every file that is still published, with the time after which it is removed, oldest first.
 
-    No day was published before its end, whatever a clock or a restored file's mtime said then.
+    Age counts from the end of the file's day at the earliest, whatever a clock or a restored file's mtime said.
     """
     keep = timedelta(days=keep_days)
     files = [
@@ -72,7 +72,7 @@ def ages(publications: Iterable[Publication], keep_days: int) -> list[Expiring]:
 
 
 def expired(files: Iterable[Expiring], now: datetime) -> list[Expiring]:
-    """Return the files that are more than ``keep_days`` days (of 24 h) old."""
+    """Return the files whose time has come: more than ``keep_days`` days (of 24 h) old."""
     return [file for file in files if now > file.remove_after]
 
 
@@ -97,17 +97,17 @@ def prune(
 ) -> Pruned:
     """Run one retention pass, under the round lock; with ``dry_run`` only return what it would remove.
 
-    ``now`` is the local clock, or, if ``steady``, one that needs no comparison with the source's: a `SteadyClock`'s, or
-    the local one by the word of an operator. A clock in doubt removes nothing, unless somebody has ``vouched`` for an
-    instant, which is then on record. What is pruned with ``shared`` is pruned on all nodes.
+    ``now`` is the local clock's time, or, if ``steady``, one that needs no comparison with the source's: a
+    `SteadyClock`'s, or the local one by an operator's word. A clock in doubt removes nothing, unless somebody has
+    ``vouched`` for an instant, which is then recorded. With ``shared``, files are pruned on all nodes.
 
-    Nothing is written before there is room: this is what an operator does about a full disk.
+    Nothing is written until there is room: pruning is what an operator does about a full disk.
 
     Raises:
         StoreError: the shared store does not answer; the next pass goes on.
         DataFolderError, LedgerError: the disk failed; what was removed before stays removed and recorded.
     """
-    # A local clock ahead of the source's must not remove what the partner has yet to fetch.
+    # A local clock ahead of the source's must not remove what the partner has not fetched yet.
     if not steady:
         now -= timedelta(seconds=max(0.0, float(ledger.facts().get("clock_skew", 0))))
     why = doubt(ledger, now) if vouched is None or now > vouched + LEAP else ""
@@ -146,9 +146,9 @@ def _remove(ledger: Ledger, folder: DataFolder, gone: Iterable[Expiring], now: d
             folder.remove(file.log.name)
             removed.append(file.log.name)
     finally:
-        # The files first, all of them: on a full disk the ledger needs the room. A crash in between leaves a file that
-        # is gone and recorded as published, which the next pass records; the other way round it would stay for ever,
-        # since only published entries grow old.
+        # All the files first: on a full disk the ledger needs the room. After a crash in between, the next pass records
+        # that they are gone. The other way round they would stay for ever, since only entries recorded as published are
+        # pruned.
         if removed:
             with ledger.together():
                 for name in removed:
@@ -156,7 +156,7 @@ def _remove(ledger: Ledger, folder: DataFolder, gone: Iterable[Expiring], now: d
 
 
 def _warn_of(ledger: Ledger, waiting: Iterable[Expiring]) -> None:
-    """Log once of each file that it will be removed and was never picked up."""
+    """Warn once for each file that it will be removed although it was never picked up."""
     removal = {str(file.log.name): f"{file.remove_after:%Y-%m-%dT%H:%MZ}" for file in waiting}
     told = ledger.facts().get(TOLD, [])
     for name in sorted(removal.keys() - set(told)):
@@ -166,7 +166,7 @@ def _warn_of(ledger: Ledger, waiting: Iterable[Expiring]) -> None:
 
 
 def thin_out_pickups(ledger: Ledger, keep_pickups_days: int, now: datetime) -> None:
-    """Drop the records of single handles older than that; the first, best and last of each user and log stay.
+    """Drop the records of handles older than ``keep_pickups_days``; each user's first, best and last per log stay.
 
     Nothing is dropped while the clock is in doubt.
     """

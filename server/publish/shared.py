@@ -1,18 +1,18 @@
-"""Several services on one store: what is published and pruned is decided by the order of the store's sequence.
+"""Several services on one store: the order of the store's sequence decides what is published and pruned.
 
 Touches the shared store, the folder and the ledger; runs in a thread, under the round lock. `storage.sequence` says why
-this is enough; here is how. Catching up: the newest applied entry must still be what it was; then entries are read in
-order until there is none of the next number, and each is applied: its files are brought into the folder, then one
-transaction of the ledger takes over what it says and its number. Writing: catch up; where there was something new, the
-decision is stale (`Overtaken`); bring the contents to the store; write the next entry, on the condition that there is
-none; where that was not clearly done, read the number. Only an entry that is in the store has any effect, on the node
-that wrote it too, and by the same way.
+this is enough; here is how. Catching up: check that the newest applied entry is still what it was; then read entries in
+order until the next number has none, and apply each: bring its files into the folder, then record what it says, with
+its number, in one transaction of the ledger. Writing: catch up; if there was anything new, the decision is stale
+(`Overtaken`); upload the contents; write the next entry on the condition that there is none; if the outcome is not
+clear, read that number. Only an entry in the store has any effect, and the node that wrote it applies it like every
+other.
 
-A store may lose objects (a life-cycle rule, a person). What is older than the newest applied entry, and the contents of
-logs that stand, are put there again by whoever has them. Where newer entries may be lost, nothing is written: it would
-be a second history.
+A store may lose objects (a life-cycle rule, a person). Entries older than the newest applied one, and the contents of
+published logs, are put back by whoever has them. Where newer entries may be lost, nothing is written: that would begin
+a second history.
 
-Serving needs none of this. Without the store, nothing is published or pruned, and everything goes on later.
+Serving needs none of this. While the store is unreachable, nothing is published or pruned; afterwards all goes on.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ log = structlog.get_logger()
 
 TERMS = "sequence_terms"  # a fact of the ledger: the newest terms of the sequence
 BEGINNING = "sequence_beginning"  # a fact: the id of the first entry that this node tries to write
-LEFT = "sequence_left"  # a fact: this node has worked alone since it took part in the sequence
-UNUSED_AFTER = timedelta(days=1)  # content that no entry names was left by a node that died: none takes so long
-LONGEST_UPLOAD = 12 * 3600.0  # seconds between the first content and its entry, far less than that
+LEFT = "sequence_left"  # a fact: this node took part in the sequence, and has worked alone since
+UNUSED_AFTER = timedelta(days=1)  # content this old that no entry names was left by a node that died
+LONGEST_UPLOAD = 12 * 3600.0  # seconds from the first content to its entry; far less than `UNUSED_AFTER`
 LOST_HINT = "restore it from the bucket's versions; pickup-point manual two-nodes"
-MOST_TURNS = 20  # that a pruning waits for
+MOST_TURNS = 20  # times that a pruning is tried because another node was first
 
 
 class SharedSequence:
-    """One node's part in the sequence; ``node`` is its name. Without ``terms`` it may prune, and publish nothing."""
+    """One node's part in the sequence; ``node`` is its name. Without ``terms`` it may prune, but not publish."""
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class SharedSequence:
         self._folder = folder
         self._terms = terms
         self._node = node
-        self._seen = 0  # the newest entry that was seen in the store as it was applied
-        self._tried = False  # whether the store was seen to refuse a second object of a name
+        self._seen = 0  # the newest entry that the store was seen to hold as it was applied
+        self._tried = False  # whether the store was seen to refuse a second object of the same name
         self._refused_removal = False
         self.on_change: Callable[[], None] = lambda: None  # called when other files are published than before
 
@@ -101,7 +101,7 @@ class SharedSequence:
             with self._open() as shelf:
                 yield shelf
         finally:
-            # Whatever ended it: what was applied before is published.
+            # However it ended: the entries applied so far are in force.
             if self._ledger.entries.head() != head:
                 self.on_change()
 
@@ -111,9 +111,9 @@ class SharedSequence:
         """Apply what is new in the sequence.
 
         Raises:
-            StoreError: it cannot be read; what was applied stays.
+            StoreError: the store cannot be read; what was applied stays.
             NodesDiffer: this ledger has a history of its own.
-            DataFolderError, LedgerError: the disk failed; the next time goes on.
+            DataFolderError, LedgerError: the disk failed; the next call goes on from there.
         """
         with self._connected() as shelf:
             self._catch_up(shelf)
@@ -124,9 +124,9 @@ class SharedSequence:
         """Publish what was converted, or nothing; ``seal`` gets the earliest mtime and returns the staged logs.
 
         Raises:
-            Overtaken: somebody else's entry came first; decide anew.
+            Overtaken: another node's entry came first; decide again.
             NodesDiffer: this node may not publish.
-            StoreError: it is not known whether it was published; catching up will show.
+            StoreError: whether it was published is not known; catching up will show.
         """
         with self._connected() as shelf:
             self._take_turn(shelf)
@@ -138,7 +138,7 @@ class SharedSequence:
                 LedgerLog(entry.name, 0, entry.size, entry.sha256, entry.mtime, count, "published")
                 for entry, count in zip(staged, lines, strict=True)
             )
-            # Never: it was decided by the ledger as it stands. But nothing could take such an entry back.
+            # Cannot happen: the names were chosen by the ledger as it stands. Checked because no entry can be undone.
             if self._ledger.logs_of(part.name for part in logs):
                 raise Overtaken("a name was spent meanwhile")
             lie = set(shelf.published())
@@ -149,13 +149,13 @@ class SharedSequence:
                 raise StoreError(why, hint=LOST_HINT)
             at = datetime.fromtimestamp(logs[0].mtime, UTC)
             entry = self._next("publication", shelf, publications=(as_committed(publication, logs, at),))
-            # A clock that does not stand still while the machine sleeps.
+            # CLOCK_BOOTTIME also runs while the machine sleeps.
             began = time.clock_gettime(time.CLOCK_BOOTTIME)
             for part in logs:
                 shelf.put_file(f"blobs/{blob_name(part.sha256, entry.id)}", self._folder.staging_dir / str(part.name))
-            # A machine that slept meanwhile: its contents may have been taken for a dead node's, and removed.
+            # The machine may have slept, and another node may have removed the contents, taking them for a dead node's.
             if time.clock_gettime(time.CLOCK_BOOTTIME) - began > LONGEST_UPLOAD:
-                raise StoreError("the store took too long to accept the logs", hint="it is tried again by itself")
+                raise StoreError("the store took too long to accept the logs", hint="it is retried automatically")
             self._write(shelf, entry)
             return [LogFile(part.name, part.size, part.mtime) for part in logs]
 
@@ -163,7 +163,7 @@ class SharedSequence:
         """Prune what ``choose`` returns for the ledger as it stands then, on all nodes; return the names.
 
         Raises:
-            StoreError: it is not known whether it was pruned; catching up will show.
+            StoreError: whether it was pruned is not known; catching up will show.
         """
         with self._connected() as shelf:
             for _ in range(MOST_TURNS):
@@ -181,8 +181,8 @@ class SharedSequence:
             raise StoreError("other nodes were always first", hint="the next pass tries again")
 
     def change_rules(self) -> list[str]:
-        """Make this node's terms those of the sequence; return what changed. The other nodes must follow."""
-        assert self._terms is not None  # noqa: S101  # by the caller
+        """Make this node's terms those of the sequence; return what changed. The other nodes must be given the same."""
+        assert self._terms is not None  # noqa: S101  # the command has the key
         with self._connected() as shelf:
             self._catch_up(shelf)
             if (known := self._known_terms()) is None:
@@ -200,13 +200,13 @@ class SharedSequence:
         while (data := shelf.read(f"sequence/{entry_name(head + len(new) + 1)}", MOST_BYTES)) is not None:
             new.append(self._entry(head + len(new) + 1, data))
         self._refuse_other_history(new)
-        # Known beforehand: files that were pruned meanwhile are no longer in the store, and need not be.
+        # Known before any is applied: files pruned since are no longer in the store, and are not fetched.
         gone = {name for entry in new for name in entry.pruned}
         try:
             for entry in new:
                 self._apply(shelf, entry, gone)
         except DataFolderError:
-            # On a full disk, what is pruned makes room for what is to come: the next time goes on.
+            # On a full disk, pruning makes room for what follows: the next turn carries on from here.
             for name in gone:
                 self._folder.remove(name)
             raise
@@ -215,7 +215,7 @@ class SharedSequence:
     def _head(self, shelf: Shelf, *, anew: bool) -> int:
         """Return the number of the newest applied entry, which must be in the store as it was applied.
 
-        Behind an entry that is not there anything may follow: what others have written may be lost with it.
+        If it is not there, entries that others wrote after it may be lost as well.
         """
         head = self._ledger.entries.head()
         if head == (0 if anew else self._seen):
@@ -226,7 +226,7 @@ class SharedSequence:
                 self._ledger.note(**{LEFT: False})
             self._seen = head
             return head
-        # An operator has removed the sequence, to share again what this node has published alone since then.
+        # An operator has removed the sequence, so as to share again what this node has since published alone.
         if data is None and self._ledger.facts().get(LEFT) and not self._remains(shelf):
             with self._ledger.together():
                 self._ledger.entries.forget()
@@ -240,7 +240,7 @@ class SharedSequence:
         return [shelved.name for folder in ("sequence", "checkpoints") for shelved in shelf.list(folder)]
 
     def _refuse_other_history(self, new: Sequence[Entry]) -> None:
-        """Refuse to mix what this data folder has published alone with what the nodes have, before anything is done."""
+        """Refuse, before anything is applied, to mix what this data folder published by itself with the sequence."""
         begun = {
             (str(part.name), part.sha256)
             for entry in new
@@ -275,7 +275,7 @@ class SharedSequence:
             raise StoreError(f"the shared store's {error}", hint=hint) from error
 
     def _apply(self, shelf: Shelf, entry: Entry, gone: Collection[LogName]) -> None:
-        """Make the folder and the ledger what they are after an entry; repeated after a crash, it does the rest."""
+        """Make the folder and the ledger what they are after an entry; after a crash, a repeat does the rest."""
         ledger = self._ledger
         if why := broken_rule(entry, ledger.entries.head(), ledger.newest_mtime()):
             raise StoreError(f"the shared store's {why}", hint="ask whoever else writes to the store")
@@ -283,7 +283,7 @@ class SharedSequence:
             for part in publication.logs:
                 if part.state == "published" and part.name not in gone:
                     self._bring(shelf, entry, part)
-        # Files before the ledger: what it says is published is there. On disk, since the ledger is when this ends.
+        # Files before the ledger: what that says is published must be there, and on disk.
         self._folder.sync()
         now = datetime.fromtimestamp(entry.at, UTC)
         if entry.pruned:
@@ -312,7 +312,7 @@ class SharedSequence:
                 self._checkpoint(shelf, entry.number)
 
     def _record(self, entry: Entry, publication: Publication) -> None:
-        """Take a publication over into the ledger, unless it is one that the ledger began with."""
+        """Record a publication in the ledger, unless it is one that the ledger already had when the sequence began."""
         ledger = self._ledger
         known = ledger.logs_of(part.name for part in publication.logs)
         if known and entry.kind != "begin":
@@ -332,7 +332,7 @@ class SharedSequence:
                 ledger.pruned(part.name, part.pruned_at or at)
 
     def _bring(self, shelf: Shelf, entry: Entry, part: LedgerLog) -> None:
-        """Bring a file into the folder, with its mtime: it is there, or in staging, or in the store."""
+        """Bring a file into the folder with its mtime, wherever it lies: there already, in staging, or in the store."""
         path, staged = self._folder.pickup_dir / str(part.name), self._folder.staging_dir / str(part.name)
         with translate_os_errors(path):
             if not self._folder.finish(part):
@@ -348,9 +348,9 @@ class SharedSequence:
                         f"the content of {part.name} in the shared store is not what was published",
                         hint="ask whoever else writes to the store",
                     )
-            # What lay in staging may be this node's own, made before another one was first: the same bytes, but perhaps
-            # not on disk yet, and with another mtime. A folder may have been copied without its times. Nobody is shown
-            # the file before this is done.
+            # A file from staging may be one that this node made before another one was first: the same bytes, but
+            # perhaps not on disk yet, and with another mtime. And a folder may have been copied without its times. The
+            # file is not served before this is done.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.fchmod(descriptor, 0o440)
@@ -360,7 +360,7 @@ class SharedSequence:
                 os.close(descriptor)
 
     def _download(self, shelf: Shelf, entry: Entry, part: LedgerLog, staged: Path) -> None:
-        """Write a file's content from the store into staging, and bring it to disk."""
+        """Download a file's content into staging, and sync it to disk."""
         discard(staged)
         with staged.open("xb") as file:
             shelf.fetch(f"blobs/{blob_name(part.sha256, entry.id)}", part.size, file)
@@ -371,7 +371,7 @@ class SharedSequence:
         fsync_folder(self._folder.staging_dir)
 
     def _checkpoint(self, shelf: Shelf, number: int) -> None:
-        """Write all entries so far as one object, for who joins; whoever writes it, it is the same."""
+        """Write all entries so far as one object, for nodes that join; every node would write the same bytes."""
         lines = self._ledger.entries.data(1, number)
         data = gzip.compress(b"\n".join(lines), 6, mtime=0)
         shelf.put_new(f"checkpoints/{entry_name(number)}", data)
@@ -379,10 +379,10 @@ class SharedSequence:
     # Writing
 
     def _take_turn(self, shelf: Shelf) -> None:
-        """Be at the end of the sequence, and allowed to write its next entry; begin it where there is none.
+        """Make sure that this node is at the end of the sequence and may write the next entry; begin an empty one.
 
         Raises:
-            Overtaken: there was something new.
+            Overtaken: there was something new, or the sequence was begun here.
             NodesDiffer: this node's terms are not those of the sequence.
         """
         if self._catch_up(shelf, anew=True):
@@ -391,7 +391,7 @@ class SharedSequence:
         assert self._terms is not None  # noqa: S101  # whoever publishes has them
         if known is None:
             self._begin(shelf)
-            # What was decided before may have counted on something that was let go of.
+            # The decision may have counted on names that `_begin` released.
             raise Overtaken("the sequence of the shared store has begun")
         if different := self._terms.differences(known):
             raise NodesDiffer(
@@ -407,11 +407,11 @@ class SharedSequence:
     def _begin(self, shelf: Shelf) -> None:
         """Write the first entry: the terms, and what this data folder has published so far."""
         for publication in self._ledger.publications():
-            if publication.missing:  # promised, and lost in a crash: its rows go out as late ones
+            if publication.missing:  # promised, and lost in a crash: the rows are sent as late ones
                 self._ledger.release_missing(publication.id)
         for part in self._ledger.published_logs():
             if not self._folder.finish(part):
-                # What is not there cannot be given to the others; its name stays spent.
+                # A missing file cannot be given to the others; its name stays spent.
                 log.warning(
                     f"shared store begins without {part.name}", why="it is not in the folder as it was published"
                 )
@@ -464,10 +464,10 @@ class SharedSequence:
         )
 
     def _write(self, shelf: Shelf, entry: Entry) -> None:
-        """Write an entry, the commit of what it says, and apply it.
+        """Write an entry, which commits what it says, and apply it.
 
         Raises:
-            Overtaken: the number is another's.
+            Overtaken: the number is taken by another entry.
             StoreError: it is not known whether the entry was written.
         """
         self._try_condition(shelf)
@@ -481,11 +481,11 @@ class SharedSequence:
         except StoreError as error:
             made, failed = False, error
         if not made:
-            # Lost answers and conflicts: what is there now tells. Nothing there: it may still come, so that this is an
-            # error, and the next turn reads the number again before it writes anything.
+            # A lost answer, or a conflict: what is there now decides. If nothing is, our write may still arrive: that
+            # is an error, and the next turn reads the number again before it writes anything.
             data = shelf.read(name, MOST_BYTES)
             if data is None:
-                raise failed or StoreError("the shared store did not take an entry", hint="it is tried again by itself")
+                raise failed or StoreError("the shared store did not take an entry", hint="it is retried automatically")
             there = self._entry(entry.number, data)
             if there.id != entry.id:
                 for publication in entry.publications:
@@ -497,7 +497,11 @@ class SharedSequence:
         self._apply(shelf, entry, ())
 
     def _try_condition(self, shelf: Shelf) -> None:
-        """See once that the store keeps the first of two objects of a name, which all this rests on."""
+        """Check once that of two objects with one name the store keeps the first: everything here rests on that.
+
+        Raises:
+            StoreError: it does not.
+        """
         if self._tried:
             return
         trial = f"trial-{secrets.token_hex(8)}"
@@ -512,14 +516,14 @@ class SharedSequence:
         self._tried = True
 
     def _refuse_leaping_clock(self, shelf: Shelf, now: datetime) -> None:
-        """Refuse to date logs by a store's clock that is far ahead of ours and of all that is on record."""
+        """Refuse to date logs by a store's clock that is far ahead of this machine's and of everything on record."""
         newest = max(now, believed(self._ledger) or now)
         if shelf.clock > newest + LEAP:
             why = f"the store's clock says {shelf.clock:%Y-%m-%d %H:%MZ}, and this machine's {now:%Y-%m-%d %H:%MZ}"
             raise StoreError(f"nothing is published: {why}", hint=LEAP_HINT)
 
     def _remove(self, shelf: Shelf, name: str) -> None:
-        """Remove what nobody needs; a store that keeps everything for good (Object Lock, a policy) may keep this."""
+        """Remove what nobody needs; a store that keeps everything for good (Object Lock, a policy) may refuse."""
         try:
             shelf.remove(name)
         except StoreError as error:
@@ -528,9 +532,9 @@ class SharedSequence:
             self._refused_removal = True
 
     def _tend(self, shelf: Shelf) -> None:
-        """Remove contents that no standing log has: of pruned ones, and of nodes that died before their entry.
+        """Remove contents that no published log needs: of pruned logs, and of nodes that died before their entry.
 
-        Put there again what the store has lost: entries, and the contents of standing logs.
+        Put back what the store has lost: entries, and the contents of published logs.
         """
         head = self._ledger.entries.head()
         there = {shelved.name for shelved in shelf.list("sequence")}

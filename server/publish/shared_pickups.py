@@ -1,9 +1,9 @@
-"""Pickups count wherever they happened: each node tells the others what its users have of which log.
+"""Pickups count wherever they happened: each node tells the others what its users have of each log.
 
 Touches the shared store and the ledger; runs in a thread. An object holds one user's progress on one log at one node,
-and only that node writes it; the others merge it, so that the union of what was delivered anywhere decides. A node that
-finds under its name what it has not delivered (its data folder was copied, or is an old one) takes another name.
-Promise: a node never claims more than was delivered; what is not merged yet is claimed later.
+and only that node writes it; the others merge it, so that the union of what was delivered anywhere counts. A node that
+finds under its name what it has not delivered (its data folder is a copy, or an old one) takes another name.
+Promise: a node never claims more than was delivered; what is not merged yet counts later.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ log = structlog.get_logger()
 
 FOLDER = "pickups"
 _LOGINS = "logins"
-_BETWEEN = "~"  # stands in no log's, user's or node's name
-_MOST_BYTES = 1 << 20  # 4096 ranges are less
+_BETWEEN = "~"  # separates log, user and node in an object's name; none of them may contain it
+_MOST_BYTES = 1 << 20  # of an object; 4096 ranges take less
 
 
 class SharedPickups:
-    """What this node tells, and what it has heard."""
+    """What this node has told the others, and heard from them."""
 
     def __init__(
         self,
@@ -48,19 +48,19 @@ class SharedPickups:
         self._ledger = ledger
         self._node = node
         self._new_name = new_name
-        self._told: dict[str, bytes] = {}  # by name, what lies there
-        self._heard: dict[str, str] = {}  # by name, the version that was merged
+        self._told: dict[str, bytes] = {}  # by name, the content there
+        self._heard: dict[str, str] = {}  # by name, the ETag of what was merged
 
     def exchange(self) -> None:
         """Merge what is new elsewhere, and write what is new here.
 
         Raises:
-            StoreError: the store does not answer; the next time goes on.
+            StoreError: the store does not answer; the next call goes on from there.
             LedgerError: the ledger cannot be written.
         """
         with self._open() as shelf:
             listed = {shelved.name: shelved.etag for shelved in shelf.list(FOLDER)}
-            # First, since it needs no right to write.
+            # Merging comes first, since it needs no right to write.
             for name, etag in listed.items():
                 if self._heard.get(name) != etag and not name.endswith(f"{_BETWEEN}{self._node}"):
                     there = shelf.read(f"{FOLDER}/{name}", _MOST_BYTES)
@@ -70,7 +70,7 @@ class SharedPickups:
             self._heard = {name: etag for name, etag in self._heard.items() if name in listed}
             self._keep_apart(shelf, listed)
             for name, data in self._own().items():
-                # By its content where the store says it; a store that does not is asked once in a run.
+                # An ETag is the content's MD5 in most stores; in another, each object is written once per run.
                 known = self._told.get(name) == data or listed.get(name, "").strip('"') == _digest(data)
                 if not known or name not in listed:
                     shelf.put(f"{FOLDER}/{name}", data)
@@ -78,7 +78,7 @@ class SharedPickups:
             self._tidy(shelf, listed)
 
     def _keep_apart(self, shelf: Shelf, listed: dict[str, str]) -> None:
-        """Take another name if somebody else speaks by ours; what lies under the old one is then another node's."""
+        """Take another name if another node uses ours; what lies under the old one is then that node's."""
         for name, data in self._own().items():
             told, etag = self._told.get(name), listed.get(name, "").strip('"')
             if etag in ("", _digest(data), _digest(told or b""), self._heard.get(name, "").strip('"')):
@@ -87,7 +87,7 @@ class SharedPickups:
             if there is not None and there != told and not _claims_no_more(there, data):
                 before, self._node = self._node, self._new_name()
                 self._heard = {}
-                why = "another node speaks by its name: its data folder is a copy, or an old one"
+                why = "another node uses its name: its data folder is a copy, or an old one"
                 log.warning(f"node {before} is called {self._node} from now on", why=why)
                 return
             self._heard[name] = listed[name]
@@ -115,7 +115,7 @@ class SharedPickups:
             else:
                 self._ledger.pickups.merge(owner, user, node, found)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
-            return  # another version's, or a stranger's: it claims nothing
+            return  # a later version's, or a stranger's: ignored
 
     def _tidy(self, shelf: Shelf, listed: dict[str, str]) -> None:
         """Remove the objects of logs that were pruned."""

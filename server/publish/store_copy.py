@@ -1,8 +1,8 @@
-"""The store follows the folder: what is published lies there too, in the same order, and is removed with it.
+"""The store follows the folder: what is published is put there too, in the same order, and removed when it is pruned.
 
 Touches the store (written), the folder (read) and a fact of the ledger. Promises: publication never waits for the
-store; what is missing there is put later, in the order of publication; only what the ledger says is pruned is removed;
-a stranger's object is neither replaced nor removed.
+store; what is missing there is put later, in the order of publication; only what the ledger records as pruned is
+removed; a stranger's object is neither replaced nor removed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-FIRST_RETRY = timedelta(seconds=15)  # after a pass that did not come to its end; doubled up to ``every``
+FIRST_RETRY = timedelta(seconds=15)  # after a pass that failed; doubled each time, up to ``every``
 
 
 class Plan(NamedTuple):
-    """What a pass has to do: logs to ``put``, in order, names to ``remove``, logs to ``compare``; what is ``wrong``."""
+    """What a pass has to do: logs to ``put``, in order, names to ``remove``, logs to ``compare``.
+
+    ``wrong`` are sentences about names in the store that only an operator can put right.
+    """
 
     put: tuple[LedgerLog, ...]
     remove: tuple[LogName, ...]
@@ -50,7 +53,11 @@ class Plan(NamedTuple):
         known: Iterable[LedgerLog],
         compared: Mapping[LogName, str],
     ) -> Plan:
-        """Return the plan: ``known`` are the ledger's logs whose names are stored, ``compared`` ETags found right."""
+        """Return the plan.
+
+        ``known`` are the ledger's logs whose names are in the store; ``compared`` has, by name, the ETag of an object
+        that was found to be the log.
+        """
         published = sorted(published, key=lambda entry: (entry.mtime, entry.name))
         remembered = {entry.name: entry for entry in known}
         wrong = [f"{name} in the store was never published" for name in stored if name not in remembered]
@@ -73,7 +80,8 @@ def _size(stored: Mapping[LogName, StoredObject], entry: LedgerLog) -> int:
 class StoreCopy:
     """Keeps the store as the ledger says; one pass at a time.
 
-    ``catch_up`` comes before each pass: where other nodes publish and prune too, a log that is missing may be pruned.
+    ``catch_up`` is called before each pass: if other nodes publish and prune too, a log that is missing from the store
+    may have been pruned.
     """
 
     def __init__(
@@ -91,7 +99,7 @@ class StoreCopy:
         self._ledger = ledger
         self._folder = folder
         self._stopped = stopped
-        self._compared: dict[LogName, str] = {}  # by name, the ETag of an object that was the log, this run
+        self._compared: dict[LogName, str] = {}  # by name, the ETag of an object that this run found to be the log
         self._due = asyncio.Event()
 
     def wake(self) -> None:
@@ -99,7 +107,7 @@ class StoreCopy:
         self._due.set()
 
     async def keep(self, every: timedelta, on_pass: Callable[[], None]) -> None:
-        """Run passes for ever: at once, when woken, ``every`` so often, and sooner after a failure."""
+        """Run passes for ever: at once, when woken, after ``every``, and sooner after a failure."""
         failures = 0
         every = min(every, self._look_every or every)
         while True:
@@ -132,7 +140,7 @@ class StoreCopy:
                 plan = await self._plan(store, there, wrong)
                 await self._carry_out(store, plan, there, wrong)
         except (StoreError, NodesDiffer, DataFolderError) as failed:
-            if self._stopped():  # no fault of the store
+            if self._stopped():  # then it is not the store's fault
                 return before
             error, hint = str(failed), failed.hint
         state = StoreState(before.url, tuple(sorted(there)), tuple(dict.fromkeys(wrong)), error, hint)
@@ -142,16 +150,16 @@ class StoreCopy:
         return state
 
     async def _plan(self, store: ConnectedLogStore, there: set[str], wrong: list[str]) -> Plan:
-        """Look at the store and the ledger; ``there`` and ``wrong`` become what is known from now on."""
+        """Return the plan by what store and ledger hold; update ``there`` and ``wrong`` to what is known now."""
         found = await store.logs()
-        # After the listing: a log that was published meanwhile is put, one that was pruned meanwhile is removed.
+        # Read after the listing: a log published meanwhile is put, one pruned meanwhile is removed.
         published, known = await in_thread(lambda: (self._ledger.published_logs(), self._ledger.logs_of(found.logs)))
         plan = Plan.of(published, found.logs, known, self._compared)
         self._compared = {name: etag for name, etag in self._compared.items() if name in found.logs}
         wrong[:] = plan.wrong
         if found.strangers:
             wrong.append(f"{found.strangers} objects that are no logs lie in the store beside them")
-        # What was right at the last pass, perhaps of an earlier run, counts until it is compared again.
+        # What was right at the last pass, even an earlier run's, counts until it is compared again.
         there &= {str(entry.name) for entry in published if entry.name in found.logs}
         for entry in plan.compare:
             there.discard(str(entry.name))
@@ -166,7 +174,7 @@ class StoreCopy:
     async def _carry_out(self, store: ConnectedLogStore, plan: Plan, there: set[str], wrong: list[str]) -> None:
         kept = None
         for name in plan.remove:
-            # A bucket that keeps everything (Object Lock, a policy) gets what is new all the same.
+            # A bucket that lets nothing be removed (Object Lock, a policy) still gets what is new.
             try:
                 await store.remove(name)
             except StoreError as error:
@@ -174,13 +182,13 @@ class StoreCopy:
                 continue
             log.info(f"store removed {name}", store=self._store.name)
         for entry in plan.put:
-            # Read again before each: an upload may take long, and what is pruned must not come back.
+            # Read again before each: uploads take long, and a log pruned meanwhile must not come back.
             now = await in_thread(self._ledger.logs_of, [entry.name])
             if self._stopped() or not now or now[0].state != "published":
                 continue
             try:
                 file = await in_thread(self._folder.open_log, entry.name)
-            except OSError:  # `serve_published` tells of it
+            except OSError:  # `serve_published` logs it
                 wrong.append(f"{entry.name} cannot be put into the store: it is not in the folder")
                 continue
             try:
@@ -196,7 +204,7 @@ class StoreCopy:
             raise kept
 
     def _report(self, before: StoreState, now: StoreState) -> None:
-        """Log what has changed about the store, once."""
+        """Log what has changed about the store since the last pass."""
         if now.error and now.error != before.error:
             log.error("store cannot be used", why=now.error, hint=now.hint)
         elif before.error and not now.error:

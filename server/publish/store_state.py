@@ -1,6 +1,6 @@
-"""What the ledger's facts say of the store of published logs: apart, so that a question does not load the AWS SDK.
+"""What the ledger's facts say about the store of published logs.
 
-Pure.
+Pure; a file of its own, so that whoever reads the facts does not load the AWS SDK.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ NODES = "nodes"  # as if it were a fact: what is known of the nodes of a shared 
 
 
 class StoreState(NamedTuple):
-    """What is known of the store at ``url``: the logs that lie there as they were published, and what is wrong.
+    """What is known about the store at ``url``: the names of the logs that lie ``there`` as they were published.
 
-    ``wrong`` are sentences about names, ``error`` is why the last pass did not come to its end.
+    ``wrong`` are sentences about objects that only an operator can put right; ``error`` is why the last pass failed,
+    or ''.
     """
 
     url: str
@@ -31,7 +32,7 @@ class StoreState(NamedTuple):
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], url: str) -> StoreState:
-        """Return what the facts say; of another store than ``url`` they say nothing."""
+        """Return what the facts say about the store at ``url``; nothing if they are about another one."""
         fact = facts.get(STORE)
         if fact is None or fact["url"] != url:
             return cls(url)

@@ -1,7 +1,7 @@
-"""Which days there should be, and which of them a round looks at.
+"""Which days should exist, and which of them a round looks at.
 
-Pure. Promise: a day that Triton still counts, and a day of which something is not settled yet (rows withheld, an export
-that changed since it was compared), is looked at in every round, whatever ``look_back_days`` says.
+Pure. Promise: a day that Triton still counts, and a day that is not settled yet (rows withheld, or an export changed
+since it was compared), is looked at in every round, whatever ``look_back_days`` says.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KnownDays:
-    """What the ledger knows: the days' records, the days that were published, when the service first started.
+    """What the ledger knows: the days' records, the days published, and when the service first started (ISO 8601).
 
-    Of days before the ``horizon`` nothing was read.
+    Nothing was read about days before the ``horizon``.
     """
 
     records: Mapping[date, DayRecord]
@@ -45,7 +45,7 @@ class KnownDays:
         return cls(records, published, facts.get("first_start"), horizon)
 
     def begin(self, export: ExportSettings, keep_days: int, today: date, listed: Collection[date] = ()) -> date | None:
-        """Return the first day that should exist and can still be published; None when no day was ever seen."""
+        """Return the first day that should exist and can still be published; None if no day was ever seen."""
         began = export.first_day
         if began is None:
             # No day before the first one ever seen is missing: Megaphone does not backfill.
@@ -58,28 +58,28 @@ class KnownDays:
         return max(began, self.floor(export, keep_days, today))
 
     def floor(self, export: ExportSettings, keep_days: int, today: date) -> date:
-        """Return the first day that can still be published, whether or not the service was there for it."""
+        """Return the first day that can still be published, whether or not the service had started by then."""
         return max(export.first_day or date.min, today - timedelta(days=keep_days - 1), self.horizon)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The days that a round looks at, and those it ``passed_over``: not published, and no longer looked at."""
+    """The days that a round looks at, and those ``passed_over``: never published, and no longer looked at."""
 
     days: tuple[date, ...] = ()
     passed_over: tuple[date, ...] = ()
 
 
 def window(export: ExportSettings, keep_days: int, known: KnownDays, listing: Listing) -> Window:
-    """Return the days of a round."""
+    """Return the days that a round looks at, given what the source lists."""
     today = listing.now.date()
     begin = known.begin(export, keep_days, today, listing.exports)
     if begin is None:
         return Window()
-    # Whatever is configured: a day that still counts is not left to itself.
+    # At least the days that still count, whatever is configured.
     oldest = today - timedelta(days=max(export.look_back_days, COUNTED_DAYS.days - 1))
     days = _between(max(begin, oldest), today + timedelta(days=1))
-    # Also days before this service began: another node published them, or this one did before it lost its ledger.
+    # Days before this service began are included: another node published them, or this one before it lost its ledger.
     floor = known.floor(export, keep_days, today)
     published = {day for day in known.published if floor <= day and day not in days}
     open_ends = [day for day in published if _unsettled(known.records.get(day), listing.exports.get(day), listing.now)]
@@ -92,8 +92,8 @@ def _between(first: date, end: date) -> list[date]:
 
 
 def _unsettled(record: DayRecord | None, export: DayExport | None, now: datetime) -> bool:
-    """Return whether rows of a published day may be unsent, and nobody was told that they come too late."""
-    if record is None:  # adopted, and never looked at
+    """Return whether rows of a published day may be unsent without its being on record that they are too late."""
+    if record is None:  # adopted, and never looked at since
         return False
     if record.withheld:
         return True
@@ -101,6 +101,6 @@ def _unsettled(record: DayRecord | None, export: DayExport | None, now: datetime
         return False
     if now < expires(record.day):
         return True
-    failed = record.failure is not None and record.failure.etag == export.etag  # and that was told
+    failed = record.failure is not None and record.failure.etag == export.etag  # and that was logged
     compared = record.checked_etag and record.checked_at is not None and record.checked_at >= expires(record.day)
     return not failed and not compared

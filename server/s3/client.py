@@ -91,7 +91,7 @@ class BucketClient:
             self._s3_options["addressing_style"] = "path"
 
     def write_unsigned(self) -> None:
-        """Sign no bodies: the SDK would read each one on the event loop for it. Content-MD5 vouches for the bytes."""
+        """Sign no bodies, which the SDK would read on the event loop to do so; Content-MD5 vouches for the bytes."""
         self._s3_options["payload_signing_enabled"] = False
 
     @staticmethod
@@ -103,10 +103,10 @@ class BucketClient:
     async def wait_for_next_try(self, attempt: FailedAttempt, counter: RetryCounter, most: int) -> None:
         """Wait until another try is worthwhile.
 
-        ``most`` is the largest number of bytes that were ever received.
+        ``most`` is the largest number of bytes ever received.
 
         Raises:
-            SourceError: no further try is worthwhile; this is the error of the failed attempt.
+            SourceError: no further try is worthwhile; this is the failed attempt's error.
         """
         pause = None
         if attempt.remedy is Remedy.WAIT:
@@ -119,7 +119,7 @@ class BucketClient:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Any]:
-        """Open a client with the credentials that the chain gives now; all its connections end with it."""
+        """Open a client with the credentials that the chain provides now; all its connections end with it."""
         # A session caches its credentials, so one that outlived this connection would never see renewed ones.
         session = AioSession(event_hooks=copy(_handlers()), include_builtin_handlers=False, profile=self._place.profile)
         session.register_component("data_loader", _models())
@@ -138,7 +138,7 @@ class BucketClient:
                 http_session_cls=_OneHost,
             ),
         )
-        # Opened by hand: `answering` must translate what opening raises, but not what the body of our caller raises.
+        # Entered by hand: `answering` must translate what opening raises, but not what our caller's block raises.
         async with self.answering():
             client = await opening.__aenter__()
         try:
@@ -174,8 +174,7 @@ class BucketClient:
     async def answering(self, key: str | None = None, seconds: float | None = None) -> AsyncIterator[asyncio.Timeout]:
         """Turn foreign exceptions into `FailedAttempt`; wrap it around waiting for the server, and nothing else.
 
-        ``key`` is the object concerned, if there is one; ``seconds`` is the longest wait, which the time-out that is
-        yielded may put off.
+        ``key`` is the object concerned, if any; ``seconds`` is the longest wait, which the yielded time-out can extend.
         """
         try:
             async with asyncio.timeout(seconds or self._policy.call) as limit:
@@ -231,7 +230,7 @@ def _models() -> Any:
 
 @cache
 def _handlers() -> Any:
-    """Return the SDK's own handlers of its events, to be copied: to register them takes half as long as to connect."""
+    """Return the SDK's own event handlers, to be copied: registering them takes half as long as connecting."""
     emitter = AioHierarchicalEmitter()
     AioSession(event_hooks=emitter)
     return emitter
@@ -239,7 +238,7 @@ def _handlers() -> Any:
 
 def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
     """Stop the SDK from following a bucket into another region because an answer says so."""
-    # botocore follows one such redirect a request; with this mark it believes that it has done so.
+    # botocore follows one such redirect per request; this mark makes it believe that it already has.
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 
@@ -258,7 +257,7 @@ def _answer(error: Any) -> Answer:
 
 
 def status_of(attempt: FailedAttempt) -> int:
-    """Return the HTTP status that the server answered this attempt with, or 0 where it did not answer."""
+    """Return the HTTP status that the server answered this attempt with, or 0 if it did not answer."""
     cause = attempt.__cause__
     return _answer(cause).status if isinstance(cause, sdk.ClientError) else 0
 

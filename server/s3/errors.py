@@ -1,7 +1,7 @@
 """What an S3 server's refusal means: one sentence, a command to type, and what a retry would need.
 
-No outside world: the answers are passed in as plain values. The promise: every cause has its own sentence, and none
-ever contains a credential, text from the server, or a signed address.
+Pure: the answers are passed in as plain values. The promise: every cause has its own sentence, and none ever contains a
+credential, text from the server, or a signed address.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ OPERATIONS = frozenset({"ListObjectsV2", *_RIGHTS})
 class BucketPlace:
     """The bucket (or its access point's ARN) as the configuration names it, and commands that show what is wrong.
 
-    ``table`` is the table of the configuration that names it; ``profile`` one of the AWS chain, None for its default.
+    ``table`` is the table of the configuration that names it; ``profile`` is one of the AWS credential chain, None for
+    the default.
     """
 
     bucket: str
@@ -84,22 +85,22 @@ class BucketPlace:
 
     @property
     def is_access_point(self) -> bool:
-        """Whether ``bucket`` is an access point's ARN; S3 has a host for each of them, and no path for it."""
+        """Whether ``bucket`` is an access point's ARN; S3 addresses these by host, never by path."""
         return self.bucket.startswith("arn:")
 
     @property
     def arn(self) -> str:
-        """What a policy for the listing names; for reading, the keys follow `objects_arn`."""
+        """The resource of a policy for listing."""
         return self.bucket if self.is_access_point else f"arn:aws:s3:::{self.bucket}"
 
     @property
     def objects_arn(self) -> str:
-        """What a policy for objects begins with; a slash and their keys follow."""
+        """The beginning of the resource of a policy for objects; a slash and their keys follow."""
         return f"{self.arn}/object" if self.is_access_point else self.arn
 
     @property
     def endpoint(self) -> str:
-        """The host and port, without anything else an address may contain (a password)."""
+        """The host and port, without anything else that an address may contain, such as a password."""
         if self.endpoint_url is None:
             if self.is_access_point:
                 _, _, _, region, account, name = self.bucket.split(":", 5)
@@ -140,7 +141,7 @@ class BucketPlace:
         if answer.code in _EXPIRED:
             return _refused(
                 f"the credentials for {self} have expired ({answer.code})",
-                "renew them at their origin, every try reads them again; to see where that is: aws configure list",
+                "renew them where they come from, every try reads them again; to see where: aws configure list",
                 Remedy.NEW_CREDENTIALS,
             )
         if answer.code == "InvalidObjectState":

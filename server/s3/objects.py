@@ -1,7 +1,7 @@
-"""Objects of one bucket that are written once: by name, on the condition that there is none of that name.
+"""Objects of one bucket that are written once: by name, on the condition that none has that name.
 
-Touches one bucket through `BucketClient`. Promises: nothing that is there is replaced, unless it is asked for; every
-wait ends; whoever lost an answer can look. What a write did whose answer was lost or is no clear yes is never guessed.
+Touches one bucket through `BucketClient`. Promises: nothing is replaced unless asked for; every wait ends; the outcome
+of a write whose answer was lost, or is not clear, is never guessed: the caller can look.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from .errors import BucketPlace
 
 _CHUNK = 1 << 20
-MOST_BYTES = 5 << 30  # of an object that is written in one request, by S3's rules
+MOST_BYTES = 5 << 30  # of an object written in one request, by S3's rules
 
 
 class StoredObject(NamedTuple):
-    """An object as a listing or a look at it shows it; a listing shows no ``metadata``."""
+    """An object as a listing or `Objects.look` shows it; a listing has no ``metadata``."""
 
     key: str
     size: int
@@ -42,7 +42,7 @@ class StoredObject(NamedTuple):
 
 
 class ObjectStore:
-    """The objects of the bucket at ``place``; keys are whole ones."""
+    """The objects of the bucket at ``place``; keys are full ones, with the prefix."""
 
     def __init__(self, place: BucketPlace, policy: RetryPolicy | None = None) -> None:
         self.place = place
@@ -52,14 +52,14 @@ class ObjectStore:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Objects]:
-        """Give the objects, by one client with the credentials that the chain has now.
+        """Connect with one client, and the credentials that the chain has now.
 
         Raises:
             StoreError: there are no usable credentials.
         """
         await self._client.prepare()
         opening = self._client.connect()
-        # By hand: only what opening raises is translated here.
+        # Entered by hand: only what opening raises is translated here.
         try:
             sdk = await opening.__aenter__()
         except FailedAttempt as attempt:
@@ -71,14 +71,14 @@ class ObjectStore:
 
 
 class Objects:
-    """A connection to the objects. Every method raises `StoreError` when there is no usable answer."""
+    """A connection to the objects. Every method raises `StoreError` if there is no usable answer."""
 
     def __init__(self, place: BucketPlace, policy: RetryPolicy, client: BucketClient, sdk: Any) -> None:
         self._place = place
         self._policy = policy
         self._client = client
         self._sdk = sdk
-        self.clock: datetime | None = None  # the store's own, as its last answer had it
+        self.clock: datetime | None = None  # the store's own, by the Date of its last answer
 
     def _heard(self, reply: Any) -> None:
         if not isinstance(reply, dict):
@@ -105,7 +105,7 @@ class Objects:
         return found
 
     async def look(self, key: str) -> StoredObject | None:
-        """Return what is there under a key, or None."""
+        """Return the object with a key, or None if there is none."""
         try:
             async with self._asking(key):
                 reply = await self._sdk.head_object(Bucket=self._place.bucket, Key=key)
@@ -122,7 +122,7 @@ class Objects:
         )
 
     async def read(self, key: str, most: int) -> bytes | None:
-        """Return a small object whole, or None where there is none; more than ``most`` bytes are an error."""
+        """Return an object's bytes, or None if there is none; more than ``most`` of them are an error."""
         try:
             async with self._asking(key):
                 reply = await self._sdk.get_object(Bucket=self._place.bucket, Key=key)
@@ -142,7 +142,7 @@ class Objects:
         return data
 
     async def fetch(self, key: str, size: int, into: BinaryIO) -> None:
-        """Write an object of ``size`` bytes to ``into``; what came before an error is there and means nothing."""
+        """Download an object of ``size`` bytes into ``into``; after an error its content is meaningless."""
         try:
             async with self._asking(key):
                 reply = await self._sdk.get_object(Bucket=self._place.bucket, Key=key)
@@ -177,10 +177,10 @@ class Objects:
         *,
         new: bool = True,
     ) -> bool:
-        """Write an object where there is none; return False when it was not written: then look what is there.
+        """Write an object if there is none; return False if it was not written: then look what is there.
 
-        Without ``new`` it replaces what is there. ``body`` is the bytes or the descriptor of a file, ``md5`` their
-        digest in base64. After an exception too, the object may be there.
+        Without ``new`` it replaces what is there. ``body`` is the bytes, or the descriptor of a file; ``md5`` is their
+        digest in base64. Even after an exception the object may be there.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -188,7 +188,7 @@ class Objects:
             async with self._asking(key) as limit:
 
                 def put_off(sent: int) -> None:
-                    # Each piece that is taken gives time for the next, and all of them at the lowest rate there may be.
+                    # Each piece sent extends the time for the next, but no further than the lowest permitted rate.
                     most = began + self._policy.call + sent / self._policy.least_rate
                     when = min(loop.time() + self._policy.call, most)
                     loop.call_soon_threadsafe(_reschedule, limit, when)
@@ -212,7 +212,7 @@ class Objects:
         return True
 
     async def remove(self, key: str) -> None:
-        """Remove an object, whether it is there or not."""
+        """Remove an object, if it is there."""
         async with self._asking(key):
             await self._sdk.delete_object(Bucket=self._place.bucket, Key=key)
 
@@ -227,11 +227,11 @@ class Objects:
 
 
 class _Taken(io.FileIO):
-    """A file by its descriptor, which it does not close; it tells how much of it was taken so far."""
+    """A file by its descriptor, which it does not close; it reports how much was read so far."""
 
     def __init__(self, descriptor: int, on_read: Callable[[int], None]) -> None:
         super().__init__(descriptor, "rb", closefd=False)
-        self.seek(0)  # the descriptor has one position, whoever reads by it
+        self.seek(0)  # a descriptor has one position, whoever read from it before
         self._on_read = on_read
 
     def read(self, size: int | None = -1) -> bytes:

@@ -1,7 +1,7 @@
 """How long to wait for a source: the timeouts, the lowest rate, the number of tries.
 
-No outside world and no clock: seconds and bytes are passed in. The promise: every wait ends; a source that is silent,
-slow or failing is given up after a bounded time, however it fails.
+Pure: seconds and bytes are passed in. The promise: every wait ends; a source that is silent, slow or failing is given
+up after a bounded time, however it fails.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class RetryPolicy:
 
     @property
     def worth(self) -> int:
-        """The bytes that make a broken read count as progress: what the slowest permitted body brings in a window."""
+        """The bytes that make a broken-off read count as progress: what the slowest permitted body brings a window."""
         return max(1, int(self.least_rate * self.window))
 
     def pause(self, failures: int) -> float:
-        """Return the seconds to wait after ``failures`` in a row, half of them fixed and half of them random."""
+        """Return the seconds to wait after ``failures`` in a row, half of it fixed and half random."""
         longest = min(self.longest_pause, self.first_pause * 2.0 ** min(failures - 1, 30))
         return longest * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
 
@@ -55,7 +55,7 @@ class RetryCounter:
         self._refused = False
 
     def failed(self, most: int) -> float | None:
-        """Count a failure, and return the seconds to wait before the next try, or None when there is to be none.
+        """Count a failure, and return the seconds to wait before the next try, or None to give up.
 
         ``most`` is the largest number of bytes ever received: a read that starts again from zero is no progress.
         """
@@ -66,7 +66,7 @@ class RetryCounter:
     def refused(self, most: int) -> float | None:
         """Count a refusal of credentials: return 0 once, for a try with the credentials there are now, then None."""
         self._progress(most)
-        # They may have been rotated meanwhile, and the next session reads them again.
+        # They may have been rotated meanwhile: the next session reads them again.
         if self._refused:
             return None
         self._refused = True
@@ -89,7 +89,7 @@ class RateWatch:
         self._bytes = 0
 
     def too_slow(self, seconds: float, count: int) -> bool:
-        """Add ``count`` bytes that took ``seconds``, and return whether the window that ends here brought too few."""
+        """Add ``count`` bytes that took ``seconds``; return whether the window that ends here brought too few."""
         self._steps.append((seconds, count))
         self._seconds += seconds
         self._bytes += count

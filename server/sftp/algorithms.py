@@ -1,7 +1,7 @@
 """Which SSH algorithms are offered, and why a client that shares none of them cannot connect.
 
-No outside world, no asyncssh. Promise: nothing with SHA-1, CBC or a group of unproven size is in either profile; a
-client sees the lists that stand here, and the tests compare them with what goes over the wire.
+Pure; knows nothing of asyncssh. Promise: no profile has anything with SHA-1, CBC or a group of unproven size; clients
+are offered exactly these lists, which tests compare with what goes over the wire.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ KEX = (
     "diffie-hellman-group16-sha512",
 )
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
-# By a setting only: the client's order decides (RFC 4253, section 7.1), OpenSSH's begins with it, and it is slow here.
+# Only if configured: the client's order decides (RFC 4253, section 7.1), OpenSSH's begins with it, and it is slow here.
 CHACHA20 = "chacha20-poly1305@openssh.com"
 # PuTTY has AES-GCM from 0.78 on, after AES-CTR in its order, which costs this server twice as much.
 _RATHER_CTR = r"PuTTY_Release_(?:0\.(?:7[89]|[89]\d)|[1-9]\d*\.\d+)"
 MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
-# Given in full because asyncssh's own list has duplicates, which crash libssh2 1.11.1 (curl) with an RSA key.
+# Listed in full because asyncssh's own list has duplicates, which crash libssh2 1.11.1 (curl) with an RSA key.
 SIGNATURES = (
     "ssh-ed25519",
     "rsa-sha2-512",
@@ -39,7 +39,7 @@ HOST_KEY_FILES = {  # name of the file: asyncssh's name of the algorithm
     "ssh_host_ecdsa_key": LEGACY_HOST_KEY,
     "ssh_host_rsa_key": "ssh-rsa",
 }
-_MARKERS = ("ext-info-", "kex-strict-")  # in a kex list, but no algorithms
+_MARKERS = ("ext-info-", "kex-strict-")  # in a kex list, but not algorithms
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class Offer:
 
     @classmethod
     def parse(cls, kexinit: bytes) -> Offer | None:
-        """Parse an SSH_MSG_KEXINIT payload; return None when it is none."""
+        """Parse an SSH_MSG_KEXINIT payload; return None if it is malformed."""
         lists = []
-        position = 17  # behind the message code and 16 bytes of cookie
+        position = 17  # after the message code and 16 bytes of cookie
         for _ in range(8):
             length = int.from_bytes(kexinit[position : position + 4], "big")
             text = kexinit[position + 4 : position + 4 + length]
@@ -73,7 +73,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The lists of one configuration, in the order in which they are offered."""
+    """The lists of one configuration, in the order they are offered."""
 
     kex: tuple[str, ...] = KEX
     host_keys: tuple[str, ...] = HOST_KEYS
@@ -118,7 +118,7 @@ def ciphers_for(client: str, ciphers: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """Why a key exchange failed: the list without a common entry, both sides of it, and what to do."""
+    """Why a key exchange failed: which list has no common entry, both sides of it, and what to do."""
 
     what: str
     client: tuple[str, ...]
@@ -127,7 +127,7 @@ class Disagreement:
 
 
 def find_disagreement(client: Offer, server: Offer) -> Disagreement | None:
-    """Return the first list in which the two sides have nothing in common, or None when they agree on everything."""
+    """Return the first list in which the two sides have nothing in common, or None if they agree on everything."""
     found = _first_without_common(client, server)
     if found is None:
         return None
@@ -136,7 +136,7 @@ def find_disagreement(client: Offer, server: Offer) -> Disagreement | None:
 
 
 def _first_without_common(client: Offer, server: Offer) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
-    """Return what has no common entry, and both sides of it."""
+    """Return the name of the first list without a common entry, and both sides of it."""
     pairs = (
         ("key exchange", client.kex, server.kex, ""),
         ("host key", client.host_keys, server.host_keys, ""),
@@ -148,19 +148,19 @@ def _first_without_common(client: Offer, server: Offer) -> tuple[str, tuple[str,
         ("compression", client.compressions_out, server.compressions_out, ""),
     )
     for what, theirs, ours, cipher in pairs:
-        # A cipher that authenticates by itself has no use for a MAC (RFC 5647, section 5.1).
+        # A cipher that authenticates by itself needs no MAC (RFC 5647, section 5.1).
         if negotiate(theirs, ours) is None and not authenticates(cipher or ""):
             return what, theirs, ours
     return None
 
 
 def authenticates(cipher: str) -> bool:
-    """Return whether a cipher authenticates what it encrypts, and needs no MAC."""
+    """Return whether a cipher authenticates what it encrypts, and so needs no MAC."""
     return "gcm" in cipher or "poly1305" in cipher
 
 
 def _cure(client: Offer, server: Offer) -> str:
-    """Return what the operator can do: the setting with which the two sides would agree, if there is one."""
+    """Return what to do: the settings with which the two sides would agree, if there are any."""
     legacy_now, chacha20_now = LEGACY_KEX in server.kex, CHACHA20 in server.ciphers_out
     for legacy, chacha20 in ((True, False), (False, True), (True, True)):
         better = Profile.of(legacy=legacy or legacy_now, chacha20=chacha20 or chacha20_now).offer

@@ -1,8 +1,8 @@
-"""The client's side of SSH, for the doctor: which host key an address shows, and whether a user gets a whole file.
+"""The client's side of SSH, for `doctor`: which host key an address shows, and whether a user gets a whole file.
 
 Touches the address that it is given. Promise: a password goes only to a server that has shown one of the expected host
-keys, and every fetch identifies itself by its client version (`pickups.DOCTOR_CLIENT`), so that it never counts as the
-partner's.
+keys, and every connection identifies itself by its client version (`pickups.DOCTOR_CLIENT`), so that it never counts as
+the partner's.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
     from ..settings import Network
 
-SILENCE_TIMEOUT = 20.0  # seconds that a server may be silent
+SILENCE_TIMEOUT = 20.0  # seconds without a byte after which a server counts as silent
 _CHUNK = 256 * 1024
 
 
 class NoAnswer(Exception):
-    """No SSH server answers as it should at an address; the text says what happened instead."""
+    """No SSH server answers properly at an address; the text says what happened instead."""
 
 
 class HungUp(NoAnswer):
@@ -44,7 +44,7 @@ class HungUp(NoAnswer):
 
 
 class LoginRefused(Exception):
-    """The server rejected the password or the key; the text is the method by which it was sent."""
+    """The server rejected the password or the key; the text is the SSH method that was used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class LoginAttempt:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods by which a partner's client may send it; it must get in by each."""
+        """The SSH methods that a partner's client may use; each must let it in."""
         return ("password", "keyboard-interactive") if self.key is None else ("publickey",)
 
 
@@ -82,7 +82,7 @@ def read_identity(path: Path) -> asyncssh.SSHKey:
 async def host_key(host: str, port: int, balancers: Sequence[Network] = ()) -> bytes:
     """Exchange keys with a server and return its host key (SSH wire form), without logging in.
 
-    From an address in ``balancers`` it expects a PROXY header, which is sent then.
+    The server expects a PROXY header from addresses in ``balancers``: if ours is one, it is sent.
 
     Raises:
         NoAnswer: no SSH server answers there.
@@ -97,7 +97,7 @@ async def host_key(host: str, port: int, balancers: Sequence[Network] = ()) -> b
 
 
 async def _connected(host: str, port: int, balancers: Sequence[Network]) -> socket.socket:
-    """Return a socket that is connected to a server, and on which we have announced ourselves if it expects that."""
+    """Return a socket connected to a server, with a PROXY header sent if the server expects one from us."""
     connecting = asyncio.get_running_loop().run_in_executor(
         None, socket.create_connection, (host, port), SILENCE_TIMEOUT
     )
@@ -117,7 +117,7 @@ async def fetch_sha256(
     name: str | None,
     balancers: Sequence[Network] = (),
 ) -> str | None:
-    """Log in by every method and return the SHA-256 (hex) of a file as it arrives; without a ``name`` return None.
+    """Log in by every method, and return the SHA-256 (hex) of the file as it arrives; None without a ``name``.
 
     ``balancers`` are as in `host_key`.
 
@@ -151,7 +151,7 @@ async def _digest(connection: asyncssh.SSHClientConnection, name: str) -> str:
             async with sftp.open(name, "rb", encoding=None) as file:
                 while isinstance(data := await file.read(_CHUNK), bytes) and data:
                     digest.update(data)
-                    # A large day may take its time, as long as it keeps coming.
+                    # A large file may take its time, as long as it keeps coming.
                     limit.reschedule(asyncio.get_running_loop().time() + SILENCE_TIMEOUT)
         except asyncssh.SFTPNoSuchFile:
             raise FileNotFoundError(name) from None
@@ -160,8 +160,8 @@ async def _digest(connection: asyncssh.SSHClientConnection, name: str) -> str:
 
 @contextmanager
 def _translate_ssh_errors(host: str, method: str = "") -> Iterator[None]:
-    """Turn failures into an operator's words; and give asyncssh the home and the user name that it looks for."""
-    # The data folder's owner cannot enter root's home, and may have neither a home nor a name.
+    """Turn failures into sentences for an operator; give asyncssh the home and the user name that it looks up."""
+    # The data folder's owner cannot enter root's home, and may have neither a home nor a name of its own.
     os.environ["HOME"] = "/nonexistent"
     os.environ.setdefault("USER", "doctor")
     try:

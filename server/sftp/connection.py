@@ -1,8 +1,8 @@
 """One SSH connection: its transport, its limits, and the sessions on it.
 
 Touches one accepted socket through asyncssh. Promise: nothing but SFTP is served on it; while the peer does not take
-replies, neither requests nor SSH messages are read, so that no replies pile up in memory; every login, refusal and
-pickup is reported to the registry, and every pickup ends with the connection.
+replies, neither requests nor other SSH messages are read, so that no replies pile up in memory; every login, refusal
+and pickup is reported to the registry, and every pickup ends with the connection at the latest.
 """
 
 from __future__ import annotations
@@ -32,36 +32,37 @@ if TYPE_CHECKING:
     from .registry import Registry
 
 SERVER_VERSION = "pickup-point"  # gives away no version number
-# RFC 4344, section 3.2: no key of a cipher with blocks of 16 bytes serves more than 2**32 of them. This is half of it,
-# since asyncssh counts no lengths (4 bytes of at least 16) and nothing that it sends during a key exchange; and it is
-# above the largest file, since some clients break when the server starts a rekeying.
+# RFC 4344, section 3.2: a key of a cipher with 16-byte blocks may serve 2**32 of them. This is half of that, since
+# asyncssh does not count packet lengths (4 bytes of at least 16) or what it sends during a key exchange; and it is more
+# than the largest file, since some clients break when the server starts rekeying.
 REKEY_BYTES = 1 << 35
 REKEY_SECONDS = 24 * 3600
 KEEPALIVES_MISSED = 3
-KEEPALIVES_LENGTH = 2048  # bytes on the wire: more than all questions that wait for an answer have
+KEEPALIVES_LENGTH = 2048  # bytes on the wire: more than all keepalives take that may be waiting for an answer
 
-UNSENT_HIGH = 256 * 1024  # bytes, of one channel and of the socket
+UNSENT_HIGH = 256 * 1024  # bytes, each for a channel and for the socket
 UNSENT_LOW = 64 * 1024
-RECEIVE_WINDOW = 64 * 1024  # requests are small; this bounds what waits unread in a channel
+RECEIVE_WINDOW = 64 * 1024  # bytes: requests are small; this bounds what waits unread in a channel
 MSG_DISCONNECT, MSG_SERVICE_REQUEST, MSG_KEXINIT = 1, 5, 20  # RFC 4253, section 12
 MSG_EXT_INFO = 7  # RFC 8308, section 2.3
-LARGEST_EXCHANGE = 65_536  # bytes: a version and the largest packet, RFC 4253, section 6.1
-GREETING = 12  # bytes: enough to tell SSH from a balancer's header
+LARGEST_EXCHANGE = 65_536  # bytes: more than a version and the largest packet, RFC 4253, section 6.1
+GREETING = 12  # bytes: enough to tell SSH from a PROXY header
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
-MAX_PACKETS_BEFORE_LOGIN = 500  # including IGNOREs and the like: each takes time of the one event loop
-MAX_EXCHANGES_BEFORE_LOGIN = 3  # of keys: each costs the loop up to 20 ms, and costs a client that cheats nothing
-FREE_EXCHANGES = 20  # after login, and one more for this many bytes acknowledged, or this many seconds:
+MAX_PACKETS_BEFORE_LOGIN = 500  # IGNORE and the like included: each takes time of the one event loop
+MAX_EXCHANGES_BEFORE_LOGIN = 3  # key exchanges: each costs the event loop up to 20 ms, and an attacker nothing
+# After login: so many key exchanges, and one more for each EXCHANGE_BYTES acknowledged or EXCHANGE_SECONDS passed.
+FREE_EXCHANGES = 20
 EXCHANGE_BYTES, EXCHANGE_SECONDS = 32 * 1024, 60.0
 MAX_AUTH_REQUESTS = 100  # on one connection, including those that try nothing ("none", a change of password)
-MAX_DEFERRED = 4096  # packets that wait for the end of a key exchange, during which a client may ask for nothing
-MIN_PACKET = 512  # bytes of data; all known clients take 16 KiB or more, and each packet sets up the cipher anew
+MAX_DEFERRED = 4096  # packets that wait for the end of a key exchange, during which a client may send no requests
+MIN_PACKET = 512  # bytes of data; all known clients take 16 KiB or more, and each packet sets up the cipher again
 MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE = 81, 82  # RFC 4254, section 4
 MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST = 93, 97, 98  # RFC 4254, section 9
 MAX_CHANNEL_REQUESTS = 64  # "env" and the like, on one channel
 
 
 class TooManyRequests(asyncssh.ProtocolError):
-    """A client asks for more on one connection than any client needs."""
+    """A client asks for more on one connection than any client has reason to."""
 
     def __init__(self) -> None:
         super().__init__("Too many requests")
@@ -78,26 +79,26 @@ class Session(Protocol):
         """Answer what can be answered now."""
 
     def plan_pump(self) -> None:
-        """Pump soon."""
+        """Call `pump` soon."""
 
     def confirm_delivery(self) -> None:
-        """Take note of what is proven to have arrived."""
+        """Record what is proven to have arrived."""
 
     def window_opened(self) -> None:
-        """Go on soon: the client is about to open its window."""
+        """Resume soon: the client is about to open its window."""
 
     def channel_closed(self) -> None:
-        """Note that the client closes the channel."""
+        """Record that the client is closing the channel."""
 
     def answer_arrived(self) -> None:
-        """Answer what has come together."""
+        """Answer the requests that have arrived together."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End with the channel."""
 
 
 class LoginTries(Protocol):
-    """What a connection needs of the handler of its login."""
+    """What a connection needs of its login handler."""
 
     async def begin_try(self, username: str) -> None:
         """Count a try before it is made."""
@@ -109,7 +110,7 @@ class LoginTries(Protocol):
         """Count an offered key that is not registered."""
 
     def signature_refused(self, username: str, algorithm: str) -> None:
-        """Log a signature of a kind that is not accepted."""
+        """Log a signature whose algorithm is not accepted."""
 
 
 class SshConnection(asyncssh.SSHServerConnection):
@@ -129,11 +130,11 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.registry = registry
         self.number = number
         self.address = address
-        self.counted = counted  # False: a balancer's own
-        self.named = named  # False: the balancer does not say for whom it is, so nobody can be let in
+        self.counted = counted  # False: it is the balancer's own
+        self.named = named  # False: the balancer does not name a client, so nobody can be let in
         self.choked = False
         self.sessions: set[Session] = set()
-        self.receiving = False  # more of the client's packets may follow within this call
+        self.receiving = False  # `data_received` is running: more of the client's packets may follow
         self.transport: asyncio.Transport | None = None
         self.last_active = asyncio.get_running_loop().time()
         self.user = ""
@@ -142,31 +143,31 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._exchanges = 0
         self.born = self.last_active
         self.stream = ByteStream()
-        self.greeting = b""  # the first bytes that the peer sent
-        self.keys_sent = False  # we have shown our host key
-        self.wants_login = False  # the client has accepted it
+        self.greeting = b""  # the peer's first bytes
+        self.keys_sent = False  # the client has seen our host key
+        self.wants_login = False  # and has accepted it
         self._client_offer: Offer | None = None
-        self._taken = 0  # bytes acknowledged when we last looked
-        self._has_taken = False  # some of them since the last keepalive
+        self._taken = 0  # bytes acknowledged when last looked at
+        self._has_taken = False  # some were acknowledged since the last keepalive
 
     @property
     def exchanging(self) -> bool:
-        """Whether keys are being exchanged: asyncssh keeps all that is written meanwhile in memory, unsent."""
+        """Whether a key exchange is under way: asyncssh then keeps whatever is written in memory, unsent."""
         return not self._kex_complete
 
     @property
     def broken(self) -> bool:
-        """Whether the socket was given up: what is written to it goes nowhere, and no buffer shows that."""
+        """Whether the socket was given up: writes to it go nowhere, and no buffer shows that."""
         return self.transport is None or self.transport.is_closing()
 
     @property
     def label(self) -> str:
-        """The words that every log line of this connection begins with."""
+        """The words that open every journal line of this connection."""
         return f"[conn={self.number} {self.user or '-'} {self.address}]"
 
     @property
     def client(self) -> str:
-        """The client's version in its own words, without the protocol's."""
+        """The client's name and version as it states them, without the protocol's."""
         version = str(self.get_extra_info("client_version", ""))
         return plain(version.removeprefix("SSH-2.0-"))
 
@@ -174,7 +175,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         """Take over the socket."""
         counted = CountedTransport(cast("asyncio.Transport", transport))
         self.transport = cast("asyncio.Transport", counted)
-        # Before anything is written.
+        # Before anything is written: it counts from the first byte.
         self.stream = ByteStream(counted, self._send_question)
         self.transport.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
         super().connection_made(self.transport)
@@ -182,12 +183,12 @@ class SshConnection(asyncssh.SSHServerConnection):
     def pause_writing(self) -> None:
         """Stop reading from a peer that does not take what we send, or replies would fill the memory."""
         self.choked = True
-        # At the socket: asyncssh would answer other SSH requests too, and keep the answers.
+        # At the socket, not only in the sessions: asyncssh answers other SSH requests too, and would keep the answers.
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Read again, and resume the sessions: the peer takes bytes again."""
+        """Read again and resume the sessions: the peer takes bytes again."""
         self.choked = False
         self.touch()
         if self.transport is not None and not self.transport.is_closing():
@@ -205,47 +206,47 @@ class SshConnection(asyncssh.SSHServerConnection):
         """Finish a key exchange, and resume the sessions that waited for it."""
         super().send_newkeys(k, h)
         self.keys_sent = True
-        # Soon, not now: asyncssh calls this while it handles a packet.
+        # Soon, not now: asyncssh calls this in the middle of handling a packet.
         for session in list(self.sessions):
             session.plan_pump()
 
     async def _make_global_request(self, request: bytes, *args: bytes) -> tuple[int, SSHPacket]:
-        """Ask the client something, as asyncssh's keepalives do: its answer proves what lies before it."""
+        """Send a global request, as asyncssh's keepalives do; the answer proves that everything before it arrived."""
         self.stream.asked()
         return await super()._make_global_request(request, *args)
 
     def _send_question(self) -> None:
-        """Send a keepalive now, within this call: a client may leave as soon as it has the bytes before it."""
+        """Send a keepalive within this call: a client may leave as soon as it has the bytes before it."""
         if self._transport is None or self.broken:
             return
         self.stream.asked()
-        # asyncssh takes an answer off this list, and does nothing with it.
+        # asyncssh takes the answer's waiter off this list; a cancelled one is ignored.
         answer = asyncio.get_running_loop().create_future()
         answer.cancel()
         self._global_request_waiters.append(answer)
         self._send_global_request(b"keepalive@openssh.com", want_reply=True)
 
     def touch(self) -> None:
-        """Note that the client did something, for the idle timeout."""
+        """Record activity of the client, for the idle timeout."""
         self.last_active = asyncio.get_running_loop().time()
 
     def look_for_progress(self) -> None:
-        """Take it for a sign of life when the client's system has acknowledged a part of what waits for it.
+        """Count it as activity if the client's system has acknowledged some of what we sent.
 
-        A slow client may ask for nothing, and answer nothing, until it has all that we wrote before our question.
+        A slow client may neither ask nor answer anything until it has taken all that was written before our keepalive.
         """
         if self.transport is None:  # not yet
             return
         with suppress(OSError):  # the socket is gone
             taken = self.stream.acknowledged()
-            # Our own questions are acknowledged by the system of a client that hangs, but nothing waits behind them.
+            # The system of a client that hangs still acknowledges keepalives, but nothing else is waiting then.
             if taken > self._taken and self.stream.written - taken > KEEPALIVES_LENGTH:
                 self._has_taken = True
                 self.touch()
             self._taken = taken
 
     def _keepalive_timer_callback(self) -> None:
-        """Ask a silent client whether it is still there, unless it is taking what we sent before."""
+        """Send a silent client a keepalive, unless it is still taking what was sent before."""
         self.look_for_progress()
         if not self._has_taken:
             super()._keepalive_timer_callback()
@@ -257,9 +258,9 @@ class SshConnection(asyncssh.SSHServerConnection):
     def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
         """Process the peer's bytes, and count them with ours."""
         self.greeting += data[: GREETING - len(self.greeting)]
-        # The client's key serves no more bytes than ours: both are replaced together (RFC 4344, section 3.2).
+        # The same limit holds for the client's key, and both are replaced together (RFC 4344, section 3.2).
         self._rekey_bytes_sent += len(data)
-        # Many clients ask for small pieces, many at a time: these requests are answered when all of them are there.
+        # Many clients ask for many small pieces at a time: such requests are answered once all have arrived.
         self.receiving = True
         try:
             super().data_received(data, datatype)
@@ -269,8 +270,8 @@ class SshConnection(asyncssh.SSHServerConnection):
                 session.answer_arrived()
 
     def connection_lost(self, exc: Exception | None = None) -> None:
-        """Confirm deliveries for the last time, then let asyncssh end the sessions."""
-        # While the socket is still open: what is not confirmed by then counts as not delivered.
+        """Confirm deliveries a last time, then let asyncssh end the sessions."""
+        # While the socket is still open: whatever is not confirmed now counts as not delivered.
         if isinstance(exc, OSError) and not self.keys_sent:
             self._read_the_rest()
         for session in self.sessions:
@@ -279,14 +280,14 @@ class SshConnection(asyncssh.SSHServerConnection):
         super().connection_lost(exc)
 
     def _read_the_rest(self) -> None:
-        """Read what a client said before it reset the connection: our own writing may fail before that was read."""
+        """Read what a client sent before it reset the connection: our writing may have failed before that was read."""
         if self.transport is None:
             return
         with suppress(OSError), os.fdopen(os.dup(self.transport.get_extra_info("socket").fileno()), "rb", 0) as rest:
             self.data_received(rest.read(LARGEST_EXCHANGE) or b"")
 
     async def reload_config(self) -> None:
-        """Do nothing: there are no configuration files, and a stranger's user names must not cost work."""
+        """Do nothing: there are no configuration files, and a stranger's user names must not cause work."""
 
     async def _finish_userauth(self, begin_auth: bool, method: bytes, packet: SSHPacket) -> None:
         """Handle the methods that carry a password here, and leave the others to asyncssh."""
@@ -295,17 +296,17 @@ class SshConnection(asyncssh.SSHServerConnection):
             await super()._finish_userauth(begin_auth, method, packet)
             return
         if self._auth:
-            self._auth.cancel()  # the last try, if the client did not wait for its answer
+            self._auth.cancel()  # the previous try, if the client did not wait for its answer
         self._auth = handler(self, self._username, method, packet)
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        """Accept registered keys only, and only signatures that we advertise: asyncssh takes SHA-1 from RSA keys.
+        """Accept only registered keys, and only the signatures that we advertise: asyncssh would accept RSA with SHA-1.
 
         A key that is not registered is no failure, whether the client asks first or signs at once, as paramiko does
-        with every key that it has. Only a bad signature by a registered key is one.
+        with every key it has. Only a bad signature with a registered key is one.
         """
         owner = cast("LoginTries", self.get_owner())
-        # First: a stranger's key is not worth parsing, nor its signature checking.
+        # First: an unknown key is not worth parsing, nor its signature checking.
         if not self.registry.knows_key(username, self.address, key_data):
             owner.key_refused(username)
             return False
@@ -323,23 +324,23 @@ class SshConnection(asyncssh.SSHServerConnection):
         return valid
 
     def log_sent_packet(self, *_: Any, **__: Any) -> None:
-        """Log nothing: it costs more than the packet."""
+        """Log nothing: that would cost more than the packet."""
 
-    def log_received_packet(self, pkttype: int, _pktid: int | None, packet: SSHPacket, *_: Any) -> None:  # type: ignore[override]  # it is called so
+    def log_received_packet(self, pkttype: int, _pktid: int | None, packet: SSHPacket, *_: Any) -> None:  # type: ignore[override]  # asyncssh calls it like this
         """Log nothing, but limit what one connection may ask, and allow what asyncssh is too strict about.
 
         Raises:
-            TooManyRequests: the connection is to be ended.
+            TooManyRequests: the connection must be ended.
         """
         self._auth_requests += pkttype in (MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE)
         if pkttype == MSG_SERVICE_REQUEST and self._auth_in_progress and not self.user:
-            # paramiko asks for the service before every try; asyncssh expects that once, and would disconnect.
+            # paramiko requests the service before every try; asyncssh expects that once, and would disconnect.
             self._next_service = b"ssh-userauth"
         if pkttype == MSG_EXT_INFO and self._recv_encryption:
-            # asyncssh 2.5 to 2.7 sends it a packet too late, and it tells a server nothing that it needs.
+            # asyncssh 2.5 to 2.7 sends this a packet too late; it says nothing that a server needs.
             self._can_recv_ext_info = True
         if pkttype == MSG_KEXINIT:
-            # Now: asyncssh looks at it in a task, which never runs when the client resets the connection.
+            # Now: asyncssh looks at it in a task, which never runs if the client resets the connection.
             self._client_offer = Offer.parse(packet.get_full_payload())
         if pkttype == MSG_DISCONNECT:
             for session in list(self.sessions):
@@ -371,9 +372,9 @@ class SshConnection(asyncssh.SSHServerConnection):
         return FREE_EXCHANGES + bytes_taken // EXCHANGE_BYTES + int(seconds / EXCHANGE_SECONDS)
 
     def new_channel(self, session: Session) -> asyncssh.SSHServerChannel[bytes]:
-        """Make the channel of a session: a small window, a least packet size, few requests before the session starts.
+        """Make the channel of a session: a small window, a minimum packet size, a limit on channel requests.
 
-        The hooks look at each packet before asyncssh acts on it, which is why a closing channel can still be marked.
+        The hooks see each packet before asyncssh acts on it, which is why a closing channel can still be marked.
         """
         channel = self.create_server_channel(encoding=None, window=RECEIVE_WINDOW)
         seen = 0
@@ -388,7 +389,7 @@ class SshConnection(asyncssh.SSHServerConnection):
             if seen > MAX_CHANNEL_REQUESTS or len(self._deferred_packets) > MAX_DEFERRED:
                 raise TooManyRequests
 
-        channel.log_received_packet = count  # type: ignore[assignment,method-assign]  # asyncssh has no hook for it
+        channel.log_received_packet = count  # type: ignore[assignment,method-assign]  # asyncssh has no hook for this
         channel.log_sent_packet = lambda *_, **__: None  # type: ignore[method-assign]  # costs more than the packet
         process_open = channel.process_open
 
@@ -398,12 +399,12 @@ class SshConnection(asyncssh.SSHServerConnection):
         def check_size(number: int, window: int, packet_size: int, opened: Any) -> None:
             if packet_size < MIN_PACKET:
                 self.registry.refused(self.address, Reason.PROTOCOL, self.user)
-                # The channel never opens, so nobody else would take the session off the connection.
+                # The channel never opens, so nothing else would remove the session from the connection.
                 session.connection_lost(None)
                 opened = refuse()
             process_open(number, window, packet_size, opened)
 
-        channel.process_open = check_size  # type: ignore[assignment,method-assign]  # nothing else learns the size
+        channel.process_open = check_size  # type: ignore[assignment,method-assign]  # nothing else sees the size
         return channel
 
     def offers(self) -> tuple[Offer, Offer] | None:
@@ -419,10 +420,10 @@ def connection_options(
     settings: SftpSettings, credentials: Credentials, login_handler: Callable[[], asyncssh.SSHServer]
 ) -> asyncssh.SSHServerConnectionOptions:
     """Return asyncssh's options: the algorithms, the ways to log in, and everything else switched off."""
-    # asyncssh looks for a configuration folder in the home even with config=None, and a service that systemd
-    # runs with DynamicUser has no home.
+    # asyncssh looks for a configuration folder in the home even with config=None, and a systemd service with
+    # DynamicUser has no home.
     os.environ.setdefault("HOME", "/nonexistent")
-    # cryptography warns that it will drop finite-field DH; a test holds what is offered, so keep it out of the journal.
+    # cryptography warns that it will drop finite-field DH. A test checks what is offered, so this need not be logged.
     warnings.filterwarnings("ignore", message="Diffie-Hellman over finite fields")
     profile = Profile.of(legacy=settings.legacy_algorithms, chacha20=settings.chacha20)
     return asyncssh.SSHServerConnectionOptions(

@@ -1,17 +1,17 @@
-"""What proves that a client has the bytes it was sent: its answer to a question that lies behind them in the stream.
+"""What proves that a client has the bytes it was sent: its answer to a question that follows them in the stream.
 
 Touches the connection's socket, and only queries it. Promise: a byte counts as delivered only when TCP has acknowledged
-it and the client itself has answered from behind it; whatever is uncertain counts as not delivered.
+it and the client itself has answered a question sent after it; whatever is uncertain counts as not delivered.
 
-An acknowledgement alone proves too little: a network in between that ends TCP can acknowledge bytes and keep them. But
-SSH's packets are authenticated and in order, so who answers a question has all that was sent before it. The question is
-the keepalive that every client must answer, be it with a refusal (RFC 4254, section 4). One is under way while anything
-waits for its proof; one more follows at once where a client may have all that it wants, and leave.
+An acknowledgement alone proves too little: a middlebox that terminates TCP can acknowledge bytes and never pass them
+on. But SSH packets are authenticated and in order, so whoever answers a question has everything sent before it. The
+question is the keepalive that every client must answer, be it with a refusal (RFC 4254, section 4). One is under way
+while anything awaits proof; another follows at once when a client may have all it wants and be about to leave.
 
-The way of a byte: a reply leaves the session for its channel (which may hold it back), the channel for the transport
-(which may), the transport for the kernel, the kernel for the peer. `CountedTransport` counts what was written to the
-transport, so a reply that nothing holds back any more ends, at the latest, at the count of that moment; a question
-that is asked then proves it. What a broken transport throws away is counted too, but never answered.
+The way of a byte: a reply goes from the session to its channel (which may hold it back), to the transport (which may,
+too), to the kernel, to the peer. `CountedTransport` counts what is written to the transport, so once nothing holds a
+reply back, it ends, at the latest, at the count of that moment; a question asked then proves it. What a broken
+transport throws away is counted too, but never answered.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from ..pickups import Pickup, PickupProgress
     from ..triton import LogName
 
-# Bytes: neighbouring replies up to this are one entry, delivered together. No more, since an interrupted client may
-# resume behind any reply, and of an entry that is not acknowledged whole nothing is known.
+# Bytes: adjacent replies up to this size become one entry, delivered together. No more, since an interrupted client may
+# resume after any reply, and about an entry that is not acknowledged whole nothing is known.
 MERGED = 16 * 1024
-MAX_ON_THE_WAY = 4096  # entries of one session; what exceeds them is never proven
+MAX_ON_THE_WAY = 4096  # entries of one session; replies beyond them are never proven
 TELL_EVERY = 200  # ticks between two records of an open handle
-MAX_QUESTIONS = 4  # without an answer, on one connection
+MAX_QUESTIONS = 4  # unanswered on one connection
 
 
 class CountedTransport:
-    """An asyncio transport that counts the bytes that were written to it, from its beginning."""
+    """An asyncio transport that counts the bytes written to it."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.written = 0
@@ -53,7 +53,7 @@ class CountedTransport:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write, and count."""
-        # First: a failure may come after a part was sent, and to count too much proves too little.
+        # Counted first: a failure may come after a part was sent, and a count that is too high proves too little.
         self.written += len(data)
         if self._gathered is None:
             self._write(data)
@@ -61,12 +61,12 @@ class CountedTransport:
             self._gathered += data
 
     def writelines(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
-        """Write several, and count."""
+        """Write several parts, and count."""
         self.write(b"".join(parts))
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Write at the end, and at once, what is written meanwhile."""
+        """Gather what is written within the block, and write it in one piece at the end."""
         self._gathered = bytearray()
         try:
             yield
@@ -80,25 +80,25 @@ class CountedTransport:
 
 
 class ByteStream:
-    """The bytes that one connection has sent, as positions counted from its beginning; made before the first one.
+    """The bytes that one connection has sent, as positions from its beginning; made before the first is written.
 
-    Without a ``transport`` it is that of a connection that has none yet. ``send_question`` sends one, and calls `asked`
-    before.
+    Without a ``transport`` it stands for a connection that has none yet. ``send_question`` sends a question, and calls
+    `asked` before that.
     """
 
     def __init__(
         self, transport: CountedTransport | None = None, send_question: Callable[[], None] = lambda: None
     ) -> None:
         self.proven = 0  # the position up to which the client has answered
-        self.answers = False  # the client has ever answered
+        self.answers = False  # whether the client has ever answered
         self.last_question = 0  # its position
-        self._questions: deque[int] = deque()  # the positions of those without an answer
+        self._questions: deque[int] = deque()  # the positions of unanswered ones
         self._send_question = send_question
         self._transport = transport
         self._socket: Any = None if transport is None else transport.get_extra_info("socket")
         self._before = 0
-        with suppress(OSError):  # gone already: nothing will ever be acknowledged
-            # What the system counted before we wrote anything: nothing, unless it counts the handshake.
+        with suppress(OSError):  # the socket is already gone: nothing will ever be acknowledged
+            # What the system counted before anything was written: 0, unless it counts the handshake.
             self._before = self._acknowledged()
 
     @property
@@ -108,32 +108,36 @@ class ByteStream:
 
     @property
     def asking(self) -> bool:
-        """Whether a question waits for its answer."""
+        """Whether a question awaits its answer."""
         return bool(self._questions)
 
     def ask(self) -> None:
-        """Ask the client for an answer behind everything written so far."""
-        # Who answers nothing is not asked for ever.
+        """Ask the client a question after everything written so far."""
+        # A client that never answers is not asked for ever.
         if len(self._questions) < MAX_QUESTIONS:
             self._send_question()
 
     def asked(self) -> None:
-        """Note that a question is about to be written."""
+        """Record that a question is about to be written."""
         self.last_question = self.written
         self._questions.append(self.written)
 
     def answered(self) -> None:
-        """Note an answer: they come in the order of the questions."""
+        """Record an answer; answers come in the order of the questions."""
         if self._questions:
             self.proven = self._questions.popleft()
             self.answers = True
 
     def acknowledged(self) -> int:
-        """Return the position up to which the peer's system has acknowledged; raise `OSError` without a socket."""
+        """Return the position up to which the peer's system has acknowledged bytes.
+
+        Raises:
+            OSError: the socket is gone.
+        """
         return self._acknowledged() - self._before
 
     def end(self) -> None:
-        """Ask no more: the socket is about to be closed, and its descriptor may be that of another one then."""
+        """Query the socket no more: it is about to be closed, and its descriptor may soon be another's."""
         self._socket = None
 
     def _acknowledged(self) -> int:
@@ -145,19 +149,19 @@ class ByteStream:
 
 
 class _Entry(NamedTuple):
-    """Bytes of a file in an answer, and where they end: in the channel's bytes, or in the connection's."""
+    """A range of a file in an answer, and where that ends: as a position in the channel's bytes or the connection's."""
 
     end: int
     progress: PickupProgress
     offset: int
     length: int
-    last: bool  # the client may have all that it wants now, and leave
+    last: bool  # after it the client may have all it wants, and leave
 
 
 class Together:
-    """What was answered of one file to one user, over all connections that have a handle of it.
+    """What was answered of one file to one user, over all connections that have a handle on it.
 
-    The last piece of a file that is fetched in parallel may be any, and the client leaves on all connections then.
+    Any piece of a file that is fetched in parallel may be the last, after which the client leaves on all connections.
     """
 
     def __init__(self) -> None:
@@ -166,28 +170,28 @@ class Together:
         self._readers: dict[str, PickupProgress] = {}
 
     def joined(self, progress: PickupProgress) -> None:
-        """Note that a handle is read from now on, beside those that are."""
+        """Record that a handle is being read from now on; with others, none of them is ``alone`` any more."""
         self._readers[progress.id] = progress
         if len(self._readers) > 1:
             for reader in self._readers.values():
                 reader.alone = False
 
     def left(self, progress: PickupProgress) -> None:
-        """Note that a handle is read no more."""
+        """Record that a handle is no longer read."""
         self._readers.pop(progress.id, None)
 
     def completed_by(self, start: int, end: int, size: int) -> bool:
-        """Add the range ``[start, end)``; return whether it was the one that was missing."""
+        """Add the range ``[start, end)``; return whether it completed the file of ``size`` bytes."""
         before = self._coverage.covers(size)
         self._coverage.add(start, end)
         return not before and self._coverage.covers(size)
 
 
 class Delivery:
-    """What one session has answered, until it is proven that the client's system has it.
+    """What one session has answered, until it is proven to have been delivered.
 
-    ``held_back`` says how many of the bytes that were handed to the channel have not left for the transport, or None
-    where nobody can say; ``together`` is shared by all sessions, by user and file, and holds its values weakly.
+    ``held_back`` returns how many bytes handed to the channel have not left for the transport, or None if that cannot
+    be known; ``together`` is shared by all sessions, by user and file, and holds its values weakly.
     """
 
     def __init__(
@@ -199,21 +203,21 @@ class Delivery:
         together: MutableMapping[tuple[str, LogName], Together] | None = None,
     ) -> None:
         self._together = {} if together is None else together
-        self._parts: dict[str, Together] = {}  # of which the pickups that are not finished are parts
+        self._parts: dict[str, Together] = {}  # by id of an unfinished pickup, what it is a part of
         self._stream = stream
         self._held_back = held_back
         self._report = report
         self._clock = clock
         self._handed = 0  # bytes of replies
-        self._answer: tuple[PickupProgress, int, int, bool] | None = None  # of the reply that comes next
-        self._held: deque[_Entry] = deque()  # end: in the channel
-        self._on_the_way: deque[_Entry] = deque()  # end: in the connection
+        self._answer: tuple[PickupProgress, int, int, bool] | None = None  # an `_Entry` without its end: the next reply
+        self._held: deque[_Entry] = deque()  # ends are positions in the channel
+        self._on_the_way: deque[_Entry] = deque()  # ends are positions in the connection
         self._closed: list[PickupProgress] = []
-        self._before_close = 0  # the position that was acknowledged before the last CLOSE arrived
-        self._acknowledged = 0  # the position that was acknowledged when we last could ask
-        self._news: dict[str, PickupProgress] = {}  # open handles with something delivered that was not told
+        self._before_close = 0  # the position acknowledged before the last CLOSE arrived
+        self._acknowledged = 0  # the position acknowledged when the socket could last be queried
+        self._news: dict[str, PickupProgress] = {}  # open handles with deliveries that were not reported yet
         self._ticks = 0
-        self._lost = False  # a reply never left: of what is held, nothing more can be proven
+        self._lost = False  # a reply never left, so nothing after it can be proven
 
     @property
     def pending(self) -> bool:
@@ -232,11 +236,11 @@ class Delivery:
 
     @property
     def asks(self) -> bool:
-        """Whether a question is to follow what has not left."""
+        """Whether a question must follow the file data that has not left."""
         return bool(self._held) and (not self._stream.asking or any(entry.last for entry in self._held))
 
     def begins(self, progress: PickupProgress, offset: int) -> None:
-        """Note where a handle is first read: it may be where an interrupted one is resumed."""
+        """Record where a handle is first read: it may be where an interrupted pickup is resumed."""
         progress.first_read = offset
         part = self._together.setdefault((progress.user, progress.name), Together())
         part.deliveries.add(self)
@@ -244,7 +248,7 @@ class Delivery:
         self._parts[progress.id] = part
 
     def answered(self, progress: PickupProgress, offset: int, count: int) -> None:
-        """Note which bytes of a file the next reply carries."""
+        """Record which bytes of a file the next reply carries."""
         if progress.first_read is None:
             self.begins(progress, offset)
         part = self._parts[progress.id]
@@ -254,22 +258,22 @@ class Delivery:
         if whole:
             for other in part.deliveries - {self}:
                 other.ask(again=True)
-        # A client that reads the last bytes again and again is not asked each time.
+        # Only if it is new: a client that reads the last bytes again and again is not asked each time.
         last = offset + count >= progress.size and progress.coverage.bytes > before
         self._answer = progress, offset, count, last or whole
 
     def close_arrives(self) -> None:
-        """Note what had been acknowledged before the client closed a handle, while nothing that it asked before waits.
+        """Record what was acknowledged when a CLOSE arrives; call it only if no earlier request is waiting.
 
-        Some clients answer no questions (as SSH.NET did not: its issue 709); they close when they have all. From others
-        a CLOSE proves nothing: who has the bytes has answered, and who gave up closes too.
+        Some clients never answer questions (SSH.NET did not: its issue 709), but close when they have everything. From
+        others a CLOSE proves nothing: a client that has the bytes has answered, and one that gave up closes, too.
         """
         if not self._stream.answers:
             with suppress(OSError):  # the socket is gone
                 self._before_close = self._stream.acknowledged()
 
     def closed(self, progress: PickupProgress) -> None:
-        """Wait for the proof that the client has what it read on a handle that it closed."""
+        """Keep the pickup of a closed handle until it is proven that the client has what it read."""
         self._news.pop(progress.id, None)
         self._closed.append(progress)
         if not self._stream.answers:
@@ -277,36 +281,36 @@ class Delivery:
             for entry in mine:
                 self._on_the_way.remove(entry)
                 progress.delivered(entry.offset, entry.length)
-        # Before the reply to CLOSE, which a client waits for before it leaves.
+        # Before the reply to CLOSE: clients wait for that before they leave.
         self.ask(again=True)
 
     def handed_over(self, count: int, *, data: bool) -> None:
-        """Note that a reply of ``count`` bytes, of file ``data`` or not, is about to leave for the channel."""
+        """Record that a reply of ``count`` bytes, with file ``data`` or not, is about to leave for the channel."""
         self._handed += count
         if data and self._answer is not None:
             self._held.append(_Entry(self._handed, *self._answer))
             self._answer = None
 
     def reply_lost(self) -> None:
-        """Note that a reply was thrown away: where those after it end, nobody knows."""
+        """Record that a reply was thrown away, so that the ends of those after it are unknown."""
         self._lost = True
         self._held.clear()
 
     def channel_closed(self) -> None:
-        """Note that the channel closes: asyncssh drops what it holds, and its empty buffer looks as if all had left."""
-        # The last moment at which the buffer still tells the truth.
+        """Record that the channel is closing: asyncssh drops what it holds, and the empty buffer will look sent."""
+        # Now, while the buffer still tells the truth.
         self.mark()
         self.reply_lost()
 
     def mark(self) -> None:
-        """Note, of the replies that have left for the transport, where in the connection's bytes they end."""
+        """Record, for the replies that have left for the transport, where in the connection's bytes they end."""
         if self._lost or not self._held or (back := self._held_back()) is None:
             return
         left, written, again = self._handed - back, self._stream.written, False
         while self._held and self._held[0].end <= left:
             entry = self._held.popleft()
             again |= entry.last
-            # At the latest: all that was handed over after it and has left lies behind it.
+            # The latest possible position: whatever was handed over later and has left follows it.
             position = written - (left - entry.end)
             last = self._on_the_way[-1] if self._on_the_way else None
             if (
@@ -321,17 +325,17 @@ class Delivery:
         self.ask(again=again)
 
     def ask(self, *, again: bool = False) -> None:
-        """Ask behind what is on the way, unless that was done, or a question is under way and none is wanted again."""
+        """Ask after what is on the way, unless that was done; while a question is under way, only if ``again``."""
         stream = self._stream
         if self._on_the_way and self._on_the_way[-1].end > stream.last_question and (again or not stream.asking):
             stream.ask()
 
     def confirm(self) -> None:
-        """Take note of what is proven, finish the closed pickups that are delivered, and ask again for the rest."""
+        """Record what is proven, finish the closed pickups that are delivered, and ask about the rest."""
         self.mark()
         if self._on_the_way:
             with suppress(OSError):  # the socket is gone: nothing more can be proven
-                # Both: a client that answers before it has the bytes has them when its system acknowledges them.
+                # Both are needed: a client that cheats can answer early, but not before its system has the bytes.
                 self._acknowledged = self._stream.acknowledged()
                 proven = min(self._stream.proven, self._acknowledged)
                 while self._on_the_way and self._on_the_way[0].end <= proven:
@@ -344,7 +348,7 @@ class Delivery:
             self._finish([progress for progress in self._closed if progress.id not in waiting])
 
     def tick(self) -> None:
-        """Confirm; report open handles with news: at once if the whole file was delivered, else now and then."""
+        """Confirm, and report open handles with news: at once if the whole file is delivered, else now and then."""
         self.confirm()
         self._ticks += 1
         for progress in list(self._news.values()):
@@ -354,7 +358,7 @@ class Delivery:
                     self._report(progress.so_far())
 
     def abandon(self, still_open: Iterable[PickupProgress]) -> None:
-        """Finish every pickup: the session is over, and what was not proven by now may be lost on the way."""
+        """Finish every pickup: the session is over, and what is not proven by now may have been lost on the way."""
         self.confirm()
         self._finish(list(self._closed))
         for progress in still_open:
@@ -363,12 +367,12 @@ class Delivery:
 
     def _finish(self, finished: list[PickupProgress]) -> None:
         for progress in finished:
-            # Taken off first, so that a report that fails is not made twice.
+            # Removed first, so that a report that fails is not repeated.
             self._closed.remove(progress)
             self._end(progress, closed=True)
 
     def _end(self, progress: PickupProgress, *, closed: bool) -> None:
-        """Report a handle that is over, with what the client may have and did not answer for."""
+        """Report a handle that has ended, with the tail that its client may have but did not answer for."""
         self._news.pop(progress.id, None)
         start, end = None, 0
         for entry in self._on_the_way:

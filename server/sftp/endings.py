@@ -1,7 +1,7 @@
-"""Why a connection ended, and what the service log says about it.
+"""Why a connection ended, and what the journal says about it.
 
 Touches nothing outside: asks the connection, and tells the registry. Promise: what is said is true, since the partner's
-engineer will act on it. A cause is named where the connection shows it, never because a client gave a code: JSch, for
+engineer will act on it. A cause is named only if the connection shows it, never because a client sent a code: JSch, for
 one, calls whatever it does not like a failed key exchange.
 """
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# The errors that a scanner, a browser or a broken client ends in; one that just hangs up causes none of them.
+# The errors that a scanner, a browser or a broken client causes; one that just hangs up causes none.
 NOT_SSH = (
     asyncssh.IllegalUserName,
     asyncssh.MACError,
     asyncssh.ProtocolError,
     asyncssh.ProtocolNotSupported,
     asyncssh.ServiceNotAvailable,
-    ValueError,  # raised by asyncssh's parsers, and the cryptography under them, for bytes that make no sense
+    ValueError,  # from asyncssh's parsers, and from cryptography, for bytes that make no sense
 )
 BALANCER_HINT = (
     "a load balancer sends PROXY protocol, which is read from proxy_protocol_from in [sftp] alone: name it there, or "
@@ -49,11 +49,11 @@ def report_end(connection: SshConnection, exc: Exception | None) -> None:
     """Log why a connection ended, if that is worth a line; ``exc`` is asyncssh's reason."""
     registry, address, user, shown = connection.registry, connection.address, connection.user, connection.keys_sent
     if not connection.named:
-        return  # a health check, which does as it likes
+        return  # a balancer's health check, which may end any way
     if not user and connection.greeting.startswith((LINE, SIGNATURE)):
         registry.refused(address, Reason.BALANCER, hint=BALANCER_HINT)
     elif disagreement := _disagreement(connection):
-        # Whoever ended it, and however: a client that finds nothing in common may hang up, reset or say so.
+        # Whoever ended it, and however: a client that finds nothing in common may say so, hang up or reset.
         registry.refused(address, Reason.KEY_EXCHANGE, user, client=connection.client, **disagreement)
     elif not user and "Login timeout" in str(exc):
         registry.refused(address, Reason.LOGIN_TIMEOUT)
@@ -61,7 +61,7 @@ def report_end(connection: SshConnection, exc: Exception | None) -> None:
         registry.refused(address, Reason.FLOOD, user)
     elif not user and (isinstance(exc, NOT_SSH) or (isinstance(exc, asyncssh.KeyExchangeFailed) and not shown)):
         registry.refused(address, Reason.PROTOCOL, client=connection.client)
-    elif exc is not None and shown and not connection.wants_login:  # None: it was we who ended it
+    elif exc is not None and shown and not connection.wants_login:  # None: we ended it
         if connection.client not in MERE_LOOKERS:
             offers = connection.offers()
             host_key = (offers and negotiate(offers[0].host_keys, offers[1].host_keys)) or "-"

@@ -1,13 +1,13 @@
 """The fast path for file data: from a reply to encrypted packets with one copy.
 
 asyncssh sends each 32 KiB of channel data through nine copies, a new cipher object, a system call, and an IGNORE packet
-before it (a defence for CBC, which is not offered). That is more than half of the time that a transfer takes. For
-AES-GCM, and for AES-CTR with HMAC, the packets of a whole reply are built here in one buffer and written at once.
+before it (a defence for CBC, which is not offered). That takes more than half the time of a transfer. For AES-GCM, and
+for AES-CTR with HMAC, the packets of a whole reply are built here in one buffer and written at once.
 
 Touches the internals of asyncssh's connection, channel and cipher objects, and no outside world. Promise: the packets
-are those that asyncssh would send, without the IGNOREs, and leave its counters as if it had sent them; with any other
-cipher, during a key exchange, or with an asyncssh whose code cannot be read or is not the one that this was written
-against, nothing is done, and the reply takes the slow path, through the channel's public methods.
+are those that asyncssh would send, without the IGNOREs, and its counters end up as if it had sent them. With any other
+cipher, during a key exchange, or with an asyncssh whose code cannot be read or is not the one this was written for,
+nothing is done, and the reply takes the slow path, through the channel's public methods.
 """
 # ruff: noqa: SLF001  # there is no public way to do this; `KNOWN_CODE` holds what is relied on
 
@@ -65,10 +65,10 @@ _REPEATED: tuple[Any, ...] = (
 
 
 def code_in_use(parts: Iterable[Any] = _REPEATED) -> str:
-    """Return a fingerprint (SHA-256, hex) of code, by default of what is repeated here; "" where it has no sources."""
+    """Return a fingerprint (SHA-256, hex) of code, by default of what is repeated here; "" if its source is missing."""
     try:
         text = "\n".join(map(inspect.getsource, parts))
-    except OSError:  # an installation that has only compiled files
+    except OSError:  # an installation with compiled files only
         return ""
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -77,13 +77,13 @@ KNOWN = code_in_use() in KNOWN_CODE and hasattr(AESGCM, "encrypt_into")
 
 
 class _Sealer(Protocol):
-    """One key, and what it makes of packets; its state is that of asyncssh's own object, which goes on from there."""
+    """Encryption under one key; its state is that of asyncssh's own object, which goes on from there."""
 
-    overhead: int  # bytes that follow a packet
-    clear: int  # bytes at the front of a packet that are not encrypted: they do not count for its padding
+    overhead: int  # bytes that follow a packet: tag or MAC
+    clear: int  # bytes at the front of a packet that are not encrypted, and do not count for its padding
 
     def seal(self, sequence: int, packet: memoryview, target: memoryview) -> None:
-        """Write a packet (its length in front, padded) as it goes over the wire, and what follows it."""
+        """Write a padded packet, its length in front, into ``target`` as it goes over the wire, with tag or MAC."""
 
 
 class _Gcm:
@@ -100,7 +100,7 @@ class _Gcm:
         nonce = self._cipher._iv
         target[:_LENGTH] = packet[:_LENGTH]
         self._aead.encrypt_into(nonce, packet[_LENGTH:], packet[:_LENGTH], target[_LENGTH:])
-        # Every packet has a nonce of its own: one that repeats would break AES-GCM.
+        # Every packet needs a nonce of its own: a repeated one would break AES-GCM.
         invocation = (int.from_bytes(nonce[4:], "big") + 1) & 0xFFFFFFFFFFFFFFFF
         self._cipher._iv = nonce[:4] + invocation.to_bytes(8, "big")
 
@@ -109,7 +109,7 @@ class _Ctr:
     """AES-CTR (RFC 4344, section 4) with HMAC: of the packet (RFC 4253, section 6.4), or of what goes over the wire."""
 
     def __init__(self, cipher: BasicCipher, mac: _HMAC, *, encrypt_then_mac: bool) -> None:
-        cipher.encrypt(b"")  # makes the encryptor, if this is the first packet under the key
+        cipher.encrypt(b"")  # creates the encryptor, if this is the first packet under the key
         self._encryptor: Any = cipher._encryptor
         self._mac = HMAC(mac._key, getattr(hashes, mac._hash_alg().name.upper())())
         self._encrypt_then_mac = encrypt_then_mac
@@ -119,7 +119,7 @@ class _Ctr:
     def seal(self, sequence: int, packet: memoryview, target: memoryview) -> None:
         clear = self.clear
         target[:clear] = packet[:clear]
-        # Into all of the rest: older versions of cryptography want room for a block more than they write.
+        # Given all the room there is: older versions of cryptography want a block more than they write.
         self._encryptor.update_into(packet[clear:], target[clear:])
         mac = self._mac.copy()
         mac.update(_SEQUENCE.pack(sequence))
@@ -128,7 +128,7 @@ class _Ctr:
 
 
 def _sealer(encryption: Any) -> _Sealer | None:
-    """Return how packets are encrypted under a connection's key, or None for a cipher that is not repeated here."""
+    """Return the sealer for a connection's key, or None for a cipher that is not repeated here."""
     kind = type(encryption)
     if kind is GCMEncryption:
         return _Gcm(encryption._cipher)
@@ -150,7 +150,7 @@ class FastSender:
         self._packet = bytearray()
 
     def send(self, transport: asyncio.Transport, reply: memoryview) -> int | None:
-        """Send as much of a reply as the client's window takes; return the count, or None to send it the slow way."""
+        """Send as much of a reply as the client's window takes; return how many bytes, or None for the slow path."""
         channel, connection = self._channel, self._connection
         if (
             not KNOWN
@@ -160,7 +160,7 @@ class FastSender:
             or not connection._kex_complete
             or not connection._auth_complete
             or connection._compressor is not None
-            # Near the rekeying limit asyncssh sends the packet itself, and then starts the key exchange.
+            # Near the rekeying limit asyncssh must send the packet itself, and then starts the key exchange.
             or connection._rekey_bytes_sent + 2 * len(reply) >= connection._rekey_bytes
             or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
             or connection._transport is not transport
@@ -179,7 +179,7 @@ class FastSender:
         return count
 
     def _packets(self, sealer: _Sealer, source: memoryview) -> bytearray:
-        """Return the encrypted packets that carry the data; count them as sent."""
+        """Return the encrypted packets that carry the data, counted as sent."""
         channel, connection = self._channel, self._connection
         longest, number = channel._send_pktsize, channel._send_chan
         whole, rest = divmod(len(source), longest)
@@ -202,8 +202,8 @@ class FastSender:
                 sequence = (sequence + 1) & 0xFFFFFFFF
                 at = after
                 taken += size
-        # The caller writes these packets at once, so sequence number and rekeying count move on here, and the cipher's
-        # own state has moved on with each packet.
+        # The caller writes these packets at once, so sequence number and rekeying count advance here; the cipher's own
+        # state has advanced with each packet.
         connection._send_seq = sequence
         connection._rekey_bytes_sent += sum(padded - _LENGTH for _, padded in packets)
         return output

@@ -2,12 +2,12 @@
 
 Touches the served files only through the two functions it is given, and reads the descriptors they return. Promise:
 a path from a client is looked up as a name and never joined to a path on disk; no request changes anything; a listing
-is a snapshot of one moment; an open file stays readable after it was pruned; an answer is never longer than 255 KiB;
-the event loop never waits for a disk. What a request says beyond its fields is ignored, as OpenSSH's server does.
+is a snapshot; an open file stays readable after it was pruned; a reply carries at most 255 KiB of data; the event loop
+never waits for a disk. Bytes of a request beyond its fields are ignored, as OpenSSH's server does.
 
-This is the protocol itself and not a subclass of ``asyncssh.SFTPServer``: a class that can write would have to refuse
-what it inherits, verb by verb and again with every release; what was never written needs no refusal. The requests of a
-session are answered strictly in turn, so a client that does not read its replies holds one reply in memory.
+This implements the protocol itself instead of subclassing ``asyncssh.SFTPServer``: a subclass of something that can
+write must refuse what it inherits, verb by verb and again with every release; what does not exist needs no refusal. The
+requests of a session are answered strictly in turn, so a client that reads no replies holds one batch in memory.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from ..triton import LogFile
     from .delivery import Delivery
 
-NAMES_AT_ONCE = 100
-LONGEST_NAME = 255  # bytes (NAME_MAX of Linux)
+NAMES_AT_ONCE = 100  # in one reply to READDIR
+LONGEST_NAME = 255  # bytes (Linux's NAME_MAX)
 READ_AHEAD = 8 << 20  # bytes asked of the kernel when a read had to wait for the disk
 
 
 @dataclass(frozen=True, slots=True)
 class ServedFiles:
-    """The served files: what is published now, and how to open one of them (blocks; returns a descriptor)."""
+    """The served files: what is published now, and how to open one of them (this blocks, and returns a descriptor)."""
 
     list_files: Callable[[], Mapping[str, LogFile]]
     open_file: Callable[[LogFile], int]
@@ -46,7 +46,7 @@ class ServedFiles:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """The user, address and client of a session, for the records."""
+    """A session's user, address and client software, for the records."""
 
     user: str
     address: str
@@ -55,7 +55,7 @@ class Client:
 
 @dataclass(slots=True)
 class Events:
-    """Where a session reports pickups, refusals (verb, name of the log or "") and failures (name, error)."""
+    """Where a session reports pickups, refusals (verb, log's name or "") and failures (log's name, error)."""
 
     pickup: Callable[[Pickup], None]
     refused: Callable[[str, str], None]
@@ -67,7 +67,7 @@ class _OpenFile:
     descriptor: int
     size: int
     progress: PickupProgress
-    cached_reads: bool = True  # False where the file system has no RWF_NOWAIT (tmpfs)
+    cached_reads: bool = True  # False if the file system has no RWF_NOWAIT (tmpfs)
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class _Listing:
 
 Reply = bytes | bytearray
 
-# The verbs that would change something: refused with "permission denied", and the session goes on.
+# Requests that would change something, and their verbs: refused with "permission denied", and the session goes on.
 MUTATING = {
     Kind.WRITE: "write",
     Kind.SETSTAT: "setstat",
@@ -100,7 +100,7 @@ _MUTATING_EXTENSIONS = {
 
 @dataclass(slots=True)
 class RequestHandler:
-    """The state of one session: its handles, and nothing else."""
+    """Answers the requests of one session; its state is the open handles."""
 
     files: ServedFiles
     client: Client
@@ -119,13 +119,13 @@ class RequestHandler:
 
     @property
     def busy(self) -> bool:
-        """Whether a file is open, or closed with bytes on the way."""
+        """Whether a file is open, or was closed with bytes still on the way."""
         return self.delivery.pending or any(isinstance(handle, _OpenFile) for handle in self._handles.values())
 
     def answer(self, request: bytes) -> Reply | Awaitable[Reply] | None:
-        """Answer one packet (without its length), at once or, where a disk must be waited for, by an awaitable.
+        """Answer one packet (without its length), at once or, if a disk must be waited for, by an awaitable.
 
-        Return None to end the session: it is not a packet, or the first one was not INIT.
+        Return None to end the session: this is not a packet, or the first one is not INIT.
         """
         if len(request) < 5:
             return None
@@ -165,12 +165,12 @@ class RequestHandler:
     # -- names --
 
     def _lookup(self, path: bytes) -> LogFile | Literal[True] | None:
-        """Return the file that a path names, True for the one directory, or None for what does not exist."""
+        """Return the file that a path names, True for the one directory, or None if it names nothing."""
         name = _name_in_folder(path)
         if not name:
             return None if name is None else True
         try:
-            # Never joined to a path on disk: a name is a key of the served files, and nothing else exists.
+            # Never joined to a path on disk: the name is a key into the served files, and nothing else exists.
             return self.files.list_files().get(name.decode("ascii"))
         except UnicodeDecodeError:
             return None
@@ -189,7 +189,7 @@ class RequestHandler:
 
     def _realpath(self, number: int, fields: Fields) -> Reply:
         name = _name_in_folder(fields.string())
-        # A missing name has a path all the same, as OpenSSH's server answers; one that no system takes has none.
+        # A name that does not exist has a path, too, as with OpenSSH's server; one that no file can have has none.
         if name is None or b"\0" in name or len(name) > LONGEST_NAME:
             return packets.status_reply(number, Status.NO_SUCH_FILE)
         canonical = b"/" + name
@@ -237,7 +237,7 @@ class RequestHandler:
         flags = fields.u32()
         fields.skip_attrs()
         found = self._lookup(path)
-        # Before the name: an upload of a new file must hear "read-only", not "no such file".
+        # Before the name is judged: who uploads a new file must be told "read-only", not "no such file".
         if flags != packets.OPEN_READ:
             self._report_verb("write", str(found.name) if found and found is not True else "")
             return packets.status_reply(number, Status.PERMISSION_DENIED)
@@ -261,7 +261,7 @@ class RequestHandler:
         except OSError as error:
             self.events.failed(str(file.name), error)
             return packets.status_reply(number, Status.FAILURE)
-        # The session may have ended while a thread opened the file; nobody else would close the descriptor.
+        # The session may have ended while a thread opened the file; nothing else would close the descriptor.
         if self._abandoned:
             os.close(descriptor)
             return b""
@@ -279,7 +279,7 @@ class RequestHandler:
             file = self.files.list_files().get(str(handle.progress.name))
             if file is not None:
                 return packets.attrs_reply(number, packets.file_attrs(file))
-            # Pruned in the meantime: the inode still knows.
+            # Pruned meanwhile: the open file still has its attributes.
             return packets.attrs_reply(number, packets.open_attrs(os.fstat(handle.descriptor)))
         if isinstance(handle, _Listing):
             return packets.attrs_reply(number, self._folder_attrs())
@@ -292,12 +292,12 @@ class RequestHandler:
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
         if isinstance(handle, _OpenFile):
             os.close(handle.descriptor)
-            # Not finished yet: the client may close the handle with its last bytes still on the way.
+            # The pickup is not finished: the client may close a handle with its last bytes still on the way.
             self.delivery.closed(handle.progress)
         return packets.status_reply(number, Status.OK)
 
     def abandon(self) -> None:
-        """End with the session: close what is open; what has bytes on the way, or was not closed, was interrupted."""
+        """Close what is open when the session ends; pickups not closed, or with bytes on the way, are interrupted."""
         self._abandoned = True
         open_files = [handle for handle in self._handles.values() if isinstance(handle, _OpenFile)]
         self._handles.clear()
@@ -314,7 +314,7 @@ class RequestHandler:
         if not isinstance(handle, _OpenFile):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
         if handle.progress.first_read is None:
-            # Before the end of the file is told: who resumes there shows that they have all of it.
+            # Also if the answer is EOF: a client that resumes at the end of the file shows that it has all of it.
             self.delivery.begins(handle.progress, offset)
         count = min(length, packets.MAX_READ, handle.size - offset)
         if count <= 0:
@@ -323,7 +323,7 @@ class RequestHandler:
         got = 0
         if handle.cached_reads:
             try:
-                # From the page cache or not at all: a disk that is waited for here would hold up everybody.
+                # From the page cache or not at all: waiting for a disk here would hold up everybody.
                 with memoryview(buffer) as whole:
                     got = os.preadv(handle.descriptor, [whole[packets.DATA_HEADER_SIZE :]], offset, os.RWF_NOWAIT)
             except BlockingIOError:
@@ -344,7 +344,7 @@ class RequestHandler:
         except OSError as error:
             self.events.failed(str(handle.progress.name), error)
             return packets.status_reply(number, Status.FAILURE)
-        # The bytes are within the published size: a file that ends before them is damaged, so this is no EOF.
+        # The range is within the published size: a file that ends before it is damaged, so this is not EOF.
         if got == 0:
             return packets.status_reply(number, Status.FAILURE)
         if start + got < len(buffer):
@@ -371,16 +371,16 @@ class RequestHandler:
         self._report_verb(verb, str(found.name) if found and found is not True else "")
 
     def _report_verb(self, verb: str, name: str) -> None:
-        """Report a verb once in a session: a client that deletes after fetching does it for every file."""
+        """Report a verb once per session: a client that deletes after fetching does so for every file."""
         if verb not in self._reported_verbs:
             self._reported_verbs.add(verb)
             self.events.refused(verb, name)
 
 
 def _name_in_folder(path: bytes) -> bytes | None:
-    """Return the name that a path gives in the one directory, b"" for the directory itself, or None for any other."""
+    """Return the name that a path has in the one directory, b"" for the directory itself, None for any other path."""
     parts = path.split(b"/")
-    # Above the root is the root (POSIX), and there is no other directory to come back from by "..".
+    # The root's parent is the root (POSIX), and there is no other directory that ".." could leave.
     names = [part for part in parts if part not in (b"", b".", b"..")]
     if not names:
         return b""
@@ -388,7 +388,7 @@ def _name_in_folder(path: bytes) -> bytes | None:
 
 
 def _fill(descriptor: int, buffer: bytearray, position: int, offset: int) -> int:
-    """Fill the rest of the buffer from the file (in a thread); return the bytes read, fewer only at the file's end."""
+    """Fill the rest of the buffer from the file, in a thread; return how many bytes, fewer only at the file's end."""
     os.posix_fadvise(descriptor, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)
     got = 0
     with memoryview(buffer) as whole:

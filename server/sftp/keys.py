@@ -1,8 +1,8 @@
 """The secrets and keys that are kept in files: host keys, the hash key, and the users' public keys.
 
 Reads `$CREDENTIALS_DIRECTORY` (systemd's LoadCredential) first and then ``keys_dir``; only `make_keys` writes, into
-``keys_dir``. Promise: a private file that others can read is refused, the service never makes a missing key, a key that
-exists is never replaced, and everything is parsed and checked before anything uses it.
+``keys_dir``. Promise: a private file that others can read is refused, the service never makes a missing key, an
+existing key is never replaced, and everything is parsed and checked before it is used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RSA_BITS = 3072
 
 @dataclass(frozen=True, slots=True)
 class MadeKey:
-    """A key file after `make_keys`: ``public`` and ``fingerprint`` are empty for the hash key, which has none."""
+    """A key file, and whether it was ``made`` just now; ``public`` and ``fingerprint`` are '' for the hash key."""
 
     path: Path
     made: bool
@@ -44,7 +44,7 @@ class MadeKey:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Everything that logging in needs, loaded and checked: host keys to offer, and the users."""
+    """Everything that logging in needs, loaded and checked: the host keys to offer, and the users."""
 
     host_keys: tuple[asyncssh.SSHKeyPair, ...]
     access: Access
@@ -54,7 +54,7 @@ def load_credentials(settings: SftpSettings, keys_dir: Path) -> Credentials:
     """Load the host keys and the users of a configuration.
 
     Raises:
-        ConfigError: names every problem of every file.
+        ConfigError: with every problem of every file.
     """
     problems: list[Problem] = []
     host_keys = [_host_key(name, keys_dir, problems) for name in offered_host_keys(legacy=settings.legacy_algorithms)]
@@ -74,10 +74,10 @@ def load_credentials(settings: SftpSettings, keys_dir: Path) -> Credentials:
 
 
 def make_keys(keys_dir: Path) -> list[MadeKey]:
-    """Make the keys that are missing in ``keys_dir`` (mode 0600), leave the others alone, and return all of them.
+    """Make the keys that are missing from ``keys_dir`` (mode 0600), leave the others alone, and return all of them.
 
     Raises:
-        ConfigError: a file that exists cannot be used.
+        ConfigError: an existing file cannot be used.
         OSError: the folder cannot be written.
     """
     make_folder(keys_dir)
@@ -86,7 +86,7 @@ def make_keys(keys_dir: Path) -> list[MadeKey]:
     for name, algorithm in HOST_KEY_FILES.items():
         path = keys_dir / name
         made = False
-        # Another process may make it after this look; `write_new` then leaves the other's file alone.
+        # Another process may make it after this check; `write_new` then leaves that file alone.
         if not exists(name, keys_dir):
             key = (
                 asyncssh.generate_private_key(algorithm, key_size=_RSA_BITS, comment="pickup-point")
@@ -109,9 +109,9 @@ def make_keys(keys_dir: Path) -> list[MadeKey]:
 
 
 def lost_keys(keys_dir: Path, *, legacy: bool, ledger: Path) -> tuple[list[str], str]:
-    """Return the keys that are not there though they once were, and what shows it: another key, or the ledger.
+    """Return the names of keys that have gone missing, and the path that shows it: another key, or the ledger.
 
-    A host key that is offered with ``legacy`` algorithms only is not missed otherwise.
+    The host key that is offered only with ``legacy`` algorithms is not missed without them.
     """
     names = [*offered_host_keys(legacy=legacy), IP_HASH_KEY]
     missing = [name for name in names if not exists(name, keys_dir)]
@@ -122,7 +122,7 @@ def lost_keys(keys_dir: Path, *, legacy: bool, ledger: Path) -> tuple[list[str],
 
 
 def public_host_keys(settings: SftpSettings, keys_dir: Path) -> list[MadeKey]:
-    """Return the host keys that are offered to clients, as they are; make none.
+    """Return the host keys that are offered to clients, without making any.
 
     Raises:
         ConfigError: one is missing or cannot be used.
@@ -150,7 +150,7 @@ def known_hosts_lines(keys: list[MadeKey], address: str) -> list[str]:
 
 
 def offered_host_keys(*, legacy: bool) -> list[str]:
-    """Return the names of the host keys that clients are offered."""
+    """Return the file names of the host keys that clients are offered."""
     return [name for name, algorithm in HOST_KEY_FILES.items() if legacy or algorithm != LEGACY_HOST_KEY]
 
 
@@ -165,7 +165,7 @@ def _host_key(name: str, keys_dir: Path, problems: list[Problem]) -> asyncssh.SS
     if data is None:
         return None
     try:
-        # OpenSSL would test the primes of an RSA key, an eighth of a second at each start; `_fits` takes none.
+        # OpenSSL's validation tests an RSA key's primes, which takes an eighth of a second; `_fits` takes no time.
         key = asyncssh.import_private_key(data, unsafe_skip_rsa_key_validation=True)
     except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, ValueError):
         key = None
@@ -180,7 +180,7 @@ def _host_key(name: str, keys_dir: Path, problems: list[Problem]) -> asyncssh.SS
         return None
     pair = asyncssh.load_keypairs([key])[0]
     if expected == "ssh-rsa":
-        # asyncssh would offer SHA-1 signatures with this key too.
+        # asyncssh would offer SHA-1 signatures with this key, too.
         pair.host_key_algorithms = [name.encode("ascii") for name in RSA_HOST_SIGNATURES]
     return pair
 
@@ -203,7 +203,7 @@ def _fits(key: asyncssh.SSHKey) -> bool:
 
 
 def _authorized_keys(path: Path, key: str, problems: list[Problem]) -> frozenset[bytes]:
-    """Read the public keys of an authorized_keys file; options before a key are a problem, as none would be obeyed."""
+    """Read the public keys of an authorized_keys file; options before a key are a problem, since none are obeyed."""
     found = set()
     try:
         lines = read_file(path).decode("utf-8", "replace").splitlines()

@@ -2,8 +2,8 @@
 
 Pure counting: connections in total and from one address, the pace of new ones, failures, delays, bans, and which
 refusals get a log line of their own. The caller passes the clock in (seconds, monotonic). An IPv6 client counts by its
-/64, since one host can have all of that. Promise: every table is bounded, a ban ends by itself and not before its time
-however many other addresses come by, and an address in a user's ``allow_from`` is never delayed or banned.
+/64, since one host can have all of that. Promise: every table is bounded; a ban ends by itself, and not early, however
+many other addresses turn up; an address in a user's ``allow_from`` is never banned, nor delayed for failed logins.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ T = TypeVar("T")
 Address = IPv4Address | IPv6Address
 Group = Address | IPv6Network  # what counts as one: an IPv4 address, an IPv6 /64
 FAILURE_WINDOW = 600.0  # seconds: failures count for ten minutes
-MAX_ADDRESSES = 4096  # in each table of the guard; in the half hour of a ban so many cannot be earned
+MAX_ADDRESSES = 4096  # in each table of the guard; more bans than this cannot be earned within one ban's half hour
 PACE = 10.0  # new connections a second from one address; more wait their turn (ssh-audit calls under 20 safe)
 BURST = 10.0  # this many at once need not wait
-OPENS = 20.0  # files a second that one user may open, in all sessions; more wait their turn
+OPENS = 20.0  # files a second that one user may open, over all sessions; more wait their turn
 OPENS_BURST = 400.0  # this many at once need not wait: two months of files and more
-MAX_OPENS_WAITING = 600.0  # more are refused: an opening goes on waiting after its session has ended
+MAX_OPENS_WAITING = 600.0  # more are refused: an opening keeps waiting even after its session has ended
 OWN_DESCRIPTORS = 14  # kept free for a round and the ledger: no connection and no served file may take them
-MIN_LOGIN_TIME = 3.0  # seconds granted to the only connection of its address, however many others want its slot
+MIN_LOGIN_TIME = 3.0  # seconds that an address's only connection keeps its slot, however many others want it
 FREE_FAILURES = 2  # mistyped passwords that cost no delay
 FIRST_DELAY = 0.25  # seconds; doubled with every further failure
-MAX_DELAY = 8.0
-LINES_PER_REASON = 5  # log lines for one reason and address in LINE_WINDOW; the rest are summarized
+MAX_DELAY = 8.0  # seconds
+LINES_PER_REASON = 5  # log lines per reason and address within LINE_WINDOW; the rest are summarised
 LINES_IN_TOTAL = 60
-LINE_WINDOW = 60.0
+LINE_WINDOW = 60.0  # seconds
 
 
 class Reason(StrEnum):
-    """Why somebody was refused; the words stand in the service log, and fail2ban reads them."""
+    """Why somebody was refused: the words of ``reason=`` in the journal, which fail2ban filters match."""
 
     BANNED = "banned"
     CONNECTIONS = "too-many-connections"
@@ -66,19 +66,19 @@ class Reason(StrEnum):
 
 
 def parse_address(text: str) -> Address:
-    """Parse the address that a socket names, without its zone; return an IPv4-mapped one as IPv4."""
+    """Parse a socket's address, dropping the zone; return an IPv4-mapped one as IPv4."""
     address = ip_address(text.partition("%")[0])
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def address_group(address: Address) -> Group:
-    """Return what an address counts as: itself, or the /64 that it is in."""
+    """Return what an address counts as: itself, or the IPv6 /64 that it is in."""
     return IPv6Network((address, 64), strict=False) if isinstance(address, IPv6Address) else address
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of ``[sftp]``, in the units that the counting needs (seconds, counts)."""
+    """The limits of ``[sftp]``: counts, and times in seconds."""
 
     connections: int = 50
     connections_per_address: int = 10
@@ -115,7 +115,7 @@ class Ban:
 
 @dataclass(frozen=True, slots=True)
 class Penalty:
-    """What a failed login costs: seconds to wait before the answer, and whether it was one too many."""
+    """What a failed login costs: seconds to wait before the answer, and whether it led to a ban."""
 
     delay: float
     banned: bool
@@ -128,8 +128,8 @@ class Guard:
         self.limits = limits
         self.exempt = exempt
         self._connected: Counter[Group] = Counter()
-        # Three tables, so that a flood in one forgets nothing in another: the time up to which the pace is used, the
-        # failures (time, user), and the bans. The first two forget who was quiet for longest.
+        # Three tables, so that a flood in one displaces nothing in another: the time up to which the pace is used up,
+        # the failures (time, user), and the bans. The first two forget whoever has been quiet the longest.
         self._turns: OrderedDict[Group, float] = OrderedDict()
         self._failures: OrderedDict[Group, deque[tuple[float, str]]] = OrderedDict()
         self._bans: dict[Group, Ban] = {}
@@ -140,10 +140,10 @@ class Guard:
         return self._connected.total()
 
     def may_take(self, address: Address, descriptors: int) -> bool:
-        """Return whether an address may take one of ``descriptors`` free ones, for a connection or for a file.
+        """Return whether an address may take one of ``descriptors`` free ones, for a connection or a file.
 
-        The last of them are the process's own; those before them are reserved for addresses in an ``allow_from``:
-        ``connections_per_address`` connections, each with a file.
+        The last `OWN_DESCRIPTORS` are the process's own; those before them are reserved for addresses in an
+        ``allow_from``: enough for ``connections_per_address`` connections, each with a file.
         """
         reserved = 0 if self.exempt(address) else 2 * self.limits.connections_per_address
         return descriptors > OWN_DESCRIPTORS + reserved
@@ -151,8 +151,8 @@ class Guard:
     def admit(self, address: Address, now: float, descriptors: int = sys.maxsize) -> Reason | float:
         """Count a new connection in; return the seconds until its turn, or the reason why it is refused.
 
-        An address in an ``allow_from`` may take ``connections_per_address`` more when all others are taken.
-        ``descriptors`` is how many are still free.
+        When all slots are taken, addresses in an ``allow_from`` may still take ``connections_per_address`` more.
+        ``descriptors`` is the number of free ones.
         """
         key = address_group(address)
         if key in self._bans and not self.exempt(address):
@@ -163,7 +163,7 @@ class Guard:
             return Reason.CONNECTIONS_PER_ADDRESS
         room = self.limits.connections
         if self.exempt(address):
-            # Or strangers who idle before login would keep the partner out.
+            # Otherwise strangers who idle before login would keep the partner out.
             room += self.limits.connections_per_address
         if self.connected >= room or not self.may_take(address, descriptors):
             return Reason.CONNECTIONS
@@ -180,7 +180,7 @@ class Guard:
             del self._connected[key]
 
     def failed(self, address: Address, now: float, user: str = "") -> Penalty:
-        """Count a failed login, and return what it costs; ``user`` is who it counts against, "" if there is no such."""
+        """Count a failed login, and return what it costs; ``user`` is the user it counts against, '' for none."""
         if self.exempt(address):
             return Penalty(0.0, banned=False)
         key = address_group(address)
@@ -189,9 +189,9 @@ class Guard:
             failures.popleft()
         failures.append((now, user))
         if len(failures) >= self.limits.ban_after and self._has_room_for_ban(now):
-            self._bans.pop(key, None)  # or the new one would stand in the old one's place
+            self._bans.pop(key, None)  # so that the new one goes to the end: bans are kept in the order they began
             self._bans[key] = Ban(str(key), now + self.limits.ban_time, len(failures))
-            # A new count begins when the ban ends, or one more failure would ban again.
+            # Counting starts over when the ban ends, or one more failure would ban again.
             self._failures.pop(key, None)
             return Penalty(0.0, banned=True)
         _remember(self._failures, key, failures)
@@ -203,7 +203,7 @@ class Guard:
         return max(0.0, failures[-1][0] + _delay(len(failures)) - now) if failures else 0.0
 
     def forgive(self, address: Address, user: str) -> None:
-        """Forget an address's failures to log in as a user: it has succeeded. A ban in force stays."""
+        """Forget an address's failures to log in as ``user``, since it has succeeded. A ban in force stays."""
         key = address_group(address)
         failures = self._failures.pop(key, ())
         if left := deque(failure for failure in failures if failure[1] != user):
@@ -214,8 +214,8 @@ class Guard:
         return [ban for ban in self._bans.values() if ban.until > now]
 
     def _has_room_for_ban(self, now: float) -> bool:
-        """Return whether one more ban can be kept; those in force are never forgotten for it."""
-        # Bans end in the order in which they began; after a reload with a shorter ban_time some are forgotten late.
+        """Return whether one more ban can be kept; bans in force are never forgotten for it."""
+        # Bans end in the order they began; after a reload with a shorter ban_time some are forgotten late.
         while self._bans and next(iter(self._bans.values())).until <= now:
             del self._bans[next(iter(self._bans))]
         return len(self._bans) < MAX_ADDRESSES
@@ -228,7 +228,7 @@ def _delay(failures: int) -> float:
 
 
 def _remember(table: OrderedDict[Group, T], key: Group, value: T) -> None:
-    """Put a value at the table's end; forget the front, which was quiet for longest, when there are too many."""
+    """Put a value at the table's end; if it is full, forget the front, which has been quiet the longest."""
     table[key] = value
     table.move_to_end(key)
     if len(table) > MAX_ADDRESSES:
@@ -239,7 +239,7 @@ class OpenPace:
     """How fast each user opens files: every opening costs a log line and two records in the ledger."""
 
     def __init__(self) -> None:
-        self._next_turn: dict[str, float] = {}  # users are few: those of the configuration
+        self._next_turn: dict[str, float] = {}  # bounded: only configured users get here
 
     def turn(self, user: str, now: float) -> float:
         """Count one more opening; return the seconds that it must wait."""
@@ -247,15 +247,16 @@ class OpenPace:
         return max(0.0, turn - now - OPENS_BURST / OPENS)
 
     def is_crowded(self, user: str, now: float) -> bool:
-        """Return whether so many openings wait that one more is refused."""
+        """Return whether so many openings are waiting that one more is refused."""
         return self._next_turn.get(user, 0.0) - now > (OPENS_BURST + MAX_OPENS_WAITING) / OPENS
 
 
 def connection_to_drop(waiting: Iterable[tuple[Address, float]], newcomer: Address, now: float) -> int | None:
-    """Return the index of the connection (address, time of arrival), not logged in, to drop when all slots are taken.
+    """Return the index of the connection in ``waiting`` (address, time of arrival) to drop when all slots are taken.
 
-    It is the oldest of the address that holds most; None when that is the newcomer's own, or when each address holds
-    one and none has had ``MIN_LOGIN_TIME``. So a flood of idle connections from one address crowds out only itself.
+    ``waiting`` are those not logged in. It is the oldest of the address that holds most; None if that is the newcomer's
+    own, or if each address holds one and none has had `MIN_LOGIN_TIME`. So a flood of idle connections from one address
+    crowds out only itself.
     """
     arrivals: dict[Address | IPv6Network, list[tuple[float, int]]] = {}
     for index, (address, arrived) in enumerate(waiting):
@@ -268,7 +269,7 @@ def connection_to_drop(waiting: Iterable[tuple[Address, float]], newcomer: Addre
 
 
 class LogBudget:
-    """Which refusals get a line of their own; the others are counted, and logged in one line a minute."""
+    """Which refusals get a line of their own; the others are counted, and summed up once a minute."""
 
     def __init__(self) -> None:
         self._window_start = 0.0
@@ -287,7 +288,7 @@ class LogBudget:
         return False
 
     def summaries(self, now: float) -> Iterator[tuple[str, int]]:
-        """Yield reason and count of the refusals without a line, once a window, and start counting anew."""
+        """Yield (reason, count) of the refusals without a line, once per window, and start counting again."""
         if now - self._window_start >= LINE_WINDOW:
             yield from sorted(self._suppressed.items())
             self._window_start = now

@@ -1,8 +1,8 @@
-"""Who may log in on a connection: tries, delays, and the questions that asyncssh asks.
+"""Who may log in on a connection: tries, delays, and the callbacks that asyncssh makes.
 
-Touches nothing outside: asyncssh calls it, and it asks the registry. Promise: every try counts, whether made in turn or
-all at once; every login and refusal is reported to the registry, and the count of connections is right however one
-ends.
+Touches nothing outside: asyncssh calls it, and it asks the registry. Promise: every try counts, whether tries are made
+in turn or all at once; every login and refusal is reported to the registry, and the count of connections is right
+however one ends.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .users import Verdict
 if TYPE_CHECKING:
     from .connection import SshConnection
 
-ORDINARY_OFFERS = 30  # unknown keys on one connection: agents hold many; more are worth a line
-KEYS_HINT = "the partner's client offers every key that it has: name one (IdentitiesOnly=yes, look_for_keys=False)"
+ORDINARY_OFFERS = 30  # unknown keys on one connection: agents hold many; more than this are worth a line
+KEYS_HINT = "the partner's client offers every key it has: name one (IdentitiesOnly=yes, look_for_keys=False)"
 SHA1_HINT = "the partner's client signs with SHA-1: update it (rsa-sha2-256), or register an Ed25519 key"
 SIGNATURE_HINT = "register an Ed25519 key of the partner's"
 
@@ -40,25 +40,25 @@ class LoginHandler(asyncssh.SSHServer):
         self._method = "publickey"
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        """Remember the connection: its socket is open, and nothing has been said yet."""
+        """Remember the connection: its socket is open, and nothing has been exchanged yet."""
         self._connection = cast("SshConnection", conn)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the connection out, and log why it ended if that is worth a line."""
         connection = self._connection
-        # First: asyncssh swallows what is raised here, and the count must be right whatever follows.
+        # First: asyncssh swallows exceptions here, and the count must be right whatever follows.
         connection.registry.left(connection)
         report_end(connection, exc)
 
     def begin_auth(self, username: str) -> bool:
-        """Return that a login is needed, whoever asks: every user name is asked for the same proof.
+        """Return that a login is needed, whatever the user name: all are asked for the same proof.
 
         Raises:
             asyncssh.DisconnectError: a balancer does not say whose connection it is.
         """
         connection = self._connection
         if not connection.named:
-            # No address to ban or to look up in an allow_from: from here passwords could be guessed for ever.
+            # Without an address to ban, or to look up in an allow_from, passwords could be guessed here for ever.
             why = "a login came on a connection that names no client"
             connection.registry.refused(connection.address, Reason.BALANCER, username, why=why, hint=NO_CLIENT)
             raise asyncssh.DisconnectError(asyncssh.DISC_BY_APPLICATION, "No client's address")
@@ -69,16 +69,16 @@ class LoginHandler(asyncssh.SSHServer):
         return True
 
     def public_key_auth_supported(self) -> bool:
-        """Allow keys, which are better."""
+        """Allow public keys, which are better."""
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Return whether the user may log in with this key; called before the signature, and again with it."""
+        """Return whether the user may log in with this key; called before the signature is checked, and again after."""
         connection = self._connection
         return connection.registry.knows_key(username, connection.address, key.public_data)
 
     async def try_password(self, username: str, password: bytes) -> bool:
-        """Return whether it is the user's password, as the client sent it; a wrong one is answered late."""
+        """Return whether ``password`` (as sent) is the user's; a wrong one is answered with a delay."""
         connection = self._connection
         await self.begin_try(username)
         verdict = await connection.registry.check_password(username, connection.address, password)
@@ -94,7 +94,7 @@ class LoginHandler(asyncssh.SSHServer):
         Raises:
             asyncssh.DisconnectError: it is one too many.
         """
-        # Before it is made: asyncssh cancels a try, and the wait after it, when the next request comes.
+        # Counted before it is made: asyncssh cancels a try, and the wait after it, when the next request arrives.
         self._tries += 1
         if self._tries > self._connection.registry.limits.auth_tries:
             self._refuse_more_tries(username)
@@ -117,14 +117,14 @@ class LoginHandler(asyncssh.SSHServer):
         penalty = connection.registry.login_failed(connection.address, reason, username)
         if penalty.banned:
             raise asyncssh.DisconnectError(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many failures")
-        # Kept on the connection, since asyncssh cancels this wait when the client tries again at once.
+        # Remembered for the next try, since asyncssh cancels this wait if the client tries again at once.
         self._next_try = asyncio.get_running_loop().time() + penalty.delay
         await self._wait_for_turn()
         if self._tries >= connection.registry.limits.auth_tries:
             self._refuse_more_tries(username)
 
     def key_refused(self, username: str) -> None:
-        """Count an offered key that is not registered: it is no failure, however many there are."""
+        """Count an offered key that is not registered: that is no failure, however many there are."""
         self._key_offers += 1
         if self._key_offers == ORDINARY_OFFERS + 1:
             connection = self._connection
@@ -133,7 +133,7 @@ class LoginHandler(asyncssh.SSHServer):
             )
 
     def signature_refused(self, username: str, algorithm: str) -> None:
-        """Log that a registered key signs in a way that is not accepted: no failure, since nothing was guessed."""
+        """Log that a registered key signed with an algorithm that is not accepted: no failure, nothing was guessed."""
         connection = self._connection
         sha1 = algorithm == "ssh-rsa"
         reason, hint = (Reason.SHA1, SHA1_HINT) if sha1 else (Reason.SIGNATURE_ALGORITHM, SIGNATURE_HINT)
@@ -161,7 +161,7 @@ class LoginHandler(asyncssh.SSHServer):
         connection.registry.logged_in(connection, login)
 
     def session_requested(self) -> Any:
-        """Open a session, or return False when the user has too many."""
+        """Open a session, or return False if the user has too many."""
         connection = self._connection
         if not connection.registry.has_room_for_session(connection):
             return False

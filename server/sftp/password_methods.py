@@ -1,7 +1,7 @@
 """How a password arrives: by the method `password` or as the answer to a question (`keyboard-interactive`).
 
 Replaces asyncssh's handling of both messages, which prepares passwords for one method only, and ends the connection
-over one that is no UTF-8. Promise: what the client typed reaches the login handler byte for byte, by either method.
+over one that is not UTF-8. Promise: what the client sent reaches the login handler byte for byte, by either method.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PasswordTries(Protocol):
-    """What is needed of the handler of a connection's login."""
+    """What is needed of a connection's login handler."""
 
     async def try_password(self, username: str, password: bytes) -> bool:
         """Return whether it is the user's password."""
@@ -31,12 +31,12 @@ class PasswordMethod(_ServerPasswordAuth):
         if changes:
             packet.get_string()
         packet.check_end()
-        # Nobody changes a password here: such a request tries nothing, and fails.
+        # Passwords cannot be changed here: such a request is not a try, and fails.
         await _answer(self, None if changes else password)
 
 
 class KeyboardInteractive(_ServerKbdIntAuth):
-    """The method `keyboard-interactive` (RFC 4256), which asks for the password and for nothing else."""
+    """The method `keyboard-interactive` (RFC 4256), which asks for the password and nothing else."""
 
     def _process_answers(self, _pkttype: int, _pktid: int, packet: SSHPacket) -> None:
         answers = [packet.get_string() for _ in range(packet.get_uint32())]

@@ -1,7 +1,7 @@
-"""The SFTP protocol, version 3, as bytes: what a request says, what a reply looks like.
+"""The SFTP protocol, version 3, as bytes: how requests are read and replies are built.
 
-From draft-ietf-secsh-filexfer-02, and OpenSSH's PROTOCOL for ``limits@openssh.com``. Pure: no outside world. Promise:
-no reply gives away the text of an exception, a user of this machine, its time zone, or a version number.
+From draft-ietf-secsh-filexfer-02, and OpenSSH's PROTOCOL for ``limits@openssh.com``. Pure. Promise: no reply gives away
+the text of an exception, a user of this machine, its time zone, or a version number.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..triton import LogFile
 
 VERSION = 3
-MAX_PACKET = 256 * 1024  # what OpenSSH accepts; a longer one ends the session
-MAX_READ = 255 * 1024  # what OpenSSH answers at most
+MAX_PACKET = 256 * 1024  # bytes, as OpenSSH accepts; a longer one ends the session
+MAX_READ = 255 * 1024  # bytes, as OpenSSH answers at most
 OWNER = "pickup"
 FILE_MODE = 0o100440
 FOLDER_MODE = 0o040550
@@ -32,7 +32,7 @@ _SIZE_PERMISSIONS_TIMES = 0x1 | 0x4 | 0x8
 
 
 class Kind(IntEnum):
-    """The message codes of versions 3 to 6 (those of later versions are refused by name)."""
+    """The message codes of versions 3 to 6; those that version 3 does not have are answered as unsupported."""
 
     INIT = 1
     VERSION = 2
@@ -88,18 +88,15 @@ _TEXTS = {
     Status.OP_UNSUPPORTED: "Operation unsupported",
 }
 
-OPEN_READ = 0x1  # SSH_FXF_READ; these flags are not those of os.open
+OPEN_READ = 0x1  # SSH_FXF_READ; not a flag of os.open
 
 
 class Malformed(Exception):
-    """A request ends before its fields do."""
+    """A request is too short for its fields."""
 
 
 class Fields:
-    """The fields of one request, taken from the front.
-
-    Every method raises `Malformed` when the request is too short.
-    """
+    """The fields of one request, taken from the front. Every method raises `Malformed` if the request is too short."""
 
     __slots__ = ("_data", "_position")
 
@@ -124,11 +121,11 @@ class Fields:
         return int.from_bytes(self._take(8), "big")
 
     def string(self) -> bytes:
-        """Take a byte string, which has its length in front."""
+        """Take a byte string, which is preceded by its length."""
         return self._take(self.u32())
 
     def skip_attrs(self) -> None:
-        """Skip file attributes: no request here needs them."""
+        """Skip file attributes, which no request here needs."""
         flags = self.u32()
         self._take(8 * bool(flags & 0x1) + 8 * bool(flags & 0x2) + 4 * bool(flags & 0x4) + 8 * bool(flags & 0x8))
         if flags & 0x80000000:
@@ -138,7 +135,7 @@ class Fields:
 
 
 def string(data: bytes) -> bytes:
-    """Encode a byte string, with its length in front."""
+    """Encode a byte string, preceded by its length."""
     return _U32.pack(len(data)) + data
 
 
@@ -149,7 +146,7 @@ def packet(kind: Kind, *parts: bytes) -> bytes:
 
 
 def version_reply() -> bytes:
-    """Build the reply to INIT: version 3, and the one extension that there is."""
+    """Build the reply to INIT: version 3, and the one extension that is supported."""
     return packet(Kind.VERSION, _U32.pack(VERSION), string(LIMITS), string(b"1"))
 
 
@@ -199,7 +196,7 @@ def attrs_reply(request: int, attrs: bytes) -> bytes:
 
 
 def names_reply(request: int, entries: Sequence[tuple[bytes, bytes, bytes]]) -> bytes:
-    """Build a NAME reply of entries, each a name, its long name and its attributes."""
+    """Build a NAME reply of (name, long name, attributes) entries."""
     parts = [struct.pack(">II", request, len(entries))]
     for name, longname, attrs in entries:
         parts += (string(name), string(longname), attrs)
@@ -207,8 +204,8 @@ def names_reply(request: int, entries: Sequence[tuple[bytes, bytes, bytes]]) -> 
 
 
 def limits_reply(request: int, handles: int) -> bytes:
-    """Build the reply to ``limits@openssh.com``: longest packet, read and write, and open handles."""
-    # Nothing can be written, but OpenSSH wants a number for that too.
+    """Build the reply to ``limits@openssh.com``: longest packet, read and write (bytes), and open handles."""
+    # Nothing can be written, but OpenSSH wants a number for that, too.
     return packet(Kind.EXTENDED_REPLY, struct.pack(">IQQQQ", request, MAX_PACKET, MAX_READ, MAX_READ, handles))
 
 
@@ -216,7 +213,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def longname(file: LogFile, now: datetime) -> bytes:
-    """Return the line of ``ls -l``, in UTC and in English, with the year for the time when half a year off."""
+    """Return a file's line as ``ls -l`` prints it, in UTC and English; a year replaces the time after half a year."""
     when = datetime.fromtimestamp(_clamp(file.mtime), UTC)
     near = abs(now - when) < timedelta(days=182)
     clock = f"{when:%H:%M}" if near else f" {when.year}"
@@ -225,4 +222,4 @@ def longname(file: LogFile, now: datetime) -> bytes:
 
 
 def _clamp(seconds: int) -> int:
-    return max(0, min(seconds, 0xFFFFFFFF))  # version 3 has 32 bits for a time
+    return max(0, min(seconds, 0xFFFFFFFF))  # version 3 has 32 bits for times

@@ -1,7 +1,7 @@
-"""The PROXY protocol, by which a balancer says whom it speaks for, in a header before everything else.
+"""The PROXY protocol, by which a balancer says whose connection it passes on, in a header before everything else.
 
-Versions 1 and 2 of HAProxy's doc/proxy-protocol.txt. No outside world: bytes in; an address, or a sentence, out.
-Promise: not one byte behind the header is asked for, since that is SSH's.
+Versions 1 and 2 of HAProxy's doc/proxy-protocol.txt. Pure: bytes in, an address or an error out. Promise: not one byte
+after the header is asked for, since those are SSH's.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 LINE = b"PROXY "  # begins version 1 (section 2.1)
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"  # begins version 2 (section 2.2)
-LONGEST_LINE = 107  # bytes, its end included (section 2.1)
-LONGEST_HEADER = 4096  # bytes of version 2, ours: what balancers add to the addresses are some hundred
-_SHORTEST = 15  # bytes: "PROXY UNKNOWN", and its end; version 2 has one more
+LONGEST_LINE = 107  # bytes, with its line end (section 2.1)
+LONGEST_HEADER = 4096  # bytes of version 2, our limit: what balancers add to the addresses takes a few hundred
+_SHORTEST = 15  # bytes: "PROXY UNKNOWN" and its line end; version 2 has at least one more
 _FIXED = 16  # bytes of version 2 before the addresses
 _PORT = re.compile("0|[1-9][0-9]{0,4}")
 _LOCAL, _PROXY = 0x20, 0x21  # version and command
-# Families and transports: their addresses' lengths in bytes, and that of a client's own address, where it has one.
+# By family and transport: the length of all addresses in bytes, and of the client's own, 0 if it cannot be used here.
 _FAMILIES = {0x00: (0, 0), 0x11: (12, 4), 0x12: (12, 0), 0x21: (36, 16), 0x22: (36, 0), 0x31: (216, 0), 0x32: (216, 0)}
-_CHECKSUM = 3  # type of an addition (section 2.2.3)
+_CHECKSUM = 3  # PP2_TYPE_CRC32C (section 2.2.3)
 
 
 class BadHeader(ValueError):
-    """What a balancer sends is no header that may be believed; the text says what is wrong with it."""
+    """What a balancer sent is not a header that can be trusted; the text says what is wrong with it."""
 
 
 def missing(head: bytes) -> int:
-    """Return how many bytes must be read before there is more to say, 0 when ``head`` is a whole header.
+    """Return how many more bytes may safely be read, 0 if ``head`` is a whole header.
 
     Raises:
         BadHeader: it cannot become one.
@@ -47,7 +47,7 @@ def missing(head: bytes) -> int:
             return 0
         if len(head) >= LONGEST_LINE:
             raise BadHeader(f"its PROXY line has no end within {LONGEST_LINE} bytes")
-        # A line's end is two bytes, so two at a time cannot lead beyond it.
+        # The line end is two bytes, so reading two at a time cannot go beyond it.
         return 1 if head.endswith(b"\r") else min(2, LONGEST_LINE - len(head))
     if len(head) < _FIXED:
         return _FIXED - len(head)
@@ -58,7 +58,7 @@ def missing(head: bytes) -> int:
 
 
 def client_of(head: bytes) -> Address | None:
-    """Return the client that a whole header names, or None where the balancer speaks for itself or for nobody.
+    """Return the client that a whole header names, or None if the balancer names none, or speaks for itself.
 
     Raises:
         BadHeader: it is malformed.
@@ -67,7 +67,7 @@ def client_of(head: bytes) -> Address | None:
 
 
 def announcement(client: Address, server: Address) -> bytes:
-    """Return a header of version 1 that names a client; both addresses are of one family."""
+    """Return a header of version 1 that names ``client``; both addresses must be of one family."""
     return f"PROXY TCP{client.version} {client} {server} 0 0\r\n".encode("ascii")
 
 
@@ -104,7 +104,11 @@ def _named_in_block(head: bytes) -> Address | None:
 
 
 def _check_additions(head: bytes, at: int) -> None:
-    """Check that what follows the addresses is in order, and fits the checksum if there is one (section 2.2)."""
+    """Check that what follows the addresses is well-formed, and the checksum, if there is one (section 2.2).
+
+    Raises:
+        BadHeader: it is not.
+    """
     while at < len(head):
         kind, length = head[at], int.from_bytes(head[at + 1 : at + 3], "big")
         start, at = at + 3, at + 3 + length

@@ -1,8 +1,8 @@
 """The registry: counts the connections of one listener, refuses what is too much, and logs both.
 
-Touches the service log, the clock and this process's table of descriptors; it knows no socket. Connections, login
-handlers and sessions ask it and report to it. Promises: every refusal is counted, and logged within a budget; a partner
-in an ``allow_from`` always finds room.
+Touches the journal, the clock and this process's table of descriptors, but no socket. Connections, login handlers and
+sessions ask it and report to it. Promises: every refusal is counted, and logged within a budget; a partner in an
+``allow_from`` always finds room.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NO_CLIENT = "look at what the balancer sends in its PROXY header, or take it out
 
 @dataclass(frozen=True, slots=True)
 class CurrentBan:
-    """A ban, as status shows it."""
+    """A ban, as `status` shows it: ``until`` is by the wall clock."""
 
     address: str
     until: datetime
@@ -67,21 +67,21 @@ class Login:
 
 
 def current_bans(guard: Guard, now: float) -> list[CurrentBan]:
-    """Return whom a guard keeps out ``now`` (seconds on its clock), and until when by the clock on the wall."""
+    """Return whom a guard keeps out ``now`` (seconds on its clock), and until when by the wall clock."""
     wall = datetime.now(UTC)
     return [CurrentBan(it.address, wall + timedelta(seconds=it.until - now), it.failures) for it in guard.bans(now)]
 
 
 def plain(text: str, longest: int = 64) -> str:
-    """Return a client's words fit for one field of a log line, so that they cannot pass for another field or line."""
+    """Return a client's words made safe for one field of a log line: they cannot pass for another field or line."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._@-+/") else "_" for c in text[:longest])
     return kept or "-"
 
 
 class Connection(Protocol):
-    """What the registry needs of a connection: when it was ``born`` and ``last_active`` is the event loop's time.
+    """What the registry needs of a connection; ``born`` and ``last_active`` are instants of the event loop's clock.
 
-    Not ``counted`` is a balancer's own.
+    A balancer's own is not ``counted``.
     """
 
     address: Address
@@ -92,7 +92,7 @@ class Connection(Protocol):
 
     @property
     def label(self) -> str:
-        """The words that every log line of the connection begins with."""
+        """The words that open every journal line of the connection."""
 
     @property
     def sessions(self) -> Collection[Session]:
@@ -102,13 +102,13 @@ class Connection(Protocol):
         """End it at once."""
 
     def disconnect(self, code: int, reason: str) -> None:
-        """End it, and say why."""
+        """End it, and tell the client why."""
 
     async def wait_closed(self) -> None:
-        """Wait for its end."""
+        """Wait until it has ended."""
 
     def look_for_progress(self) -> None:
-        """Note whether the client has taken a part of what waits for it."""
+        """Count it as activity if the client has taken some of what was sent."""
 
 
 class Session(Protocol):
@@ -121,7 +121,7 @@ class Session(Protocol):
 
 @dataclass(slots=True)
 class Counters:
-    """What has happened since the start, for the metrics."""
+    """What has happened since the service started, for the metrics."""
 
     connections: int = 0
     logins: int = 0
@@ -133,7 +133,7 @@ class Counters:
 
 
 class Registry:
-    """Who is connected to one listener, what they may have, and what they have done."""
+    """Who is connected to one listener, what they may do, and what they have done."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Registry:
         self.together: WeakValueDictionary[tuple[str, LogName], Together] = WeakValueDictionary()
         self._passwords = PasswordChecks()
         self._balancers = settings.proxy_protocol_from
-        self._unannounced = 0  # connections of balancers that are not, or not yet, anybody's
+        self._unannounced = 0  # balancers' connections that are not, or not yet, a client's
         self._guard = Guard(
             Limits.of(settings), lambda address: self.access.is_listed(address) or self.is_balancer(address)
         )
@@ -163,12 +163,12 @@ class Registry:
         self._connections: set[Connection] = set()
 
     def replace(self, settings: SftpSettings, credentials: Credentials) -> None:
-        """Use other users and limits from now on; connections that exist stay."""
+        """Use other users and limits from now on; existing connections stay."""
         limits = Limits.of(settings)
         self.access, self._guard.limits, self._balancers = credentials.access, limits, settings.proxy_protocol_from
 
     def close(self) -> None:
-        """End the threads; wait for disk reads that are running."""
+        """Stop the threads, after the disk reads under way."""
         self._passwords.close()
         self.disk_threads.shutdown(wait=True)
 
@@ -209,7 +209,7 @@ class Registry:
             self.refused(address, Reason.ADDRESS)
             return None
         verdict = self._guard.admit(address, time.monotonic(), free := free_descriptors())
-        # The dropped connection gives its descriptor back only later; it counts as free already.
+        # The dropped connection's descriptor is freed only later, but counts as free.
         if verdict is Reason.CONNECTIONS and self._make_room(address, now):
             verdict = self._guard.admit(address, time.monotonic(), free + 1)
         if isinstance(verdict, Reason):
@@ -218,22 +218,22 @@ class Registry:
         return verdict
 
     def is_balancer(self, address: Address) -> bool:
-        """Return whether who comes from this address says for whom: such an address is never counted or banned."""
+        """Return whether connections from this address name their client: it is then never counted or banned itself."""
         return any(address in network for network in self._balancers)
 
     def admit_balancer(self, address: Address) -> bool:
-        """Return whether a balancer's connection may say for whom it is; it is among few until it has."""
-        # Not by the balancer's address: that is everybody's. They are as many as there may be clients, besides those.
+        """Return whether a balancer's connection may name its client; the number of those that have not is limited."""
+        # Not per address, since the balancer's stands for everybody: as many again as there may be clients.
         if self._unannounced >= self._guard.limits.connections or free_descriptors() <= OWN_DESCRIPTORS:
             self.refused(
-                address, Reason.BALANCER, why="too many connections do not say for whom they are", hint=NO_CLIENT
+                address, Reason.BALANCER, why="too many connections have not named their client", hint=NO_CLIENT
             )
             return False
         self._unannounced += 1
         return True
 
     def announced(self) -> None:
-        """Note that a connection of a balancer's is a client's, or over."""
+        """Record that a balancer's connection has become a client's, or has ended."""
         self._unannounced -= 1
 
     def _make_room(self, newcomer: Address, now: float) -> bool:
@@ -243,17 +243,17 @@ class Registry:
             return False
         self.refused(waiting[index].address, Reason.CONNECTIONS)
         waiting[index].abort()
-        # Counted out now: asyncssh reports the end later, and the newcomer needs the slot at once.
+        # Counted out now: asyncssh reports its end later, and the newcomer needs the slot at once.
         self.left(waiting[index])
         return True
 
     def joined(self, connection: Connection) -> None:
-        """Count an admitted connection, which now begins."""
+        """Record that an admitted connection now begins."""
         self._connections.add(connection)
         self.counters.connections += connection.counted
 
     def never_began(self, address: Address, *, counted: bool = True) -> None:
-        """Count out an admitted connection that did not begin, or is over."""
+        """Count out an admitted connection that never began, or has ended."""
         if counted:
             self._guard.leave(address)
         else:
@@ -261,7 +261,7 @@ class Registry:
 
     def login_failed(self, address: Address, reason: Reason, user: str) -> Penalty:
         """Count and log a failed login, and return what it costs."""
-        # Kept by user to be forgiven, and only users can be forgiven: an invented name is not worth its memory.
+        # Kept by user so that a login can forgive it; an invented user never logs in, so its name is not kept.
         against = user if user in self.access.users else ""
         penalty = self._guard.failed(address, time.monotonic(), against)
         self.refused(address, reason, user)
@@ -271,7 +271,7 @@ class Registry:
         return penalty
 
     def refused(self, address: Address, reason: Reason, user: str = "", **details: Any) -> None:
-        """Count one refusal, and log it within the budget; fail2ban reads this line."""
+        """Count one refusal, and log it within the budget; fail2ban filters match this line."""
         self.counters.refusals[reason.value] += 1
         if self.may_log(reason.value, address):
             if user:
@@ -284,7 +284,7 @@ class Registry:
         return self._budget.take(reason, str(address))
 
     def logged_in(self, connection: Connection, login: Login) -> None:
-        """Log and record a login, which forgives the address its failures for this user."""
+        """Log and record a login, and forgive the address its failures as this user."""
         self._guard.forgive(connection.address, login.user)
         log.info(
             f"{connection.label} logged in",
@@ -296,7 +296,7 @@ class Registry:
             mac=login.mac,
         )
         self.counters.logins += 1
-        # Or the doctor's login would pass for the partner's.
+        # A login by `doctor` must not pass for the partner's.
         if login.client != DOCTOR_CLIENT:
             self._on_login(login)
 
@@ -323,21 +323,21 @@ class Registry:
     def refused_verb(self, connection: Connection, verb: str, **details: Any) -> None:
         """Count and log one refused request."""
         self.counters.refused_verbs[verb] += 1
-        if self.may_log(verb, connection.address):  # a client that opens sessions in a loop
+        if self.may_log(verb, connection.address):  # a client may open sessions in a loop
             log.warning(f"{connection.label} refused {verb}", **details)
 
-    # -- who somebody is --
+    # -- who is who --
 
     def knows_key(self, user: str, address: Address, key: bytes) -> bool:
         """Return whether the user may log in from this address with this public key (its SSH blob)."""
         return self.access.knows_key(user, address, key)
 
     async def check_password(self, user: str, address: Address, password: bytes) -> Verdict:
-        """Return whether the user may log in from this address with this password, as it was sent, or why not."""
+        """Return whether the user may log in from this address with this password (as sent), or why not."""
         return await self._passwords.check(self.access, user, address, password)
 
     def picked_up(self, connection: Connection, pickup: Pickup) -> None:
-        """Record a pickup when its handle is opened, and again when it has ended."""
+        """Record a pickup when its handle is opened, while it is read, and when it has ended; log its end."""
         if pickup.ended is not None:
             event, details = pickup_log_entry(connection.label, pickup)
             log.info(event, **details)
@@ -345,7 +345,7 @@ class Registry:
         self._on_pickup(pickup)
 
     def turned_away(self, connection: Connection, **details: Any) -> None:
-        """Count and log a client that left when it saw our host key."""
+        """Count and log a client that left when it had seen our host key."""
         self.counters.refusals[Reason.HOST_KEY.value] += 1
         if self.may_log(Reason.HOST_KEY.value, connection.address):
             log.warning(f"{connection.label} left at the host key", **details)
@@ -356,8 +356,8 @@ class Registry:
             log.info(f"{connection.label} ended", error=error)
 
     def left(self, connection: Connection) -> None:
-        """Count out a connection that is over; a second call changes nothing."""
-        # A dropped connection comes here twice: when it is dropped, and when asyncssh reports its end.
+        """Count out a connection that has ended; a second call changes nothing."""
+        # A dropped connection gets here twice: when it is dropped, and when asyncssh reports its end.
         if connection in self._connections:
             self._connections.discard(connection)
             self.never_began(connection.address, counted=connection.counted)
@@ -370,7 +370,7 @@ class Registry:
             log.warning(f"sftp refused {count} more", reason=reason)
 
     def connections(self) -> Iterator[Connection]:
-        """Iterate over the connections of this moment, even while they come and go."""
+        """Iterate over the connections there are now, even while they come and go."""
         return iter(list(self._connections))
 
 
@@ -380,12 +380,12 @@ def free_descriptors() -> int:
     try:
         return most - len(list(Path("/proc/self/fd").iterdir()))
     except OSError as error:
-        # The listing needs a descriptor itself: EMFILE means that none is left. Without /proc nothing is known.
+        # Listing takes a descriptor itself: EMFILE means that none is left. Without /proc nothing is known.
         return 0 if error.errno == errno.EMFILE else most
 
 
 def pickup_log_entry(label: str, pickup: Pickup) -> tuple[str, dict[str, Any]]:
-    """Return the event and the details of a finished pickup's line in the service log."""
+    """Return (event, details) of a finished pickup's line in the journal."""
     seconds = (pickup.ended - pickup.started).total_seconds() if pickup.ended else 0.0
     details: dict[str, Any] = {"bytes": pickup.covered, "seconds": round(seconds, 1)}
     if pickup.grade is Grade.COMPLETE:

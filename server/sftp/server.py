@@ -1,7 +1,7 @@
 """The listener: accepts SSH connections and ends them.
 
 Touches the listening socket. Promises: a client that is not admitted costs no cryptography; a reload is checked as a
-whole before it takes effect, and running transfers go on; when it stops, transfers may finish first.
+whole before it takes effect, and running transfers go on; at a stop, transfers may finish first.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-BACKLOG = 512
+BACKLOG = 512  # connections that the kernel holds until they are accepted
 NO_ACCEPT_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
 BAD_HEADER_HINT = (
     'switch PROXY protocol on in the balancer (HAProxy: "send-proxy-v2"; nginx: "proxy_protocol on"; AWS: '
     "proxy_protocol_v2.enabled = true), or take it out of proxy_protocol_from in [sftp]"
 )
-HOUSEKEEPING = 1.0  # seconds
+HOUSEKEEPING = 1.0  # seconds between looks at idle connections
 
 
 class SftpServer:
@@ -106,14 +106,14 @@ class SftpServer:
         Raises:
             ValueError: the options cannot be used; everything stays as it was.
         """
-        # First: where it raises, nothing has changed yet.
+        # First: if this raises, nothing has changed yet.
         options = connection_options(settings, credentials, LoginHandler)
         self.registry.replace(settings, credentials)
         self.settings, self._credentials, self._options = settings, credentials, options
 
     def stop_listening(self) -> None:
-        """Accept no new connection and no new transfer; transfers that run may go on."""
-        # Before the socket closes: `_accept` takes the error of a closed socket for an accident unless this is set.
+        """Accept no new connection and no new transfer; running transfers may go on."""
+        # Before the socket closes: unless this is set, `_accept` takes the error of a closed socket for an accident.
         self.registry.draining = True
         for task in (self._accept_task, *self._arriving):
             if task is not None:
@@ -122,33 +122,33 @@ class SftpServer:
             self._socket.close()
 
     async def drain(self, seconds: float) -> None:
-        """Wait for running transfers, for at most so many seconds, then end every connection."""
-        # First: nothing new may begin while the transfers that run are waited for.
+        """Wait for running transfers, for at most ``seconds``, then end every connection."""
+        # First: nothing new may begin meanwhile.
         self.stop_listening()
         deadline = time.monotonic() + seconds
-        while self.registry.transfers and time.monotonic() < deadline:  # noqa: ASYNC110  # sessions signal nobody
+        while self.registry.transfers and time.monotonic() < deadline:  # noqa: ASYNC110  # sessions set no event
             await asyncio.sleep(0.05)
-        # Tell every client first, then wait: the connections close side by side.
+        # Tell every client first, then wait: so the connections close in parallel.
         for connection in self.registry.connections():
             connection.disconnect(asyncssh.DISC_BY_APPLICATION, "The service is stopping")
         for connection in self.registry.connections():
             await connection.wait_closed()
-        # A task that `stop_listening` cancelled may not have ended yet: nothing may accept after this.
+        # Tasks that `stop_listening` cancelled may not have ended yet; nothing may be accepted after this.
         tasks = [task for task in (self._accept_task, self._housekeeping_task, *self._arriving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # One turn of the loop, in which sessions that waited for a disk report their last pickup.
+        # One turn of the loop, for sessions that waited for a disk to report their last pickup.
         await asyncio.sleep(0)
-        # Last: until here a session may still need the threads.
+        # Last: until now a session may have needed the threads.
         self.registry.close()
 
     @property
     def waiting(self) -> int:
-        """The number of connections that the kernel holds and nobody has accepted yet."""
+        """The number of connections that the kernel holds and that were not accepted yet."""
         if self._socket is None or self._socket.fileno() < 0:
             return 0
-        # On a listening socket, tcpi_unacked is the length of the queue (Linux, net/ipv4/tcp.c); 24 is its offset.
+        # For a listening socket, tcpi_unacked is the length of its queue (Linux, net/ipv4/tcp.c); 24 is the offset.
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
         return int.from_bytes(info[24:28], sys.byteorder)
 
@@ -163,7 +163,7 @@ class SftpServer:
             except OSError as error:
                 if self.registry.draining:
                     return
-                # Out of descriptors, or a peer that left before it was accepted: go on, others may still come.
+                # Out of descriptors, or a peer that left before it was accepted: go on, others will come.
                 if time.monotonic() >= next_warning:
                     log.warning("sftp could not accept a connection", error=error.strerror, hint=NO_ACCEPT_HINT)
                     next_warning = time.monotonic() + LINE_WINDOW
@@ -188,7 +188,7 @@ class SftpServer:
             task.add_done_callback(self._arriving.discard)
 
     async def _begin_announced(self, sock: socket.socket, balancer: Address) -> None:
-        """Read for whom a balancer's connection is, and treat it as that client's own; one for nobody may look on."""
+        """Read whose connection a balancer passes on, and treat it as that client's; one for nobody cannot log in."""
         client, read, kept = None, False, False
         try:
             client = await self._announced_client(sock)
@@ -198,13 +198,13 @@ class SftpServer:
         except OSError:
             pass  # it hung up without a word, as a health check may
         finally:
-            # Also when `stop_listening` cancelled the wait. What is the balancer's own goes on being counted as such.
+            # Also if `stop_listening` cancelled the wait. A connection of the balancer's own stays counted as such.
             if not read:
                 sock.close()
             if not kept:
                 self.registry.announced()
         if kept:
-            # Some balancers name themselves in their health checks, others nobody.
+            # In health checks, some balancers name themselves, others nobody.
             await self._begin(sock, client or balancer, 0.0, counted=False, named=client is not None)
         elif client is not None:
             wait = self.registry.admit(client, asyncio.get_running_loop().time())
@@ -214,10 +214,10 @@ class SftpServer:
                 await self._begin(sock, client, wait)
 
     async def _announced_client(self, sock: socket.socket) -> Address | None:
-        """Read a PROXY header, and nothing of what follows it; return the client, or None for nobody.
+        """Read a PROXY header and nothing after it; return the client, or None if it names none.
 
         Raises:
-            BadHeader: it is none, or does not come whole and in time.
+            BadHeader: it is malformed, incomplete or late.
             OSError: the balancer hung up without a word.
         """
         loop, head, limit = asyncio.get_running_loop(), b"", self.settings.login_timeout.total_seconds()
@@ -253,7 +253,7 @@ class SftpServer:
             if began:
                 self.registry.left(connection)
         finally:
-            # Also when `stop_listening` cancelled the wait: the admitted connection must be counted out.
+            # Also if `stop_listening` cancelled the wait: the admitted connection must be counted out.
             if not began:
                 sock.close()
                 self.registry.never_began(address, counted=counted)
@@ -281,7 +281,7 @@ async def _listening_socket(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # "::" takes IPv4 clients too, whatever the system's default.
+            # "::" accepts IPv4 clients, too, whatever the system's default.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
     except OSError:

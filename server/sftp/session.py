@@ -1,7 +1,7 @@
 """One SFTP session: an SSH channel's bytes become requests, the handler's replies become bytes.
 
-Touches one channel of a connection. Promise: requests are answered one after the other, none is begun while the client
-does not take replies, a reply that waits for a disk holds up nobody else, and what was open when the channel ends is
+Touches one channel of a connection. Promise: requests are answered one after the other; none is begun while the client
+takes no replies; a reply that waits for a disk holds up no other session; and what is open when the channel ends is
 reported as interrupted.
 """
 
@@ -33,11 +33,11 @@ log = structlog.get_logger()
 
 ONLY_SFTP = b"This service allows SFTP only.\n"
 TURN = 1 << 20  # bytes answered before other connections get their turn
-BATCH = 128 * 1024  # bytes of replies, from which on they leave, though more requests have come together
+BATCH = 128 * 1024  # bytes of replies that are sent without waiting for more
 _CLOSE = bytes([Kind.CLOSE])
-REQUEST_COST = 16 * 1024  # bytes that a request counts for besides its reply: small ones take time too
+REQUEST_COST = 16 * 1024  # bytes that a request counts for besides its reply: small ones take time, too
 MAX_WAITING = 32 * 1024  # bytes of requests that may wait for an earlier one
-CONFIRM_POLL = 0.05  # seconds
+CONFIRM_POLL = 0.05  # seconds between looks at what was delivered
 _WHAT_TO_SWITCH_OFF = {
     "remove": 'the partner\'s client deletes after fetching; switch that off: NiFi "Delete Original: false" or '
     '"Completion Strategy: None", Camel "delete=false&noop=true"',
@@ -49,7 +49,7 @@ _WHAT_TO_SWITCH_OFF = {
 
 
 class SftpSession(asyncssh.SSHServerSession[bytes]):
-    """One channel: takes requests from its bytes, one after the other, and sends the replies."""
+    """One channel: takes requests from its bytes, one after another, and sends the replies."""
 
     _channel: asyncssh.SSHServerChannel[bytes]
     _fast_sender: FastSender
@@ -57,14 +57,14 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def __init__(self, connection: SshConnection) -> None:
         self._connection = connection
         self._handler: RequestHandler | None = None
-        self._batch: list[Reply] = []  # replies that have not left yet, while more requests are answered
-        self._batched = 0  # bytes of them
-        self._rest: memoryview | None = None  # of replies that the client's window was too small for
+        self._batch: list[Reply] = []  # replies not sent yet, while more requests are answered
+        self._batched = 0  # bytes in it
+        self._rest: memoryview | None = None  # what the client's window had no room for
         self._inbox = bytearray()
-        self._arrived = False  # something is in the inbox that more may follow at once
+        self._arrived = False  # there is something in the inbox, and more may follow at once
         self._waiting = False  # for a disk
         self._unsent = False  # the channel holds too much
-        self._ended = False  # the client has said that it will send nothing more
+        self._ended = False  # the client has sent EOF
         self._lost = False
         self._pump_planned = False
         self._tick_planned = False
@@ -80,14 +80,14 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     @property
     def _blocked(self) -> bool:
-        """Whether the next request must wait: for a disk, for new keys, or for the client to take the last reply."""
+        """Whether the next request must wait: for a disk, for a key exchange, or for the client to take replies."""
         connection = self._connection
         return self._waiting or self._unsent or self._rest is not None or connection.choked or connection.exchanging
 
     # -- what asyncssh calls --
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
-        """Take over the channel, which is open."""
+        """Take over the channel, which is now open."""
         self._channel = chan
         chan.set_write_buffer_limits(high=UNSENT_HIGH, low=UNSENT_LOW)
         self._fast_sender = FastSender(chan)
@@ -106,7 +106,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             return False
         connection = self._connection
         registry = connection.registry
-        # Before it can open a file: whether it is a client that answers.
+        # Before it can open a file: find out whether this client answers questions.
         if not (connection.stream.answers or connection.stream.asking):
             connection.stream.ask()
         self._delivery = Delivery(connection.stream, self._held_back, self._pickup, together=registry.together)
@@ -129,15 +129,15 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._channel.exit(1)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
-        """Take in bytes of requests, and answer those that are whole."""
+        """Take in bytes of requests, and answer those that are complete."""
         if self._handler is not None and not self._lost:
             if data[4:5] == _CLOSE:
-                # Before it: what is acknowledged now counts only where nothing that was asked before waits.
+                # First the requests before it: what is acknowledged now counts only if none of those is waiting.
                 self.answer_arrived()
                 if self._delivery is not None and not self._inbox:
                     self._delivery.close_arrives()
             self._inbox += data
-            # A planned pump answers later: who sends a lot at once must not take the others' turn.
+            # A planned pump will answer: who sends a lot at once must not take the others' turn.
             if self._pump_planned:
                 self._balance()
             elif self._connection.receiving:
@@ -146,22 +146,22 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 self.pump()
 
     def answer_arrived(self) -> None:
-        """Answer what has come together, and was kept until all of it was there: the replies can leave together."""
+        """Answer the requests that arrived together, kept until all were there so that the replies leave together."""
         if self._arrived and not self._lost:
             self.pump()
 
     def eof_received(self) -> bool:
-        """Note that the client sends nothing more, and answer what it has asked."""
+        """Record that the client will send nothing more, and answer what it has asked."""
         self._ended = True
         self.pump()
         return True
 
     def pause_writing(self) -> None:
-        """Answer nothing more: the channel holds enough that the client does not take."""
+        """Stop answering: the channel holds too much that the client has not taken."""
         self._unsent = True
 
     def resume_writing(self) -> None:
-        """Go on soon: the client has taken something."""
+        """Resume soon: the client has taken something."""
         self._unsent = False
         self._connection.touch()
         self.plan_pump()
@@ -170,26 +170,26 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """End with the channel; what was open is reported as interrupted."""
         # From here on nothing is marked: asyncssh may have thrown away what the channel held.
         self._lost = True
-        # Now, while the socket can be asked: a thread that reads for this session may take its time.
+        # Now, while the socket can be queried: a thread that reads for this session may take its time.
         self.confirm_delivery()
         self._rest = None
         self._batch.clear()
         self._inbox.clear()
         self._connection.sessions.discard(self)
-        # A thread may still read into an open file: then `_answer_later` ends the session when it is back.
+        # A thread may still be reading from an open file: `_answer_later` then ends the session once it is done.
         if not self._waiting:
             self._abandon()
 
     # -- requests and replies --
 
     def pump(self) -> None:
-        """Answer what can be answered now, in turn with the other sessions."""
+        """Answer what can be answered now, taking turns with the other sessions."""
         turn = TURN
         position = 0
         self._arrived = False
         inbox = self._inbox
         handler = self._handler
-        # The rest of the last reply comes first: replies may not overtake each other.
+        # The rest of earlier replies comes first: replies must not overtake each other.
         with self._at_once():
             if self._rest is not None and not (self._lost or self._connection.choked):
                 self._send_rest()
@@ -207,7 +207,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 break
             request = bytes(inbox[position + 4 : position + 4 + length])
             if self._batch and request[:1] == _CLOSE:
-                # First: the question about them must leave before the reply to CLOSE, after which a client may leave.
+                # Sent first: the question about them must precede the reply to CLOSE, after which a client may leave.
                 self._flush()
                 continue
             position += 4 + length
@@ -219,20 +219,20 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 return
             if not isinstance(reply, bytes | bytearray):
                 self._flush()
-                # Nothing else is answered until this one is; the loop goes on with other sessions.
+                # This session answers nothing else until then; others go on.
                 self._waiting = True
                 self._task = asyncio.get_running_loop().create_task(self._answer_later(reply))
                 break
             self._add(reply)
             if self._batched >= BATCH:
                 self._flush()
-            # One session must not keep the loop: after its turn it goes to the end of the queue.
+            # One session must not hog the event loop: after its turn it goes to the end of the queue.
             turn -= len(reply) + REQUEST_COST
             if turn <= 0:
                 self.plan_pump()
                 break
         self._flush()
-        # Once, not per request: each cut moves everything behind it.
+        # Once, not per request: each deletion moves everything after it.
         del inbox[:position]
         self._balance()
 
@@ -246,7 +246,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._channel.pause_reading()
         elif self._reading_paused and not blocked and len(self._inbox) <= MAX_WAITING:
             self._reading_paused = False
-            # Soon, not now: asyncssh delivers what it holds within this call, and so `pump` would call itself.
+            # Soon, not now: asyncssh delivers what it holds within that call, and `pump` would recurse.
             asyncio.get_running_loop().call_soon(self._resume_reading)
         elif self._ended and not (blocked or self._reading_paused):
             self._channel.exit(0)
@@ -256,7 +256,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._channel.resume_reading()
 
     def plan_pump(self) -> None:
-        """Pump soon, once, however often this is called."""
+        """Call `pump` soon, and once, however often this is called."""
         if not self._pump_planned:
             self._pump_planned = True
             asyncio.get_running_loop().call_soon(self._planned_pump)
@@ -270,7 +270,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         try:
             answer = await reply
         finally:
-            # In `finally`: also when opening or reading failed, the files of a lost session must be closed.
+            # In `finally`: also if opening or reading failed, a lost session's files must be closed.
             self._waiting = False
             if self._lost:
                 self._abandon()
@@ -280,17 +280,17 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self.pump()
 
     def _add(self, reply: Reply) -> None:
-        """Let a reply leave with those before it: packets, system calls and questions are fewer for many together."""
+        """Add a reply to the batch: sent together, replies take fewer packets, system calls and questions."""
         if self._delivery is not None:
-            # Before the reply leaves: what is marked from here on must lie behind it.
+            # Before the reply leaves: whatever is marked later must come after it.
             self._delivery.handed_over(len(reply), data=isinstance(reply, bytearray))
         self._batch.append(reply)
         self._batched += len(reply)
 
     def _flush(self) -> None:
-        """Send the replies that have not left yet, as far as the client's window allows."""
+        """Send the batched replies, as far as the client's window allows."""
         if not self._batch or self._rest is not None:
-            return  # after the rest, which has the client's window to wait for
+            return  # the rest goes first, and waits for the client's window
         replies, count = self._batch, self._batched
         self._batch, self._batched = [], 0
         with self._at_once():
@@ -302,18 +302,18 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._connection.registry.counters.bytes_sent += count
 
     def _at_once(self) -> AbstractContextManager[None]:
-        """Let a reply and the question behind it leave together: a client may leave as soon as it has the reply."""
+        """Let replies leave together with the question after them: a client may leave as soon as it has the replies."""
         if self._delivery is None or not self._delivery.asks or self._connection.broken:
             return nullcontext()
         return cast("CountedTransport", self._connection.transport).at_once()
 
     def _send_rest(self) -> None:
-        """Send on the rest of the replies, as far as the client's window allows."""
+        """Send more of the rest, as far as the client's window allows."""
         transport = self._connection.transport
         if self._rest is None or transport is None or self._connection.exchanging:
             return
         sent = self._fast_sender.send(transport, self._rest)
-        # The slow path takes all of it: asyncssh keeps what the window has no room for.
+        # The slow path takes it all: asyncssh keeps what the window has no room for.
         if sent is None:
             self._write(bytes(self._rest))
             self._rest = None
@@ -323,37 +323,37 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def _write(self, data: bytes) -> None:
         try:
             self._channel.write(data)
-        except OSError:  # one of the sides closed the channel; connection_lost follows
+        except OSError:  # either side closed the channel; connection_lost follows
             if self._delivery is not None:
                 self._delivery.reply_lost()
 
     def window_opened(self) -> None:
-        """Go on soon: the client is about to open its window."""
+        """Resume soon: the client is about to open its window."""
         if self._rest is not None:
             self._connection.touch()
         if self._rest is not None or (self._delivery is not None and self._delivery.holds):
             self.plan_pump()
 
     def channel_closed(self) -> None:
-        """Note that the client closes the channel, before asyncssh throws away what it still holds."""
+        """Record that the client is closing the channel, before asyncssh throws away what it still holds."""
         self.answer_arrived()
         if self._delivery is not None:
             self._delivery.channel_closed()
 
     def confirm_delivery(self) -> None:
-        """Take note of what is proven to have arrived."""
+        """Record what is proven to have arrived."""
         if self._delivery is not None:
             self._delivery.confirm()
 
     def _held_back(self) -> int | None:
-        """Return how many bytes of replies have not left for the transport; None during a key exchange or after."""
+        """Return how many bytes of replies have not left for the transport; None if lost, or during a key exchange."""
         if self._lost or self._connection.exchanging:
             return None
         rest = len(self._rest) if self._rest is not None else 0
         return self._batched + rest + self._channel.get_write_buffer_size()
 
     def _plan_tick(self) -> None:
-        """Look at what is proven soon, and again until there is nothing to wait for: the kernel reports none."""
+        """Check for proof soon, and again until there is nothing to wait for: the kernel sends no event for it."""
         if not self._tick_planned:
             self._tick_planned = True
             asyncio.get_running_loop().call_later(CONFIRM_POLL, self._tick)
@@ -366,7 +366,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 self._plan_tick()
 
     def _end(self, reason: Reason) -> None:
-        """End the session: what came is not SFTP."""
+        """End the session: what arrived is not SFTP."""
         self._connection.registry.refused(self._connection.address, reason, self._connection.user)
         self._inbox.clear()
         self._channel.exit(1)

@@ -1,6 +1,6 @@
-"""Alarms: what is wrong now, how badly, and what to type. `check` prints them.
+"""Alarms: what is wrong now, how badly, and what to type.
 
-Pure: its arguments are the overview, the ledger's facts and what was measured. Levels are those of Nagios plug-ins.
+Pure: judged by the overview, the ledger's facts and what was measured. Levels are those of Nagios plug-ins.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ if TYPE_CHECKING:
     from .days import DayOverview
 
 
-PATIENCE = timedelta(days=1)  # an empty place may be one that Megaphone has yet to write to
+PATIENCE = timedelta(days=1)  # with an empty place, which Megaphone may not have begun to write to
 NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
 NOT_AGREED = "ask Triton's account manager whether such lines count, then set export.agreed = true"
-LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the rows that the same weekdays had
-OVER_AFTER = timedelta(days=4)  # after its expiry nothing about a day can be mended, and its alarms end
-ALARMING_DAYS = (
-    33  # the newest days: those whose alarms have not ended, and the four weeks that volumes are compared with
-)
-STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})  # those that tell a day's state
+LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the usual rows of the same weekday; outside of this there is an alarm
+OVER_AFTER = timedelta(days=4)  # so long after a day's expiry nothing can be mended any more, and its alarms end
+# The newest days: those whose alarms have not ended, and the four weeks that their volumes are compared with.
+ALARMING_DAYS = 33
+STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})  # those that report a day's state
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
 class Level(IntEnum):
-    """The exit code of a Nagios plug-in."""
+    """The exit codes of a Nagios plug-in."""
 
     OK = 0
     WARNING = 1
@@ -67,15 +66,17 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What `check` measures itself: the free share of the disk (0 to 1), readable private keys, the ledger's state."""
+    """What a snapshot measures: the disk's free share (0 to 1), private keys that others can read, the ledger.
+
+    ``ledger_damage`` is why the ledger is damaged; ``ledger_away`` why it cannot be read without being damaged (rights,
+    a read-only or full disk, another version), with ``ledger_hint``; '' for none.
+    """
 
     disk_free: float
     disk_free_bytes: int
     readable_keys: tuple[str, ...] = ()
     ledger_damage: str = ""
-    ledger_away: str = (
-        ""  # why it cannot be read without being damaged: rights, a read-only or full disk, another version
-    )
+    ledger_away: str = ""
     ledger_hint: str = ""
 
 
@@ -89,7 +90,7 @@ class Partner:
 
 
 class Store(NamedTuple):
-    """The bucket of published logs; with ``deadlines`` the partner reads from it, so days must be there by then."""
+    """The bucket of published logs; with ``deadlines`` the partner reads from it, so days must be there in time."""
 
     state: StoreState
     deadlines: DeadlinePolicy | None
@@ -111,9 +112,9 @@ def alarms(
     store: Store | None = None,
     unagreed: str = "",
 ) -> list[Alarm]:
-    """Return everything that is wrong, the worst first; nothing of a day before ``first_day``.
+    """Return everything that is wrong, worst first; nothing about days before ``first_day``.
 
-    ``unagreed`` is what Triton has yet to agree to, '' for nothing.
+    ``unagreed`` is what Triton has yet to agree to, or ''.
     """
     days = [day for day in days if first_day is None or day.day >= first_day]
     found = [
@@ -125,7 +126,7 @@ def alarms(
     found += _of_matching(days)
     found += [alarm for feed in rss_feeds for alarm in _of_rss_feed(feed, refresh_every, now)]
     found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
-    # What a ledger that cannot be read knows of rounds is not known to be nothing.
+    # If the ledger cannot be read, that it has no facts does not mean that there was no round.
     if facts or not (measured.ledger_away or measured.ledger_damage):
         found += _of_service(facts, poll_every, now)
     found += _of_source(facts, first_day, now)
@@ -139,7 +140,7 @@ def alarms(
 def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool) -> list[Alarm]:
     """Return what is wrong with a day: its state, its deadlines, its late rows, its publications.
 
-    ``pulled`` is whether a partner has ever logged in.
+    ``pulled`` says whether a partner has ever logged in.
     """
     found = []
     over = now >= expires(day.day) + OVER_AFTER
@@ -210,7 +211,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
 
 
 def _what_to_ask(day: DayOverview) -> str:
-    """Return what to ask the partner of a day that is not picked up: of one who has begun, about what is missing."""
+    """Return what to ask the partner about a day that is not picked up; if some of it is, about what is missing."""
     begun = [(user, part) for user in day.pickups if not user.done for part in user.parts]
     if not begun:
         return "ask the partner whether its puller runs; its last login: pickup-point status"
@@ -222,7 +223,7 @@ def _what_to_ask(day: DayOverview) -> str:
 
 
 def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
-    """Return the days whose rows are far off those of the same weekday in the four weeks before."""
+    """Return alarms for days whose rows are far from those of the same weekday in the four weeks before."""
     # A publication that a new ledger adopted from the folder has no tally.
     rows = {day.day: day.rows for day in days if any(publication.tally for publication in day.publications)}
     found = []
@@ -230,7 +231,7 @@ def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
         if day.day not in rows or now >= expires(day.day) + timedelta(days=1):
             continue
         before = [rows[then] for weeks in range(1, 5) if (then := day.day - timedelta(weeks=weeks)) in rows]
-        # Of fewer than three weeks no weekday is usual; a median, so that one holiday does not count.
+        # Fewer than three weeks show nothing usual; a median, so that one holiday does not count.
         usual = median(before) if len(before) >= 3 else 0
         if usual and not usual * LEAST_SHARE <= rows[day.day] <= usual * MOST_SHARE:
             sentence = f"{day.day} has {rows[day.day]} rows; the same weekday usually has about {usual:.0f}"
@@ -240,7 +241,7 @@ def _of_volume(days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
 
 
 def _of_matching(days: Sequence[DayOverview]) -> list[Alarm]:
-    """Return whether too few lines matched, for the newest day with a catalogue: older days can no longer be mended."""
+    """Return an alarm if too few lines matched on the newest day with a catalogue; older ones cannot be mended."""
     day = next((day for day in days if day.matched_share is not None), None)
     if day is None or day.matched_share is None or day.matched_share >= MATCHED_SHARE:
         return []
@@ -249,7 +250,7 @@ def _of_matching(days: Sequence[DayOverview]) -> list[Alarm]:
 
 
 def _of_rss_feed(feed: RssFeed, refresh_every: timedelta, now: datetime) -> list[Alarm]:
-    """Return whether an RSS feed was not read for too long; one failure is no alarm, its last items stay in use."""
+    """Return an alarm if an RSS feed was not read for too long; one failure is none, as its last items stay in use."""
     if not feed.error or (feed.read_at is not None and now - feed.read_at <= max(timedelta(days=1), refresh_every * 2)):
         return []
     since = f"last read {span(now - feed.read_at)} ago" if feed.read_at is not None else "it was never read"
@@ -257,9 +258,9 @@ def _of_rss_feed(feed: RssFeed, refresh_every: timedelta, now: datetime) -> list
 
 
 def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[Alarm]:
-    """Return whether a partner has not logged in for longer than usual."""
+    """Return an alarm if a partner has not logged in for longer than usual."""
     silence = now - partner.last_login
-    # By its own rhythm: a partner that comes hourly is silent after hours, one that comes daily is not.
+    # Judged by its own rhythm: a few hours are long for a partner that comes hourly, not for one that comes daily.
     if silence <= max(partner.longest_silence * 1.5, pull_every * 1.25):
         return []
     sentence = f"{partner.user} has not logged in for {span(silence)}"
@@ -268,7 +269,7 @@ def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[
 
 
 def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) -> list[Alarm]:
-    """Return what the rounds say is wrong: none at all, the source, the data folder, the clock."""
+    """Return what is wrong with the rounds: none at all, the source, the data folder, the clock."""
     found = []
     last = facts.get("last_round")
     if last is None:
@@ -293,14 +294,14 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) 
 
 
 def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) -> list[Alarm]:
-    """Return whether the source has never delivered an export though it should have."""
+    """Return an alarm if the source has never delivered an export, although it should have."""
     nothing = NothingDelivered.of(facts)
     if nothing is None:
         return []
     others = nothing.others
     begins = nothing.since if first_day is None else max(nothing.since, start_of(first_day))
-    # What lies elsewhere shows a wrong export.url at once, other objects only when there should be exports among them.
-    # In an empty place Megaphone may still have to begin: it writes every hour, so after a day it has not.
+    # Exports elsewhere show a wrong export.url at once; other objects do once there should be exports among them. To an
+    # empty place Megaphone may not have begun to write; it writes hourly, so after a day something is wrong.
     patience_ends = begins + (timedelta() if others.objects else PATIENCE)
     if not others.elsewhere and now < patience_ends:
         return []
@@ -309,11 +310,11 @@ def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) 
         hint = others.cure
     elif others.looks:
         hint = "ask support-megaphone@spotify.com for the Metrics Export Service"
-    return [Alarm(Level.WARNING, NOTHING_DELIVERED, f"no export has ever come: {nothing.sentence}", hint)]
+    return [Alarm(Level.WARNING, NOTHING_DELIVERED, f"no export has ever arrived: {nothing.sentence}", hint)]
 
 
 def _of_store(store: Store, days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
-    """Return what is wrong with the store: its answers, what else lies in it, and days that are not in it in time."""
+    """Return what is wrong with the store: its answers, what else lies in it, and days missing from it."""
     state, hint = store.state, "pickup-point doctor"
     found = [Alarm(Level.WARNING, "store", state.error, state.hint)] if state.error else []
     level = Level.WARNING if store.deadlines is None else Level.CRITICAL

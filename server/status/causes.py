@@ -1,7 +1,7 @@
-"""Causes: what is wrong, a line each, with what to do about it; `status`, `check` and the doctor show them.
+"""Causes: what is wrong, a line each, with what to do about it; `status`, `check`, `doctor` and the page show them.
 
-Alarms tell the days one by one, and a day's state apart from its deadline, since each of them is raised and cleared by
-itself. Whoever reads them all wants to be told once: days of one cause are joined. Pure: arguments are a snapshot's.
+Each alarm concerns one day, and its state or its deadline, since each is raised and cleared by itself. Whoever reads
+them all wants to read a thing once, so days with one cause are joined. Pure: the arguments are a snapshot's.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from .days import DayOverview
     from .deadlines import Deadline
 
-_DAY = "\0day\0"  # stands for the day in what is compared
+_DAY = "\0day\0"  # stands for the day in texts that are compared
 
 
 class Cause(NamedTuple):
-    """One thing that is wrong, the days that it concerns, in order, and what to do that was not said above."""
+    """One thing that is wrong, the days it concerns, in order, and what to do, without what an earlier cause says."""
 
     level: Level
     sentence: str
@@ -34,7 +34,7 @@ class Cause(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What an alarm says of one day, and of which kind that is: parts of one kind are joined."""
+    """What an alarm says about one day; parts of the same ``kind`` are joined."""
 
     kind: tuple[str, ...]
     day: date
@@ -45,7 +45,7 @@ class _Part(NamedTuple):
 
 
 def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
-    """Return what is wrong, the worst first; at one level what concerns no single day comes first."""
+    """Return what is wrong, worst first; within a level, what does not concern single days comes first."""
     by_day = {str(day.day): day for day in days}
     late = {alarm.subject: alarm for alarm in alarms if alarm.name == "day_not_published"}
     in_state = {alarm.subject for alarm in alarms if alarm.name in STATE_ALARMS}
@@ -86,7 +86,7 @@ def ranges(days: Sequence[date]) -> str:
 
 
 def _part(alarm: Alarm, day: DayOverview, late: Alarm | None) -> _Part:
-    """Return what an alarm says about a day, without the day and without the time that is left."""
+    """Return what an alarm says about a day, without the day and the time left."""
     says, hint, deadline, level = alarm.sentence, alarm.hint, None, alarm.level
     if alarm.name in STATE_ALARMS:
         says, hint = f"{day.day} is {day.state}" + (f": {day.why}" if day.why else ""), day.cure
@@ -101,7 +101,7 @@ def _part(alarm: Alarm, day: DayOverview, late: Alarm | None) -> _Part:
 
 
 def _join(parts: Sequence[_Part]) -> Cause:
-    """Return what several alarms say of their days, once."""
+    """Return what several alarms say about their days, said once."""
     days = tuple(part.day for part in parts)
     says, count = parts[0].says, len(days)
     if count > 1 and says.startswith(f"{_DAY} is "):
@@ -112,14 +112,14 @@ def _join(parts: Sequence[_Part]) -> Cause:
 
 
 def _for_days(step: Step, days: Sequence[date]) -> Step:
-    """Return a step with the days put in: all of them, or the newest where a command takes but one."""
+    """Return a step with the days filled in: all of them, or the newest if a command takes only one."""
     every = " ".join(f"--day {day}" for day in days)
     command = step.command.replace(f"--day {_DAY}", every).replace(_DAY, str(days[-1]))
     return Step(step.prose.replace(_DAY, ranges(days)), command)
 
 
 def _time_left(deadlines: Sequence[Deadline]) -> str:
-    """Return how the deadlines stand, to be added to a sentence; '' without any."""
+    """Return how the deadlines stand, to be appended to a sentence; '' without any."""
     over = [deadline for deadline in deadlines if deadline.urgency is Urgency.LATE]
     ahead = [deadline.left for deadline in deadlines if deadline.urgency is not Urgency.LATE]
     if len(deadlines) == 1:
@@ -131,7 +131,7 @@ def _time_left(deadlines: Sequence[Deadline]) -> str:
 
 
 def _once(found: Iterable[Cause]) -> list[Cause]:
-    """Return the causes without the steps that stand above already."""
+    """Return the causes without steps that an earlier one has."""
     said: set[Step] = set()
     told = []
     for cause in found:

@@ -1,6 +1,6 @@
-"""An overview of the days: what `status`, `check` and the metrics all show.
+"""An overview of the days: what `status`, `check`, the page and the metrics all show.
 
-Pure: its arguments are the ledger's records and the clock.
+Pure: judged by the ledger's records and a clock that is handed in.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UserPickups:
-    """How far a user is with a day: how many of its files were picked up whole, and when the last of them was.
+    """How much of a day a user has: how many of its ``files`` were picked up ``whole``, and when the last of them was.
 
-    ``parts`` is what the user has of the others: those that were begun.
+    ``parts`` is what the user has of files that were begun but are not whole.
     """
 
     user: str
@@ -51,9 +51,9 @@ class UserPickups:
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """The days that there should be by the clock, from ``first`` to ``today``, whether or not a round has seen them.
+    """The days that should exist by the clock, from ``first`` to ``today``, whether or not a round has seen them.
 
-    ``overdue`` is the newest of them that a round should have seen final, missing or stale by now.
+    ``overdue`` is the newest one that a round should have seen final, missing or stale by now.
     """
 
     first: date = date.max
@@ -62,7 +62,7 @@ class Calendar:
 
     @classmethod
     def of(cls, export: ExportSettings, keep_days: int, known: KnownDays, now: datetime) -> Calendar:
-        """Return the calendar of an installation; an empty one where no day was ever seen."""
+        """Return the calendar of an installation; empty if no day was ever seen."""
         first = known.begin(export, keep_days, now.date())
         if first is None:
             return cls()
@@ -74,7 +74,7 @@ class Calendar:
 
     @property
     def days(self) -> list[date]:
-        """Return the days."""
+        """The days, oldest first."""
         return [self.first + timedelta(days=n) for n in range((self.today - self.first).days + 1)]
 
 
@@ -83,8 +83,8 @@ class DayOverview:
     """One day.
 
     ``state`` is one word: open, unmarked, settling, due, missing, stale, unknown (no round could look at it since it
-    can be final), held, failed, published, picked up, pruned.
-    ``why`` says what is wrong and ``cure`` what to do, as a hint; both are '' if nothing is, or the state says it all.
+    could be final), held, failed, published, picked up, pruned.
+    ``why`` says what is wrong and ``cure`` what to do, as a hint; '' if nothing is wrong, or the state says it all.
     ``remarks`` are worth knowing.
     """
 
@@ -102,14 +102,14 @@ class DayOverview:
     why: str
     cure: str
     remarks: tuple[str, ...]
-    waits_for_pickup: bool = True  # False where no user's pickups count for the deadlines
+    waits_for_pickup: bool = True  # False if no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
     late_ignored: str = ""  # why what is new in the export of a published day is not sent
     late_held: str = ""  # why the late rows of a published day are held
     resend_held: str = ""  # that sending it again, as an operator asked, is held, and why
-    unsent: int = 0  # rows that came, or were still withheld, when it was too late to send them
-    foreign: str = ""  # that a version of its export which sent nothing has many rows of other days
+    unsent: int = 0  # rows that came too late to be sent, or were withheld until then
+    foreign: str = ""  # that a version of its export of which nothing was sent has many rows of other days
 
     @property
     def advice(self) -> str:
@@ -217,10 +217,10 @@ def overview(
     unsent: Iterable[LateCheck] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> list[DayOverview]:
-    """Return these days, and those that should exist by the ``calendar``, the newest first.
+    """Return these days, and those that should exist by the ``calendar``, newest first.
 
-    ``users`` are names with whether their pickups are required; ``checks`` is the last late check of each day,
-    ``unsent`` are those that left rows unsent. ``facts`` are the ledger's.
+    ``users`` are (name, whether their pickups are required); ``checks`` is the last late check of each day,
+    ``unsent`` are those that left rows unsent; ``facts`` are the ledger's.
     """
     checks, calendar = checks or {}, calendar or Calendar()
     ignored = (facts or {}).get(LATE_ROWS_IGNORED, {})
@@ -232,7 +232,7 @@ def overview(
     lost: dict[date, list[LateCheck]] = {}
     for check in unsent:
         lost.setdefault(check.day, []).append(check)
-    # What a clock that ran ahead has recorded of days to come says nothing, until they come.
+    # Days in the future, which a clock that ran ahead has recorded, are left out until they come.
     begun = (day for day in records if day <= now.date())
     days = sorted({*begun, *by_day, *calendar.days}, reverse=True)
     return [
@@ -257,12 +257,12 @@ def _one(
     now: datetime,
     calendar: Calendar,
 ) -> DayOverview:
-    """Return one day; ``by_owner`` is what users have of files, by the names of both."""
+    """Return one day; ``by_owner`` is what users have of files, by (file's name, user's name)."""
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
     taken = tuple(_user(name, standing, by_owner) for name, _ in users)
     required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
-    # The last required user to have the last file decides; where nobody is required nobody is waited for, and the day
-    # is picked up once all have it.
+    # A day is picked up once every required user has every file. If none is required, nobody is waited for, and the day
+    # is picked up once all users have it.
     asked = required or taken
     all_done = bool(asked) and all(user.done for user in asked)
     picked_up_at = max((user.last for user in asked if user.last), default=None) if all_done else None
@@ -297,7 +297,7 @@ def _one(
 
 
 def _user(name: str, logs: Sequence[LedgerLog], by_owner: Mapping[tuple[str, str], Delivered]) -> UserPickups:
-    """Return how far a user is with some files."""
+    """Return how much of some files a user has."""
     own = [what for entry in logs if (what := by_owner.get((str(entry.name), name))) is not None]
     ends = [what.completed for what in own if what.completed is not None]
     parts = tuple(what for what in own if what.completed is None)
@@ -313,7 +313,7 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
         return "picked up" if all_done else "published"
     if record is None:
         return "unknown" if overdue else "open"
-    # A hold and a failure concern one version of the export: a newer one has not been tried yet.
+    # A hold or a failure concerns one version of the export; a newer one has not been tried yet.
     etag = record.export.etag if record.export is not None else None
     if record.hold is not None and record.hold.etag == etag:
         return "held"
@@ -323,7 +323,7 @@ def _state(record: DayRecord | None, publications: Sequence[Publication], all_do
 
 
 def _ignored(record: DayRecord | None, publications: Sequence[Publication], ignored: Sequence[str] | None) -> str:
-    """Return why what is new in the version that is there now of a published day is not sent, or ''."""
+    """Return why the new rows in the present version of a published day are not sent, or ''."""
     etag, why = ignored or ("", "")
     return why if publications and record is not None and record.export and record.export.etag == etag else ""
 
@@ -337,20 +337,20 @@ def _late_failure(record: DayRecord | None, publications: Sequence[Publication])
 
 
 def _held_though_published(record: DayRecord | None, publications: Sequence[Publication]) -> tuple[str, bool]:
-    """Return why the version that is there now of a published day is held, or '', and whether for its late rows.
+    """Return why the present version of a published day is held, or '', and whether its late rows are the reason.
 
-    If not, an operator wanted to send the day again.
+    If they are not, an operator asked to send the day again.
     """
     if not publications or record is None or record.hold is None or record.export is None:
         return "", False
     late = record.hold.reason == OTHER_IDS
-    # Compared since then: it became too late to send them, which is told as such.
+    # Compared since then: it became too late to send them, and that is reported instead.
     over = late and record.checked_etag == record.export.etag
     return (record.hold.why, late) if record.hold.etag == record.export.etag and not over else ("", False)
 
 
 def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str:
-    """Return that the newest version that was read of a published day has fewer rows than what stands, or ''."""
+    """Return that the last version read of a published day has fewer rows than was published, or ''."""
     standing = [p for p in publications if p.tally and any(entry.superseded_by is None for entry in p.logs)]
     rows = [publication.tally.rows for publication in standing if publication.tally is not None]
     published_at = publications[-1].published_at if publications else None
@@ -360,7 +360,7 @@ def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str
 
 
 def _remarks(publications: Sequence[Publication]) -> Iterator[str]:
-    """Yield what is worth knowing about publications: their remarks, and whose rows are another day's."""
+    """Yield what is worth knowing about publications: their remarks, and that rows are another day's."""
     for publication in publications:
         if publication.remark:
             yield publication.remark
@@ -369,13 +369,13 @@ def _remarks(publications: Sequence[Publication]) -> Iterator[str]:
 
 
 def _unsent(publications: Sequence[Publication], checks: Sequence[LateCheck]) -> int:
-    """Return how many rows of a published day were never sent: the most that a check since then has left."""
+    """Return how many rows of a published day were never sent: the most that any check since then found."""
     since = publications[-1].published_at if publications else None
     return max((check.unsent for check in checks if since is not None and check.at > since), default=0)
 
 
 def _foreign(publications: Sequence[Publication], check: LateCheck | None) -> str:
-    """Return that the newest version of a published day, of which nothing was sent, is not all of the day, or ''."""
+    """Return that the newest version of a published day, of which nothing was sent, has other days' rows, or ''."""
     since = publications[-1].published_at if publications else None
     if check is None or since is None or check.at <= since:
         return ""
@@ -383,7 +383,7 @@ def _foreign(publications: Sequence[Publication], check: LateCheck | None) -> st
 
 
 def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
-    """Return what is wrong with a day, '' if the state says it all, and what to do as a hint, or ''."""
+    """Return (what is wrong with a day, or '' if the state says it all; what to do, as a hint, or '')."""
     if state == "unknown":
         return "no round has been able to look for its export since it could be final", "pickup-point doctor"
     if record is None:
@@ -397,7 +397,7 @@ def _advice(day: date, record: DayRecord | None, state: str) -> tuple[str, str]:
         next_try = f"the next try is at {record.failure.next_try:%Y-%m-%d %H:%MZ}"
         return record.failure.sentence, "; ".join(filter(None, (record.failure.hint, next_try)))
     if state == "missing":
-        return "", "ask support-megaphone@spotify.com, Megaphone does not backfill on its own"
+        return "", "ask support-megaphone@spotify.com (Megaphone does not backfill on its own)"
     if state == "unmarked":
         what = "at export.give_up_waiting it is published as it is; ask support-megaphone@spotify.com for the object"
         return "Megaphone has not put the object that proves it final (_finalized_delivery_...) beside its export", what

@@ -1,7 +1,7 @@
 """Deadlines: by when a day must be published and picked up, and how urgent that is now.
 
 Triton: "session information within three days of the beginning of the session. If the session log is received after
-this delay, it will not be counted". A session at 00:00Z of day D expires at D+3 00:00Z; the partner comes once in
+this delay, it will not be counted". A session at 00:00Z of day D expires at D+3 00:00Z; the partner comes once every
 ``pull_every``. Pure: the clock is an argument.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Urgency(StrEnum):
-    """How urgent a deadline is; ``late`` is what was done too late, and what is overdue."""
+    """How urgent a deadline is; ``late`` means overdue, or done too late."""
 
     MET = "met"
     AHEAD = "ahead"
@@ -43,13 +43,16 @@ class DeadlinePolicy:
 
 
 def patience(poll_every: timedelta) -> timedelta:
-    """Return how long no round may end before that is a fault."""
+    """Return how long there may be no round before that is an alarm."""
     return poll_every * 3 + timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """One of a day's two deadlines: ``by`` when, ``done`` when (or None), how urgent, and how much time is ``left``."""
+    """One of a day's two deadlines: ``by`` when, ``done`` when (or None), how urgent, and the time ``left``.
+
+    ``left`` counts to now, or to when it was done; it is negative after the deadline.
+    """
 
     by: datetime
     done: datetime | None
@@ -74,7 +77,7 @@ class DayDeadlines:
 def day_deadlines(
     day: date, policy: DeadlinePolicy, now: datetime, *, published: datetime | None, picked_up: datetime | None
 ) -> DayDeadlines:
-    """Return both deadlines of a day; ``published`` and ``picked_up`` say when that was done, or None."""
+    """Return both deadlines of a day; ``published`` and ``picked_up`` are when that was done, or None."""
     last = expires(day)
     return DayDeadlines(
         day,
@@ -84,7 +87,7 @@ def day_deadlines(
 
 
 def still_open(deadline: Deadline, policy: DeadlinePolicy, now: datetime) -> Deadline:
-    """Return a deadline as one that has not been met."""
+    """Return a deadline as if it had not been met."""
     return _deadline(deadline.by, None, policy, now)
 
 

@@ -1,7 +1,7 @@
 """How well today's episode catalogue matches the last published days, and what is left to match by hand.
 
 Reads published files through `DataFolder`, and writes the CSV that an operator asked for. Promise: it counts what was
-sent, and reads nothing about a listener.
+sent, and keeps nothing about a listener.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DAYS = 7  # published days to read, unless the operator says otherwise
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:
-    """An episode that neither the operator's file nor an RSS feed knows, with its lines in the days that were read."""
+    """An episode that neither the operator's file nor an RSS feed knows, with its number of lines in the days read."""
 
     episode_id: str
     podcast_id: str
@@ -60,7 +60,7 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """How well today's catalogue matches the last published days; ``unmatched`` has the most lines first."""
+    """How well today's catalogue matches the last published days; in ``unmatched`` most lines come first."""
 
     days: tuple[date, ...]
     lines: int
@@ -85,7 +85,7 @@ def matching(config: Config, ledger: Ledger, catalogue: Catalogue | None, days: 
     """Read the published files of the last ``days`` days, and match them with today's catalogue.
 
     Raises:
-        PickupPointError: the log files have no column with the episode.
+        PickupPointError: the logs have no column for the episode.
     """
     folder = DataFolder(config.data_dir)
     by_day: dict[date, list[tuple[Publication, LedgerLog]]] = {}
@@ -123,24 +123,24 @@ def _is_known(episode: str, guids: set[str], catalogue: Catalogue | None) -> boo
 
 
 def _episodes(file: Iterable[bytes], publication: Publication, day: date) -> Iterator[tuple[str, str]]:
-    """Yield the cells of episode and podcast, line by line.
+    """Yield the (episode, podcast) cells of each line.
 
     Raises:
-        PickupPointError: the log files have no column with the episode.
+        PickupPointError: the logs have no column for the episode.
     """
     layout = publication.rules.layout
     specs = layout.specs
-    # Megaphone's own id is the surer key; the guid column holds it too, where the catalogue had nothing better.
+    # Megaphone's own id is the safer key; the guid column also holds it if the catalogue had nothing better.
     episode = next((i for i, s in enumerate(specs) if s.field == "episode_id"), None)
     if episode is None:
         episode = next((i for i, s in enumerate(specs) if s.value == DerivedValue.EPISODE_GUID), None)
     if episode is None:
         hint = "the share of the lines that match: pickup-point status"
-        raise PickupPointError("the log files have no column with the episode", hint=hint)
+        raise PickupPointError("the logs have no column for the episode", hint=hint)
     podcast = next(
         (i for i, s in enumerate(specs) if s.field == "podcast_id" or s.value == DerivedValue.PODCAST_ID), -1
     )
-    # Nothing behind the two columns is split off, and nothing before them is kept.
+    # Only as far as needed: what follows the two columns is not split.
     cut = max(episode, podcast) + 1
     for line in islice(file, layout.header_lines(day).count("\n"), None):
         cells = line.rstrip(b"\n").split(b"\t", cut)
@@ -148,9 +148,9 @@ def _episodes(file: Iterable[bytes], publication: Publication, day: date) -> Ite
 
 
 def handover_lines(config: Config) -> list[str]:
-    """Return, for Triton and in Markdown, the RSS feeds and the share of the newest day's lines that they match.
+    """Return, in Markdown and for Triton, the RSS feeds and the share of the newest day's lines that they match.
 
-    Without an RSS feed nothing is returned.
+    Without an RSS feed there are no lines.
 
     Raises:
         ConfigError: a file has to be corrected.
@@ -196,9 +196,9 @@ def new_csv(path: Path) -> Iterator[TextIO]:
 
 
 def write_export(file: TextIO, written: Mapping[str, Episode], unmatched: Sequence[Unmatched]) -> int:
-    """Write a CSV to fill in by hand: what the operator's file has, then what matches nothing.
+    """Write a CSV to fill in by hand: what the operator's file has, then episodes that match nothing.
 
-    Returns how many episodes match nothing.
+    Its columns are `COLUMNS` and `NOTES` of the catalogue. Return how many episodes match nothing.
     """
     rows: list[tuple[object, ...]] = [(*COLUMNS, *NOTES)]
     rows += [(key, episode.guid, episode.url, "", "") for key, episode in written.items()]

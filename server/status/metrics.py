@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: the days' deadlines, rounds, rows, and what the listener does.
+"""Metrics for Prometheus: the days' deadlines, rounds, rows, and what the SFTP listener does.
 
 Reads the ledger and the listener's counters; the page serves the text. Promise: no label holds an address, a podcast,
-or anything about a listener of podcasts.
+or anything about somebody who listens to one.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ DAYS = 8  # the newest days that have gauges of their own: labels must not grow 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything that one scrape shows; the mappings are from the value of a label to a number.
+    """Everything that one scrape shows; the mappings are from a label's value to a number.
 
-    ``rows`` are by outcome (``line``, a filter or reject reason), ``last_success`` instants by what succeeded.
+    ``rows`` are by outcome (``line``, a filter or reject reason); ``last_success`` are instants by what succeeded.
     """
 
     days: tuple[DayOverview, ...] = ()
@@ -86,7 +86,7 @@ def _last_success(snapshot: Snapshot) -> dict[str, datetime]:
     if taken:
         found["pickup"] = max(taken)
     if snapshot.rss_feeds and all(feed.read_at is not None for feed in snapshot.rss_feeds):
-        # The oldest: one feed that is no longer read must not hide behind the others.
+        # The oldest: an RSS feed that is no longer read must not hide behind the others.
         found["rss"] = min(feed.read_at for feed in snapshot.rss_feeds if feed.read_at is not None)
     if snapshot.logins:
         found["login"] = max(login[0] for login in snapshot.logins.values())
@@ -94,7 +94,7 @@ def _last_success(snapshot: Snapshot) -> dict[str, datetime]:
 
 
 def exposition(reading: Reading) -> bytes:
-    """Return a reading in Prometheus' text format, whose type is `METRICS_TYPE`."""
+    """Return a reading in Prometheus's text format, whose media type is `METRICS_TYPE`."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_ReadingCollector(reading))
     return generate_latest(registry)

@@ -1,7 +1,7 @@
 """A day to compare with Megaphone's dashboard and Triton's report: what became of the rows of each podcast.
 
-Pure. Rows, reporting count, filtered and rejected are those of the newest version of the export that was read; lines
-are all that were sent and not superseded.
+Pure. Rows, reporting rows, filtered and rejected are those of the last version of the export that was read; lines are
+all that were sent and not superseded.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ COLUMNS = (
 
 @dataclass(slots=True)
 class PodcastLine:
-    """One podcast of one day; ``reporting`` is Megaphone's own count.
+    """One podcast on one day; ``reporting`` is Megaphone's own count.
 
-    ``podcast`` is its id without control characters, which a terminal would obey: they are percent-encoded.
+    ``podcast`` is its id, with control characters, which a terminal would obey, percent-encoded.
     """
 
     podcast: str
@@ -58,16 +58,16 @@ class PodcastLine:
 
 
 def reconcile(publications: Sequence[Publication], tallies: Mapping[int, PodcastBooks]) -> list[PodcastLine]:
-    """Return the whole day, then each podcast, the most lines first; empty without tallies by podcast.
+    """Return the whole day, then each podcast, most lines first; empty without tallies by podcast.
 
-    ``tallies`` are those by podcast, by the number of a publication.
+    ``tallies`` are the tallies by podcast, by the publication's number.
     """
     standing = [p for p in publications if p.published_at and any(log.superseded_by is None for log in p.logs)]
     kept = [publication for publication in standing if publication.id in tallies]
     if not kept:
         return []
     found: dict[str, PodcastLine] = {}
-    # What a podcast came to: of the newest version that was read, which holds the rows of those before it.
+    # Rows come from the last version that was read, which includes the rows of those before it.
     for podcast, tally in tallies[kept[-1].id].tallies.items():
         found[podcast] = PodcastLine(
             safe_id(podcast), tally.rows, tally.reporting, 0, Counter(tally.filtered), Counter(tally.rejected)

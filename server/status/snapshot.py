@@ -1,7 +1,7 @@
-"""A snapshot of an installation from outside: what `status`, `check`, `trace` and `reconcile` read.
+"""A snapshot of an installation from outside: what `status`, `check`, `trace`, `reconcile` and the page read.
 
-Touches the ledger (read-only), the data folder's disk and the modes of the key files. Works whether the service runs
-or not.
+Touches the ledger (read-only), the data folder's disk and the modes of the key files. Works whether or not the service
+is running.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Days (the newest first), the service's facts, and alarms (the worst first).
+    """Days (newest first), the service's facts, and alarms (worst first).
 
-    The days are those since the ledger's horizon. ``logins`` are by user: the last one, its address and client, and the
-    longest silence so far in seconds. ``row_totals`` counts the rows of everything published, by outcome.
+    The days are those since the ledger's horizon. ``logins`` are, by user, (instant, address, client, longest silence
+    so far in seconds). ``row_totals`` counts the rows of everything published, by outcome.
     """
 
     at: datetime
@@ -67,7 +67,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, config: Config, now: datetime, newest: int = 0) -> Snapshot:
-        """Read everything once; with ``newest`` only so many days, of which `ALARMING_DAYS` are enough for alarms.
+        """Read everything once; with ``newest``, only so many days: `ALARMING_DAYS` are enough for alarms.
 
         Raises:
             DataFolderError: this user may not look into the data folder.
@@ -82,7 +82,7 @@ class Snapshot:
         path = config.data_dir / LEDGER_FILE
         with translate_os_errors(path):
             there = path.exists()
-        # Before the first start there is none, and looking must not create it.
+        # Before the first start there is no ledger, and looking must not create one.
         if there:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
@@ -111,8 +111,8 @@ class Snapshot:
                         rss_feeds = tuple(ledger.rss.feeds().values())
             except LedgerError as error:
                 sentence = str(error)
-                # SQLite's words for a damaged file. Rights, a full or read-only disk, or another schema are no damage:
-                # restoring a backup would mend nothing.
+                # SQLite's words for a damaged file. Rights, a full or read-only disk, or another schema are not damage:
+                # restoring a backup would not help.
                 if "malformed" in sentence or "not a database" in sentence:
                     damage = sentence
                 else:
@@ -144,7 +144,7 @@ class Snapshot:
 
     @property
     def node(self) -> str:
-        """The name of the node that speaks, '' where there is only one."""
+        """The name of this node, '' if there is only one."""
         return str(self.facts.get(NODE, "")) if NODES in self.facts else ""
 
     def as_json(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Everything that the ledger knows of one file; ``pickups`` are the single handles that it still has."""
+    """Everything that the ledger knows about one file; ``pickups`` are the single handles that it still has."""
 
     log: LedgerLog
     publication: Publication
@@ -261,7 +261,7 @@ class Trace:
 
 
 def trace_of(config: Config, name: LogName) -> Trace:
-    """Return what the ledger knows of a file.
+    """Return what the ledger knows about a file.
 
     Raises:
         PickupPointError: it has never seen the name.
@@ -281,13 +281,13 @@ def trace_of(config: Config, name: LogName) -> Trace:
                         next((other for other in publications if other.id == entry.superseded_by), None),
                     )
     raise PickupPointError(
-        f"the ledger has never seen a file {name}", hint="the days that there are: pickup-point status"
+        f"the ledger has never seen a file {name}", hint="the days that are known: pickup-point status"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class DayDetails:
-    """What an overview leaves out of a day: its late checks, the books of a held version, and those by podcast."""
+    """What an overview leaves out about a day: its late checks, the books of a held version, and those by podcast."""
 
     checks: list[LateCheck]
     held: Tally | None
@@ -295,7 +295,7 @@ class DayDetails:
 
 
 def details_of(config: Config, day: date) -> DayDetails:
-    """Return the details of a day, empty where there are none."""
+    """Return the details of a day, empty if there are none."""
     with contextlib.closing(Ledger.read(config.data_dir / LEDGER_FILE)) as ledger:
         publications, record = ledger.publications(day), ledger.day(day)
         return DayDetails(
@@ -318,13 +318,13 @@ def reconciliation_of(config: Config, day: date) -> tuple[list[PodcastLine], flo
         pruned = [entry for publication in publications for entry in publication.logs if entry.state == "pruned"]
         why = ": it went with the day's files when they were pruned" if pruned else ""
         raise PickupPointError(
-            f"there is no tally by podcast of {day}{why}", hint="the days that there are: pickup-point status"
+            f"there is no tally by podcast of {day}{why}", hint="the days that are known: pickup-point status"
         )
     return lines, matched_share(publications)
 
 
 def _store(config: Config, facts: Mapping[str, Any]) -> Store | None:
-    """Return how the bucket of published logs is, if there is one."""
+    """Return the state of the bucket of published logs, if there is one."""
     if config.store is None:
         return None
     state = StoreState.of(facts, str(config.store.place))
@@ -335,7 +335,7 @@ _examined: dict[Path, tuple[date, str]] = {}
 
 
 def _damage_of(ledger: Ledger, today: date) -> str:
-    """Return what SQLite finds wrong with the whole file, looked for once a day in one process: it reads all of it."""
+    """Return what SQLite finds wrong with the ledger; checked once a day per process, since it reads the whole file."""
     day, damage = _examined.get(ledger.path, (date.min, ""))
     if day != today or damage:
         damage = ledger.damage()
@@ -344,7 +344,7 @@ def _damage_of(ledger: Ledger, today: date) -> str:
 
 
 def _kernel() -> dict[str, Any]:
-    """Whether rows are converted by the kernel, and what to do where they are not."""
+    """Return, for JSON, whether rows are converted by the kernel, and what to do if they are not."""
     lack = kernel_lack()
     return {"in_use": lack is None, "sentence": lack[0] if lack else "", "hint": lack[1] if lack else ""}
 
@@ -356,7 +356,7 @@ def _is_running(data_dir: Path) -> bool:
     except OSError:
         return False
     try:
-        # Takes the lock for an instant if it is free; a service that starts just then tries again.
+        # This takes the lock for an instant if it is free; a service that starts just then tries again.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True
@@ -366,19 +366,19 @@ def _is_running(data_dir: Path) -> bool:
 
 
 def _measured(config: Config, damage: str) -> Measured:
-    """Measure the data folder's disk, or that of the folder it will be created in, and look at the keys."""
+    """Measure the disk of the data folder, or of the folder that it will be created in, and look at the keys."""
     folder = config.data_dir
     with translate_os_errors(folder):
         while not folder.exists() and folder != folder.parent:  # before the first start
             folder = folder.parent
         usage = shutil.disk_usage(folder)
-    # A file system may report no size at all, and has room all the same: as rclone's mounts, it counts as a pebibyte.
+    # Some file systems report no size at all, but have room: they count as a pebibyte, as rclone's mounts report.
     free, total = (usage.free, usage.total) if usage.total else (1 << 50, 1 << 50)
     return Measured(free / total, free, tuple(_readable_keys(config.keys_dir)), damage)
 
 
 def _readable_keys(keys_dir: Path) -> Iterator[str]:
-    """Yield the paths of the private keys that others than their owner can read."""
+    """Yield the paths of private keys that can be read by others than their owner."""
     for name in _PRIVATE:
         with contextlib.suppress(OSError):
             if stat.S_IMODE((keys_dir / name).stat().st_mode) & 0o077:

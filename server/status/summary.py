@@ -1,4 +1,4 @@
-"""Whether a day reached the partner, in plain words: in time or not, if not why, and who must do what.
+"""Whether a day reached the partner, in plain words: whether in time, if not why, and who must do what.
 
 For people who never use a shell: the account manager, ad operations, the publisher's operations. Pure.
 """
@@ -27,9 +27,9 @@ PARTNER = "Whoever is in touch with the partner"
 
 
 class Summary(NamedTuple):
-    """A day for the page: ``word`` answers whether the partner has it, ``mood`` is good, waiting, bad or none.
+    """A day for the page: ``word`` says whether the partner has it, ``mood`` is good, waiting, bad or none.
 
-    ``who`` must act, or `NOBODY`; ``steps`` are what to do.
+    ``who`` is who must act, or `NOBODY`; ``steps`` are what to do.
     """
 
     word: str
@@ -40,7 +40,7 @@ class Summary(NamedTuple):
 
 
 def summary(day: DayOverview, config: Config) -> Summary:
-    """Return whether a day has reached the partner by now, and what is to be decided about its late rows."""
+    """Return whether a day has reached the partner by now, and what has to be decided about its late rows."""
     told = _of_state(day, config)
     if not day.late_held:
         return told
@@ -57,22 +57,22 @@ def _of_state(day: DayOverview, config: Config) -> Summary:
         case "open":
             rule = config.export.finality
             final = f"can be final from {instant(rule.final_time(day.day))} on"
-            if rule.marked:  # final_at is no word of Megaphone's then
+            if rule.marked:  # then final_at is only our own expectation
                 usual = rule._replace(final_at=config.export.export_kind.final_at).final_time(day.day)
                 final = f"is final once Megaphone marks it, by about {instant(usual)} as a rule"
-            sentence = f"Megaphone is still writing this day, which {final}."
+            sentence = f"Megaphone is still writing this day; it {final}."
             return Summary("Not yet", "waiting", sentence)
         case "unmarked":
             return Summary("Not yet", "waiting", _sentence(day.why), PUBLISHER, to_do)
         case "settling":
             written = f" at {instant(day.export.last_modified)}" if day.export is not None else ""
             patience = span(config.export.settle)
-            sentence = f"Megaphone rewrote this day's export{written}; it counts as final when {patience} have passed."
+            sentence = f"Megaphone rewrote this day's export{written}; it counts as final {patience} after that."
             return Summary("Not yet", "waiting", sentence)
         case "due":
             return Summary("Not yet", "waiting", "Megaphone's export is final, and the next round publishes it.")
         case "missing":
-            sentence = "Megaphone has delivered no export of this day, so there is nothing to publish."
+            sentence = "Megaphone has delivered no export for this day, so there is nothing to publish."
             return Summary("No", "bad", sentence, PUBLISHER, to_do)
         case "stale":
             return Summary("No", "bad", _sentence(day.why), PUBLISHER, to_do)
@@ -106,13 +106,13 @@ def rows_sentence(day: DayOverview) -> str:
 
 
 def left_out(day: DayOverview) -> int:
-    """Return how many rows were filtered; not those of a later version that an earlier file of the day has sent."""
+    """Return how many rows were filtered, without those that an earlier file of the day has sent."""
     newest = next((it.tally for it in reversed(day.publications) if it.tally is not None), None)
     return day.filtered - (newest.filtered[FilterReason.SENT_BEFORE] if newest is not None else 0)
 
 
 def instant(at: datetime) -> str:
-    """Return an instant as the page's sentences spell it: ``2026-11-20 04:30Z``."""
+    """Return an instant as the page's sentences write it: ``2026-11-20 04:30Z``."""
     return f"{at:%Y-%m-%d %H:%M}Z"
 
 
@@ -121,7 +121,7 @@ def _picked_up(day: DayOverview, partner: str) -> Summary:
     names = partner if day.waits_for_pickup else _named(user.user for user in day.pickups) or partner
     sentence = f"{names} picked it up {_at(deadline.done)}"
     if deadline.urgency is Urgency.LATE:
-        sentence += f", {span(deadline.left)} after the deadline: later than three days after a session nothing counts."
+        sentence += f", {span(deadline.left)} after the deadline: Triton counts no session after three days."
         return Summary("Yes, too late", "bad", sentence, f"{PARTNER}: ask whether the day can still be counted")
     return Summary("Yes, in time", "good", f"{sentence}, {span(deadline.left)} before the deadline.")
 
@@ -134,18 +134,18 @@ def _published(day: DayOverview, partner: str, pull_every: timedelta) -> Summary
         return Summary("Ready", "good", f"{sentence}; no user is required to pick it up.")
     deadline = day.deadlines.picked_up
     begun = [f"{user.user} has {user.whole} of {user.files} files" for user in day.pickups if user.begun]
-    so_far = ", ".join(begun) if begun else f"{partner} has not come for it yet"
+    so_far = ", ".join(begun) if begun else f"{partner} has not fetched it yet"
     if deadline.urgency is Urgency.LATE:
         sentence += f"; {so_far}. The deadline was {instant(deadline.by)}, {span(deadline.left)} ago."
         return Summary("No", "bad", sentence, f"{PARTNER}: ask why {partner} did not pull, and whether it still counts")
     sentence += f"; {so_far}. The deadline is {instant(deadline.by)}, in {span(deadline.left)}."
     if deadline.urgency is Urgency.AHEAD:
-        return Summary("Not yet", "waiting", sentence, f"{NOBODY} {partner} comes once in {span(pull_every)}.")
+        return Summary("Not yet", "waiting", sentence, f"{NOBODY} {partner} comes once every {span(pull_every)}.")
     return Summary("Not yet", "bad", sentence, f"{PARTNER}: ask whether {partner}'s puller runs")
 
 
 def _at(at: datetime | None) -> str:
-    return "at a time that is not known" if at is None else f"at {instant(at)}"
+    return "at an unknown time" if at is None else f"at {instant(at)}"
 
 
 def _named(names: Iterable[str]) -> str:
@@ -153,5 +153,5 @@ def _named(names: Iterable[str]) -> str:
 
 
 def _sentence(why: str) -> str:
-    """Return what is wrong, as a sentence of its own."""
+    """Return a reason as a sentence of its own."""
     return f"{why[:1].upper()}{why[1:]}." if why else ""

@@ -1,8 +1,8 @@
 """Pushes: every change of an alarm to a webhook, and a heartbeat after every good round.
 
 Touches the two web addresses of ``[alerts]``. Promises: a push never raises and never delays anything; its address,
-which may be a secret, never appears in the service log; an alarm that is raised, changes its level or is cleared is
-pushed until the webhook accepts it, and then never again, also across restarts.
+which may be a secret, never appears in the journal; an alarm that is raised, changes its level or is cleared is pushed
+until the webhook accepts it, and then not again, even across restarts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# ValueError: a host that no name can be, which only its use shows.
+# ValueError: a host that cannot be a name, which shows only when it is used.
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 _TIMEOUT = aiohttp.ClientTimeout(total=15)
 
@@ -60,7 +60,7 @@ class Pushes:
     async def alarm(self, message: dict[str, Any]) -> bool:
         """POST a change of the alarms as JSON; return whether the webhook accepted it (an answer of 2xx)."""
         url = self._settings().webhook_url
-        if url is None:  # taken out of the settings meanwhile
+        if url is None:  # removed from the settings meanwhile
             return False
         try:
             async with self._client().post(url, json=message, allow_redirects=False) as answer:
@@ -90,13 +90,13 @@ class Pushes:
 
 
 CHECK_EVERY = timedelta(seconds=30)
-FIRST_CHECK = timedelta(minutes=5)  # a first round that takes longer must not hide what else is wrong
+FIRST_CHECK = timedelta(minutes=5)  # after the start, even if the first round takes longer
 LONGEST_RETRY = timedelta(minutes=15)
 _PUSHED = "alarms_told"  # the ledger's name for the levels that the webhook has accepted
 
 
 class AlarmWatch:
-    """Pushes an alarm once when it is raised, changes its level or is cleared, also across restarts."""
+    """Pushes an alarm once when it is raised, changes its level or is cleared, even across restarts."""
 
     def __init__(self, config: Callable[[], Config], ledger: Ledger, pushes: Pushes) -> None:
         self._config = config
@@ -105,14 +105,14 @@ class AlarmWatch:
         self._wake = asyncio.Event()
 
     def check_now(self) -> None:
-        """Check the alarms at once: a round, or other settings, may have changed them."""
+        """Check the alarms at once: a round or a reload may have changed them."""
         self._wake.set()
 
     async def watch(self) -> None:
-        """Push every change, for ever; not before the first round has ended, since a start is no alarm."""
+        """Push every change, for ever; not before the first round has ended, since a start alone is no alarm."""
         pause = FIRST_CHECK
         while True:
-            # A round wakes the watch; the pause finds what changes without one: a deadline, the disk, a silent partner.
+            # A round wakes the watch; the pause is for changes without one: a deadline, the disk, a silent partner.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), timeout=pause.total_seconds())
             self._wake.clear()
@@ -121,11 +121,11 @@ class AlarmWatch:
             except PickupPointError as error:
                 log.error("alarms could not be checked", why=str(error), hint=error.hint)
                 accepted = False
-            # A webhook that is down is tried less and less often, always with what stands at that moment.
+            # A webhook that is down is tried less and less often, each time with the alarms as they are then.
             pause = CHECK_EVERY if accepted else min(max(pause, CHECK_EVERY) * 2, LONGEST_RETRY)
 
     async def push_changes(self, now: datetime) -> bool:
-        """Push what was raised, cleared or changed its level since the last accepted push; False: try again."""
+        """Push what was raised, cleared or changed its level since the last accepted push; return False to retry."""
         if not self._pushes.has_webhook:
             return True
         snapshot = await in_thread(Snapshot.take, self._config(), now, ALARMING_DAYS)
@@ -138,7 +138,7 @@ class AlarmWatch:
         cleared = sorted(key for key in pushed if key not in standing)
         if not await self._pushes.alarm(_message(now, snapshot.alarms, raised, cleared)):
             return False
-        # Only what was accepted is remembered: a crash in between pushes twice, and never loses a change.
+        # Remembered only once accepted: after a crash in between a change is pushed twice, but never lost.
         await in_thread(lambda: self._ledger.note(**{_PUSHED: levels}))
         log.info("webhook accepted alarms", raised=len(raised), cleared=len(cleared))
         return True

@@ -1,6 +1,6 @@
 """What an operator is told, in words: the service, the history of a file, a day's books as CSV.
 
-The commands print them and the page shows them. Pure.
+Commands print it and the page shows it. Pure.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ MOST_NODES = 4  # other nodes that are listed
 
 
 def partner_users(config: Config) -> list[UserSettings]:
-    """Return the partner's users, those whose pickups are required; every user where nobody's are."""
+    """Return the partner's users: those whose pickups are required, or every user if none are."""
     return [user for user in config.sftp.users if user.required] or list(config.sftp.users)
 
 
 def activation_sheet(config: Config) -> list[tuple[str, str]]:
-    """Return what Triton's activation sheet asks for: pairs of label and answer."""
+    """Return what Triton's activation sheet asks for: (label, answer) pairs."""
     users = partner_users(config)
     words = ("none, this user logs in with a key", "set, handed over separately")
     passwords = [words[bool(user.password_hash)] for user in users]
@@ -54,7 +54,7 @@ def activation_sheet(config: Config) -> list[tuple[str, str]]:
 
 
 def _store_answers(config: Config) -> list[tuple[str, str]]:
-    """Return what Triton needs to read from the bucket instead of the server, if there is one."""
+    """Return what Triton needs in order to read from the bucket instead of the server, if there is one."""
     if config.store is None:
         return []
     place = config.store.place
@@ -68,7 +68,7 @@ def _store_answers(config: Config) -> list[tuple[str, str]]:
 
 
 def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> list[tuple[str, str]]:
-    """Return the state of the service: pairs of label and text."""
+    """Return the state of the service: (label, text) pairs."""
     said = [("Service", "not running")]
     if running and "service_started" in facts:
         since = datetime.fromisoformat(facts["service_started"])
@@ -113,12 +113,12 @@ def _other_nodes(nodes: dict[str, tuple[int, int]], own: str, now: datetime) -> 
 
 
 def disk_line(snapshot: Snapshot) -> tuple[str, str]:
-    """Return how much of the data folder's disk is free: label and text."""
+    """Return how much of the data folder's disk is free: (label, text)."""
     return "Disk", f"{size_text(snapshot.measured.disk_free_bytes)} free ({snapshot.measured.disk_free:.0%})"
 
 
 def login_lines(snapshot: Snapshot, users: Sequence[str], now: datetime) -> list[tuple[str, str]]:
-    """Return when each user logged in last, and with what: label and text."""
+    """Return when each user last logged in, and with what client: (label, text) pairs."""
     said: list[tuple[str, str]] = []
     for user in users:
         login = snapshot.logins.get(user)
@@ -131,7 +131,7 @@ def login_lines(snapshot: Snapshot, users: Sequence[str], now: datetime) -> list
 
 
 def episode_lines(snapshot: Snapshot, now: datetime) -> list[tuple[str, str]]:
-    """Return what the episode catalogue knows and how old that is: label and text, or nothing without a catalogue."""
+    """Return what the episode catalogue knows and how old that is: (label, text) pairs, none without a catalogue."""
     newest = next((day for day in snapshot.days if day.matched_share is not None), None)
     parts = []
     if newest is not None and newest.matched_share is not None:
@@ -148,7 +148,7 @@ def episode_lines(snapshot: Snapshot, now: datetime) -> list[tuple[str, str]]:
 
 
 def pickup_words(day: DayOverview) -> list[str]:
-    """Return who has picked up a day and when, or how much of it: a text for each user who has begun."""
+    """Return who has picked up a day and when, or how much of it: one text per user who has begun."""
     lines = []
     for user in day.pickups:
         if user.done and user.last is not None:
@@ -159,7 +159,7 @@ def pickup_words(day: DayOverview) -> list[str]:
 
 
 def next_deadline(day: DayOverview) -> tuple[str, Urgency | None]:
-    """Return how the next deadline stands: that of the publication, then that of the pickup; ``-`` without one."""
+    """Return how the next deadline stands (the publication's, then the pickup's; ``-`` for none), and its urgency."""
     unwatched = day.published_at is not None and not day.waits_for_pickup
     if unwatched or day.state in ("open", "pruned"):
         return "-", None
@@ -172,14 +172,14 @@ def next_deadline(day: DayOverview) -> tuple[str, Urgency | None]:
 
 
 def calendar_state(day: DayOverview) -> str:
-    """Return the state that a calendar shows: a published day whose pickup is overdue is as bad as a failed one."""
+    """Return the state that a calendar shows: a published day whose pickup is overdue counts as failed."""
     pickup = day.deadlines.picked_up
     overdue = day.waits_for_pickup and pickup.alarming and pickup.urgency is Urgency.LATE
     return "failed" if day.state == "published" and overdue else day.state
 
 
 def history(trace: Trace) -> list[tuple[str, str]]:
-    """Return the history of one file in order: pairs of when ('' if unknown) and what happened."""
+    """Return the history of one file in order: (when, or '' if unknown; what happened) pairs."""
     entry, publication = trace.log, trace.publication
     export = publication.export
     lines = []
@@ -195,7 +195,7 @@ def history(trace: Trace) -> list[tuple[str, str]]:
     if publication.remark:
         lines.append((_at(publication.published_at), f"remark: {publication.remark}"))
     if publication.kind == "late":
-        counts = f"rows changed since they were sent: {publication.changed}; no longer there: {publication.removed}"
+        counts = f"rows changed since they were sent: {publication.changed}; rows gone: {publication.removed}"
         lines.append((_at(publication.published_at), counts))
     lines += [(_at(pickup.started), _pickup_text(pickup)) for pickup in trace.pickups]
     lines += [(_at(what.completed or what.last), _delivered_text(what)) for what in trace.delivered]
@@ -220,7 +220,7 @@ def _pickup_text(pickup: Pickup) -> str:
 
 
 def _delivered_text(what: Delivered) -> str:
-    """Return what a user has of a file, over all handles; the addresses are the client's."""
+    """Return what a user has of a file, over all handles; the addresses are those of the user's client."""
     words = {"complete": f"picked up by {what.user}: all of it was delivered"}
     has = words.get(what.state, f"{what.state}: {what.user} has {what.bytes} of {what.size} bytes")
     by = f" from {', '.join(what.addresses)}" if what.addresses else ""
@@ -248,13 +248,13 @@ def _at(at: datetime | None) -> str:
 
 
 def reconciliation_csv(podcasts: Sequence[PodcastLine]) -> str:
-    """Return a day by podcast as CSV with a header line; no podcast's id is a formula to a spreadsheet."""
+    """Return a day by podcast as CSV with a header line (`COLUMNS`); no id can be a formula to a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for line in podcasts:
         podcast, *counts = line.cells()
-        # A quote makes it text, as it does when it is typed; "-" alone is no formula.
+        # A leading quote makes a cell text; "-" alone is not a formula.
         writer.writerow([f"'{podcast}" if len(podcast) > 1 and podcast[0] in "=+-@" else podcast, *counts])
     return text.getvalue()
 

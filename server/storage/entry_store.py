@@ -1,6 +1,6 @@
-"""The entries of a shared sequence that a ledger holds the effects of, and which publications came with them.
+"""The entries of a shared sequence that a ledger has applied, and which publication came with which.
 
-Uses the ledger's transactions. Promise: the newest number, and what the entries up to it did, are written together.
+Uses the ledger's transactions. Promise: an entry's number and its effects are written together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class EntryStore(LedgerPart):
     """The applied entries of a ledger."""
 
     def head(self) -> int:
-        """Return the number of the newest applied entry, 0 for none."""
+        """Return the number of the newest applied entry, or 0."""
         return int(self._rows("SELECT coalesce(max(number), 0) FROM entry")[0][0])
 
     def id_of(self, number: int) -> str:
@@ -40,12 +40,12 @@ class EntryStore(LedgerPart):
             run("INSERT INTO entry VALUES (?, ?, ?, ?)", (number, entry_id, node, zlib.compress(data)))
 
     def belongs(self, publication: int, number: int) -> None:
-        """Record with which entry a publication came."""
+        """Record which entry a publication came with."""
         with self._transaction() as run:
             run("UPDATE publication SET entry = ? WHERE id = ?", (number, publication))
 
     def strangers(self) -> list[tuple[str, str]]:
-        """Return name and digest of the logs that came with no entry."""
+        """Return (name, SHA-256) of the logs that came with no entry."""
         query = (
             "SELECT l.name, l.sha256 FROM log l JOIN publication p ON p.id = l.publication"
             " WHERE p.entry IS NULL ORDER BY l.name"
@@ -53,9 +53,9 @@ class EntryStore(LedgerPart):
         return [(row[0], row[1]) for row in self._rows(query)]
 
     def nodes(self) -> dict[str, tuple[int, int]]:
-        """Return, by node, its newest entry and when that was written, in seconds since 1970.
+        """Return, by node, (number of its newest entry, when it was written, in seconds since 1970).
 
-        Of a node that has told of pickups and never wrote an entry that is 0 and 0.
+        (0, 0) for a node that has reported pickups but never wrote an entry.
         """
         told = {row[0]: (0, 0) for row in self._rows("SELECT DISTINCT node FROM delivered_elsewhere")}
         query = "SELECT node, number, data FROM entry WHERE number IN (SELECT max(number) FROM entry GROUP BY node)"
@@ -63,12 +63,12 @@ class EntryStore(LedgerPart):
         return told | wrote
 
     def data(self, first: int, last: int) -> list[bytes]:
-        """Return entries as their objects hold them, in order."""
+        """Return the entries from ``first`` to ``last`` as their objects hold them, in order."""
         rows = self._rows("SELECT data FROM entry WHERE number BETWEEN ? AND ? ORDER BY number", (first, last))
         return [zlib.decompress(row[0]) for row in rows]
 
     def blobs(self) -> list[tuple[LogName, str, str]]:
-        """Return name, digest and entry id of every log that stands."""
+        """Return (name, SHA-256, entry id) of every published log."""
         query = (
             "SELECT l.name, l.sha256, e.id FROM log l JOIN publication p ON p.id = l.publication JOIN entry e"
             " ON e.number = p.entry WHERE l.state = 'published'"

@@ -3,7 +3,7 @@
 Touches one folder, ``data_dir`` (mode 0700), with ``pickup/``, ``staging/`` and ``rejects/`` in it, on one file system.
 Promise: a name in ``pickup/`` is a whole file from the moment it appears, its bytes, size and mtime never change, and
 nothing there is ever replaced. The order of a publication is: write, fsync, (the caller records the intention), link to
-the final name, fsync of the folder, unlink the staged name, (the caller records the publication).
+the final name, fsync of the folder, (the caller records the publication), unlink the staged name.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a FIFO must not wait
 _CHUNK = 1 << 20
-LOCK_GRACE = 0.5  # seconds: `status` and `check` may hold the service's lock for an instant
-REPORT_WAIT_AFTER = 0.5  # seconds: a wait for one of the service's own short passes is not worth a line
+LOCK_GRACE = 0.5  # seconds to wait for the service's lock, which `status` and `check` may hold for an instant
+REPORT_WAIT_AFTER = 0.5  # seconds: a shorter wait, for one of the service's own passes, is not worth a line
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file in the pickup folder, whether the ledger knows it or not."""
+    """A file in the pickup folder, known to the ledger or not; ``name`` is None if ``file`` is not a log's name."""
 
     file: str
     size: int
@@ -72,7 +72,7 @@ class DataFolder:
             DataFolderError: they cannot be made or written, or are on different file systems.
         """
         with translate_os_errors(self.data_dir):
-            # Those that exist are synced too: whoever made them may have been killed before the sync.
+            # Existing ones are synced too: the process that made them may have been killed before the sync.
             above = [folder.parent for folder in self.data_dir.absolute().parents if not folder.exists()]
             for folder in (self.data_dir, self.pickup_dir, self.staging_dir, self.rejects_dir):
                 make_folder(folder)
@@ -95,7 +95,7 @@ class DataFolder:
                     )
 
     def clear_staging(self, keep: Collection[str] = ()) -> list[str]:
-        """Remove what an earlier run left in staging, except the names to ``keep``; return what was removed.
+        """Remove what an earlier run left in staging, except the names to ``keep``; return the names removed.
 
         Call it under the round lock.
         """
@@ -120,7 +120,7 @@ class DataFolder:
 
     def serve(self, files: Mapping[str, LogFile]) -> None:
         """Serve exactly these files from now on."""
-        # A new mapping, never a changed one: listings hold the old one as their snapshot.
+        # A new mapping: listings hold the old one as their snapshot.
         with self._change:
             self._served = dict(files)
 
@@ -139,7 +139,7 @@ class DataFolder:
             raise
         finally:
             os.close(folder)
-        # Of the opened file: what the name stands for may change between two looks.
+        # By descriptor: the name may stand for another file by now.
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size != file.size:
             os.close(descriptor)
@@ -160,7 +160,7 @@ class DataFolder:
         return sorted(files, key=lambda file: file.file)
 
     def names(self) -> list[LogName]:
-        """Return every log name in the pickup folder, whatever bears it: none of them can be used again."""
+        """Return every log name in the pickup folder, whatever kind of file has it: none can be used again."""
         with translate_os_errors(self.pickup_dir):
             return [name for path in self.pickup_dir.iterdir() if (name := LogName.parse(path.name))]
 
@@ -173,7 +173,7 @@ class DataFolder:
         return digest.hexdigest()
 
     def newlines(self, name: LogName) -> int | None:
-        """Return how many lines a file in the pickup folder has, or None when it is not a correct gzip file to its end.
+        """Return how many lines a file in the pickup folder has, or None if it is not a complete gzip file.
 
         Raises:
             DataFolderError: it cannot be read, which says nothing about its content.
@@ -183,7 +183,7 @@ class DataFolder:
             with self.open_log(name) as packed, igzip.IGzipFile(fileobj=packed) as file:  # type: ignore[no-untyped-call]  # no types in isal
                 while chunk := file.read(_CHUNK):
                     count += chunk.count(b"\n")
-                if os.fstat(packed.fileno()).st_size == 0:  # igzip takes an empty file for a whole one
+                if os.fstat(packed.fileno()).st_size == 0:  # igzip accepts an empty file
                     return None
         except OSError as error:
             if error.errno is None:  # gzip.BadGzipFile
@@ -194,7 +194,7 @@ class DataFolder:
         return count
 
     def head(self, name: LogName) -> str:
-        """Return the first 64 KiB of text of a whole file, more than its header lines can take."""
+        """Return the first 64 KiB of a complete gzip file's text: more than its header lines can take."""
         with (
             translate_os_errors(self.pickup_dir / str(name)),
             self.open_log(name) as packed,
@@ -203,12 +203,12 @@ class DataFolder:
             return bytes(file.read(1 << 16)).decode(errors="replace")
 
     def open_log(self, name: LogName) -> BinaryIO:
-        """Open a file in the pickup folder, but no link in its place: it could lead where only root may read."""
+        """Open a file in the pickup folder; never a symbolic link, which could lead where only root may read."""
         return open(os.open(self.pickup_dir / str(name), _OPEN), "rb")  # noqa: PTH123  # the caller closes it
 
     def remove(self, name: LogName) -> bool:
-        """Prune one file; return False when it was gone already. Open handles stay readable."""
-        # Unlisted first: no client is shown a name that cannot be opened.
+        """Prune one file; return False if it was already gone. Open handles stay readable."""
+        # Unlisted first: no client sees a name that it cannot open.
         with self._change:
             self._served = {file: log for file, log in self._served.items() if file != str(name)}
         try:
@@ -221,12 +221,12 @@ class DataFolder:
         return True
 
     def sync(self) -> None:
-        """Bring the pickup folder's names to disk."""
+        """Sync the pickup folder's names to disk."""
         with translate_os_errors(self.pickup_dir):
             fsync_folder(self.pickup_dir)
 
     def rejects(self) -> list[tuple[str, int]]:
-        """Return the names of the rejects files, and when each was written (seconds since 1970)."""
+        """Return (name, mtime in seconds since 1970) of each rejects file, sorted."""
         with translate_os_errors(self.rejects_dir), os.scandir(self.rejects_dir) as entries:
             return sorted(
                 (entry.name, int(entry.stat(follow_symlinks=False).st_mtime))
@@ -243,7 +243,7 @@ class DataFolder:
 
     @contextlib.contextmanager
     def stage(self, first: LogName, promised: Sequence[LogName] = (), rejects_name: str = "") -> Iterator[Staging]:
-        """Stage the logs of one publication, see `Staging`; leave nothing in staging but what was promised."""
+        """Stage the logs of one publication, see `Staging`; at the end nothing stays in staging but promised logs."""
         staging = Staging(self.staging_dir, self.pickup_dir, self.rejects_dir, first, promised, rejects_name)
         try:
             yield staging
@@ -251,9 +251,9 @@ class DataFolder:
             staging.discard()
 
     def finish(self, log: LedgerLog) -> bool:
-        """Return whether an intended log has its name, which it is given if it still lies in staging.
+        """Give an intended log its name if it still lies in staging; return whether it has it now.
 
-        Without `sync` the name may not outlive a power cut.
+        Until `sync` the name may not survive a power cut.
         """
         path = self.pickup_dir / str(log.name)
         with translate_os_errors(path):
@@ -261,7 +261,7 @@ class DataFolder:
                 found = path.lstat()
             except FileNotFoundError:
                 return link_staged(self.staging_dir, self.pickup_dir, log)
-        # The name is not enough: somebody else's file may stand under it.
+        # The name is not enough: it may be somebody else's file.
         return stat.S_ISREG(found.st_mode) and found.st_size == log.size and self.sha256(log.name) == log.sha256
 
     def add_served(self, files: list[LogFile]) -> None:
@@ -273,14 +273,13 @@ class DataFolder:
 
     @contextlib.contextmanager
     def service_lock(self) -> Iterator[None]:
-        """Hold the lock that says that a service uses the data folder.
+        """Hold the lock of the one service that uses the data folder.
 
         Raises:
             DataFolderBusy: another service holds it.
         """
         with file_lock(self.data_dir / "lock") as try_lock:
             asked = time.monotonic()
-            # `status` and `check` take it for an instant, to see whether a service runs: that is no reason to give up.
             while not try_lock():
                 if time.monotonic() - asked > LOCK_GRACE:
                     raise DataFolderBusy(
@@ -292,7 +291,7 @@ class DataFolder:
 
     @contextlib.contextmanager
     def round_lock(self, on_wait: Callable[[], None], stopped: Callable[[], bool]) -> Iterator[None]:
-        """Hold the lock of every round, prune and clean-up; wait for it, and call ``on_wait`` if that takes long.
+        """Hold the lock of every round, prune and clean-up; wait for it, and call ``on_wait`` once if that takes long.
 
         Raises:
             DataFolderBusy: ``stopped()`` became true while waiting.

@@ -1,6 +1,6 @@
 """The ledger: what the service did and saw, in one SQLite file.
 
-Touches ``ledger.sqlite3``, and is the only module that knows SQLite. Promise: when a method has returned, what it wrote
+Touches ``ledger.sqlite3``, and is the only module that knows SQLite. Promise: once a method has returned, what it wrote
 is on disk (WAL, synchronous=FULL) and survives a crash; a log name that was ever linked is spent. A ledger may be
 used from any thread; it calls SQLite from one at a time.
 """
@@ -40,18 +40,17 @@ if TYPE_CHECKING:
 
 LEDGER_FILE = "ledger.sqlite3"
 LIVE_DAYS = 100  # newest days that a round and `status` look at, whatever became of their logs
-_BUSY_SECONDS = 30
-# By the index of logs that are there, few beside all that ever were.
+_BUSY_SECONDS = 30  # that SQLite waits for another process's transaction
+# Uses the index of logs that are still there: few, compared with all that ever were.
 _WITH_LOGS = "p.id IN (SELECT publication FROM log WHERE state <> 'pruned'"
-_A_LITTLE = 1 << 16  # bytes: with less free, a disk is full
+_A_LITTLE = 1 << 16  # bytes: a disk with less free counts as full
 
 
 class Ledger:
-    """An open ledger, made by `open` or `read`; ``created`` is True when there was none before.
+    """An open ledger, made by `open` or `read`; ``created`` is True if there was none before.
 
     ``rss`` stores the RSS feeds, ``books`` the tallies by podcast, ``pickups`` what was delivered to whom, ``entries``
-    those of a shared store. Every method
-    raises `LedgerError` when SQLite cannot do what is asked.
+    those of a shared store. Every method raises `LedgerError` if SQLite cannot do what is asked.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, *, created: bool) -> None:
@@ -66,9 +65,9 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, *, alone: bool = False) -> Ledger:
-        """Open the ledger; make it when it is missing, and bring it to the current schema.
+        """Open the ledger; create it if it is missing, and bring it to the current schema.
 
-        ``alone`` lets no other process open it meanwhile, and so needs no shared memory beside it on the disk.
+        With ``alone`` no other process can open it meanwhile, so it needs no shared-memory file beside it on the disk.
         """
         with translate_sqlite_errors(path):
             there = _look_at(path)
@@ -90,7 +89,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Open a ledger for `status`, `check` and `trace`: change nothing, even while a service writes it."""
+        """Open a ledger read-only, for `status`, `check` and `trace`, also while a service writes to it."""
         with translate_sqlite_errors(path):
             if _look_at(path) is None:
                 raise LedgerError(f"there is no ledger at {path}", hint="the first start makes it: pickup-point serve")
@@ -103,13 +102,13 @@ class Ledger:
                 raise
         if version != len(MIGRATIONS):
             connection.close()
-            hint = "a start brings it up to date: pickup-point serve"
+            hint = "starting the service brings it up to date: pickup-point serve"
             raise LedgerError(f"{path} has schema version {version}, this program needs {len(MIGRATIONS)}", hint=hint)
         return cls(path, connection, created=False)
 
     @classmethod
     def copy(cls, path: Path) -> bytes:
-        """Return a ledger as it stands now, as a whole database file, even while a service writes it."""
+        """Return a consistent copy of a ledger as the bytes of a database file, also while a service writes to it."""
         with contextlib.closing(cls.read(path)) as ledger:
             if damage := ledger.damage():
                 raise LedgerError(f"the ledger {path} is damaged: {damage}", hint="keep the backups you have")
@@ -118,12 +117,12 @@ class Ledger:
                 return memory.serialize()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the ledger."""
         with self._lock:
             self._connection.close()
 
     def damage(self) -> str:
-        """Return what SQLite's own check finds wrong, or ''."""
+        """Return what SQLite's ``quick_check`` finds wrong, or ''."""
         found = self._rows("PRAGMA quick_check(1)")[0][0]
         return "" if found == "ok" else str(found)
 
@@ -134,8 +133,8 @@ class Ledger:
     ) -> int:
         """Record that these logs are about to be linked; return the publication's number.
 
-        With ``rest_of`` they come in place of the missing logs of that publication: as its own if its number is the
-        ``id`` of ``publication``, which is not read otherwise, else as a new publication.
+        With ``rest_of`` they replace the missing logs of that publication: within it, if it is ``publication`` itself
+        (by its ``id``, which is not read otherwise), else as a new publication.
         """
         # On disk before the first link: after a crash, `finish_interrupted` knows which names to look for.
         export = publication.export
@@ -164,24 +163,24 @@ class Ledger:
         return number
 
     def release_missing(self, number: int) -> None:
-        """Free the names that a publication was promised and did not get: no client has seen them."""
+        """Free the names that a publication was promised and never got: no client has seen them."""
         with self._transaction() as run:
             run("DELETE FROM log WHERE publication = ? AND state = 'intended'", (number,))
 
     def published(self, number: int, at: datetime, *, checked_etag: str, withheld: int = 0) -> None:
         """Record that all logs of a publication are in the folder; a resend supersedes what was sent before it.
 
-        This ends the day's hold and failure; ``checked_etag`` and ``withheld`` become the day's.
+        This clears the day's hold and failure, and sets its ``checked_etag`` and ``withheld``.
         """
         with self._transaction() as run:
             run("UPDATE log SET state = 'published' WHERE publication = ? AND state = 'intended'", (number,))
             self._published(number, at, checked_etag, withheld)
 
     def _published(self, number: int, at: datetime, checked_etag: str, withheld: int) -> None:
-        """Record a publication, but not of which logs."""
+        """Record that a publication is published; the caller says which of its logs."""
         with self._transaction() as run:
             run("UPDATE publication SET published_at = ? WHERE id = ?", (text(at), number))
-            # In the same transaction: at no moment do a resend and what it replaces both count.
+            # In the same transaction: a resend and what it replaces never both count.
             run(
                 "UPDATE log SET superseded_by = ?1 WHERE superseded_by IS NULL AND publication IN ("
                 "  SELECT old.id FROM publication new JOIN publication old"
@@ -199,22 +198,22 @@ class Ledger:
             )
 
     def finish_interrupted(self, number: int, present: Sequence[LogName], at: datetime, *, withheld: int = 0) -> None:
-        """Record which logs of an intention that a crash interrupted have their names: those ``present`` are published.
+        """Record the outcome of a publication that a crash interrupted: its logs in ``present`` are published.
 
-        With only some of a publication's logs published, the others stay `Publication.missing`, keeping their names,
-        and no version counts as checked. With none, the publication is forgotten.
+        If only some are, the others stay `Publication.missing`, keep their names, and no version counts as checked.
+        If none is, the publication is forgotten.
         """
         with self._transaction() as run:
             for name in present:
                 run("UPDATE log SET state = 'published' WHERE name = ? AND publication = ?", (str(name), number))
             query = "SELECT count(*), coalesce(sum(state = 'intended'), 0) FROM log WHERE publication = ?"
             logs, missing = run(query, (number,)).fetchone()
-            # A name that was never linked was never seen by a client, so it is not spent.
+            # No client has seen a name that was never linked, so it is not spent.
             if missing == logs:
                 run("DELETE FROM publication WHERE id = ?", (number,))  # and its logs
                 return
             etag = run("SELECT export_etag FROM publication WHERE id = ?", (number,)).fetchone()[0]
-            # An empty version matches none: once the rest is out, the export is compared with what was published.
+            # An empty ETag matches no version: once the rest is out, the export is compared with what was published.
             self._published(number, at, "" if missing else etag, withheld)
 
     def adopt(self, publication: Publication, logs: Sequence[LedgerLog]) -> None:
@@ -230,7 +229,7 @@ class Ledger:
         return self._publications("WHERE p.delivery = ? AND p.day = ?", delivery, day.isoformat())
 
     def live_publications(self, since: date | None = None, delivery: str = DELIVERY) -> list[Publication]:
-        """Return the publications of the days since the `horizon`: no more of them in ten years than in one."""
+        """Return the publications of the days since the `horizon`: their number does not grow over the years."""
         since = since or self.horizon(delivery)
         return self._publications("WHERE p.delivery = ? AND p.day >= ?", delivery, since.isoformat())
 
@@ -239,20 +238,20 @@ class Ledger:
         return self._publications(f"WHERE p.delivery = ? AND {_WITH_LOGS} AND state = 'intended')", delivery)
 
     def standing(self, delivery: str = DELIVERY) -> list[Publication]:
-        """Return the publications of which a log is in the folder, in order."""
+        """Return the publications that have a log in the folder, in order."""
         return self._publications(f"WHERE p.delivery = ? AND {_WITH_LOGS} AND state = 'published')", delivery)
 
     def published_days(self, since: date, delivery: str = DELIVERY) -> set[date]:
-        """Return the days since then of which something was published."""
+        """Return the days from this one on of which something was published."""
         query = "SELECT day FROM publication WHERE delivery = ? AND day >= ? AND published_at IS NOT NULL"
         return {date.fromisoformat(row[0]) for row in self._rows(query, [delivery, since.isoformat()])}
 
     def horizon(self, delivery: str = DELIVERY, *, today: date = date.max) -> date:
-        """Return the oldest day that still matters: of the newest `LIVE_DAYS` known, or with a log that is there.
+        """Return the oldest day that still matters: one of the newest `LIVE_DAYS`, or one with a log not pruned yet.
 
-        What a clock that ran ahead has recorded of days after ``today`` does not count.
+        Days after ``today``, which a clock that ran ahead has recorded, do not count.
         """
-        # In this order: from the few logs that are there to their days, not from all days to their logs.
+        # CROSS JOIN fixes the order: from the few logs that are not pruned to their days, not from all days to theirs.
         query = (
             "SELECT min(p.day) FROM log l CROSS JOIN publication p ON p.id = l.publication"
             " WHERE l.state <> 'pruned' AND p.delivery = ?"
@@ -262,7 +261,7 @@ class Ledger:
         return newest if oldest is None else min(newest, date.fromisoformat(oldest))
 
     def newest_days(self, count: int, delivery: str = DELIVERY, *, today: date = date.max) -> date:
-        """Return the first of the newest ``count`` days up to ``today`` that a round looked at, or `date.min`."""
+        """Return the oldest of the newest ``count`` days up to ``today`` that a round looked at, else `date.min`."""
         query = "SELECT day FROM day WHERE delivery = ? AND day <= ? ORDER BY day DESC LIMIT 1 OFFSET ?"
         rows = self._rows(query, [delivery, today.isoformat(), count - 1])
         return date.fromisoformat(rows[0][0]) if rows else date.min
@@ -282,7 +281,7 @@ class Ledger:
         return [log_of(row) for row in self._rows("SELECT * FROM log ORDER BY mtime, name")]
 
     def logs_of(self, names: Iterable[LogName]) -> list[LedgerLog]:
-        """Return those of the named logs that were ever recorded."""
+        """Return the named logs, as far as they were ever recorded."""
         query = "SELECT * FROM log WHERE name IN (SELECT value FROM json_each(?)) ORDER BY mtime, name"
         return [log_of(row) for row in self._rows(query, [_json([str(name) for name in names])])]
 
@@ -292,16 +291,16 @@ class Ledger:
         return [log_of(row) for row in self._rows(query)]
 
     def newest_mtime(self) -> int | None:
-        """Return the mtime of the log that was published last, or None when there was none."""
+        """Return the newest mtime of any log ever recorded (seconds since 1970), or None."""
         newest: int | None = self._rows("SELECT max(mtime) FROM log")[0][0]
         return newest
 
     def row_totals(self) -> dict[str, int]:
-        """Return the rows of everything that was ever published, by outcome: ``line``, or why there is none."""
+        """Return how many rows were ever published, by outcome: ``line``, or the reason why there is no line."""
         return {row[0]: row[1] for row in self._rows("SELECT outcome, rows FROM row_total")}
 
     def pruned(self, name: LogName, at: datetime) -> None:
-        """Record that a file was removed; its name stays spent, and its day's books by podcast go with the last one."""
+        """Record that a file was removed; its name stays spent. With a publication's last log its books go, too."""
         with self._transaction() as run:
             run("UPDATE log SET state = 'pruned', pruned_at = ? WHERE name = ?", (text(at), str(name)))
             run("UPDATE delivered SET ranges = x'' WHERE log = ?", (str(name),))
@@ -350,7 +349,7 @@ class Ledger:
         return record_of(rows[0]) if rows else None
 
     def hold(self, day: date, hold: Hold, delivery: str = DELIVERY) -> None:
-        """Hold a day; this ends its failure."""
+        """Hold a day; this clears its failure."""
         with self._transaction() as run:
             run(
                 "UPDATE day SET held_why = ?, held_reason = ?, held_etag = ?, held_tally = ?, failure = NULL, tries = 0"
@@ -359,7 +358,7 @@ class Ledger:
             )
 
     def fail(self, day: date, failure: Failure, delivery: str = DELIVERY) -> None:
-        """Record why a day could not be converted or published, and when it will be tried again."""
+        """Record why a day could not be converted or published, and when it will be retried."""
         with self._transaction() as run:
             run(
                 "UPDATE day SET failure = ?, failure_hint = ?, failure_etag = ?, failed_at = ?, next_try = ?, tries = ?"
@@ -378,7 +377,7 @@ class Ledger:
                  check.changed, check.removed, _json(check.tally.as_json())),
             )  # fmt: skip
             run(
-                # seen_at: this round's instant, by the source's clock.
+                # seen_at is this round's instant by the source's clock.
                 "UPDATE day SET checked_etag = ?, checked_at = seen_at, withheld = 0, failure = NULL, tries = 0"
                 " WHERE delivery = ? AND day = ?",
                 (check.etag, check.delivery, check.day.isoformat()),
@@ -391,7 +390,7 @@ class Ledger:
 
     def newest_late_checks(self, since: date = date.min, delivery: str = DELIVERY) -> dict[date, LateCheck]:
         """Return, by day, the last late check for which an export was read."""
-        # The other columns are those of the row that has the maximum. Without LastModified no export was read.
+        # With MAX, SQLite takes the other columns from the row that has it. Without LastModified no export was read.
         query = (
             "SELECT *, MAX(id) FROM late_check WHERE delivery = ? AND day >= ? AND export_modified IS NOT NULL"
             " GROUP BY day"
@@ -413,12 +412,12 @@ class Ledger:
             run("INSERT OR REPLACE INTO login VALUES (?,?,?,?,?)", (user, text(at), address, client, silence))
 
     def logins(self) -> dict[str, tuple[datetime, str, str, int]]:
-        """Return, by user, the last login's instant, address and client, and the longest silence so far (seconds)."""
+        """Return, by user, (instant, address, client) of the last login and the longest silence so far (seconds)."""
         rows = self._rows("SELECT user, at, address, client, longest_silence FROM login ORDER BY user")
         return {row[0]: (moment(row[1]), row[2], row[3], row[4]) for row in rows}
 
     def merge_logins(self, logins: Mapping[str, Sequence[str]]) -> None:
-        """Take over later logins at other nodes: by user, instant, address and client."""
+        """Record logins at other nodes that are later than the known ones: by user, [instant, address, client]."""
         with self._transaction() as run:
             for user, (at, address, client) in logins.items():
                 when = text(datetime.fromisoformat(at))
@@ -432,14 +431,14 @@ class Ledger:
     # Facts about the service itself
 
     def note(self, **facts: object) -> None:
-        """Write facts, by name, as JSON; what is known already costs no write."""
+        """Write facts, by name, as JSON; an unchanged fact costs no write."""
         query = "INSERT INTO fact VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2 WHERE value <> ?2"
         with self._transaction() as run:
             for name, value in facts.items():
                 run(query, (name, _json(value)))
 
     def changed_elsewhere(self) -> int:
-        """Return a number that changes when another process writes the ledger."""
+        """Return a number that changes when another process writes to the ledger."""
         return int(self._rows("PRAGMA data_version")[0][0])
 
     def facts(self) -> dict[str, Any]:
@@ -450,24 +449,24 @@ class Ledger:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Write whatever is written within the block at once, or, when it raises, not at all."""
+        """Write everything written within the block at once, or, if it raises, nothing."""
         with self._transaction():
             yield
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         with self._lock, translate_sqlite_errors(self.path):
-            # A method that calls another: the inner one is a step of the outer transaction, which commits or not.
+            # One method called by another: it is part of the outer transaction.
             if self._connection.in_transaction:
                 yield self._connection.execute
                 return
-            # IMMEDIATE takes the write lock first: one that reads and then writes could fail in between.
+            # IMMEDIATE takes the write lock first: a transaction that reads and then writes could fail in between.
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
                 self._connection.execute("COMMIT")
             except BaseException:
-                # After some errors, such as a full disk, SQLite has rolled back already.
+                # After some errors, such as a full disk, SQLite has already rolled back.
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
@@ -478,10 +477,10 @@ class Ledger:
 
 
 def _look_at(path: Path) -> os.stat_result | None:
-    """Return what is known of a ledger's file, None without one; SQLite would wait for ever for a FIFO in its place.
+    """Return the status of a ledger's file, or None; looked at first, since SQLite would wait for ever on a FIFO.
 
     Raises:
-        OSError: it, or what SQLite keeps beside it, is no file.
+        OSError: it, or a file that SQLite keeps beside it, is not a regular file.
     """
     found = None
     for name in (f"{path}-journal", f"{path}-wal", f"{path}-shm", str(path)):
@@ -500,7 +499,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(path: Path, connection: sqlite3.Connection) -> None:
-    # A second process that opens a new ledger waits here, then finds it made.
+    # A second process that opens a new ledger waits here, and then finds it ready.
     connection.execute("BEGIN IMMEDIATE")
     try:
         _run_migrations(path, connection)
@@ -523,7 +522,7 @@ def _run_migrations(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Yield a script's statements one by one: ``executescript`` would commit before it begins."""
+    """Yield a script's statements one by one; ``executescript`` would commit the open transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -538,7 +537,7 @@ def _json(value: object) -> str:
 
 @contextlib.contextmanager
 def translate_sqlite_errors(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite, and of the file system, into a `LedgerError`."""
+    """Turn errors of SQLite and of the file system into `LedgerError`."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -549,7 +548,7 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
             quoted = shlex.quote(str(path)), shlex.quote(f"{path}.damaged")
             hint = f"mv {quoted[0]} {quoted[1]}; then restore a backup, or let a new ledger adopt the files"
-        # SQLite's own words for it ("disk I/O error") send people after a broken disk.
+        # SQLite's words for a full disk ("disk I/O error") make people look for a broken one.
         with contextlib.suppress(OSError):
             if (
                 str(error) in ("disk I/O error", "database or disk is full")
@@ -557,13 +556,13 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
             ):
                 raise LedgerError(
                     f"the ledger {path} cannot be used: its disk is full",
-                    hint=f"df -h {folder}; remove what is not needed",
+                    hint=f"df -h {folder}; free some space",
                 ) from error
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
 
 
 class PodcastBookStore(LedgerPart):
-    """The tallies of each publication, podcast by podcast, as long as its logs are there."""
+    """The tallies of each publication by podcast, until its last log is pruned."""
 
     def put(self, publication: int, books: PodcastBooks) -> None:
         """Store the books of a publication."""
@@ -571,7 +570,7 @@ class PodcastBookStore(LedgerPart):
             run("INSERT INTO podcast_books VALUES (?, ?)", (publication, zlib.compress(orjson.dumps(books.as_json()))))
 
     def get(self, publications: Sequence[int]) -> dict[int, PodcastBooks]:
-        """Return the books of these publications, by number; leave out those that have none."""
+        """Return the books of these publications, by number; those that have none are left out."""
         marks = ",".join("?" * len(publications))
         query = f"SELECT publication, books FROM podcast_books WHERE publication IN ({marks})"  # noqa: S608  # marks only
         rows = self._rows(query, list(publications))

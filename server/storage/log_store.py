@@ -1,7 +1,7 @@
-"""The bucket of published logs: under its prefix lies nothing but them, each under its own name, with the same bytes.
+"""The bucket of published logs: nothing else lies under its prefix, and each log has its own name and the same bytes.
 
 Touches one bucket through `s3.objects`. Promises: an object appears whole or not at all, and none is ever replaced;
-what lies under a log's name is compared with what was published, never trusted for its name.
+an object with a log's name is compared with what was published, never trusted for its name.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from ..s3.retry import RetryPolicy
     from .records import LedgerLog
 
-CONTENT_TYPE = "application/gzip"  # and no Content-Encoding, for which clients would unpack a log on their way
+CONTENT_TYPE = "application/gzip"  # and no Content-Encoding, which makes clients unpack a log in transit
 _CHUNK = 1 << 20
 
 
 class NotTheLog(Exception):
-    """Something lies where a log should, in the store or in the folder, and is not it: an operator must look."""
+    """What lies in a log's place, in the store or in the folder, is something else: an operator must look."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredLogs:
-    """What lies under the prefix: objects by the names of logs, and how many others there are."""
+    """What lies under the prefix: the objects with a log's name, and the number of others."""
 
     logs: dict[LogName, StoredObject]
     strangers: int
 
 
 class LogStore:
-    """The logs in the bucket at ``place``, without sending it a request yet.
+    """The logs in the bucket at ``place``; no request is sent before `connected`.
 
-    ``state_prefix`` is where the service's own objects lie in the same bucket.
+    The service's own objects lie under ``state_prefix`` in the same bucket.
     """
 
     def __init__(self, place: BucketPlace, state_prefix: str, policy: RetryPolicy | None = None) -> None:
@@ -56,7 +56,7 @@ class LogStore:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[ConnectedLogStore]:
-        """Give the store, by one client.
+        """Connect to the store with one client.
 
         Raises:
             StoreError: there are no usable credentials.
@@ -65,10 +65,10 @@ class LogStore:
             yield ConnectedLogStore(objects, self._store.place.prefix)
 
     async def try_rights(self) -> bool:
-        """List, write, read and remove a small object of our own; return whether the store refuses to replace it.
+        """List, write, read and remove a small object of our own; return whether the store refuses to overwrite it.
 
         Raises:
-            StoreError: one of these is not possible.
+            StoreError: one of these failed.
         """
         key = f"{self._state_prefix}trial-{os.urandom(8).hex()}"
         body = b"pickup-point tries what it may do here\n"
@@ -78,14 +78,14 @@ class LogStore:
             await objects.put_new(key, body, len(body), md5, "text/plain", {})
             try:
                 if await objects.read(key, len(body)) != body:
-                    raise StoreError(f"{self.name} does not give back what was written", hint="ask whoever runs it")
+                    raise StoreError(f"{self.name} does not return what was written", hint="ask whoever runs it")
                 return not await objects.put_new(key, body, len(body), md5, "text/plain", {})
             finally:
                 await objects.remove(key)
 
 
 class ConnectedLogStore:
-    """The logs in the bucket. Every method raises `StoreError` when there is no usable answer."""
+    """The logs in the bucket. Every method raises `StoreError` if there is no usable answer."""
 
     def __init__(self, objects: Objects, prefix: str) -> None:
         self._objects = objects
@@ -103,7 +103,7 @@ class ConnectedLogStore:
         return StoredLogs(found, strangers)
 
     async def compare(self, log: LedgerLog) -> bool:
-        """Return False where nothing lies under a log's name.
+        """Return True if a log is in the store, False if there is nothing under its name.
 
         Raises:
             NotTheLog: what lies there is not the log.
@@ -111,17 +111,17 @@ class ConnectedLogStore:
         stored = await self._objects.look(self._key(log))
         if stored is None:
             return False
-        # The digest is of our own making: whoever may write there can forge both, but not by accident.
+        # The digest is the one that we wrote: whoever may write there can forge it, but not by accident.
         if stored.size != log.size or stored.metadata.get("sha256") != log.sha256:
             raise NotTheLog(f"{log.name} in the store is not the file that was published")
         return True
 
     async def put(self, log: LedgerLog, file: BinaryIO) -> None:
-        """Put a log under its name, from the published file; do nothing where it lies there already.
+        """Put a log under its name, from the published ``file``; do nothing if it is there already.
 
         Raises:
             NotTheLog: the file is not the log, or something else lies under its name; that was not touched.
-            StoreError: also where another write came in between; and the log may be there all the same.
+            StoreError: also if another write came in between; the log may be there all the same.
         """
         if log.size > MOST_BYTES:
             raise NotTheLog(
@@ -134,9 +134,9 @@ class ConnectedLogStore:
         key, descriptor = self._key(log), file.fileno()
         if await self._objects.put_new(key, descriptor, log.size, md5, CONTENT_TYPE, metadata):
             return
-        # Perhaps our own, of which the answer was lost before the SDK tried again.
+        # It may be our own write: the SDK retries a request whose answer was lost.
         if not await self.compare(log):
-            raise StoreError(f"another write to {log.name} in the store came in between", hint="nothing to do")
+            raise StoreError(f"another write to {log.name} in the store came in between", hint="it is retried")
 
     async def remove(self, name: LogName) -> None:
         """Remove a log, as retention removes the file."""
@@ -147,7 +147,7 @@ class ConnectedLogStore:
 
 
 def _digests(file: BinaryIO) -> tuple[str, str]:
-    """Return the SHA-256 of a file in hex, and its MD5 in base64, which S3 compares with what arrives."""
+    """Return the SHA-256 of a file in hex, and its MD5 in base64, which S3 checks the upload against."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     offset = 0
     while chunk := os.pread(file.fileno(), _CHUNK, offset):

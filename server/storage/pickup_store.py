@@ -1,7 +1,7 @@
-"""The pickups in the ledger: a row for each handle, for a while, and for good what each user has of each log.
+"""The pickups in the ledger: a row per handle, for a while, and for good what each user has of each log.
 
-Uses the ledger's transactions. Promise: the union of what was delivered to a user is kept by user, name and SHA-256,
-and lives through restarts; a client that opens a file again and again does not make the ledger grow.
+Uses the ledger's transactions. Promise: the union of what was delivered is kept by user, name and SHA-256, and survives
+restarts; a client that opens a file again and again does not make the ledger grow.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
     from ..pickups import Pickup
 
-MAX_HANDLES = 1000  # rows of one user and log; with more, the first, the last and the best `KEPT_HANDLES` remain
-KEPT_HANDLES = 500  # whole ones first, then the newest
+MAX_HANDLES = 1000  # rows per user and log; with more, only `KEPT_HANDLES`, the first, the last and the best remain
+KEPT_HANDLES = 500  # complete ones before others, newer before older
 
-# Drops rows of one user and log (those of the doctor's reads apart) that are over; never the first, the last, the best.
+# Drops rows of one user and log whose handle has ended; never the first, the last or the best. The test reads of
+# `doctor` are ranked by themselves.
 _THIN = """
 DELETE FROM pickup WHERE ending <> '' AND id IN (
     SELECT id FROM (
@@ -49,16 +50,16 @@ DELETE FROM pickup WHERE ending <> '' AND id IN (
 """
 _THIN_BY_COUNT = _THIN.format("place > ?3")
 _THIN_BY_AGE = _THIN.format("started < ?3")
-_MANY = 500  # pairs of user and log that one pass thins out, so that no transaction takes long
+_MANY = 500  # pairs of user and log that one pass thins out, to keep the transaction short
 
 
 class PickupStore(LedgerPart):
     """The pickups of a ledger."""
 
     def record(self, pickup: Pickup, at: datetime | None = None) -> Delivered | None:
-        """Record a pickup when its handle is opened, while it is read, and when it has ended; ``at`` is now.
+        """Record a pickup as it is now: its handle opened, read, or closed; ``at`` is the present instant.
 
-        Returns what the user has of the log if that became the whole of it just now, else None.
+        Return what the user has of the log if this made it complete, else None.
         """
         at = at or pickup.ended or pickup.started
         values = (pickup.id, str(pickup.name), pickup.user, pickup.address, pickup.client, text(pickup.started),
@@ -76,11 +77,11 @@ class PickupStore(LedgerPart):
                 (count,) = run("SELECT count(*) FROM pickup WHERE log = ? AND user = ?", owner).fetchone()
                 if count > MAX_HANDLES:
                     run(_THIN_BY_COUNT, (*owner, KEPT_HANDLES))
-            # What the doctor reads is nobody's.
+            # A test read of `doctor` is nobody's pickup.
             return None if pickup.grade is Grade.TEST else self._add(run, pickup, at, is_new=known is None)
 
     def _add(self, run: Callable[..., Cursor], pickup: Pickup, at: datetime, *, is_new: bool) -> Delivered | None:
-        """Add a handle's ranges to what the user has of the log; return that if it is whole now and was not before."""
+        """Add a handle's ranges to what the user has of the log; return that if this made it complete."""
         found = run("SELECT sha256 FROM log WHERE name = ?", (str(pickup.name),)).fetchone()
         key = (str(pickup.name), pickup.user, found[0] if found else "")
         row = run("SELECT * FROM delivered WHERE log = ? AND user = ? AND sha256 = ?", key).fetchone()
@@ -105,7 +106,7 @@ class PickupStore(LedgerPart):
 
         tail = row["tail"] if row is not None else None
         if tail is not None and pickup.first_read is not None:
-            # Of the next handle that reads, whatever it reads, and of no later one.
+            # Only the next handle that reads counts as resuming it, wherever it reads; no later one does.
             start, end, address = orjson.loads(tail)
             tail = None
             add([shown_by_resuming((start, end), pickup.first_read, alone=pickup.alone)], address)
@@ -127,12 +128,12 @@ class PickupStore(LedgerPart):
         return delivered_of(row)
 
     def interrupt_open(self) -> int:
-        """Mark what an earlier process left open as interrupted, and return how many there were; call it at start."""
+        """Mark the handles that an earlier process left open as interrupted; return their number. Call it at start."""
         with self._transaction() as run:
             return run("UPDATE pickup SET ending = 'interrupted' WHERE ending = ''").rowcount
 
     def delivered(self, names: Sequence[LogName]) -> list[Delivered]:
-        """Return what each user has of these logs, here and at the other nodes together."""
+        """Return what each user has of these logs, all nodes taken together."""
         rows = self._rows(DELIVERED, [_names(names)])
         found = {(row["log"], row["user"]): delivered_of(row) for row in rows}
         elsewhere = self._rows(ELSEWHERE, [_names(names)])
@@ -149,7 +150,7 @@ class PickupStore(LedgerPart):
         return [found[owner] for owner in sorted(found)]
 
     def progress(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """Return log, user and what the user has of it here, for the other nodes: of every log that is there."""
+        """Return (log, user, progress at this node) for every published log; `merge` reads it at the other nodes."""
         return [
             (
                 row["log"],
@@ -169,10 +170,10 @@ class PickupStore(LedgerPart):
         ]
 
     def merge(self, log: str, user: str, node: str, progress: dict[str, Any]) -> None:
-        """Take over what a user has of a log at another node.
+        """Record what a user has of a log at another node, as its `progress` returned it.
 
         Raises:
-            ValueError, KeyError, TypeError: this is no progress.
+            ValueError, KeyError, TypeError: ``progress`` is malformed.
         """
         checked = {
             "sha256": str(progress["sha256"]),
@@ -189,11 +190,11 @@ class PickupStore(LedgerPart):
             run("INSERT OR REPLACE INTO delivered_elsewhere VALUES (?,?,?,?)", values)
 
     def handles(self, names: Sequence[LogName]) -> list[Pickup]:
-        """Return the handles of these logs that are still kept, in the order in which they were opened."""
+        """Return the handles of these logs that are still kept, in the order they were opened."""
         return [pickup_of(row) for row in self._rows(PICKUPS_OF, [_names(names)])]
 
     def thin_out(self, before: datetime) -> None:
-        """Drop the handles that were opened before then, except the first, the best and the last of a user and log."""
+        """Drop handles opened before ``before``, except the first, best and last of each user and log."""
         limit = text(before)
         with self._transaction() as run:
             query = (
@@ -202,12 +203,12 @@ class PickupStore(LedgerPart):
             )
             for owner in run(query, (limit, _MANY)).fetchall():
                 run(_THIN_BY_AGE, (*owner, limit))
-                # Not looked at again, until newer ones of the same user and log grow old.
+                # These need not be looked at again until newer ones of the same user and log grow old.
                 run("UPDATE pickup SET settled = 1 WHERE log = ? AND user = ? AND started < ?", (*owner, limit))
 
 
 def _together(ours: Delivered | None, theirs: dict[str, Any], row: Row, union: Coverage) -> Delivered:
-    """Return what a user has of a log at two places; ``union`` is of the ranges, where neither is whole."""
+    """Return what a user has of a log at two nodes together; ``union`` is that of their ranges, if neither is whole."""
     first, last = (datetime.fromisoformat(theirs[name]) for name in ("first", "last"))
     ends = [datetime.fromisoformat(theirs["completed"])] if theirs["completed"] else []
     if ours is not None:
@@ -234,7 +235,7 @@ def _together(ours: Delivered | None, theirs: dict[str, Any], row: Row, union: C
 
 
 def _instant(value: str) -> str:
-    """Return an instant as it came; raise `ValueError` for one without a time zone, which compares with no other."""
+    """Return an instant unchanged; raise `ValueError` for one without a time zone, which no other compares with."""
     if datetime.fromisoformat(value).tzinfo is None:
         raise ValueError(value)
     return value

@@ -1,7 +1,7 @@
 """The pickup writer: records pickups and logins in the ledger, in order and off the event loop.
 
-Touches the ledger. Promise: what the SFTP server reports is written in the order of the reports; it waits while the
-ledger cannot be written (up to ``MAX_QUEUED`` entries), and all of it is written before `close` returns, if possible.
+Touches the ledger. Promise: reports of the SFTP server are written in their order; they wait while the ledger cannot be
+written (up to `MAX_QUEUED` of them), and all are written before `close` returns, if possible.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MAX_QUEUED = 10_000  # entries kept in memory while the ledger cannot be written
-MOST_AT_ONCE = 200  # entries written in one transaction
+MAX_QUEUED = 10_000  # reports kept in memory while the ledger cannot be written
+MOST_AT_ONCE = 200  # reports written in one transaction
 RETRY_AFTER = 5.0  # seconds
 CLOSE_TIMEOUT = 10.0  # seconds that `close` waits
 
@@ -55,14 +55,14 @@ class PickupWriter:
         self._enqueue(lambda: self._ledger.record_login(login.user, at, login.address, login.client))
 
     def _completed(self, pickup: Pickup, whole: Delivered | None) -> None:
-        """Remember a log that became whole by more than one handle: its line in the service log is ours to write."""
+        """Remember a log that more than one handle completed: its line in the journal is ours to write."""
         if whole is not None and pickup.grade is not Grade.COMPLETE:
             self._whole.append(whole)
 
     def _write(self, entries: Sequence[Callable[[], None]]) -> list[Delivered]:
-        """Write entries in one transaction; return the logs that became whole."""
+        """Write entries in one transaction; return the logs that this completed."""
         self._whole = []
-        # One commit for all of them: each waits for the disk, and a client may open and close files by the thousand.
+        # One commit for all: each waits for the disk, and a client may open and close files by the thousand.
         with self._ledger.together():
             for entry in entries:
                 entry()
@@ -79,7 +79,7 @@ class PickupWriter:
         """Write what is queued and wait for more, until `close`."""
         while True:
             while self._entries:
-                # Taken off the queue only once written: what failed is tried again, before what is behind it.
+                # Removed from the queue only once written: what failed is retried first, so the order stays.
                 entries = list(islice(self._entries, MOST_AT_ONCE))
                 try:
                     completed = await in_thread(self._write, entries)
@@ -96,7 +96,7 @@ class PickupWriter:
                         log.info(f"{whole.user} picked up {whole.name} in pieces", handles=whole.handles, by=addresses)
             if self._closing:
                 return
-            # No await since the queue was seen empty, so no report is missed between the two lines.
+            # There was no await since the queue was found empty, so no report is missed.
             self._wake.clear()
             await self._wake.wait()
 
@@ -104,5 +104,5 @@ class PickupWriter:
         """Let ``task``, which runs `write_forever`, write the rest and end."""
         self._closing = True
         self._wake.set()
-        with contextlib.suppress(Exception):  # a task that died was reported then
+        with contextlib.suppress(Exception):  # if the task died, that has been reported
             await asyncio.wait_for(task, timeout=CLOSE_TIMEOUT)

@@ -1,6 +1,6 @@
 """What the ledger keeps, as types: publications and their logs, the state of a day, late checks.
 
-No outside world. Instants are in UTC.
+Pure. Instants are in UTC, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ LogState = Literal["intended", "published", "pruned"]
 
 @dataclass(frozen=True, slots=True)
 class LedgerLog:
-    """One log file, whose name is spent for ever. ``superseded_by`` is the publication that was sent instead."""
+    """One log file, whose name is spent for ever.
+
+    ``publication`` and ``superseded_by`` (the one sent instead) are publications' numbers; ``mtime`` is in seconds
+    since 1970; ``lines`` does not count header lines.
+    """
 
     name: LogName
     publication: int
@@ -42,10 +46,10 @@ class LedgerLog:
 class Publication:
     """What was published together, from one version of a day's export.
 
-    ``kind``: the day's ``first``; ``unfinal``, its freshest rows withheld; ``late`` rows; ``resend``, ordered by the
+    ``kind``: the day's ``first``; ``unfinal``, published before it was final; ``late`` rows; ``resend``, ordered by the
     operator; ``adopted``, found in the folder by a new ledger. ``tally`` is None for an adopted one. ``changed`` rows
-    differ from the line that was sent, ``removed`` ones are no longer in the export. ``catalogue`` is None where no
-    episode catalogue was in use. ``podcasts`` is written with it, and read back by `Ledger.books` only.
+    differ from the line that was sent, ``removed`` ones are no longer in the export. ``catalogue`` is None if no
+    episode catalogue was in use. ``podcasts`` is written with it, but only `Ledger.books` reads it back.
     """
 
     id: int
@@ -71,15 +75,15 @@ class Publication:
 
     @property
     def missing(self) -> tuple[LedgerLog, ...]:
-        """The logs that were intended and do not have their names: a crash came in between."""
+        """The logs that were intended but do not have their names: a crash came in between."""
         return tuple(entry for entry in self.logs if entry.state == "intended")
 
 
 def matched_share(publications: Iterable[Publication]) -> float | None:
     """Return the share of lines, 0 to 1, whose episode the catalogue knew, in the logs that are not superseded.
 
-    A line whose URL fell back to the default one does not count, even if the guid is known.
-    None where no episode catalogue was in use, or no line was written.
+    A line whose URL fell back to the default does not count, even if the guid is known.
+    None if no episode catalogue was in use, or no line was written.
     """
     standing = [p for p in publications if p.published_at and any(entry.superseded_by is None for entry in p.logs)]
     return _matched(standing)
@@ -93,7 +97,7 @@ def _matched(publications: Iterable[Publication]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a version of a day is held: a sentence, the word for it (see `holds.hold_reason`), and its ``etag``."""
+    """Why a version of a day is held: a sentence, the word for it (see `holds.hold_reason`), its ETag and its tally."""
 
     why: str
     reason: str
@@ -103,7 +107,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a day could not be converted or published; ``etag`` is the version that was tried."""
+    """Why a day could not be converted or published; ``etag`` is that of the version tried, ``tries`` how often."""
 
     sentence: str
     hint: str
@@ -117,9 +121,9 @@ class Failure:
 class DayRecord:
     """What the last round saw of a day, and decided about it.
 
-    ``seen`` is the word of `FinalityRule.state`; ``checked_etag`` is the version that was last compared with what was
-    published, ``checked_at`` when that was by the source's clock; ``withheld`` is the number of rows of an unfinal
-    publication that are yet to be sent.
+    ``seen`` is the word of `FinalityRule.state`; ``checked_etag`` is the version last compared with what was published,
+    ``checked_at`` when that was by the source's clock; ``withheld`` is the number of rows of an unfinal publication
+    still to be sent.
     """
 
     day: date
@@ -136,7 +140,10 @@ class DayRecord:
 
 @dataclass(frozen=True, slots=True)
 class LateCheck:
-    """A changed export for which nothing was sent, and why: ``unsent`` rows are new and came too late."""
+    """A changed export for which nothing was sent; ``unsent`` rows are new, but came too late.
+
+    ``modified`` is None if the export could no longer be read.
+    """
 
     day: date
     at: datetime

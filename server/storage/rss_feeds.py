@@ -1,7 +1,6 @@
 """The RSS feeds in the ledger: what each held when it was last read, and why the last try failed.
 
-Touches the ledger's tables, through the two functions that it is given. Promise: an RSS feed's items are replaced all
-together or not at all.
+Uses the ledger's transactions. Promise: an RSS feed's items are replaced all together or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RssFeedStore(LedgerPart):
-    """The RSS feeds in the ledger, by their URL as configured. Every method raises what the ledger raises."""
+    """The RSS feeds in the ledger, by their URL as configured."""
 
     def feeds(self, *, items: bool = False) -> dict[str, RssFeed]:
         """Return every RSS feed that was ever tried and is still configured, with its items if asked for."""
@@ -32,22 +31,22 @@ class RssFeedStore(LedgerPart):
         return {row["url"]: rss_feed_of(row, tuple(held.get(row["url"], ()))) for row in rows}
 
     def versions(self) -> dict[str, tuple[int, datetime]]:
-        """Return, for every RSS feed that was ever read, the version of its content and when it was last read."""
+        """Return, for every RSS feed ever read, (number of its content's version, when it was last read)."""
         rows = self._rows("SELECT url, change, read_at FROM rss_feed WHERE read_at IS NOT NULL")
         return {row["url"]: (row["change"], moment(row["read_at"])) for row in rows}
 
     def published(self, url: str) -> Sequence[Sequence[str]]:
-        """Return the items of an RSS feed, in its order: what an `Episode` has, '' for the operator's URL."""
+        """Return the items of an RSS feed in its order, each with an `Episode`'s fields; '' for the operator's URL."""
         query = "SELECT guid, bare_url, enclosure_url, length FROM rss_item WHERE feed = ? ORDER BY place"
         rows = self._rows(query, (url,))
-        # Not the stored token: earlier releases did not know every one, and an unchanged RSS feed is not read again.
+        # Not the stored token: earlier releases recognised fewer, and an unchanged RSS feed is not read again.
         return [
             (row["guid"], "", megaphone_token(row["bare_url"]), row["enclosure_url"], _size(row["length"]))
             for row in rows
         ]
 
     def keep(self, feed: RssFeed) -> None:
-        """Store an RSS feed that was read, instead of what it held before."""
+        """Store an RSS feed that was read, in place of what it held before."""
         values = (feed.url, feed.title, feed.etag, feed.last_modified, text(feed.read_at), text(feed.tried_at))
         with self._transaction() as run:
             run(
@@ -67,7 +66,7 @@ class RssFeedStore(LedgerPart):
                 )  # fmt: skip
 
     def unchanged(self, url: str, at: datetime) -> None:
-        """Record that the RSS feed answered that it has not changed."""
+        """Record the RSS feed's answer that it has not changed."""
         with self._transaction() as run:
             run(
                 "UPDATE rss_feed SET read_at = ?1, tried_at = ?1, error = '', hint = '' WHERE url = ?2", (text(at), url)
@@ -93,5 +92,5 @@ class RssFeedStore(LedgerPart):
 
 
 def _size(length: int | None) -> str:
-    """Return a size that an RSS feed states, in digits, '' for none: many feeds say 0 where they do not know it."""
+    """Return the size that an RSS feed states, in digits, or '': many feeds say 0 if they do not know it."""
     return str(length) if length is not None and length > 0 else ""

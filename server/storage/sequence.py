@@ -1,18 +1,18 @@
 """The sequence of a shared store: numbered entries, each written once, that say what was published and pruned.
 
-Pure: words and their JSON. Why it is enough (`publish.shared` does what is said here):
+Pure: types and their JSON. Why this is enough (`publish.shared` does what is said here):
 
-1. Entry N is one object, written with the condition that there is none of its name. So each number has one entry, the
-   same for everybody, for ever.
-2. A node writes entry N+1 only when its ledger holds the effects of 1 to N and of nothing else, and what it writes was
-   decided by that ledger. So the entries are one history, as if one node had made all of them one after the other, and
-   what holds for one node (each row once, no name twice, rising mtimes) holds for all of them.
+1. Entry N is one object, written on the condition that none has its name. So each number has one entry, the same for
+   every node, for ever.
+2. A node writes entry N+1 only when its ledger holds the effects of entries 1 to N and nothing else, and that ledger
+   decided what it writes. So the entries are one history, as if one node had made them one after the other, and what
+   holds for one node (each row once, no name twice, rising mtimes) holds for all.
 3. A node applies entries in order, without a gap, each in one transaction with its number. So at any instant a ledger
-   is that of some N; a crash repeats at most the work on files, which can be repeated.
-4. Content is written before the entry that names it, under a name that holds the entry's own random id. So whoever
-   sees the entry can have its files, and what belongs to no entry belongs to nobody.
-5. Whether a write whose answer was lost was done, shows when the number is read: by the random id. Nothing is guessed,
-   and nothing is lost by waiting: a write that arrives later is an entry like any other, or finds the number taken.
+   is the one after some entry N; after a crash at most work on files is repeated, which is harmless.
+4. Content is written before the entry that names it, under a name that includes the entry's own random id. So whoever
+   sees the entry can fetch its files, and content that no entry names belongs to nobody.
+5. Whether a write took effect whose answer was lost shows when its number is read, by the random id. Nothing is
+   guessed, and waiting loses nothing: a write that arrives late is an entry like any other, or finds the number taken.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT = 1
-MOST_BYTES = 64 << 20  # of an entry: the books by podcast are the most of it
+MOST_BYTES = 64 << 20  # of an entry; its books by podcast take the most
 MOST_CHECKPOINT = 1 << 30  # bytes of a checkpoint, compressed
 CHECKPOINT_EVERY = 100
 MOST_COUNT = 1 << 37  # of bytes, of lines, of seconds since 1970: thousands of years, which a date can still be
@@ -42,7 +42,7 @@ EntryKind = Literal["begin", "publication", "prune", "rules"]
 
 
 class NoEntry(ValueError):
-    """The bytes are no entry that this version knows."""
+    """These bytes are not an entry that this version can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Terms:
     prefix: str
 
     def differences(self, other: Terms) -> list[str]:
-        """Return in words what differs from ``other``."""
+        """Return the names of what differs from ``other``: keys of the configuration, and ``keys/ip_hash.key``."""
         words = []
         if self.key != other.key:
             words.append("keys/ip_hash.key")
@@ -66,10 +66,10 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry. ``id`` is random, ``at`` seconds since 1970 by the store's clock.
+    """One entry. ``id`` is random, ``at`` is in seconds since 1970 by the store's clock.
 
-    ``begin``, the first, has the ``terms`` and the ``publications`` of the folder that it began with; ``publication``
-    has one; ``prune`` has the names that were ``pruned``; ``rules`` has new terms.
+    By ``kind``: ``begin``, the first, has the ``terms``, and the ``publications`` of the data folder that began it;
+    ``publication`` has one; ``prune`` has the names ``pruned``; ``rules`` has new terms.
     """
 
     number: int
@@ -83,12 +83,12 @@ class Entry:
 
 
 def entry_name(number: int) -> str:
-    """Return the name of an entry's object: eight digits, so that names stand in the order of numbers."""
+    """Return the name of an entry's object: eight digits, so that names sort like numbers."""
     return f"{number:08d}"
 
 
 def blob_name(sha256: str, entry_id: str) -> str:
-    """Return the name of a file's content, which is one entry's alone."""
+    """Return the name of a file's content, which belongs to one entry alone."""
     return f"{sha256}-{entry_id}"
 
 
@@ -115,7 +115,7 @@ def from_bytes(number: int, data: bytes) -> Entry:
     """Return the entry that an object holds.
 
     Raises:
-        NoEntry: it is none, or not that of this number, or of a later format.
+        NoEntry: it is not one, is another number's, or has a later format.
     """
     try:
         found = orjson.loads(data)
@@ -225,9 +225,9 @@ def _publication_of(found: dict[str, Any]) -> Publication:
 
 
 def broken_rule(entry: Entry, head: int, newest_mtime: int | None) -> str:
-    """Return which rule of the sequence an entry breaks behind ``head`` entries, or ''.
+    """Return which rule of the sequence an entry breaks after ``head`` entries, or ''.
 
-    ``newest_mtime`` is the largest that an entry before it has.
+    ``newest_mtime`` is the largest in the entries before it (seconds since 1970).
     """
     if entry.number != head + 1:
         return f"entry {entry.number} follows entry {head}"
@@ -241,5 +241,5 @@ def broken_rule(entry: Entry, head: int, newest_mtime: int | None) -> str:
 
 
 def as_committed(publication: Publication, logs: tuple[LedgerLog, ...], at: datetime) -> Publication:
-    """Return a publication as its entry tells it: with its logs, published at the entry's instant."""
+    """Return a publication as its entry states it: with its logs, published at the entry's instant."""
     return replace(publication, id=0, logs=logs, published_at=at, intended_at=at)

@@ -1,7 +1,7 @@
-"""The service's own objects in a shared store, from a thread: entries of the sequence, contents, checkpoints.
+"""The service's own objects in a shared store, for use in a thread: entries of the sequence, contents, checkpoints.
 
-Touches one bucket. `Shelf` is what the sequence needs of a store; `open_shelf` gives it for a bucket. Names are
-relative to the service's own prefix. Every method raises `StoreError` when there is no usable answer.
+Touches one bucket. `Shelf` is what the sequence needs of a store; `open_shelf` makes one of a bucket. Names are
+relative to the service's own prefix. Every method raises `StoreError` if there is no usable answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 
 class Shelved(NamedTuple):
-    """An object in a listing: its name, when it was written by the store's clock, and its version."""
+    """An object in a listing: its name, when it was written by the store's clock, and its ETag."""
 
     name: str
     modified: datetime | None
@@ -40,36 +40,36 @@ class Shelf(Protocol):
 
     @property
     def clock(self) -> datetime:
-        """The store's clock, as its last answer had it."""
+        """The store's clock, by the Date of its last answer."""
 
     def published(self) -> list[str]:
         """Return the names of the logs that lie where the partner reads."""
 
     def list(self, folder: str) -> list[Shelved]:
-        """Return the objects directly in a folder, in the order of their names, which are without it."""
+        """Return the objects in a folder, sorted by name; names are relative to it."""
 
     def read(self, name: str, most: int) -> bytes | None:
-        """Return a small object whole, or None where there is none."""
+        """Return an object of at most ``most`` bytes, or None if there is none."""
 
     def fetch(self, name: str, size: int, into: BinaryIO) -> None:
-        """Write an object of this size to a file; after an error nothing in it means anything."""
+        """Download an object of ``size`` bytes ``into`` a file; after an error its content is meaningless."""
 
     def put_new(self, name: str, data: bytes) -> bool:
-        """Write an object where there is none; False: it was not written. After an error it may be there, or come."""
+        """Write an object if there is none; return whether it was written. After an error it may yet appear."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Write an object, in the place of what this node has written there before."""
+        """Write an object, replacing what this node wrote there before."""
 
     def put_file(self, name: str, path: Path) -> None:
         """Write a file's content under a name that nobody else uses."""
 
     def remove(self, name: str) -> None:
-        """Remove an object, whether it is there or not."""
+        """Remove an object, if it is there."""
 
 
 @contextmanager
 def open_shelf(store: ObjectStore, state_prefix: str) -> Iterator[Shelf]:
-    """Give the shelf of a bucket, by one client and an event loop of this thread's own; not on a running loop.
+    """Open the shelf of a bucket, with one client and an event loop of its own; not for a thread that runs a loop.
 
     Raises:
         StoreError: there are no usable credentials.
@@ -93,7 +93,7 @@ class _BucketShelf:
     @property
     def clock(self) -> datetime:
         if self._objects.clock is None:
-            raise StoreError("the store's answers have no Date, by which logs are dated", hint="pickup-point doctor")
+            raise StoreError("the store's answers have no Date, which dates the logs", hint="pickup-point doctor")
         return self._objects.clock
 
     def published(self) -> list[str]:
@@ -132,9 +132,9 @@ class _BucketShelf:
                 size += len(chunk)
             digest = base64.b64encode(md5.digest()).decode()
             put = self._objects.put_new(f"{self._prefix}{name}", file.fileno(), size, digest, "application/gzip", {})
-            # The name is ours alone: where it is taken, an answer of ours was lost.
+            # The name is ours alone: if it is taken, our earlier write arrived and its answer was lost.
             if not self._run(put) and self._run(self._objects.look(f"{self._prefix}{name}")) is None:
-                raise StoreError(f"{os.fspath(path.name)} could not be written to the store", hint="it is tried again")
+                raise StoreError(f"{os.fspath(path.name)} could not be written to the store", hint="it is retried")
 
     def remove(self, name: str) -> None:
         self._run(self._objects.remove(f"{self._prefix}{name}"))

@@ -1,9 +1,9 @@
 """Staging: the logs of one publication, checked and synced to disk before anybody can see them.
 
-Touches ``staging/``, and links from there into ``pickup/``. The conversion's process has written the files and is not
-trusted: each is opened again by descriptor and must be what the process said. Promise: nothing of the logs remains at
-the end, unless they were promised and not all have their names: then they stay for `link_staged`; a name that exists is
-never replaced.
+Touches ``staging/``, and links from there into ``pickup/``. The conversion's process wrote the files and is not
+trusted: each is opened again, and what the descriptor holds must be what the process reported. Promise: nothing stays
+in staging at the end, unless logs were promised and not all have their names: those stay for `link_staged`; an existing
+name is never replaced.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK
 
 @dataclass(frozen=True, slots=True)
 class StagedLog:
-    """A whole log in staging, on disk: what will be published under ``name``."""
+    """A whole log in staging, on disk, that will be published under ``name``; ``mtime`` in seconds since 1970."""
 
     name: LogName
     size: int
@@ -50,8 +50,8 @@ class StagedLog:
 class Staging:
     """The logs of one publication on their way: written by a conversion, checked, linked.
 
-    Their names are the ``promised`` ones, then those from ``first`` on, the day's next unspent one. With ``keep`` the
-    sealed logs stay in staging at the end: set it while the ledger has promised them and `publish` is not through.
+    They get the ``promised`` names, then those from ``first`` on, the day's next unspent one. With ``keep`` the sealed
+    logs stay in staging at the end: set it from when the ledger promises them until their publication is recorded.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Staging:
 
     @property
     def file_names(self) -> FileNames:
-        """The names under which the conversion writes the logs; `seal` gives them those of `name`."""
+        """The names under which the conversion writes the logs; `seal` renames them to those of `name`."""
         head, _, rest = str(self._first).rpartition("-")
         return FileNames(f"{head}-", self._first.number, f".{rest.partition('.')[2]}")
 
@@ -87,11 +87,11 @@ class Staging:
     def keep_rejects(self, *, written: bool) -> None:
         """Move the rejected rows, if any were ``written``, to ``rejects/`` and sync them.
 
-        This replaces or removes what an earlier, held version of the day left there under the same name.
+        What an earlier, held version of the day left there under the same name is replaced or removed.
 
         Raises:
             ConversionDied: there is no such file.
-            DataFolderError: the disk refused.
+            DataFolderError: the disk failed.
         """
         kept = self._rejects_dir / self.rejects_name
         if not written:
@@ -99,7 +99,7 @@ class Staging:
                 kept.unlink(missing_ok=True)
             return
         path = self.folder / self.rejects_name
-        # Content, then name, then folder: after a power cut the name stands for whole content or does not exist.
+        # Content, then name, then folder: after a power cut the file is whole or does not exist.
         with translate_os_errors(path):
             descriptor = _opened(path)
             try:
@@ -116,10 +116,10 @@ class Staging:
         """Check the logs and sync them to disk, each with an mtime one second after the one before it.
 
         Raises:
-            ConversionDied: a log is not a regular file with one name, or not one gzip member with so many lines behind
-                this header, or has another size or digest.
+            ConversionDied: a log is not a regular file with a single name, not one gzip member with this header and the
+                reported number of lines, or has another size or digest.
             ConversionFailed: ``stop`` was set.
-            DataFolderError: the disk refused.
+            DataFolderError: the disk failed.
         """
         self._sealed = []
         for index, log in enumerate(logs):
@@ -137,9 +137,9 @@ class Staging:
                 finally:
                     os.close(descriptor)
                 self._sealed.append(StagedLog(name, log.size, log.sha256, mtime))
-                # Replaces nothing: a promised number is lower than those written, and others move towards it in order.
+                # This replaces nothing: promised numbers are lower than those written, and the rest move down in order.
                 path.rename(self.folder / str(name))
-        # The staged names too: after a crash between two links, the rest is linked from here.
+        # The staged names too: after a crash between two links, the rest is linked from staging.
         with translate_os_errors(self.folder):
             fsync_folder(self.folder)
         return self._sealed
@@ -149,12 +149,12 @@ class Staging:
 
         Raises:
             NameSpent: a file of that name is in the folder; it was not touched.
-            DataFolderError: the disk refused.
+            DataFolderError: the disk failed.
         """
         pickup = self._pickup_dir
         files = []
         for log in self._sealed:
-            # A link, not a rename: it fails where the name exists. The content is on disk since `seal`.
+            # A link, not a rename: it fails if the name exists. The content is on disk since `seal`.
             try:
                 os.link(self.folder / str(log.name), pickup / str(log.name), follow_symlinks=False)
             except FileExistsError:
@@ -162,13 +162,13 @@ class Staging:
             except OSError as error:
                 raise data_folder_error(error, pickup / str(log.name)) from error
             files.append(LogFile(log.name, log.size, log.mtime))
-        # Before the caller records the publication and serves it: no client may see a name that a power cut takes back.
+        # Before the caller records and serves the publication: no client may see a name that a power cut could undo.
         with translate_os_errors(pickup):
             fsync_folder(pickup)
         return files
 
     def discard(self) -> None:
-        """Remove the staged names, except those to ``keep``; a published file keeps its final name."""
+        """Remove the staged names, unless ``keep`` is set; a published file keeps its final name."""
         index = 0
         while not self.keep and (index < len(self._sealed) or os.path.lexists(self.folder / self.file_names.at(index))):
             discard(self.folder / str(self.name(index)))
@@ -184,13 +184,13 @@ def link_staged(staging_dir: Path, pickup_dir: Path, log: LedgerLog) -> bool:
     The caller syncs the folder.
 
     Raises:
-        DataFolderError: the disk refused.
+        DataFolderError: the disk failed.
     """
     path = staging_dir / str(log.name)
     with translate_os_errors(path):
         try:
             descriptor = _opened(path)
-        except ConversionDied:  # there is no such file, or it is none of ours
+        except ConversionDied:  # there is no such file, or it is not ours
             return False
         try:
             if os.fstat(descriptor).st_size != log.size:
@@ -211,7 +211,7 @@ def link_staged(staging_dir: Path, pickup_dir: Path, log: LedgerLog) -> bool:
 
 
 def _opened(path: Path) -> int:
-    """Open a regular file that has no second name, and return its descriptor."""
+    """Open a regular file that has a single name, and return its descriptor."""
     try:
         descriptor = os.open(path, _OPEN)
     except OSError as error:
@@ -221,18 +221,18 @@ def _opened(path: Path) -> int:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         os.close(descriptor)
-        raise refused(f"{path.name} is no file of its own")
+        raise refused(f"{path.name} is not a regular file with a single name")
     return descriptor
 
 
 def _check(descriptor: int, log: WrittenLog, header: bytes, stop: StopToken | None) -> None:
-    """Read a log whole and compare it with what the process said of it; hold only a piece of it in memory."""
+    """Compare a whole log with what the process reported about it, piece by piece."""
     digest, member = hashlib.sha256(), isal_zlib.decompressobj(31)
     size = newlines = 0
     beginning, last = bytearray(), b"\n"
     while chunk := os.read(descriptor, _CHUNK):
         if size == 0 and not chunk.startswith(GZIP_HEADER):
-            raise refused("a log is not gzip as it is written here")
+            raise refused("a log does not begin with the gzip header that is written here")
         size += len(chunk)
         digest.update(chunk)
         if member.eof or size > log.size:
@@ -254,6 +254,6 @@ def _check(descriptor: int, log: WrittenLog, header: bytes, stop: StopToken | No
     if size != log.size or digest.hexdigest() != log.sha256:
         raise refused("a log has another size or digest")
     if not member.eof or member.unused_data:
-        raise refused("a log is no single gzip member")
+        raise refused("a log is not a single gzip member")
     if beginning != header or last != b"\n" or newlines != header.count(b"\n") + log.lines:
-        raise refused("a log has another header, or not so many lines")
+        raise refused("a log has another header or number of lines")

@@ -1,7 +1,7 @@
-"""The ledger's tables, version by version.
+"""The ledger's tables, version by version, and their rows as types.
 
-No outside world. A ledger of version N becomes one of version N+1 by ``MIGRATIONS[N]``; a released migration is
-never changed. Days are ``YYYY-MM-DD``, instants ISO 8601 in UTC, structures JSON.
+Pure. ``MIGRATIONS[N]`` takes a ledger from version N to N+1; a released migration is never changed. Days are
+``YYYY-MM-DD``, instants ISO 8601 in UTC, structures JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class LedgerPart:
-    """A part of a ledger, which uses the ledger's transactions and its reading of rows."""
+    """A part of a ledger: it writes and reads through the ledger's ``transaction`` and ``rows``."""
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def text(at: datetime | None) -> str | None:
-    """Return an instant as the ledger writes it."""
+    """Return an instant as the ledger writes it: ISO 8601 in UTC, with milliseconds."""
     return None if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
@@ -302,7 +302,7 @@ def instant(value: str | None) -> datetime | None:
 
 
 def moment(value: str | None) -> datetime:
-    """Return the instant that `text` wrote, or the beginning of 1970 where there is none."""
+    """Return the instant that `text` wrote, or the beginning of 1970 if there is none."""
     return instant(value) or _EPOCH
 
 
@@ -438,14 +438,14 @@ def delivered_of(row: Row) -> Delivered:
 
 
 def packed_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
-    """Return sorted, disjoint ranges as few bytes: from where to where, each number as its distance to the last."""
+    """Return sorted, disjoint (start, end) ranges in few bytes: each number as its distance from the one before."""
     numbers = [number for both in ranges for number in both]
     steps = [number - before for before, number in pairwise([0, *numbers])]
     return zlib.compress(struct.pack(f"<{len(steps)}Q", *steps), 1)
 
 
 def unpacked_ranges(packed: bytes) -> list[tuple[int, int]]:
-    """Return the ranges that `packed_ranges` packed; of nothing, none."""
+    """Return the ranges that `packed_ranges` packed; none for no bytes."""
     data = zlib.decompress(packed) if packed else b""
     numbers = list(accumulate(struct.unpack(f"<{len(data) // 8}Q", data)))
     return list(zip(numbers[::2], numbers[1::2], strict=True))
@@ -484,7 +484,7 @@ def rss_item_of(row: Row) -> RssItem:
 
 @lru_cache(maxsize=64)
 def _rules(value: str) -> LogRules:
-    # Nearly every publication has the rules of the one before it, and to build them takes longer than all the rest.
+    # Cached: nearly every publication has the rules of the one before it, and building them costs more than the rest.
     return LogRules.from_json(orjson.loads(value))
 
 

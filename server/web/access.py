@@ -1,9 +1,9 @@
-"""Who may see the page: the names it answers to, the password, and the guard against guessing.
+"""Who may see the page: the host names it answers to, the password, and the guard against guessing.
 
-Touches the processor (Argon2id, in threads), the clock and the journal. The counting is the SFTP listener's (`Guard`):
-delays that grow, bans, the pace of connections; so is the check of a password. Promises: a password is never logged,
-and kept only as a keyed digest of the one that was right; nobody learns whether a guess was right before the delay for
-the guesses before it is over, however often they hang up.
+Touches the processor (Argon2id, in threads), the clock and the journal. Growing delays, bans, the pace of connections
+(`Guard`) and the check of a password are the SFTP listener's. Promises: a password is never logged, and never kept; of
+the last correct one there is a keyed digest. Nobody learns whether a guess was right before the delay for earlier
+guesses is over, however often they hang up.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ log = structlog.get_logger()
 
 MAX_CONNECTIONS = 32
 MAX_CONNECTIONS_PER_ADDRESS = 12
-_USER = "page"  # there is one password; the name that comes with it may be any
+_USER = "page"  # there is one password; whatever name comes with it is ignored
 
 
 def load_access(settings: WebSettings) -> Access | None:
-    """Return what checks the page's password; None where it has none.
+    """Return what checks the page's password; None if it has none.
 
     Raises:
         ConfigError: the hash cannot be used.
@@ -57,7 +57,7 @@ def load_access(settings: WebSettings) -> Access | None:
 def is_own_name(host: str, names: frozenset[str]) -> bool:
     """Return whether a Host header names this listener: by an address, as localhost, or by one of ``names``.
 
-    A page of somebody else's that makes its own name resolve to our address (DNS rebinding) sends that name.
+    This stops DNS rebinding: a foreign page whose own name resolves to our address sends that name.
     """
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
     name = name.lower().rstrip(".")
@@ -80,11 +80,11 @@ def given_password(header: str) -> bytes | None:
     return password if colon else None
 
 
-LONGEST_TURN = 1.0  # second
+LONGEST_TURN = 1.0  # seconds that a connection waits at most
 
 
 class Door:
-    """Counts who comes, and lets in who knows the password."""
+    """Counts connections, and lets in whoever knows the password."""
 
     def __init__(
         self, access: Access | None, limits: Callable[[], Limits], clock: Callable[[], float] = time.monotonic
@@ -97,10 +97,10 @@ class Door:
         self._guards = {near: Guard(self._guard_limits(near=near), lambda _: False) for near in (True, False)}
         self._budget = LogBudget()
         self._key = secrets.token_bytes(32)
-        self._right = b""  # the digest of the password that was right last
+        self._right = b""  # the digest of the last correct password
 
     def replace(self, access: Access | None) -> None:
-        """Ask for another password from now on."""
+        """Check passwords against this from now on."""
         self._access, self._right = access, b""
 
     def bans(self) -> list[CurrentBan]:
@@ -111,7 +111,7 @@ class Door:
         limits = replace(
             self._limits(), connections=MAX_CONNECTIONS, connections_per_address=MAX_CONNECTIONS_PER_ADDRESS
         )
-        # On this machine everybody has one address, and behind a proxy that is everybody: no ban, but delays.
+        # All clients on this machine, and so all behind a proxy, share one address: delays, but no ban.
         return replace(limits, ban_after=sys.maxsize) if near else limits
 
     def _guard(self, address: Address) -> Guard:
@@ -122,8 +122,8 @@ class Door:
     def admit(self, address: Address, descriptors: int) -> Reason | float:
         """Count a connection in; return the seconds until its turn, or why it is refused."""
         verdict = self._guard(address).admit(address, self._clock(), descriptors)
-        # A connection here costs no key exchange, as those do for which the guard keeps turns; and on this machine, or
-        # behind a proxy, everybody has one address: what one has used up must not keep the others waiting for minutes.
+        # The guard spaces out SSH key exchanges, which cost far more than a connection here. And clients on this
+        # machine, or behind a proxy, share one address: a flood from one must not keep the others waiting for minutes.
         return verdict if isinstance(verdict, Reason) else min(verdict, LONGEST_TURN)
 
     def leave(self, address: Address) -> None:
@@ -131,7 +131,7 @@ class Door:
         self._guard(address).leave(address)
 
     def refused(self, address: Address, reason: str) -> None:
-        """Log a refusal, within the budget; fail2ban can read this line."""
+        """Log a refusal, within the budget; a fail2ban filter can match the line."""
         self.summarize()
         if self._budget.take(reason, str(address)):
             log.warning(f"web refused {address}", reason=reason)
@@ -148,14 +148,14 @@ class Door:
         password = given_password(header)
         if password is None:
             return False
-        # Before anything is compared, and by address: who hangs up and comes again waits all the same, also for the
-        # answer to a password that was right before, which comes at once.
+        # Before anything is compared, and by address: whoever hangs up and comes again still waits, even for the answer
+        # to a password that is known to be correct, which would otherwise come at once.
         await asyncio.sleep(self._guard(address).wait(address, self._clock()))
-        # A browser sends the password with every request: the costly check is for one that was not right before.
+        # A browser sends the password with every request: only one that differs from the last correct one is hashed.
         digest = hmac.digest(self._key, password, "sha256")
         if hmac.compare_digest(digest, self._right):
             return True
-        # In a task of its own: a guess counts even if whoever made it hangs up, as the client's end cancels this.
+        # In a task of its own: a guess counts even if whoever made it hangs up, which cancels this one.
         task = asyncio.get_running_loop().create_task(self._check(self._access, address, password, digest))
         self._checking.add(task)
         task.add_done_callback(self._checking.discard)
@@ -175,7 +175,7 @@ class Door:
         return False
 
     def close(self) -> None:
-        """End the checks under way, and the threads."""
+        """Stop the running checks and the threads."""
         for task in self._checking:
             task.cancel()
         self._checks.close()

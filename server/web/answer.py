@@ -14,7 +14,7 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 CSV = "text/csv; charset=utf-8; header=present"
 
-# Nothing but our own stylesheet and icon, no script, no frame, no form.
+# Only our own stylesheet and icon: no script, no frame, no form.
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -26,12 +26,12 @@ ALWAYS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Server": "pickup-point",
 }
-# Inside a JSON text these stand in strings only, so whoever takes it for HTML finds no tag in it.
+# In JSON these occur only inside strings; escaped, they form no tag for a client that sniffs HTML.
 _JSON_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 class Answer(NamedTuple):
-    """Status, type and body of an answer, and the headers that it has besides `ALWAYS`."""
+    """Status, media type and body of an answer, and its headers besides `ALWAYS`."""
 
     status: int
     kind: str
@@ -40,12 +40,12 @@ class Answer(NamedTuple):
 
 
 def text(status: int, sentence: str, **headers: str) -> Answer:
-    """Return an answer of one sentence; an underscore in the name of a header stands for a hyphen."""
+    """Return a plain-text answer of one sentence; underscores in the names of ``headers`` become hyphens."""
     return Answer(status, TEXT, f"{sentence}\n".encode(), {name.replace("_", "-"): it for name, it in headers.items()})
 
 
 def json(value: Any) -> Answer:
-    """Return a JSON answer that holds no HTML."""
+    """Return a JSON answer that is harmless when taken for HTML."""
     body = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     for character, escape in _JSON_ESCAPES.items():
         body = body.replace(character, escape)

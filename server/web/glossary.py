@@ -1,4 +1,4 @@
-"""The words that the pages use, explained to somebody who has no shell: rows of the manual's glossary. Pure."""
+"""The words of the pages, explained for people without a shell: rows of the manual's glossary. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Section(NamedTuple):
 
 
 def glossary(chapter: str) -> tuple[Section, ...]:
-    """Return what the chapter, in Markdown, says of the words of the pages, the most general ones first."""
+    """Return what the chapter, in Markdown, says about the pages' words, the most general ones first."""
     found: dict[str, list[tuple[str, str]]] = {title: [] for title in _SECTIONS}
     for title, word, meaning in _rows(chapter):
         wanted = _SECTIONS.get(title, frozenset())

@@ -1,8 +1,8 @@
 """The HTTP listener: who may connect, for how long, and what every answer carries.
 
-Touches the socket that ``web.listen`` names. Promise: few connections, each with one request of few bytes and for a
-short time; who idles is dropped before anybody is refused; the process's last descriptors are left to the SFTP server;
-an address of somebody who asks for the page is logged only when it is refused.
+Touches the socket that ``web.listen`` names. Promise: few connections, each short and with one small request; idle ones
+are dropped before anybody is refused; the process's last descriptors are left to the SFTP server; a client's address is
+logged only when it is refused.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ log = structlog.get_logger()
 
 HEADER_SECONDS = 10.0  # from the connection to the end of the request's header
 ANSWER_SECONDS = 60.0  # from there to the end of the connection
-CLOSE_SECONDS = 1.0  # that answers under way have at the end, and a body after its answer
+CLOSE_SECONDS = 1.0  # for answers under way when the service stops, and for a body that follows its answer
 MAX_REQUEST = 16 * 1024  # bytes; no request has a body
-MAX_LINE = 4 * 1024
+MAX_LINE = 4 * 1024  # bytes
 METHODS = ("GET", "HEAD")
-OPEN = frozenset({"/healthz"})  # paths that load balancers ask for, without a password
+OPEN = frozenset({"/healthz"})  # paths that need no password, for load balancers
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)(?=/)", re.IGNORECASE)  # a target that names its host, as for a proxy
 _END_OF_HEADER = b"\r\n\r\n"
 _SILENT = logging.getLogger("pickup-point.web")
-_SILENT.disabled = True  # aiohttp would log what a stranger sent
+_SILENT.disabled = True  # aiohttp logs what strangers send
 
 
 class Listener:
-    """Listens, and hands the path of every request that may be answered to ``answer``."""
+    """Listens, and calls ``answer`` with the path and the query of every request that is let in."""
 
     def __init__(self, settings: WebSettings, door: Door, answer: Callable[[str, str], Awaitable[Answer]]) -> None:
         self._settings = settings
@@ -68,9 +68,9 @@ class Listener:
         manager = self._manager = web.Server(self._handle, handler_cancellation=True)
         try:
             self._server = await loop.create_server(lambda: _Connection(self, manager, loop), host, port)
-        except (OSError, UnicodeError) as error:  # the latter of a host that no name can be
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host that cannot be a name
             hint = f"ss -ltnp 'sport = :{port}'; set web.listen"
-            why = getattr(error, "strerror", None) or "it is no host"
+            why = getattr(error, "strerror", None) or "not a host name"
             raise CannotListen(f"cannot listen on {host}:{port} for the page: {why}", hint=hint) from error
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -131,26 +131,26 @@ class Listener:
         await asyncio.sleep(connection.turn)
         try:
             answer = await self._decide(request, connection.address)
-        except Exception as error:  # whatever went wrong, the service goes on, and nobody is shown how
+        except Exception as error:  # the service carries on, and the client sees no details
             why = unexpected(error)
             log.error("web could not answer", why=str(why), hint=why.hint)
-            answer = text(500, "this page could not be made; the service's log says where it failed")
+            answer = text(500, "this page could not be made; the service's journal says where it failed")
         return response(answer)
 
     async def _decide(self, request: BaseRequest, address: Address) -> Answer:
-        """Return the answer to a request; the order of the checks tells a stranger as little as possible."""
+        """Return the answer to a request; the checks are in the order that tells a stranger the least."""
         if request.method not in METHODS:
             return text(405, "only GET and HEAD are answered here", Allow=", ".join(METHODS))
         hosts = request.headers.getall("Host", [])
         target = _ABSOLUTE.match(request.raw_path)
         if target is not None and len(hosts) == 1:
-            hosts = [target[1]]  # RFC 9112, 3.2.2: it counts in place of the header
+            hosts = [target[1]]  # RFC 9112, section 3.2.2: it takes the place of the header
         # A load balancer that speaks HTTP/1.0 sends none; what it asks for is no secret.
         nameless = not hosts and request.version < HttpVersion11 and request.path in OPEN
         if not nameless and (len(hosts) != 1 or not is_own_name(hosts[0], self._names)):
-            return text(421, "this is not a name of this page; web.hosts in the configuration lists the names it has")
+            return text(421, "this page does not answer to that name; web.hosts in the configuration lists its names")
         if target is None and not request.raw_path.startswith("/"):
-            return text(400, "this is no path")
+            return text(400, "not a path")
         if request.path not in OPEN and not await self._admits(request, address):
             wanted = 'Basic realm="pickup-point", charset="UTF-8"'
             return text(401, "the page's password is needed; any name will do", WWW_Authenticate=wanted)
@@ -171,10 +171,10 @@ def _names(settings: WebSettings) -> frozenset[str]:
 
 
 def response(answer: Answer) -> web.Response:
-    """Return an answer as aiohttp sends it."""
+    """Return an answer as a response of aiohttp's."""
     made = web.Response(status=answer.status, body=answer.body)
     made.headers.update({**ALWAYS, "Content-Type": answer.kind, **answer.headers})
-    made.force_close()  # one request a connection: its limits are those of the request
+    made.force_close()  # one request per connection, so that the limits of one are those of the other
     return made
 
 
@@ -201,7 +201,7 @@ class _Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
         turn = None
-        if peer:  # a client that has left already has none
+        if peer:  # None if the client has already left
             self.address = parse_address(peer[0])
             turn = self._listener.joined(self, self.address)
         if turn is None:
@@ -212,7 +212,7 @@ class _Connection(web.RequestHandler):
         self._end_in(HEADER_SECONDS)
 
     def begin_answer(self) -> None:
-        """Note that the request has come."""
+        """Note that the request has arrived."""
         self.kept = True
         self._end_in(ANSWER_SECONDS)
 
@@ -222,7 +222,7 @@ class _Connection(web.RequestHandler):
         self._end = asyncio.get_running_loop().call_later(seconds, self.abort)
 
     def abort(self) -> None:
-        """End it at once, whatever is under way."""
+        """Drop the connection at once, whatever is under way."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -254,6 +254,6 @@ class _Connection(web.RequestHandler):
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """Answer what is not HTTP, without repeating any of it."""
+        """Answer what is not HTTP, without echoing any of it."""
         self.begin_answer()
-        return response(text(400, "this is no HTTP request"))
+        return response(text(400, "not an HTTP request"))

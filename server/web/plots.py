@@ -1,4 +1,4 @@
-"""The plots of the page, as numbers for its templates: what is drawn where, in units of the picture. Pure."""
+"""The page's plots as numbers for its templates: coordinates in units of the SVG's view box, y from above. Pure."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 480, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 6, 14, 24  # margins
 SHOWN = 60  # days
-SHOWN_HOURS = 28  # days of the plot of hours: each has room for three marks side by side
+SHOWN_HOURS = 28  # days in the plot of hours: each has room for three marks side by side
 TALL = 280  # the height of the plot of hours: final, published and picked up may lie an hour apart
 _BESIDE = 4.8  # between two marks of a day
-_LEAST = 4.0  # thousandths of a bar
-_WEEKS = 4  # whose same weekdays make a range
-_HOURS = (24.0, 78.0)  # after a day's beginning: what the plot of hours shows
+_LEAST = 4.0  # thousandths of a bar that a part is wide at least
+_WEEKS = 4  # weeks back whose same weekday makes the usual range
+_HOURS = (24.0, 78.0)  # hours after a day began that the plot of hours shows
 
 
 class Mark(NamedTuple):
-    """A label at an axis: its position, and its text."""
+    """A label on an axis: its position, and its text."""
 
     at: float
     text: str
 
 
 class Bar(NamedTuple):
-    """A day's bar: the slot, heights of rows and lines from above, the range of its weekday, and words."""
+    """A day's bar: its slot, the tops of its rows and lines, the usual range of its weekday, and a sentence."""
 
     x: float
     width: float
@@ -49,7 +49,7 @@ class Bar(NamedTuple):
 
 
 class Point(NamedTuple):
-    """An event of a day in the plot of hours: of which kind, where, and words."""
+    """An event of a day in the plot of hours: its kind, its position, and a sentence."""
 
     kind: str
     x: float
@@ -65,7 +65,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowsPlot:
-    """Rows and lines a day; ``words`` say the same in a sentence."""
+    """Rows and lines per day; ``words`` say the same in a sentence."""
 
     bars: tuple[Bar, ...]
     x_marks: tuple[Mark, ...]
@@ -75,7 +75,7 @@ class RowsPlot:
 
 @dataclass(frozen=True, slots=True)
 class HoursPlot:
-    """Hours from a day's beginning to each event; the deadlines are lines across."""
+    """Hours from the beginning of each day to its events; the deadlines are horizontal lines."""
 
     points: tuple[Point, ...]
     spans: tuple[Span, ...]
@@ -86,7 +86,7 @@ class HoursPlot:
 
 
 class Part(NamedTuple):
-    """A part of the books of a day: its class in the stylesheet, words, rows, and place in the bar (0 to 1000)."""
+    """A part of a day's books: its classes in the stylesheet, words, rows, and position in the bar (0 to 1000)."""
 
     kind: str
     words: str
@@ -96,7 +96,7 @@ class Part(NamedTuple):
 
 
 def rows_plot(days: Mapping[date, DayOverview], today: date) -> RowsPlot | None:
-    """Return the plot of the last `SHOWN` days; None when none of them has rows."""
+    """Return the plot of the last `SHOWN` days; None if none of them has rows."""
     shown = _shown(today)
     counted = {day: it for day, it in days.items() if it.rows}
     most = max((counted[day].rows for day in shown if day in counted), default=0)
@@ -140,7 +140,7 @@ def rows_plot(days: Mapping[date, DayOverview], today: date) -> RowsPlot | None:
 
 
 def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSettings) -> HoursPlot | None:
-    """Return the plot of the last `SHOWN_HOURS` days; None when none of them was published."""
+    """Return the plot of the last `SHOWN_HOURS` days; None if none of them was published."""
     shown = _shown(today, SHOWN_HOURS)
     slot = (WIDTH - LEFT - RIGHT) / SHOWN_HOURS
     rule = export.finality
@@ -167,7 +167,7 @@ def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSett
                 x = round(LEFT + (number + 0.5) * slot + (place - 1) * _BESIDE, 1)
                 hours = (at - start_of(day)).total_seconds() / 3600
                 made.append(
-                    Point(kind, x, y(hours), f"{day} {word} {hours:.1f} h after its beginning, {at:%Y-%m-%d %H:%M}Z")
+                    Point(kind, x, y(hours), f"{day} {word} {hours:.1f} h after it began, {at:%Y-%m-%d %H:%M}Z")
                 )
         spans.append(Span(" ".join(f"{point.x},{point.y}" for point in made)))
         points += made
@@ -186,11 +186,11 @@ def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSett
 
 
 def books(tally: Tally) -> list[Part]:
-    """Return the parts of a tally that are not empty: lines, then each reason."""
+    """Return the non-empty parts of a tally: lines, then each reason."""
     found = [("lines", "lines", tally.lines)]
     found += [(f"filtered f{n}", f"filtered: {r}", tally.filtered[r]) for n, r in enumerate(FilterReason)]
     found += [(f"rejected r{n}", f"rejected: {r}", tally.rejected[r]) for n, r in enumerate(RejectReason)]
-    # At least a little of the bar, so that one row among a million is seen, too.
+    # A minimum width, so that one row in a million is still seen.
     widths = [max(_LEAST, 1000 * count / max(tally.rows, 1)) if count else 0.0 for _, _, count in found]
     scale = 1000 / (sum(widths) or 1.0)
     parts, x = [], 0.0
@@ -202,8 +202,8 @@ def books(tally: Tally) -> list[Part]:
 
 
 def _final(day: DayOverview, rule: FinalityRule, settle: timedelta) -> datetime | None:
-    """Return when the day's first publication could be made, if what was published was final and the clock says so."""
-    if rule.marked:  # an object of Megaphone's proves it, whose time is not kept
+    """Return when the first version published became final; None if it was not, or if that is not known."""
+    if rule.marked:  # proven by an object of Megaphone's, whose time is not kept
         return None
     export = day.publications[0].export
     at = max(rule.final_time(day.day), export.last_modified + settle)
@@ -221,7 +221,7 @@ def _x_marks(shown: Sequence[date], slot: float, every: int = 2) -> tuple[Mark, 
 
 
 def _round_up(most: int) -> int:
-    """Return the next number that is easy to read, and so is its half."""
+    """Return the next number up that is easy to read, as is its half."""
     power = 1
     while most > 10 * power:
         power *= 10

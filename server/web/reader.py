@@ -1,7 +1,7 @@
-"""What answers are made from, read at a pace that harms nobody.
+"""Makes the page's answers at a pace that harms nobody.
 
-Owns one thread: however many clients ask, one answer is made at a time, and the same question within `FRESH` seconds
-has the same answer.
+Owns one thread: however many clients ask, one answer is made at a time, and a question repeated within `FRESH` seconds
+gets the same answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Reader:
         self._kept: OrderedDict[str, tuple[float, asyncio.Future[Answer]]] = OrderedDict()
 
     async def ask(self, question: str, make: Callable[[], Answer]) -> Answer:
-        """Return the answer to a question; ``make`` makes it, in the thread, unless there is a fresh one."""
+        """Return the answer to a question; ``make`` makes it in the thread, unless a fresh one is kept."""
         now = monotonic()
         asked, answer = self._kept.get(question, (0.0, None))
         if answer is None or (answer.done() and now - asked > FRESH):
@@ -40,15 +40,15 @@ class Reader:
             self._kept.move_to_end(question)
             while len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
-        # A client that leaves must not take the answer from those who wait for it, too.
+        # A client that leaves must not cancel the answer for others who wait for it.
         return await asyncio.shield(answer)
 
     def close(self) -> None:
-        """End the thread once the answer that is being made is; those that wait are given up."""
+        """Finish the answer under way, cancel those that wait, and stop the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def _retrieved(answer: asyncio.Future[Answer]) -> None:
-    """Look at an error, of which asyncio would complain when nobody waits for the answer any more."""
+    """Retrieve an error, or asyncio complains about it when nobody waits for the answer any more."""
     if not answer.cancelled():
         answer.exception()

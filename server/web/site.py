@@ -42,14 +42,14 @@ log = structlog.get_logger()
 
 FOLDER = Path(__file__).parent
 REFRESH_SECONDS = 60
-STILL = "still"  # the query of a page that does not refresh itself
+STILL = "still"  # the query that stops a page from refreshing itself
 _STATIC = {"/style.css": "text/css; charset=utf-8", "/icon.svg": "image/svg+xml"}
 
 
 class Page:
     """The page of a service; without ``[web]`` it does nothing.
 
-    ``unhealthy_reason`` says why the service does not work, or ''; ``clock`` is told by tests only.
+    ``unhealthy_reason`` returns why the service does not work, or ''; only tests pass a ``clock``.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Page:
         log.info("service opened the page", url=f"http://{settings.listen.rpartition(':')[0]}:{port}/", port=port)
         if settings.beyond_loopback:
             hint = "pickup-point manual web"
-            log.warning("service serves the page without TLS, which is the work of a proxy before it", hint=hint)
+            log.warning("service serves the page without TLS: put a proxy in front of it", hint=hint)
         return port
 
     def replace(self, settings: WebSettings, access: Access | None) -> None:
@@ -104,17 +104,17 @@ class Page:
             self._parts[1].summarize()
 
     async def close(self) -> None:
-        """Stop listening, and end what runs."""
+        """Stop listening, and stop the threads."""
         if self._parts is None:
             return
         listener, door, reader = self._parts
         self._parts = None
         await listener.close()
         door.close()
-        await in_thread(reader.close)  # an answer may be under way in its thread
+        await in_thread(reader.close)  # it waits for the answer under way
 
     async def answer(self, path: str, query: str) -> Answer:
-        """Return the answer to a request for a path, by somebody who may see it."""
+        """Return the answer to a request for ``path``; whether the client may see it has been checked."""
         if path == "/healthz":
             sentence = await self._unhealthy_reason()
             return text(503, sentence) if sentence else text(200, "OK")
@@ -126,7 +126,7 @@ class Page:
         return await reader.ask(f"{path}?{still}", partial(self._make, path, still=still))
 
     def _make(self, path: str, *, still: bool) -> Answer:
-        """Make the answer, in a thread."""
+        """Make the answer; runs in the reader's thread."""
         try:
             return self._page(path, still=still)
         except LedgerError as error:
@@ -167,14 +167,14 @@ class Page:
             min((it for it in days if it > day), default=None),
         )
         if day not in days:
-            error = PickupPointError(f"{day} is not among the days that are known here.")
+            error = PickupPointError(f"Nothing is known here about {day}.")
             return self._sorry(404, error, still=still, days=[it for it in (before, after) if it is not None])
         values = views.one_day(days[day], details_of(config, day), config, _call(config), now)
         values |= {"before": before, "after": after}
         return self._html("day.html", path, still, values)
 
     def _html(self, template: str, path: str, still: bool, values: dict[str, Any], status: int = 200) -> Answer:
-        """Return a page; the header that refreshes it needs no script, and leaves the choice to a link."""
+        """Return a page; it is refreshed by a header, which needs no script, and which a link can leave out."""
         values |= {"path": path, "still": still, "still_query": STILL, "seconds": REFRESH_SECONDS}
         body = self._templates.get_template(template).render(values)
         return Answer(status, HTML, body.encode(), {} if still else {"Refresh": str(REFRESH_SECONDS)})
@@ -187,7 +187,7 @@ class Page:
 
 
 def templates() -> Environment:
-    """Return the templates; what they show is escaped, and a value that is missing is an error."""
+    """Return the templates; values are escaped, and a missing one is an error."""
     environment = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
@@ -201,7 +201,7 @@ def templates() -> Environment:
 
 
 def _call(config: Config) -> Call:
-    """Return how commands are typed on the server that this is."""
+    """Return how commands are typed on this server."""
     return Call(OURS, str(config.path))
 
 
@@ -221,7 +221,7 @@ def _short(at: datetime) -> str:
 
 
 def _local(at: datetime) -> str:
-    """Return an instant by the server's own clock on the wall."""
+    """Return an instant in the server's local time."""
     return f"{at.astimezone():%Y-%m-%d %H:%M %Z}"
 
 

@@ -1,4 +1,4 @@
-"""What the pages show, as values for their templates. Pure: its arguments are a snapshot's, and the clock in it."""
+"""What the pages show, as values for their templates. Pure: they come from a snapshot, which holds its own time."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ..status.deadlines import Deadline
     from ..status.snapshot import DayDetails, Snapshot, Trace
 
-FIRST_ROWS = 14  # days of the table that are not folded away
-MOST_PODCASTS = 200  # on a page; the CSV has all of them
+FIRST_ROWS = 14  # days shown above the fold of the table
+MOST_PODCASTS = 200  # on a page; the CSV lists all
 # How a state looks: a class of the stylesheet, and a sign for those who see no colours.
 LOOKS: Mapping[str, tuple[str, str]] = {
     "picked up": ("good", "✓"), "published": ("ready", "•"), "open": ("later", "·"), "unmarked": ("later", "·"),
@@ -55,7 +55,7 @@ _URGENCY_LOOKS: Mapping[Urgency | None, str] = {
 
 
 class Told(NamedTuple):
-    """One thing that is wrong: the level's word, a sentence, the days, and what to do, line by line."""
+    """One thing that is wrong: its level, a sentence, the days concerned, and what to do, line by line."""
 
     level: str
     sentence: str
@@ -64,7 +64,7 @@ class Told(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A day in plain words: a heading, the answer, rows, who must act, and what to do."""
+    """A day in plain words: a heading, the verdict, its rows, who must act, and what to do."""
 
     heading: str
     day: date
@@ -78,7 +78,7 @@ class Card(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A day of the calendar; ``state`` is '' where it is not known."""
+    """A day of the calendar; ``state`` is '' if the day is not ``known``."""
 
     day: date
     state: str
@@ -108,7 +108,7 @@ class Row(NamedTuple):
 
 
 class Coming(NamedTuple):
-    """The next deadline: of which days, what must be done of each by when, and how long that is."""
+    """The next deadline: (day, what must be done) for each day it concerns, when, and the time left."""
 
     due: tuple[tuple[date, str], ...]
     by: datetime
@@ -118,7 +118,7 @@ class Coming(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """The books of a publication, or of a held version, as a bar and a table; ``rows`` is their sum."""
+    """The books of a publication, or of a held version, as a bar and a table; ``rows`` is the sum of ``parts``."""
 
     rows: int
     parts: list[Any]
@@ -165,7 +165,7 @@ def overview(snapshot: Snapshot, config: Config, call: Call) -> dict[str, Any]:
 
 
 def one_day(day: DayOverview, details: DayDetails, config: Config, call: Call, now: datetime) -> dict[str, Any]:
-    """Return what the page of a day shows; a day is known by its overview and its details."""
+    """Return what the page of a day shows."""
     publications = [
         {
             "publication": it,
@@ -240,7 +240,7 @@ def _row(day: DayOverview) -> Row:
 
 
 def _weeks(by_day: Mapping[date, DayOverview], today: date) -> list[list[Cell | None]]:
-    """Return the last `SHOWN` days by week, from Monday to Sunday; None is a day outside of them."""
+    """Return the last `SHOWN` days by week, Monday to Sunday; None stands for a day outside them."""
     first = today - timedelta(days=SHOWN - 1)
     monday = first - timedelta(days=first.weekday())
     weeks = []
@@ -257,7 +257,7 @@ def _weeks(by_day: Mapping[date, DayOverview], today: date) -> list[list[Cell | 
 
 
 def _coming(days: Iterable[DayOverview]) -> Coming | None:
-    """Return the next deadline that is not met yet, with all that are at the same instant."""
+    """Return the next deadline not met yet, with every day that has it at the same instant."""
     waiting: list[tuple[Deadline, DayOverview, str]] = []
     for day in days:
         if day.state == "pruned":

@@ -23,7 +23,8 @@ from server.errors import PickupPointError
 from server.status.snapshot import Snapshot
 from server.storage.ledger import Ledger
 
-from ..support.program import GARBAGE, Program, ServiceSite, command, day_before, export_of
+from ..support.program import GARBAGE, Program, ServiceSite, command, day_before, environment, export_of
+from ..support.warm import WARM
 
 CONTRACT = {"serve", "feed", "prune", "status", "check", "trace", "convert", "keygen", "hash-password", "demo",
             "systemd-unit"}  # fmt: skip
@@ -258,6 +259,8 @@ def test_check_says_ok_warning_and_critical(service_site: ServiceSite) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["status"], ["check"], ["feed", "--day", "yesterday"], ["nonsense"]])
 def test_a_warm_command_says_what_a_cold_one_says(service_site: ServiceSite, arguments: list[str]) -> None:
     """Most tests fork commands from a process that has imported everything; nothing else is different."""
+    WARM.begin()  # as a conversion does that comes first
+    assert WARM.serves(environment())  # or this would compare cold with cold
     more = ["--config", str(service_site.config)] if arguments[0] in ("status", "check") else []
     warm, cold = (Program(service_site.folder, warm=warm).run(*arguments, *more) for warm in (True, False))
     assert (warm.returncode, warm.stdout, warm.stderr) == (cold.returncode, cold.stdout, cold.stderr)

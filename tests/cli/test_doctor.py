@@ -415,7 +415,7 @@ async def test_what_is_wrong_with_several_days_is_one_finding(service_site: Serv
     found = await examined(service_site)
     assert found["days"][0] == "WARNING"
     assert found["days"][1].startswith(f"days: {day_before(3)}, {day_before(2)}: 2 days missing; ")
-    assert found["days"][2] == "ask support-megaphone@spotify.com, Megaphone does not backfill on its own"
+    assert found["days"][2] == "ask support-megaphone@spotify.com (Megaphone does not backfill on its own)"
 
 
 # init
@@ -519,7 +519,7 @@ def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceS
         "Contact: Jane Doe", "which addresses your client connects from", "`aes128-gcm@openssh.com`",
         "21 November, 00:00", "23 November, 00:00", "three days old",
         "On the last 2 days that were published: one file a day",
-        "1. Does a log parsing scheme of yours match the columns",
+        "1. Does one of your log parsing schemes match the columns",
     ):  # fmt: skip
         assert word in text
     # Triton does not know our configuration.

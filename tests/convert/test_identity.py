@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from server.convert.conversion import Conversion
 from server.convert.day import SentLog
-from server.convert.identity import derived_id, identity_of, subkey, with_fingerprint
+from server.convert.export_row import derived_id, identity_of, subkey, with_fingerprint
 from server.convert.row import RowConverter
 from server.megaphone.exports import DELIVERY_V2
 from server.triton import LogRules

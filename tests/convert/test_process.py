@@ -545,7 +545,7 @@ def test_a_log_that_is_not_as_reported_is_never_sealed(tmp_path: Path, staging: 
         with pytest.raises(ConversionDied, match="another size or digest"):
             staging.seal([wrong], HEADER, 1)
     os.link(path, tmp_path / "second")
-    with pytest.raises(ConversionDied, match="no file of its own"):
+    with pytest.raises(ConversionDied, match="not a regular file with a single name"):
         staging.seal(answer.logs, HEADER, 1)
     for make in (os.mkfifo, os.mkdir, lambda name: name.symlink_to(tmp_path / "second")):
         path.unlink()

@@ -87,8 +87,9 @@ async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None
     assert list(exports) == [DAY]
     passed_over = {entry["event"][-18:-8]: entry["why"] for entry in entries}
     assert passed_over == {
-        "2026-11-01": "it is no regular file", "2026-11-02": "it is no regular file",
-        "2026-11-03": "it is a link that leads to no file this user can reach", "2026-11-04": "it is no regular file",
+        "2026-11-01": "it is not a regular file", "2026-11-02": "it is not a regular file",
+        "2026-11-03": "it is a link that leads to no file this user can reach",
+        "2026-11-04": "it is not a regular file",
     } and len(entries) == 4  # fmt: skip
     into = io.BytesIO()
     await folder.fetch(exports[DAY], into)

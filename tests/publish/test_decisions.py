@@ -60,7 +60,7 @@ def published(kind: str = "first", number: int = 0, state: str = "published", **
 SUPERSEDED = replace(published(), logs=(replace(published().logs[0], superseded_by=2),))
 PIECES = replace(published(), logs=(published().logs[0], published(number=1, state="intended").logs[0]))
 UNFINAL_PIECES = replace(PIECES, kind="unfinal", tally=Tally(rows=9, filtered=Counter(too_fresh=9)))
-ANEW = "its export has changed since it was held, so the new version was not accepted with it: "
+ANEW = "its export has changed since it was held, so the new version was not accepted: "
 CHANGED = seen("due", NEXT_VERSION, checked_etag="v1")
 SETTLING = replace(CHANGED, seen="settling", checked_at=at(1, "05:00"))
 
@@ -101,13 +101,13 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
     ("held for an older version", seen("due", hold=hold(etag="v0")), [], USUAL, at(1, "05:00"), "first",
      {"may_hold": True}),
     ("held until the end of waiting", seen("due", hold=hold()), [], USUAL, GIVEN_UP, "first",
-     {"may_hold": False, "remark": "published at give_up_waiting though held: too many were rejected"}),
+     {"may_hold": False, "remark": "published at give_up_waiting although held: too many were rejected"}),
     ("half of it rejected", seen("due", hold=hold(rejected=50)), [], USUAL, GIVEN_UP, "held", {}),
     ("tokens are never published undecided", seen("due", hold=hold("tokens")), [], USUAL, GIVEN_UP, "held", {}),
     ("an empty day is never published undecided", seen("due", hold=hold("empty")), [], USUAL, GIVEN_UP, "held", {}),
     ("held and never final", seen("settling", hold=hold()), [], USUAL, GIVEN_UP, "unfinal",
-     {"may_hold": False, "remark": "not final at give_up_waiting: settling; published at give_up_waiting though held: "
-      "too many were rejected"}),
+     {"may_hold": False, "remark": "not final at give_up_waiting: settling; published at give_up_waiting although "
+      "held: too many were rejected"}),
     # Failed
     ("failed, not yet tried again", seen("due", failure=failure(at(1, "06:00"))), [], USUAL, at(1, "05:30"), "failed",
      {"sentence": "it is torn (next try 2026-11-21 06:00Z)"}),

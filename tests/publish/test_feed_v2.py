@@ -123,7 +123,7 @@ async def test_under_another_key_late_rows_are_told_and_not_sent(make_site: Call
         assert await site.word(at(1, "12:00")) == "published"
     assert site.files() == [name()]
     assert [entry["why"] for entry in logs if entry["event"] == f"feed ignored late rows of {DAY}"] == [
-        "its rows got their ids by another ip_hash.key, or one that is not known: late rows cannot be recognised"
+        "its rows got their ids under another ip_hash.key, or an unknown one, so late rows cannot be recognised"
     ]
     (alarm,) = (alarm for alarm in site.alarms(at(1, "12:05")) if alarm.name == "day_late_ignored")
     assert "another ip_hash.key" in alarm.sentence and "--resend" in alarm.hint

@@ -316,7 +316,7 @@ async def test_connections_that_do_not_say_for_whom_they_are_bounded(tmp_path: P
             assert (await answer(waiting[1])).startswith(b"SSH-2.0-")
             with capture_logs() as entries, closing(await connected(it, b"PROXY UNKNOWN\r\n")) as sock:
                 assert await answer(sock) == b""
-            assert entries[0]["why"] == "too many connections do not say for whom they are"
+            assert entries[0]["why"] == "too many connections have not named their client"
             for sock in waiting:
                 sock.close()
         await it.left_alone()

@@ -14,17 +14,18 @@ from asyncssh.saslprep import SASLPrepError, saslprep
 
 from server.errors import PickupPointError
 from server.sftp import users as access
-from server.sftp.saslprep import Unprepared, prepare
 from server.sftp.users import (
     MAX_PASSWORD,
     VERDICT_STEP,
     Access,
     PasswordChecks,
+    Unprepared,
     User,
     Verdict,
     hash_password,
     password_hash_problem,
     password_matches,
+    prepare,
     verdict_due,
 )
 
@@ -243,8 +244,8 @@ def test_what_is_no_text_or_too_long_matches_nothing(password: bytes) -> None:
         ("\ue000", "U+E000 private-use character"),
         ("\u2028", "U+2028 LINE SEPARATOR"),
         ("m\u00fcller".encode("latin-1").decode("utf-8", "surrogateescape"), "the byte 0xFC, which is not UTF-8"),
-        ("\u05e9\u05dca", "a (U+0061 LATIN SMALL LETTER A) beside letters that are written from right to left"),
-        ("\u05e9\u05dc1", "1 (U+0031 DIGIT ONE) before or after letters that are written from right to left"),
+        ("\u05e9\u05dca", "a (U+0061 LATIN SMALL LETTER A) beside right-to-left letters"),
+        ("\u05e9\u05dc1", "1 (U+0031 DIGIT ONE) before or after right-to-left letters"),
         ("\u00ad", "the password is empty"),
         ("\ufdfa" * 60, f"longer than {MAX_PASSWORD} characters"),  # each is 18 when it is prepared
         ("x" * 1025, f"longer than {MAX_PASSWORD} characters"),

@@ -111,7 +111,7 @@ async def test_an_empty_source_warns_after_a_day(make_site: Callable[..., Site],
     assert of_source(site, at(1, "08:59")) is None
     found = of_source(site, at(1, "09:00"))
     assert found is not None and found.level is Level.WARNING
-    assert found.sentence == f"no export has ever come: there is nothing at {site.exports}"
+    assert found.sentence == f"no export has ever arrived: there is nothing at {site.exports}"
     site.put(rows_of(DAY, 3), at(1, "09:30"))
     await site.round(at(1, "09:40"))
     assert of_source(site, at(2)) is None

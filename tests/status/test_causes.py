@@ -31,7 +31,7 @@ async def test_days_of_one_cause_are_one_line_with_one_thing_to_do(site: Site) -
     (cause,) = [cause for cause in causes(site.alarms(now), site.days(now).values()) if cause.days]
     assert cause.level is Level.CRITICAL
     assert cause.sentence == "2026-11-20 to 2026-11-24: 5 days missing; 4 deadlines are over, the next is in 12 h"
-    assert [step.prose.split(",")[0] for step in cause.steps] == ["ask support-megaphone@spotify.com"]
+    assert [step.prose.split(" (")[0] for step in cause.steps] == ["ask support-megaphone@spotify.com"]
 
 
 async def test_a_day_is_told_once_with_its_state_its_reason_and_its_deadline(site: Site) -> None:

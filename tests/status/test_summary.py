@@ -37,7 +37,7 @@ async def lived(
     [
         pytest.param("04:00", 0, TAKEN, at(1, "08:00"), "Yes, in time", "good", "41 h before", "Nobody", id="in time"),
         pytest.param("04:00", 0, LATE, at(3, "08:00"), "Yes, too late", "bad", "2 h after", "in touch", id="late"),
-        pytest.param("04:00", 0, None, at(1, "08:00"), "Not yet", "waiting", "has not come", "Nobody", id="ahead"),
+        pytest.param("04:00", 0, None, at(1, "08:00"), "Not yet", "waiting", "not fetched", "Nobody", id="ahead"),
         pytest.param("04:00", 0, None, at(2, "20:00"), "Not yet", "bad", "in 4 h", "puller runs", id="soon"),
         pytest.param("04:00", 0, None, at(3, "20:00"), "No", "bad", "20 h ago", "did not pull", id="never"),
         pytest.param("04:00", 5, None, at(1, "08:00"), "No", "bad", "5 of 100 rows", "runs this server", id="held"),
@@ -68,7 +68,7 @@ async def test_a_day_that_is_still_written_says_from_when_it_can_be_final(site: 
     config = page_config(site.root)
     export = config.export.model_copy(update={"kind": "delivery-v2", "final_at": time(23)})
     told = summary(site.days(at(1, "03:40"))[DAY], config.model_copy(update={"export": export}))
-    assert told.sentence.endswith("which is final once Megaphone marks it, by about 2026-11-21 11:00Z as a rule.")
+    assert told.sentence.endswith("it is final once Megaphone marks it, by about 2026-11-21 11:00Z as a rule.")
 
 
 async def test_rows_that_an_earlier_file_sent_are_not_called_filtered(site: Site) -> None:

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from server.convert import process
-from server.convert.identity import with_fingerprint
+from server.convert.export_row import with_fingerprint
 from server.errors import SourceUnreachable
 from server.megaphone.exports import METRICS, DayExport, ExportKind, Listing
 from server.megaphone.folder import Folder

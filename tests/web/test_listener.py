@@ -135,7 +135,7 @@ async def test_beyond_this_machine_the_log_says_whose_work_tls_is(
         assert "TLS" not in capsys.readouterr().out
     monkeypatch.setattr("server.settings.WebSettings.beyond_loopback", True)
     async with serving(tmp_path, password_hash=CHEAP_HASH):
-        assert "without TLS, which is the work of a proxy" in capsys.readouterr().out
+        assert "without TLS: put a proxy in front" in capsys.readouterr().out
 
 
 async def test_guessing_is_delayed_and_banned_as_over_sftp() -> None:

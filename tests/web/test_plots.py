@@ -60,7 +60,7 @@ async def test_hours_run_from_the_beginning_of_a_day(site: Site) -> None:
     assert plot is not None
     kinds = {point.kind: point for point in plot.points}
     assert kinds["final"].y > kinds["published"].y > kinds["picked"].y > plot.deadlines[0].at > plot.deadlines[1].at
-    assert "published 29.5 h after its beginning" in kinds["published"].words
+    assert "published 29.5 h after it began" in kinds["published"].words
     assert "picked up 36.0 h" in kinds["picked"].words
     # An hour apart they would lie on each other, so each has a place of its own within the day.
     assert kinds["final"].x + 4 < kinds["published"].x < kinds["picked"].x - 4
