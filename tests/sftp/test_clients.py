@@ -277,7 +277,8 @@ async def test_a_client_that_was_killed_and_resumes_has_it_all(
     await partner.kill(lambda: first(partner), "one", 1_000_000)
     had = (partner.home / "one").stat().st_size
     (pickup,) = partner.listener.finished
-    assert pickup.ranges[0][1] < had, "the client has more than is proven"
+    # On a busy machine it may have been killed before any of its answers came through.
+    assert max((end for _, end in pickup.ranges), default=0) < had, "the client has more than is proven"
     status, output = await partner.run(*second(partner))
     assert status == 0, output
     partner.got("one")
