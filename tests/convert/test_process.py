@@ -48,7 +48,7 @@ from ..support.reference_conversion import (
     with_repetitions,
 )
 from ..support.rows import row
-from ..support.site import log_name
+from ..support.site import COLD_START, log_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +75,12 @@ def no_process_left() -> Iterator[None]:
 
 def _descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture(autouse=True)
+def _processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the processes as the service does: a forked one is no child of ours, and an installation forks them."""
+    monkeypatch.setattr(process, "start", COLD_START)
 
 
 def _children() -> set[int]:

@@ -276,24 +276,25 @@ async def test_two_nodes_publish_by_a_real_store(tmp_path: Path, s3: S3Server, c
     aws_chain.use(*OWNER)
     place = BucketPlace(s3.bucket, "logs/", REGION, s3.url, None, "store")
     shared = {"store": True, "open_shelf": partial(open_shelf, ObjectStore(place, QUICK), ".pickup-point/logs/")}
+    day = datetime.now(UTC).date() - timedelta(days=1)  # by the store's own clock, which dates what is published
     nodes = [Site(tmp_path / word, exports=tmp_path / "exports", **shared) for word in "ab"]
     try:
-        nodes[0].put(rows_of(DAY, 40), at(1, "04:10"))
-        await asyncio.gather(*(site.round(at(1, "05:35")) for site in nodes))
-        nodes[0].put(rows_of(DAY, 45), at(1, "09:00"))
+        nodes[0].put(rows_of(day, 40), at(1, "04:10", day), day)
+        await asyncio.gather(*(site.round(at(1, "05:35", day)) for site in nodes))
+        nodes[0].put(rows_of(day, 45), at(1, "09:00", day), day)
         ceph.kill_gateway()
         try:
             with pytest.raises(StoreError):
-                await nodes[0].round(at(1, "10:15"))
+                await nodes[0].round(at(1, "10:15", day))
         finally:
             await asyncio.to_thread(ceph.start_gateway)
         for site in (*nodes, nodes[0]):
-            await site.round(at(1, "11:15"))
+            await site.round(at(1, "11:15", day))
         shown = [{log.name: (log.sha256, log.mtime) for log in site.ledger.logs()} for site in nodes]
         assert shown[0] == shown[1]
         for site in nodes:
             site.check_folder()
-            assert site.standing_ids() == {f"{DAY}-{n}": 1 for n in range(45)}
+            assert site.standing_ids() == {f"{day}-{n}": 1 for n in range(45)}
     finally:
         for site in nodes:
             site.stop()

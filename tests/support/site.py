@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DAY = date(2026, 11, 20)
-_COLD_START, _COMMAND = process.start, process.COMMAND
+COLD_START, _COMMAND = process.start, process.COMMAND
 HEALTHY = Measured(0.5, 50 << 30)
 
 
 def _start(descriptors: Sequence[int], environment: dict[str, str]) -> Any:
     """Start a process that converts: a warm one, unless a test put a program of its own in its place."""
-    start = WARM.start_conversion if process.COMMAND == _COMMAND else _COLD_START
+    start = WARM.start_conversion if process.COMMAND == _COMMAND else COLD_START
     return start(descriptors, environment)
 
 
@@ -167,7 +167,7 @@ class Site:
 
     def stop(self) -> None:
         """Let go of the ledger."""
-        process.start = _COLD_START
+        process.start = COLD_START
         self.ledger.close()
 
     def restart(self, **settings: Any) -> None:
