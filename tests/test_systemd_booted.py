@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(bool(container.why_not()), reason=container.why_not()),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),  # the first run on a machine types pip's lines twice
 ]
 SFTP = (
     "SSH_ASKPASS=/root/askpass SSH_ASKPASS_REQUIRE=force sftp -q -o StrictHostKeyChecking=yes"
