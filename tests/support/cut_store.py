@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from .apart import conversions_here
 from .fault_s3 import BUCKET, FaultServer, cut, done_but, fault_server, hang_up, refuse
 from .faulty_bucket import UNHURRIED
 from .s3 import REGION
-from .site import DAY, Site, at, rows_of
+from .site import Site, at, rows_of
 
 if TYPE_CHECKING:
     import random
@@ -50,6 +50,8 @@ def cut_days(folder: Path, dice: random.Random) -> tuple[int, list[str]]:
 
 async def _cut_days(folder: Path, dice: random.Random) -> tuple[int, list[str]]:
     requests, calm = 0, False
+    # Days that are over by the server's own clock, which dates what is published: one far ahead is refused.
+    first = datetime.now(UTC).date() - timedelta(days=DAYS + 1)
     writes = [hang_up(), hang_up(reset=True), done_but(hang_up()), refuse(503, "SlowDown"),
               refuse(409, "ConditionalRequestConflict"), done_but(refuse(500, "InternalError")),
               done_but(refuse(409, "ConditionalRequestConflict"))]  # fmt: skip
@@ -67,7 +69,7 @@ async def _cut_days(folder: Path, dice: random.Random) -> tuple[int, list[str]]:
         nodes = [Site(folder / word, **more) for word in "ab"]
         try:
             for number in range(DAYS):
-                day = DAY + timedelta(days=number)
+                day = first + timedelta(days=number)
                 nodes[0].put(rows_of(day, 30), at(1, "04:10", day), day)
                 for tries in range(8):
                     if tries == 4:
@@ -75,14 +77,14 @@ async def _cut_days(folder: Path, dice: random.Random) -> tuple[int, list[str]]:
                     with suppress(StoreError):
                         await dice.choice(nodes).round(at(1, f"{8 + tries:02d}:00", day))
             calm = True
-            now = at(DAYS, "22:00")
+            now = at(DAYS, "22:00", first)
             for site in (*nodes, *nodes):
                 now += timedelta(hours=1, minutes=30)
                 await site.round(now)
             wrong = []
             shown = [{log.name: (log.sha256, log.mtime) for log in site.ledger.logs()} for site in nodes]
             wrong += ["the nodes do not know the same"] * (shown[0] != shown[1])
-            wanted = {f"{DAY + timedelta(days=n)}-{m}": 1 for n in range(DAYS) for m in range(40)}
+            wanted = {f"{first + timedelta(days=n)}-{m}": 1 for n in range(DAYS) for m in range(40)}
             for site in nodes:
                 site.check_folder()
                 wrong += ["rows are lost or sent twice"] * (site.standing_ids() != wanted)
