@@ -57,12 +57,6 @@ class Point(NamedTuple):
     words: str
 
 
-class Span(NamedTuple):
-    """A line through a day's events, in the form of SVG's ``points``."""
-
-    points: str
-
-
 @dataclass(frozen=True, slots=True)
 class RowsPlot:
     """Rows and lines per day; ``words`` say the same in a sentence."""
@@ -78,7 +72,7 @@ class HoursPlot:
     """Hours from the beginning of each day to its events; the deadlines are horizontal lines."""
 
     points: tuple[Point, ...]
-    spans: tuple[Span, ...]
+    spans: tuple[str, ...]  # of each day a line through its events, in the form of SVG's ``points``
     deadlines: tuple[Mark, ...]
     x_marks: tuple[Mark, ...]
     y_marks: tuple[Mark, ...]
@@ -151,7 +145,7 @@ def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSett
         return round(base - (base - TOP) * (min(max(hours, low), high) - low) / (high - low), 1)
 
     points: list[Point] = []
-    spans: list[Span] = []
+    spans: list[str] = []
     for number, day in enumerate(shown):
         it = days.get(day)
         if it is None or it.published_at is None:
@@ -169,7 +163,7 @@ def hours_plot(days: Mapping[date, DayOverview], today: date, export: ExportSett
                 made.append(
                     Point(kind, x, y(hours), f"{day} {word} {hours:.1f} h after it began, {at:%Y-%m-%d %H:%M}Z")
                 )
-        spans.append(Span(" ".join(f"{point.x},{point.y}" for point in made)))
+        spans.append(" ".join(f"{point.x},{point.y}" for point in made))
         points += made
     if not points:
         return None

@@ -64,7 +64,7 @@ async def test_hours_run_from_the_beginning_of_a_day(site: Site) -> None:
     assert "picked up 36.0 h" in kinds["picked"].words
     # An hour apart they would lie on each other, so each has a place of its own within the day.
     assert kinds["final"].x + 4 < kinds["published"].x < kinds["picked"].x - 4
-    assert [span.points.count(",") for span in plot.spans] == [3]
+    assert [span.count(",") for span in plot.spans] == [3]
 
 
 def test_no_rows_no_plot() -> None:
