@@ -27,8 +27,10 @@ _NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 _CLONE_THREAD = 0x10000
 _X32 = 0x40000000
 _NICE = 5
-_MEMORY = 1 << 30  # bytes of address space, and for each thread:
-_THREAD_MEMORY = 256 << 20  # the costliest line of 16 MiB as Python objects
+# Bytes of address space. The costliest line of 16 MiB takes 800 MiB as Python objects, but only one thread at a time
+# has such a line: see `block`.
+_MEMORY = 1 << 30
+_THREAD_MEMORY = 256 << 20  # a block of such a line as text, in several forms
 
 
 class _Calls(NamedTuple):

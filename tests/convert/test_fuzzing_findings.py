@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import gzip
 import io
+import time
 import tracemalloc
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
 from server.config import load_config
+from server.convert import block
 from server.convert.block import BlockConverter
 from server.convert.conversion import Conversion
 from server.convert.day import SentLog
@@ -130,3 +133,44 @@ def test_long_values_leave_nothing_behind(field: str, text: str) -> None:
     finally:
         tracemalloc.stop()
     assert held < 4 * len(text)
+
+
+@pytest.mark.parametrize("more", [{"ip": None}, {"city": "@"}, {"city": "@", "id": None}])
+def test_the_objects_of_a_row_are_in_memory_once(more: dict[str, Any]) -> None:
+    """A line of 16 MiB can take 800 MiB as objects: twice that killed the process, and so the day, for good."""
+    nested = b'{"":' * 900 + b"0" + b"}" * 900
+    raw = own(1, source="!", **more).replace(b'"!"', b"[" + b",".join([nested] * 5) + b"]").replace(b"@", rb"\ud800")
+    converter = BlockConverter(None, Conversion(LogRules(), KEY, day=DAY))
+    job = Job(0, Task.RENDER, (raw,))
+    converter.do(job)  # what it loads and keeps
+    tracemalloc.start()
+    try:
+        fields = orjson.loads(raw.replace(rb"\ud800", b""))
+        _, once = tracemalloc.get_traced_memory()
+        del fields
+        tracemalloc.reset_peak()
+        assert converter.do(job).tally.rows == 1
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert once < peak < 1.5 * once
+
+
+def test_large_rows_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads there are: what one may take is all that the process is allowed."""
+    monkeypatch.setattr(block, "_LARGE", 1)
+    converter, inside, most = BlockConverter(None, Conversion(LogRules(), KEY, day=DAY)), [0], [0]
+    exact = converter._exact.convert
+
+    def counted(raw: bytes) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.001)  # lets another thread in
+        inside[0] -= 1
+        return exact(raw)
+
+    monkeypatch.setattr(converter._exact, "convert", counted)
+    jobs = [Job(n, Task.RENDER, (b"\n".join(own(f"{n}-{k}") for k in range(10)),)) for n in range(6)]
+    with ThreadPoolExecutor(3) as threads:
+        assert [result.tally.lines for result in threads.map(converter.do, jobs)] == [10] * 6
+    assert most == [1]
