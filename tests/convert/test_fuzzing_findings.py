@@ -14,10 +14,10 @@ import orjson
 import pytest
 
 from server.config import load_config
-from server.convert import block
+from server.convert import block, lines
 from server.convert.block import BlockConverter
 from server.convert.conversion import Conversion
-from server.convert.day import SentLog
+from server.convert.day import SentLog, Tuning
 from server.convert.job import Job, Task
 from server.convert.lines import GzipText
 from server.errors import ConfigError, ExportTorn
@@ -174,3 +174,16 @@ def test_large_rows_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     with ThreadPoolExecutor(3) as threads:
         assert [result.tally.lines for result in threads.map(converter.do, jobs)] == [10] * 6
     assert most == [1]
+
+
+def test_a_line_may_be_longer_than_a_row_and_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotes take three bytes in a line: a published line over the limit of rows was not found among those sent."""
+    monkeypatch.setattr(lines, "LINE_LIMIT", 5000)
+    rows = [own(1), own(2, user_agent='"' * 2000, city='"' * 200), own(3)]
+    made = Conversion(LogRules(), KEY, day=DAY)
+    _, before = convert(export_file(tmp_path, rows), made)
+    sent = [SentLog(Layout(), lambda: io.BytesIO(before.logs[0].content))]
+    tuning = Tuning(block=1000)
+    again, late = convert(export_file(tmp_path, [*rows, own(4)]), made, sent=sent, tuning=tuning)
+    assert (again.tally.filtered, again.changed, again.removed) == ({"sent_before": 3}, 0, 0)
+    assert [text.count("\n") for text in late.texts] == [2]
