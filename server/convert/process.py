@@ -105,6 +105,8 @@ class ConversionProcess:
         """
         inbox, last = bytearray(), False
         for piece in self._exchange(request, stop):
+            if last:
+                raise refused("something follows its last message")
             seen = len(inbox)
             inbox += piece
             while (end := inbox.find(b"\n", seen)) >= 0 and end < LONGEST_LINE:
