@@ -19,7 +19,7 @@ import orjson
 
 from ..triton import plain_id
 from .export_row import identifier, parse_fields
-from .job import FILTERED, REJECTED, Job, Reject, Result, Task
+from .job import FILTERED, REJECTED, Job, Reject, Rejects, Result, Task
 from .kernel import CompiledRules, Equals, IdTable, Names, Rooms, filtered
 from .lines import RAW_LIMIT
 from .log_writer import deflate
@@ -61,7 +61,9 @@ class _Gathered:
         self.changed: list[bytes] = []
         self.tally = Tally()
         self.podcasts = PodcastBooks()
-        self.rejected: list[tuple[int, RejectReason, bytes, str]] = []  # line, why, row, podcast
+        self.rejects = Rejects()
+        self.last_rejected = b""  # the row as it stands in the export
+        self.rejected_of = Counter[tuple[str, RejectReason]]()  # by podcast
         self.out_of_order: list[bytes] = []  # derived ids that rows of both have, the kernel's and the exact rules'
         self.kept_after = False  # whether a row that was not rejected follows the last rejected one
         self.lines = 0
@@ -259,7 +261,9 @@ class BlockConverter:
         block.tally.rows += 1
         block.tally.rejected[reason] += 1
         fields = {} if reason in _WITHOUT_FIELDS else _fields(row)
-        block.rejected.append((line, reason, raw, identifier(fields.get("podcast_id"))))
+        block.rejects.append(_entry(line, reason, raw))
+        block.last_rejected = raw
+        block.rejected_of[identifier(fields.get("podcast_id")), reason] += 1
         block.kept_after = False
         row_id = identifier(fields.get("id"))
         # A rejected row may have been sent in an earlier, correct form: then it counts as changed.
@@ -322,21 +326,19 @@ class BlockConverter:
 
     def _result(self, job: Job, block: _Gathered, ids: bytes) -> Result:
         """Return what was gathered of a block as the result of its job."""
-        result = Result(job.number, line_count=block.lines, tally=block.tally)
-        rejects = [_entry(line, reason, raw) for line, reason, raw, _ in block.rejected]
+        result = Result(job.number, line_count=block.lines, tally=block.tally, rejects=block.rejects)
         # The bracket that closes a JSON array is not a row unless something follows it, perhaps in a later block: so
         # the reject is set apart here, and whoever joins the results decides.
-        if job.array and block.rejected and not block.kept_after:
-            last = block.rejected[-1][2].strip()
+        if job.array and block.rejects and not block.kept_after:
+            last = block.last_rejected.strip()
             if last == b"]":
-                result.closing = rejects.pop()
-                block.rejected.pop()
+                result.closing = block.rejects.pop()
+                block.rejected_of["", RejectReason.MALFORMED_JSON] -= 1
                 block.tally.rejected[RejectReason.MALFORMED_JSON] -= 1
                 block.tally.rows -= 1
             else:
                 with self._turn(last):
                     result.closed = last.endswith(b"]") and bool(_fields(last[:-1]))
-        result.rejects = rejects
         if job.want_ids:
             result.ids = self._partition(ids)
             derived, numbers = block.counted
@@ -348,8 +350,8 @@ class BlockConverter:
             text = block.texts[0] if len(block.texts) == 1 else b"".join(block.texts)
             result.piece = deflate(text, block.tally.lines)
             if self._by_podcast:
-                for _, reason, _, podcast in block.rejected:
-                    block.podcasts.reject(podcast, reason)
+                for (podcast, reason), rows in block.rejected_of.items():
+                    block.podcasts.reject(podcast, reason, rows)
                 # The kernel's podcasts come in another order than those of odd rows; sorted, both agree.
                 result.podcasts = PodcastBooks(dict(sorted(block.podcasts.tallies.items())))
         else:
@@ -425,7 +427,8 @@ def _is_blank(raw: bytes) -> bool:
 
 def _too_long(number: int, beginning: bytes) -> Result:
     """Return the result of a block that is a single line over the limit: one rejected row."""
-    result = Result(number, line_count=1, rejects=[_entry(0, RejectReason.MALFORMED_JSON, beginning)])
+    result = Result(number, line_count=1)
+    result.rejects.append(_entry(0, RejectReason.MALFORMED_JSON, beginning))
     result.tally = Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1}))
     result.podcasts = PodcastBooks()
     result.podcasts.reject("", RejectReason.MALFORMED_JSON)

@@ -55,7 +55,7 @@ def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
             except ExportTorn as error:
                 raise damaged(log.name, error.word) from error
             except SourceError as error:  # the same fault, but it is a published log, not an export
-                raise DataFolderError(str(error), hint=error.hint) from error.__cause__
+                raise DataFolderError(str(error), hint=error.hint) from error
 
 
 def _after_header(text: GzipText, layout: Layout) -> bytes:

@@ -187,3 +187,17 @@ def test_a_line_may_be_longer_than_a_row_and_is_not_sent_again(tmp_path: Path, m
     again, late = convert(export_file(tmp_path, [*rows, own(4)]), made, sent=sent, tuning=tuning)
     assert (again.tally.filtered, again.changed, again.removed) == ({"sent_before": 3}, 0, 0)
     assert [text.count("\n") for text in late.texts] == [2]
+
+
+def test_a_block_of_nothing_but_rejected_rows_is_small() -> None:
+    """Half a million of two bytes in a mebibyte took 160 MiB, and several blocks wait for the one before them."""
+    converter = BlockConverter(None, Conversion(LogRules(), KEY, day=DAY))
+    converter.do(Job(0, Task.RENDER, (b"x\n",)))
+    tracemalloc.start()
+    try:
+        result = converter.do(Job(1, Task.RENDER, (b"x\n" * 5000,)))
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(result.rejects) == 5000
+    assert held < 80 * 5000 and peak < 200 * 5000

@@ -209,6 +209,11 @@ def test_what_cannot_be_read_is_reported_as_such(tmp_path: Path, folder: Path) -
     torn = SentFile(Layout(), lambda: (folder / "torn").open("rb"), "MEGA-00.tsv.gz")
     with no_process_left(), pytest.raises(DataFolderError, match=r"log MEGA-00\.tsv\.gz is damaged.*truncated"):
         apart_from(export, folder, sent=[torn])
+    failing = SentFile(Layout(), lambda: open("/proc/self/mem", "rb"), "MEGA-01.tsv.gz")  # noqa: PTH123, SIM115
+    with pytest.raises(
+        DataFolderError, match=r"^the published log MEGA-01\.tsv\.gz cannot be read: Input/output error"
+    ):
+        apart_from(export, folder, sent=[failing])
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
