@@ -201,3 +201,11 @@ def test_a_block_of_nothing_but_rejected_rows_is_small() -> None:
         tracemalloc.stop()
     assert len(result.rejects) == 5000
     assert held < 80 * 5000 and peak < 200 * 5000
+
+
+def test_an_endless_line_is_no_silence(tmp_path: Path) -> None:
+    """Whoever waits for the process ends one that says nothing: a terabyte without a newline takes long."""
+    seen: list[int] = []
+    export = export_file(tmp_path, own(1, city="x" * 20_000), members=20)
+    convert(export, tuning=Tuning(block=1000), progress=seen.append)
+    assert len(seen) > 20 and seen[-1] == export.stat().st_size
