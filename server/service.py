@@ -449,7 +449,7 @@ async def serve(
         # Before anything in the folder is opened, and until everything is closed.
         stack.enter_context(folder.service_lock())
         installation = await stack.enter_async_context(assembled(config, hash_key))
-        await refuse_unfit_store(config)
+        await refuse_unfit_store(config, installation.shared)
         # Before there is a listener: no client may see a folder that a crash left between two steps.
         await in_thread(_recover, installation)
         if lack := await in_thread(kernel_lack):

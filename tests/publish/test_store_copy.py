@@ -36,7 +36,7 @@ LOGS = [name(number) for number in range(4)]
 def copy_of(site: Site, url: str, bucket: str = BUCKET) -> StoreCopy:
     """What makes a store follow, as a start of the service makes it."""
     place = BucketPlace(bucket, PREFIX, REGION, url, None, "store")
-    return StoreCopy(LogStore(place, f".pickup-point/{PREFIX}", UNHURRIED), site.ledger, site.point, lambda: False)
+    return StoreCopy(LogStore(place, UNHURRIED), site.ledger, site.point, lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ async def test_a_store_that_was_there_counts_while_it_is_away(published: Site, f
     state = await copy_of(published, faulty.url).follow()
     assert state.there == tuple(LOGS) and "503" in state.error
     other = StoreCopy(
-        LogStore(BucketPlace(BUCKET, "other/", REGION, faulty.url, None, "store"), ".pickup-point/other/", UNHURRIED),
+        LogStore(BucketPlace(BUCKET, "other/", REGION, faulty.url, None, "store"), UNHURRIED),
         published.ledger, published.point, lambda: False,
     )  # fmt: skip
     faulty.listing_script.extend([refuse(503, "SlowDown")] * 2)

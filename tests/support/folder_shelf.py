@@ -53,8 +53,8 @@ class FolderShelf:
         """The logs that lie where the partner reads: in ``logs``, if a test puts any there."""
         return sorted(path.name for path in (self.root / "logs").glob("*"))
 
-    def list(self, folder: str) -> list[Shelved]:
-        """The objects of a folder."""
+    def list(self, folder: str, after: str = "") -> list[Shelved]:
+        """The objects of a folder that come after a name."""
 
         def act() -> list[Shelved]:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,7 @@ class FolderShelf:
             return [
                 Shelved(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC), str(path.stat().st_ino))
                 for path in found
+                if path.name > after
             ]
 
         return self._step("list", folder, act)  # type: ignore[return-value]
