@@ -18,6 +18,7 @@ Serving needs none of this. While the store is unreachable, nothing is published
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import secrets
 import shlex
@@ -45,6 +46,7 @@ from ..storage.sequence import (
     broken_rule,
     entry_name,
     from_bytes,
+    pruned_in,
     to_bytes,
 )
 from ..storage.shelf import try_rights
@@ -205,15 +207,19 @@ class SharedSequence:
     def _catch_up(self, shelf: Shelf, *, anew: bool = False) -> int:
         """Apply what is new, and return how many entries that are; ``anew``: look at the newest known one again."""
         head = self._head(shelf, anew=anew)
+        # Packed, and unpacked one by one: a sequence of years with its books is more than fits into memory.
         new = self._from_checkpoint(shelf) if head == 0 else []
         while (data := shelf.read(f"sequence/{entry_name(head + len(new) + 1)}", MOST_BYTES)) is not None:
-            new.append(self._entry(head + len(new) + 1, data))
-        self._refuse_other_history(new)
+            new.append(zlib.compress(data, 1))
+        self._refuse_other_history(new, head)
         # Known before any is applied: files pruned since are no longer in the store, and are not fetched.
-        gone = {name for entry in new for name in entry.pruned}
+        gone: set[LogName] = set()
+        for number, packed in enumerate(new, head + 1):
+            with suppress(NoEntry):  # told when its turn comes
+                gone.update(pruned_in(number, zlib.decompress(packed)))
         try:
-            for entry in new:
-                self._apply(shelf, entry, gone)
+            for number, packed in enumerate(new, head + 1):
+                self._apply(shelf, self._entry(number, zlib.decompress(packed)), gone)
         except (DataFolderError, LedgerError):
             # On a full disk, pruning makes room for what follows: the next turn carries on from here.
             for name in gone:
@@ -242,18 +248,13 @@ class SharedSequence:
         what = "is lost" if data is None else "is another one than this node has applied"
         raise StoreError(f"entry {head} of the shared store's sequence {what}", hint=LOST_HINT)
 
-    def _refuse_other_history(self, new: Sequence[Entry]) -> None:
+    def _refuse_other_history(self, new: Sequence[bytes], head: int) -> None:
         """Refuse, before anything is applied, to mix what this data folder published by itself with the sequence."""
-        begun = {
-            (str(part.name), part.sha256)
-            for entry in new
-            if entry.kind == "begin"
-            for publication in entry.publications
-            for part in publication.logs
-        }
+        first = self._entry(1, zlib.decompress(new[0])).publications if new and head == 0 else ()
+        begun = {(str(part.name), part.sha256) for publication in first for part in publication.logs}
         own = [log_name for log_name, sha256 in self._ledger.entries.strangers() if (log_name, sha256) not in begun]
         left = self._ledger.facts().get(LEFT)
-        if own and (new or self._ledger.entries.head()):
+        if own and (new or head):
             logs = f"{own[0]}{f' and {len(own) - 1} more logs' if own[1:] else ''}"
             if left:
                 raise NodesDiffer(
@@ -268,16 +269,19 @@ class SharedSequence:
         if left:
             self._ledger.note(**{LEFT: False})
 
-    def _from_checkpoint(self, shelf: Shelf) -> list[Entry]:
-        """Return the entries of the newest checkpoint, for a ledger that has none yet."""
+    def _from_checkpoint(self, shelf: Shelf) -> list[bytes]:
+        """Return the entries of the newest checkpoint, each packed, for a ledger that has none yet."""
         names = [shelved.name for shelved in shelf.list("checkpoints") if shelved.name.isdecimal()]
         data = shelf.read(f"checkpoints/{names[-1]}", MOST_CHECKPOINT) if names else None
-        if data is None:
-            return []
+        found = []
         try:
-            return [from_bytes(number, line) for number, line in enumerate(gzip.decompress(data).splitlines(), 1)]
+            with gzip.open(io.BytesIO(data or b"")) as lines:
+                for number, line in enumerate(lines, 1):
+                    pruned_in(number, line)
+                    found.append(zlib.compress(line, 1))
         except (OSError, EOFError, zlib.error, NoEntry):  # a stranger's: the sequence itself has them all
             return []
+        return found
 
     def _entry(self, number: int, data: bytes) -> Entry:
         try:
@@ -384,9 +388,11 @@ class SharedSequence:
 
     def _checkpoint(self, shelf: Shelf, number: int) -> None:
         """Write all entries so far as one object, for nodes that join; every node would write the same bytes."""
-        lines = self._ledger.entries.data(1, number)
-        data = gzip.compress(b"\n".join(lines), 6, mtime=0)
-        shelf.put_new(f"checkpoints/{entry_name(number)}", data)
+        data = io.BytesIO()
+        with gzip.GzipFile("", "wb", 6, data, mtime=0) as file:
+            for each in range(1, number + 1):
+                file.write(self._ledger.entries.data(each) + b"\n")
+        shelf.put_new(f"checkpoints/{entry_name(number)}", data.getvalue())
 
     # Writing
 
@@ -537,7 +543,7 @@ class SharedSequence:
         if head == 0:
             keeps = self._keeps_the_first(shelf)
         else:
-            keeps = not shelf.put_new(f"sequence/{entry_name(head)}", self._ledger.entries.data(head, head)[0])
+            keeps = not shelf.put_new(f"sequence/{entry_name(head)}", self._ledger.entries.data(head))
         if not keeps:
             hint = "use another store, or set store.shared = false on one service only"
             raise StoreError("the store ignores If-None-Match, so it cannot say who was first", hint=hint)
@@ -567,7 +573,7 @@ class SharedSequence:
         there = {shelved.name for shelved in shelf.list("sequence")}
         # The newest is not put again: see `_head`.
         for number in (number for number in range(1, head) if entry_name(number) not in there):
-            shelf.put_new(f"sequence/{entry_name(number)}", self._ledger.entries.data(number, number)[0])
+            shelf.put_new(f"sequence/{entry_name(number)}", self._ledger.entries.data(number))
             log.warning(f"shared store got entry {number} of its sequence again", why="it was lost there")
         needed = {blob_name(sha256, entry_id): name for name, sha256, entry_id in self._ledger.entries.blobs()}
         contents = shelf.list("blobs")

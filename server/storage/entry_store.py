@@ -62,10 +62,9 @@ class EntryStore(LedgerPart):
         wrote = {row[0]: (row[1], orjson.loads(zlib.decompress(row[2]))["at"]) for row in self._rows(query)}
         return told | wrote
 
-    def data(self, first: int, last: int) -> list[bytes]:
-        """Return the entries from ``first`` to ``last`` as their objects hold them, in order."""
-        rows = self._rows("SELECT data FROM entry WHERE number BETWEEN ? AND ? ORDER BY number", (first, last))
-        return [zlib.decompress(row[0]) for row in rows]
+    def data(self, number: int) -> bytes:
+        """Return an applied entry as its object holds it."""
+        return zlib.decompress(self._rows("SELECT data FROM entry WHERE number = ?", (number,))[0][0])
 
     def blobs(self) -> list[tuple[LogName, str, str]]:
         """Return (name, SHA-256, entry id) of every published log."""

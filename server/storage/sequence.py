@@ -152,6 +152,21 @@ def from_bytes(number: int, data: bytes) -> Entry:
     return entry
 
 
+def pruned_in(number: int, data: bytes) -> list[LogName]:
+    """Return the names that an entry prunes, without making the rest of it, which may be large.
+
+    Raises:
+        NoEntry: it is not this number's.
+    """
+    try:
+        found = orjson.loads(data)
+        if found["number"] == number:
+            return [_name(text) for text in found.get("pruned", ())]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        pass
+    raise NoEntry(f"entry {number} cannot be read")
+
+
 def _name(text: str) -> LogName:
     name = LogName.parse(text)
     if name is None:

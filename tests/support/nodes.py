@@ -158,7 +158,7 @@ class NodesWalk(Walk):
         self.wrong += ["the ledgers do not know the same"] * any(state != states[0] for state in states)
         entries = sorted((self._more["store"] / "sequence").glob("*"))
         written = [path.read_bytes() for path in entries]
-        taken = [node.ledger.entries.data(1, len(entries)) for node in self.nodes]
+        taken = [[node.ledger.entries.data(n) for n in range(1, len(entries) + 1)] for node in self.nodes]
         self.wrong += ["a node has applied what is not in the sequence"] * any(data != written for data in taken)
         for node in self.nodes:
             self.site = node
