@@ -22,7 +22,7 @@ from tests.support.s3 import REGION
 from tests.support.site import DAY, Site, at, name, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from aiohttp import web
 
@@ -231,3 +231,18 @@ async def test_a_bucket_that_lets_nothing_be_removed_gets_what_is_new(site: Site
     faulty.weather = lambda request: refuse(403, "AccessDenied") if request.method == "DELETE" else None
     state = await copy.follow()
     assert state.there == (name(0, later),) and "AccessDenied" in state.error
+
+
+async def test_what_another_node_has_just_published_is_no_strangers(
+    node: Callable[..., Site], faulty: FaultServer
+) -> None:
+    """It comes between this node's look at the sequence and its listing of the logs."""
+    a, b = node("a"), node("b")
+    a.put(rows_of(DAY, 20), at(1, "04:10"))
+    await a.round(at(1, "05:35"))
+    await copy_of(a, faulty.url).follow()
+    looks = iter([lambda: None, b.publisher.catch_up])
+    place = BucketPlace(BUCKET, PREFIX, REGION, faulty.url, None, "store")
+    copy = StoreCopy(LogStore(place, UNHURRIED), b.ledger, b.point, lambda: False, lambda: next(looks)())
+    state = await copy.follow()
+    assert (state.there, state.wrong, state.error) == ((name(),), (), "")
