@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 class NodesWalk(Walk):
     """A wild walk of ``count`` nodes, of which a last one joins in the middle."""
 
-    def __init__(self, root: Path, dice: random.Random, days: int, *, count: int = 2, kills: bool = False) -> None:
-        self._more: dict[str, Any] = {"store": root / "store", "exports": root / "exports"}
+    def __init__(
+        self, root: Path, dice: random.Random, days: int, *, count: int = 2, kills: bool = False, kind: str = "metrics"
+    ) -> None:
+        self._more: dict[str, Any] = {"store": root / "store", "exports": root / "exports", "kind": kind}
         super().__init__(root / "node-0", dice, days, wild=True, kills=kills, **self._more)
         self._root = root
         self.nodes = [self.site]
