@@ -11,6 +11,7 @@ import pytest
 from server.errors import NodesDiffer, StoreError
 from server.publish.shared import SharedSequence
 from server.storage.sequence import Entry
+from server.triton import Layout, LogRules
 from tests.support.site import DAY, at, name, rows_of, same_everywhere, seen
 
 if TYPE_CHECKING:
@@ -169,7 +170,13 @@ async def test_an_existing_folder_becomes_the_first_entry(node: Callable[..., Si
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"hash_key": b"x" * 32}, "ip_hash.key"), ({"prefix": "OTHER"}, "log.prefix")]
+    ("settings", "words"),
+    [
+        ({"hash_key": b"x" * 32}, "in keys/ip_hash.key, so"),
+        ({"prefix": "OTHER"}, "in log.prefix, so"),
+        ({"rules": LogRules(Layout(header="comment"), ip="truncated")}, "in log.header, log.ip, so"),
+        ({"rules": LogRules(kind="delivery-v2")}, "in export.kind, so"),
+    ],
 )
 async def test_a_node_that_differs_publishes_nothing_and_says_in_what(
     node: Callable[..., Site], settings: dict[str, Any], words: str
