@@ -475,9 +475,9 @@ def _recover(installation: Installation) -> None:
         log.warning(f"service marked {interrupted} pickups as interrupted")
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)
-        installation.publisher.adopt(installation.feed.rules, now)
         try:
             installation.publisher.catch_up()
+            installation.publisher.adopt(installation.feed.rules, now)
         except (StoreError, NodesDiffer) as error:  # what is here is served; the rounds try again
             log.error("service could not take over what other nodes have published", why=str(error), hint=error.hint)
 

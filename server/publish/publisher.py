@@ -305,8 +305,11 @@ class Publisher:
             self._shared.catch_up(begin=begin)
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
-        """Record and serve the whole files that an empty ledger finds in the folder, once; return how many."""
-        if self._shared is not None:  # the sequence says what was published
+        """Record and serve the whole files that an empty ledger finds in the folder, once; return how many.
+
+        Call it after `catch_up`: with a shared store, the sequence says what was published, unless it is empty.
+        """
+        if self._shared is not None and self._ledger.entries.head():
             return 0
         if "folder_adopted" in self._ledger.facts():
             return 0

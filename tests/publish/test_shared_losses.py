@@ -419,3 +419,20 @@ async def test_a_ledger_that_finds_no_room_gets_it_from_what_others_pruned(
     b.publisher.catch_up()
     same_everywhere(a, b)
     assert b.served() == [name(0, later)]
+
+
+async def test_a_folder_without_its_ledger_becomes_the_first_entry_too(node: Callable[..., Site]) -> None:
+    """Its names are spent: none of them gets another content, and none of its rows is sent again."""
+    a, b = node("a", store=None), node("b")
+    await publish(a)
+    a.stop()
+    for path in a.point.data_dir.glob("ledger.sqlite3*"):
+        path.unlink()
+    a.settings["store"] = store_of(b)
+    a.start()
+    a.put(rows_of(DAY, 25), at(1, "09:10"))
+    for hour in (10, 11):
+        await a.round(at(1, f"{hour}:40"))
+    await b.round(at(1, "11:50"))
+    assert same_everywhere(a, b).keys() == {name(), name(1)}
+    assert b.standing_ids() == {f"{DAY}-{n}": 1 for n in range(25)}
