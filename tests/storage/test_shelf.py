@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.errors import StoreError
+from server.errors import ConfigError, StoreError
+from server.publish.nodes import refuse_unfit_store, shared_sequence
 from server.s3.errors import BucketPlace
 from server.s3.objects import ObjectStore
 from server.storage.shelf import open_shelf, try_rights
+from tests.support.config_text import MINIMAL, parse
 from tests.support.fault_s3 import BUCKET, write
 from tests.support.faulty_bucket import UNHURRIED
 from tests.support.s3 import REGION
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from tests.support.fault_s3 import FaultServer, Version
     from tests.support.s3 import S3Server, S3Users
+    from tests.support.site import Site
 
 RIGHTS = ("s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject")
 STATE = ".pickup-point/logs/"
@@ -50,8 +53,8 @@ async def test_four_rights_are_enough_and_each_that_is_missing_is_named(s3_auth:
             assert f"put {right} on arn:aws:s3:::{BUCKET}/{STATE}* into the policy" in caught.value.hint
 
 
-async def test_a_store_that_ignores_the_condition_is_found_out(faulty: FaultServer) -> None:
-    """It says 200 to a second write."""
+async def test_a_store_that_ignores_the_condition_is_found_out(faulty: FaultServer, site: Site) -> None:
+    """It says 200 to a second write; a service that is to share it does not start."""
 
     async def careless(server: FaultServer, request: web.Request, version: Version) -> web.StreamResponse:
         server.objects.pop(request.match_info["key"], None)
@@ -60,6 +63,14 @@ async def test_a_store_that_ignores_the_condition_is_found_out(faulty: FaultServ
     assert await tried(faulty.url)
     faulty.put_script.extend([careless] * 2)
     assert not await tried(faulty.url)
+    place = f'url = "s3://{BUCKET}/logs"\nregion = "{REGION}"\nendpoint_url = "{faulty.url}"'
+    config = parse(f"{MINIMAL}[store]\nshared = true\n{place}\n")
+    shared = shared_sequence(config, site.ledger, site.point)
+    await refuse_unfit_store(config, shared)
+    faulty.put_script.extend([careless] * 2)
+    with pytest.raises(ConfigError) as caught:
+        await refuse_unfit_store(config, shared)
+    assert f"store.shared: is true, but s3://{BUCKET}/logs ignores If-None-Match" in str(caught.value.problems[0])
     assert [key for key in faulty.objects if key.startswith(STATE)] == []
 
 
