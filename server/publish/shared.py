@@ -251,8 +251,8 @@ class SharedSequence:
     def _refuse_other_history(self, new: Sequence[bytes], head: int) -> None:
         """Refuse, before anything is applied, to mix what this data folder published by itself with the sequence."""
         first = self._entry(1, zlib.decompress(new[0])).publications if new and head == 0 else ()
-        begun = {(str(part.name), part.sha256) for publication in first for part in publication.logs}
-        own = [log_name for log_name, sha256 in self._ledger.entries.strangers() if (log_name, sha256) not in begun]
+        begun = {(str(part.name), part.sha256, part.mtime) for publication in first for part in publication.logs}
+        own = [it[0] for it in self._ledger.entries.strangers() if it not in begun]
         left = self._ledger.facts().get(LEFT)
         if own and (new or head):
             logs = f"{own[0]}{f' and {len(own) - 1} more logs' if own[1:] else ''}"

@@ -44,13 +44,13 @@ class EntryStore(LedgerPart):
         with self._transaction() as run:
             run("UPDATE publication SET entry = ? WHERE id = ?", (number, publication))
 
-    def strangers(self) -> list[tuple[str, str]]:
-        """Return (name, SHA-256) of the logs that came with no entry."""
+    def strangers(self) -> list[tuple[str, str, int]]:
+        """Return (name, SHA-256, mtime) of the logs that came with no entry."""
         query = (
-            "SELECT l.name, l.sha256 FROM log l JOIN publication p ON p.id = l.publication"
+            "SELECT l.name, l.sha256, l.mtime FROM log l JOIN publication p ON p.id = l.publication"
             " WHERE p.entry IS NULL ORDER BY l.name"
         )
-        return [(row[0], row[1]) for row in self._rows(query)]
+        return [(row[0], row[1], row[2]) for row in self._rows(query)]
 
     def nodes(self) -> dict[str, tuple[int, int]]:
         """Return, by node, (number of its newest entry, when it was written, in seconds since 1970).

@@ -436,3 +436,18 @@ async def test_a_folder_without_its_ledger_becomes_the_first_entry_too(node: Cal
     await b.round(at(1, "11:50"))
     assert same_everywhere(a, b).keys() == {name(), name(1)}
     assert b.standing_ids() == {f"{DAY}-{n}": 1 for n in range(25)}
+
+
+async def test_who_has_published_the_same_bytes_at_another_time_does_not_join_with_them(
+    node: Callable[..., Site],
+) -> None:
+    """Two services that were each alone: an mtime that a client has seen does not change, nor differ between nodes."""
+    a, b = node("a", store=None), node("b", store=None)
+    await publish(a)
+    await publish(b, clock="06:35")
+    for site in (a, b):
+        site.restart(store=a.root.parent / "store")
+        said = await words(site, at(1, "07:35"))
+    assert "that the shared store does not know" in said
+    b.check_folder()
+    assert b.point.served[name()].mtime == a.point.served[name()].mtime + 3600
