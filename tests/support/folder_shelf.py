@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO
 
+from server.errors import StoreError
 from server.storage.shelf import Shelved
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class FolderShelf:
 
     def fetch(self, name: str, size: int, into: BinaryIO) -> None:
         """An object into a file."""
+        if not (self.root / name).exists():
+            raise StoreError(f"{name} is not in the store", status=404)
         data = (self.root / name).read_bytes()
         assert len(data) == size
         into.write(data[: size // 2])
