@@ -489,6 +489,8 @@ def _signals(service: Service) -> Iterator[None]:
     loop.add_signal_handler(signal.SIGTERM, service.stop)
     loop.add_signal_handler(signal.SIGINT, service.stop)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
+    # One that came since the process began has waited: the configuration may have been read before it was changed.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
