@@ -496,6 +496,8 @@ def _signals(service: Service) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+        # Too late for a reload, but no reason to die of one.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def load_keys(config: Config) -> tuple[Credentials, bytes]:

@@ -167,10 +167,10 @@ service.load_config = slow
     assert await running.stops() == 0
 
 
-async def test_a_reload_asked_for_while_the_service_starts_is_not_lost(
+async def test_a_reload_asked_for_while_the_service_starts_or_ends_harms_nothing(
     service_site: ServiceSite, program: Program
 ) -> None:
-    """It neither ends the process nor leaves a user whom the file, already read, no longer has."""
+    """It does not end the process; at the start it takes away a user whom the file, already read, no longer has."""
     without = service_site.config.read_text()
     service_site.configure(more=f'[[sftp.users]]\nname = "revoked"\npassword_hash = "{CHEAP_HASH}"\n')
     starting = f"""
@@ -183,6 +183,12 @@ def changed(path):
     os.kill(os.getpid(), signal.SIGHUP)
     return config
 options.load_config = changed
+from server.storage.ledger import Ledger
+close = Ledger.close
+def closing(ledger):
+    os.kill(os.getpid(), signal.SIGHUP)
+    close(ledger)
+Ledger.close = closing
 """
     running = program.start("serve", "--config", service_site.config, first=starting)
     service = Serving(running, await port_of(running))
