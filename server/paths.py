@@ -1,9 +1,10 @@
 """Paths that an operator named: read and written so that no link leads root astray.
 
 Touches the files and folders that it is given. The promises: root follows a link on the way only if root made it, since
-whoever else may write to a folder on the way could point it at any file; what is written is new, restricted from the
-first moment to those whom its mode admits, and appears whole; if root writes it, it belongs to the owner of its folder.
-What is not a regular file is neither read nor replaced: a device, a FIFO and standard output are written into.
+whoever else may write to a folder on the way could point it at any file, and so does a command that has put root aside
+but can still read everything (`rights`); what is written is new, restricted from the first moment to those whom its
+mode admits, and appears whole; if root writes it, it belongs to the owner of its folder. What is not a regular file is
+neither read nor replaced: a device, a FIFO and descriptors of ours, such as standard output, are written into.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import shlex
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from .rights import has_read_right
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +102,7 @@ def _target(link: int, status: os.stat_result, path: Path, links: int) -> Path:
     """Return where a link leads, if it may be followed."""
     if links > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    if os.geteuid() == 0 and status.st_uid != 0:
+    if status.st_uid != 0 and (os.geteuid() == 0 or has_read_right()):
         why = f"root does not follow the link of user {status.st_uid} on the way"
         raise PermissionError(errno.EACCES, why, str(path))
     return Path(os.readlink("", dir_fd=link))

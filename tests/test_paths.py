@@ -25,7 +25,7 @@ from server.cli.samples import write_day
 from server.cli.setup import first_line
 from server.config import load_config
 from server.episodes.catalogue import load_catalogue, load_urls
-from server.errors import ConfigError, PickupPointError
+from server.errors import ConfigError, LedgerError, PickupPointError
 from server.paths import (
     MOST_BYTES,
     create,
@@ -224,6 +224,23 @@ def test_root_follows_no_link_of_somebody_elses(way: str, beyond: str, tmp_path:
         go()
     assert (tmp_path / "secret").read_bytes() == b"secret"
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "theirs"])
+
+
+@root
+def test_whoever_has_put_root_aside_and_reads_everything_follows_no_such_link_either(tmp_path: Path) -> None:
+    """Commands that root typed read the ledger like this; what the owner may read themselves stays readable."""
+    (tmp_path / "private").mkdir(mode=0o700)
+    Ledger.open(tmp_path / "private" / "secret").close()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+    link = of_somebody_else(theirs / "ledger.sqlite3", tmp_path / "private" / "secret")
+    installation = SimpleNamespace(data_dir=theirs, path=theirs)
+    with (
+        as_owner(installation),  # type: ignore[arg-type]  # all that it looks at
+        pytest.raises(LedgerError, match="root does not follow the link"),
+    ):
+        Ledger.read(link)
 
 
 def _told(way: Callable[[Path], object], path: Path) -> object:
