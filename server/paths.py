@@ -207,18 +207,17 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be made, or is something else.
     """
-    above = path.absolute().parent
-    if above != path.absolute():
-        make_folder(above)
-    with place_of(path) as (folder, name):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=folder)
-            made = os.open(name, _READABLE_FOLDER, dir_fd=folder)
-            try:
-                _give(made, folder)
-            finally:
-                os.close(made)
-        os.close(os.open(name, _FOLDER, dir_fd=folder))
+    whole = path.absolute()
+    for each in (*reversed(whole.parents), whole):
+        with place_of(each) as (folder, name):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=folder)
+                made = os.open(name, _READABLE_FOLDER, dir_fd=folder)
+                try:
+                    _give(made, folder)
+                finally:
+                    os.close(made)
+            os.close(os.open(name, _FOLDER, dir_fd=folder))
 
 
 class Destination:

@@ -289,6 +289,13 @@ def test_what_root_writes_belongs_to_the_owner_of_the_folder_and_is_private(tmp_
     }
 
 
+def test_folders_may_be_asked_for_however_deep(tmp_path: Path) -> None:
+    """Deeper than Python's stack: the error is the system's."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        make_folder(tmp_path / "file" / ("a/" * 2000))
+
+
 def test_links_of_ones_own_lead_where_they_say(tmp_path: Path) -> None:
     """Relative, absolute, upwards, one behind another; a circle ends in an error."""
     (tmp_path / "a").mkdir()
