@@ -38,7 +38,7 @@ from .errors import (
     unexpected,
 )
 from .megaphone.source import open_source
-from .publish.clock import SteadyClock
+from .publish.clock import SteadyClock, doubt
 from .publish.decisions import FeedPolicy, Round
 from .publish.feed import Feed
 from .publish.holds import HoldPolicy
@@ -454,7 +454,7 @@ async def serve(
         await in_thread(_recover, installation)
         if lack := await in_thread(kernel_lack):
             log.warning(f"service converts the {lack[0]}", hint=lack[1])
-        pickup_writer = PickupWriter(installation.ledger)
+        pickup_writer = PickupWriter(installation.ledger, lambda at: doubt(installation.ledger, at))
         server = SftpServer(
             config.sftp,
             credentials,
