@@ -13,6 +13,8 @@ import hypothesis
 import pytest
 import structlog
 
+from tests.support.warm import WARM
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,6 +33,9 @@ pytest_plugins = [
 ]
 
 
+# So many tests are not those of one room.
+MANY = 1000
+
 # No test measures time, Hypothesis' own deadline included: both cores may be busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
@@ -41,9 +46,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Spare each later collection of garbage what stays to the end: thousands of tests."""
     gc.freeze()
+    if len(session.items) >= MANY and not session.config.option.collectonly:
+        WARM.begin()  # every worker will want one, and forks it from this one
 
 
 @pytest.fixture(autouse=True)
