@@ -440,6 +440,17 @@ async def test_two_operations_at_once_do_not_disturb_each_other(s3: S3Server) ->
     assert await asyncio.gather(*(read(bucket, day) for day in bodies)) == list(bodies.values())
 
 
+async def test_a_connection_leaves_no_handler_to_the_next(aws_chain: AwsChain) -> None:
+    """The SDK's own are shared by all; what stops redirects into other regions is added to each once."""
+    aws_chain.use("AKIDTEST", "secret")
+    place = bucket_settings("s3://exports", "http://127.0.0.1:1").place
+    assert isinstance(place, BucketPlace)
+    for _ in range(2):
+        async with BucketClient(place, QUICK).connect() as client:
+            handlers = client.meta.events._emitter._handlers.prefix_search("before-call.s3")
+            assert [handler.__name__ for handler in handlers].count("_stay_in_region") == 1
+
+
 async def test_open_source_gives_what_the_url_names(s3: S3Server, tmp_path: Path) -> None:
     """s3:// is a bucket and anything else is a folder; both have the same methods."""
     bucket = await open_source(s3.settings().place)
