@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 from collections import deque
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -192,12 +193,15 @@ class _Workers:
             self._start()
 
     def close(self) -> None:
-        """End those that still run, which is so if we were interrupted."""
+        """End those that still run, which is so if we were interrupted: by a terminal, and so were they."""
         for worker in self._running:
-            worker.process.terminate()
             worker.connection.close()
-        for worker in self._running:
-            worker.process.join()
+        for number in (0, signal.SIGINT, signal.SIGKILL):
+            for worker in self._running:
+                if number and worker.process.pid and worker.process.is_alive():
+                    os.kill(worker.process.pid, number)
+            for worker in self._running:
+                worker.process.join(5)
 
 
 def _work(session: pytest.Session, ours: Connection, foreign: list[Connection], number: int) -> None:
@@ -220,6 +224,7 @@ def _work(session: pytest.Session, ours: Connection, foreign: list[Connection], 
             following = next(tests, None)  # asked for first: what both share is not torn down between them
             session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             item = following
+    session._setupstate.teardown_exact(None)  # what an interrupted test has left, such as a demo or a store
 
 
 def _given(session: pytest.Session, ours: Connection) -> Iterator[pytest.Item]:
