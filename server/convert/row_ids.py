@@ -194,7 +194,8 @@ class RecordGroup(NamedTuple):
         size, position = self.records._size, 0  # noqa: SLF001  # a part of it
         for chunk in self.records._spill.chunks(self.part):  # noqa: SLF001
             for (record,) in struct.iter_unpack(f"{size}s", chunk):
-                if self.turns == 1 or record[5] % self.turns == self.turn:
+                # Python's hash: its key is this process's, so nobody can choose ids that are all of one turn.
+                if self.turns == 1 or hash(record[:16]) % self.turns == self.turn:
                     yield position, record
                 position += 1
 

@@ -108,3 +108,14 @@ def test_every_id_that_stood_in_an_earlier_block_is_found(
         assert [set(unpack(found.of(number))) for number in range(len(blocks))] == expected
         assert found.count == sum(map(len, expected))
         assert list(tmp_path.iterdir()) == []
+
+
+def test_no_choice_of_ids_makes_a_group_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that are equal in all bytes but two: a group is examined in memory, which is limited."""
+    monkeypatch.setattr(ids_module, "AT_ONCE", 50)
+    packed = [bytes(8) + n.to_bytes(2, "big") + bytes(6) for n in range(5000)]
+    with BlockRecords(tmp_path, 16) as records:
+        records.add(partition(packed, b"".join(packed)))
+        groups = [unpack(group.ids()) for group in records]
+    assert sorted(one for group in groups for one in group) == packed
+    assert max(map(len, groups)) < 200
