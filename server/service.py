@@ -449,7 +449,7 @@ async def serve(
         # Before anything in the folder is opened, and until everything is closed.
         stack.enter_context(folder.service_lock())
         installation = await stack.enter_async_context(assembled(config, hash_key))
-        await refuse_unfit_store(config)
+        await refuse_unfit_store(config, installation.shared)
         # Before there is a listener: no client may see a folder that a crash left between two steps.
         await in_thread(_recover, installation)
         if lack := await in_thread(kernel_lack):
@@ -475,9 +475,9 @@ def _recover(installation: Installation) -> None:
         log.warning(f"service marked {interrupted} pickups as interrupted")
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)
-        installation.publisher.adopt(installation.feed.rules, now)
         try:
             installation.publisher.catch_up()
+            installation.publisher.adopt(installation.feed.rules, now)
         except (StoreError, NodesDiffer) as error:  # what is here is served; the rounds try again
             log.error("service could not take over what other nodes have published", why=str(error), hint=error.hint)
 
