@@ -1,8 +1,8 @@
 """Which clock to believe: the local one, the source's own if it has one, or the newest instant on record.
 
 Touches a fact of the ledger. Promise: nothing is removed for its age because one clock jumped ahead. The local clock is
-believed while it is at most `LEAP` past the newest instant believed before; the source's own clock, and an operator,
-are believed at once.
+believed while it is at most `LEAP` past the newest instant believed before, or has been behind it for as long; the
+source's own clock, and an operator, are believed at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..storage.ledger import Ledger
 
 LEAP = timedelta(days=7)
+BEHIND = "clock_behind_since"  # a fact of the ledger: when the local clock was first seen a leap behind, or ''
 STOPPED = "pruning_stopped"  # a fact of the ledger: why the last pass removed nothing, or ''
 LEAP_HINT = "timedatectl; if the clock is right: pickup-point prune --clock-is-right"
 
@@ -41,7 +42,29 @@ def saw_local_clock(ledger: Ledger, now: datetime) -> None:
     Call it before anything is published by this clock: a publication would vouch for it.
     """
     known = believed(ledger)
-    believe(ledger, now if known is None else known if now > known + LEAP else max(now, known))
+    if known is None:
+        believe(ledger, now)
+    elif now <= known + LEAP:
+        believe(ledger, now if _long_behind(ledger, now, known) else max(now, known))
+    else:
+        believe(ledger, known)
+
+
+def _long_behind(ledger: Ledger, now: datetime, known: datetime) -> bool:
+    """Return whether the clock has been a leap behind for a leap: then it was ahead before, when it was believed.
+
+    A new ledger believes any clock; after that, one that runs ahead again would not be noticed for as long as the first
+    was ahead.
+    """
+    since = ledger.facts().get(BEHIND, "")
+    if now >= known - LEAP:
+        if since:
+            ledger.note(**{BEHIND: ""})
+        return False
+    if since and datetime.fromisoformat(since) <= now:
+        return now - datetime.fromisoformat(since) > LEAP
+    ledger.note(**{BEHIND: now.isoformat()})
+    return False
 
 
 def doubt(ledger: Ledger, now: datetime) -> str:

@@ -404,11 +404,13 @@ class Ledger:
 
     # Logins
 
-    def record_login(self, user: str, at: datetime, address: str, client: str) -> None:
-        """Record a login, and the longest silence between two of the user's logins (seconds)."""
+    def record_login(self, user: str, at: datetime, address: str, client: str, *, measured: bool = True) -> None:
+        """Record a login, and, if ``measured``, the longest silence between two of the user's logins (seconds)."""
         with self._transaction() as run:
             before = run("SELECT at, longest_silence FROM login WHERE user = ?", (user,)).fetchone()
-            silence = 0 if before is None else max(before[1], int((at - moment(before[0])).total_seconds()))
+            silence = 0 if before is None else before[1]
+            if before is not None and measured:
+                silence = max(silence, int((at - moment(before[0])).total_seconds()))
             run("INSERT OR REPLACE INTO login VALUES (?,?,?,?,?)", (user, text(at), address, client, silence))
 
     def logins(self) -> dict[str, tuple[datetime, str, str, int]]:

@@ -60,8 +60,8 @@ class PickupWriter:
 
     def _record_login(self, login: Login, at: datetime) -> None:
         # A clock that ran ahead would leave a silence of years, after which none is too long for an alarm.
-        if not self._doubt(at):
-            self._ledger.record_login(login.user, at, login.address, login.client)
+        measured = not self._doubt(at)
+        self._ledger.record_login(login.user, at, login.address, login.client, measured=measured)
 
     def _completed(self, pickup: Pickup, whole: Delivered | None) -> None:
         """Remember a log that more than one handle completed: its line in the journal is ours to write."""

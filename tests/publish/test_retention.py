@@ -267,6 +267,24 @@ async def test_a_folder_s_clock_that_leaps_removes_nothing(folder: Site) -> None
     assert not stopped(folder, at(2, "06:00"))
 
 
+async def test_a_clock_that_was_ahead_at_the_first_start_is_forgotten_in_time(make_site: Callable[..., Site]) -> None:
+    """A week of rounds by the right one, and a second leap is noticed like a first; one bad boot forgets nothing."""
+    site = make_site()
+    site.source.own_clock = False
+    site.skew = LEAP
+    await site.round(at(0, "12:00"))
+    site.skew = timedelta()
+    await published(site)
+    for day in range(2, 11):
+        await site.round(at(day, "12:00"))
+    assert stopped(site, at(11) + LEAP / 4) and not stopped(site, at(11))
+    site.skew = -LEAP
+    await site.round(at(11, "01:00"))
+    site.skew = timedelta()
+    await site.round(at(11, "01:10"))
+    assert not stopped(site, at(11, "02:00"))
+
+
 async def test_a_dry_run_shows_what_would_go_if_the_clock_were_right(folder: Site) -> None:
     """And says that it is in doubt, and changes nothing."""
     would = folder.prune(OLD + SECOND, dry_run=True)
