@@ -52,6 +52,7 @@ from ..storage.sequence import (
 from ..storage.shelf import try_rights
 from ..triton import LogFile
 from .clock import LEAP, LEAP_HINT, believed
+from .shared_pickups import BETWEEN, PICKUPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -152,7 +153,7 @@ class SharedSequence:
             # Cannot happen: the names were chosen by the ledger as it stands. Checked because no entry can be undone.
             if self._ledger.logs_of(part.name for part in logs):
                 raise Overtaken("a name was spent meanwhile")
-            lie = set(shelf.published())
+            lie = {*shelf.published(), *(shelved.name.partition(BETWEEN)[0] for shelved in shelf.list(PICKUPS))}
             if lost := [part.name for part in logs if str(part.name) in lie]:
                 if self._catch_up(shelf):
                     raise Overtaken("another node has published meanwhile")
