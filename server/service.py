@@ -38,7 +38,7 @@ from .errors import (
     unexpected,
 )
 from .megaphone.source import open_source
-from .publish.clock import SteadyClock
+from .publish.clock import SteadyClock, doubt
 from .publish.decisions import FeedPolicy, Round
 from .publish.feed import Feed
 from .publish.holds import HoldPolicy
@@ -454,7 +454,7 @@ async def serve(
         await in_thread(_recover, installation)
         if lack := await in_thread(kernel_lack):
             log.warning(f"service converts the {lack[0]}", hint=lack[1])
-        pickup_writer = PickupWriter(installation.ledger)
+        pickup_writer = PickupWriter(installation.ledger, lambda at: doubt(installation.ledger, at))
         server = SftpServer(
             config.sftp,
             credentials,
@@ -489,11 +489,15 @@ def _signals(service: Service) -> Iterator[None]:
     loop.add_signal_handler(signal.SIGTERM, service.stop)
     loop.add_signal_handler(signal.SIGINT, service.stop)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
+    # One that came since the process began has waited: the configuration may have been read before it was changed.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+        # Too late for a reload, but no reason to die of one.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def load_keys(config: Config) -> tuple[Credentials, bytes]:
