@@ -52,9 +52,10 @@ from ..storage.sequence import (
 from ..storage.shelf import try_rights
 from ..triton import LogFile
 from .clock import LEAP, LEAP_HINT, believed
+from .shared_pickups import BETWEEN, PICKUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -152,7 +153,7 @@ class SharedSequence:
             # Cannot happen: the names were chosen by the ledger as it stands. Checked because no entry can be undone.
             if self._ledger.logs_of(part.name for part in logs):
                 raise Overtaken("a name was spent meanwhile")
-            lie = set(shelf.published())
+            lie = {*shelf.published(), *(shelved.name.partition(BETWEEN)[0] for shelved in shelf.list(PICKUPS))}
             if lost := [part.name for part in logs if str(part.name) in lie]:
                 if self._catch_up(shelf):
                     raise Overtaken("another node has published meanwhile")
@@ -435,10 +436,12 @@ class SharedSequence:
                 )
                 self._ledger.pruned(part.name, datetime.fromtimestamp(int(shelf.clock.timestamp()), UTC))
         known = [p for p in self._ledger.publications() if p.published_at is not None]
-        names = {str(part.name) for publication in known for part in publication.logs}
-        if strange := [name for name in shelf.published() if name not in names]:
+        contents = {shelved.name for shelved in shelf.list("blobs")}
+        if strange := self._never_published_here(shelf, contents, known):
+            if self._catch_up(shelf):
+                raise Overtaken("the sequence of the shared store has begun elsewhere")
             raise NodesDiffer(
-                f"{strange[0]} lies in the store, and this data folder has never published it, so its sequence cannot "
+                f"{strange} lies in the store, and this data folder has never published it, so its sequence cannot "
                 "begin here",
                 hint="begin with the node that has published it; pickup-point manual two-nodes",
             )
@@ -452,13 +455,20 @@ class SharedSequence:
             publications=tuple(replace(p, podcasts=books.get(p.id)) for p in known),
             entry_id=self._ledger.facts()[BEGINNING],
         )
-        there = {shelved.name for shelved in shelf.list("blobs")}
         for publication in known:
             for part in publication.logs:
                 blob = blob_name(part.sha256, entry.id)
-                if part.state == "published" and blob not in there:
+                if part.state == "published" and blob not in contents:
                     shelf.put_file(f"blobs/{blob}", self._folder.pickup_dir / str(part.name))
         self._write(shelf, entry)
+
+    def _never_published_here(self, shelf: Shelf, contents: Iterable[str], known: Iterable[Publication]) -> str:
+        """Return what remains in the store of logs that are not among the ``known``, for example, or ''."""
+        logs = [part for publication in known for part in publication.logs]
+        names, digests = {str(part.name) for part in logs}, {part.sha256 for part in logs}
+        found = [name for name in shelf.published() if name not in names]
+        found += [name for name in contents if name.partition("-")[0] not in digests]
+        return found[0] if found else ""
 
     def _next(
         self,

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-FOLDER = "pickups"
+PICKUPS = "pickups"
 _LOGINS = "logins"
-_BETWEEN = "~"  # separates log, user and node in an object's name; none of them may contain it
+BETWEEN = "~"  # separates log, user and node in an object's name; none of them may contain it
 _MOST_BYTES = 1 << 20  # of an object; 4096 ranges take less
 
 
@@ -60,13 +60,13 @@ class SharedPickups:
             LedgerError: the ledger cannot be written.
         """
         with self._open() as shelf:
-            there = shelf.list(FOLDER)
+            there = shelf.list(PICKUPS)
             listed = {shelved.name: shelved.etag for shelved in there}
             written = {shelved.name: shelved.modified for shelved in there}
             # Merging comes first, since it needs no right to write.
             for name, etag in listed.items():
-                if self._heard.get(name) != etag and not name.endswith(f"{_BETWEEN}{self._node}"):
-                    data = shelf.read(f"{FOLDER}/{name}", _MOST_BYTES)
+                if self._heard.get(name) != etag and not name.endswith(f"{BETWEEN}{self._node}"):
+                    data = shelf.read(f"{PICKUPS}/{name}", _MOST_BYTES)
                     if data is not None:
                         self._merge(name, data, written[name])
                     self._heard[name] = etag
@@ -76,7 +76,7 @@ class SharedPickups:
                 # An ETag is the content's MD5 in most stores; in another, each object is written once per run.
                 known = self._told.get(name) == data or listed.get(name, "").strip('"') == _digest(data)
                 if not known or name not in listed:
-                    shelf.put(f"{FOLDER}/{name}", data)
+                    shelf.put(f"{PICKUPS}/{name}", data)
                 self._told[name] = data
             self._tidy(shelf, listed)
 
@@ -86,7 +86,7 @@ class SharedPickups:
             told, etag = self._told.get(name), listed.get(name, "").strip('"')
             if etag in ("", _digest(data), _digest(told or b""), self._heard.get(name, "").strip('"')):
                 continue
-            there = shelf.read(f"{FOLDER}/{name}", _MOST_BYTES)
+            there = shelf.read(f"{PICKUPS}/{name}", _MOST_BYTES)
             if there is not None and there != told and not _claims_no_more(there, data):
                 before, self._node = self._node, self._new_name()
                 self._heard = {}
@@ -98,19 +98,19 @@ class SharedPickups:
     def _own(self) -> dict[str, bytes]:
         """Return what this node tells, by the names of its objects."""
         own = {
-            _BETWEEN.join((owner, user, self._node)): orjson.dumps(progress)
+            BETWEEN.join((owner, user, self._node)): orjson.dumps(progress)
             for owner, user, progress in self._ledger.pickups.progress()
         }
         logins = {user: [at.isoformat(), address, client] for user, (at, address, client, _) in self._logins()}
         if logins:
-            own[_BETWEEN.join((_LOGINS, "", self._node))] = orjson.dumps(logins)
+            own[BETWEEN.join((_LOGINS, "", self._node))] = orjson.dumps(logins)
         return own
 
     def _logins(self) -> list[tuple[str, Any]]:
         return list(self._ledger.logins().items())
 
     def _merge(self, name: str, data: bytes, written: datetime | None) -> None:
-        owner, user, node = [*name.split(_BETWEEN), "", ""][:3]
+        owner, user, node = [*name.split(BETWEEN), "", ""][:3]
 
         def past(instant: str) -> str:
             # Nothing told by an object happened after the store took it: a node whose clock is ahead tells of a future,
@@ -131,13 +131,13 @@ class SharedPickups:
 
     def _tidy(self, shelf: Shelf, listed: dict[str, str]) -> None:
         """Remove the objects of logs that were pruned."""
-        names = {name: LogName.parse(name.partition(_BETWEEN)[0]) for name in listed}
+        names = {name: LogName.parse(name.partition(BETWEEN)[0]) for name in listed}
         known = self._ledger.logs_of({found for found in names.values() if found is not None})
         pruned = {entry.name for entry in known if entry.state == "pruned"}
         for name, found in names.items():
             if found in pruned:
                 with suppress(StoreError):  # a store that keeps everything; what is kept claims nothing
-                    shelf.remove(f"{FOLDER}/{name}")
+                    shelf.remove(f"{PICKUPS}/{name}")
 
 
 def _digest(data: bytes) -> str:

@@ -451,3 +451,24 @@ async def test_who_has_published_the_same_bytes_at_another_time_does_not_join_wi
     assert "that the shared store does not know" in said
     b.check_folder()
     assert b.point.served[name()].mtime == a.point.served[name()].mtime + 3600
+
+
+async def test_an_empty_node_begins_no_sequence_where_contents_of_another_remain(node: Callable[..., Site]) -> None:
+    """Though the partner's objects tell of no log: whoever has that history may begin it, nobody else."""
+    a, joins = node("a"), node("joins")
+    await publish(a)
+    shutil.rmtree(store_of(a) / "sequence")
+    assert "has never published it" in await words(joins, at(1, "05:40"))
+    assert joins.files() == [] and not list((store_of(a) / "sequence").glob("*"))
+
+
+async def test_a_name_that_a_client_has_seen_gets_no_other_content(node: Callable[..., Site]) -> None:
+    """The newest entry was lost before the log lay where the partner reads; its pickup tells of it."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    await b.round(at(1, "05:36"))
+    await publish(a, SECOND)
+    a.shelf.put(f"pickups/{name(0, SECOND)}~triton~a", b"{}")
+    (store_of(a) / "sequence" / "00000003").unlink()
+    assert "lies in the store already" in await words(b, at(1, "05:40", SECOND))
+    assert b.served() == [name()]
