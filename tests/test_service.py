@@ -28,6 +28,7 @@ from .support.program import (
 )
 from .support.rows import row_v2
 from .support.sftp import CHEAP_HASH, PASSWORD
+from .support.warm import OWN_CONVERSIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -378,7 +379,7 @@ async def test_a_conversion_and_its_service_end_together(service_site: ServiceSi
     from server.cli.samples import write_day
 
     write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
-    running = service_site.program.start("serve", "--config", service_site.config)
+    running = service_site.program.start("serve", "--config", service_site.config, first=OWN_CONVERSIONS)
     await running.says("started listening")  # before that, SIGTERM ends it as it ends any program
     children: set[int] = set()
 

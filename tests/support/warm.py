@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +142,26 @@ class Warm:
             return int(self._socket.recv(100))
 
 
+class _Beside(Warm):
+    """The same process, asked by one that it forked: over a connection for each request, so that none stays open."""
+
+    def __init__(self, address: bytes) -> None:
+        super().__init__()
+        self._address = address
+
+    def begin(self) -> None:
+        """Do nothing: it runs."""
+
+    def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asked:
+            asked.connect(self._address)
+            socket.send_fds(asked, [json.dumps(request).encode()], fds)
+            return int(asked.recv(100))
+
+
 WARM = Warm()
+# What a command runs ``first`` whose conversions are to be its own children, started as an operator's are.
+OWN_CONVERSIONS = "import inspect; from server.convert import process; process.start = inspect.unwrap(process.start)"
 
 
 def _what_counts_at_start(env: Mapping[str, str]) -> dict[str, str]:
@@ -157,15 +177,22 @@ def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
 
 
 def _serve(requests: socket.socket) -> None:
-    """Fork a command for each request until the other side is gone; write each one's exit code into its pipe."""
+    """Fork a process for each request until the other side is gone; write each one's exit code into its pipe.
+
+    A command that was forked asks for its conversions over connections of its own.
+    """
     children: dict[int, int] = {}
+    beside = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    beside.bind("")  # unix(7): an abstract name that the system chooses
+    beside.listen()
+    address = beside.getsockname()
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests
     signal.set_wakeup_fd(wake)
     while True:
-        ready = select.select([requests, awake], [], [])[0]
+        ready = select.select([requests, beside, awake], [], [])[0]
         if awake in ready:
             os.read(awake, 1000)
             while children:
@@ -179,16 +206,27 @@ def _serve(requests: socket.socket) -> None:
             data, fds, _, _ = socket.recv_fds(requests, MOST, MOST_FDS)
             if not data:
                 return
-            pid = os.fork()
-            if not pid:
-                _become(json.loads(data), fds)
-            for fd in (*fds[:3], *fds[4:]):
-                os.close(fd)
-            children[pid] = fds[3]
-            requests.send(b"%d" % pid)
+            _fork(requests, data, fds, children, address)
+        if beside in ready:
+            with beside.accept()[0] as asking:
+                data, fds, _, _ = socket.recv_fds(asking, MOST, MOST_FDS)
+                if data:  # otherwise it was killed
+                    _fork(asking, data, fds, children, address)
 
 
-def _become(wanted: dict[str, Any], fds: list[int]) -> None:
+def _fork(asking: socket.socket, data: bytes, fds: list[int], children: dict[int, int], address: bytes) -> None:
+    """Fork a process, say its number, and note the pipe that awaits its exit code."""
+    pid = os.fork()
+    if not pid:
+        _become(json.loads(data), fds, address)
+    for fd in (*fds[:3], *fds[4:]):
+        os.close(fd)
+    children[pid] = fds[3]
+    with suppress(OSError):  # who asked was killed
+        asking.send(b"%d" % pid)
+
+
+def _become(wanted: dict[str, Any], fds: list[int], address: bytes) -> None:
     """Turn this process into what was asked for; never return."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -207,6 +245,8 @@ def _become(wanted: dict[str, Any], fds: list[int]) -> None:
     if "descriptors" in wanted:
         import_module("server.convert.__main__").main()
         os._exit(1)
+    process = import_module("server.convert.process")
+    process.start = wraps(process.start)(partial(Warm.start_conversion, _Beside(address)))
     os.chdir(wanted["cwd"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
     exec(wanted["first"], {})
