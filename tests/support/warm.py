@@ -34,6 +34,7 @@ MOST_FDS = 253  # of a message: SCM_MAX_FD of unix(7)
 # What an interpreter reads when it starts: a command with other values of these needs an interpreter of its own.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "SHIFTED_CLOCK", "MALLOC_")
 OURS = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}  # of every process of the tests
+_LATER = ("encodings.idna", "pwd", "rich._emoji_codes", "uvloop")  # what commands import while they run
 _NOT_IMPORTED = ("__main__", "libkernel")  # a program; a library that is only named like a module
 
 
@@ -273,7 +274,11 @@ if __name__ == "__main__":
     for module in pkgutil.walk_packages(server.__path__, "server."):
         if module.name.rpartition(".")[2] not in _NOT_IMPORTED:
             import_module(module.name)
-    import_module("server.convert.__main__")
-    import_module("server.cli.app").commands()
+    for name in ("server.__main__", "server.convert.__main__", *_LATER):
+        import_module(name)
+    # Its parameters are made when a command is parsed for the first time.
+    for name, one in import_module("server.cli.app").commands().commands.items():
+        one.make_context(name, [], resilient_parsing=True).close()
+    gc.collect()
     gc.freeze()
     _serve(requests_here)
