@@ -177,6 +177,8 @@ async def test_an_inherited_socket_is_served_instead_of_the_configured_port(
             assert await port_of(running) == port  # type: ignore[arg-type]  # what `start` gives
             early.settimeout(30)
             assert early.recv(8) == b"SSH-2.0-"
+        # Without [web], webhook and RSS feeds, it starts without what they need.
+        assert "aiohttp" not in Path(f"/proc/{running.process.pid}/maps").read_text()  # type: ignore[attr-defined]
         service = Serving(running, port)  # type: ignore[arg-type]  # as above
         assert await service.names() == []
         assert await service.running.stops() == 0
