@@ -16,8 +16,12 @@ import pytest
 import structlog
 from xdist.scheduler import LoadScopeScheduling
 
+from .support.warm import WARM
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from xdist.workermanage import WorkerController
 
 pytest_plugins = [
     name
@@ -72,6 +76,17 @@ class _InThreeSizes(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = _file(nodeid)
         return file if file in _TOGETHER else nodeid if file in _LONG else nodeid.partition("[")[0]
+
+
+def pytest_configure_node(node: WorkerController) -> None:
+    """Start the process that commands are forked from, once for all workers."""
+    node.workerinput["warm"] = WARM.where()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell a worker where that process is."""
+    if hasattr(config, "workerinput"):
+        WARM.join(**config.workerinput["warm"])
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

@@ -1,8 +1,9 @@
 """Processes of pickup-point that start at once: forked from a process that has already imported everything.
 
 Commands, and the process that converts. Each is a process of its own, with its own files, environment, locks, sandbox
-and end; only the imports are shared. One parent serves a whole run of tests: ``python -P tests/support/warm.py`` with a
-socket as its standard input.
+and end; only the imports are shared. One parent serves a whole run of tests, all of its workers and the commands that it
+forked: ``python -P tests/support/warm.py NUMBER`` listens on the socket with that number; it ends with its standard
+input.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Warm:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._address = ""
         self._at_start: dict[str, str] = {}
 
     def serves(self, env: Mapping[str, str]) -> bool:
@@ -91,17 +92,36 @@ class Warm:
         self.begin()
         return _what_counts_at_start(env) == self._at_start
 
+    def begin(self) -> None:
+        """Start the process that the others are forked from, unless it runs."""
+        with self._lock:
+            if not self._address:
+                # Whatever comes first, a command or a conversion: it is the same process, for either.
+                self._begin({**os.environ, **OURS})
+
     def _begin(self, env: Mapping[str, str]) -> None:
         """Start the process."""
         self._at_start = _what_counts_at_start(env)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        process = subprocess.Popen(
-            [sys.executable, "-P", __file__], cwd=ROOT, env=dict(env),
-            stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as for its children: no seeking
-        )  # fmt: skip
-        theirs.close()
-        self._socket = ours
+        ours, theirs = socket.socketpair()
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind("")  # unix(7): the system chooses an abstract name
+            listener.listen(100)
+            self._address = listener.getsockname().decode()
+            process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(listener.fileno())], cwd=ROOT, env=dict(env),
+                pass_fds=[listener.fileno()],
+                stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as for its children: no seeking
+            )  # fmt: skip
         atexit.register(_end, ours, process)
+
+    def where(self) -> dict[str, Any]:
+        """Return what another process needs to `join`."""
+        self.begin()
+        return {"address": self._address, "at_start": self._at_start}
+
+    def join(self, address: str, at_start: Mapping[str, str]) -> None:
+        """Ask the process that another one has started."""
+        self._address, self._at_start = address, dict(at_start)
 
     def start(
         self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, first: str = ""
@@ -128,32 +148,9 @@ class Warm:
                 os.close(end)
         return Forked(pid, ended, ["server.convert"], stdin=into, stdout=out, stderr=None)
 
-    def begin(self) -> None:
-        """Start the process that the others are forked from, unless it runs."""
-        with self._lock:
-            if self._socket is None:
-                # Whatever comes first, a command or a conversion: it is the same process, for either.
-                self._begin({**os.environ, **OURS})
-
     def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
         """Return the number of a process that does as the request says, and was given ``fds``."""
-        assert self._socket is not None
-        with self._lock:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
-            return int(self._socket.recv(100))
-
-
-class _Beside(Warm):
-    """The same process, asked by one that it forked: over a connection for each request, so that none stays open."""
-
-    def __init__(self, address: bytes) -> None:
-        super().__init__()
-        self._address = address
-
-    def begin(self) -> None:
-        """Do nothing: it runs."""
-
-    def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
+        # A connection for each request: none stays open in a command that converts.
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asked:
             asked.connect(self._address)
             socket.send_fds(asked, [json.dumps(request).encode()], fds)
@@ -177,23 +174,17 @@ def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def _serve(requests: socket.socket) -> None:
-    """Fork a process for each request until the other side is gone; write each one's exit code into its pipe.
-
-    A command that was forked asks for its conversions over connections of its own.
-    """
+def _serve(listener: socket.socket) -> None:
+    """Fork a process for each request until standard input ends; write each one's exit code into its pipe."""
     children: dict[int, int] = {}
-    beside = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    beside.bind("")  # unix(7): an abstract name that the system chooses
-    beside.listen()
-    address = beside.getsockname()
+    address = listener.getsockname().decode()
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests
     signal.set_wakeup_fd(wake)
     while True:
-        ready = select.select([requests, beside, awake], [], [])[0]
+        ready = select.select([0, listener, awake], [], [])[0]
         if awake in ready:
             os.read(awake, 1000)
             while children:
@@ -203,31 +194,24 @@ def _serve(requests: socket.socket) -> None:
                 pipe = children.pop(pid)
                 os.write(pipe, b"%d" % os.waitstatus_to_exitcode(status))
                 os.close(pipe)
-        if requests in ready:
-            data, fds, _, _ = socket.recv_fds(requests, MOST, MOST_FDS)
-            if not data:
-                return
-            _fork(requests, data, fds, children, address)
-        if beside in ready:
-            with beside.accept()[0] as asking:
+        if 0 in ready:
+            return
+        if listener in ready:
+            with listener.accept()[0] as asking:
                 data, fds, _, _ = socket.recv_fds(asking, MOST, MOST_FDS)
-                if data:  # otherwise it was killed
-                    _fork(asking, data, fds, children, address)
+                if not data:  # who asked was killed
+                    continue
+                pid = os.fork()
+                if not pid:
+                    _become(json.loads(data), fds, address)
+                for fd in (*fds[:3], *fds[4:]):
+                    os.close(fd)
+                children[pid] = fds[3]
+                with suppress(OSError):  # as above
+                    asking.send(b"%d" % pid)
 
 
-def _fork(asking: socket.socket, data: bytes, fds: list[int], children: dict[int, int], address: bytes) -> None:
-    """Fork a process, say its number, and note the pipe that awaits its exit code."""
-    pid = os.fork()
-    if not pid:
-        _become(json.loads(data), fds, address)
-    for fd in (*fds[:3], *fds[4:]):
-        os.close(fd)
-    children[pid] = fds[3]
-    with suppress(OSError):  # who asked was killed
-        asking.send(b"%d" % pid)
-
-
-def _become(wanted: dict[str, Any], fds: list[int], address: bytes) -> None:
+def _become(wanted: dict[str, Any], fds: list[int], address: str) -> None:
     """Turn this process into what was asked for; never return."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -247,7 +231,8 @@ def _become(wanted: dict[str, Any], fds: list[int], address: bytes) -> None:
         import_module("server.convert.__main__").main()
         os._exit(1)
     process = import_module("server.convert.process")
-    process.start = wraps(process.start)(partial(Warm.start_conversion, _Beside(address)))
+    WARM.join(address, {})
+    process.start = wraps(process.start)(partial(WARM.start_conversion))
     os.chdir(wanted["cwd"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
     exec(wanted["first"], {})
@@ -268,7 +253,6 @@ def _become(wanted: dict[str, Any], fds: list[int], address: bytes) -> None:
 
 
 if __name__ == "__main__":
-    requests_here = socket.socket(fileno=os.dup(0))
     import server
 
     for module in pkgutil.walk_packages(server.__path__, "server."):
@@ -281,4 +265,4 @@ if __name__ == "__main__":
         one.make_context(name, [], resilient_parsing=True).close()
     gc.collect()
     gc.freeze()
-    _serve(requests_here)
+    _serve(socket.socket(fileno=int(sys.argv[1])))
