@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
+from server.convert import process
 from server.storage.ledger import Ledger
 
 from .rows import row
@@ -263,6 +264,12 @@ def program(tmp_path: Path) -> Iterator[Program]:
         yield it
     finally:
         it.end()
+
+
+@pytest.fixture
+def forked_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork what converts, for whatever the test converts in its own process."""
+    monkeypatch.setattr(process, "start", WARM.start_conversion)
 
 
 def today() -> date:

@@ -1,9 +1,8 @@
 """Processes of pickup-point that start at once: forked from a process that has already imported everything.
 
 Commands, and the process that converts. Each is a process of its own, with its own files, environment, locks, sandbox
-and end; only the imports are shared. One parent serves a whole run of tests, all of its workers and the commands that it
-forked: ``python -P tests/support/warm.py NUMBER`` listens on the socket with that number; it ends with its standard
-input.
+and end; only the imports are shared. One parent serves a whole run of tests, its workers and the commands it forked:
+``python -P tests/support/warm.py NUMBER`` listens on the socket with that number; it ends with its standard input.
 """
 
 from __future__ import annotations
