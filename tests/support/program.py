@@ -477,12 +477,12 @@ def fed(service_site: ServiceSite) -> ServiceSite:
     return service_site
 
 
-async def until(true: Callable[[], bool], what: str) -> None:
-    """Wait until something is true."""
+async def until(true: Callable[[], bool], what: str, every: float = 0.1) -> None:
+    """Wait until something is true; whoever asks by a command asks every second, or so."""
     deadline = time.monotonic() + PATIENCE
     while not await asyncio.to_thread(true):
         assert time.monotonic() < deadline, f"never: {what}"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(every)
 
 
 def listening_addresses(pid: int) -> set[str]:
