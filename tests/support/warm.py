@@ -111,16 +111,11 @@ class Warm:
                 pass_fds=[listener.fileno()],
                 stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as for its children: no seeking
             )  # fmt: skip
-        atexit.register(_end, ours, process)
+        atexit.register(_end, ours, process, os.getpid())
 
-    def where(self) -> dict[str, Any]:
-        """Return what another process needs to `join`."""
-        self.begin()
-        return {"address": self._address, "at_start": self._at_start}
-
-    def join(self, address: str, at_start: Mapping[str, str]) -> None:
-        """Ask the process that another one has started."""
-        self._address, self._at_start = address, dict(at_start)
+    def join(self, address: str) -> None:
+        """Ask the process that listens there."""
+        self._address = address
 
     def start(
         self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, first: str = ""
@@ -165,7 +160,10 @@ def _what_counts_at_start(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(_AT_START)}
 
 
-def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
+def _end(ours: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:  # one of the tests' workers, which are forked from who has started it
+        return
+    ours.shutdown(socket.SHUT_RDWR)  # whoever else may hold a copy
     ours.close()
     process.wait(10)
     for stream in (process.stdout, process.stderr):
@@ -230,7 +228,7 @@ def _become(wanted: dict[str, Any], fds: list[int], address: str) -> None:
         import_module("server.convert.__main__").main()
         os._exit(1)
     process = import_module("server.convert.process")
-    WARM.join(address, {})
+    WARM.join(address)
     process.start = wraps(process.start)(partial(WARM.start_conversion))
     os.chdir(wanted["cwd"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
