@@ -47,7 +47,6 @@ from .publish.publisher import Publisher
 from .publish.retention import prune, thin_out_pickups
 from .sftp.keys import load_credentials
 from .sftp.server import SftpServer
-from .status.metrics import take_reading
 from .status.webhook import AlarmWatch, Pushes
 from .storage.folder import DataFolder
 from .storage.ledger import Ledger
@@ -55,7 +54,6 @@ from .storage.pickup_writer import PickupWriter
 from .systemd import Listener, keep_watchdog_fed, unhealthy_reason
 from .threads import in_thread
 from .web.access import load_access
-from .web.site import Page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -66,6 +64,7 @@ if TYPE_CHECKING:
     from .sftp.keys import Credentials
     from .sftp.registry import CurrentBan
     from .systemd import Supervisor
+    from .web.site import Page
 
 log = structlog.get_logger()
 
@@ -107,11 +106,17 @@ class Service:
         self._started = datetime.now(UTC)
         self._rounds: Counter[str] = Counter()
         # All three ask for the settings each time: a reload replaces them.
-        self._page = Page(
-            lambda: self._config,
-            lambda: take_reading(self._config, server.registry, self._rounds, len(installation.folder.served)),
-            self._unhealthy_reason,
-        )
+        self._page: Page | None = None
+        if config.web is not None:
+            # Only here: what the page needs takes as long to load as half of the rest.
+            from .status.metrics import take_reading
+            from .web.site import Page
+
+            self._page = Page(
+                lambda: self._config,
+                lambda: take_reading(self._config, server.registry, self._rounds, len(installation.folder.served)),
+                self._unhealthy_reason,
+            )
         self._pushes = Pushes(lambda: self._config.alerts)
         self._listener = Listener(lambda: self._server.arrived, lambda: self._server.waiting)
         self._alarms = AlarmWatch(lambda: self._config, installation.ledger, self._pushes)
@@ -132,7 +137,7 @@ class Service:
             hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
             why = getattr(error, "strerror", None) or "not a host name"
             raise CannotListen(f"cannot listen on {where}: {why}", hint=hint) from error
-        page = await self._page.start()
+        page = await self._page.start() if self._page is not None else None
         tasks = {
             name: asyncio.create_task(job, name=name)
             for name, job in {
@@ -208,7 +213,8 @@ class Service:
         await self._pickup_writer.close(tasks["pickups"])
         # After the rounds and the alarm watch, which push.
         await self._pushes.close()
-        await self._page.close()
+        if self._page is not None:
+            await self._page.close()
         log.info("service ended")
 
     async def _unhealthy_reason(self) -> str:
@@ -338,12 +344,14 @@ class Service:
         """Record what `status` shows about the running service, whenever it changes."""
         written: dict[str, Any] = {}
         while True:
-            self._page.summarize()
+            if self._page is not None:
+                self._page.summarize()
+            page_bans = self._page.bans() if self._page is not None else []
             facts = {
                 "service_pid": os.getpid(),
                 "service_started": self._started.isoformat(),
                 "service_port": self._server.port,
-                "bans": bans_as_json(self._server.registry.bans(), "sftp") + bans_as_json(self._page.bans(), "web"),
+                "bans": bans_as_json(self._server.registry.bans(), "sftp") + bans_as_json(page_bans, "web"),
             }
             if facts != written:
                 await self._record_facts(facts)
@@ -389,7 +397,7 @@ class Service:
         access = await in_thread(load_access, page) if page is not None else None
         # Everything has been read and found valid before anything is replaced.
         self._server.replace(config.sftp, credentials)
-        if page is not None:
+        if self._page is not None and page is not None:
             self._page.replace(page, access)
         self._config = in_force
         log.info("service reloaded users, keys, limits and alerts", users=len(config.sftp.users))

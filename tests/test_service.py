@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import re
-import resource
 import socket
 import sys
 from contextlib import AsyncExitStack, suppress
@@ -28,6 +27,7 @@ from .support.program import (
 )
 from .support.rows import row_v2
 from .support.sftp import CHEAP_HASH, PASSWORD
+from .support.warm import OWN_CONVERSIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -304,7 +304,8 @@ async def test_strangers_leave_listed_addresses_their_descriptors(service_site: 
     user = f'[[sftp.users]]\nname = "other"\npassword_hash = "{CHEAP_HASH}"\nallow_from = ["127.0.0.1/32"]'
     service_site.configure(more=user)
     service_site.put(day_before(1), export_of(day_before(1)))
-    service = await service_site.serve(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    service = await service_site.serve(first=limited)
     await service.sees(log_of(1))
     strangers = [
         await asyncio.open_connection("127.0.0.1", service.port, local_addr=(f"127.0.1.{number}", 0))
@@ -378,7 +379,7 @@ async def test_a_conversion_and_its_service_end_together(service_site: ServiceSi
     from server.cli.samples import write_day
 
     write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
-    running = service_site.program.start("serve", "--config", service_site.config)
+    running = service_site.program.start("serve", "--config", service_site.config, first=OWN_CONVERSIONS)
     await running.says("started listening")  # before that, SIGTERM ends it as it ends any program
     children: set[int] = set()
 

@@ -17,6 +17,7 @@ from server.systemd import Supervisor
 
 from .support.program import Serving, command, day_before, export_name, export_of, port_of, until
 from .support.sftp import PASSWORD
+from .support.warm import OWN_CONVERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,6 +177,8 @@ async def test_an_inherited_socket_is_served_instead_of_the_configured_port(
             assert await port_of(running) == port  # type: ignore[arg-type]  # what `start` gives
             early.settimeout(30)
             assert early.recv(8) == b"SSH-2.0-"
+        # Without [web], webhook and RSS feeds, it starts without what they need.
+        assert "aiohttp" not in Path(f"/proc/{running.process.pid}/maps").read_text()  # type: ignore[attr-defined]
         service = Serving(running, port)  # type: ignore[arg-type]  # as above
         assert await service.names() == []
         assert await service.running.stops() == 0
@@ -189,7 +192,7 @@ async def test_the_process_that_converts_knows_nothing_of_systemd(
 
     write_day(service_site.exports / export_name(day_before(1)), day_before(1), 60_000)
     running = program.start(
-        "serve", "--config", service_site.config,
+        "serve", "--config", service_site.config, first=OWN_CONVERSIONS,
         env={"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "30000000"},
     )  # fmt: skip
     seen: dict[int, bytes] = {}

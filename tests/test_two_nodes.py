@@ -73,7 +73,7 @@ async def test_two_nodes_publish_together_one_dies_and_a_third_joins(
         await a.fetch(name)
     for site in sites:
         await until(
-            lambda site=site: _picked_up(site) == {str(day_before(1)), str(day_before(2))}, "picked up everywhere"
+            lambda site=site: _picked_up(site) == {str(day_before(1)), str(day_before(2))}, "picked up everywhere", 0.5
         )
     # Each says who it is, and whom it knows.
     node = sites[1].status()["service"]["node"]

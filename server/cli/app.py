@@ -187,7 +187,6 @@ def feed(
     """Run one round now: publish what is newly final. Prints a line per day; exit 1 if a due day failed or is held."""
     from ..config import load_ip_hash_key
     from ..publish.decisions import FeedRequest
-    from .feed import one_round
 
     typed = day or []
     if (accept_rejects or resend is not None) and not typed:
@@ -201,6 +200,8 @@ def feed(
     )
     settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
+    from .feed import one_round  # only here: it takes a second to load, and what is mistyped is told before
+
     become_owner(settings)
 
     results = run_loop(one_round(settings, hash_key, request, change_rules=change_rules))

@@ -12,7 +12,6 @@ import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import structlog
 
 from ..errors import PickupPointError
@@ -23,15 +22,15 @@ from .snapshot import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiohttp import ClientSession
+
     from ..settings import AlertSettings, Config
     from ..storage.ledger import Ledger
     from .alarms import Alarm
 
 log = structlog.get_logger()
 
-# ValueError: a host that cannot be a name, which shows only when it is used.
-_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
-_TIMEOUT = aiohttp.ClientTimeout(total=15)
+_TIMEOUT = 15  # seconds
 
 
 class Pushes:
@@ -39,12 +38,16 @@ class Pushes:
 
     def __init__(self, settings: Callable[[], AlertSettings]) -> None:
         self._settings = settings
-        self._session: aiohttp.ClientSession | None = None
+        self._session: ClientSession | None = None
         self._heartbeat_ok = True
 
-    def _client(self) -> aiohttp.ClientSession:
+    def _client(self) -> ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=_TIMEOUT, headers={"User-Agent": "pickup-point"})
+            # Only here, and not for an installation that pushes nothing: it takes long to load.
+            from aiohttp import ClientSession, ClientTimeout
+
+            timeout = ClientTimeout(total=_TIMEOUT)
+            self._session = ClientSession(timeout=timeout, headers={"User-Agent": "pickup-point"})
         return self._session
 
     async def close(self) -> None:
@@ -67,7 +70,7 @@ class Pushes:
                 if answer.status < 300:  # a redirect is not followed: it would become a GET
                     return True
                 why = f"it answered {answer.status}"
-        except _FAILURES as error:
+        except _failures() as error:
             why = type(error).__name__  # not its text, which may hold the address
         log.warning("webhook did not accept alarms", why=why, hint="look at alerts.webhook_url")
         return False
@@ -82,11 +85,19 @@ class Pushes:
             async with self._client().get(url) as answer:
                 if not answer.ok:
                     why = f"it answered {answer.status}"
-        except _FAILURES as error:
+        except _failures() as error:
             why = type(error).__name__
         if why and self._heartbeat_ok:
             log.warning("heartbeat failed", why=why, hint="look at alerts.heartbeat_url")
         self._heartbeat_ok = not why
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a push may raise."""
+    from aiohttp import ClientError
+
+    # ValueError: a host that cannot be a name, which shows only when it is used.
+    return ClientError, TimeoutError, OSError, ValueError
 
 
 CHECK_EVERY = timedelta(seconds=30)

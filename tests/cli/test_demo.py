@@ -237,11 +237,13 @@ def test_no_password_and_nothing_of_a_listener_is_in_the_demos_log(demo: Running
 
 # Other days, other hours
 
+FEW = 1500  # rows of a day: as few as the share of broken ones allows
+
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys_dir: Path) -> None:
-    """Make days with as few rows as the share of broken ones allows, no keys (they are there), and a cheap hash."""
-    monkeypatch.setattr(demo_module, "ROWS", 1500)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys_dir: Path, forked_conversions: None) -> None:
+    """Make small days, no keys (they are there), and a cheap hash."""
+    monkeypatch.setattr(demo_module, "ROWS", FEW)
     hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     monkeypatch.setattr(demo_module, "hash_password", hasher.hash)
     for folder in ("demo", "a demo"):
@@ -329,7 +331,7 @@ async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_
     assert first == [f"DEMO{day:%Y%m%d}-00.tsv.gz" for day in made.final_days]
     kept, published = _kept(folder), _published(folder)
 
-    running = program.start("demo", "--port", "0")
+    running = program.start("demo", "--port", "0", first=f"from server.cli import demo; demo.ROWS = {FEW}")
     port = await port_of(running)
     password = (await running.says(r"^password: (\S+)$", stream="out"))[0][1]
     assert password == made.password

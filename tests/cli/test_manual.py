@@ -183,6 +183,7 @@ ELSEWHERE = {"serve": "tests/test_service.py"}  # commands that run until they a
 OTHER_ENDS = {"doctor": 1, "check": 2}
 
 
+@pytest.mark.usefixtures("forked_conversions")
 def test_every_command_that_is_printed_runs(
     tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

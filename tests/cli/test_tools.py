@@ -340,7 +340,7 @@ def _python_for_everybody() -> list[str] | None:
     """Return a Python that another user can run with this one's libraries, or None."""
     for candidate in (sys.executable, "/usr/bin/python3"):
         env = {"PYTHONPATH": os.pathsep.join([str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))])}
-        argv = [candidate, "-P", "-c", "import sys, server.cli.app, asyncssh, uvloop; print(sys.version_info[:2])"]
+        argv = [candidate, "-P", "-c", "import sys, server.errors, orjson, markupsafe; print(sys.version_info[:2])"]
         try:
             done = subprocess.run(
                 argv, env=env, user=65534, group=65534, extra_groups=[], capture_output=True, check=False
@@ -402,7 +402,7 @@ def _as_root(service_site: ServiceSite, python: list[str]) -> None:
     for path in data.rglob("*"):
         assert path.lstat().st_uid == 65534, path
 
-    served = service_site.program.start(argv=[*python, "serve", "--config", str(service_site.config)], env=env)
+    served = service_site.program.start("serve", "--config", service_site.config)
     served.said("service started listening host=")
     uids = re.search(
         r"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)", Path(f"/proc/{served.process.pid}/status").read_text(), re.MULTILINE

@@ -70,15 +70,17 @@ def tree_after(lines: Sequence[str], clone: Path) -> Path:
     They are pip's lines of the README. What they do depends on them and on constraints.txt alone, so that they are
     typed once for each content of the two; zig's C library, which the kernel is linked against, is kept, too.
     """
-    told = hashlib.sha256("\n".join([*lines, CONSTRAINTS.read_text(encoding="utf-8")]).encode()).hexdigest()
+    # Without apt's lists: reading those of all of Debian takes apt-get seconds, and it installs nothing from them.
+    typed = ["cp -r /mnt/repo /root/clone", "cd /root/clone", *lines, "cd /", "rm -r /root/clone",
+             "/opt/pickup-point/bin/pip uninstall -q -y pickup-point",
+             "rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin"]  # fmt: skip
+    told = hashlib.sha256("\n".join([*typed, CONSTRAINTS.read_text(encoding="utf-8")]).encode()).hexdigest()
     tree = CACHE / f"installed-{told[:12]}"
     if tree.is_dir():
         return tree
     part = CACHE / f"{tree.name}.{os.getpid()}.part"
     try:
         subprocess.run(["cp", "-a", TREE, part], check=True)
-        typed = ["cp -r /mnt/repo /root/clone", "cd /root/clone", *lines, "cd /", "rm -r /root/clone",
-                 "/opt/pickup-point/bin/pip uninstall -q -y pickup-point"]  # fmt: skip
         done = subprocess.run(
             ["systemd-nspawn", "-q", "-D", part, "--as-pid2", "--console=pipe", "--private-network", "--register=no",
              "--keep-unit", "--resolv-conf=off", "--timezone=off", f"--bind-ro={clone}:/mnt/repo",

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
+from server.convert import process
 from server.storage.ledger import Ledger
 
 from .rows import row
@@ -265,6 +266,12 @@ def program(tmp_path: Path) -> Iterator[Program]:
         it.end()
 
 
+@pytest.fixture
+def forked_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork what converts, for whatever the test converts in its own process."""
+    monkeypatch.setattr(process, "start", WARM.start_conversion)
+
+
 def today() -> date:
     """The day that it is, in UTC."""
     return datetime.now(UTC).date()
@@ -470,12 +477,12 @@ def fed(service_site: ServiceSite) -> ServiceSite:
     return service_site
 
 
-async def until(true: Callable[[], bool], what: str) -> None:
-    """Wait until something is true."""
+async def until(true: Callable[[], bool], what: str, every: float = 0.1) -> None:
+    """Wait until something is true; whoever asks by a command asks every second, or so."""
     deadline = time.monotonic() + PATIENCE
     while not await asyncio.to_thread(true):
         assert time.monotonic() < deadline, f"never: {what}"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(every)
 
 
 def listening_addresses(pid: int) -> set[str]:

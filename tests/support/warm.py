@@ -1,8 +1,8 @@
 """Processes of pickup-point that start at once: forked from a process that has already imported everything.
 
 Commands, and the process that converts. Each is a process of its own, with its own files, environment, locks, sandbox
-and end; only the imports are shared. One parent serves a whole run of tests: ``python -P tests/support/warm.py`` with a
-socket as its standard input. Each worker of the tests has a copy of it, forked likewise.
+and end; only the imports are shared. One parent serves a whole run of tests, its workers and the commands it forked:
+``python -P tests/support/warm.py NUMBER`` listens on the socket with that number; it ends with its standard input.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ MOST_FDS = 253  # of a message: SCM_MAX_FD of unix(7)
 # What an interpreter reads when it starts: a command with other values of these needs an interpreter of its own.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ", "SHIFTED_CLOCK", "MALLOC_")
 OURS = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}  # of every process of the tests
+_LATER = ("encodings.idna", "pwd", "rich._emoji_codes", "uvloop")  # what commands import while they run
 _NOT_IMPORTED = ("__main__", "libkernel")  # a program; a library that is only named like a module
 
 
@@ -81,26 +83,39 @@ class Warm:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._address = ""
         self._at_start: dict[str, str] = {}
-        self._owner = 0
 
     def serves(self, env: Mapping[str, str]) -> bool:
         """Return whether a command with this environment can be forked: its interpreter would start as this one did."""
         self.begin()
         return _what_counts_at_start(env) == self._at_start
 
+    def begin(self) -> None:
+        """Start the process that the others are forked from, unless it runs."""
+        with self._lock:
+            if not self._address:
+                # Whatever comes first, a command or a conversion: it is the same process, for either.
+                self._begin({**os.environ, **OURS})
+
     def _begin(self, env: Mapping[str, str]) -> None:
         """Start the process."""
         self._at_start = _what_counts_at_start(env)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        process = subprocess.Popen(
-            [sys.executable, "-P", __file__], cwd=ROOT, env=dict(env),
-            stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as for its children: no seeking
-        )  # fmt: skip
-        theirs.close()
-        self._socket = ours
-        atexit.register(_end, ours, process)
+        ours, theirs = socket.socketpair()
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind("")  # unix(7): the system chooses an abstract name
+            listener.listen(100)
+            self._address = listener.getsockname().decode()
+            process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(listener.fileno())], cwd=ROOT, env=dict(env),
+                pass_fds=[listener.fileno()],
+                stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as for its children: no seeking
+            )  # fmt: skip
+        atexit.register(_end, ours, process, os.getpid())
+
+    def join(self, address: str) -> None:
+        """Ask the process that listens there."""
+        self._address = address
 
     def start(
         self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, first: str = ""
@@ -127,36 +142,28 @@ class Warm:
                 os.close(end)
         return Forked(pid, ended, ["server.convert"], stdin=into, stdout=out, stderr=None)
 
-    def begin(self) -> None:
-        """Start the process that the others are forked from, unless it runs."""
-        with self._lock:
-            if self._socket is None:
-                # Whatever comes first, a command or a conversion: it is the same process, for either.
-                self._begin({**os.environ, **OURS})
-            elif self._owner != os.getpid():
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                socket.send_fds(self._socket, [b"{}"], [theirs.fileno()])
-                theirs.close()
-                self._socket.close()
-                self._socket = ours
-            self._owner = os.getpid()
-
     def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
         """Return the number of a process that does as the request says, and was given ``fds``."""
-        assert self._socket is not None
-        with self._lock:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
-            return int(self._socket.recv(100))
+        # A connection for each request: none stays open in a command that converts.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asked:
+            asked.connect(self._address)
+            socket.send_fds(asked, [json.dumps(request).encode()], fds)
+            return int(asked.recv(100))
 
 
 WARM = Warm()
+# What a command runs ``first`` whose conversions are to be its own children, started as an operator's are.
+OWN_CONVERSIONS = "import inspect; from server.convert import process; process.start = inspect.unwrap(process.start)"
 
 
 def _what_counts_at_start(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(_AT_START)}
 
 
-def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
+def _end(ours: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:  # one of the tests' workers, which are forked from who has started it
+        return
+    ours.shutdown(socket.SHUT_RDWR)  # whoever else may hold a copy
     ours.close()
     process.wait(10)
     for stream in (process.stdout, process.stderr):
@@ -164,52 +171,44 @@ def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def _serve(requests: socket.socket) -> None:
-    """Fork a command for each request until the other side is gone; write each one's exit code into its pipe."""
+def _serve(listener: socket.socket) -> None:
+    """Fork a process for each request until standard input ends; write each one's exit code into its pipe."""
     children: dict[int, int] = {}
+    address = listener.getsockname().decode()
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests
     signal.set_wakeup_fd(wake)
     while True:
-        ready = select.select([requests, awake], [], [])[0]
+        ready = select.select([0, listener, awake], [], [])[0]
         if awake in ready:
             os.read(awake, 1000)
             while children:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     break
-                pipe = children.pop(pid, None)
-                if pipe is not None:
-                    os.write(pipe, b"%d" % os.waitstatus_to_exitcode(status))
-                    os.close(pipe)
-        if requests in ready:
-            data, fds, _, _ = socket.recv_fds(requests, MOST, MOST_FDS)
-            if not data:
-                return
-            wanted = json.loads(data)
-            pid = os.fork()
-            if not pid and not wanted:  # another one that serves, which nobody waits for
-                signal.set_wakeup_fd(-1)
-                requests.close()
-                requests = socket.socket(fileno=fds[0])
-                for fd in (awake, wake, *children.values()):
+                pipe = children.pop(pid)
+                os.write(pipe, b"%d" % os.waitstatus_to_exitcode(status))
+                os.close(pipe)
+        if 0 in ready:
+            return
+        if listener in ready:
+            with listener.accept()[0] as asking:
+                data, fds, _, _ = socket.recv_fds(asking, MOST, MOST_FDS)
+                if not data:  # who asked was killed
+                    continue
+                pid = os.fork()
+                if not pid:
+                    _become(json.loads(data), fds, address)
+                for fd in (*fds[:3], *fds[4:]):
                     os.close(fd)
-                _serve(requests)
-                os._exit(0)
-            if not pid:
-                _become(wanted, fds)
-            if not wanted:
-                os.close(fds[0])
-                continue
-            for fd in (*fds[:3], *fds[4:]):
-                os.close(fd)
-            children[pid] = fds[3]
-            requests.send(b"%d" % pid)
+                children[pid] = fds[3]
+                with suppress(OSError):  # as above
+                    asking.send(b"%d" % pid)
 
 
-def _become(wanted: dict[str, Any], fds: list[int]) -> None:
+def _become(wanted: dict[str, Any], fds: list[int], address: str) -> None:
     """Turn this process into what was asked for; never return."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -228,6 +227,9 @@ def _become(wanted: dict[str, Any], fds: list[int]) -> None:
     if "descriptors" in wanted:
         import_module("server.convert.__main__").main()
         os._exit(1)
+    process = import_module("server.convert.process")
+    WARM.join(address)
+    process.start = wraps(process.start)(partial(WARM.start_conversion))
     os.chdir(wanted["cwd"])
     sys.argv = [str(ROOT / "server" / "__main__.py"), *wanted["arguments"]]
     exec(wanted["first"], {})
@@ -248,13 +250,19 @@ def _become(wanted: dict[str, Any], fds: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    requests_here = socket.socket(fileno=os.dup(0))
     import server
 
     for module in pkgutil.walk_packages(server.__path__, "server."):
         if module.name.rpartition(".")[2] not in _NOT_IMPORTED:
             import_module(module.name)
-    import_module("server.convert.__main__")
-    import_module("server.cli.app").commands()
+    for name in ("server.__main__", "server.convert.__main__", *_LATER):
+        import_module(name)
+    bucket = import_module("server.s3.client")
+    bucket._models()  # 0.3 s of work for each process that reads from a bucket
+    bucket._handlers()
+    # Its parameters are made when a command is parsed for the first time.
+    for name, one in import_module("server.cli.app").commands().commands.items():
+        one.make_context(name, [], resilient_parsing=True).close()
+    gc.collect()
     gc.freeze()
-    _serve(requests_here)
+    _serve(socket.socket(fileno=int(sys.argv[1])))
