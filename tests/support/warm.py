@@ -91,12 +91,13 @@ class Warm:
         self.begin()
         return _what_counts_at_start(env) == self._at_start
 
-    def begin(self) -> None:
-        """Start the process that the others are forked from, unless it runs."""
+    def begin(self) -> str:
+        """Start the process that the others are forked from, unless it runs; return where it listens."""
         with self._lock:
             if not self._address:
                 # Whatever comes first, a command or a conversion: it is the same process, for either.
                 self._begin({**os.environ, **OURS})
+        return self._address
 
     def _begin(self, env: Mapping[str, str]) -> None:
         """Start the process."""
@@ -111,11 +112,11 @@ class Warm:
                 pass_fds=[listener.fileno()],
                 stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as for its children: no seeking
             )  # fmt: skip
-        atexit.register(_end, ours, process, os.getpid())
+        atexit.register(_end, ours, process)
 
     def join(self, address: str) -> None:
-        """Ask the process that listens there."""
-        self._address = address
+        """Ask the process that listens there, which was started with the environment of this one."""
+        self._address, self._at_start = address, _what_counts_at_start({**os.environ, **OURS})
 
     def start(
         self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, first: str = ""
@@ -160,9 +161,7 @@ def _what_counts_at_start(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(_AT_START)}
 
 
-def _end(ours: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:  # one of the tests' workers, which are forked from who has started it
-        return
+def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
     ours.shutdown(socket.SHUT_RDWR)  # whoever else may hold a copy
     ours.close()
     process.wait(10)
