@@ -187,6 +187,7 @@ def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
     return lines
 
 
+LEAST_OF_A_CAUSE = 40  # characters; less of a cause's beginning would say nothing
 CHECK_LINE = 300  # characters; the line of `check` is shorter, since some monitors cut it there
 
 
@@ -214,7 +215,9 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
     if (over := len(text(said)) - room) > 0:
         said = [f"{said[0][: -over - 1]}…"]
     for *_, sentence in found[1:]:
-        if len(text([*said, sentence])) > room:
+        if (over := len(text([*said, sentence])) - room) > 0:
+            if len(sentence) - over > LEAST_OF_A_CAUSE:
+                said.append(f"{sentence[: -over - 1]}…")
             break
         said.append(sentence)
     for place, ways in enumerate(found[: len(said)]):

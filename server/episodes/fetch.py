@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import shlex
 import socket
 import zlib
@@ -130,7 +131,7 @@ class RssReader:
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, _NotPublic):
                 raise self._private(url, error.os_error.address) from error
-            raise self._unread(url, f"cannot be reached: {error.os_error.strerror or error.os_error}") from error
+            raise self._unread(url, f"cannot be reached: {connection_failure(error)}") from error
         except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
             why = f"{type(error).__name__}: {error}".replace(url, name)[:200]
             raise self._unread(url, f"cannot be read: {why}") from error
@@ -161,8 +162,9 @@ class RssReader:
             except aiohttp.ClientConnectorError as error:
                 if proxy is None or isinstance(error, aiohttp.ClientSSLError):
                     raise
-                why = error.os_error.strerror or error.os_error
-                raise self._unread(url, f"is behind a proxy that cannot be reached: {why}") from error
+                raise self._unread(
+                    url, f"is behind a proxy that cannot be reached: {connection_failure(error)}"
+                ) from error
         raise self._unread(url, f"redirects more than {self._limits.redirects} times")
 
     async def _document(self, url: str, answer: aiohttp.ClientResponse) -> RssAnswer:
@@ -251,6 +253,14 @@ class _Body:
                 raise NotRss("its gzip data is truncated")
             self._pass_on(self._inflate.flush())
         return self.document.close()
+
+
+def connection_failure(error: aiohttp.ClientConnectorError) -> str:
+    """Return why there was no connection, without the address that asyncio's own words name."""
+    number = error.os_error.errno
+    if number is None:  # several addresses, each with its own failure
+        return "none of its addresses can be connected to"
+    return os.strerror(number) if number > 0 else error.os_error.strerror or "its name cannot be looked up"
 
 
 def proxy_of(url: str) -> str | None:

@@ -512,7 +512,7 @@ class SharedSequence:
             self._remove(shelf, trial)
         if replaced:
             hint = "use another store, or set store.shared = false on one service only"
-            raise StoreError("the store ignores If-None-Match, so it cannot say who was first", hint=hint)
+            raise StoreError("the store ignores If-None-Match, so it cannot tell who was first", hint=hint)
         self._tried = True
 
     def _refuse_leaping_clock(self, shelf: Shelf, now: datetime) -> None:
