@@ -215,9 +215,7 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
     if (over := len(text(said)) - room) > 0:
         said = [f"{said[0][: -over - 1]}…"]
     for *_, sentence in found[1:]:
-        if (over := len(text([*said, sentence])) - room) > 0:
-            if len(sentence) - over > LEAST_OF_A_CAUSE:
-                said.append(f"{sentence[: -over - 1]}…")
+        if len(text([*said, sentence])) > room:
             break
         said.append(sentence)
     for place, ways in enumerate(found[: len(said)]):
@@ -226,6 +224,11 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
             if len(text(longer)) <= room:
                 said = longer
                 break
+    # Last, the beginning of the next cause: more than that there is one.
+    for *_, sentence in found[len(said) :][:1]:
+        over = len(text([*said, sentence])) - room
+        if len(sentence) - over > LEAST_OF_A_CAUSE:
+            said.append(f"{sentence[: -over - 1]}…")
     return level, f"{head}{text(said)}{perfdata}".replace("\n", " ")
 
 

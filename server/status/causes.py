@@ -64,7 +64,8 @@ def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
         day = by_day.get(alarm.subject)
         if day is None:
             # The cause is as bad as what it leads to, and comes before it.
-            blocked = [other.level for other in alarms if other.name == _BLOCKS.get(alarm.name)]
+            held_up = _BLOCKS.get(alarm.name)
+            blocked = [other.level for other in alarms if other.name == held_up and other.subject not in in_state]
             found.append(Cause(max([alarm.level, *blocked]), alarm.sentence, tuple(steps(alarm.hint))))
         elif alarm.name != "day_not_published" or alarm.subject not in in_state:
             parts.append(_part(alarm, day, late.get(alarm.subject)))

@@ -316,7 +316,7 @@ def test_the_line_has_the_worst_first_and_counts_the_rest() -> None:
     assert "so; so [/opt/it status --config /etc/it.toml] |" in check_line(two, [], call)[1]
     long = [Alarm(Level.CRITICAL, "a", "short", "ls"), Alarm(Level.CRITICAL, "b", "so much " * 50)]
     line = check_line([*long, *many[1:]], [], call)[1]
-    assert len(line) == 299 and "short; so much so" in line and "…; and 9 more |" in line
+    assert len(line) == 299 and "short [ls]; so much so" in line and "…; and 9 more |" in line
     endless = Alarm(Level.CRITICAL, "long", "so much " * 99)
     line = check_line([endless, *many], [], call)[1]
     assert len(line) == 299 and "…; and 10 more |" in line

@@ -8,7 +8,7 @@ import pytest
 
 from server.hints import Step
 from server.status.alarms import Alarm, Level
-from server.status.causes import causes, notes, ranges
+from server.status.causes import Cause, causes, notes, ranges
 from tests.support.site import DAY, Site, at, broken_rows, rows_of
 
 
@@ -75,6 +75,8 @@ async def test_a_source_that_is_away_comes_before_the_days_that_it_holds_up(site
         (Level.CRITICAL, f"{DAY} is not published yet; its deadline is in 1 h"),
     ]
     assert [cause.level for cause in causes([away], days)] == [Level.WARNING]
+    held = [Alarm(Level.CRITICAL, "day_held", f"{DAY} is held", "", str(DAY)), *site.alarms(now)]  # by its rows
+    assert causes([away, *held], days)[-1] == Cause(Level.WARNING, "the bucket is away", (Step("wait", ""),))
 
 
 async def test_remarks_that_differ_in_their_share_alone_are_one_line(site: Site) -> None:
