@@ -209,10 +209,10 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
                 )
             )
         if publication.tally is not None:
-            told = warnings(publication.tally, holds)
+            odd = warnings(publication.tally, holds)
             if publication.kind == "late":
-                told = late_warnings(publication.tally, holds, publication.removed)
-            found += [Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}") for warning in told]
+                odd = late_warnings(publication.tally, holds, publication.removed)
+            found += [Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}") for warning in odd]
     return found
 
 

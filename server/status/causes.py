@@ -76,9 +76,9 @@ def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
     return _once(sorted(found, key=lambda cause: (-cause.level, bool(cause.days))))
 
 
-def notes(days: Iterable[DayOverview], told: Sequence[Cause]) -> list[str]:
+def notes(days: Iterable[DayOverview], shown: Sequence[Cause]) -> list[str]:
     """Return what else is worth knowing about the days, joined in the same way."""
-    said = " ".join(cause.sentence for cause in told)
+    said = " ".join(cause.sentence for cause in shown)
     found: dict[str, list[date]] = {}
     for day in days:
         for note in day.notes:
@@ -148,8 +148,8 @@ def _time_left(deadlines: Sequence[Deadline]) -> str:
 def _once(found: Iterable[Cause]) -> list[Cause]:
     """Return the causes without steps that an earlier one has."""
     said: set[Step] = set()
-    told = []
+    kept = []
     for cause in found:
-        told.append(cause._replace(steps=tuple(step for step in cause.steps if step not in said)))
+        kept.append(cause._replace(steps=tuple(step for step in cause.steps if step not in said)))
         said.update(cause.steps)
-    return told
+    return kept

@@ -97,6 +97,14 @@ async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(sit
     assert levels(site, at(6, "23:59")) and not levels(site, at(7))
 
 
+async def test_a_settling_day_offers_no_command_that_would_do_nothing(site: Site) -> None:
+    """`feed --day` would say that it is settling."""
+    site.put(rows_of(DAY, 3), at(1, "22:30"))
+    await site.round(at(1, "22:31"))
+    hint = of_day(site, at(1, "22:40"))["day_not_published"].hint
+    assert "export.settle" in hint and "pickup-point" not in hint
+
+
 def of_source(site: Site, now: datetime) -> Alarm | None:
     """Return the alarm about a source that has never delivered."""
     return next((alarm for alarm in site.alarms(now) if alarm.name == "nothing_delivered"), None)

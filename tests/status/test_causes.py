@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
@@ -60,6 +61,8 @@ async def test_a_command_that_takes_days_gets_them_all(site: Site) -> None:
     (cause,) = causes(alarms, site.days(now).values())
     assert cause.sentence == "2026-11-20, 2026-11-21: 2 days not published yet; 2 deadlines are over"
     assert cause.steps == (Step("", "pickup-point feed --day 2026-11-20 --day 2026-11-21"),)
+    (cause,) = causes([replace(alarm, name="day_not_stored") for alarm in alarms], site.days(now).values())
+    assert cause.sentence.startswith("2026-11-20, 2026-11-21: 2 days not in the store, where the partner reads; 2 dead")
 
 
 async def test_a_source_that_is_away_comes_before_the_days_that_it_holds_up(site: Site) -> None:
