@@ -429,7 +429,7 @@ def demo(
     port: Annotated[
         int | None,
         typer.Option(
-            "--port", min=0, max=65535, help="The port on 127.0.0.1. First 2222, then that of its configuration."
+            "--port", min=0, max=65535, help="The port on 127.0.0.1. Default: 2222 for a new demo, else that of its configuration."
         ),
     ] = None,
     kind: Annotated[
