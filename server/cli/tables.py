@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
-from ..hints import Call, Step, lines, without_page
+from ..hints import Call, Step, lines, steps, without_page
 from ..status.alarms import Level
-from ..status.causes import causes, notes
+from ..status.causes import Cause, causes, notes
 from ..status.deadlines import Urgency
 from ..status.words import (
     calendar_state,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from ..publish.retention import Pruned
     from ..status.alarms import Alarm
-    from ..status.causes import Cause
     from ..status.days import DayOverview
     from ..status.reconcile import PodcastLine
     from ..status.snapshot import Snapshot
@@ -203,7 +202,17 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
     if not alarms:
         newest = next((day for day in days if day.published_at is not None), None)
         return level, f"{head}{f'{newest.day} is {newest.state}' if newest is not None else 'nothing is due'}{perfdata}"
-    found = [_ways_to_say(cause, call) for cause in causes(alarms, days)]
+    return level, _in_one_line(head, [_ways_to_say(cause, call) for cause in causes(alarms, days)], perfdata)
+
+
+def unknown_line(problems: Sequence[tuple[str, str]], call: Call) -> str:
+    """Return the line of `check` when it cannot look: (what is wrong, hint) pairs, at least one."""
+    found = [Cause(Level.UNKNOWN, sentence, tuple(steps(hint))) for sentence, hint in problems]
+    return _in_one_line("PICKUP-POINT UNKNOWN - ", [_ways_to_say(cause, call) for cause in found], "")
+
+
+def _in_one_line(head: str, found: Sequence[Sequence[str]], perfdata: str) -> str:
+    """Return causes, each in several ways to say it, the shortest last, in a line shorter than `CHECK_LINE`."""
     room = CHECK_LINE - 1 - len(head) - len(perfdata)
 
     def text(said: Sequence[str]) -> str:
@@ -229,7 +238,7 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
         over = len(text([*said, sentence])) - room
         if len(sentence) - over > LEAST_OF_A_CAUSE:
             said.append(f"{sentence[: -over - 1]}…")
-    return level, f"{head}{text(said)}{perfdata}".replace("\n", " ")
+    return f"{head}{text(said)}{perfdata}".replace("\n", " ")
 
 
 def _ways_to_say(cause: Cause, call: Call) -> list[str]:
