@@ -123,7 +123,7 @@ def config_of(text: bytes, path: Path) -> Config:
         raw = tomllib.loads(text.decode())
     # ValueError also of a number of thousands of digits; a table within tables goes as deep as the stack.
     except (ValueError, RecursionError) as error:
-        cure = "correct the line; config.example.toml shows the form of every key"
+        cure = "correct the line; the form of every key: pickup-point manual config"
         raise ConfigError(str(path), [Problem(str(path), f"is not TOML: {error}", cure)]) from error
     return parse_config(raw, path)
 
@@ -174,9 +174,9 @@ def parse_config(raw: dict[str, Any], path: Path) -> Config:
     for key, value in raw.items():
         if key in _RENAMED and key not in _SECTIONS:
             new = _RENAMED[key]
-            cure = f"write [{new}] in its place; its keys stay as they are"
+            cure = f"write [{new}] in its place; its keys have kept their names"
             cure = f"remove it, since [{new}] is there, too" if new in raw else cure
-            problems.append(Problem(key, f"is [{new}] now", cure))
+            problems.append(Problem(key, f"is now called [{new}]", cure))
         elif key not in _SECTIONS and key not in _TOP_KEYS:
             problems.append(_unknown_key("", key, [*_SECTIONS, *_TOP_KEYS]))
         elif key in _SECTIONS and not isinstance(value, dict):
@@ -232,16 +232,16 @@ def _problem(section: str, model: type[Section], detail: Any) -> Problem:
         return _unknown_key(key, str(last), list(current.model_fields) if current is not None else [])
     if detail["type"] == "missing":
         table = f"[[{key.partition('[')[0]}]]" if key.endswith("]") else f"[{key}]"
-        return Problem(full, "is missing", f"add {last} to {table}; config.example.toml shows its form")
+        return Problem(full, "is missing", f"add {last} to {table}; its form: pickup-point manual config")
     # Our own messages end with "; cure", and what is before it may quote the value. Pydantic's have no cure.
     what, _, cure = detail["msg"].removeprefix("Value error, ").rpartition("; ")
     what, cure = (what, cure) if what else (cure, "")
     if detail["type"] == "list_type" and isinstance(detail["input"], dict):
         what, cure = "a list is needed", f"write [[{full}]], in two pairs of brackets"
     elif detail["type"] == "model_type":
-        return Problem(full, "is not a table", f"see {full.split('[')[0]} in config.example.toml")
+        return Problem(full, "is not a table", f"what {full.split('[')[0]} may be: pickup-point manual config")
     if not cure:
-        cure = f"see {full.split('[')[0]} in config.example.toml"
+        cure = f"what {full.split('[')[0]} may be: pickup-point manual config"
     return Problem(full, f"is {_shown(str(last), detail['input'])}: {what[:1].lower()}{what[1:]}", cure)
 
 

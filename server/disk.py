@@ -72,15 +72,20 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         raise data_folder_error(error, path) from error
 
 
+def list_command(folder: Path) -> str:
+    """Return the command that shows who owns a data folder and the files in it; under systemd the folder is a link."""
+    return f"ls -la {shlex.quote(f'{folder}/')}"
+
+
 def data_folder_error(error: OSError, path: Path) -> DataFolderError:
     """Return an operating system error about the data folder as ours, with something to type."""
-    folder = shlex.quote(str(path.parent))
+    folder, owner = shlex.quote(str(path.parent)), f"{list_command(path.parent)}; the service's user must own it"
     hints = {
         errno.ENOSPC: f"df -h {folder}; free some space, and the next round carries on by itself",
         errno.EDQUOT: f"quota; df -h {folder}; raise the quota, or free some space",
         errno.EROFS: f"dmesg | tail; findmnt -T {folder}; the file system is read-only",
-        errno.EACCES: f"ls -ld {folder}; the service's user must own it",
-        errno.EPERM: f"ls -ld {folder}; the service's user must own it",
+        errno.EACCES: owner,
+        errno.EPERM: owner,
     }
     return DataFolderError(f"{path}: {error.strerror}", hint=hints.get(error.errno or 0, "dmesg | tail; df -h"))
 
@@ -118,3 +123,10 @@ def read_private(name: str, keys_dir: Path, problems: list[Problem]) -> bytes | 
     cure = "make the missing keys: pickup-point keygen"
     problems.append(Problem(str(keys_dir / name), "no such file", cure))
     return None
+
+
+def connection_failure(error: OSError) -> str:
+    """Return why there was no connection, without the address that asyncio's own words name."""
+    if error.errno is None:  # several addresses, each with its own failure
+        return "none of its addresses can be connected to"
+    return os.strerror(error.errno) if error.errno > 0 else error.strerror or "its name cannot be looked up"

@@ -207,7 +207,7 @@ class PickupProgress:
     bytes_delivered: int = 0
     coverage: Coverage = field(default_factory=Coverage)
     proven: Coverage = field(default_factory=Coverage)
-    told: int = 0  # bytes of ``proven`` in the last record
+    recorded: int = 0  # bytes of ``proven`` in the last record
     first_read: int | None = None
     alone: bool = True
     tail: tuple[int, int] | None = None
@@ -242,7 +242,7 @@ class PickupProgress:
     @property
     def untold(self) -> bool:
         """Whether something was delivered since the last record."""
-        return self.proven.bytes > self.told
+        return self.proven.bytes > self.recorded
 
     def opened(self) -> Pickup:
         """Return the record of a handle just opened."""
@@ -262,7 +262,7 @@ class PickupProgress:
         return Grade.PARTIAL if self.bytes_answered else Grade.OPENED
 
     def _record(self, grade: Grade, ended: datetime | None, ending: Ending | None) -> Pickup:
-        self.told = self.proven.bytes
+        self.recorded = self.proven.bytes
         return Pickup(
             id=self.id,
             name=self.name,

@@ -146,6 +146,13 @@ def test_no_hint_has_prose_in_a_command_or_a_command_in_prose() -> None:
     assert seen > 20
 
 
+def test_no_command_of_another_program_goes_on_as_prose() -> None:
+    """A comma or a colon within a command is a sentence's, which a shell would take for an argument."""
+    found = [step.command for _, text, _ in texts() for step in steps(text) if step.command]
+    assert len(found) > 100
+    assert [command for command in found if re.search(r"[a-z⟧][,:] ", re.sub(r"'[^']*'", "", command))] == []
+
+
 def test_what_is_put_into_a_command_is_quoted() -> None:
     """A path with a blank in it stays one word."""
     bare = [

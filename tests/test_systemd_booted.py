@@ -64,7 +64,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
     """A machine on which the README's lines were typed, and what they printed."""
     not_just_before("00:00", 60)
     folder = tmp_path_factory.mktemp("booted")
-    yours, rest = blocks("Install for real")[:2]
+    yours, key, rest = blocks("Install for real")[:3]
     clone = container.clone(folder / "clone")
     tree = container.tree_after(
         re.findall(r"^(?:python3 -m venv|/opt/pickup-point/bin/pip) .*", rest, re.MULTILINE), clone
@@ -80,7 +80,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
             "export_url", "address", "first_day", "publisher", "contact",
         }  # fmt: skip
         answers = f"export_url=/srv/exports; address=127.0.0.1:2222; first_day={small()}; publisher=P; contact=C"
-        typed = f"cp -r /mnt/repo /root/clone; cd /root/clone; {answers}\n{rest}"
+        typed = f"cp -r /mnt/repo /root/clone; cd /root/clone; {answers}\n{key}{rest}"
         printed = machine.run(typed, timeout=240).stdout
         machine.put("/root/askpass", b"#!/bin/sh\ncat /root/triton-password\n")
         machine.run("chmod +x /root/askpass")

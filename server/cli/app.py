@@ -138,8 +138,12 @@ def _of_the_system(error: OSError) -> PickupPointError:
 def _report(error: PickupPointError, *, checking: bool) -> int:
     """Print an error and its hints; return the exit code."""
     if checking:
-        why = "; ".join(str(problem) for problem in error.problems) if isinstance(error, ConfigError) else str(error)
-        print(f"PICKUP-POINT UNKNOWN - {why}".replace("\n", " "))
+        from . import tables
+
+        found = [(str(error), error.hint)]
+        if isinstance(error, ConfigError):
+            found = [(str(problem), problem.cure) for problem in error.problems]
+        print(tables.unknown_line(found, call()))
         return 3
     print(f"pickup-point: {error}", file=sys.stderr)
     if isinstance(error, ConfigError):
@@ -430,7 +434,7 @@ def demo(
     port: Annotated[
         int | None,
         typer.Option(
-            "--port", min=0, max=65535, help="The port on 127.0.0.1. First 2222, then that of its configuration."
+            "--port", min=0, max=65535, help="The port on 127.0.0.1. Default: the one configured, 2222 in a new demo."
         ),
     ] = None,
     kind: Annotated[

@@ -183,7 +183,7 @@ def _password(path: Path) -> str:
 
 
 _CONFIG = """\
-# The demo's configuration, made by `pickup-point demo`. config.example.toml explains every key.
+# The demo's configuration, made by `pickup-point demo`. `pickup-point manual config` explains every key.
 # It is an ordinary configuration: `pickup-point status --config THIS_FILE` and every other command work with it.
 
 data_dir = "data"            # published files, staging, rejects, the ledger

@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING
 
 from ..config import load_ip_hash_key
 from ..convert.apart import kernel_lack
+from ..disk import list_command
 from ..errors import ConfigError, DataFolderError, ExportChanged, SourceError, StoreError
 from ..hints import Call, written
 from ..megaphone.source import open_source
 from ..publish.decisions import CLOCK_TOLERANCE
+from ..publish.first_delivery import NOTHING_DELIVERED
+from ..s3.errors import BucketPlace
 from ..sftp.client import HungUp, LoginRefused, NoAnswer, fetch_sha256, host_key
 from ..sftp.keys import load_credentials
 from ..sftp.limits import parse_address
 from ..sftp.users import password_matches
-from ..status.alarms import Level
+from ..status.alarms import START_HINT, STARTED, Level
 from ..status.causes import causes
-from ..status.snapshot import Snapshot
+from ..status.snapshot import AWS_KEY, Snapshot, is_readable_key
 from ..status.words import size_text
 from ..storage.ledger import LEDGER_FILE, Ledger
 from ..threads import in_thread
@@ -103,6 +106,9 @@ def _keys(config: Config) -> tuple[set[bytes], list[Finding]]:
         load_ip_hash_key(config.keys_dir)
     except ConfigError as error:
         findings += [Finding(Level.CRITICAL, f"keys: {problem}", problem.cure) for problem in error.problems]
+    if is_readable_key(aws := config.keys_dir / AWS_KEY):
+        sentence = f"keys: {aws} is readable by others"
+        findings.append(Finding(Level.CRITICAL, sentence, f"chmod 600 {shlex.quote(str(aws))}"))
     if not findings:
         findings.append(Finding(Level.OK, f"keys: all present in {config.keys_dir}, and private"))
     return host_keys, findings
@@ -153,7 +159,7 @@ async def _exports(config: Config) -> AsyncIterator[Finding]:
         yield _clock(listing, began)
         if not listing.exports:
             others = listing.others
-            cure = others.cure or f"check export.url: {_listing_command(config)}"
+            cure = others.cure or f"is export.url right? what is there: {_listing_command(config)}"
             yield Finding(Level.WARNING, f"exports: {others.sentence(source.name)}", cure)
             return
         newest = listing.exports[max(listing.exports)]
@@ -199,8 +205,8 @@ def _clock(listing: Listing, began: datetime) -> Finding:
 
 
 def _listing_command(config: Config) -> str:
-    place = shlex.quote(f"{config.export.place}" if config.export.bucket is None else f"{config.export.place}/")
-    return f"ls -l {place}" if config.export.bucket is None else f"aws s3 ls {place}"
+    place = config.export.place
+    return place.ls_command if isinstance(place, BucketPlace) else f"ls -l {shlex.quote(str(place))}"
 
 
 # The store, the data folder and the service
@@ -229,7 +235,7 @@ async def _store(config: Config) -> AsyncIterator[Finding]:
         yield Finding(Level.OK, "store: it replaces nothing that is there (If-None-Match)")
         return
     if config.store.shared:
-        sentence = "store: it ignores If-None-Match, so it cannot say which of the nodes was first"
+        sentence = "store: it ignores If-None-Match, so it cannot tell which of the nodes was first"
         yield Finding(Level.CRITICAL, sentence, "use another store, or set store.shared = false on one service only")
         return
     cure = "let nothing but this service write there; ask whoever runs the store to honour If-None-Match"
@@ -243,8 +249,8 @@ def _data_folder(config: Config) -> Iterator[Finding]:
     folder = config.data_dir
     try:
         if not folder.exists():
-            cure = "systemctl start pickup-point; or pickup-point serve"
-            yield Finding(Level.WARNING, f"data folder: {folder} does not exist yet; the first start creates it", cure)
+            sentence = f"data folder: {folder} does not exist yet; the first start creates it"
+            yield Finding(Level.WARNING, sentence, START_HINT)
             return
         # The steps of a publication: write, fsync, link.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as trial:
@@ -255,7 +261,7 @@ def _data_folder(config: Config) -> Iterator[Finding]:
             os.link(path, f"{path}.link")
     except OSError as error:
         quoted = shlex.quote(str(folder))
-        cure = f"the file system must support hard links; ls -ld {quoted}; df -h {quoted}"
+        cure = f"{list_command(folder)}; df -h {quoted}; the file system must support hard links"
         yield Finding(Level.CRITICAL, f"data folder: cannot write to {folder}: {error.strerror}", cure)
     else:
         yield Finding(Level.OK, f"data folder: {folder} is writable")
@@ -278,7 +284,7 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.running:
         yield Finding(Level.OK, "service: running")
     else:
-        yield Finding(Level.CRITICAL, "service: not running", "systemctl start pickup-point; or pickup-point serve")
+        yield Finding(Level.CRITICAL, "service: not running", START_HINT)
     days = {str(day.day) for day in snapshot.days}
     for alarm in snapshot.alarms:
         if alarm.subject in days:
@@ -287,7 +293,9 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(
                 Level.WARNING, "feed: the first round has not ended yet", "check again in a while: pickup-point status"
             )
-        elif alarm.name not in ("source", "store", "key_readable"):  # examined above, just now
+        elif alarm.name == "feed_not_running" and not snapshot.running and STARTED in snapshot.facts:
+            continue  # said above
+        elif alarm.name not in ("source", "store", "key_readable", NOTHING_DELIVERED):  # examined above, just now
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)
     for cause in causes([alarm for alarm in snapshot.alarms if alarm.subject in days], snapshot.days):

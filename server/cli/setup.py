@@ -446,7 +446,7 @@ def config_text(answers: Answers) -> str:
     publisher += [f"contacts = [{_quoted(answers.contact)}]"] if answers.contact else []
     return "\n".join(
         [
-            "# Made by `pickup-point init`. config.example.toml explains every key.",
+            "# Made by `pickup-point init`. `pickup-point manual config` explains every key.",
             f"data_dir = {_quoted(answers.data_dir)}",
             'keys_dir = "keys"',
             "",

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
-from ..hints import Call, Step, lines, without_page
+from ..hints import Call, Step, lines, steps, without_page
 from ..status.alarms import Level
-from ..status.causes import causes, notes
+from ..status.causes import Cause, causes, notes
 from ..status.deadlines import Urgency
 from ..status.words import (
     calendar_state,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from ..publish.retention import Pruned
     from ..status.alarms import Alarm
-    from ..status.causes import Cause
     from ..status.days import DayOverview
     from ..status.reconcile import PodcastLine
     from ..status.snapshot import Snapshot
@@ -187,6 +186,7 @@ def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
     return lines
 
 
+LEAST_OF_A_CAUSE = 40  # characters; less of a cause's beginning would say nothing
 CHECK_LINE = 300  # characters; the line of `check` is shorter, since some monitors cut it there
 
 
@@ -202,7 +202,17 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
     if not alarms:
         newest = next((day for day in days if day.published_at is not None), None)
         return level, f"{head}{f'{newest.day} is {newest.state}' if newest is not None else 'nothing is due'}{perfdata}"
-    found = [_ways_to_say(cause, call) for cause in causes(alarms, days)]
+    return level, _in_one_line(head, [_ways_to_say(cause, call) for cause in causes(alarms, days)], perfdata)
+
+
+def unknown_line(problems: Sequence[tuple[str, str]], call: Call) -> str:
+    """Return the line of `check` when it cannot look: (what is wrong, hint) pairs, at least one."""
+    found = [Cause(Level.UNKNOWN, sentence, tuple(steps(hint))) for sentence, hint in problems]
+    return _in_one_line("PICKUP-POINT UNKNOWN - ", [_ways_to_say(cause, call) for cause in found], "")
+
+
+def _in_one_line(head: str, found: Sequence[Sequence[str]], perfdata: str) -> str:
+    """Return causes, each in several ways to say it, the shortest last, in a line shorter than `CHECK_LINE`."""
     room = CHECK_LINE - 1 - len(head) - len(perfdata)
 
     def text(said: Sequence[str]) -> str:
@@ -223,7 +233,12 @@ def check_line(alarms: Sequence[Alarm], days: Sequence[DayOverview], call: Call,
             if len(text(longer)) <= room:
                 said = longer
                 break
-    return level, f"{head}{text(said)}{perfdata}".replace("\n", " ")
+    # Last, the beginning of the next cause: more than that there is one.
+    for *_, sentence in found[len(said) :][:1]:
+        over = len(text([*said, sentence])) - room
+        if len(sentence) - over > LEAST_OF_A_CAUSE:
+            said.append(f"{sentence[: -over - 1]}…")
+    return f"{head}{text(said)}{perfdata}".replace("\n", " ")
 
 
 def _ways_to_say(cause: Cause, call: Call) -> list[str]:

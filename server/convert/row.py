@@ -161,7 +161,7 @@ def sent_address(text: str, *, truncated: bool, key: bytes) -> SentAddress:
     IPv6 /64, or of the token.
     """
     text = text.strip()
-    address = parse_address(text)
+    address = listener_address(text)
     readdressed = address is None
     if address is None:
         address = parse_client(text)
@@ -190,14 +190,14 @@ def parse_client(text: str) -> IPv4Address | IPv6Address | None:
         with_port = _WITH_PORT.fullmatch(part.strip())
         if with_port is not None and int(with_port[3]) > 65535:
             return None
-        address = parse_address((with_port[1] or with_port[2]) if with_port is not None else part.strip())
+        address = listener_address((with_port[1] or with_port[2]) if with_port is not None else part.strip())
         if address is None:
             return None
         addresses.append(address)
     return addresses[0]
 
 
-def parse_address(text: str) -> IPv4Address | IPv6Address | None:
+def listener_address(text: str) -> IPv4Address | IPv6Address | None:
     """Return the address in ``text`` (for an IPv4-mapped IPv6 address, its IPv4 address), or None for a token."""
     try:
         address = ip_address(text)

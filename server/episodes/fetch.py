@@ -22,6 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
+from ..disk import connection_failure
 from ..threads import in_thread
 from .rss import NotRss, RssDocument, RssUnread, known_charset, safe_url
 
@@ -130,7 +131,7 @@ class RssReader:
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, _NotPublic):
                 raise self._private(url, error.os_error.address) from error
-            raise self._unread(url, f"cannot be reached: {error.os_error.strerror or error.os_error}") from error
+            raise self._unread(url, f"cannot be reached: {connection_failure(error.os_error)}") from error
         except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
             why = f"{type(error).__name__}: {error}".replace(url, name)[:200]
             raise self._unread(url, f"cannot be read: {why}") from error
@@ -161,8 +162,9 @@ class RssReader:
             except aiohttp.ClientConnectorError as error:
                 if proxy is None or isinstance(error, aiohttp.ClientSSLError):
                     raise
-                why = error.os_error.strerror or error.os_error
-                raise self._unread(url, f"is behind a proxy that cannot be reached: {why}") from error
+                raise self._unread(
+                    url, f"is behind a proxy that cannot be reached: {connection_failure(error.os_error)}"
+                ) from error
         raise self._unread(url, f"redirects more than {self._limits.redirects} times")
 
     async def _document(self, url: str, answer: aiohttp.ClientResponse) -> RssAnswer:

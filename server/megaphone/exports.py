@@ -203,7 +203,7 @@ class Others(NamedTuple):
         if self.objects:
             example = f"{'it' if self.objects == 1 else 'one of them'} is {self.example}"
             seen = f", but {' and '.join(self.looks)}" if self.looks else f"; {example}"
-            here = f"{here}, none named {self.wanted}{seen}"
+            here = f"{here}, {'not' if self.objects == 1 else 'none'} named {self.wanted}{seen}"
         return f"{here}; did you mean {self.elsewhere}?" if self.elsewhere else here
 
 

@@ -293,7 +293,7 @@ def standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
 
 
 def incomparable(sent: Sequence[Publication], rules: LogRules) -> str:
-    """Return why it cannot be told which rows were sent, or ''; ``rules`` are those configured now."""
+    """Return why nothing shows which rows were sent, or ''; ``rules`` are those configured now."""
     if any(publication.rules.kind != rules.kind for publication in sent):
         return "it was published from the other kind of export, whose rows cannot be told from those of this one"
     if rules.export_kind.identity and not all(p.rules.id_key == rules.id_key != "" for p in sent):

@@ -214,7 +214,7 @@ class Feed:
         nothing = NothingDelivered.of(changed)
         before = NothingDelivered.of(facts)
         if nothing is not None and (before is None or before.since != nothing.since):
-            log.warning("feed found no export", why=nothing.sentence, hint="pickup-point doctor")
+            log.warning("feed found no export", why=nothing.sentence, hint=nothing.others.cure or "pickup-point doctor")
 
     def _note_passed_over(self, days: Sequence[date], known: KnownDays, listing: Listing) -> None:
         """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""

@@ -99,7 +99,7 @@ async def refuse_unfit_store(config: Config, shared: SharedSequence | None) -> N
         log.error("service could not try the shared store", why=str(error), hint=error.hint)
         return
     if not refuses:
-        wrong = f"is true, but {config.store.place} ignores If-None-Match, so it cannot say who was first"
+        wrong = f"is true, but {config.store.place} ignores If-None-Match, so it cannot tell who was first"
         raise ConfigError(str(config.path), [Problem("store.shared", wrong, "use another store, or one service only")])
 
 

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 DAY = timedelta(days=1)
 WARN_DAYS = 7  # days before its removal from which a file that was never picked up is warned about
-TOLD = "unclaimed_told"  # a fact of the ledger: the files that were warned about
+WARNED = "unclaimed_told"  # a fact of the ledger: the files that were warned about
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +158,11 @@ def _remove(ledger: Ledger, folder: DataFolder, gone: Iterable[Expiring], now: d
 def _warn_of(ledger: Ledger, waiting: Iterable[Expiring]) -> None:
     """Warn once for each file that it will be removed although it was never picked up."""
     removal = {str(file.log.name): f"{file.remove_after:%Y-%m-%dT%H:%MZ}" for file in waiting}
-    told = ledger.facts().get(TOLD, [])
-    for name in sorted(removal.keys() - set(told)):
+    warned = ledger.facts().get(WARNED, [])
+    for name in sorted(removal.keys() - set(warned)):
         log.warning(f"retention found {name} never picked up", will_be_removed=removal[name])
-    if sorted(removal) != told:
-        ledger.note(**{TOLD: sorted(removal)})
+    if sorted(removal) != warned:
+        ledger.note(**{WARNED: sorted(removal)})
 
 
 def thin_out_pickups(ledger: Ledger, keep_pickups_days: int, now: datetime) -> None:

@@ -556,7 +556,7 @@ class SharedSequence:
             keeps = not shelf.put_new(f"sequence/{entry_name(head)}", self._ledger.entries.data(head))
         if not keeps:
             hint = "use another store, or set store.shared = false on one service only"
-            raise StoreError("the store ignores If-None-Match, so it cannot say who was first", hint=hint)
+            raise StoreError("the store ignores If-None-Match, so it cannot tell who was first", hint=hint)
 
     def _refuse_leaping_clock(self, shelf: Shelf, now: datetime) -> None:
         """Refuse to date logs by a store's clock that is far ahead of this machine's and of everything on record."""

@@ -185,7 +185,7 @@ class BucketClient:
                 raise self._place.no_s3("a time that cannot be right") from error
             if "redentials" not in str(error):  # botocore: "Credentials were refreshed, but … are still expired."
                 raise
-            raise self._place.no_credentials("they expired and new ones did not come") from error
+            raise self._place.no_credentials("they expired and were not renewed") from error
 
     def _failed_attempt(self, error: Exception, key: str | None) -> FailedAttempt:
         if isinstance(error, sdk.ClientError):

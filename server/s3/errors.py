@@ -55,6 +55,8 @@ _BUSY |= {"Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyR
 _SDK_DOES_NOT_RETRY = {409, 429}
 
 
+_CREDENTIALS = "pickup-point manual bucket"
+
 # What an operation of the SDK does to an object, and the right that it takes.
 _RIGHTS = {
     "GetObject": ("read", "s3:GetObject"),
@@ -126,7 +128,7 @@ class BucketPlace:
         if answer.code == "RequestTimeTooSkewed":
             return _refused(
                 f"{self} refused the request because the clock of this machine is wrong",
-                "timedatectl set-ntp true, then look at: timedatectl status",
+                "timedatectl set-ntp true; timedatectl status",
             )
         if answer.code in _WRONG_REGION or (300 <= answer.status < 400 and answer.region):
             return self._wrong_region(answer)
@@ -135,13 +137,13 @@ class BucketPlace:
         if answer.code in _WRONG_KEY or answer.status == 401:
             return _refused(
                 f"{self} refused the credentials: the access key or secret key is wrong ({answer.code})",
-                "to see where the keys come from: aws configure list; to test them: aws sts get-caller-identity",
+                f"correct the key where it comes from: {_CREDENTIALS}; then try: pickup-point doctor",
                 Remedy.NEW_CREDENTIALS,
             )
         if answer.code in _EXPIRED:
             return _refused(
                 f"the credentials for {self} have expired ({answer.code})",
-                "renew them where they come from, every try reads them again; to see where: aws configure list",
+                f"renew them where they come from; whether a restart is needed: {_CREDENTIALS}",
                 Remedy.NEW_CREDENTIALS,
             )
         if answer.code == "InvalidObjectState":
@@ -165,7 +167,8 @@ class BucketPlace:
             gone = "was rewritten after it was listed" if answer.status == 412 else "is no longer there"
             return FailedAttempt(
                 ExportChanged(
-                    f"{key} in {self} {gone}", hint=f"nothing to do, the day is read again from the start: {self._ls}"
+                    f"{key} in {self} {gone}",
+                    hint=f"nothing to do, the day is read again from the start: {self.ls_command}",
                 ),
                 Remedy.NONE,
             )
@@ -177,20 +180,21 @@ class BucketPlace:
             return FailedAttempt(
                 SourceUnreachable(
                     f"{self} cannot serve requests at the moment ({answer.status}, {code})",
-                    hint=f"wait, it is retried automatically; to see whether it is up: {self._ls}",
+                    hint=f"wait, it is retried automatically; to see whether it is up: {self.ls_command}",
                 ),
                 Remedy.WAIT,
                 sdk_tried=answer.status not in _SDK_DOES_NOT_RETRY,
             )
         return _refused(
-            f"{self} refused the request ({answer.status} {answer.code})", f"compare with the AWS tool: {self._ls}"
+            f"{self} refused the request ({answer.status} {answer.code})",
+            f"compare with the AWS tool: {self.ls_command}",
         )
 
     def _not_allowed(self, answer: Answer, key: str | None, operation: str) -> FailedAttempt:
         if key is None:
             return _refused(
                 f"the credentials may not list {self} (s3:ListBucket is missing, {answer.code})",
-                f"put s3:ListBucket on {self.arn} into the policy, then try: {self._ls}",
+                f"put s3:ListBucket on {self.arn} into the policy, then try: {self.ls_command}",
                 Remedy.NEW_CREDENTIALS,
             )
         verb, right = _RIGHTS[operation]
@@ -232,14 +236,15 @@ class BucketPlace:
         )
 
     @property
-    def _ls(self) -> str:
+    def ls_command(self) -> str:
+        """The command that shows what is there."""
         return f"aws s3 ls {shlex.quote(f'{self}/')}{self._options}"
 
     def no_credentials(self, why: str) -> FailedAttempt:
         """Return the failure of a chain that has no credentials or is broken; ``why`` must contain no secret."""
         return _refused(
             f"there are no usable credentials for {self} ({why})",
-            "set AWS_SHARED_CREDENTIALS_FILE for the service, or: aws configure; what is found: aws configure list",
+            f"where a key belongs, and what else finds one: {_CREDENTIALS}",
         )
 
     def unreachable(self, why: str) -> FailedAttempt:
@@ -266,7 +271,8 @@ class BucketPlace:
         """Return the failure of an endpoint that answers, but not like S3."""
         return _refused(
             f"{self.endpoint} does not answer like S3 ({why})",
-            f"correct {self.table}.endpoint_url, or bypass the proxy that alters the answers; compare: {self._ls}",
+            f"correct {self.table}.endpoint_url, or bypass the proxy that alters the answers; "
+            f"compare: {self.ls_command}",
         )
 
     def altered(self, key: str, why: str) -> FailedAttempt:

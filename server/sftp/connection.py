@@ -197,7 +197,7 @@ class SshConnection(asyncssh.SSHServerConnection):
             session.pump()
 
     def _send_kexinit(self) -> None:
-        """Offer what suits the client, which has told its version by now."""
+        """Offer what suits the client, whose version is known by now."""
         ciphers = ciphers_for(self.client, tuple(name.decode() for name in self._enc_algs))
         self._enc_algs = [name.encode() for name in ciphers]
         super()._send_kexinit()

@@ -1,4 +1,4 @@
-"""The fast path for file data: from a reply to encrypted packets with one copy.
+"""The fast path for file data, through asyncssh's internals: from a reply to encrypted packets with one copy.
 
 asyncssh sends each 32 KiB of channel data through nine copies, a new cipher object, a system call, and an IGNORE packet
 before it (a defence for CBC, which is not offered). That takes more than half the time of a transfer. For AES-GCM, and

@@ -28,16 +28,20 @@ if TYPE_CHECKING:
     from ..episodes.rss import RssFeed
     from ..publish.store_state import StoreState
     from .days import DayOverview
+    from .deadlines import Deadline
 
 
 PATIENCE = timedelta(days=1)  # with an empty place, which Megaphone may not have begun to write to
 NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
+SETTLING = "nothing to do: it is published once its export has not changed for export.settle"
 NOT_AGREED = "ask Triton's account manager whether such lines count, then set export.agreed = true"
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the usual rows of the same weekday; outside of this there is an alarm
 OVER_AFTER = timedelta(days=4)  # so long after a day's expiry nothing can be mended any more, and its alarms end
 # The newest days: those whose alarms have not ended, and the four weeks that their volumes are compared with.
 ALARMING_DAYS = 33
 STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})  # those that report a day's state
+STARTED = "service_started"  # a fact of the ledger: when the service last started
+START_HINT = "systemctl start pickup-point; or pickup-point serve"
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
@@ -54,7 +58,8 @@ class Level(IntEnum):
 class Alarm:
     """One thing that is wrong: ``sentence`` says what, ``hint`` is something to type.
 
-    ``name`` and ``subject`` (a day, a file, or '') stay the same for as long as the alarm stands.
+    ``name`` and ``subject`` (a day, a file, or '') stay the same for as long as the alarm stands. ``deadline`` is the
+    one that a ``day_not_…`` alarm is about.
     """
 
     level: Level
@@ -62,6 +67,7 @@ class Alarm:
     sentence: str
     hint: str = ""
     subject: str = ""
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +117,11 @@ def alarms(
     first_day: date | None = None,
     store: Store | None = None,
     unagreed: str = "",
+    running: bool = True,
 ) -> list[Alarm]:
     """Return everything that is wrong, worst first; nothing about days before ``first_day``.
 
-    ``unagreed`` is what Triton has yet to agree to, or ''.
+    ``unagreed`` is what Triton has yet to agree to, or ''; ``running`` is whether the service runs.
     """
     days = [day for day in days if first_day is None or day.day >= first_day]
     found = [
@@ -128,7 +135,7 @@ def alarms(
     found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
     # If the ledger cannot be read, that it has no facts does not mean that there was no round.
     if facts or not (measured.ledger_away or measured.ledger_damage):
-        found += _of_service(facts, poll_every, now)
+        found += _of_service(facts, poll_every, now, running=running)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
     found += _of_store(store, days, now) if store is not None else []
@@ -159,13 +166,12 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
         late = deadline.urgency is Urgency.LATE
         level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
-        hint = day.advice if day.state in ("unknown", "unmarked") else f"pickup-point feed --day {day.day}"
+        hint = {"due": f"pickup-point feed --day {day.day}", "settling": SETTLING}.get(day.state, day.advice)
         if verb == "picked up":
             hint = _what_to_ask(day) if pulled else f"{NOT_BEGUN}; {_what_to_ask(day)}"
         name = f"day_not_{verb.replace(' ', '_')}"
-        found.append(
-            Alarm(level, name, f"{day.day} is not {verb} yet; its deadline {'was' if late else 'is'} {when}", hint)
-        )
+        sentence = f"{day.day} is not {verb} yet; its deadline {'was' if late else 'is'} {when}"
+        found.append(Alarm(level, name, sentence, hint, deadline=deadline))
     if day.late_failure:
         sentence = f"late rows of {day.day} cannot be published: {day.late_failure}"
         found.append(Alarm(Level.WARNING, "day_late_failed", sentence, day.cure))
@@ -203,10 +209,10 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
                 )
             )
         if publication.tally is not None:
-            told = warnings(publication.tally, holds)
+            odd = warnings(publication.tally, holds)
             if publication.kind == "late":
-                told = late_warnings(publication.tally, holds, publication.removed)
-            found += [Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}") for warning in told]
+                odd = late_warnings(publication.tally, holds, publication.removed)
+            found += [Alarm(Level.WARNING, "day_noticed", f"{day.day}: {warning}") for warning in odd]
     return found
 
 
@@ -268,16 +274,21 @@ def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[
     return [Alarm(Level.WARNING, "partner_silent", sentence, hint, partner.user)]
 
 
-def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) -> list[Alarm]:
-    """Return what is wrong with the rounds: none at all, the source, the data folder, the clock."""
+def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, *, running: bool) -> list[Alarm]:
+    """Return what is wrong with the service and its rounds: none at all, the source, the data folder, the clock."""
     found = []
     last = facts.get("last_round")
-    if last is None:
+    ago = "" if last is None else f"the last round was {span(now - datetime.fromisoformat(last))} ago"
+    # Rounds by hand are rounds, where no service was ever started; but from one that has ended nobody can fetch a file.
+    if not running and STARTED in facts:
+        sentence = "; ".join(filter(None, ("the service is not running", ago)))
+        hint = f"journalctl -u pickup-point -n 20; {START_HINT}"
+        found.append(Alarm(Level.CRITICAL, "feed_not_running", sentence, hint))
+    elif last is None:
         found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round has run yet", "systemctl start pickup-point"))
     elif now - datetime.fromisoformat(last) > patience(poll_every):
-        ago = span(now - datetime.fromisoformat(last))
         hint = "systemctl status pickup-point; journalctl -u pickup-point"
-        found.append(Alarm(Level.CRITICAL, "feed_not_running", f"the last round was {ago} ago", hint))
+        found.append(Alarm(Level.CRITICAL, "feed_not_running", ago, hint))
     if facts.get("source_error"):
         hint = str(facts.get("source_hint", ""))
         found.append(Alarm(Level.WARNING, "source", str(facts["source_error"]), hint))
@@ -296,7 +307,8 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime) 
 def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) -> list[Alarm]:
     """Return an alarm if the source has never delivered an export, although it should have."""
     nothing = NothingDelivered.of(facts)
-    if nothing is None:
+    # What was found last says nothing about a source that cannot be looked into now: it may even be another one.
+    if nothing is None or facts.get("source_error"):
         return []
     others = nothing.others
     begins = nothing.since if first_day is None else max(nothing.since, start_of(first_day))
@@ -329,9 +341,9 @@ def _of_store(store: Store, days: Sequence[DayOverview], now: datetime) -> list[
         late = deadline.urgency is Urgency.LATE
         level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
         names, when = ", ".join(str(entry.name) for entry in lacking), span(deadline.left)
-        sentence = f"{names} of {day.day} is not in the store, where the partner reads; the deadline "
+        sentence = f"{day.day} is not in the store, where the partner reads ({names}); its deadline "
         sentence += f"was {when} ago" if late else f"is in {when}"
-        found.append(Alarm(level, "day_not_stored", sentence, hint, str(day.day)))
+        found.append(Alarm(level, "day_not_stored", sentence, hint, str(day.day), deadline))
     return found
 
 

@@ -6,6 +6,7 @@ them all wants to read a thing once, so days with one cause are joined. Pure: th
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from .days import DayOverview
     from .deadlines import Deadline
 
-_DAY = "\0day\0"  # stands for the day in texts that are compared
+_DAY, _SHARE = "\0day\0", "\0share\0"  # stand for the day and a remark's share in texts that are compared
+_REMARK = re.compile(rf"({_DAY}: )(\d+\.\d)%")
+_NOT_DONE = {
+    "day_not_published": "not published yet",
+    "day_not_picked_up": "not picked up yet",
+    "day_not_stored": "not in the store, where the partner reads",
+}
+# An alarm, and the alarm of days that cannot be published, or stored, while it stands.
+_BLOCKS = {"source": "day_not_published", "store": "day_not_stored"}
 
 
 class Cause(NamedTuple):
@@ -42,6 +51,7 @@ class _Part(NamedTuple):
     says: str
     hint: str
     deadline: Deadline | None = None
+    share: float = 0.0  # in per cent
 
 
 def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
@@ -53,7 +63,10 @@ def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
     for alarm in alarms:
         day = by_day.get(alarm.subject)
         if day is None:
-            found.append(Cause(alarm.level, alarm.sentence, tuple(steps(alarm.hint))))
+            # The cause is as bad as what it leads to, and comes before it.
+            held_up = _BLOCKS.get(alarm.name)
+            blocked = [other.level for other in alarms if other.name == held_up and other.subject not in in_state]
+            found.append(Cause(max([alarm.level, *blocked]), alarm.sentence, tuple(steps(alarm.hint))))
         elif alarm.name != "day_not_published" or alarm.subject not in in_state:
             parts.append(_part(alarm, day, late.get(alarm.subject)))
     joined: dict[tuple[str, ...], list[_Part]] = {}
@@ -63,9 +76,9 @@ def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
     return _once(sorted(found, key=lambda cause: (-cause.level, bool(cause.days))))
 
 
-def notes(days: Iterable[DayOverview], told: Sequence[Cause]) -> list[str]:
+def notes(days: Iterable[DayOverview], shown: Sequence[Cause]) -> list[str]:
     """Return what else is worth knowing about the days, joined in the same way."""
-    said = " ".join(cause.sentence for cause in told)
+    said = " ".join(cause.sentence for cause in shown)
     found: dict[str, list[date]] = {}
     for day in days:
         for note in day.notes:
@@ -91,13 +104,13 @@ def _part(alarm: Alarm, day: DayOverview, late: Alarm | None) -> _Part:
     if alarm.name in STATE_ALARMS:
         says, hint = f"{day.day} is {day.state}" + (f": {day.why}" if day.why else ""), day.cure
         if late is not None:
-            deadline, level = day.deadlines.published, max(level, late.level)
-    elif alarm.name == "day_not_published":
-        says, deadline = f"{day.day} is not published yet", day.deadlines.published
-    elif alarm.name == "day_not_picked_up":
-        says, deadline = f"{day.day} is not picked up yet", day.deadlines.picked_up
+            deadline, level = late.deadline, max(level, late.level)
+    elif (what := _NOT_DONE.get(alarm.name)) is not None:
+        says, deadline = f"{day.day} is {what}", alarm.deadline
     says, hint = (text.replace(str(day.day), _DAY) for text in (says, hint))
-    return _Part((alarm.name, says, hint), day.day, level, says, hint, deadline)
+    share = float(found[2]) if (found := _REMARK.match(says)) else 0.0
+    says = _REMARK.sub(rf"\1{_SHARE}", says)
+    return _Part((alarm.name, says, hint), day.day, level, says, hint, deadline, share)
 
 
 def _join(parts: Sequence[_Part]) -> Cause:
@@ -106,6 +119,8 @@ def _join(parts: Sequence[_Part]) -> Cause:
     says, count = parts[0].says, len(days)
     if count > 1 and says.startswith(f"{_DAY} is "):
         says = f"{_DAY}: {count} days {says.removeprefix(f'{_DAY} is ')}"
+    most = f"{max(part.share for part in parts)}%"
+    says = says.replace(_SHARE, most if len({part.share for part in parts}) == 1 else f"up to {most}")
     says = says.replace(_DAY, ranges(days)) + _time_left([part.deadline for part in parts if part.deadline])
     to_do = [_for_days(step, days) for step in steps(parts[0].hint)]
     return Cause(max(part.level for part in parts), says, tuple(to_do), days)
@@ -133,8 +148,8 @@ def _time_left(deadlines: Sequence[Deadline]) -> str:
 def _once(found: Iterable[Cause]) -> list[Cause]:
     """Return the causes without steps that an earlier one has."""
     said: set[Step] = set()
-    told = []
+    kept = []
     for cause in found:
-        told.append(cause._replace(steps=tuple(step for step in cause.steps if step not in said)))
+        kept.append(cause._replace(steps=tuple(step for step in cause.steps if step not in said)))
         said.update(cause.steps)
-    return told
+    return kept

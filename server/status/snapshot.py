@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from ..triton import LogName
     from .reconcile import PodcastLine
 
-_PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY)
+AWS_KEY = "aws"  # in keys_dir: a static key of the AWS credential chain
+_PRIVATE = (*HOST_KEY_FILES, IP_HASH_KEY, AWS_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class Snapshot:
         partners = [
             Partner(user, login[0], timedelta(seconds=login[3])) for user, login in logins.items() if user in required
         ]
+        running = _is_running(config.data_dir)
         found = alarms(
             days,
             facts,
@@ -141,8 +143,9 @@ class Snapshot:
             first_day=config.export.first_day,
             store=_store(config, facts),
             unagreed="" if config.export.agreed else config.export.export_kind.unknown,
+            running=running,
         )
-        return cls(now, days, facts, _is_running(config.data_dir), logins, measured, found, rss_feeds, row_totals)
+        return cls(now, days, facts, running, logins, measured, found, rss_feeds, row_totals)
 
     @property
     def node(self) -> str:
@@ -394,8 +397,12 @@ def _measured(config: Config, damage: str) -> Measured:
 
 
 def _readable_keys(keys_dir: Path) -> Iterator[str]:
-    """Yield the paths of private keys that can be read by others than their owner."""
-    for name in _PRIVATE:
-        with contextlib.suppress(OSError):
-            if stat.S_IMODE((keys_dir / name).stat().st_mode) & 0o077:
-                yield str(keys_dir / name)
+    """Return the paths of private keys that can be read by others than their owner."""
+    return (str(keys_dir / name) for name in _PRIVATE if is_readable_key(keys_dir / name))
+
+
+def is_readable_key(path: Path) -> bool:
+    """Return whether a private key can be read by others than its owner; False if it is not there."""
+    with contextlib.suppress(OSError):
+        return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+    return False

@@ -41,13 +41,13 @@ class Summary(NamedTuple):
 
 def summary(day: DayOverview, config: Config) -> Summary:
     """Return whether a day has reached the partner by now, and what has to be decided about its late rows."""
-    told = _of_state(day, config)
+    found = _of_state(day, config)
     if not day.late_held:
-        return told
+        return found
     decides = f"{SERVER}, once you have agreed with the partner what these rows are"
-    who = decides if told.who.startswith(NOBODY) else f"{told.who}; {decides}"
-    sentence = f"{told.sentence} Late rows of it are held: {day.late_held}."
-    return told._replace(sentence=sentence, who=who, steps=(*told.steps, *steps(way_out_of_late(day.day))))
+    who = decides if found.who.startswith(NOBODY) else f"{found.who}; {decides}"
+    sentence = f"{found.sentence} Late rows of it are held: {day.late_held}."
+    return found._replace(sentence=sentence, who=who, steps=(*found.steps, *steps(way_out_of_late(day.day))))
 
 
 def _of_state(day: DayOverview, config: Config) -> Summary:

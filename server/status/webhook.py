@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from ..disk import connection_failure
 from ..errors import PickupPointError
 from ..threads import in_thread
 from .alarms import ALARMING_DAYS, Level
@@ -71,8 +72,8 @@ class Pushes:
                     return True
                 why = f"it answered {answer.status}"
         except _failures() as error:
-            why = type(error).__name__  # not its text, which may hold the address
-        log.warning("webhook did not accept alarms", why=why, hint="look at alerts.webhook_url")
+            why = _why(error)
+        log.warning("webhook did not accept alarms", why=why, hint="correct alerts.webhook_url")
         return False
 
     async def heartbeat(self) -> None:
@@ -86,9 +87,9 @@ class Pushes:
                 if not answer.ok:
                     why = f"it answered {answer.status}"
         except _failures() as error:
-            why = type(error).__name__
+            why = _why(error)
         if why and self._heartbeat_ok:
-            log.warning("heartbeat failed", why=why, hint="look at alerts.heartbeat_url")
+            log.warning("heartbeat failed", why=why, hint="correct alerts.heartbeat_url")
         self._heartbeat_ok = not why
 
 
@@ -98,6 +99,15 @@ def _failures() -> tuple[type[Exception], ...]:
 
     # ValueError: a host that cannot be a name, which shows only when it is used.
     return ClientError, TimeoutError, OSError, ValueError
+
+
+def _why(error: Exception) -> str:
+    """Return why a push failed: never the error's own text, which may hold the address."""
+    from aiohttp import ClientConnectorError
+
+    if isinstance(error, ClientConnectorError):
+        return connection_failure(error.os_error)
+    return f"no answer in {_TIMEOUT} s" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 CHECK_EVERY = timedelta(seconds=30)

@@ -57,10 +57,10 @@ class EntryStore(LedgerPart):
 
         (0, 0) for a node that has reported pickups but never wrote an entry.
         """
-        told = {row[0]: (0, 0) for row in self._rows("SELECT DISTINCT node FROM delivered_elsewhere")}
+        reported = {row[0]: (0, 0) for row in self._rows("SELECT DISTINCT node FROM delivered_elsewhere")}
         query = "SELECT node, number, data FROM entry WHERE number IN (SELECT max(number) FROM entry GROUP BY node)"
         wrote = {row[0]: (row[1], orjson.loads(zlib.decompress(row[2]))["at"]) for row in self._rows(query)}
-        return told | wrote
+        return reported | wrote
 
     def data(self, number: int) -> bytes:
         """Return an applied entry as its object holds it."""

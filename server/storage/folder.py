@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from isal import igzip
 from isal.isal_zlib import IsalError
 
-from ..disk import data_folder_error, file_lock, fsync_folder, translate_os_errors
+from ..disk import data_folder_error, file_lock, fsync_folder, list_command, translate_os_errors
 from ..errors import DataFolderBusy, DataFolderError
 from ..paths import make_folder
 from ..triton import LogFile, LogName
@@ -90,9 +90,7 @@ class DataFolder:
                     )
             for folder in (self.pickup_dir, self.staging_dir, self.rejects_dir):
                 if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-                    raise DataFolderError(
-                        f"this user cannot write to {folder}", hint=f"ls -ld {shlex.quote(str(folder))}"
-                    )
+                    raise DataFolderError(f"this user cannot write to {folder}", hint=list_command(folder))
 
     def clear_staging(self, keep: Collection[str] = ()) -> list[str]:
         """Remove what an earlier run left in staging, except the names to ``keep``; return the names removed.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..convert.tally import PodcastBooks
+from ..disk import list_command
 from ..errors import LedgerError
 from ..paths import status_of
 from .entry_store import EntryStore
@@ -544,7 +545,7 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         folder = shlex.quote(str(path.parent))
-        hint = f"ls -ld {folder}; df -h {folder}"
+        hint = f"{list_command(path.parent)}; df -h {folder}"
         if isinstance(error, OSError):
             raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}", hint=hint) from error
         if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):

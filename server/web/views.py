@@ -54,7 +54,7 @@ _URGENCY_LOOKS: Mapping[Urgency | None, str] = {
 }  # fmt: skip
 
 
-class Told(NamedTuple):
+class ShownCause(NamedTuple):
     """One thing that is wrong: its level, a sentence, the days concerned, and what to do, line by line."""
 
     level: str
@@ -141,7 +141,7 @@ def overview(snapshot: Snapshot, config: Config, call: Call) -> dict[str, Any]:
     return {
         "now": snapshot.at,
         "level": max((alarm.level for alarm in snapshot.alarms), default=Level.OK).name,
-        "causes": [Told(it.level.name, it.sentence, it.days, _lines(it.steps, call)) for it in found],
+        "causes": [ShownCause(it.level.name, it.sentence, it.days, _lines(it.steps, call)) for it in found],
         "notes": notes(snapshot.days[:FIRST_ROWS], found),
         "cards": [
             card(by_day[day], config, call, heading)

@@ -279,14 +279,18 @@ def unknown_key(site: ServiceSite) -> None:
     site.config.write_text(site.config.read_text() + "\n[nonsense]\na = 1\n")
 
 
-@pytest.mark.parametrize("break_it", [broken_toml, no_config, unknown_key])
+def unknown_keys(site: ServiceSite) -> None:
+    site.config.write_text(site.config.read_text() + "".join(f"\n[nonsense{n}]\na = 1\n" for n in range(30)))
+
+
+@pytest.mark.parametrize("break_it", [broken_toml, no_config, unknown_key, unknown_keys])
 def test_what_check_cannot_look_at_is_unknown(
     service_site: ServiceSite, break_it: Callable[[ServiceSite], None]
 ) -> None:
     """Its own failures exit with 3, also in one line."""
     break_it(service_site)
     code, line = checked(service_site)
-    assert code == UNKNOWN and len(line) > len("PICKUP-POINT UNKNOWN - ")
+    assert code == UNKNOWN and len(line) > len("PICKUP-POINT UNKNOWN - ") and line.count(" [") == 1
 
 
 def test_a_ledger_that_cannot_be_opened_is_not_called_damaged(service_site: ServiceSite) -> None:
@@ -314,6 +318,9 @@ def test_the_line_has_the_worst_first_and_counts_the_rest() -> None:
         Alarm(Level.WARNING, "o", "so", "pickup-point status"),
     ]
     assert "so; so [/opt/it status --config /etc/it.toml] |" in check_line(two, [], call)[1]
+    long = [Alarm(Level.CRITICAL, "a", "short", "ls"), Alarm(Level.CRITICAL, "b", "so much " * 50)]
+    line = check_line([*long, *many[1:]], [], call)[1]
+    assert len(line) == 299 and "short [ls]; so much so" in line and "…; and 9 more |" in line
     endless = Alarm(Level.CRITICAL, "long", "so much " * 99)
     line = check_line([endless, *many], [], call)[1]
     assert len(line) == 299 and "…; and 10 more |" in line

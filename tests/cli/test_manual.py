@@ -172,7 +172,7 @@ def test_the_recipe_of_the_readme_is_that_of_the_manual_and_asks_nothing() -> No
     readme, chapter = (MarkdownIt().parse(page.read_text("utf-8")) for page in (ROOT / "README.md", INSTALLING))
     theirs = [token.content for token in readme if token.type == "fence"]
     ours = [token.content for token in chapter if token.type == "fence"]
-    assert set(ours[:2]) <= set(theirs)
+    assert set(ours[:4]) <= set(theirs)
     (command,) = [words_of(text) for text in commands_of(INSTALLING) if text.startswith("pickup-point init")]
     asked = re.findall(r'(?m)^    _ask\(interview, "(\w+)"', (ROOT / "server" / "cli" / "setup.py").read_text("utf-8"))
     assert len(asked) == 8 and {f"--{name.replace('_', '-')}" for name in asked} | {"--password-file"} <= {*command}

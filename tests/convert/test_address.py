@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from server.convert.row import keyed_hash, parse_address, sent_address
+from server.convert.row import keyed_hash, listener_address, sent_address
 
 from ..support.rows import KEY, cells, converted, row, rules
 
@@ -66,7 +66,7 @@ def test_what_is_no_address_is_a_token(text: str, truncated: bool) -> None:
     """Its IP is ``-`` and its hash is over the token as it came, whatever the ``ip`` setting."""
     sent = sent_address(text, truncated=truncated, key=KEY)
     assert (sent.ip, sent.hashed_ip, sent.is_address, sent.ends_in_zero) == ("-", mac(text), False, False)
-    assert parse_address(text) is None
+    assert listener_address(text) is None
 
 
 # (as it came, the address in it)

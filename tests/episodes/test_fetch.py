@@ -192,7 +192,7 @@ async def test_a_host_that_is_gone_or_says_no_is_reported(rss_host: RssHost) -> 
     assert "cannot be read" in await refusal(rss_host.url("/cut"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    assert "cannot be reached" in await refusal(f"http://127.0.0.1:{port}/")
+    assert (await refusal(f"http://127.0.0.1:{port}/")).endswith("cannot be reached: Connection refused")
     assert "cannot be reached" in await refusal("http://nobody.invalid/")
 
     async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -62,7 +62,7 @@ async def test_a_day_is_listed_and_read_whole(s3: S3Server) -> None:
     ("keys", "prefix", "said"),
     [
         ([], "", "there is nothing at s3://exports"),
-        (["a\x07b"], "", "there is one object at s3://exports, none named metrics-day-YYYY-MM-DD.json.gz; it is a?b"),
+        (["a\x07b"], "", "there is one object at s3://exports, not named metrics-day-YYYY-MM-DD.json.gz; it is a?b"),
         (
             [f"delivery-v2-day-{DAY}.json.gz", f"_finalized_delivery_{DAY}_1", f"x/{KEY}", "impression-day-1.json.gz"],
             "",
@@ -269,7 +269,7 @@ async def test_no_credentials_is_reported(s3: S3Server, aws_chain: AwsChain) -> 
     (aws_chain.folder / "credentials").unlink()
     with pytest.raises(SourceRefused) as caught:
         await (await bucket_of(s3)).day_exports()
-    assert "no usable credentials" in str(caught.value) and "aws configure" in checked_text(caught.value)
+    assert "no usable credentials" in str(caught.value) and "manual bucket" in checked_text(caught.value)
 
 
 async def test_half_credentials_are_reported(s3: S3Server, aws_chain: AwsChain) -> None:
@@ -327,7 +327,7 @@ async def test_wrong_credentials_are_reported(s3_auth: S3Users, wrong: str) -> N
     s3_auth.chain.use(*keys)
     with pytest.raises(SourceRefused, match="refused the credentials") as caught:
         await (await bucket_of(s3_auth.server)).day_exports()
-    assert "aws sts get-caller-identity" in checked_text(caught.value, *keys)
+    assert "pickup-point manual bucket" in checked_text(caught.value, *keys)
 
 
 async def test_no_right_to_list_is_reported(s3_auth: S3Users) -> None:

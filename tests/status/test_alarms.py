@@ -97,6 +97,14 @@ async def test_a_missing_day_warns_at_once_and_is_critical_near_its_deadline(sit
     assert levels(site, at(6, "23:59")) and not levels(site, at(7))
 
 
+async def test_a_settling_day_offers_no_command_that_would_do_nothing(site: Site) -> None:
+    """`feed --day` would say that it is settling."""
+    site.put(rows_of(DAY, 3), at(1, "22:30"))
+    await site.round(at(1, "22:31"))
+    hint = of_day(site, at(1, "22:40"))["day_not_published"].hint
+    assert "export.settle" in hint and "pickup-point" not in hint
+
+
 def of_source(site: Site, now: datetime) -> Alarm | None:
     """Return the alarm about a source that has never delivered."""
     return next((alarm for alarm in site.alarms(now) if alarm.name == "nothing_delivered"), None)
@@ -109,6 +117,9 @@ async def test_an_empty_source_warns_after_a_day(make_site: Callable[..., Site],
     for now in (at(0, "09:00"), at(1, "08:00"), at(1, "09:00")):
         await site.round(now)
     assert of_source(site, at(1, "08:59")) is None
+    site.ledger.note(source_error="the bucket is away")  # so nobody knows what is there now
+    assert of_source(site, at(1, "09:00")) is None
+    site.ledger.note(source_error="")
     found = of_source(site, at(1, "09:00"))
     assert found is not None and found.level is Level.WARNING
     assert found.sentence == f"no export has ever arrived: there is nothing at {site.exports}"
@@ -141,7 +152,7 @@ async def test_other_objects_in_place_of_exports_warn_at_once_and_exports_close_
     await site.round(at(-2, "12:00"))
     assert of_source(site, at(-1, "23:59")) is None
     found = of_source(site, at(0))
-    assert found is not None and "none named metrics-day-YYYY-MM-DD.json.gz, but Delivery exports V2" in found.sentence
+    assert found is not None and "not named metrics-day-YYYY-MM-DD.json.gz, but Delivery exports V2" in found.sentence
     assert found.hint == 'set export.kind = "delivery-v2"'
     (site.exports / f"delivery-v2-day-{DAY}.json.gz").rename(site.exports / "impression-day-1.json.gz")
     await site.round(at(-2, "12:05"))
@@ -397,6 +408,19 @@ def test_a_partner_that_fell_silent_alarms(silent: timedelta, longest: timedelta
 def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     """A feed that does not run, a source or folder that cannot be used, a clock that is off."""
     assert of_service(facts) == expected
+
+
+@pytest.mark.parametrize(("facts", "running", "sentence"), [
+    ({"service_started": NOW.isoformat()}, False, "the service is not running"),
+    (RUNNING | {"service_started": NOW.isoformat()}, False, "the service is not running; the last round was 0 min ago"),
+    (RUNNING | {"service_started": NOW.isoformat()}, True, None),
+    (RUNNING, False, None),
+])  # fmt: skip
+def test_a_service_that_has_ended(facts: dict[str, Any], running: bool, sentence: str | None) -> None:
+    """Said at once: nobody can fetch a file. Rounds by hand, without any service, are rounds."""
+    found = alarms([], facts, HEALTHY, HoldPolicy(), TEN, NOW, running=running)
+    assert [alarm.sentence for alarm in found] == ([sentence] if sentence else [])
+    assert all("systemctl start pickup-point" in alarm.hint for alarm in found)
 
 
 @pytest.mark.parametrize(("measured", "expected"), [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
 
 from server.hints import Step
 from server.status.alarms import Alarm, Level
-from server.status.causes import causes, notes, ranges
+from server.status.causes import Cause, causes, notes, ranges
 from tests.support.site import DAY, Site, at, broken_rows, rows_of
 
 
@@ -55,10 +56,44 @@ async def test_a_command_that_takes_days_gets_them_all(site: Site) -> None:
     await site.round(at(1, "04:31"))
     now = at(4, "06:00")
     alarms = [Alarm(Level.CRITICAL, "day_not_published", f"{day} is not published yet; its deadline was 9 d ago",
-                    f"pickup-point feed --day {day}", str(day)) for day in (DAY, DAY + timedelta(days=1))]  # fmt: skip
+                    f"pickup-point feed --day {day}", str(day), site.days(now)[day].deadlines.published)
+              for day in (DAY, DAY + timedelta(days=1))]  # fmt: skip
     (cause,) = causes(alarms, site.days(now).values())
     assert cause.sentence == "2026-11-20, 2026-11-21: 2 days not published yet; 2 deadlines are over"
     assert cause.steps == (Step("", "pickup-point feed --day 2026-11-20 --day 2026-11-21"),)
+    (cause,) = causes([replace(alarm, name="day_not_stored") for alarm in alarms], site.days(now).values())
+    assert cause.sentence.startswith("2026-11-20, 2026-11-21: 2 days not in the store, where the partner reads; 2 dead")
+
+
+async def test_a_source_that_is_away_comes_before_the_days_that_it_holds_up(site: Site) -> None:
+    """As bad as they are: the warning about the bucket would stand below them."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "04:31"))
+    now = at(1, "23:00")
+    away = Alarm(Level.WARNING, "source", "the bucket is away", "wait")
+    days = site.days(now).values()
+    found = causes([*site.alarms(now), away], days)
+    assert [(cause.level, cause.sentence) for cause in found] == [
+        (Level.CRITICAL, "the bucket is away"),
+        (Level.CRITICAL, f"{DAY} is not published yet; its deadline is in 1 h"),
+    ]
+    assert [cause.level for cause in causes([away], days)] == [Level.WARNING]
+    held = [Alarm(Level.CRITICAL, "day_held", f"{DAY} is held", "", str(DAY)), *site.alarms(now)]  # by its rows
+    assert causes([away, *held], days)[-1] == Cause(Level.WARNING, "the bucket is away", (Step("wait", ""),))
+
+
+async def test_remarks_that_differ_in_their_share_alone_are_one_line(site: Site) -> None:
+    """Days after days with tokens that nobody decided on: one line, with the largest share."""
+    days = [DAY, DAY + timedelta(days=1)]
+    now = at(3, "06:00")
+    for day in days:
+        site.put(rows_of(day, 3), at(1, "04:10", day), day)
+        await site.round(at(1, "05:35", day))
+    noticed = [Alarm(Level.WARNING, "day_noticed", f"{day}: {share}% of the addresses are tokens", "", str(day))
+               for day, share in zip(days, ("9.8", "10.3"), strict=True)]  # fmt: skip
+    both, one = (causes(some, site.days(now).values()) for some in (noticed, noticed[:1]))
+    assert [cause.sentence for cause in both] == ["2026-11-20, 2026-11-21: up to 10.3% of the addresses are tokens"]
+    assert [cause.sentence for cause in one] == ["2026-11-20: 9.8% of the addresses are tokens"]
 
 
 def test_the_worst_comes_first_and_what_to_do_is_not_repeated() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from structlog.testing import capture_logs
 
 from server.settings import AlertSettings
@@ -85,15 +86,20 @@ async def test_a_webhook_that_is_down_holds_nothing_up(service_site: ServiceSite
     assert "s3cret" not in serving.running.text
 
 
-async def test_a_host_that_no_name_can_be_is_a_push_that_failed() -> None:
-    """Only its use shows it; the tasks that push go on."""
-    url = f"http://{'a' * 70}.example/s3cret"
+@pytest.mark.parametrize(("host", "why"), [
+    (f"{'a' * 70}.example", "UnicodeError"),  # no name: only its use shows it
+    ("127.0.0.1:1", "Connection refused"),
+])  # fmt: skip
+async def test_a_push_that_cannot_connect_has_failed_and_says_why(host: str, why: str) -> None:
+    """The tasks that push go on; the address stays secret."""
+    url = f"http://{host}/s3cret"
     pushes = Pushes(lambda: AlertSettings(webhook_url=url, heartbeat_url=url))
     with capture_logs() as entries:
         assert not await pushes.alarm({})
         await pushes.heartbeat()
     await pushes.close()
     assert [entry["event"] for entry in entries] == ["webhook did not accept alarms", "heartbeat failed"]
+    assert {entry["why"] for entry in entries} == {why}
     assert "s3cret" not in str(entries)
 
 

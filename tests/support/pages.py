@@ -10,12 +10,13 @@ import asyncio
 import random
 import threading
 from base64 import b64encode
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
 from server.config import parse_config
 from server.status.metrics import Reading
+from server.storage.folder import DataFolder
 from server.web.site import Page
 
 from .config_text import USER
@@ -123,14 +124,16 @@ class Served:
 @asynccontextmanager
 async def serving(root: Path, now: datetime = NOW, **web: Any) -> AsyncIterator[Served]:
     """The page of the installation in a folder, as it is ``now``."""
-    served = Served(page_config(root, **web), now)
-    port = await served.page.start()
-    assert port
-    served.port = port
-    try:
-        yield served
-    finally:
-        await served.page.close()
+    served = Served(config := page_config(root, **web), now)
+    # The page is the service's, which therefore runs; an installation that is not there yet stays away.
+    with DataFolder(config.data_dir).service_lock() if config.data_dir.exists() else nullcontext():
+        port = await served.page.start()
+        assert port
+        served.port = port
+        try:
+            yield served
+        finally:
+            await served.page.close()
 
 
 def basic(password: str, name: str = "anybody") -> str:
