@@ -11,6 +11,7 @@ import codecs
 import struct
 from collections import Counter
 from contextlib import suppress
+from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -103,8 +104,9 @@ class BlockConverter:
         self._names = Names(self._kind)
         if kernel is not None:
             self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
-            # A line's digest does not depend on what is too fresh, so these rules have no ``fresh_after``.
-            self._index_rules = CompiledRules(kernel, conversion, index_rows=True)
+            # Only for late rows: a catalogue of 20,000 episodes takes a second to pack. A line's digest does not depend
+            # on what is too fresh, so these rules have no ``fresh_after``. Two threads that ask at once make them twice.
+            self._index_rules = cache(lambda: CompiledRules(kernel, conversion, index_rows=True))
 
     def do(self, job: Job) -> Result:
         """Return the result of a job."""
@@ -133,7 +135,7 @@ class BlockConverter:
         fresh = None if job.fresh is None else IdTable(kernel, job.fresh)
         exact_fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         table = IdTable(kernel, repeated) if repeated else None
-        rules = self._render_rules if job.task is Task.RENDER else self._index_rules
+        rules = self._render_rules if job.task is Task.RENDER else self._index_rules()
         first = _first_fields(text, array=job.array)
         names = self._names.packed(tuple(first))
         # If the first row has an id, so will the others; a row of the other kind is only slower.
