@@ -104,8 +104,8 @@ class BlockConverter:
         self._names = Names(self._kind)
         if kernel is not None:
             self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
-            # Only for late rows: a catalogue of 20,000 episodes takes a second to pack. A line's digest does not depend
-            # on what is too fresh, so these rules have no ``fresh_after``. Two threads that ask at once make them twice.
+            # Only late rows need them, and to pack a large catalogue takes a second; threads that ask at once make them
+            # twice. A line's digest does not depend on what is too fresh, so these rules have no ``fresh_after``.
             self._index_rules = cache(lambda: CompiledRules(kernel, conversion, index_rows=True))
 
     def do(self, job: Job) -> Result:
