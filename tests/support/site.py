@@ -39,6 +39,7 @@ from server.storage.folder import DataFolder
 from server.storage.ledger import Ledger
 from server.storage.sequence import Terms
 from server.triton import LogFile, LogName, LogRules
+from tests.support.apart import conversions_here
 from tests.support.folder_shelf import FolderShelf
 from tests.support.rows import KEY, row
 from tests.support.warm import WARM
@@ -354,6 +355,13 @@ def node(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     yield make
     for site in made:
         site.stop()
+
+
+@pytest.fixture
+def _conversions_here() -> Iterator[None]:
+    """Convert in this process: for tests that are about other things than the process of its own."""
+    with conversions_here():
+        yield
 
 
 def seen(site: Site) -> dict[str, tuple[int, int, str]]:
