@@ -104,7 +104,7 @@ class BlockConverter:
         self._names = Names(self._kind)
         if kernel is not None:
             self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
-            # Only late rows need them, and to pack a large catalogue takes a second; threads that ask at once make them
+            # Only late rows need them, and a large catalogue takes long to pack; threads that ask at once may do it
             # twice. A line's digest does not depend on what is too fresh, so these rules have no ``fresh_after``.
             self._index_rules = cache(lambda: CompiledRules(kernel, conversion, index_rows=True))
 

@@ -17,6 +17,7 @@ import orjson
 import pytest
 
 from server.cli.samples import day_rows
+from server.convert import block as converting
 from server.convert import kernel as binding
 from server.convert.block import BlockConverter
 from server.convert.conversion import Conversion
@@ -283,6 +284,23 @@ def test_many_blocks_of_repeated_ids_stay_fast_by_the_kernel() -> None:
     assert (
         len([row for row in asked if row == rows[7]]) == len(asked) - len(odd_rows(made("default"), b"".join(rows))) * 2
     )
+
+
+def test_what_only_late_rows_need_is_made_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large catalogue takes long to pack: once for lines, and once more when records are asked for."""
+    made_for: list[str] = []
+
+    def compiled(*args: Any, index_rows: bool = False, **more: Any) -> binding.CompiledRules:
+        made_for.append("records" if index_rows else "lines")
+        return binding.CompiledRules(*args, index_rows=index_rows, **more)
+
+    monkeypatch.setattr(converting, "CompiledRules", compiled)
+    converter = BlockConverter(kernel(), made("default"))
+    converter.do(job(orjson.dumps(GOOD)))
+    assert made_for == ["lines"]
+    for _ in range(2):
+        converter.do(job(orjson.dumps(GOOD), Task.INDEX_ROWS))
+    assert made_for == ["lines", "records"]
 
 
 def test_more_podcasts_than_a_call_takes() -> None:
