@@ -1,22 +1,25 @@
 """Paths that an operator named: read and written so that no link leads root astray.
 
 Touches the files and folders that it is given. The promises: root follows a link on the way only if root made it, since
-whoever else may write to a folder on the way could point it at any file; what is written is new, restricted from the
-first moment to those whom its mode admits, and appears whole; if root writes it, it belongs to the owner of its folder.
-What is not a regular file is neither read nor replaced: a device, a FIFO and standard output are written into.
+whoever else may write to a folder on the way could point it at any file, and so does a command that has put root aside
+but can still read everything (`rights`); what is written is new, restricted from the first moment to those whom its
+mode admits, and appears whole; if root writes it, it belongs to the owner of its folder. What is not a regular file is
+neither read nor replaced: a device, a FIFO and descriptors of ours, such as standard output, are written into.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import shlex
 import stat
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from .rights import has_read_right
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,11 +87,22 @@ def _is_of_proc(status: os.stat_result) -> bool:
     return False
 
 
+def _open_found(folder: int, name: str, flags: int) -> int:
+    """Open what `place_of` found, not a link that was put in its place since; only those in /proc are followed."""
+    flags |= os.O_NOCTTY | os.O_CLOEXEC | (0 if _is_of_proc(os.fstat(folder)) else os.O_NOFOLLOW)
+    return os.open(name, flags, dir_fd=folder)
+
+
+def _status_found(folder: int, name: str) -> os.stat_result:
+    """Return the status of what `place_of` found; of a link that came since, its own, as in `_open_found`."""
+    return os.stat(name, dir_fd=folder, follow_symlinks=_is_of_proc(os.fstat(folder)))
+
+
 def _target(link: int, status: os.stat_result, path: Path, links: int) -> Path:
     """Return where a link leads, if it may be followed."""
     if links > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    if os.geteuid() == 0 and status.st_uid != 0:
+    if status.st_uid != 0 and (os.geteuid() == 0 or has_read_right()):
         why = f"root does not follow the link of user {status.st_uid} on the way"
         raise PermissionError(errno.EACCES, why, str(path))
     return Path(os.readlink("", dir_fd=link))
@@ -113,7 +127,7 @@ def open_to_read(path: Path) -> io.FileIO:
     """
     with place_of(path) as (folder, name):
         # O_NONBLOCK: a FIFO in the file's place would keep us waiting for ever.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
+        descriptor = _open_found(folder, name, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
@@ -145,7 +159,7 @@ def status_of(path: Path) -> os.stat_result:
         OSError: the path cannot be walked.
     """
     with place_of(path) as (folder, name):
-        return os.stat(name, dir_fd=folder)
+        return _status_found(folder, name)
 
 
 def create(folder: int, name: str, mode: int) -> int:
@@ -174,11 +188,17 @@ def _give(descriptor: int, folder: int) -> None:
 
 def is_standard_output(path: Path) -> bool:
     """Return whether a path is ``-``, or leads to this process's standard output, as ``/dev/stdout`` does."""
+    return _own_descriptor(path) == 1
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """Return which of this process's descriptors a path stands for: ``-``, ``/dev/stdout``, ``/dev/fd/3``; or None."""
     if path == STANDARD_OUTPUT:
-        return True
+        return 1
     with contextlib.suppress(OSError), place_of(path) as (folder, name):
-        return name == "1" and os.path.samestat(Path("/proc/self/fd").stat(), os.fstat(folder))
-    return False
+        if name.isdecimal() and os.path.samestat(Path("/proc/self/fd").stat(), os.fstat(folder)):
+            return int(name)
+    return None
 
 
 def make_folder(path: Path) -> None:
@@ -187,27 +207,27 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be made, or is something else.
     """
-    above = path.absolute().parent
-    if above != path.absolute():
-        make_folder(above)
-    with place_of(path) as (folder, name):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=folder)
-            made = os.open(name, _READABLE_FOLDER, dir_fd=folder)
-            try:
-                _give(made, folder)
-            finally:
-                os.close(made)
-        os.close(os.open(name, _FOLDER, dir_fd=folder))
+    whole = path.absolute()
+    for each in (*reversed(whole.parents), whole):
+        with place_of(each) as (folder, name):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=folder)
+                made = os.open(name, _READABLE_FOLDER, dir_fd=folder)
+                try:
+                    _give(made, folder)
+                finally:
+                    os.close(made)
+            os.close(os.open(name, _FOLDER, dir_fd=folder))
 
 
 class Destination:
     """Where an operator wants a file: it is made whole in a private ``folder`` (a descriptor), and then delivered.
 
-    If ``replaces``, a regular file is created or replaced; else the bytes are written into what is there.
+    ``place`` is an open folder and a name in it, or one of this process's own descriptors. If ``replaces``, a regular
+    file is created or replaced there; else the bytes are written into what is there.
     """
 
-    def __init__(self, path: Path, folder: int, *, replaces: bool, place: tuple[int, str] | None) -> None:
+    def __init__(self, path: Path, folder: int, *, replaces: bool, place: tuple[int, str] | int) -> None:
         self.path = path
         self.folder = folder
         self.replaces = replaces
@@ -224,11 +244,13 @@ class Destination:
                 self._rename(part)
             return
         with contextlib.ExitStack() as stack:
-            if self._place is None:
-                into = sys.stdout.fileno()
+            if isinstance(self._place, int):
+                into = self._place
             else:
-                into = os.open(self._place[1], os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=self._place[0])
+                into = _open_found(*self._place, os.O_WRONLY)
                 stack.callback(os.close, into)
+                # Again: another thing may lie there by now.
+                _check_written_into(os.fstat(into), self.path)
             if part is not None:
                 descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
                 with open(descriptor, "rb") as file:  # noqa: PTH123  # a descriptor
@@ -237,7 +259,7 @@ class Destination:
                             chunk = chunk[os.write(into, chunk) :]
 
     def _rename(self, part: str) -> None:
-        assert self._place is not None  # noqa: S101  # standard output is never replaced
+        assert not isinstance(self._place, int)  # noqa: S101  # a descriptor is never replaced
         folder, name = self._place
         descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
         try:
@@ -259,20 +281,32 @@ def destination(path: Path) -> Iterator[Destination]:
         OSError: nothing can be written there; ``strerror`` says why.
     """
     with contextlib.ExitStack() as stack:
-        if is_standard_output(path):
-            if sys.stdout.isatty():
-                raise OSError(errno.EINVAL, "it is binary, and is not written to a terminal", "standard output")
-            yield Destination(path, stack.enter_context(_private_folder(None)), replaces=False, place=None)
+        if (own := _own_descriptor(path)) is not None:
+            _check_own(own, path)
+            yield Destination(path, stack.enter_context(_private_folder(None)), replaces=False, place=own)
             return
         folder, name = place = stack.enter_context(place_of(path))
         status = None
         with contextlib.suppress(FileNotFoundError):
-            status = os.stat(name, dir_fd=folder)  # a link in /proc leads to an open file
+            status = _status_found(folder, name)
         replaces = status is None or stat.S_ISREG(status.st_mode)
         if status is not None and not replaces:
             _check_written_into(status, path)
         private = stack.enter_context(_private_folder(place if replaces else None))
         yield Destination(path, private, replaces=replaces, place=place)
+
+
+def _check_own(descriptor: int, path: Path) -> None:
+    """Refuse a descriptor that is a terminal, or that nothing can be written to."""
+    if os.isatty(descriptor):
+        where = "standard output" if descriptor == 1 else str(path)
+        raise OSError(errno.EINVAL, "it is binary, and is not written to a terminal", where)
+    try:
+        writable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:
+        writable = False
+    if not writable:
+        raise OSError(errno.EBADF, "it is not open for writing", str(path))
 
 
 def _check_written_into(status: os.stat_result, path: Path) -> None:

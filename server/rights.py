@@ -49,6 +49,11 @@ def take_read_right() -> None:
     _libc().capset(_HEADER, struct.pack("<6I", effective | (_RIGHT & permitted), permitted, *rest))
 
 
+def has_read_right() -> bool:
+    """Return whether this thread may read any file."""
+    return bool(_capabilities()[0] & _RIGHT)
+
+
 @contextlib.contextmanager
 def without_read_right() -> Iterator[None]:
     """Put the right aside in this thread, for a file that somebody else may have put there; never await inside."""

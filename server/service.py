@@ -38,7 +38,7 @@ from .errors import (
     unexpected,
 )
 from .megaphone.source import open_source
-from .publish.clock import SteadyClock
+from .publish.clock import SteadyClock, doubt
 from .publish.decisions import FeedPolicy, Round
 from .publish.feed import Feed
 from .publish.holds import HoldPolicy
@@ -449,12 +449,12 @@ async def serve(
         # Before anything in the folder is opened, and until everything is closed.
         stack.enter_context(folder.service_lock())
         installation = await stack.enter_async_context(assembled(config, hash_key))
-        await refuse_unfit_store(config)
+        await refuse_unfit_store(config, installation.shared)
         # Before there is a listener: no client may see a folder that a crash left between two steps.
         await in_thread(_recover, installation)
         if lack := await in_thread(kernel_lack):
             log.warning(f"service converts the {lack[0]}", hint=lack[1])
-        pickup_writer = PickupWriter(installation.ledger)
+        pickup_writer = PickupWriter(installation.ledger, lambda at: doubt(installation.ledger, at))
         server = SftpServer(
             config.sftp,
             credentials,
@@ -475,9 +475,9 @@ def _recover(installation: Installation) -> None:
         log.warning(f"service marked {interrupted} pickups as interrupted")
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)
-        installation.publisher.adopt(installation.feed.rules, now)
         try:
             installation.publisher.catch_up()
+            installation.publisher.adopt(installation.feed.rules, now)
         except (StoreError, NodesDiffer) as error:  # what is here is served; the rounds try again
             log.error("service could not take over what other nodes have published", why=str(error), hint=error.hint)
 
@@ -489,11 +489,15 @@ def _signals(service: Service) -> Iterator[None]:
     loop.add_signal_handler(signal.SIGTERM, service.stop)
     loop.add_signal_handler(signal.SIGINT, service.stop)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
+    # One that came since the process began has waited: the configuration may have been read before it was changed.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+        # Too late for a reload, but no reason to die of one.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def load_keys(config: Config) -> tuple[Credentials, bytes]:

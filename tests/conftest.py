@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import logging
 import os
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 import structlog
-from xdist.scheduler import LoadScopeScheduling
+
+from tests.support.warm import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 pytest_plugins = [
     name
     for name in (
+        "tests.support.workers",
         "tests.support.s3",
         "tests.support.sftp",
         "tests.support.site",
@@ -33,79 +33,24 @@ pytest_plugins = [
 ]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Half as many workers again as cores: many tests wait, for a time-out or for what a process of theirs says."""
-    cores = len(os.sched_getaffinity(0))
-    return cores + cores // 2
-
+# So many tests are not those of one room.
+MANY = 1000
 
 # No test measures time, Hypothesis' own deadline included: both cores may be busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# Every process of a test would compile all of its modules again: a start takes twice as long then. And every worker
-# would rewrite the assertions of all tests again, in ten seconds.
+# Every process of a test would compile all of its modules again: a start takes twice as long then. And every run would
+# rewrite the assertions of all tests again, in ten seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# One expensive thing is shared by all tests of such a file: a booted machine, a demo, a store or a browser, or the
-# syntax trees of the whole program.
-_TOGETHER = (
-    "tests/test_systemd_booted.py", "tests/cli/test_demo.py", "tests/megaphone/test_bucket_ceph.py",
-    "tests/web/test_browser.py", "tests/test_layout.py", "tests/test_hints.py",
-)  # fmt: skip
-# Their tests take seconds each.
-_LONG = (
-    "tests/publish/test_simulation.py", "tests/publish/test_publisher_crash.py", "tests/publish/test_shared_nodes.py",
-    "tests/test_two_nodes.py", "tests/sftp/test_greedy_clients.py", "tests/sftp/test_fuzz.py",
-    "tests/sftp/test_clients.py", "tests/test_restoring.py", "tests/status/test_episodes.py",
-)  # fmt: skip
 
-
-def _file(nodeid: str) -> str:
-    return nodeid.partition("::")[0]
-
-
-class _InThreeSizes(LoadScopeScheduling):
-    """Gives a worker all tests of a file, one test, or all cases of a test: a message to it costs a millisecond."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = _file(nodeid)
-        return file if file in _TOGETHER else nodeid if file in _LONG else nodeid.partition("[")[0]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Distribute the tests in the order of `pytest_collection_modifyitems`.
-
-    The mark xdist_group has no effect under pytest 9.2 with xdist 3.8.
-    """
-    config.option.loadscopereorder = False
-    return _InThreeSizes(config, log)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    """Let the workers begin at different files, so that the assertions of each are rewritten once, by one of them."""
-    worker = getattr(session.config, "workerinput", None)
-    if worker is None:
-        return
-    paths = [session.config.invocation_params.dir / arg.partition("::")[0] for arg in session.config.args]
-    files = sorted({file for path in paths for file in ([path] if path.is_file() else path.rglob("test_*.py"))})
-    begin = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
-    for file in files[begin:] + files[:begin]:
-        with suppress(Exception, pytest.skip.Exception):  # collecting it says what is wrong
-            importlib.import_module(".".join(file.relative_to(session.config.rootpath).with_suffix("").parts))
-
-
-def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that no worker is left alone with it at the end."""
-    if hasattr(session.config, "workerinput"):
-        items.sort(key=lambda item: (_file(item.nodeid) not in _TOGETHER, _file(item.nodeid) not in _LONG))
-
-
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Spare each later collection of garbage what stays to the end: thousands of tests."""
     gc.freeze()
+    if len(session.items) >= MANY and not session.config.option.collectonly:
+        WARM.begin()  # every worker will want one, and forks it from this one
 
 
 @pytest.fixture(autouse=True)

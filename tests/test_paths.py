@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import os
+import shlex
 import shutil
 import stat
 import subprocess
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,14 +18,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from server import paths
 from server.cli.demo import prepare
 from server.cli.privileges import as_owner, find_aws_key, find_keys
 from server.cli.samples import write_day
 from server.cli.setup import first_line
 from server.config import load_config
 from server.episodes.catalogue import load_catalogue, load_urls
-from server.errors import ConfigError, PickupPointError
-from server.paths import MOST_BYTES, make_folder, open_to_read, place_of, write_file, write_new
+from server.errors import ConfigError, LedgerError, PickupPointError
+from server.paths import (
+    MOST_BYTES,
+    create,
+    destination,
+    make_folder,
+    open_to_read,
+    place_of,
+    write_file,
+    write_new,
+)
 from server.sftp.client import read_identity
 from server.sftp.keys import make_keys
 from server.status.episodes import new_csv
@@ -33,7 +45,7 @@ from server.storage.ledger import Ledger
 from .support.program import GARBAGE, command, day_before, environment, export_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .support.program import Program, ServiceSite
 
@@ -75,6 +87,27 @@ def test_convert_writes_into_a_fifo_a_device_and_through_a_link(program: Program
     assert (folder / "there.gz").read_bytes() == (folder / "rejects.gz").read_bytes()
     assert stat.S_IMODE((folder / "there.gz").stat().st_mode) == 0o600
     assert {path.name for path in folder.iterdir()} == {"x.gz", "out.gz", "rejects.gz", "fifo", "link", "there.gz"}
+
+
+def test_convert_writes_into_descriptors_that_it_was_given(program: Program) -> None:
+    """What `3>>log` has opened is appended to; one that is closed, or open for reading, is refused in a sentence."""
+    (program.folder / "x.gz").write_bytes(export_of(day_before(1), 5))
+
+    def run(redirections: str, output: str = "/dev/fd/3") -> subprocess.CompletedProcess[str]:
+        line = shlex.join(command("convert", "x.gz", "-o", output))
+        return program.run(argv=["sh", "-c", f"{line} {redirections}"])
+
+    for _ in range(2):
+        done = run("3>>log")
+        assert done.returncode == 0, done.stderr
+    assert len(gzip.decompress((program.folder / "log").read_bytes()).splitlines()) == 12
+    for redirections in ("3>&-", "3</dev/null"):
+        done = run(redirections)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.splitlines()[0].endswith("/dev/fd/3: it is not open for writing")
+    # Without standard streams, no file that is opened becomes one of them.
+    assert run("<&- >&- 2>&-", "log").returncode == 0
+    assert len(gzip.decompress((program.folder / "log").read_bytes()).splitlines()) == 6
 
 
 @root
@@ -193,6 +226,23 @@ def test_root_follows_no_link_of_somebody_elses(way: str, beyond: str, tmp_path:
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "theirs"])
 
 
+@root
+def test_whoever_has_put_root_aside_and_reads_everything_follows_no_such_link_either(tmp_path: Path) -> None:
+    """Commands that root typed read the ledger like this; what the owner may read themselves stays readable."""
+    (tmp_path / "private").mkdir(mode=0o700)
+    Ledger.open(tmp_path / "private" / "secret").close()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+    link = of_somebody_else(theirs / "ledger.sqlite3", tmp_path / "private" / "secret")
+    installation = SimpleNamespace(data_dir=theirs, path=theirs)
+    with (
+        as_owner(installation),  # type: ignore[arg-type]  # all that it looks at
+        pytest.raises(LedgerError, match="root does not follow the link"),
+    ):
+        Ledger.read(link)
+
+
 def _told(way: Callable[[Path], object], path: Path) -> object:
     """What a way does with a path; of a `ConfigError`, its problem is what is told."""
     try:
@@ -239,6 +289,13 @@ def test_what_root_writes_belongs_to_the_owner_of_the_folder_and_is_private(tmp_
     }
 
 
+def test_folders_may_be_asked_for_however_deep(tmp_path: Path) -> None:
+    """Deeper than Python's stack: the error is the system's."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        make_folder(tmp_path / "file" / ("a/" * 2000))
+
+
 def test_links_of_ones_own_lead_where_they_say(tmp_path: Path) -> None:
     """Relative, absolute, upwards, one behind another; a circle ends in an error."""
     (tmp_path / "a").mkdir()
@@ -252,6 +309,52 @@ def test_links_of_ones_own_lead_where_they_say(tmp_path: Path) -> None:
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(OSError, match="symbolic links"), place_of(tmp_path / "round" / "x"):
         pass
+
+
+@root
+@pytest.mark.parametrize("way", [open_to_read, lambda path: write_file(path, b"x", 0o600)], ids=["read", "write"])
+def test_a_link_that_comes_after_the_look_is_not_followed(
+    way: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns the folder can be quick: not even a device behind such a link is believed."""
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(b"x")
+    looked = paths.place_of
+
+    @contextmanager
+    def and_replaced(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
+        with looked(path, follow=follow) as found:
+            if path == theirs:
+                theirs.unlink()
+                of_somebody_else(theirs, Path("/dev/null") if way is not open_to_read else tmp_path / "secret")
+            yield found
+            if path == theirs:
+                theirs.unlink()
+                theirs.write_bytes(b"x")
+
+    (tmp_path / "secret").write_bytes(b"secret")
+    monkeypatch.setattr(paths, "place_of", and_replaced)
+    with pytest.raises(OSError, match=r"symbolic links|neither a file nor anything to write into"):
+        way(theirs)
+
+
+@pytest.mark.parametrize("name", [Path.symlink_to, Path.hardlink_to])
+def test_what_takes_the_place_of_a_fifo_meanwhile_is_not_written_into(
+    name: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    """A conversion may take long."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with destination(fifo) as wanted:
+        descriptor = create(wanted.folder, "part", 0o600)
+        os.write(descriptor, b"x")
+        os.close(descriptor)
+        fifo.unlink()
+        name(fifo, tmp_path / "secret")
+        with pytest.raises(OSError, match=r"symbolic links|neither a file nor anything to write into"):
+            wanted.deliver("part")
+    assert (tmp_path / "secret").read_bytes() == b"secret"
 
 
 # The commands that root types

@@ -167,6 +167,38 @@ service.load_config = slow
     assert await running.stops() == 0
 
 
+async def test_a_reload_asked_for_while_the_service_starts_or_ends_harms_nothing(
+    service_site: ServiceSite, program: Program
+) -> None:
+    """It does not end the process; at the start it takes away a user whom the file, already read, no longer has."""
+    without = service_site.config.read_text()
+    service_site.configure(more=f'[[sftp.users]]\nname = "revoked"\npassword_hash = "{CHEAP_HASH}"\n')
+    starting = f"""
+import os, pathlib, signal
+from server.cli import options
+load = options.load_config
+def changed(path):
+    config = load(path)
+    pathlib.Path(path).write_text({without!r})
+    os.kill(os.getpid(), signal.SIGHUP)
+    return config
+options.load_config = changed
+from server.storage.ledger import Ledger
+close = Ledger.close
+def closing(ledger):
+    os.kill(os.getpid(), signal.SIGHUP)
+    close(ledger)
+Ledger.close = closing
+"""
+    running = program.start("serve", "--config", service_site.config, first=starting)
+    service = Serving(running, await port_of(running))
+    await running.says("service reloaded users")
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with service.client(username="revoked"):
+            pass
+    assert await running.stops() == 0
+
+
 async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
     service_site: ServiceSite, ear: Ear
 ) -> None:

@@ -1,8 +1,9 @@
 """The part `nodes`: several nodes on one store, killed at every step, cut off, overtaken, badly answered over HTTP.
 
-`tests.support.crash_nodes` kills, `tests.support.nodes` walks through weeks of virtual time, `tests.support.cut_store`
-has two nodes on a server that cuts its answers. Touches its own folder, and listens on 127.0.0.1. What must hold: each
-row once, no name with two contents, everything the same on all nodes, nothing for a person to do.
+`tests.support.crash_nodes` kills, `tests.support.nodes` walks through weeks of virtual time (every other walk is one of
+Delivery exports V2), `tests.support.cut_store` has two nodes on a server that cuts its answers. Touches its own folder,
+and listens on 127.0.0.1. What must hold: each row once, no name with two contents, everything the same on all nodes,
+nothing for a person to do.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from server.megaphone.exports import KINDS
 from tests.support.crash_nodes import SCENARIOS
 from tests.support.cut_store import cut_days
 from tests.support.nodes import NodesWalk
@@ -88,7 +90,8 @@ def _jobs(campaign: Campaign, deaths: Any, walk: Any, cut: Any) -> Iterator[tupl
     number = 0
     while number < 1 or campaign.left > 0:
         seed = f"{campaign.seed}/nodes/{number}"
-        yield _walk, (campaign.folder / f"walk-{number}", seed, 4 if campaign.short else DAYS), walk
+        kind = list(KINDS)[number % len(KINDS)]
+        yield _walk, (campaign.folder / f"walk-{number}", seed, 4 if campaign.short else DAYS, kind), walk
         yield _cut, (campaign.folder / f"cut-{number}", seed), cut
         number += 1
 
@@ -105,15 +108,18 @@ def _die(folder: Path, scenario: str, first: int, stride: int) -> tuple[int, lis
     return int(lines[-1]), lines[:-1]
 
 
-def _walk(folder: Path, seed: str, days: int) -> tuple[int, dict[str, int], list[str]]:
-    """Walk once; return the number of rounds, figures, and what went wrong. A good walk leaves nothing."""
+def _walk(folder: Path, seed: str, days: int, kind: str) -> tuple[int, dict[str, int], list[str]]:
+    """Walk once through exports of one kind, which leaves nothing if all is well.
+
+    Return the number of rounds, figures, and what went wrong.
+    """
     _quiet()
     dice = random.Random(seed)
-    nodes = NodesWalk(folder, dice, days, kills=True)
+    nodes = NodesWalk(folder, dice, days, kills=True, kind=kind)
     nodes.run()
     nodes.settle()
     nodes.stop()
-    wrong = [f"walk {seed}: {sentence}" for sentence in nodes.wrong]
+    wrong = [f"walk {seed} ({kind}): {sentence}" for sentence in nodes.wrong]
     if not wrong:
         shutil.rmtree(folder)
     figures = {"walks": 1, "overtaken in mid-round": nodes.overtaken, "store faults": nodes.faults,

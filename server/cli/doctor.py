@@ -31,6 +31,7 @@ from ..status.causes import causes
 from ..status.snapshot import Snapshot
 from ..status.words import size_text
 from ..storage.ledger import LEDGER_FILE, Ledger
+from ..threads import in_thread
 from .options import port_of
 from .privileges import become_owner
 from .tables import check_line
@@ -209,15 +210,21 @@ async def _store(config: Config) -> AsyncIterator[Finding]:
     """Check whether the store permits what we need, and honours the condition on our writes."""
     if config.store is None:
         return
-    from ..storage.log_store import LogStore
+    from ..s3.objects import ObjectStore
+    from ..storage.shelf import open_shelf, try_rights
 
-    store = LogStore(config.store.place, config.store.state_prefix)
+    store, state = ObjectStore(config.store.place), config.store.state_prefix
+
+    def tried() -> bool:
+        with open_shelf(store, state) as shelf:
+            return try_rights(shelf, shelf.remove)
+
     try:
-        refuses = await store.try_rights()
+        refuses = await in_thread(tried)
     except StoreError as error:
         yield Finding(Level.CRITICAL, f"store: {error}", error.hint)
         return
-    yield Finding(Level.OK, f"store: {store.name} can be listed, written, read and cleaned up")
+    yield Finding(Level.OK, f"store: {config.store.place} can be listed, written, read and cleaned up")
     if refuses:
         yield Finding(Level.OK, "store: it replaces nothing that is there (If-None-Match)")
         return

@@ -17,6 +17,7 @@ _VALUES = {"-o": "output", "--output": "output", "--rejects": "rejects"}
 def main() -> None:
     """Run the command ``pickup-point``, and exit."""
     gc.disable()  # modules leave no garbage while they load, and looking for it takes milliseconds
+    _fill_in_streams()
     code = run(sys.argv[1:])
     if "server.cli.app" in sys.modules:
         sys.exit(code)
@@ -29,6 +30,8 @@ def run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show an arrow is no reason to fail
+    if arguments[:1] == ["serve"]:
+        _keep_reloads_waiting()
     plain = plain_convert(arguments)
     if plain is None:
         gc.enable()
@@ -48,6 +51,23 @@ def run(arguments: list[str]) -> int:
 
         return exit_code(error)
     return 0
+
+
+def _fill_in_streams() -> None:
+    """Open /dev/null in place of a standard stream that was closed: no other file may get its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # a descriptor
+
+
+def _keep_reloads_waiting() -> None:
+    """Let SIGHUP wait until the service handles it: one that comes while it starts would end the process."""
+    import signal  # only here: a plain convert needs none of it
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
 def plain_convert(arguments: list[str]) -> dict[str, str] | None:

@@ -9,7 +9,8 @@ How it reports a failure, ``{"failed": {"kind": ...}}``:
 
     torn        the export is not a complete gzip file: "word", one of `torn.TORN`
     unreadable  the system cannot read the export: "errno"
-    sent        a published log is not a complete gzip file: "log", its index in ``sent``, and "word"
+    sent        a published log is not a complete gzip file: "log", its index in ``sent``, and "word"; or the system
+                cannot read it: "log" and "errno"
     disk        a file could not be written: "errno"
     memory      it needed more memory than it is allowed
     error       an unforeseen error: "type", and "at", the last places (file:line) of its traceback
@@ -210,9 +211,11 @@ def _failure(error: BaseException) -> dict[str, Any]:
         return {"kind": "torn", "word": error.word}
     if isinstance(error, SourceError) and isinstance(cause, OSError):
         return {"kind": "unreadable", "errno": cause.errno or 0}
-    if isinstance(error, DataFolderError) and isinstance(cause, ExportTorn):
-        log = str(cause).partition(" ")[0]
-        return {"kind": "sent", "log": int(log), "word": cause.word}
+    if isinstance(error, DataFolderError) and isinstance(cause, ExportTorn | SourceError):
+        about = {"kind": "sent", "log": int(str(cause).partition(" ")[0])}
+        if isinstance(cause, ExportTorn):
+            return about | {"word": cause.word}
+        return about | {"errno": getattr(cause.__cause__, "errno", None) or 0}
     if isinstance(error, DataFolderError) and isinstance(cause, OSError):
         return {"kind": "disk", "errno": cause.errno or 0}
     if isinstance(error, MemoryError):

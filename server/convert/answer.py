@@ -148,6 +148,9 @@ class AnswerReader:
             return unreadable(self._name, _number(fields.get("errno"), "number of an error", 4095))
         if kind == "sent" and self._sent:
             log = self._sent[_number(fields.get("log"), "index of a log", len(self._sent) - 1)]
+            if "errno" in fields:
+                cannot = unreadable(log, _number(fields["errno"], "number of an error", 4095))
+                return DataFolderError(f"the published log {cannot}", hint=cannot.hint)
             return damaged(log, _one_of(fields.get("word"), TORN, "what is wrong with a log"))
         if kind == "disk":
             why = os.strerror(_number(fields.get("errno"), "number of an error", 4095))

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import codecs
 import struct
+import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ..triton import plain_id
 from .export_row import identifier, parse_fields
-from .job import FILTERED, REJECTED, Job, Reject, Result, Task
+from .job import FILTERED, REJECTED, Job, Reject, Rejects, Result, Task
 from .kernel import CompiledRules, Equals, IdTable, Names, Rooms, filtered
 from .lines import RAW_LIMIT
 from .log_writer import deflate
@@ -29,6 +30,7 @@ from .tally import FilterReason, PodcastBooks, RejectReason, RowRejected, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from .conversion import Conversion
     from .kernel import Kernel
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _BEGINNING = 1 << 14  # bytes of a block that are searched for its first row
 _FIRST_LINES = 8
+_LARGE = 1 << 20  # bytes of a row that, as objects, may take 50 times as many: see `BlockConverter._turn`
 _WITHOUT_FIELDS = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT)
 _UNREADABLE = (*_WITHOUT_FIELDS, RejectReason.DUPLICATE_ID)
 
@@ -59,7 +62,9 @@ class _Gathered:
         self.changed: list[bytes] = []
         self.tally = Tally()
         self.podcasts = PodcastBooks()
-        self.rejected: list[tuple[int, RejectReason, bytes, str]] = []  # line, why, row, podcast
+        self.rejects = Rejects()
+        self.last_rejected = b""  # the row as it stands in the export
+        self.rejected_of = Counter[tuple[str, RejectReason]]()  # by podcast
         self.out_of_order: list[bytes] = []  # derived ids that rows of both have, the kernel's and the exact rules'
         self.kept_after = False  # whether a row that was not rejected follows the last rejected one
         self.lines = 0
@@ -99,6 +104,7 @@ class BlockConverter:
         self._key: Callable[[str], str] = plain_id if plain_ids else conversion.rules.layout.id_cell
         self._fresh_after = fresh_after
         self._by_podcast = by_podcast
+        self._large = threading.Lock()
         self._rooms = Rooms()
         self._kind = conversion.rules.export_kind
         self._names = Names(self._kind)
@@ -118,28 +124,32 @@ class BlockConverter:
         if self._kernel is None:
             block = self._convert_exactly(job, text)
             return self._result(job, block, _joined(block.ids))
-        block = self._convert(self._kernel, job, text, job.duplicates)
+        first = _first_fields(text, array=job.array)
+        # Once for both conversions, since other threads change them: what is odd must be odd in the second one as well.
+        names = self._names.packed(tuple(first))
+        # If the first row has an id, so will the others; a row of the other kind is only slower.
+        derive = bool(self._kind.identity) and not identifier(first.get("id"))
+        block = self._convert(self._kernel, job, text, names, job.duplicates, derive=derive)
         ids = _joined(block.ids)
         # The kernel does not notice an id that stands twice in a block, or that an odd row equals one that it has
         # numbered. Both are rare, so the block is simply converted again, and the kernel leaves every row with these
         # ids to the exact rules, which reject or number all but the first.
         if block.out_of_order or not self._kernel.ids_differ(ids):
             twice = [row_id for row_id, rows in Counter(unpack(ids)).items() if rows > 1]
-            block = self._convert(self._kernel, job, text, job.duplicates + b"".join([*twice, *block.out_of_order]))
+            repeated = job.duplicates + b"".join([*twice, *block.out_of_order])
+            block = self._convert(self._kernel, job, text, names, repeated, derive=derive)
             ids = _joined(block.ids)
         return self._result(job, block, ids)
 
-    def _convert(self, kernel: Kernel, job: Job, text: memoryview, repeated: bytes) -> _Gathered:
+    def _convert(
+        self, kernel: Kernel, job: Job, text: memoryview, names: tuple[bytes, int], repeated: bytes, *, derive: bool
+    ) -> _Gathered:
         """Convert by the kernel; it leaves odd rows, and all rows of the repeated ids, to the exact rules."""
         block, rooms, seen = _Gathered(), self._rooms, _Seen(job)
         fresh = None if job.fresh is None else IdTable(kernel, job.fresh)
         exact_fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         table = IdTable(kernel, repeated) if repeated else None
         rules = self._render_rules if job.task is Task.RENDER else self._index_rules()
-        first = _first_fields(text, array=job.array)
-        names = self._names.packed(tuple(first))
-        # If the first row has an id, so will the others; a row of the other kind is only slower.
-        derive = bool(self._kind.identity) and not identifier(first.get("id"))
         equals = Equals(kernel, job.numbers, len(text)) if derive else None
         start = block.lines = _skipped(job)
         if start:
@@ -223,26 +233,57 @@ class BlockConverter:
         self, job: Job, block: _Gathered, raw: bytes, line: int, fresh: frozenset[bytes] | None, seen: _Seen
     ) -> None:
         """Convert one row by the exact rules; reject it if its id was seen before, ignore it if it is blank."""
-        row, tally = _element(raw) if job.array else raw, block.tally
-        try:
-            outcome = self._exact.convert(row)
-            packed = pack_id(outcome.id)
-            if not outcome.derived:
-                if packed in seen.ids:
-                    raise RowRejected(RejectReason.DUPLICATE_ID)  # noqa: TRY301  # handled below with the rules' reasons
-                seen.ids.add(packed)
-        except RowRejected as rejection:
-            if not _is_blank(row):
-                tally.rows += 1
-                tally.rejected[rejection.reason] += 1
-                fields = {} if rejection.reason in _WITHOUT_FIELDS else _fields(row)
-                block.rejected.append((line, rejection.reason, raw, identifier(fields.get("podcast_id"))))
-                block.kept_after = False
-                row_id = identifier(fields.get("id"))
-                # A rejected row may have been sent in an earlier, correct form: then it counts as changed.
-                if job.task is not Task.RENDER and rejection.reason not in _UNREADABLE and row_id:
-                    block.changed.append(pack_id(self._key(row_id)))
+        with self._turn(raw):
+            row = _element(raw) if job.array else raw
+            try:
+                outcome = self._exact.convert(row)
+                packed = pack_id(outcome.id)
+                if not outcome.derived:
+                    if packed in seen.ids:
+                        raise RowRejected(RejectReason.DUPLICATE_ID)  # noqa: TRY301  # handled with the rules' reasons
+                    seen.ids.add(packed)
+            except RowRejected as rejection:
+                reason = rejection.reason
+            else:
+                self._add_outcome(job, block, row, outcome, packed, fresh, seen)
+                return
+            # Only now that the error and its traceback are gone: they keep the row's fields in memory.
+            self._add_rejected(job, block, raw, row, line, reason)
+
+    def _turn(self, row: bytes) -> AbstractContextManager[Any]:
+        """Return what to hold while a row is read: of large ones, only one at a time."""
+        return self._large if len(row) > _LARGE else nullcontext()
+
+    def _add_rejected(
+        self, job: Job, block: _Gathered, raw: bytes, row: bytes, line: int, reason: RejectReason
+    ) -> None:
+        """Count and keep a row that the exact rules rejected, unless it is blank."""
+        if _is_blank(row):
             return
+        block.tally.rows += 1
+        block.tally.rejected[reason] += 1
+        fields = {} if reason in _WITHOUT_FIELDS else _fields(row)
+        block.rejects.append(_entry(line, reason, raw))
+        block.last_rejected = raw
+        block.rejected_of[identifier(fields.get("podcast_id")), reason] += 1
+        block.kept_after = False
+        row_id = identifier(fields.get("id"))
+        # A rejected row may have been sent in an earlier, correct form: then it counts as changed.
+        if job.task is not Task.RENDER and reason not in _UNREADABLE and row_id:
+            block.changed.append(pack_id(self._key(row_id)))
+
+    def _add_outcome(
+        self,
+        job: Job,
+        block: _Gathered,
+        row: bytes,
+        outcome: Outcome,
+        packed: bytes,
+        fresh: frozenset[bytes] | None,
+        seen: _Seen,
+    ) -> None:
+        """Add what the exact rules made of a row; ``packed`` is its id, as the first of its equals if it has none."""
+        tally = block.tally
         tally.rows += 1
         tally.reporting += outcome.reporting
         block.kept_after = True
@@ -287,20 +328,19 @@ class BlockConverter:
 
     def _result(self, job: Job, block: _Gathered, ids: bytes) -> Result:
         """Return what was gathered of a block as the result of its job."""
-        result = Result(job.number, line_count=block.lines, tally=block.tally)
-        rejects = [_entry(line, reason, raw) for line, reason, raw, _ in block.rejected]
+        result = Result(job.number, line_count=block.lines, tally=block.tally, rejects=block.rejects)
         # The bracket that closes a JSON array is not a row unless something follows it, perhaps in a later block: so
         # the reject is set apart here, and whoever joins the results decides.
-        if job.array and block.rejected and not block.kept_after:
-            last = block.rejected[-1][2].strip()
+        if job.array and block.rejects and not block.kept_after:
+            last = block.last_rejected.strip()
             if last == b"]":
-                result.closing = rejects.pop()
-                block.rejected.pop()
+                result.closing = block.rejects.pop()
+                block.rejected_of["", RejectReason.MALFORMED_JSON] -= 1
                 block.tally.rejected[RejectReason.MALFORMED_JSON] -= 1
                 block.tally.rows -= 1
             else:
-                result.closed = last.endswith(b"]") and bool(_fields(last[:-1]))
-        result.rejects = rejects
+                with self._turn(last):
+                    result.closed = last.endswith(b"]") and bool(_fields(last[:-1]))
         if job.want_ids:
             result.ids = self._partition(ids)
             derived, numbers = block.counted
@@ -312,8 +352,8 @@ class BlockConverter:
             text = block.texts[0] if len(block.texts) == 1 else b"".join(block.texts)
             result.piece = deflate(text, block.tally.lines)
             if self._by_podcast:
-                for _, reason, _, podcast in block.rejected:
-                    block.podcasts.reject(podcast, reason)
+                for (podcast, reason), rows in block.rejected_of.items():
+                    block.podcasts.reject(podcast, reason, rows)
                 # The kernel's podcasts come in another order than those of odd rows; sorted, both agree.
                 result.podcasts = PodcastBooks(dict(sorted(block.podcasts.tallies.items())))
         else:
@@ -389,7 +429,8 @@ def _is_blank(raw: bytes) -> bool:
 
 def _too_long(number: int, beginning: bytes) -> Result:
     """Return the result of a block that is a single line over the limit: one rejected row."""
-    result = Result(number, line_count=1, rejects=[_entry(0, RejectReason.MALFORMED_JSON, beginning)])
+    result = Result(number, line_count=1)
+    result.rejects.append(_entry(0, RejectReason.MALFORMED_JSON, beginning))
     result.tally = Tally(rows=1, rejected=Counter({RejectReason.MALFORMED_JSON: 1}))
     result.podcasts = PodcastBooks()
     result.podcasts.reject("", RejectReason.MALFORMED_JSON)

@@ -347,7 +347,7 @@ class _Source:
     ) -> Iterator[Job]:
         """Yield a job for every block."""
         with self._text() as text:
-            for block in cut_blocks(after_mark(text.read), self.block_size):
+            for block in cut_blocks(after_mark(self._told(text)), self.block_size):
                 # Whether the export is a JSON array shows in its first line alone, and holds for every later block.
                 if block.number == 0:
                     beginning = b"".join(bytes(piece[:_BEGINNING]) for piece in block.pieces[:3])
@@ -364,10 +364,19 @@ class _Source:
                     numbers=repeated.numbers.of(block.number) if repeated is not None else b"",
                     fresh=fresh.of(block.number) if fresh is not None else None,
                 )
-                if self.progress is not None:
-                    self.progress(text.position)
-            if self.progress is not None:
-                self.progress(text.position)
+
+    def _told(self, text: GzipText) -> Callable[[int], bytes]:
+        """Return a function that reads and reports progress: an endless line is no block for a long time."""
+        progress = self.progress
+        if progress is None:
+            return text.read
+
+        def read(size: int) -> bytes:
+            data = text.read(size)
+            progress(text.position)
+            return data
+
+        return read
 
     def _text(self) -> GzipText:
         """Open the export and return its text."""

@@ -119,8 +119,8 @@ class ExportRow(NamedTuple):
 def parse_fields(line: bytes) -> dict[str, Any]:
     """Return the fields of one line of an export.
 
-    A lone surrogate (half of a pair, where a string was cut in the middle of an emoji) becomes U+FFFD; an id with one
-    becomes None, since two of them might become the same.
+    A lone surrogate (half of a pair, where a string was cut in the middle of an emoji) becomes U+FFFD. An id with one
+    is emptied, since two of them might become the same: ``id`` becomes "", another one None.
 
     Raises:
         RowRejected: the line is not JSON, or not an object.
@@ -148,13 +148,24 @@ def _without_lone_surrogates(line: bytes) -> Any:
             replaced[escape.start(1) : escape.end(1)] = b"ufffd"
             other[escape.start(1) : escape.end(1)] = b"ufffe"
     try:
-        fields, again = orjson.loads(replaced), orjson.loads(other)
+        # One after the other: as objects, a row can be fifty times as large as its line.
+        again = _texts_of_ids(orjson.loads(other))
+        fields = orjson.loads(replaced)
     except orjson.JSONDecodeError:
         raise RowRejected(RejectReason.MALFORMED_JSON) from None
     # An id that is another one with another character holds a lone surrogate, and not a U+FFFD of its own.
     if isinstance(fields, dict):
-        fields |= {name: None for name in _IDS if name in fields and fields[name] != again[name]}
+        cut = [name for name, text in _texts_of_ids(fields).items() if text != again[name]]
+        # Not None for the row's own: an absent one is no error in every kind of export, as one that is not valid is.
+        fields |= {name: "" if name == "id" else None for name in cut}
     return fields
+
+
+def _texts_of_ids(fields: Any) -> dict[str, str]:
+    """Return the ids that are texts. Nothing else is compared: Python cannot compare what is nested too deeply."""
+    if not isinstance(fields, dict):
+        return {}
+    return {name: fields[name] for name in _IDS if type(fields.get(name)) is str}
 
 
 def identifier(value: Any) -> str:

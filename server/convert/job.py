@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,7 +10,7 @@ from .log_writer import Piece
 from .tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .row_ids import Partitioned
     from .tally import PodcastBooks
@@ -58,6 +59,41 @@ class Reject(NamedTuple):
         return b'{"line":%d,%b\n' % (first_line + self.place, self.entry)
 
 
+class Rejects:
+    """The rejected rows of a block, in order. It may have half a million, so each takes little more than its entry."""
+
+    def __init__(self) -> None:
+        self._places = array("I")
+        self._entries = bytearray()  # each with a newline, which JSON text has not
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Reject]:
+        begin = 0
+        for place in self._places:
+            end = self._entries.index(b"\n", begin)
+            yield Reject(place, bytes(self._entries[begin:end]))
+            begin = end + 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rejects) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def append(self, reject: Reject) -> None:
+        """Add one more."""
+        self._places.append(reject.place)
+        self._entries += reject.entry + b"\n"
+
+    def pop(self) -> Reject:
+        """Remove the last one and return it."""
+        begin = self._entries.rfind(b"\n", 0, -1) + 1
+        reject = Reject(self._places.pop(), bytes(self._entries[begin:-1]))
+        del self._entries[begin:]
+        return reject
+
+
 class Result:
     """The result of a block.
 
@@ -73,14 +109,14 @@ class Result:
         *,
         line_count: int = 0,
         tally: Tally | None = None,
-        rejects: list[Reject] | None = None,
+        rejects: Rejects | None = None,
         records: Partitioned | None = None,
     ) -> None:
         self.number = number
         self.line_count = line_count
         self.piece = Piece(b"", 0, 0, 0)
         self.tally = tally if tally is not None else Tally()
-        self.rejects = rejects if rejects is not None else []
+        self.rejects = rejects if rejects is not None else Rejects()
         self.closing: Reject | None = None
         self.closed = False
         self.ids: Partitioned | None = None

@@ -24,7 +24,7 @@
  *   - created_at is a real instant in UTC                                                             is_instant
  *   - ip is an IPv4 or IPv6 address, written as `ipaddress` writes it, or certainly neither           judge_address
  *   - id, podcast_id and episode_id are of characters that no column or URL changes                   is_plain
- *   - where rows have no id, the six fields that are hashed for one have no escapes, but user_agent    derive_id
+ *   - where rows have no id, the six fields that are hashed for one are texts or absent               write_identity
  *   - where rows have no id, it is numbered among the equal ones that are counted in `seen`: the caller  convert_row
  *     looks whether an odd row is equal to one of them, and has the block converted anew
  *   - the URL has at most 2048 bytes, the line does not begin with #                                  write_url, convert_row
@@ -53,6 +53,7 @@ enum {
     MOST_NAMES = 120,
     LONGEST_ID = 200, /* bytes of an ordinary id, of a podcast, an episode, a row */
     LONGEST_TOKEN = 200, /* bytes of an `ip` that is no address */
+    LONGEST_SIZE = 32, /* digits of an enclosure's size */
     URL_LIMIT = 2048,
     URL_ROOM = 4096, /* bytes of a URL, before it is known to be too long */
     CELL_ROOM = URL_ROOM, /* more bytes than any cell but a text or a literal has */
@@ -851,7 +852,7 @@ struct row {
     uint8_t packed_id[16];
     int outside_day;
     int known, fallback; /* whether the episode is in the catalogue; whether `other_url` is used */
-    int64_t size, sent; /* filesize; bytes_sent as it is written */
+    int64_t sent; /* bytes_sent as it is written */
     int partial, play;
     const struct value *bytes; /* which of the two fields `sent` comes from; NULL if the row has neither */
     text id; /* as it is written */
@@ -904,7 +905,7 @@ static inline int is_word(const struct value *value, const char *word, uint32_t 
     return value->kind == STRING && value->length == length && !memcmp(value->at, word, length);
 }
 
-/* Writes what tells a row without an id from others: identity.identity_of. Returns its length, 0 if that is not certain. */
+/* Writes what tells a row without an id from others: export_row.identity_of. Returns its length, 0 if that is not certain. */
 static int64_t write_identity(uint8_t identity[IDENTITY_ROOM], const struct row *row) {
     static const uint8_t NAMED[6] = { CREATED_AT, PODCAST_ID, EPISODE_ID, IP, USER_AGENT, DELIVERY_TYPE };
     uint8_t *out = identity, *end = identity + IDENTITY_ROOM;
@@ -924,7 +925,7 @@ static int64_t write_identity(uint8_t identity[IDENTITY_ROOM], const struct row 
     return out - identity;
 }
 
-/* Makes the id of the row with this number among its equals, from 0: identity.derived_id. The identity has 8 bytes more. */
+/* Makes the id of the row with this number among its equals, from 0: export_row.derived_id. The identity has 8 bytes more. */
 static void derive_id(const struct hmac *hmac, uint8_t *identity, int64_t length, uint64_t number, struct row *row) {
     static const uint8_t DIGITS[5] = { 8, 4, 4, 4, 12 };
     uint8_t *out, hex[32];
@@ -981,11 +982,10 @@ static int judge_row(const struct rules *rules, struct row *row, int derive) {
         int clamped = rules->clamp && sent->whole > size->whole;
         row->bytes = clamped ? size : sent;
         row->sent = row->bytes->whole;
-        row->size = size->whole;
         row->partial = rules->partial && sent->whole < size->whole;
     }
     row->known = rules->catalogue && find_episode(rules, &values[EPISODE_ID], &row->episode);
-    return 1;
+    return !row->known || row->episode.lengths[ENCLOSURE_SIZE] <= LONGEST_SIZE;
 }
 
 /* Writes a field like triton.json_text, then cleaned or quoted; NULL if that is not certain. Bounded as put_string. */

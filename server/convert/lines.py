@@ -2,12 +2,13 @@
 
 Reads one gzip file. Two promises: a file that is not a complete, correct gzip file (members one after the other, zero
 padding at the end) raises `ExportTorn` before its end is reached; and the division of lines into blocks depends on the
-bytes alone. No line over 16 MiB is ever held whole.
+bytes alone. No line of an export over 16 MiB is ever held whole.
 """
 
 from __future__ import annotations
 
 import gzip
+import sys
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -142,8 +143,14 @@ def after_mark(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
     return read_on
 
 
-def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"") -> Iterator[Block]:
-    """Yield whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was already read."""
+def cut_blocks(
+    read: Callable[[int], bytes], block_size: int, head: bytes = b"", *, limited: bool = True
+) -> Iterator[Block]:
+    """Yield whole lines in blocks of about ``block_size`` bytes; ``head`` is a line that was already read.
+
+    Unless ``limited``, no line is too long: those of a log that was made here may be longer than their rows.
+    """
+    limit = LINE_LIMIT if limited else sys.maxsize
     # The start of a line that the last read cut off, and the length so far, of which only a part may be kept.
     carried: list[bytes | memoryview] = [head] if head else []
     length, number = len(head), 0
@@ -151,8 +158,8 @@ def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"")
         end = data.rfind(b"\n") + 1
         if end:
             # Only near the limit does the first line's end matter; otherwise the carried line joins the block as it is.
-            start = data.find(b"\n") + 1 if length + block_size > LINE_LIMIT else 0
-            if length + start - 1 > LINE_LIMIT:
+            start = data.find(b"\n") + 1 if length + block_size > limit else 0
+            if length + start - 1 > limit:
                 yield Block(number, (_beginning([*carried, memoryview(data)[:start]]),), too_long=True)
                 number += 1
                 carried, length = [], 0
@@ -166,9 +173,9 @@ def cut_blocks(read: Callable[[int], bytes], block_size: int, head: bytes = b"")
             carried.append(data[end:])
             length += len(data) - end
             # Over the limit, the rest of the line is counted but not kept, or it could fill the memory.
-            if length > LINE_LIMIT:
+            if length > limit:
                 carried = [_beginning(carried)]
-    if length > LINE_LIMIT:
+    if length > limit:
         yield Block(number, (_beginning(carried),), too_long=True)
     elif length:
         yield Block(number, carried)

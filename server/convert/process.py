@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _PROGRAM = f"import gc; gc.disable(); from {__package__}.__main__ import main; main()"
 COMMAND = (sys.executable, "-P", "-S", "-c", _PROGRAM)
 LONGEST_LINE = 1 << 20  # bytes
-SILENCE = 900.0  # seconds; the process reports progress at least once per block
+SILENCE = 900.0  # seconds; the process reports progress as it reads, a block at a time
 _POLL = 0.1  # seconds between two looks at the stop token
 _PATIENCE = 10.0  # seconds in which it must exit after its last message
 # All it gets of the environment: what Python and the C library need to start.
@@ -105,6 +105,8 @@ class ConversionProcess:
         """
         inbox, last = bytearray(), False
         for piece in self._exchange(request, stop):
+            if last:
+                raise refused("something follows its last message")
             seen = len(inbox)
             inbox += piece
             while (end := inbox.find(b"\n", seen)) >= 0 and end < LONGEST_LINE:

@@ -1,8 +1,9 @@
 """The rights that the conversion process gives up, for good, before it reads a byte of an export.
 
-Touches this process alone. The promise: afterwards it can open no socket, start no program and no further process, and
-send no signal to another one; it cannot gain rights by any means, leaves no core dump, and ends with its parent. If the
-system offers less (another processor, a kernel without seccomp), everything else is still given up.
+Touches this process alone. The promise: afterwards it can open no socket, start no program and no further process,
+send no signal to another one, limit none, and type nothing into the terminal it was started from; it cannot gain rights
+by any means, leaves no core dump, and ends with its parent. If the system offers less (another processor, a kernel
+without seccomp), everything else is still given up. Files it can open as its user can.
 
 seccomp is set by prctl(2): the systemd unit's filter allows that, but refuses seccomp(2) and Landlock. No ctypes
 callback is used: that would need memory that is writable and executable, which the unit forbids.
@@ -23,34 +24,44 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 
 _SECCOMP_MODE_FILTER = 2
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000  # seccomp(2)
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h: words, constants
-_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+_NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in struct seccomp_data, of lower halves
 _CLONE_THREAD = 0x10000
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15  # fcntl(2): who gets which signal when a descriptor is ready
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # ioctl_tty(2): as if somebody had typed it
 _X32 = 0x40000000
 _NICE = 5
-_MEMORY = 1 << 30  # bytes of address space, and for each thread:
-_THREAD_MEMORY = 256 << 20  # the costliest line of 16 MiB as Python objects
+# Bytes of address space. The costliest line of 16 MiB takes 800 MiB as Python objects, but only one thread at a time
+# has such a line: see `block`.
+_MEMORY = 1 << 30
+_THREAD_MEMORY = 256 << 20  # a block of such a line as text, in several forms
 
 
 class _Calls(NamedTuple):
-    """A processor's numbers: its name in seccomp, the calls clone and clone3, and the calls that are refused."""
+    """A processor's numbers: its name in seccomp, some calls, and those that are refused whatever their arguments."""
 
     arch: int
     clone: int
     clone3: int
+    tgkill: int
+    prlimit: int
+    fcntl: int
+    ioctl: int
     refused: tuple[int, ...]
 
 
 # socket, socketpair, connect, accept, accept4, bind, listen, sendto, sendmsg, sendmmsg; io_uring_setup, which could do
 # all of these; execve, execveat, fork, vfork; ptrace, process_vm_readv, process_vm_writev, pidfd_getfd; kill,
-# rt_sigqueueinfo, pidfd_send_signal; unshare, setns.
+# tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal; unshare, setns.
 _CALLS = {
     "x86_64": _Calls(
-        0xC000003E, 56, 435,
-        (41, 53, 42, 43, 288, 49, 50, 44, 46, 307, 425, 59, 322, 57, 58, 101, 310, 311, 438, 62, 129, 424, 272, 308),
+        0xC000003E, 56, 435, 234, 302, 72, 16,
+        (41, 53, 42, 43, 288, 49, 50, 44, 46, 307, 425, 59, 322, 57, 58, 101, 310, 311, 438, 62, 200, 129, 297, 424,
+         272, 308),
     ),
     "aarch64": _Calls(
-        0xC00000B7, 220, 435,
-        (198, 199, 203, 202, 242, 200, 201, 206, 211, 269, 425, 221, 281, 117, 270, 271, 438, 129, 138, 424, 97, 268),
+        0xC00000B7, 220, 435, 131, 261, 25, 29,
+        (198, 199, 203, 202, 242, 200, 201, 206, 211, 269, 425, 221, 281, 117, 270, 271, 438, 129, 130, 138, 240, 424,
+         97, 268),
     ),
 }  # fmt: skip
 
@@ -98,6 +109,15 @@ def _filter(calls: _Calls) -> bytes:
     ]
     for call in calls.refused:
         steps += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, refuse)]
+    # Only to itself: abort(3) sends a signal, and getrlimit(3) names no process.
+    for call, itself in ((calls.tgkill, os.getpid()), (calls.prlimit, 0)):
+        steps += [(_EQUAL, 0, 4, call), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_EQUAL, 1, 0, itself)]
+        steps += [(_RETURN, 0, 0, refuse), (_RETURN, 0, 0, _ALLOW)]
+    for call, words in ((calls.fcntl, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX)), (calls.ioctl, (_TIOCSTI, _TIOCLINUX))):
+        steps += [(_EQUAL, 0, 2 * len(words) + 2, call), (_LOAD, 0, 0, _SECOND_ARGUMENT)]
+        for word in words:
+            steps += [(_EQUAL, 0, 1, word), (_RETURN, 0, 0, refuse)]
+        steps += [(_RETURN, 0, 0, _ALLOW)]
     # The flags of clone3 are in memory, where a filter cannot look; on ENOSYS the C library uses clone instead.
     steps += [(_EQUAL, 0, 1, calls.clone3), (_RETURN, 0, 0, no_such_call)]
     steps += [

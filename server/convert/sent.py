@@ -49,14 +49,13 @@ def log_jobs(sent: Sequence[SentLog], block_size: int) -> Iterator[Job]:
             try:
                 with GzipText(file, log.name) as text:
                     head = _after_header(text, log.layout)
-                    for block in cut_blocks(text.read, block_size, head):
-                        column = log.layout.id_column()
-                        yield Job(number, Task.INDEX_LINES, block.pieces, too_long=block.too_long, id_column=column)
+                    for block in cut_blocks(text.read, block_size, head, limited=False):
+                        yield Job(number, Task.INDEX_LINES, block.pieces, id_column=log.layout.id_column())
                         number += 1
             except ExportTorn as error:
                 raise damaged(log.name, error.word) from error
             except SourceError as error:  # the same fault, but it is a published log, not an export
-                raise DataFolderError(str(error), hint=error.hint) from error.__cause__
+                raise DataFolderError(str(error), hint=error.hint) from error
 
 
 def _after_header(text: GzipText, layout: Layout) -> bytes:

@@ -181,11 +181,12 @@ class PodcastBooks:
             tally.lines -= 1
             tally.filtered[reason] += 1
 
-    def reject(self, podcast: str, reason: RejectReason) -> None:
-        """Count a rejected row; ``podcast`` is empty if the row does not show it."""
-        tally = self.of(podcast)
-        tally.rows += 1
-        tally.rejected[reason] += 1
+    def reject(self, podcast: str, reason: RejectReason, rows: int = 1) -> None:
+        """Count so many rejected rows, perhaps none; ``podcast`` is empty if they do not show it."""
+        if rows:
+            tally = self.of(podcast)
+            tally.rows += rows
+            tally.rejected[reason] += rows
 
     def add(self, other: PodcastBooks) -> None:
         """Add the tally of another part of the same day."""

@@ -151,7 +151,8 @@ class Folder:
                     continue
                 try:
                     modified = calendar_instant(datetime.fromtimestamp(status.st_mtime, UTC))
-                except (OverflowError, ValueError, OSError):  # a time beyond the calendar
+                except (OverflowError, ValueError, OSError):
+                    odd[entry.name] = "dated beyond the calendar"
                     continue
                 if marked is not None:
                     markers[marked] = max(modified, markers.get(marked, modified))

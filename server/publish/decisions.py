@@ -269,8 +269,8 @@ def _decide_rest(
         names = ", ".join(str(entry.name) for entry in rest.missing)
         why = _SENTENCES.get(record.seen, record.seen)
         return Decision(DayResult(day, "failed", f"a crash lost {names}, to be converted again, but {why}"))
-    standing = _standing(publications)
-    if why := _incomparable(standing, policy.rules):
+    sent = standing(publications)
+    if why := incomparable(sent, policy.rules):
         return Decision(_published(day, publications), left_alone=why)
     withheld = same and rest.tally is not None and rest.tally.filtered["too_fresh"]
     order = Order(
@@ -279,7 +279,7 @@ def _decide_rest(
         rest.rules,
         _prefix(publications, policy),
         remark="the rest of a publication that was interrupted",
-        sent=standing,
+        sent=sent,
         fresh_after=_fresh_after(rest.export) if withheld else None,
         may_hold=False,
         rest_of=rest,
@@ -287,21 +287,21 @@ def _decide_rest(
     return Decision(_published(day, publications), order)
 
 
-def _standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
+def standing(publications: Sequence[Publication]) -> tuple[Publication, ...]:
     """Return the publications that no resend has superseded."""
     return tuple(p for p in publications if any(entry.superseded_by is None for entry in p.logs))
 
 
-def _incomparable(standing: Sequence[Publication], rules: LogRules) -> str:
+def incomparable(sent: Sequence[Publication], rules: LogRules) -> str:
     """Return why it cannot be told which rows were sent, or ''; ``rules`` are those configured now."""
-    if any(publication.rules.kind != rules.kind for publication in standing):
+    if any(publication.rules.kind != rules.kind for publication in sent):
         return "it was published from the other kind of export, whose rows cannot be told from those of this one"
-    if rules.export_kind.identity and not all(p.rules.id_key == rules.id_key != "" for p in standing):
+    if rules.export_kind.identity and not all(p.rules.id_key == rules.id_key != "" for p in sent):
         return "its rows got their ids under another ip_hash.key, or an unknown one, so late rows cannot be recognised"
-    if any(publication.remark == UNKNOWN_LAYOUT for publication in standing):
+    if any(publication.remark == UNKNOWN_LAYOUT for publication in sent):
         return UNKNOWN_LAYOUT
     # Sent rows are read back from the files, so every one must still be there.
-    if any(entry.state == "pruned" and entry.superseded_by is None for p in standing for entry in p.logs):
+    if any(entry.state == "pruned" and entry.superseded_by is None for p in sent for entry in p.logs):
         return "a file of the day has already been pruned"
     return ""
 
@@ -336,8 +336,8 @@ def _decide_late(
         return Decision(result)
     if record.seen != "due" and not _sent_as_it_is(record, policy, source_now):
         return Decision(result)
-    standing = _standing(publications)
-    if why := _incomparable(standing, policy.rules):
+    sent = standing(publications)
+    if why := incomparable(sent, policy.rules):
         return Decision(result, left_alone=why)
     hold, in_time = _hold_of(record), source_now < expires(day)
     accepted = _accepted(record, request, late=True)
@@ -347,10 +347,10 @@ def _decide_late(
         "late",
         export,
         # Late rows are judged by the rules of the day's first file, whatever is configured now.
-        next(p.rules for p in reversed(standing) if p.kind in _SETS_THE_RULES),
+        next(p.rules for p in reversed(sent) if p.kind in _SETS_THE_RULES),
         _prefix(publications, policy),
         remark="withheld rows" if record.withheld else "late rows",
-        sent=standing,
+        sent=sent,
         may_hold=not accepted,
         may_publish=in_time,
         note=_judged_anew(record, request),

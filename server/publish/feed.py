@@ -150,7 +150,7 @@ class Feed:
         # publishes, so whatever is in staging is a leftover.
         self._publisher.recover(now)
         # Before anything is decided: what other nodes have done counts as this one's doing.
-        self._publisher.catch_up()
+        self._publisher.catch_up(begin=True)
         self._publisher.adopt(self._policy.rules, now)
         # After the adoption, whose files bring their own dates; before anything is published by this clock.
         saw_local_clock(self._ledger, now)

@@ -18,6 +18,7 @@ import structlog
 from ..errors import ConfigError, Problem, StoreError
 from ..storage.sequence import Terms
 from ..storage.shelf import open_shelf
+from ..threads import in_thread
 from .shared import LEFT, SharedSequence
 from .shared_pickups import SharedPickups
 from .store_state import NODE
@@ -70,7 +71,7 @@ def store_copy(
     from ..storage.log_store import LogStore
     from .store_copy import StoreCopy
 
-    store = LogStore(config.store.place, config.store.state_prefix)
+    store = LogStore(config.store.place)
     if not config.store.shared:
         return StoreCopy(store, ledger, folder, stopped)
     pickups = SharedPickups(_shelf(config.store), ledger, node_name(ledger), partial(_new_name, ledger))
@@ -84,18 +85,16 @@ def store_copy(
     return StoreCopy(store, ledger, folder, stopped, catch_up, look_every=LOOK_EVERY)
 
 
-async def refuse_unfit_store(config: Config) -> None:
+async def refuse_unfit_store(config: Config, shared: SharedSequence | None) -> None:
     """Refuse a shared store that overwrites objects: two nodes could each believe they were first.
 
     Raises:
         ConfigError: the store ignores If-None-Match.
     """
-    if config.store is None or not config.store.shared:
+    if config.store is None or shared is None:
         return
-    from ..storage.log_store import LogStore
-
     try:
-        refuses = await LogStore(config.store.place, config.store.state_prefix).try_rights()
+        refuses = await in_thread(shared.keeps_the_first)
     except StoreError as error:  # no reason to stop: published logs are served without the store
         log.error("service could not try the shared store", why=str(error), hint=error.hint)
         return

@@ -292,19 +292,24 @@ class Publisher:
                 served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
             self._folder.serve(served)
 
-    def catch_up(self) -> None:
+    def catch_up(self, *, begin: bool = False) -> None:
         """Take over what other nodes have published and pruned; do nothing without a shared store.
+
+        With ``begin``, a history of this data folder's own becomes the beginning of an empty sequence.
 
         Raises:
             StoreError: the shared store cannot be read.
             NodesDiffer: this data folder has a history of its own.
         """
         if self._shared is not None:
-            self._shared.catch_up()
+            self._shared.catch_up(begin=begin)
 
     def adopt(self, rules: LogRules, now: datetime) -> int:
-        """Record and serve the whole files that an empty ledger finds in the folder, once; return how many."""
-        if self._shared is not None:  # the sequence says what was published
+        """Record and serve the whole files that an empty ledger finds in the folder, once; return how many.
+
+        Call it after `catch_up`: with a shared store, the sequence says what was published, unless it is empty.
+        """
+        if self._shared is not None and self._ledger.entries.head():
             return 0
         if "folder_adopted" in self._ledger.facts():
             return 0

@@ -18,6 +18,7 @@ Serving needs none of this. While the store is unreachable, nothing is published
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import secrets
 import shlex
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..disk import discard, fsync_folder, translate_os_errors
-from ..errors import DataFolderError, NodesDiffer, Overtaken, StoreError
+from ..errors import DataFolderError, LedgerError, NodesDiffer, Overtaken, StoreError
 from ..storage.records import LedgerLog
 from ..storage.sequence import (
     CHECKPOINT_EVERY,
@@ -45,8 +46,10 @@ from ..storage.sequence import (
     broken_rule,
     entry_name,
     from_bytes,
+    pruned_in,
     to_bytes,
 )
+from ..storage.shelf import try_rights
 from ..triton import LogFile
 from .clock import LEAP, LEAP_HINT, believed
 
@@ -90,7 +93,6 @@ class SharedSequence:
         self._terms = terms
         self._node = node
         self._seen = 0  # the newest entry that the store was seen to hold as it was applied
-        self._tried = False  # whether the store was seen to refuse a second object of the same name
         self._refused_removal = False
         self.on_change: Callable[[], None] = lambda: None  # called when other files are published than before
 
@@ -107,8 +109,10 @@ class SharedSequence:
 
     # What the publisher and retention ask for
 
-    def catch_up(self) -> None:
-        """Apply what is new in the sequence.
+    def catch_up(self, *, begin: bool = False) -> None:
+        """Apply what is new in the sequence; with ``begin``, write its first entry if this node has a history to share.
+
+        A node that has published nothing begins none before it publishes: another one may have more to tell.
 
         Raises:
             StoreError: the store cannot be read; what was applied stays.
@@ -117,6 +121,13 @@ class SharedSequence:
         """
         with self._connected() as shelf:
             self._catch_up(shelf)
+            if begin and self._terms is not None and self._known_terms() is None and self._ledger.entries.strangers():
+                try:
+                    self._begin(shelf)
+                except Overtaken:
+                    pass
+                except StoreError as error:  # whatever is published tries again, and tells it with its day
+                    log.warning("shared store could not begin", why=str(error), hint=error.hint)
 
     def publish(
         self, publication: Publication, seal: Callable[[int], Sequence[StagedLog]], lines: Sequence[int]
@@ -196,16 +207,20 @@ class SharedSequence:
     def _catch_up(self, shelf: Shelf, *, anew: bool = False) -> int:
         """Apply what is new, and return how many entries that are; ``anew``: look at the newest known one again."""
         head = self._head(shelf, anew=anew)
+        # Packed, and unpacked one by one: a sequence of years with its books is more than fits into memory.
         new = self._from_checkpoint(shelf) if head == 0 else []
         while (data := shelf.read(f"sequence/{entry_name(head + len(new) + 1)}", MOST_BYTES)) is not None:
-            new.append(self._entry(head + len(new) + 1, data))
-        self._refuse_other_history(new)
+            new.append(zlib.compress(data, 1))
+        self._refuse_other_history(new, head)
         # Known before any is applied: files pruned since are no longer in the store, and are not fetched.
-        gone = {name for entry in new for name in entry.pruned}
+        gone: set[LogName] = set()
+        for number, packed in enumerate(new, head + 1):
+            with suppress(NoEntry):  # told when its turn comes
+                gone.update(pruned_in(number, zlib.decompress(packed)))
         try:
-            for entry in new:
-                self._apply(shelf, entry, gone)
-        except DataFolderError:
+            for number, packed in enumerate(new, head + 1):
+                self._apply(shelf, self._entry(number, zlib.decompress(packed)), gone)
+        except (DataFolderError, LedgerError):
             # On a full disk, pruning makes room for what follows: the next turn carries on from here.
             for name in gone:
                 self._folder.remove(name)
@@ -222,12 +237,10 @@ class SharedSequence:
             return head
         data = shelf.read(f"sequence/{entry_name(head)}", MOST_BYTES)
         if data is not None and self._entry(head, data).id == self._ledger.entries.id_of(head):
-            if self._ledger.facts().get(LEFT):
-                self._ledger.note(**{LEFT: False})
             self._seen = head
             return head
         # An operator has removed the sequence, so as to share again what this node has since published alone.
-        if data is None and self._ledger.facts().get(LEFT) and not self._remains(shelf):
+        if data is None and self._ledger.facts().get(LEFT) and not any(map(shelf.list, ("sequence", "checkpoints"))):
             with self._ledger.together():
                 self._ledger.entries.forget()
                 self._ledger.note(**{TERMS: None, BEGINNING: None, LEFT: False})
@@ -235,37 +248,40 @@ class SharedSequence:
         what = "is lost" if data is None else "is another one than this node has applied"
         raise StoreError(f"entry {head} of the shared store's sequence {what}", hint=LOST_HINT)
 
-    def _remains(self, shelf: Shelf) -> list[str]:
-        """Return the names of what is there of a sequence."""
-        return [shelved.name for folder in ("sequence", "checkpoints") for shelved in shelf.list(folder)]
-
-    def _refuse_other_history(self, new: Sequence[Entry]) -> None:
+    def _refuse_other_history(self, new: Sequence[bytes], head: int) -> None:
         """Refuse, before anything is applied, to mix what this data folder published by itself with the sequence."""
-        begun = {
-            (str(part.name), part.sha256)
-            for entry in new
-            if entry.kind == "begin"
-            for publication in entry.publications
-            for part in publication.logs
-        }
-        own = [log_name for log_name, sha256 in self._ledger.entries.strangers() if (log_name, sha256) not in begun]
-        if own and (new or self._ledger.entries.head()):
+        first = self._entry(1, zlib.decompress(new[0])).publications if new and head == 0 else ()
+        begun = {(str(part.name), part.sha256, part.mtime) for publication in first for part in publication.logs}
+        own = [it[0] for it in self._ledger.entries.strangers() if it not in begun]
+        left = self._ledger.facts().get(LEFT)
+        if own and (new or head):
+            logs = f"{own[0]}{f' and {len(own) - 1} more logs' if own[1:] else ''}"
+            if left:
+                raise NodesDiffer(
+                    f"this node has published {logs} while it was alone, and the shared store's sequence lacks that",
+                    hint="to share again: pickup-point manual two-nodes",
+                )
             raise NodesDiffer(
-                f"this data folder has {own[0]}{f' and {len(own) - 1} more logs' if own[1:] else ''} that the shared "
-                "store does not know",
+                f"this data folder has {logs} that the shared store does not know",
                 hint="start this node with an empty data_dir; pickup-point manual two-nodes",
             )
+        # Not before: until then the node may have to begin the sequence anew, see `_head`.
+        if left:
+            self._ledger.note(**{LEFT: False})
 
-    def _from_checkpoint(self, shelf: Shelf) -> list[Entry]:
-        """Return the entries of the newest checkpoint, for a ledger that has none yet."""
+    def _from_checkpoint(self, shelf: Shelf) -> list[bytes]:
+        """Return the entries of the newest checkpoint, each packed, for a ledger that has none yet."""
         names = [shelved.name for shelved in shelf.list("checkpoints") if shelved.name.isdecimal()]
         data = shelf.read(f"checkpoints/{names[-1]}", MOST_CHECKPOINT) if names else None
-        if data is None:
-            return []
+        found = []
         try:
-            return [from_bytes(number, line) for number, line in enumerate(gzip.decompress(data).splitlines(), 1)]
+            with gzip.open(io.BytesIO(data or b"")) as lines:
+                for number, line in enumerate(lines, 1):
+                    pruned_in(number, line)
+                    found.append(zlib.compress(line, 1))
         except (OSError, EOFError, zlib.error, NoEntry):  # a stranger's: the sequence itself has them all
             return []
+        return found
 
     def _entry(self, number: int, data: bytes) -> Entry:
         try:
@@ -372,9 +388,11 @@ class SharedSequence:
 
     def _checkpoint(self, shelf: Shelf, number: int) -> None:
         """Write all entries so far as one object, for nodes that join; every node would write the same bytes."""
-        lines = self._ledger.entries.data(1, number)
-        data = gzip.compress(b"\n".join(lines), 6, mtime=0)
-        shelf.put_new(f"checkpoints/{entry_name(number)}", data)
+        data = io.BytesIO()
+        with gzip.GzipFile("", "wb", 6, data, mtime=0) as file:
+            for each in range(1, number + 1):
+                file.write(self._ledger.entries.data(each) + b"\n")
+        shelf.put_new(f"checkpoints/{entry_name(number)}", data.getvalue())
 
     # Writing
 
@@ -470,23 +488,29 @@ class SharedSequence:
             Overtaken: the number is taken by another entry.
             StoreError: it is not known whether the entry was written.
         """
-        self._try_condition(shelf)
-        name = f"sequence/{entry_name(entry.number)}"
-        remaining = self._remains(shelf)
-        if entry_name(entry.number) not in remaining and max(remaining, default="") > entry_name(entry.number):
+        self._refuse_replacing(shelf, entry.number - 1)
+        # Only what is newer: the sequence grows for years.
+        before, own = entry_name(entry.number - 1), entry_name(entry.number)
+        later = [shelved.name for shelved in shelf.list("sequence", before)]
+        taken = own in later
+        if not taken and (later or shelf.list("checkpoints", before)):
             raise StoreError(f"entry {entry.number} of the shared store's sequence is lost", hint=LOST_HINT)
-        failed = None
+        if len(to_bytes(entry)) > MOST_BYTES:
+            # A long history of a large network. Other nodes do without its books by podcast, not without the entry.
+            bare = tuple(replace(publication, podcasts=None) for publication in entry.publications)
+            entry = replace(entry, publications=bare)
+        name, made, failed = f"sequence/{own}", False, None
         try:
-            made = shelf.put_new(name, to_bytes(entry))
+            made = not taken and shelf.put_new(name, to_bytes(entry))
         except StoreError as error:
-            made, failed = False, error
+            failed = error
         if not made:
             # A lost answer, or a conflict: what is there now decides. If nothing is, our write may still arrive: that
             # is an error, and the next turn reads the number again before it writes anything.
-            data = shelf.read(name, MOST_BYTES)
-            if data is None:
+            found = shelf.read(name, MOST_BYTES)
+            if found is None:
                 raise failed or StoreError("the shared store did not take an entry", hint="it is retried automatically")
-            there = self._entry(entry.number, data)
+            there = self._entry(entry.number, found)
             if there.id != entry.id:
                 for publication in entry.publications:
                     for part in publication.logs:
@@ -496,24 +520,33 @@ class SharedSequence:
             entry = there
         self._apply(shelf, entry, ())
 
-    def _try_condition(self, shelf: Shelf) -> None:
-        """Check once that of two objects with one name the store keeps the first: everything here rests on that.
+    def keeps_the_first(self) -> bool:
+        """Return whether of two objects with one name the store keeps the first: everything here rests on that.
+
+        Raises:
+            StoreError: the store does not answer, or does not permit what is needed.
+        """
+        with self._open() as shelf:
+            return self._keeps_the_first(shelf)
+
+    def _keeps_the_first(self, shelf: Shelf) -> bool:
+        return try_rights(shelf, lambda trial: self._remove(shelf, trial))
+
+    def _refuse_replacing(self, shelf: Shelf, head: int) -> None:
+        """Check again, before each entry, that the store keeps the first of two objects with one name.
+
+        Tried with the newest entry, ``head``, which is there: to replace it by itself would do no harm.
 
         Raises:
             StoreError: it does not.
         """
-        if self._tried:
-            return
-        trial = f"trial-{secrets.token_hex(8)}"
-        try:
-            shelf.put_new(trial, b"first")
-            replaced = shelf.put_new(trial, b"second")
-        finally:
-            self._remove(shelf, trial)
-        if replaced:
+        if head == 0:
+            keeps = self._keeps_the_first(shelf)
+        else:
+            keeps = not shelf.put_new(f"sequence/{entry_name(head)}", self._ledger.entries.data(head))
+        if not keeps:
             hint = "use another store, or set store.shared = false on one service only"
             raise StoreError("the store ignores If-None-Match, so it cannot say who was first", hint=hint)
-        self._tried = True
 
     def _refuse_leaping_clock(self, shelf: Shelf, now: datetime) -> None:
         """Refuse to date logs by a store's clock that is far ahead of this machine's and of everything on record."""
@@ -540,7 +573,7 @@ class SharedSequence:
         there = {shelved.name for shelved in shelf.list("sequence")}
         # The newest is not put again: see `_head`.
         for number in (number for number in range(1, head) if entry_name(number) not in there):
-            shelf.put_new(f"sequence/{entry_name(number)}", self._ledger.entries.data(number, number)[0])
+            shelf.put_new(f"sequence/{entry_name(number)}", self._ledger.entries.data(number))
             log.warning(f"shared store got entry {number} of its sequence again", why="it was lost there")
         needed = {blob_name(sha256, entry_id): name for name, sha256, entry_id in self._ledger.entries.blobs()}
         contents = shelf.list("blobs")

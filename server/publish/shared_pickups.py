@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -59,13 +60,15 @@ class SharedPickups:
             LedgerError: the ledger cannot be written.
         """
         with self._open() as shelf:
-            listed = {shelved.name: shelved.etag for shelved in shelf.list(FOLDER)}
+            there = shelf.list(FOLDER)
+            listed = {shelved.name: shelved.etag for shelved in there}
+            written = {shelved.name: shelved.modified for shelved in there}
             # Merging comes first, since it needs no right to write.
             for name, etag in listed.items():
                 if self._heard.get(name) != etag and not name.endswith(f"{_BETWEEN}{self._node}"):
-                    there = shelf.read(f"{FOLDER}/{name}", _MOST_BYTES)
-                    if there is not None:
-                        self._merge(name, there)
+                    data = shelf.read(f"{FOLDER}/{name}", _MOST_BYTES)
+                    if data is not None:
+                        self._merge(name, data, written[name])
                     self._heard[name] = etag
             self._heard = {name: etag for name, etag in self._heard.items() if name in listed}
             self._keep_apart(shelf, listed)
@@ -106,14 +109,23 @@ class SharedPickups:
     def _logins(self) -> list[tuple[str, Any]]:
         return list(self._ledger.logins().items())
 
-    def _merge(self, name: str, data: bytes) -> None:
+    def _merge(self, name: str, data: bytes, written: datetime | None) -> None:
         owner, user, node = [*name.split(_BETWEEN), "", ""][:3]
+
+        def past(instant: str) -> str:
+            # Nothing told by an object happened after the store took it: a node whose clock is ahead tells of a future,
+            # and no silence of the partner's would be noticed before that.
+            late = written is not None and datetime.fromisoformat(instant) > written
+            return written.isoformat() if late and written is not None else instant
+
         try:
             found = orjson.loads(data)
             if owner == _LOGINS:
-                self._ledger.merge_logins(found)
-            else:
-                self._ledger.pickups.merge(owner, user, node, found)
+                self._ledger.merge_logins({who: [past(at), *rest] for who, (at, *rest) in found.items()})
+                return
+            for word in ("first", "last", "completed"):
+                found[word] = found[word] and past(found[word])
+            self._ledger.pickups.merge(owner, user, node, found)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
             return  # a later version's, or a stranger's: ignored
 

@@ -20,7 +20,7 @@ from ..threads import in_thread
 from .store_state import STORE, StoreState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from ..s3.objects import StoredObject
     from ..storage.folder import DataFolder
@@ -153,7 +153,11 @@ class StoreCopy:
         """Return the plan by what store and ledger hold; update ``there`` and ``wrong`` to what is known now."""
         found = await store.logs()
         # Read after the listing: a log published meanwhile is put, one pruned meanwhile is removed.
-        published, known = await in_thread(lambda: (self._ledger.published_logs(), self._ledger.logs_of(found.logs)))
+        published, known = await in_thread(self._remembered, found.logs)
+        if self._catch_up is not None and len(known) < len(found.logs):
+            # Published by another node since: its entry is older than what that node has put here.
+            await in_thread(self._catch_up)
+            published, known = await in_thread(self._remembered, found.logs)
         plan = Plan.of(published, found.logs, known, self._compared)
         self._compared = {name: etag for name, etag in self._compared.items() if name in found.logs}
         wrong[:] = plan.wrong
@@ -170,6 +174,10 @@ class StoreCopy:
             except NotTheLog as other:
                 wrong.append(str(other))
         return plan
+
+    def _remembered(self, names: Collection[LogName]) -> tuple[list[LedgerLog], list[LedgerLog]]:
+        """Return the published logs, and those that have these names, whatever became of them."""
+        return self._ledger.published_logs(), self._ledger.logs_of(names)
 
     async def _carry_out(self, store: ConnectedLogStore, plan: Plan, there: set[str], wrong: list[str]) -> None:
         kept = None

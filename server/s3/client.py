@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import asynccontextmanager
-from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -121,7 +120,7 @@ class BucketClient:
     async def connect(self) -> AsyncIterator[Any]:
         """Open a client with the credentials that the chain provides now; all its connections end with it."""
         # A session caches its credentials, so one that outlived this connection would never see renewed ones.
-        session = AioSession(event_hooks=copy(_handlers()), include_builtin_handlers=False, profile=self._place.profile)
+        session = AioSession(event_hooks=_handlers(), include_builtin_handlers=False, profile=self._place.profile)
         session.register_component("data_loader", _models())
         opening = session.create_client(
             "s3",
@@ -230,7 +229,7 @@ def _models() -> Any:
 
 @cache
 def _handlers() -> Any:
-    """Return the SDK's own event handlers, to be copied: registering them takes half as long as connecting."""
+    """Return the SDK's own event handlers, which a client copies: to register them takes half a connection's time."""
     emitter = AioHierarchicalEmitter()
     AioSession(event_hooks=emitter)
     return emitter

@@ -88,15 +88,20 @@ class Objects:
             found = parsedate_to_datetime(date)
             self.clock = found if found.tzinfo is not None else found.replace(tzinfo=UTC)  # "-0000" has none
 
-    async def list(self, prefix: str) -> list[StoredObject]:
-        """Return the objects directly under a prefix, in the order of their keys."""
+    async def list(self, prefix: str, after: str = "") -> list[StoredObject]:
+        """Return the objects directly under a prefix, in the order of their keys.
+
+        With ``after``, only those whose keys without the prefix come after it: older ones cost no request.
+        """
         found = []
+        query = {"Prefix": prefix, "Delimiter": "/"} | ({"StartAfter": f"{prefix}{after}"} if after else {})
         try:
-            async for page in self._client.pages(self._sdk, Prefix=prefix, Delimiter="/"):
+            async for page in self._client.pages(self._sdk, **query):
                 self._heard(page)
                 found += [
                     StoredObject(entry["Key"], entry["Size"], entry["ETag"], entry.get("LastModified"))
                     for entry in page.get("Contents", ())
+                    if entry["Key"] > f"{prefix}{after}" or not after
                 ]
         except FailedAttempt as attempt:
             raise _store_error(attempt) from attempt

@@ -363,7 +363,8 @@ def _remarks(publications: Sequence[Publication]) -> Iterator[str]:
     """Yield what is worth knowing about publications: their remarks, and that rows are another day's."""
     for publication in publications:
         if publication.remark:
-            yield publication.remark
+            followed = publication.kind == "late" and publication.published_at is not None
+            yield publication.remark + " followed in a file of their own" * followed
         if publication.tally is not None:
             yield from outside_day(publication.tally)
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..config import IP_HASH_KEY
+from ..config import IP_HASH_KEY, load_ip_hash_key
 from ..convert.apart import kernel_lack
+from ..convert.export_row import with_fingerprint
 from ..disk import translate_os_errors
 from ..episodes.rss import safe_url
-from ..errors import LedgerError, PickupPointError
+from ..errors import ConfigError, LedgerError, PickupPointError
+from ..publish.decisions import incomparable, standing
 from ..publish.holds import HoldPolicy
 from ..publish.store_state import NODE, NODES, StoreState
 from ..publish.window import KnownDays
@@ -32,7 +34,7 @@ from .deadlines import DeadlinePolicy
 from .reconcile import reconcile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -180,7 +182,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Everything that the ledger knows about one file; ``pickups`` are the single handles that it still has."""
+    """Everything that the ledger knows about one file; ``pickups`` are the single handles that it still has.
+
+    ``no_late_rows`` is why, by the present configuration, rows that came late to its day would not be sent, or ''.
+    """
 
     log: LedgerLog
     publication: Publication
@@ -188,6 +193,7 @@ class Trace:
     delivered: list[Delivered]
     checks: list[LateCheck]
     superseded_by: Publication | None = None
+    no_late_rows: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the trace as ``trace --json`` prints it."""
@@ -257,6 +263,7 @@ class Trace:
                 }
                 for check in self.checks
             ],
+            "no_late_rows": self.no_late_rows,
         }
 
 
@@ -279,10 +286,19 @@ def trace_of(config: Config, name: LogName) -> Trace:
                         pickups.delivered([name]),
                         ledger.late_checks(name.day),
                         next((other for other in publications if other.id == entry.superseded_by), None),
+                        _no_late_rows(config, publications) if entry.state != "pruned" else "",
                     )
     raise PickupPointError(
         f"the ledger has never seen a file {name}", hint="the days that are known: pickup-point status"
     )
+
+
+def _no_late_rows(config: Config, publications: Sequence[Publication]) -> str:
+    try:
+        key = load_ip_hash_key(config.keys_dir)
+    except ConfigError:  # not for the eyes of whoever asks
+        return ""
+    return incomparable(standing(publications), with_fingerprint(config.log_rules, key))
 
 
 @dataclass(frozen=True, slots=True)

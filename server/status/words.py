@@ -205,6 +205,8 @@ def history(trace: Trace) -> list[tuple[str, str]]:
     if trace.superseded_by is not None:
         names = ", ".join(str(log.name) for log in trace.superseded_by.logs)
         lines.append((_at(trace.superseded_by.published_at), f"superseded by {names}"))
+    if trace.no_late_rows:
+        lines.append(("", f"rows that came late to its day would not be sent: {trace.no_late_rows}"))
     if entry.pruned_at is not None:
         lines.append((_at(entry.pruned_at), "pruned; its name is never used again"))
     return sorted(lines, key=lambda line: line[0] or "9")

@@ -44,13 +44,13 @@ class EntryStore(LedgerPart):
         with self._transaction() as run:
             run("UPDATE publication SET entry = ? WHERE id = ?", (number, publication))
 
-    def strangers(self) -> list[tuple[str, str]]:
-        """Return (name, SHA-256) of the logs that came with no entry."""
+    def strangers(self) -> list[tuple[str, str, int]]:
+        """Return (name, SHA-256, mtime) of the logs that came with no entry."""
         query = (
-            "SELECT l.name, l.sha256 FROM log l JOIN publication p ON p.id = l.publication"
+            "SELECT l.name, l.sha256, l.mtime FROM log l JOIN publication p ON p.id = l.publication"
             " WHERE p.entry IS NULL ORDER BY l.name"
         )
-        return [(row[0], row[1]) for row in self._rows(query)]
+        return [(row[0], row[1], row[2]) for row in self._rows(query)]
 
     def nodes(self) -> dict[str, tuple[int, int]]:
         """Return, by node, (number of its newest entry, when it was written, in seconds since 1970).
@@ -62,10 +62,9 @@ class EntryStore(LedgerPart):
         wrote = {row[0]: (row[1], orjson.loads(zlib.decompress(row[2]))["at"]) for row in self._rows(query)}
         return told | wrote
 
-    def data(self, first: int, last: int) -> list[bytes]:
-        """Return the entries from ``first`` to ``last`` as their objects hold them, in order."""
-        rows = self._rows("SELECT data FROM entry WHERE number BETWEEN ? AND ? ORDER BY number", (first, last))
-        return [zlib.decompress(row[0]) for row in rows]
+    def data(self, number: int) -> bytes:
+        """Return an applied entry as its object holds it."""
+        return zlib.decompress(self._rows("SELECT data FROM entry WHERE number = ?", (number,))[0][0])
 
     def blobs(self) -> list[tuple[LogName, str, str]]:
         """Return (name, SHA-256, entry id) of every published log."""

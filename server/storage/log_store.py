@@ -44,14 +44,10 @@ class StoredLogs:
 
 
 class LogStore:
-    """The logs in the bucket at ``place``; no request is sent before `connected`.
+    """The logs in the bucket at ``place``; no request is sent before `connected`."""
 
-    The service's own objects lie under ``state_prefix`` in the same bucket.
-    """
-
-    def __init__(self, place: BucketPlace, state_prefix: str, policy: RetryPolicy | None = None) -> None:
+    def __init__(self, place: BucketPlace, policy: RetryPolicy | None = None) -> None:
         self._store = ObjectStore(place, policy)
-        self._state_prefix = state_prefix
         self.name = str(place)
 
     @asynccontextmanager
@@ -63,25 +59,6 @@ class LogStore:
         """
         async with self._store.connected() as objects:
             yield ConnectedLogStore(objects, self._store.place.prefix)
-
-    async def try_rights(self) -> bool:
-        """List, write, read and remove a small object of our own; return whether the store refuses to overwrite it.
-
-        Raises:
-            StoreError: one of these failed.
-        """
-        key = f"{self._state_prefix}trial-{os.urandom(8).hex()}"
-        body = b"pickup-point tries what it may do here\n"
-        md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-        async with self._store.connected() as objects:
-            await objects.list(self._store.place.prefix)
-            await objects.put_new(key, body, len(body), md5, "text/plain", {})
-            try:
-                if await objects.read(key, len(body)) != body:
-                    raise StoreError(f"{self.name} does not return what was written", hint="ask whoever runs it")
-                return not await objects.put_new(key, body, len(body), md5, "text/plain", {})
-            finally:
-                await objects.remove(key)
 
 
 class ConnectedLogStore:

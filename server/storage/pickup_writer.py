@@ -35,10 +35,14 @@ CLOSE_TIMEOUT = 10.0  # seconds that `close` waits
 
 
 class PickupWriter:
-    """Queues what the SFTP server reports on the event loop; `write_forever`, as a task, writes it."""
+    """Queues what the SFTP server reports on the event loop; `write_forever`, as a task, writes it.
 
-    def __init__(self, ledger: Ledger) -> None:
+    ``doubt`` returns why the local clock is not believed at an instant, or ''.
+    """
+
+    def __init__(self, ledger: Ledger, doubt: Callable[[datetime], str] = lambda _: "") -> None:
         self._ledger = ledger
+        self._doubt = doubt
         self._entries: deque[Callable[[], None]] = deque()
         self._whole: list[Delivered] = []
         self._wake = asyncio.Event()
@@ -52,7 +56,12 @@ class PickupWriter:
     def on_login(self, login: Login) -> None:
         """Queue the record of a login."""
         at = datetime.now(UTC)
-        self._enqueue(lambda: self._ledger.record_login(login.user, at, login.address, login.client))
+        self._enqueue(lambda: self._record_login(login, at))
+
+    def _record_login(self, login: Login, at: datetime) -> None:
+        # A clock that ran ahead would leave a silence of years, after which none is too long for an alarm.
+        if not self._doubt(at):
+            self._ledger.record_login(login.user, at, login.address, login.client)
 
     def _completed(self, pickup: Pickup, whole: Delivered | None) -> None:
         """Remember a log that more than one handle completed: its line in the journal is ours to write."""

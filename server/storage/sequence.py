@@ -60,8 +60,16 @@ class Terms:
             words.append("keys/ip_hash.key")
         if self.prefix != other.prefix:
             words.append("log.prefix")
-        names = sorted({*self.rules, *other.rules})
-        return words + [f"log.{name}" for name in names if self.rules.get(name) != other.rules.get(name)]
+        ours, theirs = _by_setting(self.rules), _by_setting(other.rules)
+        return words + sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+
+
+def _by_setting(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rules as `LogRules.as_json` wrote them, by the names that an operator can change."""
+    flat = {**rules, **rules.get("layout", {})}
+    flat.pop("layout", None)
+    others = {"kind": "export.kind", "ids": "the release of pickup-point"}
+    return {others.get(name, f"log.{name}"): value for name, value in flat.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +158,21 @@ def from_bytes(number: int, data: bytes) -> Entry:
     if entry.number != number or not fits or not shape.get(entry.kind, False):
         raise NoEntry(f"entry {number} is not what an entry of this number and kind must be")
     return entry
+
+
+def pruned_in(number: int, data: bytes) -> list[LogName]:
+    """Return the names that an entry prunes, without making the rest of it, which may be large.
+
+    Raises:
+        NoEntry: it is not this number's.
+    """
+    try:
+        found = orjson.loads(data)
+        if found["number"] == number:
+            return [_name(text) for text in found.get("pruned", ())]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        pass
+    raise NoEntry(f"entry {number} cannot be read")
 
 
 def _name(text: str) -> LogName:

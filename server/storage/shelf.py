@@ -17,7 +17,7 @@ from ..errors import StoreError
 from ..triton import LogName
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from datetime import datetime
     from pathlib import Path
     from typing import BinaryIO
@@ -45,8 +45,8 @@ class Shelf(Protocol):
     def published(self) -> list[str]:
         """Return the names of the logs that lie where the partner reads."""
 
-    def list(self, folder: str) -> list[Shelved]:
-        """Return the objects in a folder, sorted by name; names are relative to it."""
+    def list(self, folder: str, after: str = "") -> list[Shelved]:
+        """Return the objects in a folder whose names come after ``after``, sorted; names are relative to the folder."""
 
     def read(self, name: str, most: int) -> bytes | None:
         """Return an object of at most ``most`` bytes, or None if there is none."""
@@ -65,6 +65,23 @@ class Shelf(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
+
+
+def try_rights(shelf: Shelf, remove: Callable[[str], None]) -> bool:
+    """List, write, read and ``remove`` a small object of our own; return whether the store refuses to overwrite it.
+
+    Raises:
+        StoreError: one of these failed.
+    """
+    name, body = f"trial-{os.urandom(8).hex()}", b'"pickup-point tries what it may do here"\n'
+    shelf.published()
+    shelf.put_new(name, body)
+    try:
+        if shelf.read(name, len(body)) != body:
+            raise StoreError("the store does not return what was written", hint="ask whoever runs it")
+        return not shelf.put_new(name, body)
+    finally:
+        remove(name)
 
 
 @contextmanager
@@ -100,9 +117,9 @@ class _BucketShelf:
         found = [stored.key.removeprefix(self._logs) for stored in self._run(self._objects.list(self._logs))]
         return [name for name in found if LogName.parse(name) is not None]
 
-    def list(self, folder: str) -> list[Shelved]:
+    def list(self, folder: str, after: str = "") -> list[Shelved]:
         prefix = f"{self._prefix}{folder}/"
-        found = self._run(self._objects.list(prefix))
+        found = self._run(self._objects.list(prefix, after))
         return [Shelved(stored.key.removeprefix(prefix), stored.modified, stored.etag) for stored in found]
 
     def read(self, name: str, most: int) -> bytes | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 import gzip
 import io
+import time
 import tracemalloc
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
 from server.config import load_config
+from server.convert import block, lines
 from server.convert.block import BlockConverter
 from server.convert.conversion import Conversion
-from server.convert.day import SentLog
+from server.convert.day import SentLog, Tuning
 from server.convert.job import Job, Task
 from server.convert.lines import GzipText
 from server.errors import ConfigError, ExportTorn
@@ -130,3 +133,79 @@ def test_long_values_leave_nothing_behind(field: str, text: str) -> None:
     finally:
         tracemalloc.stop()
     assert held < 4 * len(text)
+
+
+@pytest.mark.parametrize("more", [{"ip": None}, {"city": "@"}, {"city": "@", "id": None}])
+def test_the_objects_of_a_row_are_in_memory_once(more: dict[str, Any]) -> None:
+    """A line of 16 MiB can take 800 MiB as objects: twice that killed the process, and so the day, for good."""
+    nested = b'{"":' * 900 + b"0" + b"}" * 900
+    raw = own(1, source="!", **more).replace(b'"!"', b"[" + b",".join([nested] * 5) + b"]").replace(b"@", rb"\ud800")
+    converter = BlockConverter(None, Conversion(LogRules(), KEY, day=DAY))
+    job = Job(0, Task.RENDER, (raw,))
+    converter.do(job)  # what it loads and keeps
+    tracemalloc.start()
+    try:
+        fields = orjson.loads(raw.replace(rb"\ud800", b""))
+        _, once = tracemalloc.get_traced_memory()
+        del fields
+        tracemalloc.reset_peak()
+        assert converter.do(job).tally.rows == 1
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert once < peak < 1.5 * once
+
+
+def test_large_rows_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads there are: what one may take is all that the process is allowed."""
+    monkeypatch.setattr(block, "_LARGE", 1)
+    converter, inside, most = BlockConverter(None, Conversion(LogRules(), KEY, day=DAY)), [0], [0]
+    exact = converter._exact.convert
+
+    def counted(raw: bytes) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.001)  # lets another thread in
+        inside[0] -= 1
+        return exact(raw)
+
+    monkeypatch.setattr(converter._exact, "convert", counted)
+    jobs = [Job(n, Task.RENDER, (b"\n".join(own(f"{n}-{k}") for k in range(10)),)) for n in range(6)]
+    with ThreadPoolExecutor(3) as threads:
+        assert [result.tally.lines for result in threads.map(converter.do, jobs)] == [10] * 6
+    assert most == [1]
+
+
+def test_a_line_may_be_longer_than_a_row_and_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotes take three bytes in a line: a published line over the limit of rows was not found among those sent."""
+    monkeypatch.setattr(lines, "LINE_LIMIT", 5000)
+    rows = [own(1), own(2, user_agent='"' * 2000, city='"' * 200), own(3)]
+    made = Conversion(LogRules(), KEY, day=DAY)
+    _, before = convert(export_file(tmp_path, rows), made)
+    sent = [SentLog(Layout(), lambda: io.BytesIO(before.logs[0].content))]
+    tuning = Tuning(block=1000)
+    again, late = convert(export_file(tmp_path, [*rows, own(4)]), made, sent=sent, tuning=tuning)
+    assert (again.tally.filtered, again.changed, again.removed) == ({"sent_before": 3}, 0, 0)
+    assert [text.count("\n") for text in late.texts] == [2]
+
+
+def test_a_block_of_nothing_but_rejected_rows_is_small() -> None:
+    """Half a million of two bytes in a mebibyte took 160 MiB, and several blocks wait for the one before them."""
+    converter = BlockConverter(None, Conversion(LogRules(), KEY, day=DAY))
+    converter.do(Job(0, Task.RENDER, (b"x\n",)))
+    tracemalloc.start()
+    try:
+        result = converter.do(Job(1, Task.RENDER, (b"x\n" * 5000,)))
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(result.rejects) == 5000
+    assert held < 80 * 5000 and peak < 200 * 5000
+
+
+def test_an_endless_line_is_no_silence(tmp_path: Path) -> None:
+    """Whoever waits for the process ends one that says nothing: a terabyte without a newline takes long."""
+    seen: list[int] = []
+    export = export_file(tmp_path, own(1, city="x" * 20_000), members=20)
+    convert(export, tuning=Tuning(block=1000), progress=seen.append)
+    assert len(seen) > 20 and seen[-1] == export.stat().st_size

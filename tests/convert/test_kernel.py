@@ -114,6 +114,13 @@ def test_every_row_of_the_other_kind_is_the_same_by_kernel_and_by_the_exact_rule
         ways.agree(job(block))
 
 
+def test_a_size_that_no_cell_has_room_for_is_odd() -> None:
+    """What an RSS feed states is cut where it is read; the kernel does not rely on that."""
+    conversion = Conversion(V2_RULES["v2 reporting, rss"], KEY, EPISODES, DAY)
+    rows = [row_v2(episode_id=key) for key in ("sized", "huge")]
+    assert [len(odd_rows(conversion, row + b"\n", derive=True)) for row in rows] == [0, 1]
+
+
 def test_equal_rows_are_numbered_in_a_block_that_takes_several_calls() -> None:
     """Before and behind a room that is full, by the kernel and by the exact rules, the odd one first or last."""
     odd, even = row_v2(ip=" 203.0.113.9"), row_v2(ip="203.0.113.8")
@@ -204,6 +211,16 @@ def test_new_fields_are_learned_from_the_first_row() -> None:
     kernel().convert(rules, block)
     assert (block.id_count, block.odd_count) == (50, 0)
     Ways(made("default")).agree(job(text_of(rows)))
+
+
+def test_names_that_another_thread_forgets_change_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads may learn at once, and one of them in vain: a block that is converted twice keeps its names."""
+    converter = BlockConverter(kernel(), Conversion(LogRules(kind="delivery-v2"), KEY, None, DAY))
+    known = [binding.Names(DELIVERY_V2).packed(names) for names in (("note",), (), ())]
+    monkeypatch.setattr(converter._names, "packed", lambda _first: known.pop(0))
+    again = [row_v2(ip="203.0.113.8"), row_v2(ip=" 203.0.113.8"), row_v2(ip="203.0.113.8", extra={})]
+    result = converter.do(job(text_of([row_v2(note=1), row_v2(), *again]), want_ids=True))
+    assert len(set(inflate(result.piece).split(b"\n"))) == result.tally.lines + 1 == 6
 
 
 def test_more_names_than_the_kernel_takes_cost_no_row() -> None:

@@ -24,7 +24,7 @@ from server.megaphone.exports import EXPORT_FIELDS, KINDS
 from server.triton import ColumnSpec, Layout, LogFormat, LogRules
 
 from ..support.layouts import layouts
-from ..support.rows import ABSENT, GOOD, KEY, cells, converted, result, row, row_v2, rules
+from ..support.rows import ABSENT, GOOD, KEY, V2, cells, converted, result, row, row_v2, rules
 
 DAY = date(2026, 11, 20)
 
@@ -178,6 +178,7 @@ SEEN: list[tuple[dict[str, str], dict[str, str] | str]] = [
     ({"user_agent": r'"\uDE00 \ud83d\ud83d\ude00 \\ud83d"'}, {"user-agent": "\ufffd \ufffd\U0001f600 %5Cud83d"}),
     ({"city": r'"\udc00"', "region": r'{"\ud800": ["\udfff"]}'}, {"IP": GOOD["ip"]}),
     ({"id": r'"a\ud800"'}, "no_id"),
+    ({"id": '{"":' * 1020 + "0" + "}" * 1020, "city": r'"\ud800"'}, "no_id"),
     ({"id": r'"a\ufffd"', "city": r'"\ud800"'}, {"x-metric-id": "a\ufffd"}),
     ({"podcast_id": "null", "episode_id": r'"\ud800"'}, "no_episode"),
     ({"podcast_id": '"p"', "episode_id": r'"e\ud800"'}, {"podcast-id": "p", "episode-guid": "-", "url": "/p/-.mp3"}),
@@ -209,6 +210,12 @@ def test_bytes_that_only_look_like_half_a_character_are_not_json() -> None:
     """A surrogate as it stands, not as an escape, is no UTF-8; and an array is no row, with a half in it or without."""
     assert result(row().replace(b"Podcasts", b"\xed\xa0\x80")) == "malformed_json"
     assert result(rb'["\ud800"]') == "not_an_object"
+
+
+def test_an_id_that_was_cut_is_not_an_absent_one() -> None:
+    """Where a row may have none, too."""
+    raw = row_v2(id="@")
+    assert [result(raw.replace(b"@", end), V2) for end in (rb"a\ud800", rb"a\ufffd")] == ["no_id", "line"]
 
 
 COUNTED = [

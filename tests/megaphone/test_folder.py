@@ -70,7 +70,7 @@ async def test_an_empty_file_marks_a_day(tmp_path: Path) -> None:
 
 
 async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None:
-    """Folders, FIFOs, sockets, links to nothing, impossible days, other names: ignored; a link to a file counts."""
+    """Folders, FIFOs, sockets, links to nothing, impossible days and times: ignored; a link to a file counts."""
     for name in ("impression-day-2026-11-20.json.gz", "metrics-day-2026-13-45.json.gz", KEY + ".part", ".DS_Store"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "metrics-day-2026-11-01.json.gz").mkdir()
@@ -78,6 +78,8 @@ async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "metrics-day-2026-11-02.json.gz")
     (tmp_path / "metrics-day-2026-11-03.json.gz").symlink_to("nowhere")
     (tmp_path / "metrics-day-2026-11-04.json.gz").symlink_to("/dev/zero")
+    (tmp_path / "metrics-day-2026-11-05.json.gz").touch()
+    os.utime(tmp_path / "metrics-day-2026-11-05.json.gz", (-2_000_000_000, -2_000_000_000))
     (tmp_path / "elsewhere").write_bytes(b"body")
     (tmp_path / KEY).symlink_to("elsewhere")
     folder = Folder(tmp_path)
@@ -89,8 +91,8 @@ async def test_only_regular_files_with_exact_names_count(tmp_path: Path) -> None
     assert passed_over == {
         "2026-11-01": "it is not a regular file", "2026-11-02": "it is not a regular file",
         "2026-11-03": "it is a link that leads to no file this user can reach",
-        "2026-11-04": "it is not a regular file",
-    } and len(entries) == 4  # fmt: skip
+        "2026-11-04": "it is not a regular file", "2026-11-05": "it is dated beyond the calendar",
+    } and len(entries) == 5  # fmt: skip
     into = io.BytesIO()
     await folder.fetch(exports[DAY], into)
     assert into.getvalue() == b"body"

@@ -53,6 +53,7 @@ async def test_late_rows_come_once_as_the_next_number(site: Site) -> None:
     assert set(site.standing_ids().values()) == {1}
     kinds = [(p.kind, p.remark) for p in site.ledger.publications(DAY)]
     assert kinds == [("first", ""), ("late", "late rows"), ("late", "late rows")]
+    assert site.days(at(2, "10:30"))[DAY].notes == ["late rows followed in a file of their own"]
     tally = site.ledger.publications(DAY)[2].tally
     assert tally is not None and tally.balanced and dict(tally.filtered) == {"sent_before": 13}
     site.check_folder()

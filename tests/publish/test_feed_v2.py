@@ -16,8 +16,11 @@ from structlog.testing import capture_logs
 from server.megaphone.bucket import Bucket
 from server.megaphone.exports import DELIVERY_V2
 from server.s3.errors import BucketPlace
+from server.status.snapshot import trace_of
+from server.status.words import history
+from tests.support.config_text import MINIMAL, parse
 from tests.support.rows import KEY, row_v2
-from tests.support.site import DAY, Site, at, name, rows_of
+from tests.support.site import DAY, Site, at, log_name, name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +114,16 @@ async def test_an_unmarked_day_is_given_up_and_completed(make_site: Callable[...
     assert len(site.ids(name(1))) == 100 - sent and set(site.standing_ids().values()) == {1}
 
 
+def traced(site: Site, number: int = 0) -> str:
+    """What `trace` prints of a log."""
+    keys = site.root / "keys"
+    keys.mkdir(exist_ok=True)
+    (keys / "ip_hash.key").write_text(site.settings["hash_key"].hex())
+    (keys / "ip_hash.key").chmod(0o600)
+    text = MINIMAL.replace("[export]", 'data_dir = "data"\nkeys_dir = "keys"\n[export]\nkind = "delivery-v2"')
+    return "\n".join(line for _, line in history(trace_of(parse(text, site.root), log_name(number))))
+
+
 async def test_under_another_key_late_rows_are_told_and_not_sent(make_site: Callable[..., Site]) -> None:
     """All of them would look new. Sent again as a whole, the day has ids of the key in force, and late rows as ever."""
     site = make_site(kind="delivery-v2")
@@ -127,8 +140,9 @@ async def test_under_another_key_late_rows_are_told_and_not_sent(make_site: Call
     ]
     (alarm,) = (alarm for alarm in site.alarms(at(1, "12:05")) if alarm.name == "day_late_ignored")
     assert "another ip_hash.key" in alarm.sentence and "--resend" in alarm.hint
+    assert "another ip_hash.key" in traced(site)
     await site.round(at(1, "12:10"), DAY, resend="another key")
-    assert "day_late_ignored" not in site.alarm_names(at(1, "12:15"))
+    assert "day_late_ignored" not in site.alarm_names(at(1, "12:15")) and "ip_hash.key" not in traced(site, 1)
     site.put(rows(30), at(1, "12:15"))
     await site.round(at(1, "14:00"))
     assert [len(site.ids(name(number))) for number in range(3)] == [20, 25, 5]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from server.errors import NodesDiffer, StoreError
 from server.publish.shared import SharedSequence
+from server.storage.sequence import Entry
+from server.triton import Layout, LogRules
 from tests.support.site import DAY, at, name, rows_of, same_everywhere, seen
 
 if TYPE_CHECKING:
@@ -111,6 +114,28 @@ async def test_a_third_joins_empty_and_one_that_was_away_catches_up(
     same_everywhere(a, d)
 
 
+async def test_who_joins_holds_no_more_than_one_entry_at_a_time(
+    node: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Years of entries with the books of a large network are more than fits into memory."""
+    monkeypatch.setattr("server.publish.shared.CHECKPOINT_EVERY", 4)
+    a, b = node("a"), node("b")
+    for number in range(5):
+        day = DAY.fromordinal(DAY.toordinal() + number)
+        a.put(rows_of(day, 5), at(1, "04:10", day), day)
+        await a.round(at(1, "05:35", day))
+    held = []
+    applied = b.ledger.entries.applied
+
+    def counted(*what: Any) -> None:
+        held.append(sum(isinstance(thing, Entry) for thing in gc.get_objects()))
+        applied(*what)
+
+    monkeypatch.setattr(b.ledger.entries, "applied", counted)
+    b.publisher.catch_up()
+    assert same_everywhere(a, b) and len(held) == 6 and max(held) == 1
+
+
 async def test_an_existing_folder_becomes_the_first_entry(node: Callable[..., Site]) -> None:
     """What it has published, pruned and superseded is known to who joins; it may die on the way."""
     a = node("a", store=None, keep_days=30)
@@ -147,7 +172,13 @@ async def test_an_existing_folder_becomes_the_first_entry(node: Callable[..., Si
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"hash_key": b"x" * 32}, "ip_hash.key"), ({"prefix": "OTHER"}, "log.prefix")]
+    ("settings", "words"),
+    [
+        ({"hash_key": b"x" * 32}, "in keys/ip_hash.key, so"),
+        ({"prefix": "OTHER"}, "in log.prefix, so"),
+        ({"rules": LogRules(Layout(header="comment"), ip="truncated")}, "in log.header, log.ip, so"),
+        ({"rules": LogRules(kind="delivery-v2")}, "in export.kind, so"),
+    ],
 )
 async def test_a_node_that_differs_publishes_nothing_and_says_in_what(
     node: Callable[..., Site], settings: dict[str, Any], words: str

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.errors import DataFolderError, NodesDiffer, StoreError
+from server.errors import DataFolderError, LedgerError, NodesDiffer, StoreError
 from server.publish.shared import BEGINNING, LEFT, SharedSequence
 from tests.support.site import DAY, Site, at, name, rows_of, same_everywhere
 
@@ -342,3 +342,114 @@ async def test_on_a_full_disk_what_others_pruned_makes_room_for_what_they_publis
     b.publisher.catch_up()
     same_everywhere(a, b)
     assert b.served() == [name(0, later)]
+
+
+async def test_who_shares_again_with_the_old_sequence_is_told_how_and_can(node: Callable[..., Site]) -> None:
+    """What it has published alone is not in it; the manual's way is open after this mistake, too."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    a.restart(store=None)
+    a.ledger.note(**{LEFT: True})  # as a start of the service with `shared = false` does
+    await publish(a, SECOND)
+    a.restart(store=store_of(b))
+    assert "while it was alone" in await words(a, at(1, "05:40", SECOND))
+    shutil.rmtree(store_of(b) / "sequence")
+    a.restart()
+    await words(a, at(1, "05:45", SECOND))
+    await b.round(at(1, "05:46", SECOND))
+    assert same_everywhere(a, b).keys() == {name(), name(0, SECOND)}
+
+
+async def test_a_store_that_begins_to_replace_what_is_there_is_found_out_before_the_next_entry(
+    node: Callable[..., Site],
+) -> None:
+    """Moved, failed over, put behind a proxy: it was asked at the start, and again before each entry."""
+    a, b = node("a"), node("b")
+    await publish(b)
+    await a.round(at(1, "05:36"))
+    link = b.shelf._link
+
+    def replace(what: str, data: bytes) -> bool:
+        (store_of(b) / what).unlink(missing_ok=True)
+        return link(what, data)
+
+    b.shelf._link = replace  # type: ignore[method-assign]
+    b.put(rows_of(DAY, 25), at(1, "09:10"))
+    assert "ignores If-None-Match" in await words(b, at(1, "10:40"))
+    await a.round(at(1, "10:41"))
+    b.shelf._link = link  # type: ignore[method-assign]
+    await b.round(at(1, "11:50"))
+    assert same_everywhere(a, b).keys() == {name(), name(1)}
+
+
+async def test_a_history_whose_books_by_podcast_are_too_large_for_an_entry_begins_without_them(
+    node: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A year of a large network: an entry that nobody could read would stop all nodes for good."""
+    a = node("a", store=None)
+    a.put([line for n in range(50) for line in rows_of(DAY, 1, n, podcast_id=f"podcast-{n}")], at(1, "04:10"))
+    await a.round(at(1, "05:35"))
+    b = node("b")
+    monkeypatch.setattr("server.publish.shared.MOST_BYTES", 2000)
+    a.restart(store=store_of(b))
+    for site in (a, b):
+        await words(site, at(1, "05:40"))
+    assert same_everywhere(a, b).keys() == {name()}
+    assert [list(site.ledger.books.get([1])) for site in (a, b)] == [[1], []]
+
+
+async def test_a_ledger_that_finds_no_room_gets_it_from_what_others_pruned(
+    node: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be full for the ledger rather than for a file."""
+    a, b = node("a", keep_days=5), node("b", keep_days=5)
+    await publish(a)
+    await b.round(at(1, "05:36"))
+    later = DAY + timedelta(days=6)
+    await publish(a, later)
+    a.prune(at(1, "06:00", later))
+    applied = b.ledger.entries.applied
+
+    def full(*what: Any) -> None:
+        if (b.point.pickup_dir / name()).exists():
+            raise LedgerError("the ledger cannot be used: its disk is full")
+        applied(*what)
+
+    monkeypatch.setattr(b.ledger.entries, "applied", full)
+    with pytest.raises(LedgerError):
+        b.publisher.catch_up()
+    b.publisher.catch_up()
+    same_everywhere(a, b)
+    assert b.served() == [name(0, later)]
+
+
+async def test_a_folder_without_its_ledger_becomes_the_first_entry_too(node: Callable[..., Site]) -> None:
+    """Its names are spent: none of them gets another content, and none of its rows is sent again."""
+    a, b = node("a", store=None), node("b")
+    await publish(a)
+    a.stop()
+    for path in a.point.data_dir.glob("ledger.sqlite3*"):
+        path.unlink()
+    a.settings["store"] = store_of(b)
+    a.start()
+    a.put(rows_of(DAY, 25), at(1, "09:10"))
+    for hour in (10, 11):
+        await a.round(at(1, f"{hour}:40"))
+    await b.round(at(1, "11:50"))
+    assert same_everywhere(a, b).keys() == {name(), name(1)}
+    assert b.standing_ids() == {f"{DAY}-{n}": 1 for n in range(25)}
+
+
+async def test_who_has_published_the_same_bytes_at_another_time_does_not_join_with_them(
+    node: Callable[..., Site],
+) -> None:
+    """Two services that were each alone: an mtime that a client has seen does not change, nor differ between nodes."""
+    a, b = node("a", store=None), node("b", store=None)
+    await publish(a)
+    await publish(b, clock="06:35")
+    for site in (a, b):
+        site.restart(store=a.root.parent / "store")
+        said = await words(site, at(1, "07:35"))
+    assert "that the shared store does not know" in said
+    b.check_folder()
+    assert b.point.served[name()].mtime == a.point.served[name()].mtime + 3600

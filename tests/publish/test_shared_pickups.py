@@ -28,6 +28,7 @@ async def nodes(tmp_path: Path) -> Any:
     sites[0].put(rows_of(DAY, 50), at(1, "04:10"))
     for site in sites:
         await site.round(at(1, "05:35"))
+        site.source.now = at(1, "12:00")  # the store's clock
     yield sites
     for site in sites:
         site.stop()
@@ -142,3 +143,14 @@ async def test_what_lies_there_no_more_is_told_again_and_a_right_to_read_is_enou
     with pytest.raises(StoreError):
         pickups_of(b).exchange()
     assert delivered(b).state == "complete"
+
+
+async def test_a_node_whose_clock_is_ahead_tells_of_no_future(nodes: list[Site]) -> None:
+    """Its clock leapt by a year: the others would not notice for as long that the partner has stopped coming."""
+    a, b = nodes
+    read(b, at(1, "08:00"), 0, 0.1)
+    read(a, at(366, "08:00"), 0, 1)
+    for site in (a, b):
+        pickups_of(site).exchange()
+    found, login = delivered(b), b.ledger.logins()["triton"]
+    assert found.completed == found.last == login[0] == at(1, "12:00") and login[3] < 5 * 3600

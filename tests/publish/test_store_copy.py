@@ -22,7 +22,7 @@ from tests.support.s3 import REGION
 from tests.support.site import DAY, Site, at, name, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from aiohttp import web
 
@@ -36,7 +36,7 @@ LOGS = [name(number) for number in range(4)]
 def copy_of(site: Site, url: str, bucket: str = BUCKET) -> StoreCopy:
     """What makes a store follow, as a start of the service makes it."""
     place = BucketPlace(bucket, PREFIX, REGION, url, None, "store")
-    return StoreCopy(LogStore(place, f".pickup-point/{PREFIX}", UNHURRIED), site.ledger, site.point, lambda: False)
+    return StoreCopy(LogStore(place, UNHURRIED), site.ledger, site.point, lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ async def test_a_store_that_was_there_counts_while_it_is_away(published: Site, f
     state = await copy_of(published, faulty.url).follow()
     assert state.there == tuple(LOGS) and "503" in state.error
     other = StoreCopy(
-        LogStore(BucketPlace(BUCKET, "other/", REGION, faulty.url, None, "store"), ".pickup-point/other/", UNHURRIED),
+        LogStore(BucketPlace(BUCKET, "other/", REGION, faulty.url, None, "store"), UNHURRIED),
         published.ledger, published.point, lambda: False,
     )  # fmt: skip
     faulty.listing_script.extend([refuse(503, "SlowDown")] * 2)
@@ -231,3 +231,18 @@ async def test_a_bucket_that_lets_nothing_be_removed_gets_what_is_new(site: Site
     faulty.weather = lambda request: refuse(403, "AccessDenied") if request.method == "DELETE" else None
     state = await copy.follow()
     assert state.there == (name(0, later),) and "AccessDenied" in state.error
+
+
+async def test_what_another_node_has_just_published_is_no_strangers(
+    node: Callable[..., Site], faulty: FaultServer
+) -> None:
+    """It comes between this node's look at the sequence and its listing of the logs."""
+    a, b = node("a"), node("b")
+    a.put(rows_of(DAY, 20), at(1, "04:10"))
+    await a.round(at(1, "05:35"))
+    await copy_of(a, faulty.url).follow()
+    looks = iter([lambda: None, b.publisher.catch_up])
+    place = BucketPlace(BUCKET, PREFIX, REGION, faulty.url, None, "store")
+    copy = StoreCopy(LogStore(place, UNHURRIED), b.ledger, b.point, lambda: False, lambda: next(looks)())
+    state = await copy.follow()
+    assert (state.there, state.wrong, state.error) == ((name(),), (), "")

@@ -145,6 +145,11 @@ def derives_from_asyncssh(cls: ast.ClassDef, imported: set[str]) -> bool:
 
 
 @cache
+def _tree_of(module: str) -> ast.Module:
+    return ast.parse(inspect.getsource(sys.modules[module]))
+
+
+@cache
 def theirs(owner: str) -> frozenset[str]:
     """What a class of asyncssh ("module.Class") and those that it derives from define and set on themselves."""
     module, _, name = owner.rpartition(".")
@@ -152,9 +157,12 @@ def theirs(owner: str) -> frozenset[str]:
     found: set[str] = set()
     for base in cls.__mro__:
         if base.__module__.startswith("asyncssh"):
-            tree = ast.parse(inspect.getsource(sys.modules[base.__module__]))
             found |= set().union(
-                *(names_of(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == base.__name__)
+                *(
+                    names_of(node)
+                    for node in _tree_of(base.__module__).body
+                    if isinstance(node, ast.ClassDef) and node.name == base.__name__
+                )
             )
     return frozenset(found)
 

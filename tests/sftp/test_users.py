@@ -16,6 +16,7 @@ from server.errors import PickupPointError
 from server.sftp import users as access
 from server.sftp.users import (
     MAX_PASSWORD,
+    MAX_SENT,
     VERDICT_STEP,
     Access,
     PasswordChecks,
@@ -208,6 +209,7 @@ def test_hashes_are_argon2id_of_reasonable_cost() -> None:
         ("soft\u00adhyphen", "softhyphen"),
         ("zw\u00f6lf", "zwo\u0308lf"),
         ("zwo\u0308lf", "zw\u00f6lf"),
+        ("\u1f82" * MAX_PASSWORD, "\u03b1\u0313\u0300\u0345" * MAX_PASSWORD),
         ("\ufeffbom", "bom"),
         ("\u05e9\u05dc\u05d5\u05dd", "\u05e9\u05dc\u05d5\u05dd"),
     ],
@@ -229,7 +231,7 @@ def test_a_hash_of_a_text_that_was_not_prepared_stays_valid(password: str) -> No
     assert password_matches(HASHER.hash(password), password.encode())
 
 
-@pytest.mark.parametrize("password", [b"m\xfcller", b"\xed\xa0\x80", b"x" * 1025, b""])
+@pytest.mark.parametrize("password", [b"m\xfcller", b"\xed\xa0\x80", b"x" * (MAX_SENT + 1), b""])
 def test_what_is_no_text_or_too_long_matches_nothing(password: bytes) -> None:
     """Not even a hash of just these bytes."""
     assert not password_matches(HASHER.hash(password), password)

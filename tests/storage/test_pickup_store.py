@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +16,8 @@ from structlog.testing import capture_logs
 from server.convert.tally import PodcastBooks, Tally
 from server.megaphone.exports import DayExport
 from server.pickups import DOCTOR_CLIENT, MAX_ADDRESSES, MAX_RANGES, Delivered, Grade, Pickup, PickupProgress
+from server.publish.clock import believe, doubt
+from server.sftp.registry import Login
 from server.storage import ledger as ledger_module
 from server.storage.ledger import LIVE_DAYS, Ledger
 from server.storage.pickup_store import KEPT_HANDLES, MAX_HANDLES
@@ -27,7 +29,7 @@ from tests.support.site import DAY, at, log_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import date, datetime
+    from datetime import date
     from pathlib import Path
 
 SIZE = 100_000
@@ -315,3 +317,15 @@ async def test_what_is_reported_is_written_together_and_a_log_in_pieces_is_told(
     assert [record.grade for record in ledger.pickups.handles([log_name()]) if record.user == "other"] == [
         Grade.COMPLETE
     ]
+
+
+async def test_a_clock_that_ran_ahead_leaves_no_silence_of_years(ledger: Ledger) -> None:
+    """After it no silence of the partner's would be too long for an alarm; the clock is believed again in time."""
+    login = Login(1, "triton", HOME, "Client_1.0", "password", "-", "-", "-", "-")
+    now = datetime.now(UTC)
+    for believed, recorded in ((now - timedelta(days=400), set()), (now, {"triton"})):
+        believe(ledger, believed)
+        writer = PickupWriter(ledger, lambda at: doubt(ledger, at))
+        writer.on_login(login)
+        await writer.close(asyncio.create_task(writer.write_forever()))
+        assert ledger.logins().keys() == recorded

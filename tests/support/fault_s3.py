@@ -59,7 +59,7 @@ class FaultServer:
     """The server; ``spellings`` are the forms of an ETag that it takes in If-Match."""
 
     url: str = ""
-    objects: dict[str, Version] = field(default_factory=dict)
+    objects: dict[str, Version] = field(default_factory=dict, repr=False)  # pytest shows values
     script: deque[Fault] = field(default_factory=deque)
     listing_script: deque[Fault] = field(default_factory=deque)
     put_script: deque[Fault] = field(default_factory=deque)

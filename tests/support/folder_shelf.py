@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO
 
+from server.errors import StoreError
 from server.storage.shelf import Shelved
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class FolderShelf:
         """The logs that lie where the partner reads: in ``logs``, if a test puts any there."""
         return sorted(path.name for path in (self.root / "logs").glob("*"))
 
-    def list(self, folder: str) -> list[Shelved]:
-        """The objects of a folder."""
+    def list(self, folder: str, after: str = "") -> list[Shelved]:
+        """The objects of a folder that come after a name."""
 
         def act() -> list[Shelved]:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,7 @@ class FolderShelf:
             return [
                 Shelved(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC), str(path.stat().st_ino))
                 for path in found
+                if path.name > after
             ]
 
         return self._step("list", folder, act)  # type: ignore[return-value]
@@ -75,6 +77,8 @@ class FolderShelf:
 
     def fetch(self, name: str, size: int, into: BinaryIO) -> None:
         """An object into a file."""
+        if not (self.root / name).exists():
+            raise StoreError(f"{name} is not in the store", status=404)
         data = (self.root / name).read_bytes()
         assert len(data) == size
         into.write(data[: size // 2])

@@ -86,6 +86,7 @@ EPISODES = Catalogue(
         "e" * 201: Episode("one more", ""),
         "not plain/ü": Episode("never looked for", ""),
         "sized": Episode("sized", "", "ABC1", "https://h.example/ABC1.mp3", "48123456"),
+        "huge": Episode("huge", "", "ABC1", "https://h.example/ABC1.mp3", "4" * 5000),
         **{f"number-{n}": Episode(f"guid {n}", "") for n in range(500)},
     }
 )
@@ -366,7 +367,7 @@ def v2_rows() -> list[bytes]:
         for rest in ("T12:00:00Z", " 12:00:00", "T12:00:00.5+00:00", "T1", "T12:00:00 UTC")
     ]
     rows += [good(created_at=f"{DAY}T12:00:00.{'1' * n}Z") for n in (1500, 2100)]
-    rows += [good(episode_id=key) for key in ("sized", "SIZED", "plain", None, ABSENT)]
+    rows += [good(episode_id=key) for key in ("sized", "SIZED", "huge", "plain", None, ABSENT)]
     rows += [good(podcast_id=value) for value in (None, "a b", 7)]
     rows += [good(blacklisted_ip=ip, blacklisted_ua=ua) for ip in (True, "true", None) for ua in (True, False)]
     many = random.Random(7)

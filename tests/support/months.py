@@ -23,7 +23,7 @@ from server.megaphone.exports import FinalityRule, start_of
 from server.triton import Layout, LogFormat, expires
 from tests.support.apart import conversions_here, one_thread
 from tests.support.crash_feed import Fuse
-from tests.support.rows import row, rules
+from tests.support.rows import row, row_v2, rules
 from tests.support.site import DAY, Site
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Version:
     def ids(self, *, good: bool) -> set[str]:
         """The ids of the rows that become lines, or of those that are filtered."""
         rows = [orjson.loads(line) for line in self.rows if line != b"{"]
-        return {fields["id"] for fields in rows if fields["blacklisted_ua"] is not good}
+        return {fields.get("id") or fields["user_agent"] for fields in rows if fields["blacklisted_ua"] is not good}
 
 
 @dataclass(slots=True)
@@ -66,6 +66,7 @@ class Plan:
     kind: str
     versions: list[Version] = field(default_factory=list)
     first_chance: datetime | None = None
+    marked: datetime | None = None  # when Megaphone marks it as final, if it does
 
     def current(self, now: datetime) -> Version | None:
         """The version that is there now."""
@@ -73,8 +74,11 @@ class Plan:
         return there[-1] if there else None
 
 
-def planned(day: date, kind: str, rng: random.Random) -> Plan:
-    """A day of one kind, with a few bots and a broken row in it."""
+def planned(day: date, kind: str, rng: random.Random, *, v2: bool = False) -> Plan:
+    """A day of one kind, with a few bots and a broken row in it.
+
+    In a Delivery export V2 rows have no id; what tells them apart is the user agent. Some are no downloads.
+    """
     start, number = start_of(day), 0
 
     def rows(count: int, **changes: object) -> list[bytes]:
@@ -83,21 +87,23 @@ def planned(day: date, kind: str, rng: random.Random) -> Plan:
         for _ in range(count):
             number += 1
             second = rng.randrange(86400)
-            made.append(
-                row(
-                    id=f"{day}/{number}",
-                    created_at=f"{start + timedelta(seconds=second):%Y-%m-%dT%H:%M:%SZ}",
-                    **changes,
-                )
-            )
+            created = f"{start + timedelta(seconds=second):%Y-%m-%dT%H:%M:%SZ}"
+            if v2:
+                made.append(row_v2(user_agent=f"{day}/{number}", created_at=created, **changes))
+            else:
+                made.append(row(id=f"{day}/{number}", created_at=created, **changes))
         return made
 
     def after(hours: float) -> datetime:
         return start + timedelta(hours=hours, minutes=rng.randrange(50))
 
     base = [*rows(rng.randrange(20, 40)), *rows(2, blacklisted_ua=True), *[b"{"] * rng.randrange(2)]
+    if v2:
+        base += rows(1, blacklisted_ua=True, delivery_type="play")
     half, more = base[:10], [*base, *rows(5)]
     plan = Plan(day, kind, [Version(after(12), half)])
+    if v2 and rng.random() < 0.8:  # before its last version, after it, much later, or never
+        plan.marked = after(rng.choice((26, 28, 36, 50, 70)))
     add = plan.versions.append
     if kind == "missing":
         plan.versions.clear()
@@ -185,7 +191,8 @@ class Walk:
         plans = [*kinds, *dice.choices(kinds, k=max(0, days - len(kinds)))]
         dice.shuffle(plans)
         every = [DAY + timedelta(days=n) for n in range(days)]
-        self.plans = {day: planned(day, kind, dice) for day, kind in zip(every, plans, strict=False)}
+        v2 = settings.get("kind") == "delivery-v2"
+        self.plans = {day: planned(day, kind, dice, v2=v2) for day, kind in zip(every, plans, strict=False)}
         self.end = start_of(DAY) + timedelta(days=days + 6)
         longest = 24 * min(8, 1 + days // 4) if wild else 30  # so that a short walk is not one outage
         self.outages = [
@@ -202,6 +209,7 @@ class Walk:
         self.rows = 0  # that were sent, when the books were made up
         self.wrong: list[str] = []
         self._shown: dict[date, Version] = {}
+        self._marked: set[date] = set()
         self._loop = one_thread()
 
     def run(self) -> None:
@@ -251,6 +259,9 @@ class Walk:
             if version is not None and self._shown.get(day) is not version:
                 self.site.put(version.rows, version.at, day, cut=9 if version.torn else 0)
                 self._shown[day] = version
+            if plan.marked is not None and plan.marked <= now and day not in self._marked:
+                self.site.mark(plan.marked, day, self.dice.choice("-_"))
+                self._marked.add(day)
 
     def _observe(self, now: datetime) -> None:
         """Update the model for this hour."""

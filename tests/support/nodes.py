@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 class NodesWalk(Walk):
     """A wild walk of ``count`` nodes, of which a last one joins in the middle."""
 
-    def __init__(self, root: Path, dice: random.Random, days: int, *, count: int = 2, kills: bool = False) -> None:
-        self._more: dict[str, Any] = {"store": root / "store", "exports": root / "exports"}
+    def __init__(
+        self, root: Path, dice: random.Random, days: int, *, count: int = 2, kills: bool = False, kind: str = "metrics"
+    ) -> None:
+        self._more: dict[str, Any] = {"store": root / "store", "exports": root / "exports", "kind": kind}
         super().__init__(root / "node-0", dice, days, wild=True, kills=kills, **self._more)
         self._root = root
         self.nodes = [self.site]
@@ -155,7 +157,7 @@ class NodesWalk(Walk):
         self.wrong += ["the ledgers do not know the same"] * any(state != states[0] for state in states)
         entries = sorted((self._more["store"] / "sequence").glob("*"))
         written = [path.read_bytes() for path in entries]
-        taken = [node.ledger.entries.data(1, len(entries)) for node in self.nodes]
+        taken = [[node.ledger.entries.data(n) for n in range(1, len(entries) + 1)] for node in self.nodes]
         self.wrong += ["a node has applied what is not in the sequence"] * any(data != written for data in taken)
         for node in self.nodes:
             self.site = node

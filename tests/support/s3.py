@@ -6,6 +6,7 @@ same server with real checks of keys, signatures and policies switched on.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import botocore  # type: ignore[import-untyped]  # ships no types
 import pytest
 
+from server.s3.client import BucketClient
 from server.settings import ExportSettings
 
 from .ceph import Ceph, missing_packages
@@ -76,7 +78,6 @@ def bucket_settings(url: str, endpoint_url: str, region: str | None = REGION, **
     )
 
 
-# The controller of the workers loads this file as well, and needs neither boto3 nor moto.
 @cache
 def _session() -> Any:
     """One session for all: it keeps the parsed models."""
@@ -97,6 +98,15 @@ def client_of(url: str, service: str, access_key: str = "AKIDTEST", secret_key: 
         aws_secret_access_key=secret_key,
         config=Config(s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=20),
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Load moto and parse the SDK's models once, before the workers are forked."""
+    if any("moto_url" in getattr(item, "fixturenames", ()) for item in session.items):
+        import moto.server  # noqa: F401
+
+        client_of("http://127.0.0.1:1", "s3").close()
+        asyncio.run(BucketClient.prepare())
 
 
 @dataclass

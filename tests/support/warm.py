@@ -2,7 +2,7 @@
 
 Commands, and the process that converts. Each is a process of its own, with its own files, environment, locks, sandbox
 and end; only the imports are shared. One parent serves a whole run of tests: ``python -P tests/support/warm.py`` with a
-socket as its standard input.
+socket as its standard input. Each worker of the tests has a copy of it, forked likewise.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Warm:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._at_start: dict[str, str] = {}
+        self._owner = 0
 
     def serves(self, env: Mapping[str, str]) -> bool:
         """Return whether a command with this environment can be forked: its interpreter would start as this one did."""
@@ -132,6 +133,13 @@ class Warm:
             if self._socket is None:
                 # Whatever comes first, a command or a conversion: it is the same process, for either.
                 self._begin({**os.environ, **OURS})
+            elif self._owner != os.getpid():
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                socket.send_fds(self._socket, [b"{}"], [theirs.fileno()])
+                theirs.close()
+                self._socket.close()
+                self._socket = ours
+            self._owner = os.getpid()
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
         """Return the number of a process that does as the request says, and was given ``fds``."""
@@ -172,16 +180,29 @@ def _serve(requests: socket.socket) -> None:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     break
-                pipe = children.pop(pid)
-                os.write(pipe, b"%d" % os.waitstatus_to_exitcode(status))
-                os.close(pipe)
+                pipe = children.pop(pid, None)
+                if pipe is not None:
+                    os.write(pipe, b"%d" % os.waitstatus_to_exitcode(status))
+                    os.close(pipe)
         if requests in ready:
             data, fds, _, _ = socket.recv_fds(requests, MOST, MOST_FDS)
             if not data:
                 return
+            wanted = json.loads(data)
             pid = os.fork()
+            if not pid and not wanted:  # another one that serves, which nobody waits for
+                signal.set_wakeup_fd(-1)
+                requests.close()
+                requests = socket.socket(fileno=fds[0])
+                for fd in (awake, wake, *children.values()):
+                    os.close(fd)
+                _serve(requests)
+                os._exit(0)
             if not pid:
-                _become(json.loads(data), fds)
+                _become(wanted, fds)
+            if not wanted:
+                os.close(fds[0])
+                continue
             for fd in (*fds[:3], *fds[4:]):
                 os.close(fd)
             children[pid] = fds[3]
