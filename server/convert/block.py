@@ -12,6 +12,7 @@ import struct
 import threading
 from collections import Counter
 from contextlib import nullcontext, suppress
+from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +110,9 @@ class BlockConverter:
         self._names = Names(self._kind)
         if kernel is not None:
             self._render_rules = CompiledRules(kernel, conversion, fresh_after, by_podcast=by_podcast)
-            # A line's digest does not depend on what is too fresh, so these rules have no ``fresh_after``.
-            self._index_rules = CompiledRules(kernel, conversion, index_rows=True)
+            # Only late rows need them, and a large catalogue takes long to pack; threads that ask at once may do it
+            # twice. A line's digest does not depend on what is too fresh, so these rules have no ``fresh_after``.
+            self._index_rules = cache(lambda: CompiledRules(kernel, conversion, index_rows=True))
 
     def do(self, job: Job) -> Result:
         """Return the result of a job."""
@@ -147,7 +149,7 @@ class BlockConverter:
         fresh = None if job.fresh is None else IdTable(kernel, job.fresh)
         exact_fresh = None if job.fresh is None else frozenset(unpack(job.fresh))
         table = IdTable(kernel, repeated) if repeated else None
-        rules = self._render_rules if job.task is Task.RENDER else self._index_rules
+        rules = self._render_rules if job.task is Task.RENDER else self._index_rules()
         equals = Equals(kernel, job.numbers, len(text)) if derive else None
         start = block.lines = _skipped(job)
         if start:

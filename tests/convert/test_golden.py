@@ -21,6 +21,7 @@ from server.convert.tally import RejectReason, RowRejected, Tally
 from server.episodes.catalogue import load_catalogue
 from server.triton import ColumnSpec, Layout, LogFormat, LogRules
 
+from ..support.apart import conversions_here
 from ..support.rows import KEY, converted, result, row
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -208,6 +209,7 @@ def test_one_odd_id_harms_no_other_row(name: str, row_id: Any, tmp_path: Path) -
     for raw in rows:
         if result(raw, log_rules) == "line":
             expected += f"{converted(raw, log_rules, catalogue=catalogue).line}\n"
-    written, tally, _ = convert(b"\n".join(rows), CONFIG[name], tmp_path)
+    with conversions_here():
+        written, tally, _ = convert(b"\n".join(rows), CONFIG[name], tmp_path)
     assert written == expected
     assert tally.balanced

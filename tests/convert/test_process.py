@@ -169,7 +169,13 @@ main.main()
 
 # How it fails
 
-LONG = 100 * sample(600)  # a day that is not over before somebody interferes
+
+@pytest.fixture
+def long_day(tmp_path: Path) -> Path:
+    """A day that is not over before somebody interferes."""
+    path = export_file(tmp_path, sample(600))
+    path.write_bytes(path.read_bytes() * 100)
+    return path
 
 
 def test_a_torn_export_is_reported_as_such(tmp_path: Path, folder: Path) -> None:
@@ -217,25 +223,25 @@ def test_what_cannot_be_read_is_reported_as_such(tmp_path: Path, folder: Path) -
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_process_that_is_killed_is_reported_in_a_sentence(tmp_path: Path, folder: Path, how: signal.Signals) -> None:
+def test_a_process_that_is_killed_is_reported_in_a_sentence(long_day: Path, folder: Path, how: signal.Signals) -> None:
     """In the middle of a day: the signal is named, there is something to type, and nothing is left of the process."""
 
     def kill(_: int) -> None:
         for child in _children() - before:
             os.kill(child, how)
 
-    export, before = export_file(tmp_path, LONG), _children()
+    before = _children()
     sentence = f"killed by signal {how.value} before it finished"
     with no_process_left(), pytest.raises(ConversionDied, match=sentence) as caught:
-        apart_from(export, folder, exact=True, progress=kill)
+        apart_from(long_day, folder, exact=True, progress=kill)
     assert "next round" in caught.value.hint
 
 
-def test_a_stop_ends_it_at_once(tmp_path: Path, folder: Path) -> None:
+def test_a_stop_ends_it_at_once(long_day: Path, folder: Path) -> None:
     """Even while it reads nothing: no process is left."""
-    export, stop = export_file(tmp_path, LONG), threading.Event()
+    stop = threading.Event()
     with no_process_left(), pytest.raises(ConversionFailed, match="stopped") as caught:
-        apart_from(export, folder, exact=True, progress=lambda _: stop.set(), stop=stop)
+        apart_from(long_day, folder, exact=True, progress=lambda _: stop.set(), stop=stop)
     assert not isinstance(caught.value, ConversionDied)
 
 
@@ -252,11 +258,10 @@ apart_from(Path(sys.argv[1]), Path(sys.argv[2]), exact=True, progress=wait)
 """
 
 
-def test_it_ends_with_its_parent(tmp_path: Path, folder: Path) -> None:
+def test_it_ends_with_its_parent(long_day: Path, folder: Path) -> None:
     """Even kill -9, which no process can handle, leaves none behind."""
-    export = export_file(tmp_path, LONG)
     with subprocess.Popen(
-        [sys.executable, "-c", _PARENT, str(export), str(folder)], stdout=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-c", _PARENT, str(long_day), str(folder)], stdout=subprocess.PIPE, cwd=ROOT
     ) as parent:
         assert parent.stdout is not None
         (child,) = map(int, parent.stdout.readline().split())
@@ -530,14 +535,14 @@ def test_a_log_that_swells_is_read_in_small_pieces(staging: Staging) -> None:
     """Hundreds of megabytes of lines in a few hundred kilobytes of gzip cost no such memory."""
     packer, lines = zlib.compressobj(9, wbits=-15), bytes([ord("\n")]) * (1 << 20)
     crc, packed = zlib.crc32(HEADER.encode()), packer.compress(HEADER.encode()) + packer.flush(zlib.Z_FULL_FLUSH)
-    packed += 400 * (packer.compress(lines) + packer.flush(zlib.Z_FULL_FLUSH))
-    for _ in range(400):
+    packed += 200 * (packer.compress(lines) + packer.flush(zlib.Z_FULL_FLUSH))
+    for _ in range(200):
         crc = zlib.crc32(lines, crc)
-    size = len(HEADER) + 400 * len(lines)
+    size = len(HEADER) + 200 * len(lines)
     content = _gzipped(b"")[:10] + packed + packer.flush() + struct.pack("<II", crc, size)
     (staging.folder / str(log_name())).write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    staging.seal([WrittenLog(400 << 20, len(content), sha256(content).hexdigest())], HEADER, 1)
+    staging.seal([WrittenLog(200 << 20, len(content), sha256(content).hexdigest())], HEADER, 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 

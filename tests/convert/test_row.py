@@ -345,7 +345,7 @@ def is_clean(line: str) -> bool:
     )
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(changes, all_rules, st.sampled_from(CATALOGUES))
 @example({"id": "\t#\n"}, LogRules(Layout(columns=(ColumnSpec("x", value="x-metric-id"),))), None)
 def test_any_value_in_any_field_gives_a_clean_line_or_a_reason(
@@ -377,13 +377,14 @@ def test_any_value_in_any_field_gives_a_clean_line_or_a_reason(
     assert set(tally.rejected) <= set(RejectReason)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.binary(max_size=60) | json_values.map(orjson.dumps))
 def test_any_bytes_give_a_line_or_a_reason(raw: bytes) -> None:
     """No line of an export, whatever is in it, raises anything but its rejection."""
     assert result(raw) in {"line", *map(str, FilterReason), *map(str, RejectReason)}
 
 
+@settings(max_examples=50)
 @given(all_rules)
 def test_rules_come_back_from_the_ledger_as_they_went_in(chosen: LogRules) -> None:
     """Through JSON text, so that late rows are judged by the rules of the day's first."""

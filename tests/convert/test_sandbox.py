@@ -60,9 +60,9 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from server.convert import sandbox
 sandbox.limit_memory(1)
-bytearray(1 << 30)
+bytes(1 << 30)
 try:
-    bytearray(1280 << 20)
+    bytes(1280 << 20)
 except MemoryError:
     print("no more")
 """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -53,14 +54,8 @@ LAYOUTS = [
 @pytest.mark.parametrize("threads", [1, 2])
 def test_late_rows_are_the_ones_that_were_not_sent(tmp_path: Path, layout: Layout, threads: int) -> None:
     """A first version, then the whole day: together every line once; changed and removed rows are counted."""
-    made = conversion(layout=layout)
-    day = with_repetitions(sample(500))
-    odd = [orjson.dumps({**orjson.loads(day[30]), "id": f'o"d{n}\t%', "user_agent": f"odd {n}"}) for n in range(6)]
-    first = [*day[:350], *odd[:4]]
+    made, first, second, cells, slow, now, filtered = _two_versions(layout)
     _, sent = convert(export_file(tmp_path, first), made, threads=threads, max_rows_per_file=100)
-    cells = convert_slowly(first, made).cells
-    second = [*odd[1:], *day[20:60], *[_changed(row) for row in day[60:70]], *day[70:]]
-    slow = convert_slowly(second, made, sent=cells)
     converted, sink = convert(
         export_file(tmp_path, second), made, threads=threads, sent=published(sent, layout), max_rows_per_file=150
     )
@@ -68,12 +63,24 @@ def test_late_rows_are_the_ones_that_were_not_sent(tmp_path: Path, layout: Layou
     assert "".join(text.removeprefix(header) for text in sink.texts) == "".join(slow.lines)
     assert converted.tally.as_json() == slow.tally.as_json()
     assert [(entry["line"], entry["reason"]) for entry in sink.reject_entries] == slow.rejected
-    now = convert_slowly(second, made)
     lines_now = {line.removesuffix("\n") for line in now.lines}
     sent_lines = {line for text in sent.texts for line in text.removeprefix(header).splitlines()}
-    gone = set(cells) - set(now.cells) - _filtered_cells(second, made)
+    gone = set(cells) - set(now.cells) - filtered
     assert converted.removed == len(gone) > 0
     assert converted.changed == len(sent_lines - lines_now) - len(gone) > 0
+
+
+@cache
+def _two_versions(layout: Layout) -> tuple[Any, ...]:
+    """The conversion, both versions, and of it row by row: the first's cells, the second then, now, and filtered."""
+    made = conversion(layout=layout)
+    day = with_repetitions(sample(400))
+    odd = [orjson.dumps({**orjson.loads(day[30]), "id": f'o"d{n}\t%', "user_agent": f"odd {n}"}) for n in range(6)]
+    first = [*day[:300], *odd[:4]]
+    second = [*odd[1:], *day[20:60], *[_changed(row) for row in day[60:70]], *day[70:]]
+    cells = convert_slowly(first, made).cells
+    slow, now = convert_slowly(second, made, sent=cells), convert_slowly(second, made)
+    return made, first, second, cells, slow, now, _filtered_cells(second, made)
 
 
 def _changed(row: bytes) -> bytes:
@@ -155,7 +162,7 @@ ODD_IDS = [
 
 
 def with_odd_ids(row_ids: list[str]) -> list[bytes]:
-    return [row(id=row_id) for row_id in [*(f"plain-{n}" for n in range(20)), *row_ids]]
+    return [row(id=row_id) for row_id in [*(f"plain-{n}" for n in range(4)), *row_ids]]
 
 
 @pytest.mark.parametrize("kernel", [KERNEL, None])
@@ -168,8 +175,8 @@ def test_ids_that_differ_at_all_are_different_rows(tmp_path: Path, layout: Layou
         late, sink = convert(
             export_file(tmp_path, with_odd_ids(ODD_IDS)), made, kernel=kernel, sent=published(before, layout)
         )
-        assert (first.tally.lines, late.tally.lines) == (28, 8)
-        assert (late.tally.filtered, late.changed, late.removed) == ({"sent_before": 28}, 0, 0)
+        assert (first.tally.lines, late.tally.lines) == (12, 8)
+        assert (late.tally.filtered, late.changed, late.removed) == ({"sent_before": 12}, 0, 0)
         (lines,) = (text.removeprefix(header).splitlines() for text in sink.texts)
         cells = {line.split("\t")[layout.id_column()] for line in lines}
         assert cells == {layout.id_cell(row_id) for row_id in ODD_IDS if row_id not in early}
@@ -191,9 +198,6 @@ def test_what_an_earlier_release_sent_is_recognised(
     # The rules of the day's late rows are those of its first file; after a new configuration, those of the resend.
     for rules in (read, layout):
         made = conversion(layout=rules, rows="all")
-        again, sink = convert(export_file(tmp_path, rows), made, kernel=kernel, sent=published(before, read))
-        assert again.tally.filtered == {"sent_before": len(rows)}
-        assert (again.removed, sink.logs) == (0, [])
         late, sink = convert(export_file(tmp_path, [*rows, *new]), made, kernel=kernel, sent=published(before, read))
         assert (late.tally.lines, late.tally.filtered, late.removed) == (1, {"sent_before": len(rows)}, 0)
         sent = [*published(before, read), *published(sink, rules)]

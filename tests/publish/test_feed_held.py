@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import pytest
 from structlog.testing import capture_logs
 
 from tests.support.site import DAY, Site, at, broken_rows, name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("_conversions_here")
 
 NEXT = DAY + timedelta(days=1)
 TOKEN = "c19af70f3fb71c0f7adfb4d89dacccd3"

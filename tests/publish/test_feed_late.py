@@ -17,6 +17,8 @@ from tests.support.site import DAY, Site, at, broken_rows, name, rows_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.usefixtures("_conversions_here")
+
 
 def ids(*numbers: int) -> list[str]:
     return [f"{DAY}-{n}" for n in numbers]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
+pytestmark = pytest.mark.usefixtures("_conversions_here")
+
 PUBLISHED = at(1, "05:35")
 OLD = PUBLISHED + timedelta(days=60)
 SECOND = timedelta(seconds=1)

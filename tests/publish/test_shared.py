@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.support.site import Site
 
+pytestmark = pytest.mark.usefixtures("_conversions_here")
+
 
 async def test_two_nodes_publish_each_day_and_each_late_row_once(node: Callable[..., Site]) -> None:
     """Who comes second takes over what the first has done; late rows go out by whoever sees them."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("_conversions_here")
+
 SECOND = DAY + timedelta(days=1)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from server.pickups import Delivered
 
+pytestmark = pytest.mark.usefixtures("_conversions_here")
+
 
 @pytest.fixture
 async def nodes(tmp_path: Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,21 +73,25 @@ def conversions_here() -> Iterator[None]:
         apart.ConversionProcess = process  # type: ignore[misc]
 
 
-class Inline(ThreadPoolExecutor):
-    """Threads that are none: a walk has thousands of rounds, each with dozens of short errands to a thread."""
+class OneThread(asyncio.SelectorEventLoop):
+    """A loop that does at once what is for a thread: a walk has thousands of rounds, each with dozens of errands."""
 
-    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
+    def run_in_executor(self, _executor: object, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """Do it now."""
-        done: Future[Any] = Future()
+        done = self.create_future()
         try:
-            done.set_result(work(*args, **more))
+            done.set_result(work(*args))
         except BaseException as error:
             done.set_exception(error)
         return done
 
 
+def one_thread() -> asyncio.Runner:
+    """Return what runs rounds in this thread alone."""
+    return asyncio.Runner(loop_factory=OneThread)
+
+
 def run_here(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a round in this thread alone, its conversions included, and log nothing."""
-    with asyncio.Runner() as runner, capture_logs(), conversions_here():
-        runner.get_loop().set_default_executor(Inline())
+    with one_thread() as runner, capture_logs(), conversions_here():
         return runner.run(work)

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import struct
+from collections import deque
 from functools import cache
 from itertools import count, zip_longest
 from pathlib import Path
@@ -26,6 +27,7 @@ from server.convert.export_row import ExportRow
 from server.convert.job import Job, Task
 from server.convert.kernel import Kernel
 from server.convert.log_writer import inflate
+from server.convert.row import RowConverter
 from server.convert.tally import RowRejected
 from server.episodes.catalogue import Catalogue, Episode
 from server.triton import ColumnSpec, DerivedValue, Layout, LogFormat, LogRules
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 
     from server.convert.conversion import Conversion
     from server.convert.job import Result
-    from server.convert.row import RowConverter
 
 LIBRARY = "PICKUP_POINT_TEST_KERNEL"  # the path of a kernel that was built with sanitizers, or by another compiler
 
@@ -202,6 +203,8 @@ def more_rows() -> list[bytes]:
         b"0.001",
         b"0.0001",
         b"0.00012",
+        b"0.00001",
+        b"0.000001",
         b"1e5",
         b"1E5",
         b"1.5e3",
@@ -397,11 +400,16 @@ class _Remembering:
         return known
 
 
-def ask_once(*converters: BlockConverter, exact: RowConverter | None = None) -> None:
-    """Let converters by the same rules share what the exact ones make of a row: they need not be asked twice."""
-    remembered = _Remembering((exact or converters[0]._exact).convert)
-    for rules in (*(converter._exact for converter in converters), *([exact] if exact else [])):
-        rules.convert = remembered  # type: ignore[method-assign]
+_asked: deque[tuple[Conversion, _Remembering]] = deque(maxlen=8)  # not all: each takes megabytes
+
+
+def ask_once(made: Conversion, *rules: RowConverter) -> None:
+    """Let these exact rules, and others of this conversion before, share what they make of a row: it is asked once."""
+    known = (remembered for conversion, remembered in _asked if conversion is made)
+    remembered = next(known, None) or _Remembering(RowConverter(made).convert)
+    _asked.append((made, remembered))
+    for one in rules:
+        one.convert = remembered  # type: ignore[method-assign]
 
 
 _parse, _address = _Remembering(ExportRow.parse), _Remembering(row.sent_address)
@@ -426,7 +434,7 @@ class Ways:
     def __init__(self, made: Conversion, fresh_after: str | None = None, *, by_podcast: bool = True) -> None:
         self.by_kernel = BlockConverter(kernel(), made, fresh_after, by_podcast=by_podcast)
         self.exactly = BlockConverter(None, made, fresh_after, by_podcast=by_podcast)
-        ask_once(self.by_kernel, self.exactly)
+        ask_once(made, self.by_kernel._exact, self.exactly._exact)
 
     def agree(self, job: Job) -> Result:
         """Do a job both ways and return the result, which must be the same."""
@@ -485,9 +493,9 @@ def odd_rows(
     return found
 
 
-def worth_comparing(made: Conversion, rows: list[bytes], **options: Any) -> list[bytes]:
+def worth_comparing(made: Conversion, rows: list[bytes], rules: binding.CompiledRules) -> list[bytes]:
     """Return the rows that the kernel takes, and every tenth of those it leaves, which go the exact way both times."""
-    left = {row.removesuffix(b"\n") for row in odd_rows(made, b"".join(row + b"\n" for row in rows), **options)}
+    left = {row.removesuffix(b"\n") for row in odd_rows(made, b"".join(row + b"\n" for row in rows), rules=rules)}
     number = count()
     return [row for row in rows if row not in left or next(number) % 10 == 0]
 

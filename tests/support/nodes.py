@@ -6,7 +6,6 @@ another; their clocks are minutes apart. What one of them shows, all must show, 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import threading
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from server.errors import SourceUnreachable, StoreError
 from server.storage.sequence import from_bytes
 
-from .apart import Inline, conversions_here
+from .apart import conversions_here, one_thread
 from .months import HOUR, Walk
 from .site import Site
 
@@ -102,8 +101,7 @@ class NodesWalk(Walk):
         other = self.dice.choice(others)
 
         def its_round() -> None:
-            with asyncio.Runner() as runner, suppress(SourceUnreachable, StoreError):
-                runner.get_loop().set_default_executor(Inline())
+            with one_thread() as runner, suppress(SourceUnreachable, StoreError):
                 runner.run(other.round(now))
                 other.prune(now)
 
@@ -142,8 +140,7 @@ class NodesWalk(Walk):
         """Let every node work without a fault for some days; then all must be the same."""
         self._calm = True
         now = self.end + timedelta(days=5)
-        self._loop = asyncio.Runner()
-        self._loop.get_loop().set_default_executor(Inline())
+        self._loop = one_thread()
         with self._loop, conversions_here():
             for _ in range(2):
                 for node in self.nodes:

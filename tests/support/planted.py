@@ -22,5 +22,5 @@ def planted(program: str) -> Iterator[None]:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder, "planted.py")
         path.write_text(program)
-        patch.setattr(process, "COMMAND", (sys.executable, str(path)))
+        patch.setattr(process, "COMMAND", (sys.executable, "-P", "-S", str(path)))
         yield
