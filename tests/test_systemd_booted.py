@@ -251,7 +251,7 @@ def test_a_missing_credential_stops_the_start(installed: tuple[Machine, str]) ->
 
 def test_port_22_comes_by_a_socket_and_needs_no_right(machine: Machine) -> None:
     """The manual's lines for it, typed as they are; a connection starts the service if it is not running."""
-    machine.run(blocks("Installing")[2])
+    machine.run(blocks("Installing")[3])
     machine.run("sed 's/^.127.0.0.1.:2222/127.0.0.1/' /root/known_hosts >> /root/known_hosts.22;"
                 " cat /root/known_hosts.22 >> /root/known_hosts")  # fmt: skip
     assert fetch(machine, small(), port=22) == published(machine, small())
