@@ -115,7 +115,10 @@ class Running:
 
     def wait(self) -> int:
         """Wait for its end; the exit code. Everything that it said has been read then."""
-        code = self.process.wait(PATIENCE)
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"it did not end:\n{self.text}") from error
         for reader in self._readers:
             reader.join(PATIENCE)
         return code
