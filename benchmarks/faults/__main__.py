@@ -25,7 +25,7 @@ from .result import Campaign, Fault, as_table, run_part
 PARTS: dict[str, tuple[float, float]] = {
     "crash": (24, 40),
     "disk": (15, 80),
-    "power": (15, 30),
+    "power": (15, 45),
     "bucket": (11, 40),
     "network": (41, 40),
     "clock": (5, 50),

@@ -162,15 +162,17 @@ def live(job: tuple[bool, Life]) -> tuple[bool, int, int, list[str]]:
 
 
 def all_results(pool: ProcessPoolExecutor, work: Any, jobs: Iterable[Any], more: Any) -> Iterator[Any]:
-    """The results of the jobs, as long as there is time for ``more``; few are under way at a time."""
+    """The results of the first jobs, however late it is, and of others while there is time for ``more``."""
     waiting: set[Future[Any]] = set()
     source = iter(jobs)
+    started = 0
     while True:
-        while len(waiting) < AT_ONCE + 1 and more():
+        while len(waiting) < AT_ONCE + 1 and (started < AT_ONCE or more()):
             job = next(source, None)
             if job is None:
                 break
             waiting.add(pool.submit(work, job))
+            started += 1
         if not waiting:
             return
         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
