@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ async def test_the_page_says_first_what_is_wrong_then_the_days_then_the_service(
     assert f"\nCRITICAL  {day_before(6)} to {day_before(3)}: 4 days missing; 4 deadlines are over\n" in f"\n{wrong}"
     said = [line for line in wrong.splitlines() if line]
     assert len(said) == len(set(said)) and wrong.count(f"{day_before(2)} is held: 3 of 6 rows") == 1
-    for line in page.splitlines():
+    for line in page.replace(sys.executable, "python3").splitlines():  # a clone's folder may have the program's name
         assert "pickup-point" not in line or re.match(r" {12}(journalctl|systemctl) ", line), line
 
 
