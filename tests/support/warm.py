@@ -51,15 +51,21 @@ class Forked:
         self.stdout = os.fdopen(stdout, "rb", -1 if stdin is None else 0)
         self.stderr = None if stderr is None else os.fdopen(stderr, "rb")
         self._ended = ended
+        self._lock = threading.Lock()
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the process to end; return its exit code, or the negative number of the signal that killed it."""
         if self.returncode is None:
             if not select.select([self._ended], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            self.returncode = int(os.read(self._ended, 100))
-            os.close(self._ended)
+            with self._lock:  # one thread may wait while another one kills
+                if self.returncode is None:
+                    self.returncode = int(os.read(self._ended, 100))
         return self.returncode
+
+    def __del__(self) -> None:
+        """Close only now: another thread may have been about to wait, for what would be another file by then."""
+        os.close(self._ended)
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the process runs."""
