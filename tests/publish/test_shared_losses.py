@@ -323,14 +323,20 @@ async def test_an_entry_that_nobody_can_have_written_stops_a_node_with_a_sentenc
     assert b.served() == [name()]
 
 
-async def test_on_a_full_disk_what_others_pruned_makes_room_for_what_they_published(node: Callable[..., Site]) -> None:
-    """Though the one was published before the other was pruned: in the order of entries there would never be room."""
+async def pruned_and_published(node: Callable[..., Site]) -> tuple[Site, Site, date]:
+    """Two nodes, and the day that the first one has published and the second does not know; an older one is pruned."""
     a, b = node("a", keep_days=5), node("b", keep_days=5)
     await publish(a)
     await b.round(at(1, "05:36"))
     later = DAY + timedelta(days=6)
     await publish(a, later)
     a.prune(at(1, "06:00", later))
+    return a, b, later
+
+
+async def test_on_a_full_disk_what_others_pruned_makes_room_for_what_they_published(node: Callable[..., Site]) -> None:
+    """Though the one was published before the other was pruned: in the order of entries there would never be room."""
+    a, b, later = await pruned_and_published(node)
 
     def full(operation: str, _: str, done: bool) -> None:
         if operation == "fetch" and not done and b.files():
@@ -402,12 +408,7 @@ async def test_a_ledger_that_finds_no_room_gets_it_from_what_others_pruned(
     node: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk may be full for the ledger rather than for a file."""
-    a, b = node("a", keep_days=5), node("b", keep_days=5)
-    await publish(a)
-    await b.round(at(1, "05:36"))
-    later = DAY + timedelta(days=6)
-    await publish(a, later)
-    a.prune(at(1, "06:00", later))
+    a, b, later = await pruned_and_published(node)
     applied = b.ledger.entries.applied
 
     def full(*what: Any) -> None:
