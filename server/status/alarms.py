@@ -285,7 +285,11 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, 
         hint = f"journalctl -u pickup-point -n 20; {START_HINT}"
         found.append(Alarm(Level.CRITICAL, "feed_not_running", sentence, hint))
     elif last is None:
-        found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round has run yet", "systemctl start pickup-point"))
+        # The first round of a service takes as long as its days do, and may wait for RSS feeds before.
+        started = datetime.fromisoformat(facts[STARTED]) if STARTED in facts else None
+        if started is None or now - started > patience(poll_every):
+            hint = "journalctl -u pickup-point" if started is not None else "systemctl start pickup-point"
+            found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round has run yet", hint))
     elif now - datetime.fromisoformat(last) > patience(poll_every):
         hint = "systemctl status pickup-point; journalctl -u pickup-point"
         found.append(Alarm(Level.CRITICAL, "feed_not_running", ago, hint))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..publish.decisions import LATE_ROWS_IGNORED
 from ..publish.holds import OTHER_IDS, accept_command, outside_day, shrunk, way_out
 from ..storage.records import matched_share
+from ..triton import expires
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 class UserPickups:
     """How much of a day a user has: how many of its ``files`` were picked up ``whole``, and when the last of them was.
 
-    ``parts`` is what the user has of files that were begun but are not whole.
+    ``in_time`` is how many of them were before the day's deadline; ``parts`` is what the user has of files that were
+    begun but are not whole.
     """
 
     user: str
@@ -37,6 +39,7 @@ class UserPickups:
     files: int
     last: datetime | None
     parts: tuple[Delivered, ...] = ()
+    in_time: int = 0
 
     @property
     def begun(self) -> bool:
@@ -259,7 +262,7 @@ def _one(
 ) -> DayOverview:
     """Return one day; ``by_owner`` is what users have of files, by (file's name, user's name)."""
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
-    taken = tuple(_user(name, standing, by_owner) for name, _ in users)
+    taken = tuple(_user(name, day, standing, by_owner) for name, _ in users)
     required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
     # A day is picked up once every required user has every file. If none is required, nobody is waited for, and the day
     # is picked up once all users have it.
@@ -296,12 +299,15 @@ def _one(
     )
 
 
-def _user(name: str, logs: Sequence[LedgerLog], by_owner: Mapping[tuple[str, str], Delivered]) -> UserPickups:
-    """Return how much of some files a user has."""
+def _user(
+    name: str, day: date, logs: Sequence[LedgerLog], by_owner: Mapping[tuple[str, str], Delivered]
+) -> UserPickups:
+    """Return how much of the files of a day a user has."""
     own = [what for entry in logs if (what := by_owner.get((str(entry.name), name))) is not None]
     ends = [what.completed for what in own if what.completed is not None]
     parts = tuple(what for what in own if what.completed is None)
-    return UserPickups(name, len(ends), len(logs), max(ends, default=None), parts)
+    in_time = sum(1 for end in ends if end <= expires(day))
+    return UserPickups(name, len(ends), len(logs), max(ends, default=None), parts, in_time)
 
 
 def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool, *, overdue: bool) -> str:

@@ -12,7 +12,7 @@ from server.errors import SourceUnreachable
 from server.pickups import PickupProgress
 from server.publish.holds import HoldPolicy
 from server.publish.store_state import StoreState
-from server.status.alarms import Alarm, Level, Measured, Partner, Store, alarms
+from server.status.alarms import STARTED, Alarm, Level, Measured, Partner, Store, alarms
 from server.status.deadlines import DeadlinePolicy
 from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, name, rows_of
 
@@ -397,6 +397,8 @@ def test_a_partner_that_fell_silent_alarms(silent: timedelta, longest: timedelta
 @pytest.mark.parametrize(("facts", "expected"), [
     (RUNNING, []),
     ({}, [("CRITICAL", "feed_not_running")]),
+    ({STARTED: (NOW - timedelta(minutes=35)).isoformat()}, []),
+    ({STARTED: (NOW - timedelta(minutes=36)).isoformat()}, [("CRITICAL", "feed_not_running")]),
     ({"last_round": (NOW - timedelta(minutes=35)).isoformat()}, []),
     ({"last_round": (NOW - timedelta(minutes=36)).isoformat()}, [("CRITICAL", "feed_not_running")]),
     (RUNNING | {"source_error": "no bucket", "source_hint": "make it"}, [("WARNING", "source")]),
