@@ -173,11 +173,11 @@ def next_deadline(day: DayOverview) -> tuple[str, Urgency | None]:
 
 
 def deadline_words(deadline: Deadline) -> str:
-    """Return how a deadline stands: ``in time, 41 h before``, ``3 h late``, ``in 20 h``, ``3 h ago``."""
+    """Return how a deadline stands: ``in time``, ``3 h late``, ``in 20 h``, ``3 h ago``."""
     left = span(deadline.left)
     if deadline.urgency is Urgency.LATE:
         return f"{left} {'ago' if deadline.done is None else 'late'}"
-    return f"in {left}" if deadline.done is None else f"in time, {left} before"
+    return f"in {left}" if deadline.done is None else "in time"
 
 
 def calendar_state(day: DayOverview) -> str:
