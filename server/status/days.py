@@ -129,6 +129,11 @@ class DayOverview:
         return list(dict.fromkeys([*self.remarks, *filter(None, found)]))
 
     @property
+    def counted(self) -> bool:
+        """Whether its rows are known: they are not if they were never read, or went with a lost ledger."""
+        return self.rows > 0 or any(publication.tally is not None for publication in self.publications)
+
+    @property
     def logs(self) -> list[LedgerLog]:
         """The files of the day."""
         return [entry for publication in self.publications for entry in publication.logs]

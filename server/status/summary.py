@@ -108,8 +108,9 @@ def _of_state(day: DayOverview, config: Config, silent: Collection[str]) -> Summ
 
 def rows_sentence(day: DayOverview) -> str:
     """Return what became of a day's rows, or ''."""
-    if not (day.rows or day.publications):
-        return ""
+    if not day.counted:
+        lost = f"{day.lines:,} lines for the partner; how many rows they come from was lost with an earlier ledger."
+        return lost if day.publications else ""
     good = day.rows - day.filtered - day.rejected
     kept = [f"{day.lines:,} lines for the partner" if day.publications else f"{good:,} could be lines"]
     kept += [f"{left_out(day):,} filtered", f"{day.rejected:,} rejected"]

@@ -260,7 +260,7 @@ def _row(day: DayOverview) -> Row:
     words, urgency = next_deadline(day)
     return Row(
         day.day, day.state, look, sign, size_text(day.export.size) if day.export is not None else "",
-        bool(day.publications or day.rows), day.rows, left_out(day), day.rejected, day.lines, len(day.logs),
+        day.counted, day.rows, left_out(day), day.rejected, day.lines, len(day.logs),
         day.published_at, pickup_words(day), words, _URGENCY_LOOKS[urgency],
     )  # fmt: skip
 

@@ -173,6 +173,19 @@ async def test_rows_that_an_earlier_file_sent_are_not_called_filtered(site: Site
     assert rows_sentence(day) == "112 rows from Megaphone: 112 lines for the partner, 0 filtered, 0 rejected."
 
 
+async def test_rows_that_were_lost_with_a_ledger_are_not_none(site: Site) -> None:
+    """A new ledger adopts the files of the folder: their lines are known, and nothing about the rows."""
+    await lived(site, put="04:00")
+    site.stop()
+    for path in site.point.ledger_path.parent.glob("ledger.sqlite3*"):
+        path.unlink()
+    site.start()
+    site.publisher.adopt(site.feed.rules, at(1, "08:00"))
+    day = site.days(at(1, "09:00"))[DAY]
+    assert rows_sentence(day).startswith("100 lines for the partner; how many rows they come from was lost")
+    assert not day.counted
+
+
 async def test_a_day_that_nobody_has_to_fetch_is_ready(site: Site) -> None:
     """As in the demo, whose user is not required; and the alarm's time is not counted."""
     await lived(site, put="04:00")
