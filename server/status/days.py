@@ -375,7 +375,8 @@ def _remarks(publications: Sequence[Publication]) -> Iterator[str]:
     for publication in publications:
         if publication.remark:
             followed = publication.kind == "late" and publication.published_at is not None
-            yield publication.remark + " followed in a file of their own" * followed
+            again = "sent again: " * (publication.kind == "resend")
+            yield again + publication.remark + " followed in a file of their own" * followed
         if publication.tally is not None:
             yield from outside_day(publication.tally)
 

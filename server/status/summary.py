@@ -72,8 +72,9 @@ def _of_state(day: DayOverview, config: Config, silent: Collection[str]) -> Summ
             sentence = f"Megaphone is still writing this day; it {final}."
             return Summary("Not yet", "waiting", sentence)
         case "unmarked":
-            sentence = f"{_sentence(day.why)} Without it the day is published as it is after {instant(given_up)}."
-            return Summary("Not yet", "waiting", sentence, PUBLISHER, to_do)
+            otherwise = f"Without it the day is published as it is after {instant(given_up)}."
+            asks = tuple(step for step in to_do if "give_up_waiting" not in step.prose)  # `otherwise` says when
+            return Summary("Not yet", "waiting", f"{_sentence(day.why)} {otherwise}", PUBLISHER, asks)
         case "settling":
             patience, at = config.export.settle, day.export.last_modified if day.export is not None else None
             written = f" {_at(at)}; it is published after {instant(at + patience)}" if at is not None else ""
@@ -85,8 +86,8 @@ def _of_state(day: DayOverview, config: Config, silent: Collection[str]) -> Summ
             sentence = "Megaphone has delivered no export for this day, so there is nothing to publish."
             return Summary("No", "bad", sentence, PUBLISHER, to_do)
         case "stale":
-            sentence = f"{_sentence(day.why)} What there is is published as it is after {instant(given_up)}."
-            return Summary("No", "bad", sentence, PUBLISHER, to_do)
+            otherwise = f"If the rest does not come, the day is published as it is after {instant(given_up)}."
+            return Summary("No", "bad", f"{_sentence(day.why)} {otherwise}", PUBLISHER, to_do)
         case "held":
             who = f"{SERVER}, once you have agreed that the day goes out as it is"
             return Summary("No", "bad", f"The day is held back: {day.why}.", who, to_do)
@@ -158,7 +159,9 @@ def _picked_up(day: DayOverview, required: Collection[str]) -> Summary:
 
 def _published(day: DayOverview, required: Collection[str], pull_every: timedelta, silent: Collection[str]) -> Summary:
     sentence = f"Published {_at(day.published_at)}"
-    if day.deadlines.published.urgency is Urgency.LATE:
+    if resent := [it.published_at for it in day.publications if it.kind == "resend"]:
+        sentence = f"Sent again {_at(resent[-1])}"
+    elif day.deadlines.published.urgency is Urgency.LATE:
         sentence += f", {span(day.deadlines.published.left)} late"
     if not day.waits_for_pickup:
         return Summary("Ready", "good", f"{sentence}; no user is required to pick it up.")

@@ -195,7 +195,7 @@ def one_day(day: DayOverview, details: DayDetails, snapshot: Snapshot, config: C
         "sign": sign,
         "card": card(day, snapshot, config, call, "In plain words"),
         "causes": _shown(others, call),
-        "notes": notes([day], causes([alarm for alarm in snapshot.alarms if alarm.subject == str(day.day)], [day])),
+        "notes": [note.removeprefix(f"{day.day}: ") for note in notes([day], causes(snapshot.alarms, [day]))],
         "deadlines": [
             (what, deadline.by, deadline.done, deadline_words(deadline), _URGENCY_LOOKS[deadline.urgency])
             for what, deadline in deadlines

@@ -111,6 +111,7 @@ async def test_what_is_not_final_says_when_it_is_published_all_the_same(make_sit
         await site.round(at(1, "15:00"))
         told = summary(site.days(at(1, "15:01"))[DAY], page_config(site.root))
         assert told.sentence.endswith("published as it is after 2026-11-21 23:00Z.")
+        assert [step.prose[:3] for step in told.steps] == ["ask"]
     broken.put(rows_of(DAY, 10), at(1, "04:00"), cut=20)
     await broken.round(at(1, "05:30"))
     told = summary(broken.days(at(1, "05:31"))[DAY], page_config(broken.root))
@@ -171,6 +172,14 @@ async def test_rows_that_an_earlier_file_sent_are_not_called_filtered(site: Site
     day = site.days(at(1, "09:00"))[DAY]
     assert day.filtered == 100 and left_out(day) == 0
     assert rows_sentence(day) == "112 rows from Megaphone: 112 lines for the partner, 0 filtered, 0 rejected."
+
+
+async def test_a_day_that_is_sent_again_has_to_be_fetched_again(site: Site) -> None:
+    """The partner has fetched what it voided: "published at 05:30, not fetched yet" would be wrong."""
+    await lived(site, put="04:00", taken=TAKEN)
+    await site.round(at(1, "08:10"), DAY, resend="void")
+    told = summary(site.days(at(1, "09:00"))[DAY], page_config(site.root))
+    assert told.sentence.startswith("Sent again at 2026-11-21 08:10Z; triton has not fetched it yet.")
 
 
 async def test_rows_that_were_lost_with_a_ledger_are_not_none(site: Site) -> None:
