@@ -10,7 +10,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..publish.decisions import LATE_ROWS_IGNORED
-from ..publish.holds import OTHER_IDS, accept_command, outside_day, shrunk, way_out
+from ..publish.holds import OTHER_IDS, accept_command, outside_day, published_when_given_up, shrunk, way_out
 from ..storage.records import matched_share
 from ..triton import expires
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
@@ -109,6 +109,7 @@ class DayOverview:
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
     late_ignored: str = ""  # why what is new in the export of a published day is not sent
+    goes_out_undecided: bool = False  # held, but published at give_up_waiting if nobody decides before
     late_held: str = ""  # why the late rows of a published day are held
     resend_held: str = ""  # that sending it again, as an operator asked, is held, and why
     unsent: int = 0  # rows that came too late to be sent, or were withheld until then
@@ -299,6 +300,7 @@ def _one(
         remarks=tuple(_remarks(publications)),
         waits_for_pickup=bool(required),
         late_failure=_late_failure(record, publications),
+        goes_out_undecided=bool(state == "held" and record and record.hold and published_when_given_up(record.hold)),
         late_held=held if held_late else "",
         resend_held=f"sending it again is held: {held}" if held and not held_late else "",
     )

@@ -90,7 +90,9 @@ def _of_state(day: DayOverview, config: Config, silent: Collection[str]) -> Summ
             return Summary("No", "bad", f"{_sentence(day.why)} {otherwise}", PUBLISHER, to_do)
         case "held":
             who = f"{SERVER}, once you have agreed that the day goes out as it is"
-            return Summary("No", "bad", f"The day is held back: {day.why}.", who, to_do)
+            otherwise = f"If nobody decides, it is published as it is after {instant(given_up)}."
+            sentence = f"The day is held back: {day.why}."
+            return Summary("No", "bad", f"{sentence} {otherwise}" if day.goes_out_undecided else sentence, who, to_do)
         case "failed":
             return Summary("No", "bad", f"The day could not be published: {day.why}.", SERVER, to_do)
         case "unknown":
