@@ -308,7 +308,7 @@ async def test_rows_that_came_too_late_are_told_until_the_day_is_over_or_sent_ag
     assert site.days(at(3, "02:02"))[DAY].as_json()["remarks"] == ["4 rows came too late to be sent"]
     await site.round(at(3, "05:00"), DAY, resend="Triton takes it")
     assert "day_unsent" not in of_day(site, at(3, "05:01"))
-    assert site.days(at(3, "05:01"))[DAY].notes == ["Triton takes it"]
+    assert site.days(at(3, "05:01"))[DAY].notes == ["sent again: Triton takes it"]
 
 
 async def test_a_resend_that_is_held_is_told(site: Site) -> None:
