@@ -40,6 +40,7 @@ class UserPickups:
     last: datetime | None
     parts: tuple[Delivered, ...] = ()
     in_time: int = 0
+    required: bool = True  # whether the deadlines wait for this user
 
     @property
     def begun(self) -> bool:
@@ -268,8 +269,8 @@ def _one(
 ) -> DayOverview:
     """Return one day; ``by_owner`` is what users have of files, by (file's name, user's name)."""
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
-    taken = tuple(_user(name, day, standing, by_owner) for name, _ in users)
-    required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
+    taken = tuple(replace(_user(name, day, standing, by_owner), required=needed) for name, needed in users)
+    required = [user for user in taken if user.required]
     # A day is picked up once every required user has every file. If none is required, nobody is waited for, and the day
     # is picked up once all users have it.
     asked = required or taken

@@ -60,7 +60,6 @@ def summary(day: DayOverview, config: Config, store: StoreState | None = None, s
 
 def _of_state(day: DayOverview, config: Config, silent: Collection[str]) -> Summary:
     to_do = tuple(steps(day.cure))
-    required = [user.name for user in config.sftp.users if user.required]
     given_up = start_of(day.day) + config.export.give_up_waiting
     match day.state:
         case "open":
@@ -104,9 +103,9 @@ def _of_state(day: DayOverview, config: Config, silent: Collection[str]) -> Summ
             )
             return Summary(taken, "none", sentence)
         case "picked up":
-            return _picked_up(day, required)
+            return _picked_up(day)
         case _:
-            return _published(day, required, config.alerts.pull_every, silent)
+            return _published(day, config.alerts.pull_every, silent)
 
 
 def rows_sentence(day: DayOverview) -> str:
@@ -143,9 +142,9 @@ def _with_store(found: Summary, day: DayOverview, store: StoreState) -> Summary:
     return Summary(word, mood, sentence, SERVER if store.error else NOBODY, tuple(steps(store.hint)))
 
 
-def _picked_up(day: DayOverview, required: Collection[str]) -> Summary:
+def _picked_up(day: DayOverview) -> Summary:
     deadline = day.deadlines.picked_up
-    asked = [user for user in day.pickups if user.user in required or not required]
+    asked = [user for user in day.pickups if user.required or not day.waits_for_pickup]
     names = _named(user.user for user in asked) or "The partner"
     sentence = f"{names} picked it up {_at(deadline.done)}"
     if not day.waits_for_pickup:
@@ -159,7 +158,7 @@ def _picked_up(day: DayOverview, required: Collection[str]) -> Summary:
     return Summary(word, "bad", sentence, f"{PARTNER}: ask whether what came too late can still be counted")
 
 
-def _published(day: DayOverview, required: Collection[str], pull_every: timedelta, silent: Collection[str]) -> Summary:
+def _published(day: DayOverview, pull_every: timedelta, silent: Collection[str]) -> Summary:
     sentence = f"Published {_at(day.published_at)}"
     if resent := [it.published_at for it in day.publications if it.kind == "resend"]:
         sentence = f"Sent again {_at(resent[-1])}"
@@ -168,7 +167,7 @@ def _published(day: DayOverview, required: Collection[str], pull_every: timedelt
     if not day.waits_for_pickup:
         return Summary("Ready", "good", f"{sentence}; no user is required to pick it up.")
     deadline = day.deadlines.picked_up
-    asked = [user for user in day.pickups if user.user in required]
+    asked = [user for user in day.pickups if user.required]
     lacking = [user for user in asked if not user.done]
     over = deadline.urgency is Urgency.LATE
     sentence += f"; {', '.join(map(_so_far, asked))}. The deadline "
