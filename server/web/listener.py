@@ -137,7 +137,9 @@ class Listener:
         except Exception as error:  # the service carries on, and the client sees no details
             why = unexpected(error)
             log.error("web could not answer", why=str(why), hint=why.hint)
-            answer = text(500, "this page could not be made; the service's journal says where it failed")
+            # A screen on a wall must not stay there: what failed once may work in a minute.
+            sentence = "this page could not be made; the service's journal says where it failed"
+            answer = text(500, sentence, Refresh="60")
         return response(answer)
 
     async def _decide(self, request: BaseRequest, address: Address) -> Answer:

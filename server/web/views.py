@@ -155,7 +155,7 @@ def overview(snapshot: Snapshot, config: Config, call: Call) -> dict[str, Any]:
             if (day := today - timedelta(days=back)) in by_day
         ],
         "coming": _coming(snapshot.days),
-        "begins": _begins(config.export, today),
+        "begins": _begins(config.export, today) if today - timedelta(days=1) not in by_day else None,
         "weeks": _weeks(by_day, today),
         "legend": [(*LOOKS[state], words) for state, words in LEGEND],
         "rows_plot": rows_plot(by_day, today),

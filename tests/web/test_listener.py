@@ -346,7 +346,8 @@ async def test_an_error_that_nobody_thought_of_shows_its_place_in_the_log_only(
 
     async with serving(tmp_path) as served:
         monkeypatch.setattr("server.web.site.views.overview", broken)
-        status, _, body = await served.get("/")
+        status, headers, body = await served.get("/")
     said = capsys.readouterr()
-    assert status == 500 and b"s3cret" not in body and "s3cret" not in said.out + said.err
+    assert (status, headers.get("Refresh")) == (500, "60")
+    assert b"s3cret" not in body and "s3cret" not in said.out + said.err
     assert "RuntimeError at" in said.out + said.err
