@@ -185,7 +185,7 @@ def one_day(day: DayOverview, details: DayDetails, snapshot: Snapshot, config: C
         }
         for it in day.publications
     ]
-    look, sign = LOOKS[day.state]
+    look, sign = LOOKS[calendar_state(day)]
     deadlines = [("published", day.deadlines.published)]
     deadlines += [("picked up", day.deadlines.picked_up)] * day.waits_for_pickup
     return {

@@ -103,6 +103,18 @@ async def test_a_day_with_something_wrong_is_nobodys_peace_though_it_has_arrived
             assert "Nobody has to" not in text
 
 
+async def test_a_day_that_came_too_late_is_wrong_wherever_it_is_shown(site: Site) -> None:
+    """In the calendar, in the table and on its own page; the calendar's words say how, for those who see no colour."""
+    site.put(rows_of(DAY, 5), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    site.pick_up(at(3, "02:00"))
+    async with serving(site.root, at(3, "09:00")) as served:
+        shown, of_day = await page(served, "/"), await page(served, f"/days/{DAY}")
+    looks = [str(attributes.get("class")) for tag, attributes in shown.tags if attributes.get("href") == f"/days/{DAY}"]
+    assert "cell bad" in looks and f"{DAY}: picked up, too late" in shown.text
+    assert [attributes.get("class") for _, attributes in of_day.tags].count("state bad") == 1
+
+
 async def test_a_day_before_the_first_one_is_not_expected(site: Site) -> None:
     """On the first mornings there is no yesterday, and the page says which day will be the first."""
     site.put(rows_of(DAY, 5), at(0, "12:00"))
