@@ -125,7 +125,7 @@ async def test_a_day_held_for_rejects_is_published_when_waiting_is_given_up(site
     assert await site.word(at(1, "22:59")) == "held"
     assert await site.word(at(1, "23:00")) == "published"
     assert len(site.ids()) == 51
-    assert site.days(at(1, "23:00"))[DAY].remarks[0].startswith("published at give_up_waiting although held")
+    assert site.days(at(1, "23:00"))[DAY].remarks[0].startswith("held until export.give_up_waiting, then published")
     assert "day_given_up" in site.alarm_names(at(1, "23:00"))
 
 

@@ -117,5 +117,6 @@ async def test_a_remark_is_told_once_and_for_all_its_days(site: Site) -> None:
             await site.round(at(1, "06:00", day), day, resend="void")
     now = at(4, "06:00")
     days = list(site.days(now).values())
-    assert notes(days, []) == ["2026-11-20 to 2026-11-22: void"]
-    assert notes(days, causes([Alarm(Level.WARNING, "x", f"{DAY}: void", "", str(DAY))], days)) == []
+    again = "the whole day was sent again: void"
+    assert notes(days, []) == [f"2026-11-20 to 2026-11-22: {again}"]
+    assert notes(days, causes([Alarm(Level.WARNING, "x", f"{DAY}: {again}", "", str(DAY))], days)) == []
