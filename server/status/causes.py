@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..hints import Step, steps
+from ..publish.first_delivery import NOTHING_DELIVERED
 from .alarms import STATE_ALARMS
 from .days import span
 from .deadlines import Urgency
@@ -29,8 +30,8 @@ _NOT_DONE = {
     "day_not_picked_up": "not picked up yet",
     "day_not_stored": "not in the store, where the partner reads",
 }
-# An alarm, and the alarm of days that cannot be published, or stored, while it stands.
-_BLOCKS = {"source": "day_not_published", "store": "day_not_stored"}
+# An alarm, and the alarm of days that cannot be seen, published or stored while it stands.
+_BLOCKS = {NOTHING_DELIVERED: "day_missing", "source": "day_not_published", "store": "day_not_stored"}
 
 
 class Cause(NamedTuple):
@@ -65,7 +66,11 @@ def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
         if day is None:
             # The cause is as bad as what it leads to, and comes before it.
             held_up = _BLOCKS.get(alarm.name)
-            blocked = [other.level for other in alarms if other.name == held_up and other.subject not in in_state]
+            blocked = [
+                other.level
+                for other in alarms
+                if other.name == held_up and (held_up in STATE_ALARMS or other.subject not in in_state)
+            ]
             found.append(Cause(max([alarm.level, *blocked]), alarm.sentence, tuple(steps(alarm.hint))))
         elif alarm.name != "day_not_published" or alarm.subject not in in_state:
             parts.append(_part(alarm, day, late.get(alarm.subject)))

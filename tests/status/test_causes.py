@@ -82,6 +82,17 @@ async def test_a_source_that_is_away_comes_before_the_days_that_it_holds_up(site
     assert causes([away, *held], days)[-1] == Cause(Level.WARNING, "the bucket is away", (Step("wait", ""),))
 
 
+async def test_a_wrong_place_comes_before_the_days_that_it_lacks(site: Site) -> None:
+    """Whoever reads first that days are missing asks Megaphone for what is there."""
+    (site.exports / "sub").mkdir()
+    (site.exports / "sub" / f"metrics-day-{DAY}.json.gz").write_bytes(b"x")
+    now = at(1, "12:00")
+    await site.round(now)
+    wrong, missing = causes(site.alarms(now), site.days(now).values())
+    assert wrong.level is missing.level is Level.CRITICAL
+    assert wrong.steps == (Step(f'set export.url = "{site.exports}/sub"', ""),) and missing.days == (DAY,)
+
+
 async def test_remarks_that_differ_in_their_share_alone_are_one_line(site: Site) -> None:
     """Days after days with tokens that nobody decided on: one line, with the largest share."""
     days = [DAY, DAY + timedelta(days=1)]
