@@ -293,6 +293,11 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, 
         sentence = "; ".join(filter(None, (f"the service is not running{stopped}", ago)))
         hint = f"journalctl -u pickup-point -n 20; {START_HINT}"
         found.append(Alarm(Level.CRITICAL, "feed_not_running", sentence, hint))
+    elif last is None and running and STARTED in facts:
+        # A first start pages nobody: it may have three large days to publish.
+        begun = now - datetime.fromisoformat(facts[STARTED]) <= patience(poll_every)
+        level, sentence = Level.WARNING if begun else Level.CRITICAL, "the first round has not ended yet"
+        found.append(Alarm(level, "feed_not_running", sentence, "journalctl -u pickup-point -n 20"))
     elif last is None:
         found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round has run yet", "systemctl start pickup-point"))
     elif now - datetime.fromisoformat(last) > patience(poll_every):

@@ -397,6 +397,8 @@ def test_a_partner_that_fell_silent_alarms(silent: timedelta, longest: timedelta
 @pytest.mark.parametrize(("facts", "expected"), [
     (RUNNING, []),
     ({}, [("CRITICAL", "feed_not_running")]),
+    ({"service_started": (NOW - timedelta(minutes=35)).isoformat()}, [("WARNING", "feed_not_running")]),
+    ({"service_started": (NOW - timedelta(minutes=36)).isoformat()}, [("CRITICAL", "feed_not_running")]),
     ({"last_round": (NOW - timedelta(minutes=35)).isoformat()}, []),
     ({"last_round": (NOW - timedelta(minutes=36)).isoformat()}, [("CRITICAL", "feed_not_running")]),
     (RUNNING | {"source_error": "no bucket", "source_hint": "make it"}, [("WARNING", "source")]),
