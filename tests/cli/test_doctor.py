@@ -308,7 +308,7 @@ async def test_a_user_who_may_not_connect_from_this_machine_is_not_tried(service
         (("--user", "tritone"), 2, "tritone is not a configured user", "the users are: triton, second"),
         (("--user", "triton"), 2, "--user needs --password-file or --identity", "doctor --help"),
         (("--password-file", "password"), 2, "missing --user: one of triton, second", "doctor --help"),
-        (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "exclude each other",
+        (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "cannot be used together",
          "--user second --password-file password"),
         (("--user", "second", "--password-file", "nowhere"), 1, "cannot read nowhere", "ls -l nowhere"),
         (("--user", "second", "--password-file", "latin"), 1, "latin is not UTF-8: its first line has the byte 0xFC",

@@ -113,9 +113,9 @@ async def test_a_day_of_another_days_rows_is_held(site: Site) -> None:
     site.put(rows_of(NEXT, 49) + rows_of(DAY, 1, 4), at(2, "04:10"), NEXT)
     outcome = await site.round(at(2, "05:35"))
     assert [result.word for result in outcome.results] == ["held", "published", "open"]
-    assert "60.0% of the lines are outside their day" in outcome.results[0].sentence
+    assert "60.0% of the lines belong to another day" in outcome.results[0].sentence
     noticed = [alarm.sentence for alarm in site.alarms(at(2, "05:36")) if alarm.name == "day_noticed"]
-    assert noticed == [f"{NEXT}: 2.0% of the lines are outside their day"]
+    assert noticed == [f"{NEXT}: 2.0% of the lines belong to another day"]
     assert await site.word(at(2, "06:00"), DAY, accept=True) == "published"
 
 

@@ -332,7 +332,7 @@ async def test_a_new_version_with_the_rows_of_another_day_is_told(site: Site) ->
     await site.round(at(3, "02:00"))
     told = [alarm.sentence for alarm in site.alarms(at(3, "02:02")) if alarm.name in ("day_noticed", "day_shrunk")]
     foreign, fewer = (
-        "its new version brought: 100.0% of the lines are outside their day",
+        "its new version brought: 100.0% of the lines belong to another day",
         "its export was rewritten to 6 rows",
     )
     assert any(foreign in sentence for sentence in told) and any(fewer in sentence for sentence in told)
@@ -345,7 +345,7 @@ async def test_an_accepted_day_with_the_rows_of_another_day_is_told(site: Site) 
     site.put(rows_of(DAY - timedelta(days=1), 5), at(1, "04:10"))
     assert await site.word(at(1, "05:35")) == "held"
     assert await site.word(at(1, "06:00"), DAY, accept=True) == "published"
-    told = "100.0% of the lines are outside their day"
+    told = "100.0% of the lines belong to another day"
     assert of_day(site, at(1, "06:01"))["day_noticed"].sentence == f"{DAY}: {told}"
     assert told in site.days(at(1, "06:01"))[DAY].as_json()["remarks"]
 
