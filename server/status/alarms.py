@@ -160,7 +160,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
         # While there is time, Megaphone may still deliver or rewrite the day.
         if day.state in ("missing", "stale") and day.deadlines.published.urgency is Urgency.AHEAD:
             level = Level.WARNING
-        found.append(Alarm(level, f"day_{day.state}", f"{day.day} is {day.state}", day.advice))
+        found.append(Alarm(level, f"day_{day.state}", f"{day.day} {day.state_in_words}", day.advice))
     for verb, deadline in (("published", day.deadlines.published), ("picked up", day.deadlines.picked_up)):
         waited_for = verb == "published" or (day.published_at is not None and day.waits_for_pickup)
         if not deadline.alarming or not waited_for or day.state == "open":

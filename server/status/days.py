@@ -112,6 +112,11 @@ class DayOverview:
     foreign: str = ""  # that a version of its export of which nothing was sent has many rows of other days
 
     @property
+    def state_in_words(self) -> str:
+        """The state as a sentence about the day ends with it: ``is held``, ``has failed``."""
+        return "has failed" if self.state == "failed" else f"is {self.state}"
+
+    @property
     def advice(self) -> str:
         """What is wrong and what to do, or ''."""
         return "; ".join(filter(None, (self.why, self.cure)))

@@ -93,6 +93,19 @@ async def test_a_wrong_place_comes_before_the_days_that_it_lacks(site: Site) -> 
     assert wrong.steps == (Step(f'set export.url = "{site.exports}/sub"', ""),) and missing.days == (DAY,)
 
 
+async def test_why_a_day_is_not_published_is_no_thing_to_do(site: Site) -> None:
+    """It ends the sentence; what to do stands below."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    now = at(4, "01:00")
+    (cause,) = [cause for cause in causes(site.alarms(now), site.days(now).values()) if "no round" in cause.sentence]
+    assert cause.sentence == (
+        "2026-11-21, 2026-11-22: 2 days not published yet: no round has been able to look for its export since it "
+        "could be final; 2 deadlines are over"
+    )
+    assert cause.steps == (Step("", "pickup-point doctor"),)
+
+
 async def test_remarks_that_differ_in_their_share_alone_are_one_line(site: Site) -> None:
     """Days after days with tokens that nobody decided on: one line, with the largest share."""
     days = [DAY, DAY + timedelta(days=1)]
