@@ -27,8 +27,9 @@ from server.convert.log_writer import inflate
 from server.convert.row import RowConverter
 from server.convert.row_ids import pack_id
 from server.convert.tally import FilterReason, RowRejected
+from server.episodes.catalogue import Catalogue, Episode
 from server.megaphone.exports import DELIVERY_V2
-from server.triton import ColumnSpec, Layout, LogRules
+from server.triton import URL_LIMIT, ColumnSpec, Layout, LogRules
 
 from ..support.kernel_ways import (
     EPISODES,
@@ -350,6 +351,41 @@ def test_a_row_whose_line_fits_no_room_goes_the_exact_way() -> None:
     """A long text in a small block, in several columns."""
     rows = [orjson.dumps({**GOOD, "city": '"' * 300_000}), orjson.dumps({**GOOD, "id": "b"})]
     Ways(made("every field, percent")).agree(job(text_of(rows)))
+
+
+@pytest.mark.parametrize("length", [URL_LIMIT - 1, URL_LIMIT, URL_LIMIT + 1])
+@pytest.mark.parametrize(
+    ("url", "row", "is_odd"),
+    [
+        ("/{city}/", {"city": "c" * 40}, False),
+        ("/{city}/{id}/", {"city": "\u00e9 %" * 5}, False),
+        ("{guid}/", {"episode_id": "plain"}, False),
+        ("{token}/", {"episode_id": "plain"}, False),
+        ("{enclosure_url}/", {"episode_id": "plain"}, False),
+        ("/all.mp3", {"episode_id": "whole"}, False),  # its own URL
+        ("{enclosure_url}", {"episode_id": "published"}, False),  # as it was published
+        ("/\u00fc\u00fc{city}/", {}, True),  # counted in characters, of which bytes say little
+    ],
+)
+def test_a_url_is_as_long_as_it_may_be(url: str, row: dict[str, str], length: int, is_odd: bool) -> None:
+    """Of 2048 characters in all it is one, of one more it is not; and the kernel takes it up to its last byte."""
+    of = {"whole": Episode("g", "/" + "w" * (length - 1)), "published": Episode("g", "", "T", "/" + "p" * (length - 1))}
+    catalogue = Catalogue({"plain": EPISODES.episodes["plain"], **of})
+    one = orjson.dumps({**GOOD, **row})
+
+    def rules(filling: int) -> LogRules:
+        return LogRules(Layout(columns=(ColumnSpec("url", value="url"), *EVERY_VALUE)), url=url + "u" * filling)
+
+    def length_of(filling: int) -> int:
+        return len(RowConverter(Conversion(rules(filling), KEY, catalogue, DAY)).convert(one).line.split("\t")[0])
+
+    fixed = row.get("episode_id") in of
+    conversion = Conversion(rules(0 if fixed else length - length_of(0)), KEY, catalogue, DAY)
+    result = Ways(conversion).agree(job(one + b"\n"))
+    fits = length <= URL_LIMIT
+    falls_back = not fits and (url.startswith("{token}") or "enclosure" in url)  # an RSS feed costs no row
+    assert (result.tally.lines, result.tally.fallback_urls) == (fits or falls_back, falls_back)
+    assert len(odd_rows(conversion, one + b"\n")) == (is_odd or not fits)
 
 
 def test_published_lines_are_indexed_alike() -> None:
