@@ -285,6 +285,19 @@ def test_ids_that_come_again_are_rejected_wherever_they_stand() -> None:
     assert odd_rows(made("default"), text_of(mixed)) != []
 
 
+def test_ids_that_were_chosen_to_be_slow_are_told_apart_otherwise() -> None:
+    """Of one slot in the kernel's table, so that each is compared with all before it: ten million took half an hour."""
+    undo = pow(0xD6E8FEB86659FD93, -1, 1 << 64)  # what hash_id multiplies by
+    chosen = [(undo * number % (1 << 64)).to_bytes(8, "little") + bytes(8) for number in range(1000)]
+    slots = binding._slots(1000)
+    assert kernel()._library.ids_differ(b"".join(chosen), 1000, slots, len(slots)) == -1
+    assert kernel().ids_differ(b"".join(chosen)) is True
+    assert kernel().ids_differ(b"".join([*chosen, chosen[7]])) is False
+    random_ids = random.Random(1).randbytes(16 * 1000)
+    assert kernel().ids_differ(random_ids) is True
+    assert kernel().ids_differ(random_ids + random_ids[160:176]) is False
+
+
 def test_many_blocks_of_repeated_ids_stay_fast_by_the_kernel() -> None:
     """A repeated id sends its own rows the exact way, not the whole block."""
     rows = list(day_rows(DAY, 2000))
