@@ -120,6 +120,13 @@ class BlockConverter:
             return _too_long(job.number, b"".join(job.pieces))
         if job.task is Task.INDEX_LINES:
             return self._index_lines(job, b"".join(job.pieces))
+        try:
+            return self._convert_block(job)
+        finally:
+            self._rooms.leave()
+
+    def _convert_block(self, job: Job) -> Result:
+        """Return the result of a block of rows."""
         text = self._rooms.load(job.pieces)
         if self._kernel is None:
             block = self._convert_exactly(job, text)

@@ -380,8 +380,7 @@ class Rooms(threading.local):
     def load(self, pieces: Sequence[bytes | memoryview]) -> memoryview:
         """Copy a block to where the kernel reads it; return a view of it, ending with a newline, without the zeros."""
         size = sum(map(len, pieces)) + 1
-        # Rooms are kept for the next block, except those that one huge line made far too large.
-        if not size <= self._size <= max(4 * size, _LARGEST_KEPT):
+        if not size <= self._size:
             self._size = max(size, _SMALLEST)
             self._text = make_room(self._size + _PADDING)
             self._out = make_room(self._size + _SMALLEST)
@@ -401,6 +400,12 @@ class Rooms(threading.local):
         view[end : end + _PADDING] = bytes(_PADDING)
         self._loaded = end
         return view[:end]
+
+    def leave(self) -> None:
+        """Give back rooms that one huge line made far too large; others are kept for the thread's next block."""
+        if self._size > _LARGEST_KEPT:
+            self.__dict__.clear()
+            self._size = self._loaded = 0
 
     def block(
         self,

@@ -401,6 +401,14 @@ def test_a_url_is_as_long_as_it_may_be(url: str, row: dict[str, str], length: in
     assert len(odd_rows(conversion, one + b"\n")) == (is_odd or not fits)
 
 
+def test_rooms_that_a_huge_line_made_are_given_back() -> None:
+    """Each thread that ever had one kept them until it had another block."""
+    converter = BlockConverter(kernel(), made("default"))
+    for city, kept in (("x", True), ("x" * binding._LARGEST_KEPT, False), ("x", True)):
+        converter.do(job(orjson.dumps({**GOOD, "city": city})))
+        assert hasattr(converter._rooms, "_text") is kept
+
+
 def test_published_lines_are_indexed_alike() -> None:
     """Lines of a log with ids of any form, fewer cells than columns, empty lines, with and without a last newline."""
     ways = Ways(made("default"))
