@@ -3,7 +3,8 @@
 Touches this process alone. The promise: afterwards it can open no socket, start no program and no further process,
 send no signal to another one, limit or slow down none, and type nothing into the terminal it was started from; it
 cannot gain rights by any means, leaves no core dump, and ends with its parent. If the system offers less (another
-processor, a kernel without seccomp), everything else is still given up. Files it can open as its user can.
+processor, a kernel without seccomp), everything else is still given up. Files it can open as its user can: the memory
+of that user's processes in /proc, too, unless the system forbids it (kernel.yama.ptrace_scope).
 
 seccomp is set by prctl(2): the systemd unit's filter allows that, but refuses seccomp(2) and Landlock. No ctypes
 callback is used: that would need memory that is writable and executable, which the unit forbids.
