@@ -19,7 +19,8 @@ from ..errors import ConfigError, Problem, StoreError
 from ..storage.sequence import Terms
 from ..storage.shelf import open_shelf
 from ..threads import in_thread
-from .shared import LEFT, SharedSequence
+from .replay import LEFT
+from .shared import SharedSequence
 from .shared_pickups import SharedPickups
 from .store_state import NODE
 

@@ -115,8 +115,7 @@ class SharedPickups:
         def past(instant: str) -> str:
             # Nothing told by an object happened after the store took it: a node whose clock is ahead tells of a future,
             # and no silence of the partner's would be noticed before that.
-            late = written is not None and datetime.fromisoformat(instant) > written
-            return written.isoformat() if late and written is not None else instant
+            return instant if written is None or datetime.fromisoformat(instant) <= written else written.isoformat()
 
         try:
             found = orjson.loads(data)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..errors import StoreError
 from ..triton import LogName
+from .sequence import NoEntry, from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from ..s3.objects import Objects, ObjectStore
+    from .sequence import Entry
 
 _CHUNK = 1 << 20
 
@@ -82,6 +84,19 @@ def try_rights(shelf: Shelf, remove: Callable[[str], None]) -> bool:
         return not shelf.put_new(name, body)
     finally:
         remove(name)
+
+
+def entry_of(number: int, data: bytes) -> Entry:
+    """Return the entry that an object of the sequence holds.
+
+    Raises:
+        StoreError: it is none that this version can read.
+    """
+    try:
+        return from_bytes(number, data)
+    except NoEntry as error:
+        hint = "install the version that the other nodes have, or ask whoever else writes to the store"
+        raise StoreError(f"the shared store's {error}", hint=hint) from error
 
 
 @contextmanager

@@ -90,7 +90,7 @@ async def test_a_third_joins_empty_and_one_that_was_away_catches_up(
     node: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a checkpoint and what follows it; what was pruned meanwhile is not asked for, and its names are spent."""
-    monkeypatch.setattr("server.publish.shared.CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr("server.publish.replay.CHECKPOINT_EVERY", 3)
     a, b = node("a", keep_days=5), node("b", keep_days=5)
     for number in range(12):
         day = DAY.fromordinal(DAY.toordinal() + number)
@@ -118,7 +118,7 @@ async def test_who_joins_holds_no_more_than_one_entry_at_a_time(
     node: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Years of entries with the books of a large network are more than fits into memory."""
-    monkeypatch.setattr("server.publish.shared.CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("server.publish.replay.CHECKPOINT_EVERY", 4)
     a, b = node("a"), node("b")
     for number in range(5):
         day = DAY.fromordinal(DAY.toordinal() + number)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from server.errors import DataFolderError, LedgerError, NodesDiffer, StoreError
-from server.publish.shared import BEGINNING, LEFT, SharedSequence
+from server.publish.replay import BEGINNING, LEFT
+from server.publish.shared import SharedSequence
 from tests.support.site import DAY, Site, at, name, rows_of, same_everywhere
 
 if TYPE_CHECKING:
