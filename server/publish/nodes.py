@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..errors import ConfigError, Problem, StoreError
+from ..s3.retry import RetryPolicy
 from ..storage.sequence import Terms
 from ..storage.shelf import open_shelf
 from ..threads import in_thread
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+# With a store: clients wait for the start, and systemd ends one that takes 90 s. What is not known by then is found out
+# before the next entry.
+AT_START = RetryPolicy(connect=3, silence=5, call=10, sdk_tries=1)
 LOOK_EVERY = timedelta(seconds=30)  # between looks at the sequence: what other nodes publish is served this soon
 
 
@@ -56,10 +60,10 @@ def shared_sequence(
     return SharedSequence(_shelf(config.store), ledger, folder, terms, node_name(ledger))
 
 
-def _shelf(store: StoreSettings) -> Callable[[], AbstractContextManager[Shelf]]:
+def _shelf(store: StoreSettings, patience: RetryPolicy | None = None) -> Callable[[], AbstractContextManager[Shelf]]:
     from ..s3.objects import ObjectStore
 
-    return partial(open_shelf, ObjectStore(store.place), store.state_prefix)
+    return partial(open_shelf, ObjectStore(store.place, patience), store.state_prefix)
 
 
 def store_copy(
@@ -95,7 +99,7 @@ async def refuse_unfit_store(config: Config, shared: SharedSequence | None) -> N
     if config.store is None or shared is None:
         return
     try:
-        refuses = await in_thread(shared.keeps_the_first)
+        refuses = await in_thread(shared.keeps_the_first, _shelf(config.store, AT_START))
     except StoreError as error:  # no reason to stop: published logs are served without the store
         log.error("service could not try the shared store", why=str(error), hint=error.hint)
         return

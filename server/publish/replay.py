@@ -35,6 +35,7 @@ from ..storage.sequence import (
     to_bytes,
 )
 from ..storage.shelf import entry_of
+from .tending import LOST_HINT, numbers_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -45,30 +46,34 @@ if TYPE_CHECKING:
     from ..storage.records import LedgerLog, Publication
     from ..storage.shelf import Shelf
     from ..triton import LogName
+    from .tending import Tending
 
 log = structlog.get_logger()
 
 TERMS = "sequence_terms"  # a fact of the ledger: the newest terms of the sequence
 BEGINNING = "sequence_beginning"  # a fact: the id of the first entry that this node tries to write
 LEFT = "sequence_left"  # a fact: this node took part in the sequence, and has worked alone since
-LOST_HINT = "restore it from the bucket's versions; pickup-point manual two-nodes"
 
 
 class Replay:
     """Applies entries to the folder and the ledger of ``node``."""
 
-    def __init__(self, ledger: Ledger, folder: DataFolder, node: str) -> None:
+    def __init__(self, ledger: Ledger, folder: DataFolder, tending: Tending, node: str) -> None:
         self._ledger = ledger
+        self._tending = tending
         self._folder = folder
         self._node = node
         self._seen = 0  # the newest entry that the store was seen to hold as it was applied
 
     def catch_up(self, shelf: Shelf, *, anew: bool = False) -> int:
-        """Apply what is new, and return how many entries that are; ``anew``: look at the newest known one again."""
+        """Apply what is new, and return how many entries that are.
+
+        ``anew``, before a write: look at the newest known one again, and for a copy of one that is lost.
+        """
         head = self._head(shelf, anew=anew)
         # Packed, and unpacked one by one: a sequence of years with its books is more than fits into memory.
         new = self._from_checkpoint(shelf) if head == 0 else []
-        while (data := shelf.read(f"sequence/{entry_name(head + len(new) + 1)}", MOST_BYTES)) is not None:
+        while (data := self._next(shelf, head + len(new) + 1, anew=anew and not new)) is not None:
             new.append(zlib.compress(data, 1))
         self._refuse_other_history(new, head)
         # Known before any is applied: files pruned since are no longer in the store, and are not fetched.
@@ -81,28 +86,39 @@ class Replay:
             for name in gone:
                 self._folder.remove(name)
             raise
+        finally:
+            # Before anybody sees what it says.
+            self._tending.copy_newest(shelf)
         return len(new)
 
-    def _head(self, shelf: Shelf, *, anew: bool) -> int:
-        """Return the number of the newest applied entry, which must be in the store as it was applied.
+    def _next(self, shelf: Shelf, number: int, *, anew: bool) -> bytes | None:
+        data = shelf.read(f"sequence/{entry_name(number)}", MOST_BYTES)
+        return self._tending.restored(shelf, number) if data is None and anew else data
 
-        If it is not there, entries that others wrote after it may be lost as well.
-        """
+    def _head(self, shelf: Shelf, *, anew: bool) -> int:
+        """Return the number of the newest applied entry, which must be in the store as it was applied."""
         head = self._ledger.entries.head()
         if head == (0 if anew else self._seen):
             return head
+        left = self._ledger.facts().get(LEFT)
         data = shelf.read(f"sequence/{entry_name(head)}", MOST_BYTES)
+        # Whoever has left may have to begin anew, see below.
+        if data is None and not left:
+            self._tending.put_back_newest(shelf)
+            data = shelf.read(f"sequence/{entry_name(head)}", MOST_BYTES)
         if data is not None and entry_of(head, data).id == self._ledger.entries.id_of(head):
             self._seen = head
             return head
         # An operator has removed the sequence, so as to share again what this node has since published alone.
-        if data is None and self._ledger.facts().get(LEFT) and not any(map(shelf.list, ("sequence", "checkpoints"))):
+        if data is None and left and not any(map(shelf.list, ("sequence", "checkpoints"))):
             with self._ledger.together():
                 self._ledger.entries.forget()
                 self._ledger.note(**{TERMS: None, BEGINNING: None, LEFT: False})
             return 0
-        what = "is lost" if data is None else "is another one than this node has applied"
-        raise StoreError(f"entry {head} of the shared store's sequence {what}", hint=LOST_HINT)
+        if data is None:
+            raise StoreError(f"entry {head} of the shared store's sequence is lost", hint=LOST_HINT)
+        what = f"entry {head} of the shared store's sequence is another one than this node has applied"
+        raise StoreError(what, hint="pickup-point manual two-nodes")
 
     def _refuse_other_history(self, new: Sequence[bytes], head: int) -> None:
         """Refuse, before anything is applied, to mix what this data folder published by itself with the sequence."""
@@ -127,7 +143,7 @@ class Replay:
 
     def _from_checkpoint(self, shelf: Shelf) -> list[bytes]:
         """Return the entries of the newest checkpoint, each packed, for a ledger that has none yet."""
-        names = [shelved.name for shelved in shelf.list("checkpoints") if shelved.name.isdecimal()]
+        names = numbers_in(shelf, "checkpoints")
         data = shelf.read(f"checkpoints/{names[-1]}", MOST_CHECKPOINT) if names else None
         found = []
         try:

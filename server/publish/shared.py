@@ -29,9 +29,9 @@ from ..storage.sequence import MOST_BYTES, Entry, as_committed, blob_name, entry
 from ..storage.shelf import entry_of, try_rights
 from ..triton import LogFile
 from .clock import LEAP, LEAP_HINT, believed
-from .replay import BEGINNING, LOST_HINT, Replay
+from .replay import BEGINNING, Replay
 from .shared_pickups import BETWEEN, PICKUPS
-from .tending import Tending
+from .tending import LOST_HINT, Tending, numbers_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,8 +67,8 @@ class SharedSequence:
         self._folder = folder
         self._terms = terms
         self._node = node
-        self._replay = Replay(ledger, folder, node)
         self._tending = Tending(ledger, folder)
+        self._replay = Replay(ledger, folder, self._tending, node)
         self.on_change: Callable[[], None] = lambda: None  # called when other files are published than before
 
     @contextmanager
@@ -278,11 +278,13 @@ class SharedSequence:
             StoreError: it is not known whether the entry was written.
         """
         self._refuse_replacing(shelf, entry.number - 1)
-        # Only what is newer: the sequence grows for years.
         before, own = entry_name(entry.number - 1), entry_name(entry.number)
-        later = [shelved.name for shelved in shelf.list("sequence", before)]
+        # Before the entries are listed: one that another node writes in between would look lost.
+        more = self._tending.tells_of_more(shelf, entry.number - 1)
+        # Only what is newer: the sequence grows for years.
+        later = numbers_in(shelf, "sequence", before)
         taken = own in later
-        if not taken and (later or shelf.list("checkpoints", before)):
+        if not taken and (later or more):
             raise StoreError(f"entry {entry.number} of the shared store's sequence is lost", hint=LOST_HINT)
         if len(to_bytes(entry)) > MOST_BYTES:
             # A long history of a large network. Other nodes do without its books by podcast, not without the entry.
@@ -308,14 +310,17 @@ class SharedSequence:
                 raise Overtaken("another node has published meanwhile")
             entry = there
         self._replay.apply(shelf, entry, ())
+        self._tending.copy_newest(shelf)
 
-    def keeps_the_first(self) -> bool:
+    def keeps_the_first(self, open_shelf: Callable[[], AbstractContextManager[Shelf]]) -> bool:
         """Return whether of two objects with one name the store keeps the first: everything here rests on that.
+
+        ``open_shelf`` opens the store with the patience that there is.
 
         Raises:
             StoreError: the store does not answer, or does not permit what is needed.
         """
-        with self._open() as shelf:
+        with open_shelf() as shelf:
             return self._keeps_the_first(shelf)
 
     def _keeps_the_first(self, shelf: Shelf) -> bool:
