@@ -35,7 +35,7 @@ from ..storage.sequence import (
     to_bytes,
 )
 from ..storage.shelf import entry_of
-from .tending import LOST_HINT, numbers_in
+from .tending import COPIES, LOST_HINT, numbers_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -114,6 +114,8 @@ class Replay:
             with self._ledger.together():
                 self._ledger.entries.forget()
                 self._ledger.note(**{TERMS: None, BEGINNING: None, LEFT: False})
+            for shelved in shelf.list(COPIES):
+                self._tending.remove(shelf, f"{COPIES}/{shelved.name}")
             return 0
         if data is None:
             raise StoreError(f"entry {head} of the shared store's sequence is lost", hint=LOST_HINT)

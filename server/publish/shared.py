@@ -31,7 +31,7 @@ from ..triton import LogFile
 from .clock import LEAP, LEAP_HINT, believed
 from .replay import BEGINNING, Replay
 from .shared_pickups import BETWEEN, PICKUPS
-from .tending import LOST_HINT, Tending, numbers_in
+from .tending import COPIES, LOST_HINT, Tending, numbers_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -247,6 +247,8 @@ class SharedSequence:
         names, digests = {str(part.name) for part in logs}, {part.sha256 for part in logs}
         found = [name for name in shelf.published() if name not in names]
         found += [name for name in contents if name.partition("-")[0] not in digests]
+        # What tells of an entry that the store has lost.
+        found += [f"{COPIES}/{shelved.name}" for shelved in shelf.list(COPIES)]
         return found[0] if found else ""
 
     def _next(

@@ -78,13 +78,17 @@ class Tending:
     def put_back_newest(self, shelf: Shelf) -> None:
         """Put back the newest applied entries, which the store has lost.
 
-        Not if something tells of later ones: then these may be lost, too. Not if no entry is left: then an operator has
+        Not if something tells of later ones: then these may be lost, too. Not if nothing is left: then an operator has
         removed the sequence, or it is another bucket. And not behind an entry that this node has not applied.
         """
         head = self._ledger.entries.head()
         more = self.tells_of_more(shelf, head)
         there = numbers_in(shelf, "sequence")
-        if not more and there and int(there[-1]) <= head and self._holds(shelf, int(there[-1])):
+        if there:
+            ours = int(there[-1]) <= head and self._holds(shelf, int(there[-1]))
+        else:
+            ours = shelf.read(self._copy(head), MOST_BYTES) is not None
+        if ours and not more:
             self._put_back(shelf, there)
 
     def _put_back(self, shelf: Shelf, there: Collection[str]) -> None:

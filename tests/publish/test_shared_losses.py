@@ -47,8 +47,9 @@ async def words(site: Site, now: Any) -> str:
 
 
 LOSSES: dict[str, tuple[tuple[str, ...], bool]] = {  # what is lost; whether an old node goes on and mends it
-    "the state": (("sequence", "blobs", "checkpoints"), False),
-    "the sequence": (("sequence",), False),
+    "the state": (("sequence", "blobs", "checkpoints", "copies"), False),
+    "the sequence": (("sequence",), True),
+    "the sequence with its copy": (("sequence", "copies"), False),
     "the newest entry": (("sequence/00000003",), True),
     "what was newest": (("sequence/00000003", "copies"), True),
     "the oldest entries": (("sequence/00000001", "sequence/00000002"), True),
@@ -112,7 +113,7 @@ async def test_a_gap_behind_the_newest_entry_is_seen_before_anything_is_written(
 
 
 async def test_what_a_dead_node_alone_had_taken_over_is_put_back_from_its_copy(node: Callable[..., Site]) -> None:
-    """Its clients have seen the log: whoever publishes next takes the lost entry over first. A stranger stops nobody."""
+    """Its clients have seen the log: whoever publishes next takes the lost entry over first; strangers do no harm."""
     a, b = node("a"), node("b")
     await publish(a)
     for folder in ("sequence", "copies", "checkpoints"):
@@ -504,11 +505,15 @@ async def test_who_has_published_the_same_bytes_at_another_time_does_not_join_wi
     assert b.point.served[name()].mtime == a.point.served[name()].mtime + 3600
 
 
-async def test_an_empty_node_begins_no_sequence_where_contents_of_another_remain(node: Callable[..., Site]) -> None:
+@pytest.mark.parametrize("remains", ["blobs", "copies"])
+async def test_an_empty_node_begins_no_sequence_where_something_of_another_remains(
+    node: Callable[..., Site], remains: str
+) -> None:
     """Though the partner's objects tell of no log: whoever has that history may begin it, nobody else."""
     a, joins = node("a"), node("joins")
     await publish(a)
-    shutil.rmtree(store_of(a) / "sequence")
+    for folder in {"sequence", "blobs", "copies"} - {remains}:
+        shutil.rmtree(store_of(a) / folder)
     assert "has never published it" in await words(joins, at(1, "05:40"))
     assert joins.files() == [] and not list((store_of(a) / "sequence").glob("*"))
 
