@@ -560,7 +560,7 @@ async def assembled(
     try:
         catalogue = CatalogueSource(config, ledger.rss)
         holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
-        shared = shared_sequence(config, ledger, folder, hash_key)
+        shared = shared_sequence(config, ledger, folder, hash_key, stop.is_set)
         publisher = Publisher(
             ledger,
             folder,

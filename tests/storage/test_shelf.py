@@ -132,3 +132,22 @@ async def test_an_entry_may_take_long_and_no_bucket_is_no_empty_store(faulty: Fa
     assert await asyncio.to_thread(read, s3.url, s3.bucket) is None
     with pytest.raises(StoreError, match="there is no bucket no-such"):
         await asyncio.to_thread(read, s3.url, "no-such")
+
+
+async def test_an_end_of_the_service_waits_for_no_store(faulty: FaultServer) -> None:
+    """A frozen one keeps it longer than systemd waits."""
+    asked: list[str] = []
+
+    def away(request: web.Request) -> Fault:
+        asked.append(request.method)
+        return silent()
+
+    def act() -> None:
+        place = BucketPlace(BUCKET, "logs/", REGION, faulty.url, None, "store")
+        with open_shelf(ObjectStore(place), STATE, lambda: bool(asked)) as shelf:
+            shelf.list("sequence")
+
+    faulty.weather = away
+    with pytest.raises(StoreError, match="the service ends"):
+        await asyncio.to_thread(act)
+    assert asked == ["GET"]
