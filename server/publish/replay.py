@@ -156,7 +156,9 @@ class Replay:
                     found.append(zlib.compress(line, 1))
         except (OSError, EOFError, zlib.error):  # a stranger's, as above: the sequence itself has them all
             return []
-        return found
+        # Left of an earlier sequence, it would be another history.
+        newest = shelf.read(f"sequence/{entry_name(len(found))}", MOST_BYTES) if found else None
+        return found if newest is None or newest == zlib.decompress(found[-1]).rstrip(b"\n") else []
 
     def apply(self, shelf: Shelf, entry: Entry, gone: Collection[LogName]) -> None:
         """Make the folder and the ledger what they are after an entry; after a crash, a repeat does the rest."""

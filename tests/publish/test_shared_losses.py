@@ -308,6 +308,17 @@ async def test_a_strange_checkpoint_is_no_obstacle(node: Callable[..., Site], da
     same_everywhere(a, b)
 
 
+async def test_a_checkpoint_of_an_earlier_sequence_is_no_history(node: Callable[..., Site]) -> None:
+    """It was left when the rest was removed."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    lines = [(store_of(a) / "sequence" / f"0000000{number}").read_bytes() + b"\n" for number in (1, 2)]
+    earlier = b"".join(lines).replace(name().encode(), name(0, SECOND).encode())
+    a.shelf.put("checkpoints/00000002", gzip.compress(earlier))
+    await b.round(at(1, "05:40"))
+    same_everywhere(a, b)
+
+
 async def test_contents_of_an_entry_that_is_being_written_are_not_swept(node: Callable[..., Site]) -> None:
     """Another node's retention comes between the contents and their entry."""
     a, b = node("a"), node("b")
