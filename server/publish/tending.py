@@ -6,7 +6,8 @@ node has applied is put back, and only on the condition that nothing has taken i
 Every node has the older entries; the newest may be known to one node alone, which clients have seen and which may be
 lost itself. So before a node shows what an entry says, it puts a copy of it into the store: whoever is about to write
 that number finds it, and puts the entry back from it. If entry and copy are lost together (a bucket that falls back to
-an older state), a node that has applied the entry puts it back, unless something tells of later ones.
+an older state), a node that has applied the entry puts it back. While something tells of one that is not there, nothing
+is written.
 """
 
 from __future__ import annotations
@@ -76,19 +77,17 @@ class Tending:
         return any(name.endswith(f"~{sequence}") for name in copies) or bool(numbers_in(shelf, "checkpoints", after))
 
     def put_back_newest(self, shelf: Shelf) -> None:
-        """Put back the newest applied entries, which the store has lost.
+        """Put back the newest applied entries, which the store has lost, if the sequence there is the one applied here.
 
-        Not if something tells of later ones: then these may be lost, too. Not if nothing is left: then an operator has
-        removed the sequence, or it is another bucket. And not behind an entry that this node has not applied.
+        Not if nothing is left: then an operator has removed the sequence, or it is another bucket.
         """
-        head = self._ledger.entries.head()
-        more = self.tells_of_more(shelf, head)
+        head, sequence = self._ledger.entries.head(), self._ledger.entries.id_of(1)
         there = numbers_in(shelf, "sequence")
-        if there:
-            ours = int(there[-1]) <= head and self._holds(shelf, int(there[-1]))
+        if known := [number for number in there if int(number) <= head]:
+            ours = self._holds(shelf, int(known[-1]))
         else:
-            ours = shelf.read(self._copy(head), MOST_BYTES) is not None
-        if ours and not more:
+            ours = any(shelved.name.endswith(f"~{sequence}") for shelved in shelf.list(COPIES))
+        if ours:
             self._put_back(shelf, there)
 
     def _put_back(self, shelf: Shelf, there: Collection[str]) -> None:

@@ -112,6 +112,23 @@ async def test_a_gap_behind_the_newest_entry_is_seen_before_anything_is_written(
     same_everywhere(a, away)
 
 
+@pytest.mark.parametrize("lost", ["[2]", "[12]"])
+async def test_who_comes_back_puts_back_what_is_lost_below_what_others_wrote(
+    node: Callable[..., Site], lost: str
+) -> None:
+    """Nobody else need be there to do it."""
+    a, away = node("a"), node("away")
+    await publish(a)
+    await away.round(at(1, "05:36"))
+    await publish(a, SECOND)
+    for path in store_of(a).glob(f"sequence/0000000{lost}"):
+        path.unlink()
+    away.restart()
+    await away.round(at(1, "05:40", SECOND))
+    assert same_everywhere(a, away).keys() == {name(), name(0, SECOND)}
+    assert len(list(store_of(a).glob("sequence/*"))) == 3
+
+
 async def test_what_a_dead_node_alone_had_taken_over_is_put_back_from_its_copy(node: Callable[..., Site]) -> None:
     """Its clients have seen the log: whoever publishes next takes the lost entry over first; strangers do no harm."""
     a, b = node("a"), node("b")
