@@ -49,7 +49,6 @@ async def words(site: Site, now: Any) -> str:
 LOSSES: dict[str, tuple[tuple[str, ...], bool]] = {  # what is lost; whether an old node goes on and mends it
     "the state": (("sequence", "blobs", "checkpoints", "copies"), False),
     "the sequence": (("sequence",), True),
-    "the sequence with its copy": (("sequence", "copies"), False),
     "the newest entry": (("sequence/00000003",), True),
     "what was newest": (("sequence/00000003", "copies"), True),
     "the oldest entries": (("sequence/00000001", "sequence/00000002"), True),
