@@ -157,6 +157,7 @@ def _store_text(config: Config) -> str:
         where=f"{'is' if alone else 'is also'} in `{place}/`, under {'its' if alone else 'the same'} name"
         f"{'' if alone else ' and with the same bytes'}",
         choice="" if alone else " Read\neither from there or by SFTP, not both: each name must be processed only once.",
+        prefix=place.prefix,
         policy=json.dumps(policy, indent=2),
     )
 
@@ -166,7 +167,8 @@ _STORE = """\
 
 Every file {where}: Content-Type `application/gzip`, no
 Content-Encoding, its SHA-256 and its time of publication as metadata (`sha256`; `mtime`, seconds since 1970). An object
-appears once it is complete, is never overwritten, and is removed when the file is. There is nothing else there.{choice}
+appears once it is complete, is never overwritten, and is removed when the file is. There is nothing else there. List it
+with the prefix `{prefix}`, slash included: no other is allowed.{choice}
 
 The policy of the reader's access keys, which are handed over separately:
 

@@ -585,6 +585,7 @@ def test_who_reads_from_the_bucket_alone_is_told_of_no_server() -> None:
         assert not any("required" in hint for hint in lacks)
         told[required] = document(config, Material(), datetime(2026, 11, 21, tzinfo=UTC))
         assert "| S3 region | It follows. |" in told[required]
+        assert "prefix `for-triton/`, slash included" in told[required]
     assert "| Or from S3: bucket | logs (Amazon S3) |" in told[True] and "not both" in told[True]
     assert (
         "| S3 bucket | logs (Amazon S3) |" in told[False] and "Every file is in `s3://logs/for-triton/`" in told[False]
