@@ -119,7 +119,7 @@ class Replay:
             return 0
         if data is None:
             raise StoreError(f"entry {head} of the shared store's sequence is lost", hint=LOST_HINT)
-        what = f"entry {head} of the shared store's sequence is another one than this node has applied"
+        what = f"entry {head} of the shared store's sequence is not the one that this node has applied"
         raise StoreError(what, hint="pickup-point manual two-nodes")
 
     def _refuse_other_history(self, new: Sequence[bytes], head: int) -> None:
