@@ -488,11 +488,10 @@ def _recover(installation: Installation) -> None:
         log.warning(f"service marked {interrupted} pickups as interrupted")
     with installation.folder.round_lock(lambda: log.info("service waited for another round to end"), lambda: False):
         installation.publisher.recover(now)
-        try:
-            installation.publisher.catch_up()
+        # What other nodes have published is taken over once clients are served: the store may be away, and a node that
+        # joins may have much to download. The first round adopts what is left then.
+        if installation.shared is None:
             installation.publisher.adopt(installation.feed.rules, now)
-        except (StoreError, NodesDiffer) as error:  # what is here is served; the rounds try again
-            log.error("service could not take over what other nodes have published", why=str(error), hint=error.hint)
 
 
 @contextlib.contextmanager
@@ -566,7 +565,7 @@ async def assembled(
     try:
         catalogue = CatalogueSource(config, ledger.rss)
         holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
-        shared = shared_sequence(config, ledger, folder, hash_key)
+        shared = shared_sequence(config, ledger, folder, hash_key, stop.is_set)
         publisher = Publisher(
             ledger,
             folder,

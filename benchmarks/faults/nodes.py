@@ -40,7 +40,7 @@ def run(campaign: Campaign) -> list[Fault]:
     """The rows of this part."""
     killed = Fault("nodes: SIGKILL of one at every step of publishing, pruning, beginning and taking over")
     walks = Fault(
-        "nodes: two or three of them for weeks; splits, lost answers, kills, lost ledgers, clocks that differ (rounds)"
+        "nodes: two or three for weeks; splits, kills, clocks that differ; lost answers, entries, ledgers (rounds)"
     )
     cut = Fault("nodes: two, over HTTP, on a store that cuts or refuses half of its answers (requests)")
     figures = {"walks": 0, "overtaken in mid-round": 0, "store faults": 0, "kills": 0, "rows sent once": 0}

@@ -77,14 +77,15 @@ async def examine(config: Config, attempt: LoginAttempt | None = None) -> list[F
     # the exports, since what matters is whether the service can read them.
     become_owner(config)
     findings += [finding async for finding in _exports(config)]
-    findings += [finding async for finding in _store(config)]
+    store = [finding async for finding in _store(config)]
+    findings += store
     findings += _data_folder(config)
     findings.append(_kernel())
     try:
         snapshot = Snapshot.take(config, datetime.now(UTC))
     except DataFolderError as error:
         return [*findings, Finding(Level.CRITICAL, f"data folder: {error}", error.hint)]
-    findings += _service(snapshot)
+    findings += _service(snapshot, store_is_well=all(finding.level is Level.OK for finding in store))
     port = [finding async for finding in _port(config, host_keys)] if snapshot.running else []
     findings += port
     if attempt is not None:
@@ -276,8 +277,8 @@ def _kernel() -> Finding:
     return Finding(Level.WARNING, f"conversion: {sentence}, so a day takes about twenty times as long", cure)
 
 
-def _service(snapshot: Snapshot) -> Iterator[Finding]:
-    """Report the disk, the service, and what `check` says."""
+def _service(snapshot: Snapshot, *, store_is_well: bool) -> Iterator[Finding]:
+    """Report the disk, the service, and what `check` says; of the store only what was not found just now."""
     disk = snapshot.measured
     if not any(alarm.name == "disk" for alarm in snapshot.alarms):
         yield Finding(Level.OK, f"disk: {size_text(disk.disk_free_bytes)} free ({disk.disk_free:.0%})")
@@ -295,6 +296,9 @@ def _service(snapshot: Snapshot) -> Iterator[Finding]:
             )
         elif alarm.name == "feed_not_running" and not snapshot.running and STARTED in snapshot.facts:
             continue  # said above
+        elif alarm.name == "store" and store_is_well:
+            # A right may be missing where the partner reads: nothing is tried there, where nothing but logs may lie.
+            yield Finding(Level.WARNING, f"store: when the service used it last, {alarm.sentence}", alarm.hint)
         elif alarm.name not in ("source", "store", "key_readable", NOTHING_DELIVERED):  # examined above, just now
             level = min(alarm.level, Level.WARNING) if alarm.subject else alarm.level
             yield Finding(level, f"{alarm.name.replace('_', ' ')}: {alarm.sentence}", alarm.hint)

@@ -27,6 +27,7 @@ from ..paths import make_folder, write_file
 from ..sftp.keys import known_hosts_lines, public_host_keys
 from ..status.alarms import NOT_AGREED
 from ..status.episodes import handover_lines
+from ..status.words import reads_from_store_alone
 from ..storage.ledger import LEDGER_FILE, Ledger
 from .convert import convert_by_hand
 from .handover_document import SAMPLE_ROWS, Material, Volume, document
@@ -57,7 +58,7 @@ async def write_handover(config: Config, folder: Path) -> Handover:
         PickupPointError: it cannot be written.
     """
     now = datetime.now(UTC)
-    warnings = _lacks(config)
+    warnings = lacks_of(config)
     written: list[Path] = []
 
     def write(name: str, text: str) -> None:
@@ -70,7 +71,7 @@ async def write_handover(config: Config, folder: Path) -> Handover:
         sample = await _sample(config, folder, warnings)
         if sample is not None:
             written.append(sample)
-        hosts = _known_hosts(config, warnings)
+        hosts = [] if reads_from_store_alone(config) else _known_hosts(config, warnings)
         if hosts:
             write("known_hosts", "".join(f"{line}\n" for line in hosts))
         keys = _fingerprints(config)
@@ -86,18 +87,20 @@ async def write_handover(config: Config, folder: Path) -> Handover:
     return Handover(written, warnings)
 
 
-def _lacks(config: Config) -> list[PickupPointError]:
+def lacks_of(config: Config) -> list[PickupPointError]:
     """Return what the configuration does not say although Triton needs it."""
+    alone = reads_from_store_alone(config)
     wanted = (
         ("the publisher's name is missing", "publisher.name", config.publisher.name),
         ("nobody is named whom Triton can ask", "publisher.contacts", config.publisher.contacts),
-        ("the address at which Triton reaches this machine is missing", "sftp.address", config.sftp.address),
+        ("the address at which Triton reaches this machine is missing", "sftp.address", alone or config.sftp.address),
+        ("the region of the store's bucket is missing", "store.region", config.store is None or config.store.region),
         ("the list of RSS feeds is missing", "feeds.urls", config.feeds.configured),
     )
     found = [PickupPointError(sentence, hint=f"set {key}") for sentence, key, there in wanted if not there]
     if not config.export.agreed and config.export.export_kind.unknown:
         found.append(PickupPointError(config.export.export_kind.unknown, hint=NOT_AGREED))
-    if not any(user.required for user in config.sftp.users):
+    if not alone and not any(user.required for user in config.sftp.users):
         hint = "set required = true for the partner's users"
         found.append(PickupPointError("all users are on the sheet, since nobody's pickups are required", hint=hint))
     return found

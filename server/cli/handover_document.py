@@ -17,7 +17,7 @@ from ..convert.tally import RowRejected
 from ..episodes.catalogue import Catalogue, Episode
 from ..megaphone.exports import DELIVERY_V2, METRICS, start_of
 from ..sftp.algorithms import Profile
-from ..status.words import activation_sheet, partner_users, size_text
+from ..status.words import activation_sheet, partner_users, reads_from_store_alone, size_text
 from ..triton import COUNTED_DAYS, DEFAULT_URL, DerivedValue, LogFormat, LogName, UrlTemplate
 
 if TYPE_CHECKING:
@@ -86,15 +86,15 @@ class Material(NamedTuple):
 def document(config: Config, material: Material, now: datetime) -> str:
     """Return the document in Markdown."""
     name, log, kind = config.publisher.name, config.log, config.export.export_kind
+    by, secret = ("in S3", "the access keys are") if reads_from_store_alone(config) else ("by SFTP", "the password is")
     return _TEXT.format(
-        title=f"Podcast logs by SFTP{f' from {_plain(name)}' if name else ''}, for Triton Digital",
+        title=f"Podcast logs {by}{f' from {_plain(name)}' if name else ''}, for Triton Digital",
         today=_day_text(now.date()),
+        secret=secret,
         sheet=_table(("label", "answer"), _sheet(config)),
         store=_store_text(config),
         contacts="\n".join(f"- {line}" for line in _contacts(config)),
-        connecting="\n".join(f"- {line}" for line in _connecting(config)),
-        algorithms=_algorithms(config),
-        host_keys="\n".join(f"- `{kind}` `{hashed}`" for kind, hashed in material.host_keys) or "- They follow.",
+        connecting=_sftp_text(config, material),
         hours=kind.hours.format(final_at=f"{kind.final_at:%H:%M}"),
         day=_day_text(EXAMPLE_DAY),
         times=_table(
@@ -123,6 +123,17 @@ def document(config: Config, material: Material, now: datetime) -> str:
     )  # fmt: skip
 
 
+def _sftp_text(config: Config, material: Material) -> str:
+    """Return the section about the server; '' if the partner does not read from it."""
+    if reads_from_store_alone(config):
+        return ""
+    return _SFTP.format(
+        connecting="\n".join(f"- {line}" for line in _connecting(config)),
+        algorithms=_algorithms(config),
+        host_keys="\n".join(f"- `{kind}` `{hashed}`" for kind, hashed in material.host_keys) or "- They follow.",
+    )
+
+
 def _store_text(config: Config) -> str:
     """Return the section about the bucket, with its reader's policy; '' if the logs are not in one."""
     if config.store is None:
@@ -140,16 +151,24 @@ def _store_text(config: Config) -> str:
             {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"{place.objects_arn}/{place.prefix}*"},
         ],
     }
-    return _STORE.format(url=f"{place}/", policy=json.dumps(policy, indent=2))
+    alone = reads_from_store_alone(config)
+    return _STORE.format(
+        title="The bucket" if alone else "The same logs in S3",
+        where=f"{'is' if alone else 'is also'} in `{place}/`, under {'its' if alone else 'the same'} name"
+        f"{'' if alone else ' and with the same bytes'}",
+        choice="" if alone else " Read\neither from there or by SFTP, not both: each name must be processed only once.",
+        prefix=place.prefix,
+        policy=json.dumps(policy, indent=2),
+    )
 
 
 _STORE = """\
-## The same logs in S3
+## {title}
 
-Every file is also in `{url}`, under the same name and with the same bytes: Content-Type `application/gzip`, no
+Every file {where}: Content-Type `application/gzip`, no
 Content-Encoding, its SHA-256 and its time of publication as metadata (`sha256`; `mtime`, seconds since 1970). An object
-appears once it is complete, is never overwritten, and is removed when the file is. There is nothing else there. Read
-either from there or by SFTP, not both: each name must be processed only once.
+appears once it is complete, is never overwritten, and is removed when the file is. There is nothing else there. List it
+with the prefix `{prefix}`, slash included: no other is allowed.{choice}
 
 The policy of the reader's access keys, which are handed over separately:
 
@@ -158,20 +177,7 @@ The policy of the reader's access keys, which are handed over separately:
 ```
 
 """
-_TOO_LATE = "the day's first sessions are three days old: what has not reached you by then is not counted"
-_TEXT = """\
-# {title}
-
-As of {today}. This document contains no secret: the password is handed over separately.
-
-## Activation sheet
-
-{sheet}
-
-{store}## Publisher and contacts
-
-{contacts}
-
+_SFTP = """\
 ## Connecting
 
 {connecting}
@@ -182,7 +188,22 @@ The host keys, also in the accompanying file `known_hosts`:
 
 {host_keys}
 
-## When files appear, and how long they count
+"""
+_TOO_LATE = "the day's first sessions are three days old: what has not reached you by then is not counted"
+_TEXT = """\
+# {title}
+
+As of {today}. This document contains no secret: {secret} handed over separately.
+
+## Activation sheet
+
+{sheet}
+
+{store}## Publisher and contacts
+
+{contacts}
+
+{connecting}## When files appear, and how long they count
 
 All times are UTC, in file names and in lines. A day is final {hours}. For the sessions of {day}:
 
@@ -258,10 +279,12 @@ _ROWS = {
 
 
 def _sheet(config: Config) -> list[tuple[str, str]]:
-    """Return the activation sheet; without a public address it says that one follows."""
+    """Return the activation sheet; without a public address, or the bucket's region, it says that one follows."""
     known = dict(activation_sheet(config))
-    if config.sftp.address is None:
+    if config.sftp.address is None and "Server address" in known:
         known["Server address"] = "It follows."
+    if config.store is not None and config.store.region is None:
+        known["S3 region"] = "It follows."
     return [(label, _plain(answer)) for label, answer in known.items()]
 
 
@@ -494,6 +517,7 @@ def _hashing(log: LogSettings) -> str:
 def questions(config: Config) -> list[str]:
     """Return what Triton has to answer, in Triton's words."""
     log, users, first = config.log, partner_users(config), config.export.first_day
+    alone = reads_from_store_alone(config)
     partial = "Every line has status 200, even for a partial download. Is that right, or do you need 206 and a range?"
     if log.partial_status == 206:
         partial = "A partial download has status 206 and a byte range from 0. Is that right, or do you always need 200?"
@@ -505,9 +529,9 @@ def questions(config: Config) -> list[str]:
         "Which part of the URL is the key to a station, and do you match episodes by URL or by the RSS feed's GUID?",
         "" if config.export.agreed else unknown[:1].upper() + unknown[1:],
         "Do lines count whose IP is `-`, so that only the hash tells listeners apart?" if log.tokens is None else "",
-        "" if all(user.allow_from for user in users) else "Which addresses does your client connect from?",
+        "" if alone or all(user.allow_from for user in users) else "Which addresses does your client connect from?",
         "At which hour (UTC), and how often, do you pull? Does your client leave the files where they are?",
-        "Which SSH software does your client use, and will it log in with a password or with a key?",
+        "" if alone else "Which SSH software does your client use, and will it log in with a password or with a key?",
         f"We send from {_day_text(first)} on. Is that the first day that you count?" if first else
         "Which day is the first that you count?",
         "Whom do we tell when a day is late, or has to be sent again?",

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..errors import ConfigError, Problem, StoreError
+from ..s3.retry import RetryPolicy
 from ..storage.sequence import Terms
 from ..storage.shelf import open_shelf
 from ..threads import in_thread
-from .shared import LEFT, SharedSequence
+from .replay import LEFT
+from .shared import SharedSequence
 from .shared_pickups import SharedPickups
 from .store_state import NODE
 
@@ -36,11 +38,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+# With a store: clients wait for the start, and systemd ends one that takes 90 s. What is not known by then is found out
+# before the next entry.
+AT_START = RetryPolicy(connect=3, silence=5, call=10, sdk_tries=1)
 LOOK_EVERY = timedelta(seconds=30)  # between looks at the sequence: what other nodes publish is served this soon
 
 
 def shared_sequence(
-    config: Config, ledger: Ledger, folder: DataFolder, hash_key: bytes | None = None
+    config: Config,
+    ledger: Ledger,
+    folder: DataFolder,
+    hash_key: bytes | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> SharedSequence | None:
     """Return the sequence that this node takes part in, or None without one; without ``hash_key`` it may only prune."""
     if config.store is None or not config.store.shared:
@@ -52,13 +61,15 @@ def shared_sequence(
         # A fingerprint: it does not give the key away, and shows whether two nodes have the same one.
         fingerprint = hashlib.sha256(b"pickup-point ip_hash.key" + hash_key).hexdigest()[:16]
         terms = Terms(fingerprint, config.log_rules.as_json(), config.log.prefix)
-    return SharedSequence(_shelf(config.store), ledger, folder, terms, node_name(ledger))
+    return SharedSequence(_shelf(config.store, stopped), ledger, folder, terms, node_name(ledger))
 
 
-def _shelf(store: StoreSettings) -> Callable[[], AbstractContextManager[Shelf]]:
+def _shelf(
+    store: StoreSettings, stopped: Callable[[], bool] = lambda: False, patience: RetryPolicy | None = None
+) -> Callable[[], AbstractContextManager[Shelf]]:
     from ..s3.objects import ObjectStore
 
-    return partial(open_shelf, ObjectStore(store.place), store.state_prefix)
+    return partial(open_shelf, ObjectStore(store.place, patience), store.state_prefix, stopped)
 
 
 def store_copy(
@@ -74,7 +85,7 @@ def store_copy(
     store = LogStore(config.store.place)
     if not config.store.shared:
         return StoreCopy(store, ledger, folder, stopped)
-    pickups = SharedPickups(_shelf(config.store), ledger, node_name(ledger), partial(_new_name, ledger))
+    pickups = SharedPickups(_shelf(config.store, stopped), ledger, node_name(ledger), partial(_new_name, ledger))
 
     def catch_up() -> None:
         # Not during a round: the ledger that it decides by must not change before it has written its decision.
@@ -94,7 +105,7 @@ async def refuse_unfit_store(config: Config, shared: SharedSequence | None) -> N
     if config.store is None or shared is None:
         return
     try:
-        refuses = await in_thread(shared.keeps_the_first)
+        refuses = await in_thread(shared.keeps_the_first, _shelf(config.store, patience=AT_START))
     except StoreError as error:  # no reason to stop: published logs are served without the store
         log.error("service could not try the shared store", why=str(error), hint=error.hint)
         return

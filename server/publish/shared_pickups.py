@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 import structlog
@@ -93,6 +93,8 @@ class SharedPickups:
                 why = "another node uses its name: its data folder is a copy, or an old one"
                 log.warning(f"node {before} is called {self._node} from now on", why=why)
                 return
+            if there != data:  # an earlier write of ours, which arrived late: what is true now is told again
+                self._told.pop(name, None)
             self._heard[name] = listed[name]
 
     def _own(self) -> dict[str, bytes]:
@@ -101,13 +103,10 @@ class SharedPickups:
             BETWEEN.join((owner, user, self._node)): orjson.dumps(progress)
             for owner, user, progress in self._ledger.pickups.progress()
         }
-        logins = {user: [at.isoformat(), address, client] for user, (at, address, client, _) in self._logins()}
+        logins = {user: [at.isoformat(), *rest] for user, (at, *rest) in self._ledger.logins().items()}
         if logins:
             own[BETWEEN.join((_LOGINS, "", self._node))] = orjson.dumps(logins)
         return own
-
-    def _logins(self) -> list[tuple[str, Any]]:
-        return list(self._ledger.logins().items())
 
     def _merge(self, name: str, data: bytes, written: datetime | None) -> None:
         owner, user, node = [*name.split(BETWEEN), "", ""][:3]
@@ -115,8 +114,7 @@ class SharedPickups:
         def past(instant: str) -> str:
             # Nothing told by an object happened after the store took it: a node whose clock is ahead tells of a future,
             # and no silence of the partner's would be noticed before that.
-            late = written is not None and datetime.fromisoformat(instant) > written
-            return written.isoformat() if late and written is not None else instant
+            return instant if written is None or datetime.fromisoformat(instant) <= written else written.isoformat()
 
         try:
             found = orjson.loads(data)

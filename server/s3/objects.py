@@ -15,7 +15,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..errors import StoreError
+from ..errors import ExportChanged, StoreError
 from ..threads import in_thread
 from .client import BucketClient, status_of
 from .errors import FailedAttempt
@@ -140,11 +140,7 @@ class Objects:
             length = reply.get("ContentLength")
             if length is None or length > most:
                 raise _store_error(self._place.altered(key, "no Content-Length, or more bytes than it can have"))
-            async with self._asking(key):
-                data = b"".join([chunk async for chunk in body.iter_chunks(1 << 16)])
-        if len(data) != length:
-            raise _store_error(self._place.unreachable("ended the object early"))
-        return data
+            return b"".join([chunk async for chunk in self._chunks(key, body, length)])
 
     async def fetch(self, key: str, size: int, into: BinaryIO) -> None:
         """Download an object of ``size`` bytes into ``into``; after an error its content is meaningless."""
@@ -157,19 +153,24 @@ class Objects:
             hint = "restore it from the bucket's versions; pickup-point manual two-nodes"
             raise StoreError(f"{key} is not in {self._place}", hint=hint, status=404) from error
         self._heard(reply)
-        rate, count = RateWatch(self._policy), 0
         async with reply["Body"] as body:
             if reply.get("ContentLength") != size:
                 raise _store_error(self._place.altered(key, "a Content-Length other than its size"))
-            while count < size:
-                began = time.monotonic()
-                async with self._asking(key):
-                    chunk = await body.read(_CHUNK)
-                waited = time.monotonic() - began
-                count += len(chunk)
-                if not chunk or rate.too_slow(waited, len(chunk)):
-                    raise _store_error(self._place.unreachable("ended the object early, or sends too slowly"))
+            async for chunk in self._chunks(key, body, size):
                 await in_thread(into.write, chunk)
+
+    async def _chunks(self, key: str, body: Any, size: int) -> AsyncIterator[bytes]:
+        """Yield a body of ``size`` bytes; it may take long, but not come too slowly."""
+        rate, count = RateWatch(self._policy), 0
+        while count < size:
+            began = time.monotonic()
+            async with self._asking(key):
+                chunk = await body.read(_CHUNK)
+            waited = time.monotonic() - began
+            count += len(chunk)
+            if not chunk or rate.too_slow(waited, len(chunk)):
+                raise _store_error(self._place.unreachable("ended the object early, or sends too slowly"))
+            yield chunk
 
     async def put_new(
         self,
@@ -251,5 +252,8 @@ def _reschedule(limit: asyncio.Timeout, when: float) -> None:
 
 
 def _store_error(attempt: FailedAttempt) -> StoreError:
-    """Return a failed attempt as an error about the store."""
-    return StoreError(str(attempt.error), hint=attempt.error.hint, status=status_of(attempt))
+    """Return a failed attempt as an error about the store; 404 means that an object is not there, not its bucket."""
+    status = status_of(attempt)
+    if status == 404 and not isinstance(attempt.error, ExportChanged):
+        status = 0
+    return StoreError(str(attempt.error), hint=attempt.error.hint, status=status)

@@ -37,8 +37,19 @@ def partner_users(config: Config) -> list[UserSettings]:
     return [user for user in config.sftp.users if user.required] or list(config.sftp.users)
 
 
+def reads_from_store_alone(config: Config) -> bool:
+    """Return whether the partner reads from the bucket and not by SFTP, so that the users are other people."""
+    return config.store is not None and config.store.required and not any(user.required for user in config.sftp.users)
+
+
 def activation_sheet(config: Config) -> list[tuple[str, str]]:
     """Return what Triton's activation sheet asks for: (label, answer) pairs."""
+    names = [
+        ("Partitioned by date", "no"),
+        ("Naming convention", f"{config.log.prefix}YYYYMMDD-NN.{config.log.format}.gz"),
+    ]
+    if reads_from_store_alone(config):
+        return [*_store_answers(config, "S3 bucket"), *names]
     users = partner_users(config)
     words = ("none, this user logs in with a key", "set, handed over separately")
     passwords = [words[bool(user.password_hash)] for user in users]
@@ -49,20 +60,19 @@ def activation_sheet(config: Config) -> list[tuple[str, str]]:
         ("User name", ", ".join(user.name for user in users)),
         ("Password", "; ".join(dict.fromkeys(passwords))),
         ("Remote directory", "/"),
-        ("Partitioned by date", "no"),
-        ("Naming convention", f"{config.log.prefix}YYYYMMDD-NN.{config.log.format}.gz"),
-        *_store_answers(config),
+        *names,
+        *_store_answers(config, "Or from S3: bucket"),
     ]
 
 
-def _store_answers(config: Config) -> list[tuple[str, str]]:
-    """Return what Triton needs in order to read from the bucket instead of the server, if there is one."""
+def _store_answers(config: Config, label: str) -> list[tuple[str, str]]:
+    """Return what Triton needs in order to read from the bucket, if there is one; ``label`` is the bucket's."""
     if config.store is None:
         return []
     place = config.store.place
     where = f"S3 service at {place.scheme}://{place.endpoint}" if place.endpoint_url else "Amazon S3"
     return [
-        ("Or from S3: bucket", f"{place.bucket} ({where})"),
+        (label, f"{place.bucket} ({where})"),
         ("S3 prefix", place.prefix),
         ("S3 region", place.region or "set store.region"),
         ("S3 access keys", "handed over separately; they may list and read this prefix and nothing else"),

@@ -405,13 +405,20 @@ class Ledger:
 
     # Logins
 
-    def record_login(self, user: str, at: datetime, address: str, client: str, *, measured: bool = True) -> None:
-        """Record a login, and, if ``measured``, the longest silence between two of the user's logins (seconds)."""
+    def record_login(
+        self, user: str, at: datetime, address: str, client: str, *, measured: bool = True, counted: float | None = None
+    ) -> None:
+        """Record a login, and, if ``measured``, the longest silence between two of the user's logins (seconds).
+
+        ``counted`` are the seconds since the login before by a clock that nobody sets, if known: the silence was at
+        most that long.
+        """
         with self._transaction() as run:
             before = run("SELECT at, longest_silence FROM login WHERE user = ?", (user,)).fetchone()
             silence = 0 if before is None else before[1]
             if before is not None and measured:
-                silence = max(silence, int((at - moment(before[0])).total_seconds()))
+                elapsed = (at - moment(before[0])).total_seconds()
+                silence = max(silence, int(elapsed if counted is None else min(elapsed, counted)))
             run("INSERT OR REPLACE INTO login VALUES (?,?,?,?,?)", (user, text(at), address, client, silence))
 
     def logins(self) -> dict[str, tuple[datetime, str, str, int]]:
@@ -419,16 +426,19 @@ class Ledger:
         rows = self._rows("SELECT user, at, address, client, longest_silence FROM login ORDER BY user")
         return {row[0]: (moment(row[1]), row[2], row[3], row[4]) for row in rows}
 
-    def merge_logins(self, logins: Mapping[str, Sequence[str]]) -> None:
-        """Record logins at other nodes that are later than the known ones: by user, [instant, address, client]."""
+    def merge_logins(self, logins: Mapping[str, Sequence[Any]]) -> None:
+        """Record logins at other nodes that are later than the known ones: by user, as `logins` returns them.
+
+        A silence counts as far as it was one at that node, too: what it had not told yet was none.
+        """
         with self._transaction() as run:
-            for user, (at, address, client) in logins.items():
+            for user, (at, address, client, silence) in logins.items():
                 when = text(datetime.fromisoformat(at))
                 run(
                     "INSERT INTO login VALUES (?1,?2,?3,?4,0) ON CONFLICT DO UPDATE SET at = ?2, address = ?3,"
-                    " client = ?4, longest_silence = max(longest_silence,"
-                    " CAST((julianday(?2) - julianday(at)) * 86400 AS INTEGER)) WHERE ?2 > at",
-                    (user, when, address, client),
+                    " client = ?4, longest_silence = max(longest_silence, min(?5,"
+                    " CAST((julianday(?2) - julianday(at)) * 86400 AS INTEGER))) WHERE ?2 > at",
+                    (user, when, address, client, int(silence)),
                 )
 
     # Facts about the service itself

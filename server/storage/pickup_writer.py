@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from datetime import UTC, datetime
 from itertools import islice
@@ -45,6 +46,7 @@ class PickupWriter:
         self._doubt = doubt
         self._entries: deque[Callable[[], None]] = deque()
         self._whole: list[Delivered] = []
+        self._logins: dict[str, float] = {}  # by user, when the last login was by a clock that nobody sets
         self._wake = asyncio.Event()
         self._closing = False
 
@@ -55,13 +57,16 @@ class PickupWriter:
 
     def on_login(self, login: Login) -> None:
         """Queue the record of a login."""
-        at = datetime.now(UTC)
-        self._enqueue(lambda: self._record_login(login, at))
+        at, now = datetime.now(UTC), time.clock_gettime(time.CLOCK_BOOTTIME)
+        before = self._logins.get(login.user)
+        self._logins[login.user] = now
+        self._enqueue(lambda: self._record_login(login, at, None if before is None else now - before))
 
-    def _record_login(self, login: Login, at: datetime) -> None:
-        # A clock that ran ahead would leave a silence of years, after which none is too long for an alarm.
+    def _record_login(self, login: Login, at: datetime, counted: float | None) -> None:
+        # A clock that ran ahead would leave a silence of years, after which none is too long for an alarm; one that was
+        # behind, and was put right, a silence of as long as it was behind.
         measured = not self._doubt(at)
-        self._ledger.record_login(login.user, at, login.address, login.client, measured=measured)
+        self._ledger.record_login(login.user, at, login.address, login.client, measured=measured, counted=counted)
 
     def _completed(self, pickup: Pickup, whole: Delivered | None) -> None:
         """Remember a log that more than one handle completed: its line in the journal is ours to write."""

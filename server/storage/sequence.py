@@ -1,6 +1,6 @@
 """The sequence of a shared store: numbered entries, each written once, that say what was published and pruned.
 
-Pure: types and their JSON. Why this is enough (`publish.shared` does what is said here):
+Pure: types and their JSON. Why this is enough (`publish.shared` and `publish.replay` do what is said here):
 
 1. Entry N is one object, written on the condition that none has its name. So each number has one entry, the same for
    every node, for ever.
@@ -37,6 +37,8 @@ MOST_BYTES = 64 << 20  # of an entry; its books by podcast take the most
 MOST_CHECKPOINT = 1 << 30  # bytes of a checkpoint, compressed
 CHECKPOINT_EVERY = 100
 MOST_COUNT = 1 << 37  # of bytes, of lines, of seconds since 1970: thousands of years, which a date can still be
+
+_PRUNES = b'"kind":"prune"'  # as `to_bytes` writes it; in a text, its quotes would be escaped
 
 EntryKind = Literal["begin", "publication", "prune", "rules"]
 
@@ -160,19 +162,22 @@ def from_bytes(number: int, data: bytes) -> Entry:
     return entry
 
 
-def pruned_in(number: int, data: bytes) -> list[LogName]:
-    """Return the names that an entry prunes, without making the rest of it, which may be large.
+def pruned_in(data: bytes) -> list[LogName]:
+    """Return the names that an entry prunes; only one of that kind, which is small, is parsed for it.
 
-    Raises:
-        NoEntry: it is not this number's.
+    What cannot be read prunes nothing: `from_bytes` says what is wrong with it.
     """
+    if _PRUNES not in data:
+        return []
     try:
-        found = orjson.loads(data)
-        if found["number"] == number:
-            return [_name(text) for text in found.get("pruned", ())]
+        return [_name(text) for text in orjson.loads(data)["pruned"]]
     except (KeyError, TypeError, AttributeError, ValueError):
-        pass
-    raise NoEntry(f"entry {number} cannot be read")
+        return []
+
+
+def begins_entry(number: int, data: bytes) -> bool:
+    """Return whether bytes begin as `to_bytes` begins the entry of this number."""
+    return data.startswith(b'{"format":%d,"number":%d,' % (FORMAT, number))
 
 
 def _name(text: str) -> LogName:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..errors import StoreError
 from ..triton import LogName
+from .sequence import NoEntry, from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from ..s3.objects import Objects, ObjectStore
+    from .sequence import Entry
 
 _CHUNK = 1 << 20
+_LOOK_EVERY = 0.5  # seconds between two looks whether the service ends
 
 
 class Shelved(NamedTuple):
@@ -84,9 +87,24 @@ def try_rights(shelf: Shelf, remove: Callable[[str], None]) -> bool:
         remove(name)
 
 
+def entry_of(number: int, data: bytes) -> Entry:
+    """Return the entry that an object of the sequence holds.
+
+    Raises:
+        StoreError: it is none that this version can read.
+    """
+    try:
+        return from_bytes(number, data)
+    except NoEntry as error:
+        hint = "install the version that the other nodes have, or ask whoever else writes to the store"
+        raise StoreError(f"the shared store's {error}", hint=hint) from error
+
+
 @contextmanager
-def open_shelf(store: ObjectStore, state_prefix: str) -> Iterator[Shelf]:
+def open_shelf(store: ObjectStore, state_prefix: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[Shelf]:
     """Open the shelf of a bucket, with one client and an event loop of its own; not for a thread that runs a loop.
+
+    Soon after ``stopped`` returns True, whatever waits for the store ends with an error.
 
     Raises:
         StoreError: there are no usable credentials.
@@ -95,17 +113,20 @@ def open_shelf(store: ObjectStore, state_prefix: str) -> Iterator[Shelf]:
         opening = store.connected()
         objects = runner.run(opening.__aenter__())
         try:
-            yield _BucketShelf(objects, state_prefix, store.place.prefix, runner)
+            yield _BucketShelf(objects, state_prefix, store.place.prefix, runner, stopped)
         finally:
             runner.run(opening.__aexit__(None, None, None))
 
 
 class _BucketShelf:
-    def __init__(self, objects: Objects, prefix: str, logs: str, runner: asyncio.Runner) -> None:
+    def __init__(
+        self, objects: Objects, prefix: str, logs: str, runner: asyncio.Runner, stopped: Callable[[], bool]
+    ) -> None:
         self._objects = objects
         self._prefix = prefix
         self._logs = logs
         self._runner = runner
+        self._stopped = stopped
 
     @property
     def clock(self) -> datetime:
@@ -157,4 +178,14 @@ class _BucketShelf:
         self._run(self._objects.remove(f"{self._prefix}{name}"))
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self._runner.run(work)
+        return self._runner.run(self._unless_stopped(work))
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, Any]) -> Any:
+        task = asyncio.ensure_future(work)
+        while not (await asyncio.wait([task], timeout=_LOOK_EVERY))[0]:
+            # A frozen store may be waited for longer than the service manager waits for the service's end.
+            if self._stopped():
+                task.cancel()
+                await asyncio.wait([task])
+                raise StoreError("the service ends, and the store has not answered", hint="it is retried automatically")
+        return task.result()

@@ -23,12 +23,14 @@ import asyncssh
 import pytest
 from argon2 import PasswordHasher
 
+from server.cli.handover import lacks_of
 from server.cli.handover_document import Material, column_table, document, example_line, explained
 from server.config import load_config, parse_config
 from server.megaphone.exports import DELIVERY_V2
 from server.settings import LogSettings
 from server.sftp.client import LoginAttempt, NoAnswer, fetch_sha256
 from server.status.words import activation_sheet
+from server.storage.ledger import LEDGER_FILE, Ledger
 from server.triton import DerivedValue
 
 from ..support.program import command, day_before, environment, export_of, log_of, today, until
@@ -401,6 +403,12 @@ async def test_a_store_is_filled_examined_and_handed_over(service_site: ServiceS
     s3.delete(f"for/triton/{log_of(1)}")
     await serving.running.says(f"store received {log_of(1)}", 2)
     assert await serving.running.stops() == 0
+    # What is not allowed where the partner reads shows in use alone.
+    with closing(Ledger.open(service_site.folder / "data" / LEDGER_FILE)) as ledger:
+        ledger.note(store=ledger.facts()["store"] | {"error": "the credentials may not write it", "hint": "aws s3 ls"})
+    assert (await examined(service_site))["store"] == (
+        "WARNING", "store: when the service used it last, the credentials may not write it", "aws s3 ls",
+    )  # fmt: skip
     away = store.replace(s3.bucket, "no-such-bucket")
     configure(service_site, serving.port, more=away)
     level, sentence, cure = (await examined(service_site))["store"]
@@ -560,6 +568,30 @@ def test_a_handover_tells_megaphones_hours_and_not_our_settings() -> None:
     marked = texts["delivery-v2"]
     assert "09:00" not in marked and "11:00, or about an hour later | Megaphone has marked" in marked
     assert "Rows that transferred nothing" not in marked and "how much they transferred are sent" in marked
+
+
+def test_who_reads_from_the_bucket_alone_is_told_of_no_server() -> None:
+    """The users of SFTP are the publisher's own people then; what the configuration lacks is no word for Triton."""
+    told = {}
+    for required in (True, False):
+        settings = {
+            "export": {"url": "exports"},
+            "store": {"url": "s3://logs/for-triton", "required": True},
+            "sftp": {"users": [{"name": "triton", "password_hash": CHEAP_HASH, "required": required}]},
+        }
+        config = parse_config(settings, Path("/srv/point/config.toml"))
+        lacks = {lack.hint for lack in lacks_of(config)}
+        assert "set store.region" in lacks and ("set sftp.address" in lacks) == required
+        assert not any("required" in hint for hint in lacks)
+        told[required] = document(config, Material(), datetime(2026, 11, 21, tzinfo=UTC))
+        assert "| S3 region | It follows. |" in told[required]
+        assert "prefix `for-triton/`, slash included" in told[required]
+    assert "| Or from S3: bucket | logs (Amazon S3) |" in told[True] and "not both" in told[True]
+    assert (
+        "| S3 bucket | logs (Amazon S3) |" in told[False] and "Every file is in `s3://logs/for-triton/`" in told[False]
+    )
+    for word in ("SFTP", "SSH", "Server address", "| triton |", "password", "known_hosts"):
+        assert word in told[True] and word not in told[False]
 
 
 @pytest.mark.parametrize(("ip", "hashed"), [

@@ -10,6 +10,7 @@ import pytest
 
 from server.errors import NodesDiffer, StoreError
 from server.publish.shared import SharedSequence
+from server.service import Installation, _recover
 from server.storage.sequence import Entry
 from server.triton import Layout, LogRules
 from tests.support.site import DAY, at, name, rows_of, same_everywhere, seen
@@ -90,7 +91,7 @@ async def test_a_third_joins_empty_and_one_that_was_away_catches_up(
     node: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a checkpoint and what follows it; what was pruned meanwhile is not asked for, and its names are spent."""
-    monkeypatch.setattr("server.publish.shared.CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr("server.publish.replay.CHECKPOINT_EVERY", 3)
     a, b = node("a", keep_days=5), node("b", keep_days=5)
     for number in range(12):
         day = DAY.fromordinal(DAY.toordinal() + number)
@@ -118,7 +119,7 @@ async def test_who_joins_holds_no_more_than_one_entry_at_a_time(
     node: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Years of entries with the books of a large network are more than fits into memory."""
-    monkeypatch.setattr("server.publish.shared.CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("server.publish.replay.CHECKPOINT_EVERY", 4)
     a, b = node("a"), node("b")
     for number in range(5):
         day = DAY.fromordinal(DAY.toordinal() + number)
@@ -222,3 +223,16 @@ async def test_without_the_store_nothing_is_published_and_all_is_served(node: Ca
     assert a.served() == [name()]
     await a.round(at(1, "10:45"))
     assert a.standing_ids() == {f"{DAY}-{n}": 1 for n in range(25)}
+
+
+async def test_a_start_serves_what_is_here_before_the_store_is_asked(node: Callable[..., Site]) -> None:
+    """It may be away, and a node that joins may have much to download; systemd ends a start that takes too long."""
+    a = node("a")
+    a.put(rows_of(DAY, 20), at(1, "04:10"))
+    await a.round(at(1, "05:35"))
+    a.restart()
+    asked: list[str] = []
+    a.shelf.weather = lambda operation, *_: asked.append(operation)
+    nothing: Any = None
+    _recover(Installation(nothing, a.point, a.ledger, a.publisher, a.feed, nothing, a.stop_event, a.shared))
+    assert a.served() == [name()] and asked == []

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from server.errors import DataFolderError, LedgerError, NodesDiffer, StoreError
-from server.publish.shared import BEGINNING, LEFT, SharedSequence
+from server.publish.replay import BEGINNING, LEFT
+from server.publish.shared import SharedSequence
 from tests.support.site import DAY, Site, at, name, rows_of, same_everywhere
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ async def words(site: Site, now: Any) -> str:
 
 
 LOSSES: dict[str, tuple[tuple[str, ...], bool]] = {  # what is lost; whether an old node goes on and mends it
-    "the state": (("sequence", "blobs", "checkpoints"), False),
-    "the sequence": (("sequence",), False),
-    "the newest entry": (("sequence/00000003",), False),
+    "the state": (("sequence", "blobs", "checkpoints", "copies"), False),
+    "the sequence": (("sequence",), True),
+    "the newest entry": (("sequence/00000003",), True),
+    "what was newest": (("sequence/00000003", "copies"), True),
     "the oldest entries": (("sequence/00000001", "sequence/00000002"), True),
     "contents": (("blobs",), True),
 }
@@ -58,7 +60,7 @@ LOSSES: dict[str, tuple[tuple[str, ...], bool]] = {  # what is lost; whether an 
 async def test_what_a_life_cycle_rule_removes_makes_no_second_history(node: Callable[..., Site], loss: str) -> None:
     """A node that was away, and one that joins empty, write nothing where what others wrote may be lost.
 
-    Old entries and contents are put there again, by a node that has them.
+    Entries and contents are put there again, by a node that has them.
     """
     a, away = node("a"), node("away")
     await publish(a)
@@ -89,16 +91,79 @@ async def test_what_a_life_cycle_rule_removes_makes_no_second_history(node: Call
     assert a.standing_ids() == {f"{day}-{n}": 1 for day, count in ((DAY, 25), (SECOND, 20)) for n in range(count)}
 
 
-async def test_a_gap_behind_the_newest_entry_is_seen_before_anything_is_written(node: Callable[..., Site]) -> None:
+@pytest.mark.parametrize("tells", ["sequence", "copies"])
+async def test_a_gap_behind_the_newest_entry_is_seen_before_anything_is_written(
+    node: Callable[..., Site], tells: str
+) -> None:
     """Objects expire in any order: that the next number is free does not mean that nothing follows."""
     a, away = node("a"), node("away")
     await publish(a)
     await away.round(at(1, "05:36"))
     for number in (1, 2):
         await publish(a, DAY + timedelta(days=number))
-    (store_of(a) / "sequence" / "00000003").unlink()
+    for path in [*store_of(a).glob("sequence/0000000[34]"), *store_of(a).glob("copies/0000000[34]~*")]:
+        if path.parent.name != tells or path.name.startswith("00000003"):
+            path.unlink()
     assert "entry 3 of the shared store's sequence is lost" in await words(away, at(4, "05:40"))
     assert away.served() == [name()]
+    a.prune(at(4, "06:00"))
+    await away.round(at(4, "07:40"))
+    same_everywhere(a, away)
+
+
+@pytest.mark.parametrize("lost", ["[2]", "[12]"])
+async def test_who_comes_back_puts_back_what_is_lost_below_what_others_wrote(
+    node: Callable[..., Site], lost: str
+) -> None:
+    """Nobody else need be there to do it."""
+    a, away = node("a"), node("away")
+    await publish(a)
+    await away.round(at(1, "05:36"))
+    await publish(a, SECOND)
+    for path in store_of(a).glob(f"sequence/0000000{lost}"):
+        path.unlink()
+    away.restart()
+    await away.round(at(1, "05:40", SECOND))
+    assert same_everywhere(a, away).keys() == {name(), name(0, SECOND)}
+    assert len(list(store_of(a).glob("sequence/*"))) == 3
+
+
+async def test_what_a_dead_node_alone_had_taken_over_is_put_back_from_its_copy(node: Callable[..., Site]) -> None:
+    """Its clients have seen the log: whoever publishes next takes the lost entry over first; strangers do no harm."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    for folder in ("sequence", "copies", "checkpoints"):
+        a.shelf.put(f"{folder}/stranger", b"{}")
+    await b.round(at(1, "05:36"))
+    await publish(a, SECOND)
+    path = store_of(a) / "sequence" / "00000003"
+    content = path.read_bytes()
+    path.unlink()
+    b.put(rows_of(SECOND, 25), at(1, "04:20", SECOND), SECOND)
+    await b.round(at(1, "05:40", SECOND))
+    assert path.read_bytes() == content
+    a.publisher.catch_up()
+    assert same_everywhere(a, b).keys() == {name(), name(0, SECOND), name(1, SECOND)}
+    # One copy is enough: every node has the older entries.
+    a.prune(at(1, "07:00", SECOND))
+    assert [path.name[:9] for path in store_of(a).glob("copies/0*")] == ["00000004~"]
+
+
+async def test_nothing_is_put_back_into_a_sequence_that_has_begun_anew(node: Callable[..., Site]) -> None:
+    """Though it is shorter than what this node has applied."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    await publish(a, SECOND)
+    await b.round(at(1, "05:36", SECOND))
+    a.restart(store=None)
+    a.ledger.note(**{LEFT: True})  # as a start of the service with `shared = false` does
+    shutil.rmtree(store_of(b))
+    a.restart(store=store_of(b))
+    await a.round(at(1, "05:45", SECOND))
+    begun = {path.name: path.read_bytes() for path in store_of(b).glob("sequence/*")}
+    with pytest.raises(StoreError, match="entry 3 of the shared store's sequence is lost"):
+        b.prune(at(1, "06:00", SECOND))
+    assert {path.name: path.read_bytes() for path in store_of(b).glob("sequence/*")} == begun and len(begun) == 1
 
 
 async def test_a_store_that_took_two_entries_of_one_number_is_found_out(node: Callable[..., Site]) -> None:
@@ -255,6 +320,17 @@ async def test_a_strange_checkpoint_is_no_obstacle(node: Callable[..., Site], da
     for word in ("00000100", "zzz"):
         a.shelf.put(f"checkpoints/{word}", data)
     b = node("b")
+    await b.round(at(1, "05:40"))
+    same_everywhere(a, b)
+
+
+async def test_a_checkpoint_of_an_earlier_sequence_is_no_history(node: Callable[..., Site]) -> None:
+    """It was left when the rest was removed."""
+    a, b = node("a"), node("b")
+    await publish(a)
+    lines = [(store_of(a) / "sequence" / f"0000000{number}").read_bytes() + b"\n" for number in (1, 2)]
+    earlier = b"".join(lines).replace(name().encode(), name(0, SECOND).encode())
+    a.shelf.put("checkpoints/00000002", gzip.compress(earlier))
     await b.round(at(1, "05:40"))
     same_everywhere(a, b)
 
@@ -456,11 +532,15 @@ async def test_who_has_published_the_same_bytes_at_another_time_does_not_join_wi
     assert b.point.served[name()].mtime == a.point.served[name()].mtime + 3600
 
 
-async def test_an_empty_node_begins_no_sequence_where_contents_of_another_remain(node: Callable[..., Site]) -> None:
+@pytest.mark.parametrize("remains", ["blobs", "copies"])
+async def test_an_empty_node_begins_no_sequence_where_something_of_another_remains(
+    node: Callable[..., Site], remains: str
+) -> None:
     """Though the partner's objects tell of no log: whoever has that history may begin it, nobody else."""
     a, joins = node("a"), node("joins")
     await publish(a)
-    shutil.rmtree(store_of(a) / "sequence")
+    for folder in {"sequence", "blobs", "copies"} - {remains}:
+        shutil.rmtree(store_of(a) / folder)
     assert "has never published it" in await words(joins, at(1, "05:40"))
     assert joins.files() == [] and not list((store_of(a) / "sequence").glob("*"))
 
@@ -472,6 +552,7 @@ async def test_a_name_that_a_client_has_seen_gets_no_other_content(node: Callabl
     await b.round(at(1, "05:36"))
     await publish(a, SECOND)
     a.shelf.put(f"pickups/{name(0, SECOND)}~triton~a", b"{}")
-    (store_of(a) / "sequence" / "00000003").unlink()
+    for path in [*store_of(a).glob("sequence/00000003"), *store_of(a).glob("copies/00000003~*")]:
+        path.unlink()
     assert "lies in the store already" in await words(b, at(1, "05:40", SECOND))
     assert b.served() == [name()]

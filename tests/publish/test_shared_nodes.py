@@ -23,7 +23,7 @@ def test_a_node_that_is_killed_leaves_nothing_for_a_person_to_do(tmp_path: Path,
 
 
 def test_weeks_of_nodes_lose_nothing_and_send_nothing_twice(tmp_path: Path) -> None:
-    """Splits, lost answers, lost ledgers, clocks apart; a third node joins in the middle."""
+    """Splits, lost answers, entries and ledgers, clocks apart; a third node joins in the middle."""
     walk = NodesWalk(tmp_path, random.Random(1), 9, kills=True)
     walk.run()
     walk.settle()

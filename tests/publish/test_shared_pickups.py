@@ -154,3 +154,42 @@ async def test_a_node_whose_clock_is_ahead_tells_of_no_future(nodes: list[Site])
         pickups_of(site).exchange()
     found, login = delivered(b), b.ledger.logins()["triton"]
     assert found.completed == found.last == login[0] == at(1, "12:00") and login[3] < 5 * 3600
+
+
+async def test_an_earlier_write_that_arrives_late_is_told_over(nodes: list[Site]) -> None:
+    """A proxy, or the SDK, repeats a request whose answer was lost, after what followed it."""
+    a, b = nodes
+    telling = pickups_of(a)
+    read(a, at(1, "08:00"), 0, 0.5)
+    telling.exchange()
+    earlier = a.shelf.read(f"pickups/{name()}~triton~a", 1 << 20)
+    read(a, at(1, "09:00"), 0.5, 1)
+    telling.exchange()
+    assert earlier is not None
+    a.shelf.put(f"pickups/{name()}~triton~a", earlier)
+    telling.exchange()
+    pickups_of(b).exchange()
+    assert delivered(b).state == "complete" and delivered(b).nodes == ("a",)
+
+
+async def test_a_node_that_could_not_tell_of_logins_teaches_no_silence(nodes: list[Site]) -> None:
+    """It was cut off from the store, or its clock was behind; a silence at every node is one."""
+    a, b = nodes
+
+    def login(site: Site, days: int, clock: str = "08:00") -> None:
+        site.ledger.record_login("triton", at(days, clock), "198.51.100.7", "JSch")
+
+    def exchanged(days: int) -> int:
+        for site in (a, b):
+            site.source.now = at(days, "12:00")  # the store's clock
+            pickups_of(site).exchange()
+        return b.ledger.logins()["triton"][3] // 3600
+
+    for site in nodes:
+        login(site, 1)
+    assert exchanged(1) == 0
+    for day in range(2, 8):
+        login(a, day)
+    assert exchanged(7) == 24 and b.ledger.logins()["triton"][0] == at(7, "08:00")
+    login(a, 10)
+    assert exchanged(10) == 72

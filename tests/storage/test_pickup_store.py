@@ -331,3 +331,8 @@ async def test_a_clock_that_ran_ahead_leaves_no_silence_of_years(ledger: Ledger)
         await writer.close(asyncio.create_task(writer.write_forever()))
         at, _, _, silence = ledger.logins()["triton"]
         assert at >= now - timedelta(seconds=1) and round(timedelta(seconds=silence) / day) == longest / day
+    # And one that was behind for a month, and was put right between two logins, none of a month.
+    ledger.record_login("triton", now - 30 * day, HOME, "Client_1.0", measured=False)
+    writer.on_login(login)
+    await writer.close(asyncio.create_task(writer.write_forever()))
+    assert ledger.logins()["triton"][3] < 2 * day.total_seconds()

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.errors import ConfigError, StoreError
-from server.publish.nodes import refuse_unfit_store, shared_sequence
+from server.publish.nodes import AT_START, refuse_unfit_store, shared_sequence
 from server.s3.errors import BucketPlace
 from server.s3.objects import ObjectStore
 from server.storage.shelf import open_shelf, try_rights
 from tests.support.config_text import MINIMAL, parse
-from tests.support.fault_s3 import BUCKET, write
+from tests.support.fault_s3 import BUCKET, silent, trickle, write
 from tests.support.faulty_bucket import UNHURRIED
 from tests.support.s3 import REGION
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from tests.support.fault_s3 import FaultServer, Version
+    from tests.support.fault_s3 import Fault, FaultServer, Version
     from tests.support.s3 import S3Server, S3Users
     from tests.support.site import Site
 
@@ -92,3 +94,60 @@ async def test_of_a_long_sequence_only_what_is_new_is_listed(s3: S3Server) -> No
         s3.put(f"{STATE}sequence/{number}", b"{}")
     s3.put(f"{STATE}sequences", b"{}")
     assert await asyncio.to_thread(act) == [["1", "2", "3"], ["3"], []]
+
+
+async def test_a_start_waits_little_for_a_store_that_is_silent(
+    faulty: FaultServer, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients wait for the start, and systemd ends one that takes too long: one request, once."""
+    monkeypatch.setattr("server.publish.nodes.AT_START", replace(AT_START, silence=0.2))
+    asked: list[str] = []
+
+    def away(request: web.Request) -> Fault:
+        asked.append(request.method)
+        return silent()
+
+    faulty.weather = away
+    place = f'url = "s3://{BUCKET}/logs"\nregion = "{REGION}"\nendpoint_url = "{faulty.url}"'
+    config = parse(f"{MINIMAL}[store]\nshared = true\n{place}\n")
+    shared = shared_sequence(config, site.ledger, site.point)
+    with capture_logs() as said:
+        await refuse_unfit_store(config, shared)
+    assert [line["event"] for line in said] == ["service could not try the shared store"] and asked == ["GET"]
+
+
+async def test_an_entry_may_take_long_and_no_bucket_is_no_empty_store(faulty: FaultServer, s3: S3Server) -> None:
+    """Each piece of an object extends the time for the next; that there is no bucket is told as that."""
+    body = b"entry" * 400
+
+    def read(url: str, bucket: str) -> bytes | None:
+        patience = replace(UNHURRIED, call=0.6, silence=0.6, least_rate=1)
+        place = BucketPlace(bucket, "logs/", REGION, url, None, "store")
+        with open_shelf(ObjectStore(place, patience), STATE) as shelf:
+            return shelf.read("sequence/00000001", 1 << 20)
+
+    faulty.put(f"{STATE}sequence/00000001", body)
+    faulty.script.append(trickle(400, 0.2))
+    assert await asyncio.to_thread(read, faulty.url, BUCKET) == body
+    assert await asyncio.to_thread(read, s3.url, s3.bucket) is None
+    with pytest.raises(StoreError, match="there is no bucket no-such"):
+        await asyncio.to_thread(read, s3.url, "no-such")
+
+
+async def test_an_end_of_the_service_waits_for_no_store(faulty: FaultServer) -> None:
+    """A frozen one keeps it longer than systemd waits."""
+    asked: list[str] = []
+
+    def away(request: web.Request) -> Fault:
+        asked.append(request.method)
+        return silent()
+
+    def act() -> None:
+        place = BucketPlace(BUCKET, "logs/", REGION, faulty.url, None, "store")
+        with open_shelf(ObjectStore(place), STATE, lambda: bool(asked)) as shelf:
+            shelf.list("sequence")
+
+    faulty.weather = away
+    with pytest.raises(StoreError, match="the service ends"):
+        await asyncio.to_thread(act)
+    assert asked == ["GET"]

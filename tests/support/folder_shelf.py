@@ -61,9 +61,10 @@ class FolderShelf:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
             found = sorted((self.root / folder).iterdir())
             return [
-                Shelved(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC), str(path.stat().st_ino))
+                # No digest, as in some stores; the inode's number alone may come again.
+                Shelved(path.name, datetime.fromtimestamp(stat.st_mtime, UTC), f"{stat.st_ino}-{stat.st_ctime_ns}")
                 for path in found
-                if path.name > after
+                if path.name > after and (stat := path.stat())
             ]
 
         return self._step("list", folder, act)  # type: ignore[return-value]

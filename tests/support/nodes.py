@@ -1,7 +1,8 @@
 """Weeks of several nodes on one store, in virtual time: the walk of `months`, by whichever node it is.
 
 Each of them is killed, loses its ledger, is cut off from the store, loses answers, and is overtaken in mid-round by
-another; their clocks are minutes apart. What one of them shows, all must show, for ever the same.
+another; their clocks are minutes apart, and the store loses what it has confirmed. What one of them shows, all must
+show, for ever the same.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class NodesWalk(Walk):
     def _step(self, now: datetime) -> None:
         if now >= self._middle and len(self.nodes) < 3:
             self._join(len(self.nodes))
+        if self.dice.random() < 0.1:
+            self._lose_an_object()
         for node in self.dice.sample(self.nodes, k=len(self.nodes)):
             if self.dice.random() < 0.3:
                 continue  # not up, or not in step
@@ -72,6 +75,15 @@ class NodesWalk(Walk):
             self._set_weather(node, now)
             super()._step(now)
         self.look_as_a_client(now)
+
+    def _lose_an_object(self) -> None:
+        """The store loses its newest entry or the copy of it, not both."""
+        store: Path = self._more["store"]
+        copies = {path.name.partition("~")[0]: path for path in (store / "copies").glob("*")}
+        entries = {path.name: path for path in (store / "sequence").glob("*")}
+        if twice := sorted(copies.keys() & entries.keys()):
+            self.dice.choice((copies, entries))[twice[-1]].unlink()
+            self.faults += 1
 
     def _set_weather(self, node: Site, now: datetime) -> None:
         away = self._cut_off.get(node.root.name, now) > now
@@ -121,7 +133,9 @@ class NodesWalk(Walk):
             return
         # An entry whose files are there, or gone, and the ledger does not know yet: until the store answers again.
         ledger = self.site.ledger
-        later = sorted((self._more["store"] / "sequence").glob("*"))[ledger.entries.head() :]
+        later = [
+            path for path in (self._more["store"] / "sequence").glob("*") if int(path.name) > ledger.entries.head()
+        ]
         gone = {str(name) for path in later for name in from_bytes(int(path.name), path.read_bytes()).pruned}
         published = {str(log.name) for log in ledger.logs() if log.state == "published"}
         served = set(self.site.served())
@@ -150,6 +164,11 @@ class NodesWalk(Walk):
                     self._deliver(now)
                     self._round(now)
                     self._look(now)
+        # An hour later retention has tended the store, and everybody has heard of what it pruned.
+        for node in self.nodes:
+            node.prune(now)
+        for node in self.nodes:
+            node.publisher.catch_up()
         self.look_as_a_client(now)
         shown = [sorted(node.served()) for node in self.nodes]
         self.wrong += ["the nodes do not show the same"] * any(files != shown[0] for files in shown)
