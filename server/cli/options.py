@@ -5,6 +5,7 @@ Prints for `app` and the other modules of commands.
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import shlex
 import shutil
@@ -84,6 +85,14 @@ def run_loop(job: Coroutine[Any, Any, Any]) -> Any:
     # `feed` cancels its own task on Ctrl-C and SIGTERM: to the shell, both mean an interrupted command.
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+
+
+def exit_within(seconds: float) -> None:
+    """End this process with exit code 1 unless it has ended after so many seconds; print where each thread stands.
+
+    Not by the event loop or a thread of ours: either may be what hangs.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def parse_day(text: str, command: str) -> date:

@@ -50,6 +50,11 @@ class CurrentBan:
     until: datetime
     failures: int
 
+    def as_json(self, listener: str) -> dict[str, Any]:
+        """Return it as the ledger notes it; ``listener``, ``sftp`` or ``web``, is who keeps the address out."""
+        until = self.until.isoformat(timespec="minutes")
+        return {"address": self.address, "until": until, "failures": self.failures, "listener": listener}
+
 
 @dataclass(frozen=True, slots=True)
 class Login:

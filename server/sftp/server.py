@@ -41,6 +41,7 @@ BAD_HEADER_HINT = (
     "proxy_protocol_v2.enabled = true), or take it out of proxy_protocol_from in [sftp]"
 )
 HOUSEKEEPING = 1.0  # seconds between looks at idle connections
+CLOSE_SECONDS = 5.0  # for connections to end, once they were told to
 
 
 class SftpServer:
@@ -129,10 +130,15 @@ class SftpServer:
         while self.registry.transfers and time.monotonic() < deadline:  # noqa: ASYNC110  # sessions set no event
             await asyncio.sleep(0.05)
         # Tell every client first, then wait: so the connections close in parallel.
-        for connection in self.registry.connections():
+        connections = list(self.registry.connections())
+        for connection in connections:
             connection.disconnect(asyncssh.DISC_BY_APPLICATION, "The service is stopping")
-        for connection in self.registry.connections():
-            await connection.wait_closed()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for connection in connections:
+                    await connection.wait_closed()
+        except TimeoutError:  # a fault in what ends one of them must not keep the others' pickups from being recorded
+            log.error("sftp could not end its connections", connections=len(connections))
         # Tasks that `stop_listening` cancelled may not have ended yet; nothing may be accepted after this.
         tasks = [task for task in (self._accept_task, self._housekeeping_task, *self._arriving) if task is not None]
         for task in tasks:
