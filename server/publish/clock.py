@@ -8,9 +8,11 @@ source's own clock, and an operator, are believed at once.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..storage.ledger import Ledger
 
 LEAP = timedelta(days=7)
@@ -65,6 +67,12 @@ def _long_behind(ledger: Ledger, now: datetime, known: datetime) -> bool:
         return now - datetime.fromisoformat(since) > LEAP
     ledger.note(**{BEHIND: now.isoformat()})
     return False
+
+
+def before_leap(facts: Mapping[str, Any], now: datetime) -> datetime:
+    """Return ``now``, or, if it is a leap, the instant before: nothing is over only because a clock says so."""
+    known = datetime.fromisoformat(facts["clock_believed"]) if "clock_believed" in facts else now
+    return known if now > known + LEAP else now
 
 
 def doubt(ledger: Ledger, now: datetime) -> str:

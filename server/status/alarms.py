@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..episodes.rss import safe_url
 from ..megaphone.exports import start_of
-from ..publish.clock import LEAP_HINT, STOPPED
+from ..publish.clock import LEAP_HINT, STOPPED, before_leap
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
 from ..publish.holds import HoldPolicy, late_warnings, warnings, way_out_of_late
@@ -127,7 +127,7 @@ def alarms(
     found = [
         replace(alarm, subject=str(day.day))
         for day in days
-        for alarm in _of_day(day, holds, now, pulled=bool(partners))
+        for alarm in _of_day(day, holds, now, before_leap(facts, now), pulled=bool(partners))
     ]
     found += _of_volume(days, now)
     found += _of_matching(days)
@@ -144,13 +144,14 @@ def alarms(
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
 
 
-def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool) -> list[Alarm]:
+def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, steady: datetime, *, pulled: bool) -> list[Alarm]:
     """Return what is wrong with a day: its state, its deadlines, its late rows, its publications.
 
-    ``pulled`` says whether a partner has ever logged in.
+    ``steady`` is ``now``, or the instant before the clock leapt; ``pulled`` says whether a partner has ever logged in.
     """
     found = []
-    over = now >= expires(day.day) + OVER_AFTER
+    # By a clock that leapt, a day that can still be published is not over.
+    over = (steady if day.export and not day.publications else now) >= expires(day.day) + OVER_AFTER
     if over or day.state == "pruned":
         return []
     if f"day_{day.state}" in STATE_ALARMS:
@@ -167,6 +168,8 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
         level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
         hint = {"due": f"pickup-point feed --day {day.day}", "settling": SETTLING}.get(day.state, day.advice)
+        if steady != now:  # no round looks at it, and `feed --day` may refuse it
+            hint = LEAP_HINT
         if verb == "picked up":
             hint = _what_to_ask(day) if pulled else f"{NOT_BEGUN}; {_what_to_ask(day)}"
         name = f"day_not_{verb.replace(' ', '_')}"

@@ -21,6 +21,7 @@ from ..convert.export_row import with_fingerprint
 from ..disk import translate_os_errors
 from ..episodes.rss import safe_url
 from ..errors import ConfigError, LedgerError, PickupPointError
+from ..publish.clock import before_leap
 from ..publish.decisions import incomparable, standing
 from ..publish.holds import HoldPolicy
 from ..publish.store_state import NODE, NODES, StoreState
@@ -90,11 +91,12 @@ class Snapshot:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
                     damage = _damage_of(ledger, now.date())
-                    today = now.date()
+                    facts = ledger.facts()
+                    today = before_leap(facts, now).date()
                     since = ledger.newest_days(newest, today=today) if newest else ledger.horizon(today=today)
                     records, publications = ledger.live_days(since), ledger.live_publications(since)
                     names = [entry.name for publication in publications for entry in publication.logs]
-                    facts, logins, row_totals = ledger.facts(), ledger.logins(), ledger.row_totals()
+                    logins, row_totals = ledger.logins(), ledger.row_totals()
                     if config.store is not None and config.store.shared:
                         facts[NODES] = ledger.entries.nodes()
                     known = KnownDays.of(records, publications, facts, since)
