@@ -61,7 +61,9 @@ class Reason(StrEnum):
     BALANCER = "proxy-protocol"
     SHA1 = "sha1-signature"
     SIGNATURE_ALGORITHM = "signature-algorithm"
+    KEY = "unknown-key"
     KEYS = "too-many-keys"
+    NO_CREDENTIALS = "no-credentials"
     FLOOD = "too-many-requests"
 
 

@@ -333,9 +333,9 @@ class Registry:
 
     # -- who is who --
 
-    def knows_key(self, user: str, address: Address, key: bytes) -> bool:
-        """Return whether the user may log in from this address with this public key (its SSH blob)."""
-        return self.access.knows_key(user, address, key)
+    def check_key(self, user: str, address: Address, key: bytes) -> Verdict:
+        """Return whether the user may log in from this address with this public key (its SSH blob), or why not."""
+        return self.access.check_key(user, address, key)
 
     async def check_password(self, user: str, address: Address, password: bytes) -> Verdict:
         """Return whether the user may log in from this address with this password (as sent), or why not."""

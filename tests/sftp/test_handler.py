@@ -323,10 +323,14 @@ async def test_an_open_that_fails_tells_the_client_nothing(listener: Running, mo
 
 @pytest.mark.parametrize("command", ["id -u", f"scp -f {NAME}", None])
 async def test_a_shell_or_a_command_gets_one_sentence(listener: Running, command: str | None) -> None:
-    """ "This service allows SFTP only." and exit status 1, with or without a terminal asked for."""
-    async with listener.connect() as connection:
-        result = await connection.run(command, check=False)
-        assert (result.stdout, result.exit_status) == ("This service allows SFTP only.\n", 1)
+    """ "This service allows SFTP only." and exit status 1; the journal says what was asked for, not in whose words."""
+    with capture_logs() as entries:
+        async with listener.connect() as connection:
+            result = await connection.run(command, check=False)
+            assert (result.stdout, result.exit_status) == ("This service allows SFTP only.\n", 1)
+    (line,) = [entry for entry in entries if "refused" in entry["event"]]
+    assert line["event"].endswith(f"refused {'command' if command else 'shell'}") and "scp -s" in line["hint"]
+    assert command is None or command not in str(entries)
 
 
 async def test_everything_but_sftp_is_switched_off(listener: Running) -> None:
@@ -342,6 +346,7 @@ async def test_everything_but_sftp_is_switched_off(listener: Running) -> None:
             await connection.open_session(subsystem="netconf")
         with pytest.raises(asyncssh.ChannelOpenError):
             await connection.open_session(term_type="xterm")
+    assert listener.server.registry.counters.refused_verbs == {"forwarding": 3, "subsystem": 1}
 
 
 async def test_reads_that_wait_for_the_disk_are_answered_in_order(tmp_path: Path, keys_dir: Path) -> None:
