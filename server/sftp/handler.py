@@ -188,10 +188,17 @@ class RequestHandler:
         return packets.folder_attrs(max((file.mtime for file in self.files.list_files().values()), default=0))
 
     def _realpath(self, number: int, fields: Fields) -> Reply:
-        name = _name_in_folder(fields.string())
-        # A name that does not exist has a path, too, as with OpenSSH's server; one that no file can have has none.
-        if name is None or b"\0" in name or len(name) > LONGEST_NAME:
-            return packets.status_reply(number, Status.NO_SUCH_FILE)
+        parts = fields.string().split(b"/")
+        name = b""
+        # As OpenSSH's server: each name must be one that exists, whatever it is, but for one at the very end.
+        for left, part in enumerate(parts, 1 - len(parts)):
+            if part == b"..":
+                name = b""
+            elif part not in (b"", b"."):
+                known = not name and (self._lookup(part) is not None or not left)
+                if not known or b"\0" in part or len(part) > LONGEST_NAME:
+                    return packets.status_reply(number, Status.NO_SUCH_FILE)
+                name = part
         canonical = b"/" + name
         return packets.names_reply(number, [(canonical, canonical, bytes(4))])
 

@@ -160,10 +160,15 @@ async def test_a_file_has_several_spellings(listener: Running, path: str) -> Non
     [
         (f"x/{NAME}", None),
         (f"x/../{NAME}", None),
-        (f"{NAME}/", None),
-        (f"{NAME}/.", None),
-        (f"{NAME}/..", None),
+        (f"{NAME}/", b"/" + NAME.encode()),
+        (f"{NAME}/.", b"/" + NAME.encode()),
+        (f"{NAME}/..", b"/"),
+        (f"{NAME}/../{NAME}", b"/" + NAME.encode()),
+        (f"{NAME}/../etc", b"/etc"),
         (f"{NAME}/x", None),
+        (f"{NAME}/{NAME}", None),
+        ("etc/", None),
+        ("etc/..", None),
         ("/etc/passwd", None),
         ("../etc/passwd", None),
         ("//etc/hostname", None),
@@ -181,7 +186,8 @@ async def test_a_file_has_several_spellings(listener: Running, path: str) -> Non
 )
 async def test_no_other_path_exists(listener: Running, path: str, real: bytes | None, tmp_path: Path) -> None:
     """A path with another directory in it, an unpublished file, a control character: no such file. Only REALPATH
-    answers for a last name that is missing, as OpenSSH does: clients ask it before they try."""
+    answers for a last name that is missing, and takes a file for a folder, as OpenSSH does: clients ask it before they
+    try."""
     (tmp_path / "pickup" / "hidden").write_text("not in the catalogue")
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)
