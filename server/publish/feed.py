@@ -23,7 +23,7 @@ from ..errors import ConversionDied, ExportChanged, ExportTorn, Overtaken, Picku
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
-from .clock import LEAP_HINT, before_leap, believe, doubt, saw_local_clock
+from .clock import LEAP_HINT, before_leap, believe, doubt, saw_local_clock, set_back
 from .decisions import (
     CLOCK_TOLERANCE,
     DOUBTED,
@@ -177,6 +177,8 @@ class Feed:
         if abs(skew) > CLOCK_TOLERANCE:
             hint = "see whether the clock is synchronised: timedatectl"
             log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)
+        elif why := set_back(self._ledger.facts(), now):
+            log.warning("feed found the local clock behind", why=why, hint=LEAP_HINT)
 
     # Which days there are
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..episodes.rss import safe_url
 from ..megaphone.exports import start_of
-from ..publish.clock import LEAP_HINT, STOPPED, before_leap
+from ..publish.clock import LEAP_HINT, STOPPED, before_leap, set_back
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
 from ..publish.holds import HoldPolicy, late_warnings, warnings, way_out_of_late
@@ -304,6 +304,8 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, 
     skew = float(facts.get("clock_skew", 0))
     if abs(skew) > CLOCK_TOLERANCE.total_seconds():
         found.append(Alarm(Level.WARNING, "clock", f"the local clock is {skew:+.0f} s off the bucket's", "timedatectl"))
+    elif why := set_back(facts, now):
+        found.append(Alarm(Level.CRITICAL, "clock", why, LEAP_HINT))
     return found
 
 

@@ -404,6 +404,8 @@ def test_a_partner_that_fell_silent_alarms(silent: timedelta, longest: timedelta
     (RUNNING | {"round_error": "disk full"}, [("CRITICAL", "data_folder")]),
     (RUNNING | {"clock_skew": 60.0}, []),
     (RUNNING | {"clock_skew": -61.0}, [("WARNING", "clock")]),
+    (RUNNING | {"clock_believed": (NOW + timedelta(hours=1)).isoformat()}, []),
+    (RUNNING | {"clock_believed": (NOW + timedelta(hours=1, seconds=1)).isoformat()}, [("CRITICAL", "clock")]),
 ])  # fmt: skip
 def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     """A feed that does not run, a source or folder that cannot be used, a clock that is off."""
