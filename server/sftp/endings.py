@@ -52,6 +52,7 @@ KEY_HINTS = {
     Verdict.UNKNOWN_USER: "no user has this name; what the partner was told: pickup-point status --sheet",
     Verdict.WRONG_ADDRESS: "the key is registered, but this user's allow_from does not have the address",
 }
+SILENT_HINT = "the partner's client or the network to it hangs: nothing was acknowledged, and no keepalive answered"
 NO_CREDENTIALS_HINT = (
     "the partner's client found no key that it may use (ssh ignores one that others can read), or may not ask for a "
     "password (BatchMode)"
@@ -89,6 +90,8 @@ def report_end(connection: SshConnection, exc: Exception | None, attempt: LoginA
         registry.refused(address, Reason.KEY_EXCHANGE, user, client=connection.client, **disagreement)
     elif not user and "Login timeout" in str(exc):
         registry.refused(address, Reason.LOGIN_TIMEOUT)
+    elif user and isinstance(exc, asyncssh.ConnectionLost) and "keepalive" in str(exc):
+        registry.refused(address, Reason.SILENT, user, client=connection.client, hint=SILENT_HINT)
     elif isinstance(exc, TooManyRequests):
         registry.refused(address, Reason.FLOOD, user)
     elif not user and (isinstance(exc, NOT_SSH) or (isinstance(exc, asyncssh.KeyExchangeFailed) and not shown)):

@@ -53,6 +53,7 @@ class Reason(StrEnum):
     TRIES = "too-many-tries"
     LOGIN_TIMEOUT = "login-timeout"
     IDLE = "idle-timeout"
+    SILENT = "keepalive-timeout"
     SESSIONS = "too-many-sessions"
     HANDLES = "too-many-handles"
     PROTOCOL = "protocol-error"
