@@ -263,11 +263,11 @@ class RequestHandler:
         try:
             opening = asyncio.get_running_loop().run_in_executor(self.threads, self.files.open_file, file)
             descriptor = await opening
-        except FileNotFoundError:
-            return packets.status_reply(number, Status.NO_SUCH_FILE)
         except OSError as error:
+            # Pruned files are not listed any more: one that is listed and gone has been lost.
             self.events.failed(str(file.name), error)
-            return packets.status_reply(number, Status.FAILURE)
+            gone = isinstance(error, FileNotFoundError)
+            return packets.status_reply(number, Status.NO_SUCH_FILE if gone else Status.FAILURE)
         # The session may have ended while a thread opened the file; nothing else would close the descriptor.
         if self._abandoned:
             os.close(descriptor)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..episodes.rss import RssFeed
     from ..publish.store_state import StoreState
+    from ..triton import LogName
     from .days import DayOverview
     from .deadlines import Deadline
 
@@ -84,6 +85,7 @@ class Measured:
     ledger_damage: str = ""
     ledger_away: str = ""
     ledger_hint: str = ""
+    lost: tuple[LogName, ...] = ()  # published logs that are not in the folder any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ def alarms(
         found += _of_service(facts, poll_every, now, running=running)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
+    found += [_of_lost_log(name, days) for name in measured.lost]
     found += _of_store(store, days, now) if store is not None else []
     if unagreed:
         found.append(Alarm(Level.WARNING, "not_agreed", unagreed, NOT_AGREED))
@@ -350,6 +353,15 @@ def _of_store(store: Store, days: Sequence[DayOverview], now: datetime) -> list[
         sentence += f"was {when} ago" if late else f"is in {when}"
         found.append(Alarm(level, "day_not_stored", sentence, hint, str(day.day), deadline))
     return found
+
+
+def _of_lost_log(name: LogName, days: Sequence[DayOverview]) -> Alarm:
+    """Return the alarm of a published log that is not in the folder any more."""
+    everybody_has_it = any(day.day == name.day and day.state == "picked up" for day in days)
+    sentence = f"{name} is not in the pickup folder as it was published: nobody can fetch it"
+    again = f"pickup-point feed --day {name.day} --resend 'lost from the disk'"
+    hint = f"restore it from a backup and restart; if there is none, send the day again: {again}"
+    return Alarm(Level.WARNING if everybody_has_it else Level.CRITICAL, "log_lost", sentence, hint, str(name))
 
 
 def _of_machine(measured: Measured) -> list[Alarm]:

@@ -327,6 +327,16 @@ async def test_an_open_that_fails_tells_the_client_nothing(listener: Running, mo
         assert (await raw.ask(Kind.STAT, PATH))[0] == Kind.ATTRS
 
 
+async def test_a_listed_file_that_is_gone_is_told(listener: Running) -> None:
+    """To the client it does not exist; the journal says which one, since the operator must put it back."""
+    (listener.served.folder / NAME).unlink()
+    with capture_logs() as entries:
+        async with listener.connect() as connection:
+            raw = await RawSftp.open(connection)
+            assert await raw.status(Kind.OPEN, PATH + b"\0\0\0\1" + bytes(4)) == NO_SUCH_FILE
+    assert [entry["error"] for entry in entries if f"could not read {NAME}" in entry["event"]] != []
+
+
 @pytest.mark.parametrize("command", ["id -u", f"scp -f {NAME}", None])
 async def test_a_shell_or_a_command_gets_one_sentence(listener: Running, command: str | None) -> None:
     """ "This service allows SFTP only." and exit status 1; the journal says what was asked for, not in whose words."""
