@@ -57,7 +57,9 @@ def load_settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> C
 
     settings = load_config(config_path(path))
     stream = None if verbose or not quiet else io.StringIO()
-    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream, hint=call().text)
+    # `demo` has a configuration that was not given on the command line.
+    hint = Call(program(), config_given(sys.argv[1:]) or str(path or "")).text
+    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream, hint=hint)
     find_aws_key(settings)
     return settings
 

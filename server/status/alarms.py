@@ -357,9 +357,10 @@ def _of_store(store: Store, days: Sequence[DayOverview], now: datetime) -> list[
 
 def _of_lost_log(name: LogName, days: Sequence[DayOverview]) -> Alarm:
     """Return the alarm of a published log that is not in the folder any more."""
-    everybody_has_it = any(day.day == name.day and day.state == "picked up" for day in days)
+    day = name.day
+    everybody_has_it = any(other.day == day and other.state == "picked up" for other in days)
     sentence = f"{name} is not in the pickup folder as it was published: nobody can fetch it"
-    again = f"pickup-point feed --day {name.day} --resend 'lost from the disk'"
+    again = f"pickup-point feed --day {day} --resend 'lost from the disk'"
     hint = f"restore it from a backup and restart; if there is none, send the day again: {again}"
     return Alarm(Level.WARNING if everybody_has_it else Level.CRITICAL, "log_lost", sentence, hint, str(name))
 
