@@ -290,11 +290,9 @@ setattr(owner, {method!r}, dies)
 # What never ends
 
 NEVER = {
-    "a push": "from server.status.webhook import Pushes as owner; owner.close = never",
     "a task": "from server.service import Service as owner; owner._note_facts_forever = stubborn",
     "the event loop": "from server.sftp.registry import Registry as owner; owner.close = lambda _: time.sleep(1000)",
     "a thread": "from server.service import Service as owner; owner._prune_forever = thread",
-    "the ledger": "from server.storage.ledger import Ledger as owner; owner.close = lambda _: time.sleep(1000)",
 }
 
 

@@ -56,6 +56,7 @@ class Reason(StrEnum):
     SILENT = "keepalive-timeout"
     SESSIONS = "too-many-sessions"
     HANDLES = "too-many-handles"
+    DESCRIPTORS = "no-descriptors"
     PROTOCOL = "protocol-error"
     KEY_EXCHANGE = "no-common-algorithm"
     HOST_KEY = "left-at-host-key"

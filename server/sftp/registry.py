@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DISK_THREADS = 4
+NO_DESCRIPTORS_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
 NO_CLIENT = "look at what the balancer sends in its PROXY header, or take it out of proxy_protocol_from in [sftp]"
 
 
@@ -315,11 +316,14 @@ class Registry:
         return True
 
     def may_open_file(self, connection: Connection) -> bool:
-        """Return whether the connection's user may open one more file now; log the refusal of a flood."""
+        """Return whether the connection's user may open one more file now; log why not."""
         if self._opens.is_crowded(connection.user, time.monotonic()):
             self.refused(connection.address, Reason.FLOOD, connection.user)
             return False
-        return not self.draining and self._guard.may_take(connection.address, free_descriptors())
+        if not self._guard.may_take(connection.address, free_descriptors()):
+            self.refused(connection.address, Reason.DESCRIPTORS, connection.user, hint=NO_DESCRIPTORS_HINT)
+            return False
+        return not self.draining  # the client is about to be told so
 
     def turn_to_open(self, user: str) -> float:
         """Count one more opened file; return the seconds that it must wait for its turn."""

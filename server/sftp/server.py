@@ -20,7 +20,7 @@ from .handler import ServedFiles
 from .limits import LINE_WINDOW, Reason, parse_address
 from .login import LoginHandler
 from .proxy_protocol import BadHeader, client_of, missing
-from .registry import Registry
+from .registry import NO_DESCRIPTORS_HINT, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BACKLOG = 512  # connections that the kernel holds until they are accepted
-NO_ACCEPT_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
 BAD_HEADER_HINT = (
     'switch PROXY protocol on in the balancer (HAProxy: "send-proxy-v2"; nginx: "proxy_protocol on"; AWS: '
     "proxy_protocol_v2.enabled = true), or take it out of proxy_protocol_from in [sftp]"
@@ -171,7 +170,7 @@ class SftpServer:
                     return
                 # Out of descriptors, or a peer that left before it was accepted: go on, others will come.
                 if time.monotonic() >= next_warning:
-                    log.warning("sftp could not accept a connection", error=error.strerror, hint=NO_ACCEPT_HINT)
+                    log.warning("sftp could not accept a connection", error=error.strerror, hint=NO_DESCRIPTORS_HINT)
                     next_warning = time.monotonic() + LINE_WINDOW
                 await asyncio.sleep(0.2)
                 continue

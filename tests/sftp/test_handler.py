@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.sftp import protocol as packets
-from server.sftp.limits import OPENS
+from server.sftp.limits import OPENS, OWN_DESCRIPTORS
 from server.sftp.protocol import Kind, Status
 
 from ..support.sftp import NAME, RawSftp, Running, running, string
@@ -325,6 +325,19 @@ async def test_an_open_that_fails_tells_the_client_nothing(listener: Running, mo
         reply = await raw.ask(Kind.OPEN, PATH + b"\0\0\0\1" + bytes(4))
         assert reply[5:] == b"\0\0\0\x04" + string(b"Failure") + string(b"en")
         assert (await raw.ask(Kind.STAT, PATH))[0] == Kind.ATTRS
+
+
+async def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_told(
+    listener: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is asked to come again, and the operator is told why, and what to raise."""
+    async with listener.connect() as connection:
+        raw = await RawSftp.open(connection)
+        with capture_logs() as entries, monkeypatch.context() as few:
+            few.setattr("server.sftp.registry.free_descriptors", lambda: OWN_DESCRIPTORS)
+            assert await raw.status(Kind.OPEN, PATH + b"\0\0\0\1" + bytes(4)) == FAILURE
+        assert [(entry["reason"], "LimitNOFILE" in entry["hint"]) for entry in entries] == [("no-descriptors", True)]
+        await raw.open_file(NAME)
 
 
 async def test_a_listed_file_that_is_gone_is_told(listener: Running) -> None:
