@@ -89,7 +89,11 @@ def report_end(connection: SshConnection, exc: Exception | None, attempt: LoginA
         # Whoever ended it, and however: a client that finds nothing in common may say so, hang up or reset.
         registry.refused(address, Reason.KEY_EXCHANGE, user, client=connection.client, **disagreement)
     elif not user and "Login timeout" in str(exc):
-        registry.refused(address, Reason.LOGIN_TIMEOUT)
+        where = "login" if connection.wants_login else "host key" if shown else "key exchange"
+        details = {"client": connection.client, "waited_at": where} | (
+            {"hint": HOST_KEY_HINT} if where == "host key" else {}
+        )
+        registry.refused(address, Reason.LOGIN_TIMEOUT, attempt.user, **details)
     elif user and isinstance(exc, asyncssh.ConnectionLost) and "keepalive" in str(exc):
         registry.refused(address, Reason.SILENT, user, client=connection.client, hint=SILENT_HINT)
     elif isinstance(exc, TooManyRequests):

@@ -40,6 +40,7 @@ log = structlog.get_logger()
 
 DISK_THREADS = 4
 NO_DESCRIPTORS_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
+KEY_ONLY_HINT = "this user has no password_hash; the partner's client must log in by its key"
 NO_CLIENT = "look at what the balancer sends in its PROXY header, or take it out of proxy_protocol_from in [sftp]"
 
 
@@ -270,7 +271,9 @@ class Registry:
         # Kept by user so that a login can forgive it; an invented user never logs in, so its name is not kept.
         against = user if user in self.access.users else ""
         penalty = self._guard.failed(address, time.monotonic(), against)
-        self.refused(address, reason, user)
+        known = self.access.users.get(user)
+        has_none = reason is Reason.PASSWORD and known is not None and known.password_hash is None
+        self.refused(address, reason, user, **({"hint": KEY_ONLY_HINT} if has_none else {}))
         if penalty.banned:
             minutes = round(self._guard.limits.ban_time / 60, 1)
             log.warning(f"sftp banned {address}", minutes=minutes, failures=self._guard.limits.ban_after)

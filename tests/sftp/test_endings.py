@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.settings import UserSettings
+from server.sftp.registry import KEY_ONLY_HINT
 
 from ..support.sftp import CHEAP_HASH, PASSWORD, Running, packet, running, string
 
@@ -161,6 +162,8 @@ KEY, OTHER = asyncssh.generate_private_key("ssh-ed25519"), asyncssh.generate_pri
         ({"client_keys": [OTHER, KEY]}, None),
         ({"client_keys": [OTHER], "password": PASSWORD}, None),
         ({"client_keys": [OTHER], "password": "wrong"}, {"reason": "wrong-password"}),
+        ({"password": "its own", "username": "elsewhere"}, {"reason": "address-not-allowed"}),
+        ({"password": "its own", "username": "keyed"}, {"reason": "wrong-password", "hint": KEY_ONLY_HINT}),
         ({}, {"reason": "no-credentials", "user": "triton"}),
         (UNKNOWN, {"host_key": "ssh-ed25519"}),
     ],
@@ -175,6 +178,7 @@ async def test_a_client_whose_keys_let_nobody_in_is_one_line_and_no_failure(
     users = [
         UserSettings(name="triton", password_hash=CHEAP_HASH, authorized_keys=public),
         UserSettings(name="elsewhere", authorized_keys=public, allow_from=there),
+        UserSettings(name="keyed", authorized_keys=public),
     ]
     async with running(tmp_path, keys_dir, users=users) as it:
         with capture_logs() as entries:
@@ -188,4 +192,4 @@ async def test_a_client_whose_keys_let_nobody_in_is_one_line_and_no_failure(
         if expected and "keys" in expected:
             offered = KEY if expected["keys"] == 2 else OTHER
             assert told[0]["key"] == offered.get_fingerprint()
-        assert len(it.server.registry._guard._failures) == (expected == {"reason": "wrong-password"})
+        assert len(it.server.registry._guard._failures) == ("password" in options and expected is not None)
