@@ -320,6 +320,9 @@ class RequestHandler:
         length = fields.u32()
         if not isinstance(handle, _OpenFile):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
+        if not length:
+            # As OpenSSH's server: no end of the file, which a client would believe; and nothing was read.
+            return bytes(packets.data_buffer(number, 0))
         if handle.progress.first_read is None:
             # Also if the answer is EOF: a client that resumes at the end of the file shows that it has all of it.
             self.delivery.begins(handle.progress, offset)

@@ -246,7 +246,8 @@ async def test_links_fifos_and_replaced_files_are_not_served(listener: Running, 
 
 
 async def test_reads_are_cut_at_255_kib_and_at_the_end(listener: Running) -> None:
-    """A request for 4 GiB gets 255 KiB; a read past the end gets EOF, up to an offset of 2^64-1."""
+    """A request for 4 GiB gets 255 KiB; a read past the end gets EOF, up to an offset of 2^64-1; one of nothing gets
+    nothing, as from OpenSSH's server, and no end of the file."""
     content = bytes(range(256)) * 4096
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)
@@ -255,7 +256,8 @@ async def test_reads_are_cut_at_255_kib_and_at_the_end(listener: Running) -> Non
         assert await raw.read(handle, len(content) - 5, 100) == content[-5:]
         for offset in (len(content), len(content) + 1, 2**63, 2**64 - 1):
             assert await raw.read(handle, offset, 100) is None
-        assert await raw.read(handle, 0, 0) is None
+        for offset in (0, 5, len(content)):
+            assert await raw.read(handle, offset, 0) == b""
         assert await raw.status(Kind.READ, string(b"none") + bytes(8) + b"\0\0\0\1") == FAILURE
 
 
