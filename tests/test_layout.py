@@ -14,8 +14,12 @@ import tomllib
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 SERVER = Path(__file__).parent.parent / "server"
 FILES = {".".join(path.relative_to(SERVER).with_suffix("").parts): path for path in sorted(SERVER.rglob("*.py"))}
@@ -130,6 +134,11 @@ def nodes_of(module: str) -> tuple[ast.AST, ...]:
     return tuple(ast.walk(tree_of(module)))
 
 
+def every_node(modules: Iterable[str]) -> Iterator[tuple[str, ast.AST]]:
+    """The nodes of these modules, each with its module."""
+    return ((module, node) for module in modules for node in nodes_of(module))
+
+
 def written(called: ast.expr) -> str:
     """The source of what is called; a plain name, as most are, needs no unparsing."""
     return called.id if isinstance(called, ast.Name) else ast.unparse(called)
@@ -159,10 +168,9 @@ def arrows() -> set[tuple[str, str]]:
     }
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_lies_in_a_room(module: str) -> None:
+def test_every_module_lies_in_a_room() -> None:
     """A new file says first where it belongs."""
-    assert room_of(module) in FLOOR_OF, f"server/{module} lies in no room"
+    assert [module for module in MODULES if room_of(module) not in FLOOR_OF] == []
 
 
 def test_no_arrow_goes_against_the_order() -> None:
@@ -179,24 +187,24 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(" → ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_inside_the_package_are_relative_and_real(module: str) -> None:
+def test_imports_inside_the_package_are_relative_and_real() -> None:
     """``from ..room.x import y``, and there is an x."""
-    assert own_imports(module) <= set(MODULES)
-    for node in nodes_of(module):
+    assert {(module, name) for module in MODULES for name in own_imports(module) - set(MODULES)} == set()
+    wrong = []
+    for module, node in every_node(MODULES):
         if isinstance(node, ast.ImportFrom):
-            assert node.level or str(node.module).split(".")[0] != "server"
-            assert all(alias.name != "*" for alias in node.names)
-        if isinstance(node, ast.Import):
-            assert all(alias.name.split(".")[0] != "server" for alias in node.names)
+            absolute = not node.level and str(node.module).split(".")[0] == "server"
+            if absolute or any(alias.name == "*" for alias in node.names):
+                wrong.append(f"{module}: {ast.unparse(node)}")
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "server" for alias in node.names):
+            wrong.append(f"{module}: {ast.unparse(node)}")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("room", [room for room in FLOOR_OF if (SERVER / room).is_dir()])
-def test_a_room_opens_with_one_sentence_and_no_import(room: str) -> None:
+def test_a_room_opens_with_one_sentence_and_no_import() -> None:
     """An import there would load the whole room into every worker."""
-    body = tree_of(f"{room}.__init__").body
-    assert ast.get_docstring(tree_of(f"{room}.__init__"))
-    assert len(body) == 1
+    openings = {room: tree_of(f"{room}.__init__") for room in FLOOR_OF if (SERVER / room).is_dir()}
+    assert [room for room, tree in openings.items() if not ast.get_docstring(tree) or len(tree.body) != 1] == []
 
 
 @cache
@@ -217,11 +225,11 @@ def outside_imports(module: str) -> frozenset[str]:
     return frozenset(names)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_library_has_an_owner(module: str) -> None:
+def test_a_library_has_an_owner() -> None:
     """Only sftp knows SSH, only the ledger SQLite, only the bucket S3."""
-    for library in {name.split(".")[0] for name in outside_imports(module)} & set(OWNERS):
-        assert module in OWNERS[library].split(), f"server/{module} imports {library}"
+    imported = {(module, name.split(".")[0]) for module in MODULES for name in outside_imports(module)}
+    owned = {(module, library) for library, owners in OWNERS.items() for module in owners.split()}
+    assert {(module, library) for module, library in imported if library in OWNERS} == owned
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
@@ -238,17 +246,15 @@ def _one_spelling(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_a_pure_module_touches_no_world(module: str) -> None:
+def test_a_pure_module_touches_no_world() -> None:
     """No file, no socket, no loop, no log, and no clock but the one that it is handed."""
-    for name in outside_imports(module):
-        impure = name if name in IMPURE else name.split(".")[0]
-        assert impure not in IMPURE or (module, impure) in IMPURE_ALLOWED, f"server/{module} imports {name}"
-    for node in nodes_of(module):
-        if isinstance(node, ast.Call):
-            called = written(node.func)
-            assert called.split(".")[-1] not in {"now", "utcnow", "today"}, f"server/{module} asks {called}()"
-            assert called not in {"open", "input", "print"}, f"server/{module} calls {called}()"
+    imported = {
+        (module, name if name in IMPURE else name.split(".")[0]) for module in PURE for name in outside_imports(module)
+    }
+    assert {(module, name) for module, name in imported if name in IMPURE} == set(IMPURE_ALLOWED)
+    asked = {(module, written(node.func)) for module, node in every_node(PURE) if isinstance(node, ast.Call)}
+    clocks, world = {"now", "utcnow", "today"}, {"open", "input", "print"}
+    assert {it for it in asked if it[1].split(".")[-1] in clocks or it[1] in world} == set()
 
 
 def test_a_pure_module_can_be_imported_without_any_world() -> None:
@@ -260,38 +266,28 @@ def test_a_pure_module_can_be_imported_without_any_world() -> None:
     assert not {"aiobotocore", "asyncssh", "sqlite3", "asyncio", "structlog", "pydantic", "typer"} & set(loaded)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module not in PRINTERS])
-def test_only_the_command_line_prints_and_exits(module: str) -> None:
+def test_only_the_command_line_prints_and_exits() -> None:
     """Everything else returns, raises, or logs."""
-    for node in nodes_of(module):
-        if isinstance(node, ast.Call):
-            called = written(node.func)
-            forbidden = {"print", "sys.exit", "exit", "quit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
-            assert called not in forbidden, f"server/{module} line {node.lineno} calls {called}()"
-        if isinstance(node, ast.Raise) and node.exc is not None:
-            assert "SystemExit" not in ast.unparse(node.exc), f"server/{module} line {node.lineno} raises SystemExit"
+    forbidden = {"print", "sys.exit", "exit", "quit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
+    wrong = []
+    for module, node in every_node(module for module in MODULES if module not in PRINTERS):
+        if isinstance(node, ast.Call) and written(node.func) in forbidden:
+            wrong.append(f"{module} line {node.lineno} calls {written(node.func)}()")
+        if isinstance(node, ast.Raise) and node.exc is not None and "SystemExit" in ast.unparse(node.exc):
+            wrong.append(f"{module} line {node.lineno} raises SystemExit")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_every_file_opens_with_what_it_is_and_stays_short(module: str) -> None:
+def test_every_file_opens_with_what_it_is_and_stays_short() -> None:
     """A docstring, and at most 600 lines: a longer file holds a second noun."""
-    assert ast.get_docstring(tree_of(module)), f"server/{module} has no docstring"
-    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+    assert [module for module in FILES if not ast.get_docstring(tree_of(module))] == []
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in FILES.items()}
+    assert {module: count for module, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_nothing_is_called_by_what_it_is_not() -> None:
     """No drawer for everything."""
     assert not {"utils", "util", "helpers", "base", "common", "misc"} & {m.rpartition(".")[2] for m in MODULES}
-
-
-def test_every_exception_is_still_needed() -> None:
-    """An allowance that nothing uses any more is taken out of the tables."""
-    for module, name in IMPURE_ALLOWED:
-        assert name in outside_imports(module), f"IMPURE_ALLOWED ({module}, {name}) is not needed"
-    for library, owners in OWNERS.items():
-        for module in owners.split():
-            found = {name.split(".")[0] for name in outside_imports(module)}
-            assert library in found, f"OWNERS[{library}] names {module}, which does not import it"
 
 
 ROOT = SERVER.parent
@@ -323,11 +319,10 @@ def may_import(path: Path, name: str) -> bool:
     return path.parts[0] == "benchmarks"
 
 
-@pytest.mark.parametrize("path", AROUND, ids=str)
-def test_tests_and_benchmarks_share_what_is_in_support_and_nothing_else(path: Path) -> None:
+def test_tests_and_benchmarks_share_what_is_in_support_and_nothing_else() -> None:
     """No test is imported by anybody; benchmarks import `server` and `tests.support`, tests nothing of benchmarks."""
-    strangers = {name for name in project_imports(path, AROUND[path].read_text()) if not may_import(path, name)}
-    assert not strangers, f"{path} imports {', '.join(sorted(strangers))}"
+    found = {(str(path), name) for path, it in AROUND.items() for name in project_imports(path, it.read_text())}
+    assert {(path, name) for path, name in found if not may_import(Path(path), name)} == set()
 
 
 @pytest.mark.parametrize(
