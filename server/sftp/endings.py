@@ -57,6 +57,8 @@ NO_CREDENTIALS_HINT = (
     "the partner's client found no key that it may use (ssh ignores one that others can read), or may not ask for a "
     "password (BatchMode)"
 )
+_OTHERS = {"TLS": (b"\x16\x03",), "HTTP": (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"OPTIONS ", b"CONNECT ")}
+OTHERS_HINT = "this port speaks SFTP over SSH; the client is set to FTPS or to HTTP, or meant another port"
 MERE_LOOKERS = (DOCTOR_CLIENT, "OpenSSH-keyscan")  # clients that only want to see the host key
 
 
@@ -99,7 +101,9 @@ def report_end(connection: SshConnection, exc: Exception | None, attempt: LoginA
     elif isinstance(exc, TooManyRequests):
         registry.refused(address, Reason.FLOOD, user)
     elif not user and (isinstance(exc, NOT_SSH) or (isinstance(exc, asyncssh.KeyExchangeFailed) and not shown)):
-        registry.refused(address, Reason.PROTOCOL, client=connection.client)
+        spoken = next((name for name, greetings in _OTHERS.items() if connection.greeting.startswith(greetings)), "")
+        more = {"speaks": spoken, "hint": OTHERS_HINT} if spoken else {}
+        registry.refused(address, Reason.PROTOCOL, client=connection.client, **more)
     elif exc is not None and shown and not connection.wants_login:  # None: we ended it
         if connection.client not in MERE_LOOKERS:
             offers = connection.offers()

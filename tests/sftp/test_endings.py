@@ -104,6 +104,23 @@ async def test_a_balancer_that_announces_the_client_is_told_as_one(listener: Run
     assert "send-proxy" in line["hint"]
 
 
+@pytest.mark.parametrize(
+    ("greeting", "spoken"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: sftp.example.com\r\n\r\n", "HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(507) + b"\n", "TLS"),
+        (b"hello\r\n" * 2000, None),
+    ],
+)
+async def test_who_speaks_another_protocol_is_told_by_it(
+    listener: Running, greeting: bytes, spoken: str | None
+) -> None:
+    """FTPS or HTTPS in the partner's settings, a monitor's wrong check: the line names what came."""
+    (line,) = await say(listener, greeting)
+    assert (line["reason"], line.get("speaks")) == ("protocol-error", spoken)
+    assert spoken is None or "SFTP over SSH" in line["hint"]
+
+
 class Code3(asyncssh.SSHClient):
     """Leaves as JSch does, with the code of a failed key exchange: at an unknown host key, after a wrong password."""
 
