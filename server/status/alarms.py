@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..episodes.rss import safe_url
 from ..megaphone.exports import start_of
-from ..publish.clock import LEAP_HINT, STOPPED, before_leap, set_back
+from ..publish.clock import LEAP, LEAP_HINT, STOPPED, before_leap, set_back
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
 from ..publish.holds import HoldPolicy, late_warnings, warnings, way_out_of_late
@@ -126,10 +126,13 @@ def alarms(
     ``unagreed`` is what Triton has yet to agree to, or ''; ``running`` is whether the service runs.
     """
     days = [day for day in days if first_day is None or day.day >= first_day]
+    # If Megaphone has exported these days, the clock is about right: the service was away for long.
+    away = any(day.export is not None and day.day >= now.date() - LEAP for day in days)
+    steady = now if away else before_leap(facts, now)
     found = [
         replace(alarm, subject=str(day.day))
         for day in days
-        for alarm in _of_day(day, holds, now, before_leap(facts, now), pulled=bool(partners))
+        for alarm in _of_day(day, holds, now, steady, pulled=bool(partners))
     ]
     found += _of_volume(days, now)
     found += _of_matching(days)
