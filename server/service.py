@@ -47,6 +47,7 @@ from .publish.publisher import Publisher
 from .publish.retention import prune, thin_out_pickups
 from .sftp.keys import load_credentials
 from .sftp.server import SftpServer
+from .status.alarms import ENDED, STARTED
 from .status.webhook import AlarmWatch, Pushes
 from .storage.folder import DataFolder
 from .storage.ledger import Ledger
@@ -216,6 +217,10 @@ class Service:
         await self._pushes.close()
         if self._page is not None:
             await self._page.close()
+        # Not after a fault: only a service that was asked to end may be away for a moment without an alarm. As late as
+        # possible, since that moment begins now.
+        if self._stopping.is_set():
+            await self._record_facts({ENDED: datetime.now(UTC).isoformat()})
         log.info("service ended")
 
     async def _unhealthy_reason(self) -> str:
@@ -352,7 +357,7 @@ class Service:
             page_bans = self._page.bans() if self._page is not None else []
             facts = {
                 "service_pid": os.getpid(),
-                "service_started": self._started.isoformat(),
+                STARTED: self._started.isoformat(),
                 "service_port": self._server.port,
                 "bans": [
                     *(ban.as_json("sftp") for ban in self._server.registry.bans()),

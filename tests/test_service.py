@@ -182,7 +182,7 @@ async def test_malformed_exports_leave_the_service_running_and_the_good_day_publ
     check = service_site.run("check")
     assert check.returncode == 2
     assert f"{day_before(2)} is held" in check.stdout
-    assert f"{day_before(3)} is failed" in check.stdout
+    assert f"{day_before(3)} has failed" in check.stdout
 
     rejects = service_site.folder / "data" / "rejects" / log_of(1).replace(".gz", ".rejects.ndjson.gz")
     told = [json.loads(line) for line in gzip.decompress(rejects.read_bytes()).splitlines()]

@@ -8,12 +8,14 @@ import signal
 import socket
 import urllib.error
 import urllib.request
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING
 
 import asyncssh
 import pytest
 from argon2 import PasswordHasher
+
+from server.storage.ledger import LEDGER_FILE, Ledger
 
 from .support.program import (
     PATIENCE,
@@ -73,7 +75,9 @@ async def test_sigterm_lets_a_transfer_finish_lets_nobody_in_and_exits_0(service
     assert f"picked up {log_of(1)}" in service.running.text
     story = service_site.run("trace", log_of(1)).stdout
     assert "complete pickup by triton from 127.0.0.1" in story
-    assert service_site.status()["running"] is False
+    status = service_site.status()
+    assert status["running"] is False
+    assert status["service"]["service_ended"] > status["service"]["service_started"]  # a minute without an alarm
 
 
 async def test_a_second_sigterm_does_not_wait_for_a_transfer(service_site: ServiceSite) -> None:
@@ -285,6 +289,8 @@ setattr(owner, {method!r}, dies)
     assert f"pickup-point: the task {name} died (ZeroDivisionError: by the test)" in service.err[-4:]
     assert "service ended" in service.text
     assert "Traceback" not in service.text
+    with closing(Ledger.read(service_site.folder / "data" / LEDGER_FILE)) as ledger:
+        assert "service_ended" not in ledger.facts()  # an alarm at once
 
 
 # What never ends

@@ -46,7 +46,7 @@ NAMES = [
     "x" * 900,
 ]
 PASSWORDS = ["", "wrong", "correct horsE", "correct horse\0", " correct horse", "x" * 5000, "\0", "\u00e9"]
-WAIT = "a newcomer beside floods waits at most, ms"
+WAIT = "longest wait of a newcomer beside floods in ms"
 
 
 async def _say(target: Target, dice: random.Random, data: bytes, seconds: float = 1.0) -> bytes:

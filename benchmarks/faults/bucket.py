@@ -62,7 +62,9 @@ def run(campaign: Campaign) -> list[Fault]:
         del os.environ[name]  # this process is the part's own
     os.environ.update(AWS)
     make_keys(campaign.folder / "keys")
-    service = Fault("the bucket: answers cut, silent, slow, refused, torn, false or elsewhere, under a running service")
+    service = Fault(
+        "the bucket: answers cut, silent, slow, refused, torn, false or redirected, under a running service"
+    )
     hours = Fault("the bucket: the same faults at nearly every read, hour by hour of virtual time")
     radosgw = Fault("the bucket: radosgw killed, frozen and restarted in mid-read, under a running service")
     ends = [campaign.seconds * sum(SHARES[: n + 1]) for n in range(3)]

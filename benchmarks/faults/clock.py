@@ -56,8 +56,8 @@ def run(campaign: Campaign) -> list[Fault]:
     rows = [
         Fault("the clock: jumps by hours, days and months, leap days, ends of years, days out of order (virtual time)"),
         Fault("the clock: the local clock set back and forth under a running service that reads a bucket"),
-        Fault("the clock: two services on one data folder, started at one instant, the first killed in between"),
-        Fault("the clock: two services on one place of delivery, each with a folder of its own"),
+        Fault("the clock: two services on one data folder, started at the same instant, the first killed in between"),
+        Fault("the clock: two services on one source of exports, each with a folder of its own"),
     ]
     works, ended = [_walks, clock_jumps.jumps, _twins, _neighbours], 0.0
     for row, work, share in zip(rows, works, SHARES, strict=True):
@@ -238,7 +238,7 @@ def _twins(campaign: Campaign, row: Fault) -> None:
 
 
 def _race(site: ServiceSite, runners: int, row: Fault) -> Running:
-    """Some services started at one instant: exactly one of them gets the folder."""
+    """Some services started at the same instant: exactly one of them gets the folder."""
     racing = [site.program.start("serve", "--config", site.config) for _ in range(runners)]
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -68,7 +68,7 @@ def _at_calls(campaign: Campaign, pool: ProcessPoolExecutor) -> Fault:
         for after in (False, True)
         if done
     ]
-    fault.figures["such calls in the scenes"] = len(deaths) // 2
+    fault.figures["calls in the scenes"] = len(deaths) // 2
     orders = evenly(deaths, campaign.rng("killing", "calls"))
     until = campaign.left * 0.5
     jobs = (

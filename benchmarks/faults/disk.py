@@ -47,8 +47,10 @@ def run(campaign: Campaign) -> list[Fault]:
     rows = [
         Fault("the disk: ENOSPC, EDQUOT, EIO, EROFS, ENOLCK at every call of `feed` and `prune` on the data folder"),
         Fault("the disk: files that stop growing at any byte (short writes, then EFBIG)"),
-        Fault("the disk: the same errors under a running service, lasting for rounds, then gone; and at its start"),
-        Fault("the disk: a file system that is full to any page or block (tmpfs, ext4), then has room again"),
+        Fault(
+            "the disk: the same errors under a running service, lasting for several rounds, then gone; and at its start"
+        ),
+        Fault("the disk: a file system that fills up at any page or block (tmpfs, ext4), then has room again"),
         Fault("the disk: a file system that is remounted read-only, or unmounted, and comes back"),
     ]
     works = [_by_hand, _short_writes, disk_served.errors, disk_served.full, disk_served.away]
@@ -185,7 +187,7 @@ def _by_hand(campaign: Campaign, row: Fault) -> None:
             row.lost += [f"{one}: {wrong}" for wrong in judge(stock, ended)]
 
     _in_threads(work)
-    row.figures |= {"calls tried": len(places), "of": len({(call.name, call.path) for call in calls})}
+    row.figures["calls tried"] = f"{len(places)} of {len({(call.name, call.path) for call in calls})}"
 
 
 def _short_writes(campaign: Campaign, row: Fault) -> None:
@@ -211,7 +213,7 @@ def _short_writes(campaign: Campaign, row: Fault) -> None:
             row.lost += [f"files of at most {most} bytes: {wrong}" for wrong in judge(stock, ended)]
 
     _in_threads(work)
-    row.figures["refused rounds"] = refused[True]
+    row.figures["rounds refused"] = refused[True]
 
 
 def _traced(stock: Stock, log: Path, words: list[str]) -> warm.Ended:

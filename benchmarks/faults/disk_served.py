@@ -207,7 +207,7 @@ async def _errors(campaign: Campaign, row: Fault, stock: Stock) -> None:
         row.tried += injection.struck(log) > 0
         await shop.carries_on(what)
         await shop.fetches(f"after {what}")
-    row.figures |= {"of them told in the log": felt, "log files served": len(stock.seen.files)}
+    row.figures |= {"of them in the journal": felt, "log files served": len(stock.seen.files)}
     await shop.ends()
 
 

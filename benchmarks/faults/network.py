@@ -63,8 +63,8 @@ def run(campaign: Campaign) -> list[Fault]:
     for name in ("asyncssh", "asyncio"):  # of the attackers' own connections, which end in every way
         logging.getLogger(name).setLevel(logging.CRITICAL)
     make_keys(campaign.folder / "keys")
-    few = Fault(f"the network: strangers and bad guests, with {FEW} descriptors in all")
-    soak = Fault("the network: strangers and bad guests, with the usual limit of descriptors")
+    few = Fault(f"the network: strangers and badly behaved clients, with {FEW} descriptors in all")
+    soak = Fault("the network: strangers and badly behaved clients, with the usual limit of descriptors")
     for row, limit, seconds in ((few, FEW, campaign.seconds * 0.5), (soak, 0, 0.0)):
         try:
             asyncio.run(_phase(campaign, row, limit, min(seconds or campaign.left, campaign.left)))
@@ -259,8 +259,11 @@ def _judge(row: Fault, site: ServiceSite, good: Good, bad: network_guests.Guests
     killed = complete["killed", bad.big]
     row.expect(killed <= bad.whole, f"{killed} pickups by killed clients, of which {bad.whole} had the file")
     row.expect(all(one.ending for one in pickups), "a pickup never ended")
-    row.figures |= {"fetches by the good client": good.fetched.total(), "its slowest pull, s": round(good.slowest, 1),
-                    "pickups recorded": len(pickups)}  # fmt: skip
+    row.figures |= {
+        "fetches by a well-behaved client": good.fetched.total(),
+        "its slowest fetch in s": round(good.slowest, 1),
+        "pickups recorded": len(pickups),
+    }
 
 
 def _weigh(row: Fault, gauge: Gauge, seconds: float) -> None:
@@ -270,9 +273,9 @@ def _weigh(row: Fault, gauge: Gauge, seconds: float) -> None:
     if seconds >= LEAST_TO_TELL:
         row.expect(memory < MOST_GROWTH, f"the memory grew by {memory:.0f} KiB a minute")
         row.expect(opened < MOST_DESCRIPTORS, f"the descriptors grew by {opened:.2f} a minute")
-    row.figures |= {"memory at most, MiB": round(gauge.most(1) / 1024), "descriptors at most": int(gauge.most(2))}
+    row.figures |= {"peak memory in MiB": round(gauge.most(1) / 1024), "descriptors at most": int(gauge.most(2))}
     if seconds >= LEAST_TO_SHOW:
         row.figures |= {
-            "memory's slope at the end, KiB a minute": round(memory),
-            "descriptors' a minute": round(opened, 2),
+            "growth of memory at the end in KiB a minute": round(memory),
+            "of descriptors a minute": round(opened, 2),
         }

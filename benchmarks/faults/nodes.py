@@ -39,7 +39,9 @@ DAYS = 30  # of a walk, in the whole form
 def run(campaign: Campaign) -> list[Fault]:
     """The rows of this part."""
     killed = Fault("nodes: SIGKILL of one at every step of publishing, pruning, beginning and taking over")
-    walks = Fault("nodes: weeks of two or three; splits, lost answers, kills, lost ledgers, clocks apart (rounds)")
+    walks = Fault(
+        "nodes: two or three of them for weeks; splits, lost answers, kills, lost ledgers, clocks that differ (rounds)"
+    )
     cut = Fault("nodes: two, over HTTP, on a store that cuts or refuses half of its answers (requests)")
     figures = {"walks": 0, "overtaken in mid-round": 0, "store faults": 0, "kills": 0, "rows sent once": 0}
     workers = len(os.sched_getaffinity(0))

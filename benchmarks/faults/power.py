@@ -71,7 +71,7 @@ class Cut(NamedTuple):
 def run(campaign: Campaign) -> list[Fault]:
     """Cut the power at every instant, as often as there is time for."""
     worst = Fault("power cut after each recorded write: everything lost that was not synced (POSIX, ext4)")
-    some = Fault("power cut after each recorded write: any part lost of what was not synced, writes torn")
+    some = Fault("power cut after each recorded write: any part of what was not synced lost, writes torn")
     if why := cannot_trace():
         worst.figures["not run"] = some.figures["not run"] = why
         return [worst, some]

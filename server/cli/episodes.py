@@ -59,7 +59,8 @@ def episodes(
     if check is not None:
         if export is not None or unmatched or refresh:
             raise Usage(
-                "--check excludes the other options", hint=f"pickup-point episodes --check {shlex.quote(str(check))}"
+                "--check cannot be combined with other options",
+                hint=f"pickup-point episodes --check {shlex.quote(str(check))}",
             )
         _check(check)
         return

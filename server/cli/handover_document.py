@@ -188,8 +188,8 @@ All times are UTC, in file names and in lines. A day is final {hours}. For the s
 
 {times}
 
-Rows that Megaphone adds to a day after that are sent once, in a further file for the day ({late}), within the three
-days. So please pull at least every {pull_every}, and fetch every name that you have not seen.
+Rows that Megaphone adds to a day after its first file are sent once, in a further file for the day ({late}), within the
+three days. So please pull at least every {pull_every}, and fetch every name that you have not seen.
 
 ## Files
 
@@ -236,8 +236,8 @@ it to set up the import, and for nothing else."""
 _HASHING = """\
 ## Hashed-IP
 
-{when} It is the HMAC-SHA-256, under a secret key of ours, of the whole IPv4 address, of the /64 of an IPv6 address, or
-of the token as received: 64 lower-case hexadecimal digits. A listener has the same hash in every file, on every day.
+{when} It is the HMAC-SHA-256, under a secret key of ours, of {what}: 64 lower-case hexadecimal digits. A listener has
+the same hash in every file, on every day.
 
 """
 # By the setting `rows`: what we do, and what we ask.
@@ -485,8 +485,10 @@ def _hashing(log: LogSettings) -> str:
     """Return the section about how addresses are hashed; '' if no column has a hash."""
     if not any(spec.value == DerivedValue.HASHED_IP for spec in log.log_rules.layout.specs):
         return ""
-    when = "Every line has one." if log.ip == "truncated" else "It is there only if Megaphone gave a token for an IP."
-    return _HASHING.format(when=when)
+    if log.ip == "truncated":
+        what = "the whole IPv4 address, of the /64 of an IPv6 address, or of a token, as received"
+        return _HASHING.format(when="Every line has one.", what=what)
+    return _HASHING.format(when="It is there only if Megaphone gave a token for an IP.", what="that token, as received")
 
 
 def questions(config: Config) -> list[str]:

@@ -278,7 +278,7 @@ def _login_attempt(
     name = user or names[0]
     if password_file is not None and identity is not None:
         raise Usage(
-            "--password-file and --identity exclude each other",
+            "--password-file and --identity cannot be used together",
             hint=f"pickup-point doctor --user {name} --password-file {shlex.quote(str(password_file))}",
         )
     if password_file is not None:

@@ -153,9 +153,9 @@ def status_page(
 _LABEL, _LEVEL = 14, 8  # columns
 
 
-def _beside(label: str, style: str, text: str, width: int = _LABEL) -> Table:
+def _beside(label: str, style: str, text: str, width: int = _LABEL, gap: int = 2) -> Table:
     """Return a label with a text beside it; the text's further lines are aligned with its first."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid = Table.grid(padding=(0, gap, 0, 0))
     grid.add_column(width=width, no_wrap=True, style=style)
     grid.add_column(overflow="fold")
     grid.add_row(Text(label), Text(text))
@@ -170,7 +170,7 @@ def _cause_parts(cause: Cause, call: Call, installed: Callable[[str], bool]) -> 
         if line.is_command:
             yield Text(" " * (_LEVEL + 4) + line.text), True
         else:
-            yield _beside("", "", f"→ {line.text}", _LEVEL), False
+            yield _beside(" " * (_LEVEL + 2) + "→", "", line.text, _LEVEL + 3, gap=1), False
 
 
 def prune_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:

@@ -220,12 +220,12 @@ def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, s
     accepted = hold is not None and request.accept_rejects
     order = Order("first", export, policy.rules, policy.prefix, may_hold=not accepted, note=note)
     if record.seen != "due":
-        order = replace(order, kind="unfinal", remark=f"not final at give_up_waiting: {record.seen}")
+        order = replace(order, kind="unfinal", remark=f"{AS_IT_STOOD}: {_NOT_FINAL[record.seen]}")
         # Later, rows withheld now would be sent by the next round, or, from D+3 on, never.
         if source_now < start_of(day) + RELEASE_AFTER:
-            order = replace(order, fresh_after=_fresh_after(export))
-    if accepted and record.seen == "due":
-        order = replace(order, remark="an operator accepted what was rejected")
+            order = replace(order, fresh_after=_fresh_after(export), remark=f"{order.remark}; {WITHHELD}")
+    if hold is not None and accepted and record.seen == "due":
+        order = replace(order, remark=f"published because an operator accepted it: {hold.why}")
     elif hold is not None and not accepted:
         if not (given_up and published_when_given_up(hold)):
             return Decision(DayResult(day, "held", f"{hold.why}; {way_out(hold.tally, accept_command(day))}"))
@@ -254,8 +254,9 @@ def _judged_anew(record: DayRecord, request: FeedRequest) -> str:
 
 def despite_hold(order: Order, hold: Hold) -> Order:
     """Return the order that publishes a held day once waiting is over."""
-    remark = f"published at give_up_waiting although held: {hold.why}"
-    return replace(order, remark=f"{order.remark}; {remark}" if order.remark else remark, may_hold=False)
+    opening = f"{order.remark}; it was also held, and" if order.remark else "held until export.give_up_waiting, then"
+    remark = f"{opening} published without its rejected rows, since nobody had decided: {hold.why}"
+    return replace(order, remark=remark, may_hold=False)
 
 
 def _decide_rest(
@@ -278,7 +279,7 @@ def _decide_rest(
         export,
         rest.rules,
         _prefix(publications, policy),
-        remark="the rest of a publication that was interrupted",
+        remark="rows that a crash had kept back",
         sent=sent,
         fresh_after=_fresh_after(rest.export) if withheld else None,
         may_hold=False,
@@ -375,6 +376,14 @@ def _published(day: date, publications: Sequence[Publication]) -> DayResult:
     return DayResult(day, "published", ", ".join(str(entry.name) for p in publications for entry in p.logs))
 
 
+# A publication's remark says in plain words why it was not an ordinary one: `status` shows it for as long as the day.
+AS_IT_STOOD = "not final by export.give_up_waiting, so published as it stood"
+WITHHELD = "the rows of the two hours before its last change were withheld"
+_NOT_FINAL = {
+    "settling": "its export was still being rewritten",
+    "stale": "its export had not been rewritten since the day ended",
+    "unmarked": "Megaphone had not marked its export as final",
+}
 _SENTENCES = {
     "open": "it is not final yet",
     "missing": "there is no export: Megaphone does not deliver a day twice, ask support-megaphone@spotify.com",

@@ -356,8 +356,8 @@ class Feed:
         progress = self._progress
         deaths = await in_thread(self._deaths, day, export.etag)
         if deaths >= DIED_OFTEN and not order.exact:
-            why = f"converted the exact way: its process died {deaths} times"
-            log.warning(f"feed converts {day} the exact way", why=why, hint="please report this, with the export")
+            why = f"converted without the kernel: the conversion had died {deaths} times"
+            log.warning(f"feed converts {day} without the kernel", why=why, hint="please report this, with the export")
             order = replace(order, exact=True, remark="; ".join(filter(None, (order.remark, why))))
 
         def read(count: int) -> None:

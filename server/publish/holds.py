@@ -58,7 +58,7 @@ def hold_reason(tally: Tally, rows_before: Sequence[int], policy: HoldPolicy) ->
     outside = tally.share_of_lines(tally.outside_day)
     if outside > OUTSIDE_DAY_HOLDS:
         reason = "outside_day"  # likewise: these may be another day's rows
-        sentences.append(f"{outside:.1%} of the lines are outside their day: the export may be another day's")
+        sentences.append(f"{outside:.1%} of the lines belong to another day: the export may be another day's")
     return (reason, "; and ".join(sentences)) if reason else None
 
 
@@ -137,7 +137,7 @@ def late_warnings(tally: Tally, policy: HoldPolicy, removed: int) -> list[str]:
 def outside_day(tally: Tally) -> list[str]:
     """Return the warning, if any, that a share of a day's lines belong to another day."""
     share = tally.share_of_lines(tally.outside_day)
-    return [f"{share:.1%} of the lines are outside their day"] if share > OUTSIDE_DAY_SHARE else []
+    return [f"{share:.1%} of the lines belong to another day"] if share > OUTSIDE_DAY_SHARE else []
 
 
 def warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
@@ -151,7 +151,7 @@ def warnings(tally: Tally, policy: HoldPolicy) -> list[str]:
         )
     if tally.share_of_lines(tally.ends_in_zero) > ENDS_IN_ZERO_SHARE:
         share = tally.share_of_lines(tally.ends_in_zero)
-        found.append(f"{share:.1%} of the IPv4 addresses end in 0: they were probably truncated upstream")
+        found.append(f"{share:.1%} of the IPv4 addresses end in 0: Megaphone probably delivered them truncated")
     if tally.rows == 0:
         found.append("the export is empty: the log has its header line only")
     elif tally.lines == 0:

@@ -363,7 +363,7 @@ class Publisher:
                 tally=None,
                 intended_at=now,
                 published_at=published,
-                remark=UNKNOWN_LAYOUT if layout is None else "found in the folder by a new ledger",
+                remark=UNKNOWN_LAYOUT if layout is None else "found in the folder when the ledger was new",
             )
             self._ledger.adopt(publication, logs)
         return sum(len(logs) for logs in by_layout.values())

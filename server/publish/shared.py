@@ -246,7 +246,7 @@ class SharedSequence:
                 self._ledger.entries.forget()
                 self._ledger.note(**{TERMS: None, BEGINNING: None, LEFT: False})
             return 0
-        what = "is lost" if data is None else "is another one than this node has applied"
+        what = "is lost" if data is None else "is not the one that this node has applied"
         raise StoreError(f"entry {head} of the shared store's sequence {what}", hint=LOST_HINT)
 
     def _refuse_other_history(self, new: Sequence[bytes], head: int) -> None:

@@ -20,8 +20,9 @@ import socket
 import struct
 from collections import deque
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from ..pickups import Coverage
@@ -148,14 +149,15 @@ class ByteStream:
         return int(struct.unpack_from("Q", info, 120)[0])
 
 
-class _Entry(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Entry:
     """A range of a file in an answer, and where that ends: as a position in the channel's bytes or the connection's."""
 
-    end: int
     progress: PickupProgress
     offset: int
     length: int
     last: bool  # after it the client may have all it wants, and leave
+    end: int = 0
 
 
 class Together:
@@ -167,6 +169,7 @@ class Together:
     def __init__(self) -> None:
         self.deliveries: WeakSet[Delivery] = WeakSet()
         self._coverage = Coverage()
+        self._whole = False  # the coverage is that of the file
         self._readers: dict[str, PickupProgress] = {}
 
     def joined(self, progress: PickupProgress) -> None:
@@ -182,9 +185,9 @@ class Together:
 
     def completed_by(self, start: int, end: int, size: int) -> bool:
         """Add the range ``[start, end)``; return whether it completed the file of ``size`` bytes."""
-        before = self._coverage.covers(size)
         self._coverage.add(start, end)
-        return not before and self._coverage.covers(size)
+        before, self._whole = self._whole, self._whole or self._coverage.covers(size)
+        return self._whole and not before
 
 
 class Delivery:
@@ -209,7 +212,7 @@ class Delivery:
         self._report = report
         self._clock = clock
         self._handed = 0  # bytes of replies
-        self._answer: tuple[PickupProgress, int, int, bool] | None = None  # an `_Entry` without its end: the next reply
+        self._answer: _Entry | None = None  # the next reply's, whose end is not known yet
         self._held: deque[_Entry] = deque()  # ends are positions in the channel
         self._on_the_way: deque[_Entry] = deque()  # ends are positions in the connection
         self._closed: list[PickupProgress] = []
@@ -260,7 +263,7 @@ class Delivery:
                 other.ask(again=True)
         # Only if it is new: a client that reads the last bytes again and again is not asked each time.
         last = offset + count >= progress.size and progress.coverage.bytes > before
-        self._answer = progress, offset, count, last or whole
+        self._answer = _Entry(progress, offset, count, last or whole)
 
     def close_arrives(self) -> None:
         """Record what was acknowledged when a CLOSE arrives; call it only if no earlier request is waiting.
@@ -288,7 +291,8 @@ class Delivery:
         """Record that a reply of ``count`` bytes, with file ``data`` or not, is about to leave for the channel."""
         self._handed += count
         if data and self._answer is not None:
-            self._held.append(_Entry(self._handed, *self._answer))
+            self._answer.end = self._handed
+            self._held.append(self._answer)
             self._answer = None
 
     def reply_lost(self) -> None:
@@ -311,7 +315,7 @@ class Delivery:
             entry = self._held.popleft()
             again |= entry.last
             # The latest possible position: whatever was handed over later and has left follows it.
-            position = written - (left - entry.end)
+            entry.end = written - (left - entry.end)
             last = self._on_the_way[-1] if self._on_the_way else None
             if (
                 last is not None
@@ -319,9 +323,10 @@ class Delivery:
                 and last.offset + last.length == entry.offset
                 and last.length + entry.length <= MERGED
             ):
-                self._on_the_way[-1] = _Entry(position, last.progress, last.offset, last.length + entry.length, False)
+                last.end = entry.end
+                last.length += entry.length
             elif len(self._on_the_way) < MAX_ON_THE_WAY:
-                self._on_the_way.append(_Entry(position, *entry[1:]))
+                self._on_the_way.append(entry)
         self.ask(again=again)
 
     def ask(self, *, again: bool = False) -> None:

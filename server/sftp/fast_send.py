@@ -40,6 +40,7 @@ KNOWN_CODE = {
 _CHANNEL_DATA = 94
 _HEADER = struct.Struct(">IBBII")  # packet length, padding length, message code, channel, length of the data
 _SEQUENCE = struct.Struct(">I")
+_NONCE = struct.Struct(">4sQ")  # of AES-GCM (RFC 5647, section 7.1): the fixed part and the counter of invocations
 _LENGTH = 4  # bytes of a packet that its length does not count
 _BLOCK = 16
 _TAG = 16
@@ -97,12 +98,12 @@ class _Gcm:
         self._aead = AESGCM(cipher._key)
 
     def seal(self, sequence: int, packet: memoryview, target: memoryview) -> None:
-        nonce = self._cipher._iv
-        target[:_LENGTH] = packet[:_LENGTH]
-        self._aead.encrypt_into(nonce, packet[_LENGTH:], packet[:_LENGTH], target[_LENGTH:])
+        nonce, length = self._cipher._iv, packet[:_LENGTH]
+        target[:_LENGTH] = length
+        self._aead.encrypt_into(nonce, packet[_LENGTH:], length, target[_LENGTH:])
         # Every packet needs a nonce of its own: a repeated one would break AES-GCM.
-        invocation = (int.from_bytes(nonce[4:], "big") + 1) & 0xFFFFFFFFFFFFFFFF
-        self._cipher._iv = nonce[:4] + invocation.to_bytes(8, "big")
+        fixed, invocation = _NONCE.unpack(nonce)
+        self._cipher._iv = _NONCE.pack(fixed, (invocation + 1) & 0xFFFFFFFFFFFFFFFF)
 
 
 class _Ctr:
@@ -181,31 +182,38 @@ class FastSender:
     def _packets(self, sealer: _Sealer, source: memoryview) -> bytearray:
         """Return the encrypted packets that carry the data, counted as sent."""
         channel, connection = self._channel, self._connection
-        longest, number = channel._send_pktsize, channel._send_chan
+        longest, number, overhead = channel._send_pktsize, channel._send_chan, sealer.overhead
         whole, rest = divmod(len(source), longest)
-        sizes = [longest] * whole + [rest] * bool(rest)
-        packets = [(size, _padded(size, sealer.clear)) for size in sizes]
-        output = bytearray(sum(padded + sealer.overhead for _, padded in packets))
-        if len(self._packet) < packets[0][1]:
-            self._packet = bytearray(packets[0][1])
+        # (bytes of data, bytes of the packet, how many of them)
+        kinds = [
+            (size, _padded(size, sealer.clear), count)
+            for size, count in ((longest, whole), (rest, 1))
+            if size and count
+        ]
+        length = sum(padded * count for _, padded, count in kinds)
+        output = bytearray(length + overhead * (whole + bool(rest)))
+        if len(self._packet) < kinds[0][1]:
+            self._packet = bytearray(kinds[0][1])
         padding = os.urandom(_BLOCK + _MIN_PADDING)
         sequence = connection._send_seq
         at, taken = 0, 0
-        with memoryview(self._packet) as packet, memoryview(output) as target:
-            for size, padded in packets:
-                end = _HEADER.size + size
+        with memoryview(self._packet) as buffer, memoryview(output) as target:
+            for size, padded, count in kinds:
+                packet, end = buffer[:padded], _HEADER.size + size
+                # Only the data differs from one packet to the next.
                 _HEADER.pack_into(packet, 0, padded - _LENGTH, padded - end, _CHANNEL_DATA, number, size)
-                packet[_HEADER.size : end] = source[taken : taken + size]
-                packet[end:padded] = padding[: padded - end]
-                after = at + padded + sealer.overhead
-                sealer.seal(sequence, packet[:padded], target[at:after])
-                sequence = (sequence + 1) & 0xFFFFFFFF
-                at = after
-                taken += size
+                packet[end:] = padding[: padded - end]
+                for _ in range(count):
+                    packet[_HEADER.size : end] = source[taken : taken + size]
+                    taken += size
+                    sealer.seal(sequence, packet, target[at : at + padded + overhead])
+                    at += padded + overhead
+                    sequence = (sequence + 1) & 0xFFFFFFFF
+                packet.release()
         # The caller writes these packets at once, so sequence number and rekeying count advance here; the cipher's own
         # state has advanced with each packet.
         connection._send_seq = sequence
-        connection._rekey_bytes_sent += sum(padded - _LENGTH for _, padded in packets)
+        connection._rekey_bytes_sent += length - _LENGTH * (whole + bool(rest))
         return output
 
 

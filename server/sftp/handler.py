@@ -133,6 +133,8 @@ class RequestHandler:
         if not self._greeted:
             self._greeted = kind == Kind.INIT
             return packets.version_reply() if self._greeted else None
+        if read := packets.read_fields(request):
+            return self._read(*read)
         try:
             return self._answer(kind, number, Fields(request, 5))
         except Malformed:
@@ -140,7 +142,7 @@ class RequestHandler:
 
     def _answer(self, kind: int, number: int, fields: Fields) -> Reply | Awaitable[Reply]:
         if kind == Kind.READ:
-            return self._read(number, fields)
+            return self._read(number, fields.string(), fields.u64(), fields.u32())
         if kind == Kind.OPEN:
             return self._open(number, fields)
         if kind == Kind.CLOSE:
@@ -234,7 +236,7 @@ class RequestHandler:
         return False
 
     def _new_handle(self, what: _OpenFile | _Listing) -> bytes:
-        handle = self._next_handle.to_bytes(4, "big")
+        handle = self._next_handle.to_bytes(packets.HANDLE_SIZE, "big")
         self._next_handle = (self._next_handle + 1) & 0xFFFFFFFF
         self._handles[handle] = what
         return handle
@@ -314,10 +316,8 @@ class RequestHandler:
 
     # -- reading --
 
-    def _read(self, number: int, fields: Fields) -> Reply | Awaitable[Reply]:
-        handle = self._handles.get(fields.string())
-        offset = fields.u64()
-        length = fields.u32()
+    def _read(self, number: int, name: bytes, offset: int, length: int) -> Reply | Awaitable[Reply]:
+        handle = self._handles.get(name)
         if not isinstance(handle, _OpenFile):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
         if not length:

@@ -37,7 +37,9 @@ TURN = 1 << 20  # bytes answered before other connections get their turn
 BATCH = 128 * 1024  # bytes of replies that are sent without waiting for more
 _CLOSE = bytes([Kind.CLOSE])
 REQUEST_COST = 16 * 1024  # bytes that a request counts for besides its reply: small ones take time, too
-MAX_WAITING = 32 * 1024  # bytes of requests that may wait for an earlier one
+# Bytes of requests that may wait for an earlier one, as many as with OpenSSH: paramiko asks for a whole file before it
+# takes the first reply. Beyond it such a client and we would wait for each other for ever.
+MAX_WAITING = 2 * 1024 * 1024
 CONFIRM_POLL = 0.05  # seconds between looks at what was delivered
 _WHAT_TO_SWITCH_OFF = {
     "remove": 'the partner\'s client deletes after fetching; switch that off: NiFi "Delete Original: false" or '
@@ -85,6 +87,11 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Whether the next request must wait: for a disk, for a key exchange, or for the client to take replies."""
         connection = self._connection
         return self._waiting or self._unsent or self._rest is not None or connection.choked or connection.exchanging
+
+    @property
+    def _free(self) -> bool:
+        """Whether the next request may be answered."""
+        return not (self._lost or self._blocked)
 
     # -- what asyncssh calls --
 
@@ -196,13 +203,15 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._arrived = False
         inbox = self._inbox
         handler = self._handler
-        # The rest of earlier replies comes first: replies must not overtake each other.
-        with self._at_once():
-            if self._rest is not None and not (self._lost or self._connection.choked):
-                self._send_rest()
-            if self._delivery is not None:
-                self._delivery.mark()
-        while handler is not None and not (self._lost or self._blocked):
+        if self._rest is not None or (self._delivery is not None and self._delivery.holds):
+            # The rest of earlier replies comes first: replies must not overtake each other.
+            with self._at_once():
+                if self._rest is not None and not (self._lost or self._connection.choked):
+                    self._send_rest()
+                if self._delivery is not None:
+                    self._delivery.mark()
+        free = self._free
+        while handler is not None and free:
             if len(inbox) - position < 4:
                 break
             length = int.from_bytes(inbox[position : position + 4], "big")
@@ -216,9 +225,9 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             if self._batch and request[:1] == _CLOSE:
                 # Sent first: the question about them must precede the reply to CLOSE, after which a client may leave.
                 self._flush()
+                free = self._free
                 continue
             position += 4 + length
-            self._connection.touch()
             reply = handler.answer(request)
             if reply is None:
                 self._flush()
@@ -233,6 +242,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._add(reply)
             if self._batched >= BATCH:
                 self._flush()
+                free = self._free  # asked when something was sent, not for each request
             # One session must not hog the event loop: after its turn it goes to the end of the queue.
             turn -= len(reply) + REQUEST_COST
             if turn <= 0:
@@ -241,6 +251,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._flush()
         # Once, not per request: each deletion moves everything after it.
         del inbox[:position]
+        if position:
+            self._connection.touch()
         self._balance()
 
     def _balance(self) -> None:

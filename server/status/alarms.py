@@ -41,7 +41,9 @@ OVER_AFTER = timedelta(days=4)  # so long after a day's expiry nothing can be me
 # The newest days: those whose alarms have not ended, and the four weeks that their volumes are compared with.
 ALARMING_DAYS = 33
 STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})  # those that report a day's state
-STARTED = "service_started"  # a fact of the ledger: when the service last started
+# Facts of the ledger: when the service last started, and when it last ended because it was asked to.
+STARTED, ENDED = "service_started", "service_ended"
+RESTART = timedelta(minutes=1)  # that a service which was asked to end may be away without an alarm
 START_HINT = "systemctl start pickup-point; or pickup-point serve"
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
@@ -165,7 +167,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, steady: datetime
         # While there is time, Megaphone may still deliver or rewrite the day.
         if day.state in ("missing", "stale") and day.deadlines.published.urgency is Urgency.AHEAD:
             level = Level.WARNING
-        found.append(Alarm(level, f"day_{day.state}", f"{day.day} is {day.state}", day.advice))
+        found.append(Alarm(level, f"day_{day.state}", f"{day.day} {day.state_in_words}", day.advice))
     for verb, deadline in (("published", day.deadlines.published), ("picked up", day.deadlines.picked_up)):
         waited_for = verb == "published" or (day.published_at is not None and day.waits_for_pickup)
         if not deadline.alarming or not waited_for or day.state == "open":
@@ -208,15 +210,11 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, steady: datetime
         sentence = f"{day.day}: a crash lost {names} with {lines} lines before they had their names"
         found.append(Alarm(Level.CRITICAL, "day_interrupted", sentence, f"pickup-point feed --day {day.day}"))
     for publication in day.publications:
+        # Remarks of earlier releases name give_up_waiting as well.
         if publication.kind == "unfinal" or "give_up_waiting" in publication.remark:
-            found.append(
-                Alarm(
-                    Level.WARNING,
-                    "day_given_up",
-                    f"{day.day}: {publication.remark}",
-                    f"what it lacks is sent if it comes in time: pickup-point trace {publication.logs[0].name}",
-                )
-            )
+            trace = f"pickup-point trace {publication.logs[0].name}"
+            hint = f"nothing to do, what it lacks is sent if it comes in time: {trace}"
+            found.append(Alarm(Level.WARNING, "day_given_up", f"{day.day}: {publication.remark}", hint))
         if publication.tally is not None:
             odd = warnings(publication.tally, holds)
             if publication.kind == "late":
@@ -283,16 +281,32 @@ def _of_partner(partner: Partner, pull_every: timedelta, now: datetime) -> list[
     return [Alarm(Level.WARNING, "partner_silent", sentence, hint, partner.user)]
 
 
+def ended_when_asked(facts: Mapping[str, Any]) -> datetime | None:
+    """Return when the service ended because it was asked to; None if it runs, or died, or never ran."""
+    if STARTED not in facts or ENDED not in facts:
+        return None
+    started, ended = (datetime.fromisoformat(facts[name]) for name in (STARTED, ENDED))
+    return ended if ended >= started else None
+
+
 def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, *, running: bool) -> list[Alarm]:
     """Return what is wrong with the service and its rounds: none at all, the source, the data folder, the clock."""
     found = []
     last = facts.get("last_round")
     ago = "" if last is None else f"the last round was {span(now - datetime.fromisoformat(last))} ago"
+    ended = ended_when_asked(facts)
+    restarting = ended is not None and timedelta() <= now - ended < RESTART
     # Rounds by hand are rounds, where no service was ever started; but from one that has ended nobody can fetch a file.
-    if not running and STARTED in facts:
-        sentence = "; ".join(filter(None, ("the service is not running", ago)))
+    if not running and STARTED in facts and not restarting:
+        stopped = "" if ended is None else f": it was stopped {span(now - ended)} ago"
+        sentence = "; ".join(filter(None, (f"the service is not running{stopped}", ago)))
         hint = f"journalctl -u pickup-point -n 20; {START_HINT}"
         found.append(Alarm(Level.CRITICAL, "feed_not_running", sentence, hint))
+    elif last is None and running and STARTED in facts:
+        # A first start pages nobody: it may have three large days to publish.
+        begun = now - datetime.fromisoformat(facts[STARTED]) <= patience(poll_every)
+        level, sentence = Level.WARNING if begun else Level.CRITICAL, "the first round has not ended yet"
+        found.append(Alarm(level, "feed_not_running", sentence, "journalctl -u pickup-point -n 20"))
     elif last is None:
         found.append(Alarm(Level.CRITICAL, "feed_not_running", "no round has run yet", "systemctl start pickup-point"))
     elif now - datetime.fromisoformat(last) > patience(poll_every):

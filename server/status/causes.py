@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..hints import Step, steps
+from ..publish.first_delivery import NOTHING_DELIVERED
 from .alarms import STATE_ALARMS
 from .days import span
 from .deadlines import Urgency
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 
 _DAY, _SHARE = "\0day\0", "\0share\0"  # stand for the day and a remark's share in texts that are compared
 _REMARK = re.compile(rf"({_DAY}: )(\d+\.\d)%")
+_STATE = re.compile(rf"^({_DAY}) (?:is|has) ")
 _NOT_DONE = {
     "day_not_published": "not published yet",
     "day_not_picked_up": "not picked up yet",
     "day_not_stored": "not in the store, where the partner reads",
 }
-# An alarm, and the alarm of days that cannot be published, or stored, while it stands.
-_BLOCKS = {"source": "day_not_published", "store": "day_not_stored"}
+# An alarm, and the alarm of days that cannot be seen, published or stored while it stands.
+_BLOCKS = {NOTHING_DELIVERED: "day_missing", "source": "day_not_published", "store": "day_not_stored"}
 
 
 class Cause(NamedTuple):
@@ -65,7 +67,11 @@ def causes(alarms: Sequence[Alarm], days: Iterable[DayOverview]) -> list[Cause]:
         if day is None:
             # The cause is as bad as what it leads to, and comes before it.
             held_up = _BLOCKS.get(alarm.name)
-            blocked = [other.level for other in alarms if other.name == held_up and other.subject not in in_state]
+            blocked = [
+                other.level
+                for other in alarms
+                if other.name == held_up and (held_up in STATE_ALARMS or other.subject not in in_state)
+            ]
             found.append(Cause(max([alarm.level, *blocked]), alarm.sentence, tuple(steps(alarm.hint))))
         elif alarm.name != "day_not_published" or alarm.subject not in in_state:
             parts.append(_part(alarm, day, late.get(alarm.subject)))
@@ -102,11 +108,13 @@ def _part(alarm: Alarm, day: DayOverview, late: Alarm | None) -> _Part:
     """Return what an alarm says about a day, without the day and the time left."""
     says, hint, deadline, level = alarm.sentence, alarm.hint, None, alarm.level
     if alarm.name in STATE_ALARMS:
-        says, hint = f"{day.day} is {day.state}" + (f": {day.why}" if day.why else ""), day.cure
+        says, hint = f"{day.day} {day.state_in_words}" + (f": {day.why}" if day.why else ""), day.cure
         if late is not None:
             deadline, level = late.deadline, max(level, late.level)
     elif (what := _NOT_DONE.get(alarm.name)) is not None:
         says, deadline = f"{day.day} is {what}", alarm.deadline
+        if day.why and hint == day.advice:  # why is no thing to do
+            says, hint = f"{says}: {day.why}", day.cure
     says, hint = (text.replace(str(day.day), _DAY) for text in (says, hint))
     share = float(found[2]) if (found := _REMARK.match(says)) else 0.0
     says = _REMARK.sub(rf"\1{_SHARE}", says)
@@ -117,8 +125,8 @@ def _join(parts: Sequence[_Part]) -> Cause:
     """Return what several alarms say about their days, said once."""
     days = tuple(part.day for part in parts)
     says, count = parts[0].says, len(days)
-    if count > 1 and says.startswith(f"{_DAY} is "):
-        says = f"{_DAY}: {count} days {says.removeprefix(f'{_DAY} is ')}"
+    if count > 1:
+        says = _STATE.sub(rf"\1: {count} days ", says)
     most = f"{max(part.share for part in parts)}%"
     says = says.replace(_SHARE, most if len({part.share for part in parts}) == 1 else f"up to {most}")
     says = says.replace(_DAY, ranges(days)) + _time_left([part.deadline for part in parts if part.deadline])

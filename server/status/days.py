@@ -112,6 +112,11 @@ class DayOverview:
     foreign: str = ""  # that a version of its export of which nothing was sent has many rows of other days
 
     @property
+    def state_in_words(self) -> str:
+        """The state as a sentence about the day ends with it: ``is held``, ``has failed``."""
+        return "has failed" if self.state == "failed" else f"is {self.state}"
+
+    @property
     def advice(self) -> str:
         """What is wrong and what to do, or ''."""
         return "; ".join(filter(None, (self.why, self.cure)))
@@ -363,10 +368,20 @@ def _remarks(publications: Sequence[Publication]) -> Iterator[str]:
     """Yield what is worth knowing about publications: their remarks, and that rows are another day's."""
     for publication in publications:
         if publication.remark:
-            followed = publication.kind == "late" and publication.published_at is not None
-            yield publication.remark + " followed in a file of their own" * followed
+            yield _plain(publication)
         if publication.tally is not None:
             yield from outside_day(publication.tally)
+
+
+def _plain(publication: Publication) -> str:
+    """Return a publication's remark as a sentence about its day."""
+    remark = publication.remark
+    if publication.kind == "resend":
+        return f"the whole day was sent again: {remark}"
+    if publication.kind == "late" and publication.published_at is not None:
+        what, semicolon, more = remark.partition("; ")
+        return f"{what} followed in a file of their own{semicolon}{more}"
+    return remark
 
 
 def _unsent(publications: Sequence[Publication], checks: Sequence[LateCheck]) -> int:

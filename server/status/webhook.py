@@ -21,7 +21,7 @@ from .alarms import ALARMING_DAYS, Level
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from aiohttp import ClientSession
 
@@ -158,7 +158,7 @@ class AlarmWatch:
             return True
         raised = [alarm for key, alarm in standing.items() if pushed.get(key) != alarm.level.name]
         cleared = sorted(key for key in pushed if key not in standing)
-        if not await self._pushes.alarm(_message(now, snapshot.alarms, raised, cleared)):
+        if not await self._pushes.alarm(message(snapshot, raised, cleared)):
             return False
         # Remembered only once accepted: after a crash in between a change is pushed twice, but never lost.
         await in_thread(lambda: self._ledger.note(**{_PUSHED: levels}))
@@ -166,13 +166,23 @@ class AlarmWatch:
         return True
 
 
-def _message(now: datetime, standing: list[Alarm], raised: list[Alarm], cleared: list[str]) -> dict[str, Any]:
-    """Return the JSON for the webhook; ``text`` is for people, and for chat programs that show it."""
+def message(snapshot: Snapshot, raised: Sequence[Alarm], cleared: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON for the webhook; ``text`` is for people, and for chat programs that show it.
+
+    ``cleared`` are names of alarms, with their subjects. With several nodes it names this one.
+    """
+    standing, node = snapshot.alarms, snapshot.node
     level = max((alarm.level for alarm in standing), default=Level.OK)
-    text = "; ".join(alarm.sentence for alarm in raised) or "all alarms have cleared"
+    says = [alarm.sentence for alarm in raised]
+    says += [f"cleared: {', '.join(cleared)}"] if cleared else []
+    if not standing:
+        says.append("nothing is wrong any more")
+    elif (more := len(standing) - len(raised)) > 0:
+        says.append(f"{more} alarm{' stands' if more == 1 else 's stand'} as before")
     return {
-        "text": f"pickup-point {level.name}: {text}",
-        "at": now.isoformat(timespec="seconds"),
+        "text": f"pickup-point {level.name}{f' at {node}' if node else ''}: {'; '.join(says)}",
+        "at": snapshot.at.isoformat(timespec="seconds"),
+        "node": node,
         "level": level.name,
         "raised": [_alarm_json(alarm) for alarm in raised],
         "cleared": cleared,

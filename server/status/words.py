@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..convert.tally import Tally
 from ..publish.store_state import NODE, NODES, STORE
+from .alarms import STARTED, ended_when_asked
 from .days import span
 from .deadlines import Urgency
 from .reconcile import COLUMNS
@@ -69,9 +70,10 @@ def _store_answers(config: Config) -> list[tuple[str, str]]:
 
 def service_lines(facts: Mapping[str, Any], now: datetime, *, running: bool) -> list[tuple[str, str]]:
     """Return the state of the service: (label, text) pairs."""
-    said = [("Service", "not running")]
-    if running and "service_started" in facts:
-        since = datetime.fromisoformat(facts["service_started"])
+    ended = ended_when_asked(facts)
+    said = [("Service", "not running" if ended is None else f"not running, stopped at {ended:%Y-%m-%d %H:%M:%SZ}")]
+    if running and STARTED in facts:
+        since = datetime.fromisoformat(facts[STARTED])
         said = [("Service", f"running for {span(now - since)}, port {facts.get('service_port', '?')}")]
     if NODE in facts:
         said.append(("Node", str(facts[NODE])))

@@ -100,7 +100,7 @@ def test_a_day_that_is_late(service_site: ServiceSite) -> None:
     raised(
         service_site,
         CRITICAL,
-        f"{late} is failed: metrics-day-{late}.json.gz is not a complete gzip file",
+        f"{late} has failed: metrics-day-{late}.json.gz is not a complete gzip file",
         "; its deadline was",
         hint=f"feed --day {late}",
     )

@@ -308,7 +308,7 @@ async def test_a_user_who_may_not_connect_from_this_machine_is_not_tried(service
         (("--user", "tritone"), 2, "tritone is not a configured user", "the users are: triton, second"),
         (("--user", "triton"), 2, "--user needs --password-file or --identity", "doctor --help"),
         (("--password-file", "password"), 2, "missing --user: one of triton, second", "doctor --help"),
-        (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "exclude each other",
+        (("--user", "second", "--password-file", "password", "--identity", "key"), 2, "cannot be used together",
          "--user second --password-file password"),
         (("--user", "second", "--password-file", "nowhere"), 1, "cannot read nowhere", "ls -l nowhere"),
         (("--user", "second", "--password-file", "latin"), 1, "latin is not UTF-8: its first line has the byte 0xFC",
@@ -516,7 +516,7 @@ def test_a_handover_holds_what_triton_needs_and_no_secret(service_site: ServiceS
                   "Remote directory | /", "Partitioned by date | no", "TESTYYYYMMDD-NN.tsv.gz"):  # fmt: skip
         assert label in text
     for word in (
-        "Contact: Jane Doe", "which addresses your client connects from", "`aes128-gcm@openssh.com`",
+        "Contact: Jane Doe", "which addresses your client connects from", "`aes128-gcm@openssh.com`", "with a key",
         "21 November, 00:00", "23 November, 00:00", "three days old",
         "On the last 2 days that were published: one file a day",
         "1. Does one of your log parsing schemes match the columns",
@@ -560,6 +560,19 @@ def test_a_handover_tells_megaphones_hours_and_not_our_settings() -> None:
     marked = texts["delivery-v2"]
     assert "09:00" not in marked and "11:00, or about an hour later | Megaphone has marked" in marked
     assert "Rows that transferred nothing" not in marked and "how much they transferred are sent" in marked
+
+
+@pytest.mark.parametrize(("ip", "hashed"), [
+    ("full", "It is there only if Megaphone gave a token for an IP. HASH that token, as received: 64"),
+    ("truncated", "one. HASH the whole IPv4 address, of the /64 of an IPv6 address, or of a token, as received: 64"),
+])  # fmt: skip
+def test_a_handover_says_what_is_hashed_and_how(ip: str, hashed: str) -> None:
+    """The algorithm, what goes into it, and its length: of tokens alone where addresses are sent whole."""
+    users = [{"name": "triton", "password_hash": CHEAP_HASH}]
+    raw = {"export": {"url": "exports"}, "log": {"ip": ip}, "sftp": {"users": users}}
+    text = document(parse_config(raw, Path("/srv/point/config.toml")), Material(), datetime(2026, 11, 29, tzinfo=UTC))
+    hashed = hashed.replace("HASH", "It is the HMAC-SHA-256, under a secret key of ours, of")
+    assert f"{hashed} lower-case hexadecimal digits" in " ".join(text.split())
 
 
 def test_a_handover_without_a_final_day_says_so_and_holds_the_rest(service_site: ServiceSite) -> None:

@@ -57,6 +57,10 @@ def test_nothing_but_a_command_is_wider_than_the_terminal(site: ServiceSite, col
     days = [line[:10] for line in lines if re.match(r"\d{4}-\d\d-\d\d  *(open|settling|due|missing|published) ", line)]
     assert days == sorted(days, reverse=True) and str(day_before(1)) in days
     assert any(re.fullmatch(r"Disk +[\d.]+ [kMG]B free \(\d+%\)", line) for line in lines)
+    if columns == "80":  # a hint's further lines stand below its first
+        asked = next(n for n, line in enumerate(lines) if "→ ask support-megaphone@spotify.com" in line)
+        below = lines[asked + 1]
+        assert "its own)" in below and len(below) - len(below.lstrip()) == lines[asked].index("ask")
 
 
 async def test_the_page_says_first_what_is_wrong_then_the_days_then_the_service(service_site: ServiceSite) -> None:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -247,6 +248,28 @@ def test_keygen_makes_no_lost_key_anew_unasked(
     assert run([*asked, "--new-secret"]) == 0
     assert {path.name for path in keys.iterdir()} >= {*lost, "ssh_host_ecdsa_key"}
     assert capsys.readouterr().out.count("made  ") == len(lost)
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 2), ("y", 0)])
+def test_keygen_asks_on_a_terminal_before_it_replaces_a_lost_key(
+    answer: str,
+    code: int,
+    service_site: ServiceSite,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The backup is named first; only a yes makes a new key."""
+    lost = service_site.folder / "keys" / "ip_hash.key"
+    lost.unlink()
+    leader, follower = pty.openpty()
+    os.write(leader, f"{answer}\n".encode())
+    with os.fdopen(follower, encoding="ascii") as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        assert run(["keygen", "--config", str(service_site.config)]) == code
+    os.close(leader)
+    said = capsys.readouterr().err
+    assert 0 < said.index("restore ip_hash.key from the backup") < said.index("Make new ones?")
+    assert lost.exists() == (code == 0)
 
 
 def test_keygen_where_nothing_can_be_made_says_where(program: Program) -> None:

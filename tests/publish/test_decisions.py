@@ -62,6 +62,8 @@ PIECES = replace(published(), logs=(published().logs[0], published(number=1, sta
 UNFINAL_PIECES = replace(PIECES, kind="unfinal", tally=Tally(rows=9, filtered=Counter(too_fresh=9)))
 ANEW = "its export has changed since it was held, so the new version was not accepted: "
 CHANGED = seen("due", NEXT_VERSION, checked_etag="v1")
+UNFINAL = "not final by export.give_up_waiting, so published as it stood:"
+WITHHELD = "the rows of the two hours before its last change were withheld"
 SETTLING = replace(CHANGED, seen="settling", checked_at=at(1, "05:00"))
 
 # what, record, publications, request, now, and what is expected: a result's word or an order's kind; more of either.
@@ -78,17 +80,20 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
     ("due", seen("due"), [], USUAL, at(1, "05:00"), "first", {"prefix": "MEGA", "remark": "", "may_hold": True}),
     ("a minute before the end of waiting", seen("stale"), [], USUAL, GIVEN_UP - timedelta(minutes=1), "stale", {}),
     ("stale at the end of waiting", seen("stale"), [], USUAL, GIVEN_UP, "unfinal",
-     {"remark": "not final at give_up_waiting: stale", "fresh_after": "2026-11-21 01:00:00", "given_up": True}),
+     {"remark": f"{UNFINAL} its export had not been rewritten since the day ended; {WITHHELD}", "given_up": True,
+      "fresh_after": "2026-11-21 01:00:00"}),
+    ("unmarked at the end of waiting", seen("unmarked"), [], USUAL, GIVEN_UP, "unfinal",
+     {"remark": f"{UNFINAL} Megaphone had not marked its export as final; {WITHHELD}"}),
     ("due at the end of waiting", seen("due"), [], USUAL, GIVEN_UP, "first", {"given_up": True, "fresh_after": None}),
     ("a minute before what is withheld is sent", seen("stale"), [], USUAL, at(2, "11:59"), "unfinal",
      {"fresh_after": "2026-11-21 01:00:00"}),
     ("unfinal, when nothing is withheld any more", seen("stale"), [], USUAL, at(2, "12:00"), "unfinal",
-     {"fresh_after": None, "remark": "not final at give_up_waiting: stale"}),
+     {"fresh_after": None, "remark": f"{UNFINAL} its export had not been rewritten since the day ended"}),
     ("unfinal, too late for Triton", seen("settling"), [], USUAL, at(4, "05:00"), "unfinal", {"fresh_after": None}),
     # Held
     ("held", seen("due", hold=hold()), [], USUAL, at(1, "05:00"), "held", {"sentence": "--accept-rejects"}),
     ("held, and accepted", seen("due", hold=hold()), [], FeedRequest(accept_rejects=True), at(1, "05:00"), "first",
-     {"may_hold": False, "remark": "an operator accepted what was rejected"}),
+     {"may_hold": False, "remark": "published because an operator accepted it: too many were rejected"}),
     ("accepted before it was held", seen("due"), [], FeedRequest(accept_rejects=True), at(1, "05:00"), "first",
      {"may_hold": True, "remark": "", "note": ""}),
     ("accepted, but another version", seen("due", hold=hold(etag="v0")), [], FeedRequest(accept_rejects=True),
@@ -101,13 +106,14 @@ CASES: list[tuple[str, DayRecord, list[Publication], FeedRequest, datetime, str,
     ("held for an older version", seen("due", hold=hold(etag="v0")), [], USUAL, at(1, "05:00"), "first",
      {"may_hold": True}),
     ("held until the end of waiting", seen("due", hold=hold()), [], USUAL, GIVEN_UP, "first",
-     {"may_hold": False, "remark": "published at give_up_waiting although held: too many were rejected"}),
+     {"may_hold": False, "remark": "held until export.give_up_waiting, then published without its rejected rows, since "
+      "nobody had decided: too many were rejected"}),
     ("half of it rejected", seen("due", hold=hold(rejected=50)), [], USUAL, GIVEN_UP, "held", {}),
     ("tokens are never published undecided", seen("due", hold=hold("tokens")), [], USUAL, GIVEN_UP, "held", {}),
     ("an empty day is never published undecided", seen("due", hold=hold("empty")), [], USUAL, GIVEN_UP, "held", {}),
     ("held and never final", seen("settling", hold=hold()), [], USUAL, GIVEN_UP, "unfinal",
-     {"may_hold": False, "remark": "not final at give_up_waiting: settling; published at give_up_waiting although "
-      "held: too many were rejected"}),
+     {"may_hold": False, "remark": f"{UNFINAL} its export was still being rewritten; {WITHHELD}; it was also held, and "
+      "published without its rejected rows, since nobody had decided: too many were rejected"}),
     # Failed
     ("failed, not yet tried again", seen("due", failure=failure(at(1, "06:00"))), [], USUAL, at(1, "05:30"), "failed",
      {"sentence": "it is torn (next try 2026-11-21 06:00Z)"}),

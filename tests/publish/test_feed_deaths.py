@@ -61,7 +61,7 @@ async def test_a_day_whose_process_died_is_repeated_by_the_next_round(site: Site
     assert site.ledger.facts()[DEATHS] == {}
 
 
-async def test_after_three_deaths_a_day_goes_the_exact_way_and_this_is_told(site: Site) -> None:
+async def test_after_three_deaths_a_day_goes_without_the_kernel_and_this_is_told(site: Site) -> None:
     """The deaths are counted across restarts; the log, the publication's remark and so `status` say what was done."""
     site.put(rows_of(DAY, 20), at(1, "04:10"))
     with planted(DIES_BY_THE_KERNEL), capture_logs() as entries:
@@ -73,8 +73,8 @@ async def test_after_three_deaths_a_day_goes_the_exact_way_and_this_is_told(site
     site.check_folder()
     assert len(site.ids()) == 20
     (publication,) = site.ledger.publications(DAY)
-    assert publication.remark == "converted the exact way: its process died 3 times"
-    assert [entry["log_level"] for entry in entries if entry["event"] == f"feed converts {DAY} the exact way"] == [
+    assert publication.remark == "converted without the kernel: the conversion had died 3 times"
+    assert [entry["log_level"] for entry in entries if entry["event"] == f"feed converts {DAY} without the kernel"] == [
         "warning"
     ]
     assert site.ledger.facts()[DEATHS] == {}

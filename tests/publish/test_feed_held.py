@@ -113,9 +113,9 @@ async def test_a_day_of_another_days_rows_is_held(site: Site) -> None:
     site.put(rows_of(NEXT, 49) + rows_of(DAY, 1, 4), at(2, "04:10"), NEXT)
     outcome = await site.round(at(2, "05:35"))
     assert [result.word for result in outcome.results] == ["held", "published", "open"]
-    assert "60.0% of the lines are outside their day" in outcome.results[0].sentence
+    assert "60.0% of the lines belong to another day" in outcome.results[0].sentence
     noticed = [alarm.sentence for alarm in site.alarms(at(2, "05:36")) if alarm.name == "day_noticed"]
-    assert noticed == [f"{NEXT}: 2.0% of the lines are outside their day"]
+    assert noticed == [f"{NEXT}: 2.0% of the lines belong to another day"]
     assert await site.word(at(2, "06:00"), DAY, accept=True) == "published"
 
 
@@ -125,7 +125,7 @@ async def test_a_day_held_for_rejects_is_published_when_waiting_is_given_up(site
     assert await site.word(at(1, "22:59")) == "held"
     assert await site.word(at(1, "23:00")) == "published"
     assert len(site.ids()) == 51
-    assert site.days(at(1, "23:00"))[DAY].remarks[0].startswith("published at give_up_waiting although held")
+    assert site.days(at(1, "23:00"))[DAY].remarks[0].startswith("held until export.give_up_waiting, then published")
     assert "day_given_up" in site.alarm_names(at(1, "23:00"))
 
 

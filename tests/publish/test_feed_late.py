@@ -232,7 +232,7 @@ async def test_a_day_that_is_not_final_is_given_up_without_its_freshest_rows(sit
     assert await site.word(at(1, "23:00")) == "published"
     assert site.ids() == between(0, 10)
     (publication,) = site.ledger.publications(DAY)
-    assert publication.kind == "unfinal" and publication.remark == "not final at give_up_waiting: stale"
+    assert publication.kind == "unfinal" and publication.remark.startswith("not final by export.give_up_waiting")
     assert publication.tally is not None and dict(publication.tally.filtered) == {"too_fresh": 10}
     assert site.ledger.days()[DAY].withheld == 10
     given_up = [alarm for alarm in site.alarms(at(1, "23:01")) if alarm.name == "day_given_up"]
@@ -284,7 +284,7 @@ async def test_an_unfinal_day_with_too_many_rejects_goes_out_when_given_up(site:
     assert await site.word(at(1, "23:00")) == "published"
     assert site.ids() == between(0, 6)
     remark = site.days(at(1, "23:01"))[DAY].remarks[0]
-    assert remark.startswith("not final at give_up_waiting: stale") and "though held: 4 of 10 rows" in remark
+    assert remark.startswith("not final by export.give_up_waiting") and "nobody had decided: 4 of 10 rows" in remark
 
 
 async def test_an_unfinal_day_that_stays_held_is_converted_once(make_site: Callable[..., Site]) -> None:

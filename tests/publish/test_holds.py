@@ -88,7 +88,7 @@ def test_what_an_operator_can_accept(found: Tally, goes: bool) -> None:
     (tally(ends_in_zero=5), HoldPolicy(), []),
     (tally(ends_in_zero=6), HoldPolicy(), ["6.0% of the IPv4 addresses end in 0"]),
     (tally(outside_day=1), HoldPolicy(), []),
-    (tally(outside_day=2), HoldPolicy(), ["2.0% of the lines are outside their day"]),
+    (tally(outside_day=2), HoldPolicy(), ["2.0% of the lines belong to another day"]),
     (tally(0), HoldPolicy(), ["the export is empty"]),
     (tally(5, rejected=5), HoldPolicy(), ["no row became a line"]),
 ])  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_bad_new_version_of_a_published_day_is_warned_of() -> None:
     assert late_warnings(tally(rejected=2), HoldPolicy(), 0) == [
         "2 of 100 rows of its new version were rejected; look at rejects/"
     ]
-    assert late_warnings(tally(outside_day=2), HoldPolicy(), 0) == ["2.0% of the lines are outside their day"]
+    assert late_warnings(tally(outside_day=2), HoldPolicy(), 0) == ["2.0% of the lines belong to another day"]
     some_gone = Tally(rows=100, lines=6, filtered=Counter(sent_before=90))
     assert late_warnings(some_gone, HoldPolicy(), 10) == []
     (told,) = late_warnings(some_gone, HoldPolicy(), 11)

@@ -108,7 +108,7 @@ async def test_a_store_that_took_two_entries_of_one_number_is_found_out(node: Ca
     path = store_of(a) / "sequence" / "00000002"
     content = path.read_bytes()
     path.write_bytes(content.replace(a.ledger.entries.id_of(2).encode(), b"0" * 16))
-    with pytest.raises(StoreError, match="another one than this node has applied"):
+    with pytest.raises(StoreError, match="not the one that this node has applied"):
         a.prune(at(2, "05:40"))
     path.write_bytes(content)
     await publish(b, SECOND)
@@ -147,7 +147,7 @@ async def test_who_has_published_alone_shares_again(node: Callable[..., Site]) -
         await publish(site, DAY + timedelta(days=2))
     same_everywhere(a, c)
     assert len(c.served()) == 3
-    assert "is another one" in await words(b, at(3, "05:45"))
+    assert "is not the one that" in await words(b, at(3, "05:45"))
 
 
 async def test_a_sequence_begins_with_who_has_published_and_need_not_be_sent_in_one_go(

@@ -112,3 +112,21 @@ async def test_a_client_that_takes_nothing_is_cut_though_much_waits_for_it(tmp_p
         with capture_logs() as entries:
             await it.left_alone()
         assert [entry["reason"] for entry in entries if "reason" in entry] == ["keepalive-timeout"]
+
+
+async def test_requests_for_a_gigabyte_are_taken_from_a_client_that_takes_no_reply_yet(
+    tmp_path: Path, keys_dir: Path
+) -> None:
+    """paramiko may ask for a whole file, piece by piece, before it reads: who refused to listen would wait for ever."""
+    async with running(tmp_path, keys_dir) as it, it.connect() as connection:
+        it.served.add(NAME, os.urandom(SIZE))
+        raw = await RawSftp.open(connection)
+        handle = await raw.open_file(NAME)
+        raw.writer.channel.pause_reading()
+        raw.writer.channel.set_write_buffer_limits(0)
+        piece = b"\x05" + bytes(4) + handle + bytes(8) + (32_768).to_bytes(4, "big")
+        raw.writer.write((len(piece).to_bytes(4, "big") + piece) * 32_768)
+        async with asyncio.timeout(20):
+            await raw.writer.drain()
+        raw.writer.channel.resume_reading()
+        assert (await raw.receive())[9:] == (it.served.folder / NAME).read_bytes()[:32_768]

@@ -261,7 +261,7 @@ async def test_a_day_published_unfinal_is_a_warning(site: Site) -> None:
     await site.round(at(1, "23:00"))
     found = of_day(site, at(1, "23:00"))
     assert set(found) == {"day_given_up"} and found["day_given_up"].level is Level.WARNING
-    assert "not final at give_up_waiting: stale" in found["day_given_up"].sentence
+    assert "not final by export.give_up_waiting, so published as it stood" in found["day_given_up"].sentence
 
 
 async def test_what_is_odd_about_a_published_day_is_noticed(site: Site) -> None:
@@ -308,7 +308,7 @@ async def test_rows_that_came_too_late_are_told_until_the_day_is_over_or_sent_ag
     assert site.days(at(3, "02:02"))[DAY].as_json()["remarks"] == ["4 rows came too late to be sent"]
     await site.round(at(3, "05:00"), DAY, resend="Triton takes it")
     assert "day_unsent" not in of_day(site, at(3, "05:01"))
-    assert site.days(at(3, "05:01"))[DAY].notes == ["Triton takes it"]
+    assert site.days(at(3, "05:01"))[DAY].notes == ["the whole day was sent again: Triton takes it"]
 
 
 async def test_a_resend_that_is_held_is_told(site: Site) -> None:
@@ -332,7 +332,7 @@ async def test_a_new_version_with_the_rows_of_another_day_is_told(site: Site) ->
     await site.round(at(3, "02:00"))
     told = [alarm.sentence for alarm in site.alarms(at(3, "02:02")) if alarm.name in ("day_noticed", "day_shrunk")]
     foreign, fewer = (
-        "its new version brought: 100.0% of the lines are outside their day",
+        "its new version brought: 100.0% of the lines belong to another day",
         "its export was rewritten to 6 rows",
     )
     assert any(foreign in sentence for sentence in told) and any(fewer in sentence for sentence in told)
@@ -345,7 +345,7 @@ async def test_an_accepted_day_with_the_rows_of_another_day_is_told(site: Site) 
     site.put(rows_of(DAY - timedelta(days=1), 5), at(1, "04:10"))
     assert await site.word(at(1, "05:35")) == "held"
     assert await site.word(at(1, "06:00"), DAY, accept=True) == "published"
-    told = "100.0% of the lines are outside their day"
+    told = "100.0% of the lines belong to another day"
     assert of_day(site, at(1, "06:01"))["day_noticed"].sentence == f"{DAY}: {told}"
     assert told in site.days(at(1, "06:01"))[DAY].as_json()["remarks"]
 
@@ -397,6 +397,8 @@ def test_a_partner_that_fell_silent_alarms(silent: timedelta, longest: timedelta
 @pytest.mark.parametrize(("facts", "expected"), [
     (RUNNING, []),
     ({}, [("CRITICAL", "feed_not_running")]),
+    ({"service_started": (NOW - timedelta(minutes=35)).isoformat()}, [("WARNING", "feed_not_running")]),
+    ({"service_started": (NOW - timedelta(minutes=36)).isoformat()}, [("CRITICAL", "feed_not_running")]),
     ({"last_round": (NOW - timedelta(minutes=35)).isoformat()}, []),
     ({"last_round": (NOW - timedelta(minutes=36)).isoformat()}, [("CRITICAL", "feed_not_running")]),
     (RUNNING | {"source_error": "no bucket", "source_hint": "make it"}, [("WARNING", "source")]),
@@ -412,14 +414,28 @@ def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str
     assert of_service(facts) == expected
 
 
+def _ended(ago: int, started: int = 3600) -> dict[str, Any]:
+    """Return the facts of a service that ended when it was asked to, and last started, so many seconds ago."""
+    instants = {"service_ended": ago, "service_started": started}
+    return RUNNING | {name: (NOW - timedelta(seconds=seconds)).isoformat() for name, seconds in instants.items()}
+
+
 @pytest.mark.parametrize(("facts", "running", "sentence"), [
     ({"service_started": NOW.isoformat()}, False, "the service is not running"),
     (RUNNING | {"service_started": NOW.isoformat()}, False, "the service is not running; the last round was 0 min ago"),
     (RUNNING | {"service_started": NOW.isoformat()}, True, None),
     (RUNNING, False, None),
+    (_ended(59), False, None),
+    (_ended(60), False, "the service is not running: it was stopped 1 min ago; the last round was 0 min ago"),
+    (_ended(60), True, None),
+    (_ended(-1), False, "the service is not running: it was stopped 0 min ago; the last round was 0 min ago"),
+    (_ended(59, started=58), False, "the service is not running; the last round was 0 min ago"),
 ])  # fmt: skip
 def test_a_service_that_has_ended(facts: dict[str, Any], running: bool, sentence: str | None) -> None:
-    """Said at once: nobody can fetch a file. Rounds by hand, without any service, are rounds."""
+    """Said at once: nobody can fetch a file; a service that was asked to end has a minute to be started again.
+
+    Rounds by hand, without any service, are rounds.
+    """
     found = alarms([], facts, HEALTHY, HoldPolicy(), TEN, NOW, running=running)
     assert [alarm.sentence for alarm in found] == ([sentence] if sentence else [])
     assert all("systemctl start pickup-point" in alarm.hint for alarm in found)

@@ -82,6 +82,30 @@ async def test_a_source_that_is_away_comes_before_the_days_that_it_holds_up(site
     assert causes([away, *held], days)[-1] == Cause(Level.WARNING, "the bucket is away", (Step("wait", ""),))
 
 
+async def test_a_wrong_place_comes_before_the_days_that_it_lacks(site: Site) -> None:
+    """Whoever reads first that days are missing asks Megaphone for what is there."""
+    (site.exports / "sub").mkdir()
+    (site.exports / "sub" / f"metrics-day-{DAY}.json.gz").write_bytes(b"x")
+    now = at(1, "12:00")
+    await site.round(now)
+    wrong, missing = causes(site.alarms(now), site.days(now).values())
+    assert wrong.level is missing.level is Level.CRITICAL
+    assert wrong.steps == (Step(f'set export.url = "{site.exports}/sub"', ""),) and missing.days == (DAY,)
+
+
+async def test_why_a_day_is_not_published_is_no_thing_to_do(site: Site) -> None:
+    """It ends the sentence; what to do stands below."""
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "05:35"))
+    now = at(4, "01:00")
+    (cause,) = [cause for cause in causes(site.alarms(now), site.days(now).values()) if "no round" in cause.sentence]
+    assert cause.sentence == (
+        "2026-11-21, 2026-11-22: 2 days not published yet: no round has been able to look for its export since it "
+        "could be final; 2 deadlines are over"
+    )
+    assert cause.steps == (Step("", "pickup-point doctor"),)
+
+
 async def test_remarks_that_differ_in_their_share_alone_are_one_line(site: Site) -> None:
     """Days after days with tokens that nobody decided on: one line, with the largest share."""
     days = [DAY, DAY + timedelta(days=1)]
@@ -117,5 +141,6 @@ async def test_a_remark_is_told_once_and_for_all_its_days(site: Site) -> None:
             await site.round(at(1, "06:00", day), day, resend="void")
     now = at(4, "06:00")
     days = list(site.days(now).values())
-    assert notes(days, []) == ["2026-11-20 to 2026-11-22: void"]
-    assert notes(days, causes([Alarm(Level.WARNING, "x", f"{DAY}: void", "", str(DAY))], days)) == []
+    again = "the whole day was sent again: void"
+    assert notes(days, []) == [f"2026-11-20 to 2026-11-22: {again}"]
+    assert notes(days, causes([Alarm(Level.WARNING, "x", f"{DAY}: {again}", "", str(DAY))], days)) == []

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from structlog.testing import capture_logs
 
+from server.publish.store_state import NODE, NODES
 from server.settings import AlertSettings
-from server.status.webhook import AlarmWatch, Pushes
+from server.status.alarms import Alarm, Level
+from server.status.snapshot import Snapshot
+from server.status.webhook import AlarmWatch, Pushes, message
 
 from ..support.program import day_before, export_of
+from ..support.site import HEALTHY, at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +60,26 @@ async def test_an_alarm_and_its_end_are_pushed_once_also_across_a_restart(servic
     assert ear.told("cleared", "day_held") == [f"day_held {day_before(1)}"]
     assert ear.told("raised", "day_held") == ["CRITICAL"]
     assert await second.running.stops() == 0
+
+
+HELD = Alarm(Level.CRITICAL, "day_held", "2026-11-20 is held", "", "2026-11-20")
+LOW = Alarm(Level.WARNING, "disk", "the disk is nearly full")
+
+
+@pytest.mark.parametrize(("standing", "raised", "cleared", "facts", "text"), [
+    ([HELD], [HELD], [], {}, "CRITICAL: 2026-11-20 is held"),
+    ([HELD, LOW], [LOW], [], {NODE: "a"}, "CRITICAL: the disk is nearly full; 1 alarm stands as before"),
+    ([HELD, LOW], [], ["source"], {}, "CRITICAL: cleared: source; 2 alarms stand as before"),
+    ([LOW], [LOW], ["day_held 2026-11-20"], {}, "WARNING: the disk is nearly full; cleared: day_held 2026-11-20"),
+    ([], [], ["day_held 2026-11-20", "disk"], {NODE: "a", NODES: {}},
+     "OK at a: cleared: day_held 2026-11-20, disk; nothing is wrong any more"),
+])  # fmt: skip
+def test_the_text_says_what_changed_and_what_stands(
+    standing: list[Alarm], raised: list[Alarm], cleared: list[str], facts: dict[str, Any], text: str
+) -> None:
+    """An alarm that clears does not clear the others; one of several nodes gives its name."""
+    snapshot = Snapshot(at(1), [], facts, True, {}, HEALTHY, standing)
+    assert message(snapshot, raised, cleared)["text"] == f"pickup-point {text}"
 
 
 async def test_a_webhook_that_does_not_accept_an_alarm_gets_it_again_until_it_does(
