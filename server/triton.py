@@ -457,7 +457,8 @@ class UrlTemplate:
             if not PLAIN.fullmatch(text):
                 from urllib.parse import quote  # only here: ids are plain, and a conversion starts sooner without it
 
-                text = quote(text, safe="") if text.strip() else "-"
+                # What is beyond the limit makes no difference, and quoting it takes fifteen times its length.
+                text = quote(text[: URL_LIMIT + 1], safe="") if text.strip() else "-"
             parts += (text, literal)
         return "".join(parts)
 

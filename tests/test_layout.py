@@ -82,6 +82,7 @@ PURE = [
     "episodes.rss",
     "convert.conversion",
     "convert.export_row",
+    "convert.large_row",
     "convert.tally",
     "convert.row",
     "convert.job",

@@ -5,6 +5,7 @@ No outside world.
 
 from __future__ import annotations
 
+import tracemalloc
 import unicodedata
 from typing import Any
 from urllib.parse import quote
@@ -146,6 +147,20 @@ def test_a_url_has_at_most_2048_characters_as_written(length: int, expected: str
     assert URL_LIMIT == 2048
     assert result(row(podcast_id="x" * (length - 1)), rules(url="/{podcast_id}")) == expected
     assert result(row(podcast_id=" a" * 511), rules(url="/" + "x" * (length - 2045) + "{podcast_id}")) == expected
+    assert result(row(podcast_id="x" * (length - 1) + "\u00e9"), rules(url="{podcast_id}")) == "url_too_long"
+
+
+def test_a_url_that_is_far_too_long_is_not_made() -> None:
+    """Quoting a text of 16 MiB took 200 MB."""
+    template, row = UrlTemplate("/{podcast_id}"), {"podcast_id": "\u00e9" * 100_000}
+    template.fill({"podcast_id": "\u00e9"}, "")  # what it loads
+    tracemalloc.start()
+    try:
+        assert len(template.fill(row, "")[0]) > URL_LIMIT
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
 
 
 def test_white_space_of_every_kind_is_percent_encoded_in_w3c() -> None:

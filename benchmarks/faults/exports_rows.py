@@ -132,6 +132,28 @@ def lines_at_the_limit(path: Path, day: date) -> Outcome:
     return Outcome(ids=ids, rejected=Counter(malformed_json=1), at={GOOD + 3: "malformed_json"})
 
 
+@hostile("rows of 16 MiB that take the most memory", _BOMB, heavy=True)
+def costliest_rows(path: Path, day: date) -> Outcome:
+    """Nested objects and nothing else, an endless list of addresses, and colons that begin like one with a port."""
+    lines, ids = good(day)
+    nested = b'{"":' * 900 + b"0" + b"}" * 900 + b","
+    parts: list[tuple[bytes, int]] = [(text(lines), 1)]
+    own = _own(day, 4)
+    for one, name, begin, unit, end in zip(
+        own,
+        ("source", "ip", "ip", "podcast_id"),
+        (b"[", b'"', b'"[', b'"'),
+        (nested, b"192.0.2.1,", b":", "\u00e9".encode()),
+        (b"0]", b'192.0.2.2"', b'"', b'"'),
+        strict=True,
+    ):
+        head, tail = row(id=one, created_at=f"{day}T12:00:00Z", **{name: "@"}).split(b'"@"')
+        many = MB // len(unit)
+        parts += [(head + begin, 1), (unit * many, 15), (end + tail + b"\n", 1)]
+    bomb(path, parts)
+    return Outcome(ids=ids + own[:3], rejected=Counter(url_too_long=1), at={GOOD + 4: "url_too_long"})
+
+
 @hostile("100,000 unknown fields in a row", _JSON)
 def unknown_fields(path: Path, day: date) -> Outcome:
     """And one of them in every row."""

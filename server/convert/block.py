@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _BEGINNING = 1 << 14  # bytes of a block that are searched for its first row
 _FIRST_LINES = 8
-_LARGE = 1 << 20  # bytes of a row that, as objects, may take 50 times as many: see `BlockConverter._turn`
+_LARGE = 1 << 20  # bytes of a row that, in several forms, may take 30 times as many: see `BlockConverter._turn`
 _WITHOUT_FIELDS = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT)
 _UNREADABLE = (*_WITHOUT_FIELDS, RejectReason.DUPLICATE_ID)
 
@@ -120,6 +120,13 @@ class BlockConverter:
             return _too_long(job.number, b"".join(job.pieces))
         if job.task is Task.INDEX_LINES:
             return self._index_lines(job, b"".join(job.pieces))
+        try:
+            return self._convert_block(job)
+        finally:
+            self._rooms.leave()
+
+    def _convert_block(self, job: Job) -> Result:
+        """Return the result of a block of rows."""
         text = self._rooms.load(job.pieces)
         if self._kernel is None:
             block = self._convert_exactly(job, text)
@@ -296,7 +303,7 @@ class BlockConverter:
         if job.task is Task.RENDER:
             outcome = self._freshly(outcome, fresh)
             if outcome.filtered is None:
-                block.texts.append(f"{outcome.line}\n".encode())
+                block.texts.append(outcome.line.encode() + b"\n")
             if self._by_podcast:
                 reasons = {} if outcome.filtered is None else {0: outcome.filtered}
                 block.podcasts.count((outcome.podcast_id,), (outcome.reporting,), reasons)

@@ -114,7 +114,7 @@ def convert_export(
         return BlockConverter(kernel(), conversion, fresh_after, by_podcast=by_podcast, plain_ids=plain_ids).do
 
     try:
-        with _Threads(threads, prepare) as pool:
+        with _Threads(threads, prepare, tuning.block) as pool:
             source = _Source(export, tuning.block, progress)
             header = conversion.rules.layout.header_lines(conversion.day)
             run = _Conversion(
@@ -134,11 +134,13 @@ def convert_export(
 class _Threads:
     """Threads that do jobs; with a count of 1, the calling thread does them itself.
 
-    ``prepare`` returns the function that does a job; it is called when the first one arrives.
+    ``prepare`` returns the function that does a job; it is called when the first one arrives. ``block`` is the usual
+    size of one, in bytes.
     """
 
-    def __init__(self, count: int, prepare: Callable[[], Callable[[Job], Result]]) -> None:
+    def __init__(self, count: int, prepare: Callable[[], Callable[[Job], Result]], block: int) -> None:
         self._do = cache(prepare)
+        self._block = block
         self._jobs: SimpleQueue[tuple[Job, SimpleQueue[Result | BaseException]] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count if count > 1 else 0)]
         for thread in self._threads:
@@ -168,17 +170,24 @@ class _Threads:
             for job in jobs:
                 yield self._do()(job)
             return
-        waiting: deque[SimpleQueue[Result | BaseException]] = deque()
+        waiting: deque[tuple[SimpleQueue[Result | BaseException], int]] = deque()
+        most, held = 2 * AHEAD * len(self._threads), 0
         for job in jobs:
             self._do()  # prepared here, before two threads can ask for it at once
-            result: SimpleQueue[Result | BaseException] = SimpleQueue()
+            size = sum(map(len, job.pieces))
+            # The results must come in order: wait for the oldest job before giving out more, or memory would grow. A
+            # block that one huge line fills counts for as many as it is long.
+            while waiting and (len(waiting) >= most or held + size > most * self._block):
+                result, its_size = waiting.popleft()
+                held -= its_size
+                yield _taken(result)
+            result = SimpleQueue()
             self._jobs.put((job, result))
-            waiting.append(result)
-            # The results must come in order: wait for the oldest job before taking more, or memory would grow.
-            if len(waiting) >= 2 * AHEAD * len(self._threads):
-                yield _taken(waiting.popleft())
+            waiting.append((result, size))
+            held += size
+            del job  # or it would be held while the next one is read
         while waiting:
-            yield _taken(waiting.popleft())
+            yield _taken(waiting.popleft()[0])
 
     def _work(self) -> None:
         """Do jobs until there is a None among them."""

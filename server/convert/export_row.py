@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..megaphone.exports import METRICS
+from ..megaphone.exports import EXPORT_FIELDS, METRICS
 from ..triton import json_text
 from .tally import RejectReason, RowRejected
 
@@ -35,6 +35,7 @@ _IDS = ("id", "podcast_id", "episode_id")
 _DIGITS = re.compile(r"\d+", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 LARGEST_WHOLE_NUMBER = 2**63 - 1
+LARGE = 1 << 20  # bytes; a longer row is read in pieces
 REPORTING_SECONDS = 60  # Megaphone: "seconds_downloaded >= 60 and blacklisted_ip = false and blacklisted_ua = false"
 
 
@@ -128,12 +129,23 @@ def parse_fields(line: bytes) -> dict[str, Any]:
     import orjson  # only here: it takes long to load
 
     try:
-        fields = orjson.loads(line)
+        fields = _load(line)
     except orjson.JSONDecodeError:
         fields = _without_lone_surrogates(line)
     if not isinstance(fields, dict):
         raise RowRejected(RejectReason.NOT_AN_OBJECT)
     return fields
+
+
+def _load(line: bytes | bytearray) -> Any:
+    """Parse a JSON text; of a large object only the fields that mean something."""
+    import orjson
+
+    if len(line) <= LARGE:
+        return orjson.loads(line)
+    from .large_row import load_large  # only here: rows are small
+
+    return load_large(line, EXPORT_FIELDS)
 
 
 def _without_lone_surrogates(line: bytes) -> Any:
@@ -149,8 +161,8 @@ def _without_lone_surrogates(line: bytes) -> Any:
             other[escape.start(1) : escape.end(1)] = b"ufffe"
     try:
         # One after the other: as objects, a row can be fifty times as large as its line.
-        again = _texts_of_ids(orjson.loads(other))
-        fields = orjson.loads(replaced)
+        again = _texts_of_ids(_load(other))
+        fields = _load(replaced)
     except orjson.JSONDecodeError:
         raise RowRejected(RejectReason.MALFORMED_JSON) from None
     # An id that is another one with another character holds a lone surrogate, and not a U+FFFD of its own.

@@ -1315,14 +1315,25 @@ PUBLIC void convert_block(const struct rules *rules, struct block *block) {
     block->taken = at - block->text;
 }
 
-/* Fills `slots` (all zero before) with ids, 16 bytes each; returns whether they all differ. */
-PUBLIC int64_t index_ids(const uint8_t *ids, int64_t count, uint32_t *slots, int64_t slot_count) {
-    int64_t differ = 1, slot;
-    for (int64_t i = 0; i < count; i++) {
-        if (find_id(ids, slots, slot_count, ids + 16 * i, &slot)) differ = 0;
-        else slots[slot] = (uint32_t)i + 1;
+/* Fills `slots` (all zero before) with the ids of a block, 16 bytes each. */
+PUBLIC void index_ids(const uint8_t *ids, int64_t count, uint32_t *slots, int64_t slot_count) {
+    int64_t slot;
+    for (int64_t i = 0; i < count; i++)
+        if (!find_id(ids, slots, slot_count, ids + 16 * i, &slot)) slots[slot] = (uint32_t)i + 1;
+}
+
+/* Returns whether all ids, 16 bytes each, differ; `slots` are all zero before. -1 if that takes too long: they were chosen
+ * to be of one slot. Real ones take one or two looks each; a block has too few for that to matter, a day has not. */
+PUBLIC int64_t ids_differ(const uint8_t *ids, int64_t count, uint32_t *slots, int64_t slot_count) {
+    uint64_t mask = (uint64_t)slot_count - 1, at;
+    for (int64_t i = 0, looks = 16 * count + 1000; i < count; i++) {
+        for (at = hash_id(ids + 16 * i) & mask; slots[at]; at = (at + 1) & mask) {
+            if (same(ids + 16ull * (slots[at] - 1), ids + 16 * i, 16)) return 0;
+            if (!looks--) return -1;
+        }
+        slots[at] = (uint32_t)i + 1;
     }
-    return differ;
+    return 1;
 }
 
 /* Fills `slots` (all zero before) with the entries of a catalogue, each at a multiple of 4 bytes; returns their number,

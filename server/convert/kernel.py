@@ -26,7 +26,7 @@ import orjson
 from ..megaphone.exports import EXPORT_FIELDS, METRICS
 from ..triton import DEFAULT_URL, PLAIN, DerivedValue, LogFormat, UrlTemplate, no_comment, url_text
 from .export_row import subkey
-from .row_ids import PARTITIONS, Partitioned
+from .row_ids import PARTITIONS, Partitioned, unpack
 from .tally import FilterReason
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Kernel:
         self._library = library
         library.kernel_layout.restype = library.kernel_features.restype = c_int64
         library.convert_block.argtypes, library.convert_block.restype = (POINTER(_Rules), POINTER(_Block)), None
-        library.index_ids.argtypes, library.index_ids.restype = (c_char_p, c_int64, c_void_p, c_int64), c_int64
+        library.index_ids.argtypes, library.index_ids.restype = (c_char_p, c_int64, c_void_p, c_int64), None
+        library.ids_differ.argtypes, library.ids_differ.restype = library.index_ids.argtypes, c_int64
         library.index_catalogue.argtypes, library.index_catalogue.restype = library.index_ids.argtypes, c_int64
         library.partition_ids.argtypes = (c_char_p, c_char_p, c_int64, c_void_p, c_void_p)
         library.partition_ids.restype = None
@@ -123,12 +124,12 @@ class Kernel:
         try:
             library = ctypes.CDLL(str(path))
             library.kernel_layout.restype = c_int64
-            layout = library.kernel_layout()
+            # A library of another version could be there after a half-done upgrade: the sizes of its structures tell,
+            # or a function that it lacks.
+            sizes = ctypes.sizeof(_Rules) << 40 | ctypes.sizeof(_Block) << 20 | ctypes.sizeof(_Podcast)
+            return cls(library) if library.kernel_layout() == sizes else None
         except (OSError, AttributeError):
             return None
-        # A library of another version could be there after a half-done upgrade; the sizes of its structures tell.
-        sizes = ctypes.sizeof(_Rules) << 40 | ctypes.sizeof(_Block) << 20 | ctypes.sizeof(_Podcast)
-        return cls(library) if layout == sizes else None
 
     def convert(self, rules: CompiledRules, block: _Block) -> None:
         """Convert rows until the block ends or a room is full; ``block.taken`` says how far it came."""
@@ -138,7 +139,9 @@ class Kernel:
         """Return whether no id, of 16 bytes each, stands twice."""
         count = len(ids) // 16
         slots = _slots(count)
-        return bool(self._library.index_ids(ids, count, slots, len(slots)))
+        differ = self._library.ids_differ(ids, count, slots, len(slots))
+        # Chosen to meet in the table: Python's hash of bytes has a key, which nobody can choose for.
+        return differ > 0 if differ >= 0 else len(frozenset(unpack(ids))) == count
 
     def partition(self, ids: bytes, digests: bytes | None = None) -> Partitioned:
         """Do what `row_ids.partition` does to ids, 16 bytes each, with their digests of 8 bytes each if given."""
@@ -377,8 +380,7 @@ class Rooms(threading.local):
     def load(self, pieces: Sequence[bytes | memoryview]) -> memoryview:
         """Copy a block to where the kernel reads it; return a view of it, ending with a newline, without the zeros."""
         size = sum(map(len, pieces)) + 1
-        # Rooms are kept for the next block, except those that one huge line made far too large.
-        if not size <= self._size <= max(4 * size, _LARGEST_KEPT):
+        if not size <= self._size:
             self._size = max(size, _SMALLEST)
             self._text = make_room(self._size + _PADDING)
             self._out = make_room(self._size + _SMALLEST)
@@ -398,6 +400,12 @@ class Rooms(threading.local):
         view[end : end + _PADDING] = bytes(_PADDING)
         self._loaded = end
         return view[:end]
+
+    def leave(self) -> None:
+        """Give back rooms that one huge line made far too large; others are kept for the thread's next block."""
+        if self._size > _LARGEST_KEPT:
+            self.__dict__.clear()
+            self._size = self._loaded = 0
 
     def block(
         self,

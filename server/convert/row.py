@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 
 _WITH_PORT = re.compile(r"(?:([\d.]+)|\[([^\[\]]*:[^\[\]]*)\]):(\d{1,5})", re.ASCII)
+# What is longer is a token. Both readers of addresses are lost in megabytes of colons or dots: in time, and in memory.
+_LONGEST_ADDRESS = len("0000:0000:0000:0000:0000:ffff:255.255.255.255")
+_LONGEST_WITH_PORT = _LONGEST_ADDRESS + len("[]:65535")
 
 
 class Outcome(NamedTuple):
@@ -185,20 +188,25 @@ def parse_client(text: str) -> IPv4Address | IPv6Address | None:
     """
     if "," not in text and ":" not in text:
         return None
-    addresses = []
-    for part in text.split(","):
-        with_port = _WITH_PORT.fullmatch(part.strip())
+    first, begin = None, 0
+    while begin <= len(text):  # part by part: a list may have two million
+        end = text.find(",", begin)
+        end = len(text) if end < 0 else end
+        part = text[begin:end].strip()
+        with_port = _WITH_PORT.fullmatch(part) if len(part) <= _LONGEST_WITH_PORT else None
         if with_port is not None and int(with_port[3]) > 65535:
             return None
-        address = listener_address((with_port[1] or with_port[2]) if with_port is not None else part.strip())
+        address = listener_address((with_port[1] or with_port[2]) if with_port is not None else part)
         if address is None:
             return None
-        addresses.append(address)
-    return addresses[0]
+        first, begin = first or address, end + 1
+    return first
 
 
 def listener_address(text: str) -> IPv4Address | IPv6Address | None:
     """Return the address in ``text`` (for an IPv4-mapped IPv6 address, its IPv4 address), or None for a token."""
+    if len(text) > _LONGEST_ADDRESS:
+        return None
     try:
         address = ip_address(text)
     except ValueError:

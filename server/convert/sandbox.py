@@ -1,9 +1,10 @@
 """The rights that the conversion process gives up, for good, before it reads a byte of an export.
 
 Touches this process alone. The promise: afterwards it can open no socket, start no program and no further process,
-send no signal to another one, limit none, and type nothing into the terminal it was started from; it cannot gain rights
-by any means, leaves no core dump, and ends with its parent. If the system offers less (another processor, a kernel
-without seccomp), everything else is still given up. Files it can open as its user can.
+send no signal to another one, limit or slow down none, and type nothing into the terminal it was started from; it
+cannot gain rights by any means, leaves no core dump, and ends with its parent. If the system offers less (another
+processor, a kernel without seccomp), everything else is still given up. Files it can open as its user can: the memory
+of that user's processes in /proc, too, unless the system forbids it (kernel.yama.ptrace_scope).
 
 seccomp is set by prctl(2): the systemd unit's filter allows that, but refuses seccomp(2) and Landlock. No ctypes
 callback is used: that would need memory that is writable and executable, which the unit forbids.
@@ -30,8 +31,8 @@ _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15  # fcntl(2): who gets which signa
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # ioctl_tty(2): as if somebody had typed it
 _X32 = 0x40000000
 _NICE = 5
-# Bytes of address space. The costliest line of 16 MiB takes 800 MiB as Python objects, but only one thread at a time
-# has such a line: see `block`.
+# Bytes of address space. The costliest line of 16 MiB takes 550 MiB as the cells of a line, and 220 more are reserved
+# for reading it, but only one thread at a time has such a line: see `block`.
 _MEMORY = 1 << 30
 _THREAD_MEMORY = 256 << 20  # a block of such a line as text, in several forms
 
@@ -51,17 +52,19 @@ class _Calls(NamedTuple):
 
 # socket, socketpair, connect, accept, accept4, bind, listen, sendto, sendmsg, sendmmsg; io_uring_setup, which could do
 # all of these; execve, execveat, fork, vfork; ptrace, process_vm_readv, process_vm_writev, pidfd_getfd; kill,
-# tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal; unshare, setns.
+# tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal; unshare, setns; setpriority, sched_setparam,
+# sched_setscheduler, sched_setaffinity, sched_setattr, ioprio_set, migrate_pages, move_pages, process_madvise,
+# process_mrelease, which slow another process down; add_key, request_key, keyctl.
 _CALLS = {
     "x86_64": _Calls(
         0xC000003E, 56, 435, 234, 302, 72, 16,
         (41, 53, 42, 43, 288, 49, 50, 44, 46, 307, 425, 59, 322, 57, 58, 101, 310, 311, 438, 62, 200, 129, 297, 424,
-         272, 308),
+         272, 308, 141, 142, 144, 203, 314, 251, 256, 279, 440, 448, 248, 249, 250),
     ),
     "aarch64": _Calls(
         0xC00000B7, 220, 435, 131, 261, 25, 29,
         (198, 199, 203, 202, 242, 200, 201, 206, 211, 269, 425, 221, 281, 117, 270, 271, 438, 129, 130, 138, 240, 424,
-         97, 268),
+         97, 268, 140, 118, 119, 122, 274, 30, 238, 239, 440, 448, 217, 218, 219),
     ),
 }  # fmt: skip
 

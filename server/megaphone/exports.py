@@ -251,7 +251,8 @@ class FinalityRule(NamedTuple):
             return "open"
         if export is None:
             return "missing" if now >= self.final_time(day) else "open"
-        if proven and marker is not None and export.last_modified <= marker:
+        # A marker of tomorrow would prove every version until then: one that is copied may bring any time with it.
+        if proven and marker is not None and export.last_modified <= marker <= now:
             return "due"
         if export.last_modified < over:
             return "stale"

@@ -225,9 +225,15 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, steady: datetime
 
 def _what_to_ask(day: DayOverview) -> str:
     """Return what to ask the partner about a day that is not picked up; if some of it is, about what is missing."""
-    begun = [(user, part) for user in day.pickups if not user.done for part in user.parts]
+    lacking = [user for user in day.pickups if user.required and not user.done]
+    begun = [(user, part) for user in lacking for part in user.parts]
     if not begun:
-        return "ask the partner whether its puller runs; its last login: pickup-point status"
+        login = "its last login: pickup-point status"
+        if some := next((user for user in lacking if user.whole), None):
+            return f"{some.user} has {some.whole} of {some.files} files: ask the partner to fetch the rest; {login}"
+        if any(user.required and user.done for user in day.pickups):
+            return f"ask {' and '.join(user.user for user in lacking)} whether the puller runs; {login}"
+        return f"ask the partner whether its puller runs; {login}"
     user, part = begun[0]
     has = f"{user.user} has {part.bytes} of {part.size} bytes of {part.name}"
     if part.fragmented:

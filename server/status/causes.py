@@ -87,8 +87,10 @@ def notes(days: Iterable[DayOverview], shown: Sequence[Cause]) -> list[str]:
     said = " ".join(cause.sentence for cause in shown)
     found: dict[str, list[date]] = {}
     for day in days:
+        # An alarm names the day where a note says "its".
+        told = [why for why in (day.late_held, day.late_ignored) if why and why in said]
         for note in day.notes:
-            if note not in said:
+            if note not in said and not note.endswith(tuple(told)):
                 found.setdefault(note, []).append(day.day)
     return [f"{ranges(sorted(on))}: {note}" for note, on in found.items()]
 

@@ -10,8 +10,9 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..publish.decisions import LATE_ROWS_IGNORED
-from ..publish.holds import OTHER_IDS, accept_command, outside_day, shrunk, way_out
+from ..publish.holds import OTHER_IDS, accept_command, outside_day, published_when_given_up, shrunk, way_out
 from ..storage.records import matched_share
+from ..triton import expires
 from .deadlines import DayDeadlines, Deadline, DeadlinePolicy, day_deadlines, patience
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 class UserPickups:
     """How much of a day a user has: how many of its ``files`` were picked up ``whole``, and when the last of them was.
 
-    ``parts`` is what the user has of files that were begun but are not whole.
+    ``in_time`` is how many of them were before the day's deadline; ``parts`` is what the user has of files that were
+    begun but are not whole.
     """
 
     user: str
@@ -37,6 +39,8 @@ class UserPickups:
     files: int
     last: datetime | None
     parts: tuple[Delivered, ...] = ()
+    in_time: int = 0
+    required: bool = True  # whether the deadlines wait for this user
 
     @property
     def begun(self) -> bool:
@@ -106,6 +110,7 @@ class DayOverview:
     late_failure: str = ""  # why the late rows of a published day could not be published
     shrunk: str = ""  # that its export was rewritten to fewer rows
     late_ignored: str = ""  # why what is new in the export of a published day is not sent
+    goes_out_undecided: bool = False  # held, but published at give_up_waiting if nobody decides before
     late_held: str = ""  # why the late rows of a published day are held
     resend_held: str = ""  # that sending it again, as an operator asked, is held, and why
     unsent: int = 0  # rows that came too late to be sent, or were withheld until then
@@ -129,6 +134,11 @@ class DayOverview:
         ignored = f"its late rows are not sent: {self.late_ignored}" if self.late_ignored else ""
         found = (late, ignored, held, self.resend_held, self.shrunk, self.foreign)
         return list(dict.fromkeys([*self.remarks, *filter(None, found)]))
+
+    @property
+    def counted(self) -> bool:
+        """Whether its rows are known: they are not if they were never read, or went with a lost ledger."""
+        return self.rows > 0 or any(publication.tally is not None for publication in self.publications)
 
     @property
     def logs(self) -> list[LedgerLog]:
@@ -264,8 +274,8 @@ def _one(
 ) -> DayOverview:
     """Return one day; ``by_owner`` is what users have of files, by (file's name, user's name)."""
     standing = [entry for publication in publications for entry in publication.logs if entry.superseded_by is None]
-    taken = tuple(_user(name, standing, by_owner) for name, _ in users)
-    required = [user for user, (_, needed) in zip(taken, users, strict=True) if needed]
+    taken = tuple(replace(_user(name, day, standing, by_owner), required=needed) for name, needed in users)
+    required = [user for user in taken if user.required]
     # A day is picked up once every required user has every file. If none is required, nobody is waited for, and the day
     # is picked up once all users have it.
     asked = required or taken
@@ -296,17 +306,21 @@ def _one(
         remarks=tuple(_remarks(publications)),
         waits_for_pickup=bool(required),
         late_failure=_late_failure(record, publications),
+        goes_out_undecided=bool(state == "held" and record and record.hold and published_when_given_up(record.hold)),
         late_held=held if held_late else "",
         resend_held=f"sending it again is held: {held}" if held and not held_late else "",
     )
 
 
-def _user(name: str, logs: Sequence[LedgerLog], by_owner: Mapping[tuple[str, str], Delivered]) -> UserPickups:
-    """Return how much of some files a user has."""
+def _user(
+    name: str, day: date, logs: Sequence[LedgerLog], by_owner: Mapping[tuple[str, str], Delivered]
+) -> UserPickups:
+    """Return how much of the files of a day a user has."""
     own = [what for entry in logs if (what := by_owner.get((str(entry.name), name))) is not None]
     ends = [what.completed for what in own if what.completed is not None]
     parts = tuple(what for what in own if what.completed is None)
-    return UserPickups(name, len(ends), len(logs), max(ends, default=None), parts)
+    in_time = sum(1 for end in ends if end <= expires(day))
+    return UserPickups(name, len(ends), len(logs), max(ends, default=None), parts, in_time)
 
 
 def _state(record: DayRecord | None, publications: Sequence[Publication], all_done: bool, *, overdue: bool) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..settings import Config, UserSettings
     from ..storage.records import Publication
     from .days import DayOverview
+    from .deadlines import Deadline
     from .reconcile import PodcastLine
     from .snapshot import Snapshot, Trace
 
@@ -173,11 +174,18 @@ def next_deadline(day: DayOverview) -> tuple[str, Urgency | None]:
     return f"in {span(deadline.left)}", deadline.urgency
 
 
+def deadline_words(deadline: Deadline) -> str:
+    """Return how a deadline stands: ``in time``, ``3 h late``, ``in 20 h``, ``3 h ago``."""
+    left = span(deadline.left)
+    if deadline.urgency is Urgency.LATE:
+        return f"{left} {'ago' if deadline.done is None else 'late'}"
+    return f"in {left}" if deadline.done is None else "in time"
+
+
 def calendar_state(day: DayOverview) -> str:
-    """Return the state that a calendar shows: a published day whose pickup is overdue counts as failed."""
-    pickup = day.deadlines.picked_up
-    overdue = day.waits_for_pickup and pickup.alarming and pickup.urgency is Urgency.LATE
-    return "failed" if day.state == "published" and overdue else day.state
+    """Return the state that a calendar shows: a day that was not picked up in time counts as failed."""
+    late = day.waits_for_pickup and day.deadlines.picked_up.urgency is Urgency.LATE
+    return "failed" if day.state in ("published", "picked up") and late else day.state
 
 
 def history(trace: Trace) -> list[tuple[str, str]]:

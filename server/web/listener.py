@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from ..errors import CannotListen, unexpected
 from ..sftp.limits import Reason, address_group, connection_to_drop, parse_address
@@ -24,6 +24,9 @@ from .answer import ALWAYS, Answer, text
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from aiohttp import StreamReader
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.http import RawRequestMessage
     from aiohttp.web import BaseRequest
 
     from ..settings import WebSettings
@@ -65,7 +68,7 @@ class Listener:
         """
         host, port = self._settings.host_and_port
         loop = asyncio.get_running_loop()
-        manager = self._manager = web.Server(self._handle, handler_cancellation=True)
+        manager = self._manager = web.Server(self._handle, request_factory=_request, handler_cancellation=True)
         try:
             self._server = await loop.create_server(lambda: _Connection(self, manager, loop), host, port)
         except (OSError, UnicodeError) as error:  # UnicodeError: a host that cannot be a name
@@ -134,11 +137,15 @@ class Listener:
         except Exception as error:  # the service carries on, and the client sees no details
             why = unexpected(error)
             log.error("web could not answer", why=str(why), hint=why.hint)
-            answer = text(500, "this page could not be made; the service's journal says where it failed")
+            # A screen on a wall must not stay there: what failed once may work in a minute.
+            sentence = "this page could not be made; the service's journal says where it failed"
+            answer = text(500, sentence, Refresh="60")
         return response(answer)
 
     async def _decide(self, request: BaseRequest, address: Address) -> Answer:
         """Return the answer to a request; the checks are in the order that tells a stranger the least."""
+        if not cast("_Connection", request.protocol).spoken:
+            return text(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
         if request.method not in METHODS:
             return text(405, "only GET and HEAD are answered here", Allow=", ".join(METHODS))
         hosts = request.headers.getall("Host", [])
@@ -170,6 +177,24 @@ def _names(settings: WebSettings) -> frozenset[str]:
     return frozenset(name.lower() for name in (*settings.hosts, settings.host_and_port[0]))
 
 
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> BaseRequest:
+    """Return a request; one in a version of HTTP that is not spoken here becomes one of 1.1, and that is noted.
+
+    aiohttp answers in the version of the request, whatever that is, so the answer to HTTP/2.0 would claim to be that.
+    """
+    connection = cast("_Connection", protocol)
+    connection.spoken = message.version in (HttpVersion10, HttpVersion11)
+    if not connection.spoken:
+        message = message._replace(version=HttpVersion11)
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
+
+
 def response(answer: Answer) -> web.Response:
     """Return an answer as a response of aiohttp's."""
     made = web.Response(status=answer.status, body=answer.body)
@@ -182,6 +207,7 @@ class _Connection(web.RequestHandler):
     """One connection; ``turn`` is how long its answer waits (seconds).
 
     ``kept`` is whether its request has come, and does not wait for a guess of its address: it is dropped for nobody.
+    ``spoken`` is whether its request is in a version of HTTP that is spoken here.
     """
 
     def __init__(self, listener: Listener, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
@@ -197,6 +223,7 @@ class _Connection(web.RequestHandler):
         self.born = loop.time()
         self.turn = 0.0
         self.kept = False
+        self.spoken = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")

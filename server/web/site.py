@@ -161,7 +161,8 @@ class Page:
         return self._sorry(404, PickupPointError("There is no such page."), still=still)
 
     def _day(self, config: Config, day: date, now: datetime, path: str, *, still: bool) -> Answer:
-        days = {it.day: it for it in Snapshot.take(config, now).days}
+        snapshot = Snapshot.take(config, now)
+        days = {it.day: it for it in snapshot.days}
         before, after = (
             max((it for it in days if it < day), default=None),
             min((it for it in days if it > day), default=None),
@@ -169,7 +170,7 @@ class Page:
         if day not in days:
             error = PickupPointError(f"Nothing is known here about {day}.")
             return self._sorry(404, error, still=still, days=[it for it in (before, after) if it is not None])
-        values = views.one_day(days[day], details_of(config, day), config, _call(config), now)
+        values = views.one_day(days[day], details_of(config, day), snapshot, config, _call(config))
         values |= {"before": before, "after": after}
         return self._html("day.html", path, still, values)
 

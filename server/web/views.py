@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..episodes.rss import safe_url
 from ..hints import Call, lines, without_page
-from ..status.alarms import Level
+from ..publish.store_state import StoreState
+from ..status.alarms import STATE_ALARMS, Level
 from ..status.causes import causes, notes
 from ..status.deadlines import Urgency
-from ..status.summary import left_out, rows_sentence, summary
+from ..status.summary import NOBODY, SERVER, left_out, rows_sentence, summary
 from ..status.words import (
     calendar_state,
+    deadline_words,
     disk_line,
     episode_lines,
     history,
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
     from ..convert.tally import Tally
     from ..hints import Line, Step
-    from ..settings import Config
+    from ..settings import Config, ExportSettings
+    from ..status.causes import Cause
     from ..status.days import DayOverview
     from ..status.deadlines import Deadline
     from ..status.snapshot import DayDetails, Snapshot, Trace
@@ -52,6 +55,9 @@ _URGENCY_LOOKS: Mapping[Urgency | None, str] = {
     None: "", Urgency.MET: "good", Urgency.AHEAD: "", Urgency.WARNING: "warn", Urgency.CRITICAL: "bad",
     Urgency.LATE: "bad",
 }  # fmt: skip
+
+
+_ON_CARDS = STATE_ALARMS | {"day_not_published", "day_not_picked_up", "day_not_stored", "day_late_held"}
 
 
 class ShownCause(NamedTuple):
@@ -141,14 +147,15 @@ def overview(snapshot: Snapshot, config: Config, call: Call) -> dict[str, Any]:
     return {
         "now": snapshot.at,
         "level": max((alarm.level for alarm in snapshot.alarms), default=Level.OK).name,
-        "causes": [ShownCause(it.level.name, it.sentence, it.days, _lines(it.steps, call)) for it in found],
+        "causes": _shown(found, call),
         "notes": notes(snapshot.days[:FIRST_ROWS], found),
         "cards": [
-            card(by_day[day], config, call, heading)
+            card(by_day[day], snapshot, config, call, heading)
             for back, heading in ((1, "Yesterday"), (2, "The day before"))
             if (day := today - timedelta(days=back)) in by_day
         ],
         "coming": _coming(snapshot.days),
+        "begins": _begins(config.export, today) if today - timedelta(days=1) not in by_day else None,
         "weeks": _weeks(by_day, today),
         "legend": [(*LOOKS[state], words) for state, words in LEGEND],
         "rows_plot": rows_plot(by_day, today),
@@ -164,8 +171,9 @@ def overview(snapshot: Snapshot, config: Config, call: Call) -> dict[str, Any]:
     }
 
 
-def one_day(day: DayOverview, details: DayDetails, config: Config, call: Call, now: datetime) -> dict[str, Any]:
+def one_day(day: DayOverview, details: DayDetails, snapshot: Snapshot, config: Config, call: Call) -> dict[str, Any]:
     """Return what the page of a day shows."""
+    others = _besides_card(day, snapshot)
     publications = [
         {
             "publication": it,
@@ -177,16 +185,20 @@ def one_day(day: DayOverview, details: DayDetails, config: Config, call: Call, n
         }
         for it in day.publications
     ]
-    look, sign = LOOKS[day.state]
+    look, sign = LOOKS[calendar_state(day)]
+    deadlines = [("published", day.deadlines.published)]
+    deadlines += [("picked up", day.deadlines.picked_up)] * day.waits_for_pickup
     return {
-        "now": now,
+        "now": snapshot.at,
         "day": day,
         "look": look,
         "sign": sign,
-        "card": card(day, config, call, "In plain words"),
+        "card": card(day, snapshot, config, call, "In plain words"),
+        "causes": _shown(others, call),
+        "notes": [note.removeprefix(f"{day.day}: ") for note in notes([day], causes(snapshot.alarms, [day]))],
         "deadlines": [
-            (what, deadline.by, deadline.done, str(deadline.urgency), _URGENCY_LOOKS[deadline.urgency])
-            for what, deadline in (("published", day.deadlines.published), ("picked up", day.deadlines.picked_up))
+            (what, deadline.by, deadline.done, deadline_words(deadline), _URGENCY_LOOKS[deadline.urgency])
+            for what, deadline in deadlines
         ],
         "export_size": size_text(day.export.size) if day.export is not None else "",
         "publications": publications,
@@ -212,12 +224,26 @@ def one_file(trace: Trace, now: datetime) -> dict[str, Any]:
     }
 
 
-def card(day: DayOverview, config: Config, call: Call, heading: str) -> Card:
+def card(day: DayOverview, snapshot: Snapshot, config: Config, call: Call, heading: str) -> Card:
     """Return a day in plain words."""
-    it = summary(day, config)
+    store = config.store
+    read = StoreState.of(snapshot.facts, str(store.place)) if store is not None and store.required else None
+    silent = {alarm.subject for alarm in snapshot.alarms if alarm.name == "partner_silent"}
+    it = summary(day, config, read, silent)
+    who = f"{SERVER}: see what is wrong." if it.who.startswith(NOBODY) and _besides_card(day, snapshot) else it.who
     return Card(
-        heading, day.day, day.state, it.word, it.mood, it.sentence, rows_sentence(day), it.who, _lines(it.steps, call)
+        heading, day.day, day.state, it.word, it.mood, it.sentence, rows_sentence(day), who, _lines(it.steps, call)
     )
+
+
+def _besides_card(day: DayOverview, snapshot: Snapshot) -> list[Cause]:
+    """Return what is wrong with a day besides what its card tells."""
+    own = [alarm for alarm in snapshot.alarms if alarm.subject == str(day.day) and alarm.name not in _ON_CARDS]
+    return causes(own, [day])
+
+
+def _shown(found: Iterable[Cause], call: Call) -> list[ShownCause]:
+    return [ShownCause(it.level.name, it.sentence, it.days, _lines(it.steps, call)) for it in found]
 
 
 def _lines(steps: Iterable[Step], call: Call) -> list[Line]:
@@ -234,7 +260,7 @@ def _row(day: DayOverview) -> Row:
     words, urgency = next_deadline(day)
     return Row(
         day.day, day.state, look, sign, size_text(day.export.size) if day.export is not None else "",
-        bool(day.publications or day.rows), day.rows, left_out(day), day.rejected, day.lines, len(day.logs),
+        day.counted, day.rows, left_out(day), day.rejected, day.lines, len(day.logs),
         day.published_at, pickup_words(day), words, _URGENCY_LOOKS[urgency],
     )  # fmt: skip
 
@@ -250,10 +276,18 @@ def _weeks(by_day: Mapping[date, DayOverview], today: date) -> list[list[Cell | 
             state = calendar_state(by_day[day]) if day in by_day else ""
             look, sign = LOOKS.get(state, ("", ""))
             word = by_day[day].state if day in by_day else ""
+            if state == "failed" != word:
+                word += ", too late" if word == "picked up" else ", not picked up in time"
             week.append(Cell(day, word, look, sign, day in by_day) if first <= day <= today else None)
         weeks.append(week)
         monday += timedelta(days=7)
     return weeks
+
+
+def _begins(export: ExportSettings, today: date) -> tuple[date, datetime] | None:
+    """Return the first day of the configuration and when it can be final, if that is not yet yesterday."""
+    first = export.first_day
+    return (first, export.finality.final_time(first)) if first is not None and first >= today else None
 
 
 def _coming(days: Iterable[DayOverview]) -> Coming | None:

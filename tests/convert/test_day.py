@@ -13,7 +13,8 @@ import pytest
 
 from server.cli.samples import day_rows
 from server.convert import lines as blocks
-from server.convert.day import SentLog, Tuning, convert_export
+from server.convert.day import SentLog, Tuning, _Threads, convert_export
+from server.convert.job import Job, Result, Task
 from server.convert.lines import GzipText
 from server.convert.log_writer import HISTORY, deflate, inflate
 from server.errors import DataFolderError, ExportTorn, SourceError
@@ -36,6 +37,7 @@ from ..support.reference_conversion import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from server.convert.kernel import Kernel
@@ -57,6 +59,26 @@ def test_the_bytes_are_the_same_for_any_number_of_threads(tmp_path: Path, repeat
         assert sink.rejects is not None
         outcomes.append((sink.logs[0].content, gzip.decompress(sink.rejects.content), converted))
     assert outcomes.count(outcomes[0]) == 6
+
+
+@pytest.mark.parametrize(("size", "ahead"), [(10, 13), (40, 4), (80, 2), (1000, 2)])
+def test_lines_that_are_long_are_not_gathered(size: int, ahead: int) -> None:
+    """Of blocks of 10 bytes three threads have at most twelve under way, of longer ones as many bytes, but one always.
+
+    With eight threads lines of 16 MiB filled 900 MB.
+    """
+    taken = []
+
+    def jobs() -> Iterator[Job]:
+        for number in range(50):
+            taken.append(number)
+            yield Job(number, Task.RENDER, (bytes(size),))
+
+    with _Threads(3, lambda: lambda job: Result(job.number), 10) as pool:
+        results = pool.run(jobs())
+        assert next(results).number == 0
+        assert len(taken) == ahead
+        assert [result.number for result in results] == list(range(1, 50))
 
 
 def test_equal_text_is_packed_to_equal_bytes_wherever_it_lies() -> None:

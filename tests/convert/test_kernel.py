@@ -27,8 +27,9 @@ from server.convert.log_writer import inflate
 from server.convert.row import RowConverter
 from server.convert.row_ids import pack_id
 from server.convert.tally import FilterReason, RowRejected
+from server.episodes.catalogue import Catalogue, Episode
 from server.megaphone.exports import DELIVERY_V2
-from server.triton import ColumnSpec, Layout, LogRules
+from server.triton import URL_LIMIT, ColumnSpec, Layout, LogRules
 
 from ..support.kernel_ways import (
     EPISODES,
@@ -284,6 +285,19 @@ def test_ids_that_come_again_are_rejected_wherever_they_stand() -> None:
     assert odd_rows(made("default"), text_of(mixed)) != []
 
 
+def test_ids_that_were_chosen_to_be_slow_are_told_apart_otherwise() -> None:
+    """Of one slot in the kernel's table, so that each is compared with all before it: ten million took half an hour."""
+    undo = pow(0xD6E8FEB86659FD93, -1, 1 << 64)  # what hash_id multiplies by
+    chosen = [(undo * number % (1 << 64)).to_bytes(8, "little") + bytes(8) for number in range(1000)]
+    slots = binding._slots(1000)
+    assert kernel()._library.ids_differ(b"".join(chosen), 1000, slots, len(slots)) == -1
+    assert kernel().ids_differ(b"".join(chosen)) is True
+    assert kernel().ids_differ(b"".join([*chosen, chosen[7]])) is False
+    random_ids = random.Random(1).randbytes(16 * 1000)
+    assert kernel().ids_differ(random_ids) is True
+    assert kernel().ids_differ(random_ids + random_ids[160:176]) is False
+
+
 def test_many_blocks_of_repeated_ids_stay_fast_by_the_kernel() -> None:
     """A repeated id sends its own rows the exact way, not the whole block."""
     rows = list(day_rows(DAY, 2000))
@@ -350,6 +364,49 @@ def test_a_row_whose_line_fits_no_room_goes_the_exact_way() -> None:
     """A long text in a small block, in several columns."""
     rows = [orjson.dumps({**GOOD, "city": '"' * 300_000}), orjson.dumps({**GOOD, "id": "b"})]
     Ways(made("every field, percent")).agree(job(text_of(rows)))
+
+
+@pytest.mark.parametrize("length", [URL_LIMIT - 1, URL_LIMIT, URL_LIMIT + 1])
+@pytest.mark.parametrize(
+    ("url", "row", "is_odd"),
+    [
+        ("/{city}/", {"city": "c" * 40}, False),
+        ("/{city}/{id}/", {"city": "\u00e9 %" * 5}, False),
+        ("{guid}/", {"episode_id": "plain"}, False),
+        ("{token}/", {"episode_id": "plain"}, False),
+        ("{enclosure_url}/", {"episode_id": "plain"}, False),
+        ("/all.mp3", {"episode_id": "whole"}, False),  # its own URL
+        ("{enclosure_url}", {"episode_id": "published"}, False),  # as it was published
+        ("/\u00fc\u00fc{city}/", {}, True),  # counted in characters, of which bytes say little
+    ],
+)
+def test_a_url_is_as_long_as_it_may_be(url: str, row: dict[str, str], length: int, is_odd: bool) -> None:
+    """Of 2048 characters in all it is one, of one more it is not; and the kernel takes it up to its last byte."""
+    of = {"whole": Episode("g", "/" + "w" * (length - 1)), "published": Episode("g", "", "T", "/" + "p" * (length - 1))}
+    catalogue = Catalogue({"plain": EPISODES.episodes["plain"], **of})
+    one = orjson.dumps({**GOOD, **row})
+
+    def rules(filling: int) -> LogRules:
+        return LogRules(Layout(columns=(ColumnSpec("url", value="url"), *EVERY_VALUE)), url=url + "u" * filling)
+
+    def length_of(filling: int) -> int:
+        return len(RowConverter(Conversion(rules(filling), KEY, catalogue, DAY)).convert(one).line.split("\t")[0])
+
+    fixed = row.get("episode_id") in of
+    conversion = Conversion(rules(0 if fixed else length - length_of(0)), KEY, catalogue, DAY)
+    result = Ways(conversion).agree(job(one + b"\n"))
+    fits = length <= URL_LIMIT
+    falls_back = not fits and (url.startswith("{token}") or "enclosure" in url)  # an RSS feed costs no row
+    assert (result.tally.lines, result.tally.fallback_urls) == (fits or falls_back, falls_back)
+    assert len(odd_rows(conversion, one + b"\n")) == (is_odd or not fits)
+
+
+def test_rooms_that_a_huge_line_made_are_given_back() -> None:
+    """Each thread that ever had one kept them until it had another block."""
+    converter = BlockConverter(kernel(), made("default"))
+    for city, kept in (("x", True), ("x" * binding._LARGEST_KEPT, False), ("x", True)):
+        converter.do(job(orjson.dumps({**GOOD, "city": city})))
+        assert hasattr(converter._rooms, "_text") is kept
 
 
 def test_published_lines_are_indexed_alike() -> None:

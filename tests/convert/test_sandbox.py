@@ -18,6 +18,10 @@ _FORBIDDEN = {
     "a signal to any thread": "call(tkill, os.getppid(), 0)",
     "a signal by a descriptor": "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
     "a limit of its parent": "resource.prlimit(os.getppid(), resource.RLIMIT_CPU)",
+    "its parent's priority": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    "its parent's processors": "os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0))",
+    "its parent's scheduling": "os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))",
+    "its user's keys": "call(keyctl, 0, 0, 0)",
     "a key on its terminal": "fcntl.ioctl(0, termios.TIOCSTI, b'x')",
     "another's memory": "call(ptrace, 16, 1, 0, 0)",
 }
@@ -32,7 +36,7 @@ from server.convert import sandbox
 sandbox.enter()
 threads = [threading.Thread(target=os.write, args=(1, b"a thread\\n")) for _ in range(2)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]
-tgkill, tkill, ptrace = {{"x86_64": (234, 200, 101), "aarch64": (131, 130, 117)}}[os.uname().machine]
+tgkill, tkill, ptrace, keyctl = {{"x86_64": (234, 200, 101, 250), "aarch64": (131, 130, 117, 219)}}[os.uname().machine]
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*arguments):
     if libc.syscall(*arguments) == -1: raise OSError(ctypes.get_errno(), "")

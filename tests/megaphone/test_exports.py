@@ -159,6 +159,8 @@ def test_a_day_is_final_when_three_things_hold(modified: str | None, now: str, s
         ("2026-11-21T12:10:01", "2026-11-21T12:10:00", "2026-11-21T13:15:00", "settling"),  # rewritten after it
         ("2026-11-21T12:10:01", "2026-11-21T12:10:00", "2026-11-21T13:15:01", "due"),
         ("2026-11-21T09:10:01", "2026-11-21T08:10:00", "2026-11-21T10:00:00", "settling"),
+        ("2026-11-21T09:10:00", "2031-01-01T00:00:00", "2026-11-21T10:00:00", "settling"),  # it proves what is to come
+        ("2026-11-21T09:10:00", "2031-01-01T00:00:00", "2026-11-21T10:15:00", "due"),
     ],
 )
 def test_a_marked_day_is_final_when_its_marker_says_so(

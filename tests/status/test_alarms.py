@@ -242,6 +242,23 @@ async def test_a_published_day_that_nobody_picks_up_alarms(site: Site) -> None:
     assert levels(site, at(3, "06:01")) == {}
 
 
+async def test_of_several_partners_the_one_is_asked_who_lacks_something(site: Site) -> None:
+    """Not who has everything, and not who is not waited for, however little that one has."""
+    site.put(rows_of(DAY, 3), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    site.pick_up(at(1, "07:00"))
+    site.pick_up(at(1, "07:00"), user="backup", whole=False)
+    now = at(2, "20:00")
+    days = list(site.days(now, [("triton", True), ("other", True), ("backup", False)]).values())
+    found = alarms(days, {"last_round": now.isoformat()}, HEALTHY, HoldPolicy(), TEN, now)
+    (hint,) = (alarm.hint for alarm in found if alarm.name == "day_not_picked_up")
+    assert hint.endswith("ask other whether the puller runs; its last login: pickup-point status")
+    site.put(rows_of(DAY, 5), at(1, "08:00"))
+    await site.round(at(1, "09:10"))
+    hint = of_day(site, now)["day_not_picked_up"].hint
+    assert "triton has 1 of 2 files: ask the partner to fetch the rest" in hint
+
+
 async def test_where_nobody_is_required_nobody_is_waited_for(site: Site) -> None:
     """Without a required user the second deadline is no alarm."""
     site.put(rows_of(DAY, 3), at(1, "04:10"))

@@ -113,6 +113,7 @@ class Served:
         writer.close()
         head, _, body = answer.partition(b"\r\n\r\n")
         first, *rest = head.decode("latin-1").split("\r\n")
+        assert first.startswith(("HTTP/1.0 ", "HTTP/1.1 ")), first
         headers = dict(line.split(": ", 1) for line in rest)
         return int(first.split()[1]), headers, body
 

@@ -159,10 +159,23 @@ def test_the_keyboard_reaches_everything(address: str, page: Page) -> None:
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")
     assert page.url.endswith("#main")
+    day = page.locator(f".calendar a[href='/days/{HELD}']")
+    assert f'link "{HELD}: held"' in day.aria_snapshot()  # by ear a number alone is no day
     page.focus(f"main a[href='/days/{HELD}']")
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/days/{HELD}")
     assert "held" in page.inner_text("h1")
+
+
+def test_paper_is_white_by_night_too(address: str, page: Page) -> None:
+    """Whoever prints from a dark screen gets the colours that are chosen for a light ground."""
+    page.goto(f"{address}/days/{HELD}")
+    colours = []
+    for media, scheme in (("screen", "light"), ("print", "dark")):
+        page.emulate_media(media=media, color_scheme=scheme)
+        colours.append(page.evaluate("getComputedStyle(document.querySelector('.word')).color"))
+    page.emulate_media(media="screen")
+    assert colours[0] == colours[1]
 
 
 def test_the_browser_asks_again_every_minute(address: str, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,10 +85,14 @@ async def test_no_host_or_two_are_refused(tmp_path: Path) -> None:
         (f"GET http://evil.example/healthz HTTP/1.1\r\n{HOST}\r\n", 421),
         (f"GET http://localhost@evil.example/ HTTP/1.1\r\n{HOST}\r\n", 421),
         (f"GET http:///healthz HTTP/1.1\r\n{HOST}\r\n", 421),
+        (f"GET /healthz HTTP/2.0\r\n{HOST}\r\n", 505),
+        (f"GET /healthz HTTP/0.9\r\n{HOST}\r\n", 505),
+        ("POST / HTTP/2.0\r\n\r\n", 505),
     ],
 )
 async def test_simple_and_odd_clients_are_answered(request_: str, wanted: int, tmp_path: Path) -> None:
-    """A load balancer's HTTP/1.0 without a name, and a target that names its host, which counts (RFC 9112, 3.2.2)."""
+    """A load balancer's HTTP/1.0 without a name, a target that names its host, which counts (RFC 9112, 3.2.2), and a
+    version that is not spoken here: whatever it is, the answer is in one that is."""
     async with serving(tmp_path) as served:
         status, _, body = await served.ask(request_)
     assert status in ((wanted, 400) if wanted == 421 else (wanted,)), body
@@ -342,7 +346,8 @@ async def test_an_error_that_nobody_thought_of_shows_its_place_in_the_log_only(
 
     async with serving(tmp_path) as served:
         monkeypatch.setattr("server.web.site.views.overview", broken)
-        status, _, body = await served.get("/")
+        status, headers, body = await served.get("/")
     said = capsys.readouterr()
-    assert status == 500 and b"s3cret" not in body and "s3cret" not in said.out + said.err
+    assert (status, headers.get("Refresh")) == (500, "60")
+    assert b"s3cret" not in body and "s3cret" not in said.out + said.err
     assert "RuntimeError at" in said.out + said.err

@@ -87,6 +87,55 @@ async def test_yesterday_is_told_from_the_page_alone(site: Site) -> None:
     assert ("a", {"href": f"/days/{held}"}) in shown.tags
 
 
+async def test_a_day_with_something_wrong_is_nobodys_peace_though_it_has_arrived(site: Site) -> None:
+    """The card of the day and what is wrong with it say the same, and the day's page says both."""
+    site.put(rows_of(DAY, 100), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    site.pick_up(at(1, "07:00"))
+    site.put(rows_of(DAY, 112), at(1, "08:00"), cut=100)
+    await site.round(at(1, "09:10"))
+    async with serving(site.root, at(1, "09:20")) as served:
+        for path in ("/", f"/days/{DAY}"):
+            text = (await page(served, path)).text
+            assert "Yes, in time" in text and f"late rows of {DAY} cannot be published" in text
+            assert "Who must act Whoever runs this server: see what is wrong." in text
+            assert "Nobody has to" not in text
+
+
+async def test_a_day_that_came_too_late_is_wrong_wherever_it_is_shown(site: Site) -> None:
+    """In the calendar, in the table and on its own page; the calendar's words say how, for those who see no colour."""
+    site.put(rows_of(DAY, 5), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    site.pick_up(at(3, "02:00"))
+    async with serving(site.root, at(3, "09:00")) as served:
+        shown, of_day = await page(served, "/"), await page(served, f"/days/{DAY}")
+    looks = [str(attributes.get("class")) for tag, attributes in shown.tags if attributes.get("href") == f"/days/{DAY}"]
+    assert "cell bad" in looks and f"{DAY}: picked up, too late" in shown.text
+    assert [attributes.get("class") for _, attributes in of_day.tags].count("state bad") == 1
+
+
+async def test_a_day_before_the_first_one_is_not_expected(site: Site) -> None:
+    """On the first mornings there is no yesterday, and the page says which day will be the first."""
+    site.put(rows_of(DAY, 5), at(0, "12:00"))
+    await site.round(at(0, "12:10"))
+    async with serving(site.root, at(0, "12:20"), first=DAY) as served:
+        text = (await page(served, "/")).text
+    said = f"Nothing is expected yet: {DAY} is the first day ( export.first_day ), and it can be final from"
+    assert f"{said} {DAY + timedelta(days=1)} 04:30Z on." in text
+
+
+async def test_what_a_card_says_of_late_rows_is_not_worth_knowing_again(site: Site) -> None:
+    """On the overview and on the day's own page."""
+    site.put(rows_of(DAY, 100), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    site.put(rows_of(DAY, 100, 1000), at(1, "08:00"))
+    await site.round(at(1, "09:10"))
+    async with serving(site.root, at(1, "09:20")) as served:
+        for path in ("/", f"/days/{DAY}"):
+            text = (await page(served, path)).text
+            assert "Late rows of it are held: 100 of the 100" in text and "Worth knowing" not in text
+
+
 async def test_the_next_deadline_is_that_of_every_day_it_concerns(site: Site) -> None:
     """One day must be picked up, and the next one published, at the same instant."""
     site.put(rows_of(DAY, 100), at(1, "04:00"))
