@@ -52,18 +52,17 @@ from .status.webhook import AlarmWatch, Pushes
 from .storage.folder import DataFolder
 from .storage.ledger import Ledger
 from .storage.pickup_writer import PickupWriter
-from .systemd import Listener, keep_watchdog_fed, unhealthy_reason
-from .threads import in_thread
+from .systemd import END_SECONDS, Listener, keep_watchdog_fed, unhealthy_reason
+from .threads import end_all, in_thread
 from .web.access import load_access
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from datetime import date
 
     from .publish.shared import SharedSequence
     from .settings import Config
     from .sftp.keys import Credentials
-    from .sftp.registry import CurrentBan
     from .systemd import Supervisor
     from .web.site import Page
 
@@ -91,7 +90,9 @@ class Service:
         server: SftpServer,
         pickup_writer: PickupWriter,
         supervisor: Supervisor,
+        exit_within: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self._exit_within = exit_within
         self._config = config
         self._installation = installation
         self._server = server
@@ -193,12 +194,15 @@ class Service:
         """Shut down in order: listener, transfers, rounds, pickups, pushes, page."""
         # Tell systemd first: an unexpected end would count as a failure, and restart the service.
         self._supervisor.stopping()
+        # Everything below may hang: a disk that does not answer, a library that loses a cancellation.
+        self._exit_within(self._config.sftp.drain_seconds + END_SECONDS)
         # Accept nobody new, and let running transfers finish; pickups are still recorded meanwhile.
         self._server.stop_listening()
         log.info("service stopped listening", transfers=self._server.registry.transfers)
         draining = asyncio.create_task(self._server.drain(self._config.sftp.drain_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
+        self._exit_within(END_SECONDS)
         # A second signal: close what is left now. The first drain then sees no transfer, and returns.
         if not draining.done():
             await self._server.drain(0)
@@ -207,10 +211,7 @@ class Service:
         # A conversion runs in a thread, which no cancellation reaches: it looks at this event between two blocks.
         self._installation.stop.set()
         # The task that writes pickups outlives the others: transfers that have just ended must still be recorded.
-        for name, task in tasks.items():
-            if name != "pickups":
-                task.cancel()
-        await asyncio.gather(*(task for name, task in tasks.items() if name != "pickups"), return_exceptions=True)
+        await end_all([task for name, task in tasks.items() if name != "pickups"])
         await self._pickup_writer.close(tasks["pickups"])
         # After the rounds and the alarm watch, which push.
         await self._pushes.close()
@@ -278,7 +279,8 @@ class Service:
         """Wait up to `FIRST_CATALOGUE` seconds for RSS feeds that were never read; no later round waits for any."""
         with contextlib.suppress(TimeoutError, LedgerError):
             if await in_thread(self._installation.catalogue.untried):
-                await asyncio.wait_for(self._catalogue_read.wait(), timeout=FIRST_CATALOGUE)
+                async with asyncio.timeout(FIRST_CATALOGUE):
+                    await self._catalogue_read.wait()
 
     def _retry_pause(self, failures: int) -> timedelta:
         """Return how long to wait after ``failures`` failed rounds in a row."""
@@ -287,7 +289,8 @@ class Service:
 
     async def _pause(self, pause: timedelta) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._round_due.wait(), timeout=pause.total_seconds())
+            async with asyncio.timeout(pause.total_seconds()):
+                await self._round_due.wait()
         self._round_due.clear()
 
     def _log_source_state(self, state: str, hint: str) -> None:
@@ -356,7 +359,10 @@ class Service:
                 "service_pid": os.getpid(),
                 STARTED: self._started.isoformat(),
                 "service_port": self._server.port,
-                "bans": bans_as_json(self._server.registry.bans(), "sftp") + bans_as_json(page_bans, "web"),
+                "bans": [
+                    *(ban.as_json("sftp") for ban in self._server.registry.bans()),
+                    *(ban.as_json("web") for ban in page_bans),
+                ],
             }
             if facts != written:
                 await self._record_facts(facts)
@@ -415,19 +421,6 @@ class Service:
             self._alarms.check_now()
 
 
-def bans_as_json(bans: Iterable[CurrentBan], listener: str) -> list[dict[str, Any]]:
-    """Return whom a listener, ``sftp`` or ``web``, keeps out, as the ledger notes it."""
-    return [
-        {
-            "address": ban.address,
-            "until": ban.until.isoformat(timespec="minutes"),
-            "failures": ban.failures,
-            "listener": listener,
-        }
-        for ban in bans
-    ]
-
-
 def round_facts(at: datetime, ended: Round | PickupPointError) -> dict[str, Any]:
     """Return the facts to record about a round that began ``at``, by how it ended."""
     facts: dict[str, Any] = {"last_round": at.isoformat()}
@@ -447,8 +440,12 @@ async def serve(
     keys: tuple[Credentials, bytes],
     supervisor: Supervisor,
     on_listening: Callable[[int, int | None], None] = lambda _, __: None,
+    *,
+    exit_within: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Run the service until SIGTERM or SIGINT; SIGHUP reloads. ``keys`` are those of `load_keys`.
+
+    ``exit_within`` is told when it stops: after so many seconds the process must be gone, whatever hangs in it.
 
     Raises:
         ConfigError: the episode catalogue has to be corrected.
@@ -476,7 +473,7 @@ async def serve(
             on_pickup=pickup_writer.on_pickup,
             on_login=pickup_writer.on_login,
         )
-        service = Service(config, installation, server, pickup_writer, supervisor)
+        service = Service(config, installation, server, pickup_writer, supervisor, exit_within)
         with _signals(service):
             await service.run(on_listening)
 

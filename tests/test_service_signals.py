@@ -291,3 +291,61 @@ setattr(owner, {method!r}, dies)
     assert "Traceback" not in service.text
     with closing(Ledger.read(service_site.folder / "data" / LEDGER_FILE)) as ledger:
         assert "service_ended" not in ledger.facts()  # an alarm at once
+
+
+# What never ends
+
+NEVER = {
+    "a task": "from server.service import Service as owner; owner._note_facts_forever = stubborn",
+    "the event loop": "from server.sftp.registry import Registry as owner; owner.close = lambda _: time.sleep(1000)",
+    "a thread": "from server.service import Service as owner; owner._prune_forever = thread",
+}
+
+
+@pytest.mark.parametrize("what", NEVER)
+async def test_a_service_that_stops_ends_whatever_never_does(
+    what: str, service_site: ServiceSite, program: Program
+) -> None:
+    """By force, before systemd would; what it says shows where it hung, and nobody's words."""
+    hanging = f"""
+import asyncio, time
+from server import service, threads
+service.END_SECONDS, threads.CANCEL_EVERY = 0.3, 0.1
+async def never(*_):
+    await asyncio.Event().wait()
+async def stubborn(*_):
+    while True:
+        try:
+            await never()
+        except asyncio.CancelledError:
+            pass
+async def thread(*_):
+    await threads.in_thread(time.sleep, 1000)
+{NEVER[what]}
+"""
+    service_site.configure(drain=0)
+    running = program.start("serve", "--config", service_site.config, first=hanging)
+    await port_of(running)
+    await running.says("service started listening")
+    assert await running.stops() == 1
+    assert running.count("^Timeout ") == 1 and running.count("most recent call first") >= 1
+    assert bool(running.count("service waits for its tasks")) is (what in ("a task", "a thread"))
+
+
+async def test_a_connection_that_never_ends_does_not_keep_the_service(
+    service_site: ServiceSite, program: Program
+) -> None:
+    """The rest of the shutdown is done in order: the pickups are recorded, and the exit code is 0."""
+    endless = """
+import asyncio
+from server.sftp import server
+server.CLOSE_SECONDS = 0.1
+async def never(*_):
+    await asyncio.Event().wait()
+server.SshConnection.wait_closed = never
+"""
+    running = program.start("serve", "--config", service_site.config, first=endless)
+    async with log_in(await port_of(running), "triton", PASSWORD):
+        assert await running.stops() == 0
+    assert running.count("sftp could not end its connections connections=1") == 1
+    assert "service ended" in running.err[-1]

@@ -6,6 +6,7 @@ What the unit does in a running systemd is in test_booted_systemd.
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import subprocess
 import threading
@@ -69,6 +70,13 @@ def test_a_static_aws_key_beside_the_others_is_handed_over(service_site: Service
     key.write_text("[default]\n")
     text = unit(service_site, tmp_path).read_text()
     assert f"LoadCredential=aws:{key}\n" in text and "AWS_SHARED_CREDENTIALS_FILE=%d/aws\n" in text
+
+
+def test_systemd_waits_longer_than_a_stop_may_take(service_site: ServiceSite, tmp_path: Path) -> None:
+    """The transfers have their time, what follows has its own, and only then would systemd kill."""
+    service_site.configure(drain=100)
+    (told,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit(service_site, tmp_path).read_text(), re.MULTILINE)
+    assert int(told) > 100 + systemd.END_SECONDS
 
 
 # The watchdog

@@ -30,6 +30,7 @@ from .options import (
     Usage,
     VerboseOption,
     call,
+    exit_within,
     is_installed,
     load_settings,
     load_settings_as_owner,
@@ -166,7 +167,7 @@ def serve(config: ConfigOption = None, verbose: VerboseOption = False) -> None:
     settings = load_settings(config, verbose=verbose)
     keys = load_keys(settings)
     become_owner(settings)
-    run_loop(run_service(settings, keys, supervisor))
+    run_loop(run_service(settings, keys, supervisor, exit_within=exit_within))
 
 
 @app.command()
@@ -481,7 +482,7 @@ def demo(
     # Published before the service starts: whoever connects first finds the files.
     files = run_loop(publish())
     try:
-        run_loop(run_service(settings, keys, supervisor, introduce))
+        run_loop(run_service(settings, keys, supervisor, introduce, exit_within=exit_within))
     except CannotListen as error:
         hint = f"to use any free port: pickup-point demo --directory {shlex.quote(str(directory))} --port 0"
         raise CannotListen(str(error), hint=hint) from error

@@ -5,6 +5,7 @@ Prints for `app` and the other modules of commands.
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import shlex
 import shutil
@@ -56,7 +57,9 @@ def load_settings(path: Path | None, *, verbose: bool, quiet: bool = False) -> C
 
     settings = load_config(config_path(path))
     stream = None if verbose or not quiet else io.StringIO()
-    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream, hint=call().text)
+    # `demo` has a configuration that was not given on the command line.
+    hint = Call(program(), config_given(sys.argv[1:]) or str(path or "")).text
+    log_output.configure(settings.log_output.format, verbose=verbose, stream=stream, hint=hint)
     find_aws_key(settings)
     return settings
 
@@ -84,6 +87,14 @@ def run_loop(job: Coroutine[Any, Any, Any]) -> Any:
     # `feed` cancels its own task on Ctrl-C and SIGTERM: to the shell, both mean an interrupted command.
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+
+
+def exit_within(seconds: float) -> None:
+    """End this process with exit code 1 unless it has ended after so many seconds; print where each thread stands.
+
+    Not by the event loop or a thread of ours: either may be what hangs.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def parse_day(text: str, command: str) -> date:

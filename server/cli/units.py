@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..config import IP_HASH_KEY
 from ..sftp.algorithms import HOST_KEY_FILES
+from ..systemd import END_SECONDS
 
 STATE_FOLDER = Path("/var/lib/pickup-point")  # StateDirectory= below
 _CREDENTIALS = (*HOST_KEY_FILES, IP_HASH_KEY)
@@ -25,7 +26,7 @@ def service_unit(config: Path, keys_dir: Path, drain_seconds: int) -> str:
         config=_word(config),
         keys="\n".join(f"LoadCredential={name}:{_escaped(keys_dir / name)}" for name in _CREDENTIALS),
         aws=_AWS.format(aws=_escaped(keys_dir / "aws")) if os.access(keys_dir / "aws", os.F_OK) else "",
-        stop=drain_seconds + 30,
+        stop=drain_seconds + round(END_SECONDS) + 5,  # the service ends itself before that
     )
 
 

@@ -8,12 +8,15 @@ source's own clock, and an operator, are believed at once.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..storage.ledger import Ledger
 
 LEAP = timedelta(days=7)
+BACK = timedelta(hours=1)  # more than any correction of a clock that is kept
 BEHIND = "clock_behind_since"  # a fact of the ledger: when the local clock was first seen a leap behind, or ''
 STOPPED = "pruning_stopped"  # a fact of the ledger: why the last pass removed nothing, or ''
 LEAP_HINT = "timedatectl; if the clock is right: pickup-point prune --clock-is-right"
@@ -65,6 +68,23 @@ def _long_behind(ledger: Ledger, now: datetime, known: datetime) -> bool:
         return now - datetime.fromisoformat(since) > LEAP
     ledger.note(**{BEHIND: now.isoformat()})
     return False
+
+
+def before_leap(facts: Mapping[str, Any], now: datetime) -> datetime:
+    """Return ``now``, or, if it is a leap, the instant before: nothing is over only because a clock says so."""
+    known = datetime.fromisoformat(facts["clock_believed"]) if "clock_believed" in facts else now
+    return known if now > known + LEAP else now
+
+
+def set_back(facts: Mapping[str, Any], now: datetime) -> str:
+    """Return that ``now`` is before the newest instant on record, or ''; one of them is wrong."""
+    known = datetime.fromisoformat(facts["clock_believed"]) if "clock_believed" in facts else now
+    if known - now <= BACK:
+        return ""
+    return (
+        f"the clock says {now:%Y-%m-%d %H:%MZ}, although {known:%Y-%m-%d %H:%MZ} is on record: if it is behind, newer "
+        "days are neither published nor shown"
+    )
 
 
 def doubt(ledger: Ledger, now: datetime) -> str:

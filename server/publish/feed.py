@@ -23,7 +23,7 @@ from ..errors import ConversionDied, ExportChanged, ExportTorn, Overtaken, Picku
 from ..storage.records import DayRecord, Failure, Hold, LateCheck
 from ..threads import in_thread
 from ..triton import expires
-from .clock import believe, doubt, saw_local_clock
+from .clock import LEAP_HINT, before_leap, believe, doubt, saw_local_clock, set_back
 from .decisions import (
     CLOCK_TOLERANCE,
     DOUBTED,
@@ -177,16 +177,25 @@ class Feed:
         if abs(skew) > CLOCK_TOLERANCE:
             hint = "see whether the clock is synchronised: timedatectl"
             log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)
+        elif why := set_back(self._ledger.facts(), now):
+            log.warning("feed found the local clock behind", why=why, hint=LEAP_HINT)
 
     # Which days there are
 
     def _look(self, listing: Listing, request: FeedRequest) -> list[date]:
         """Record what the listing says about each day of the window; return the days that this round is about."""
-        horizon = self._ledger.horizon(today=listing.now.date())
-        records, facts = self._ledger.live_days(horizon), self._ledger.facts()
+        facts = self._ledger.facts()
+        steady = before_leap(facts, listing.now)
+        horizon = self._ledger.horizon(today=steady.date())
+        records = self._ledger.live_days(horizon)
         known = KnownDays(records, self._ledger.published_days(horizon), facts.get("first_start"), horizon)
         self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
+        passed_over = set(found.passed_over)
+        if steady != listing.now:
+            # For the clock in doubt they may be so old that no window has them any more.
+            before = window(self._policy.export, self._policy.keep_days, known, listing._replace(now=steady))
+            passed_over |= {*before.days, *before.passed_over} - set(known.published)
         # However old: a log that was promised a name gets it.
         missing = {publication.day for publication in self._ledger.interrupted()}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
@@ -196,7 +205,7 @@ class Feed:
             typed_wrong = day not in days and export is None and self._ledger.day(day) is None
             if not typed_wrong and not self._policy.out_of_reach(day, listing.now):
                 self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, export))
-        self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
+        self._note_passed_over([day for day in sorted(passed_over) if day not in days], known, listing)
         return sorted(request.days) if request.days else days
 
     def _state(self, day: date, listing: Listing) -> str:
@@ -228,6 +237,8 @@ class Feed:
         if lost and (lost[-1], "passed over") not in self._warned:
             self._warned.add((lost[-1], "passed over"))
             hint = f"if Triton still accepts it: pickup-point feed --day {lost[0]}"
+            if self._clock_doubted:
+                hint = LEAP_HINT if self._policy.out_of_reach(lost[0], listing.now) else f"{LEAP_HINT}; {hint}"
             log.warning(f"feed passed over {lost[0]}", to=str(lost[-1]), days=len(lost), why="look_back", hint=hint)
 
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:

@@ -122,7 +122,8 @@ class StoreCopy:
             on_pass()
             pause = min(FIRST_RETRY * (1 << min(failures - 1, 12)), every) if failures else every
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), timeout=pause.total_seconds())
+                async with asyncio.timeout(pause.total_seconds()):
+                    await self._due.wait()
 
     async def follow(self) -> StoreState:
         """Run one pass, and record and return how the store is now.

@@ -20,6 +20,7 @@ from .delivery import ByteStream, CountedTransport
 from .limits import Reason
 from .password_methods import METHODS
 from .registry import plain
+from .users import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,8 +107,8 @@ class LoginTries(Protocol):
     async def failed(self, username: str, reason: Reason) -> None:
         """Count a failure."""
 
-    def key_refused(self, username: str) -> None:
-        """Count an offered key that is not registered."""
+    def key_refused(self, username: str, key: bytes, why: Verdict) -> None:
+        """Count an offered key that does not let the user in."""
 
     def signature_refused(self, username: str, algorithm: str) -> None:
         """Log a signature whose algorithm is not accepted."""
@@ -307,8 +308,8 @@ class SshConnection(asyncssh.SSHServerConnection):
         """
         owner = cast("LoginTries", self.get_owner())
         # First: an unknown key is not worth parsing, nor its signature checking.
-        if not self.registry.knows_key(username, self.address, key_data):
-            owner.key_refused(username)
+        if (verdict := self.registry.check_key(username, self.address, key_data)) is not Verdict.GRANTED:
+            owner.key_refused(username, key_data, verdict)
             return False
         if not msg:
             return await super().validate_public_key(username, key_data, msg, signature)

@@ -190,10 +190,17 @@ class RequestHandler:
         return packets.folder_attrs(max((file.mtime for file in self.files.list_files().values()), default=0))
 
     def _realpath(self, number: int, fields: Fields) -> Reply:
-        name = _name_in_folder(fields.string())
-        # A name that does not exist has a path, too, as with OpenSSH's server; one that no file can have has none.
-        if name is None or b"\0" in name or len(name) > LONGEST_NAME:
-            return packets.status_reply(number, Status.NO_SUCH_FILE)
+        parts = fields.string().split(b"/")
+        name = b""
+        # As OpenSSH's server: each name must be one that exists, whatever it is, but for one at the very end.
+        for left, part in enumerate(parts, 1 - len(parts)):
+            if part == b"..":
+                name = b""
+            elif part not in (b"", b"."):
+                known = not name and (self._lookup(part) is not None or not left)
+                if not known or b"\0" in part or len(part) > LONGEST_NAME:
+                    return packets.status_reply(number, Status.NO_SUCH_FILE)
+                name = part
         canonical = b"/" + name
         return packets.names_reply(number, [(canonical, canonical, bytes(4))])
 
@@ -258,11 +265,11 @@ class RequestHandler:
         try:
             opening = asyncio.get_running_loop().run_in_executor(self.threads, self.files.open_file, file)
             descriptor = await opening
-        except FileNotFoundError:
-            return packets.status_reply(number, Status.NO_SUCH_FILE)
         except OSError as error:
+            # Pruned files are not listed any more: one that is listed and gone has been lost.
             self.events.failed(str(file.name), error)
-            return packets.status_reply(number, Status.FAILURE)
+            gone = isinstance(error, FileNotFoundError)
+            return packets.status_reply(number, Status.NO_SUCH_FILE if gone else Status.FAILURE)
         # The session may have ended while a thread opened the file; nothing else would close the descriptor.
         if self._abandoned:
             os.close(descriptor)
@@ -313,6 +320,9 @@ class RequestHandler:
         handle = self._handles.get(name)
         if not isinstance(handle, _OpenFile):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
+        if not length:
+            # As OpenSSH's server: no end of the file, which a client would believe; and nothing was read.
+            return bytes(packets.data_buffer(number, 0))
         if handle.progress.first_read is None:
             # Also if the answer is EOF: a client that resumes at the end of the file shows that it has all of it.
             self.delivery.begins(handle.progress, offset)

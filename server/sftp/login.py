@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import asyncssh
 
 from .algorithms import authenticates, negotiate
-from .endings import report_end
+from .endings import LoginAttempt, report_end
 from .limits import Reason
 from .registry import NO_CLIENT, Login, plain
 from .session import SftpSession
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ORDINARY_OFFERS = 30  # unknown keys on one connection: agents hold many; more than this are worth a line
 KEYS_HINT = "the partner's client offers every key it has: name one (IdentitiesOnly=yes, look_for_keys=False)"
 SHA1_HINT = "the partner's client signs with SHA-1: update it (rsa-sha2-256), or register an Ed25519 key"
+FORWARDING_HINT = "nothing is forwarded here; have the partner switch that off (ssh: no -L, -R, -D)"
 SIGNATURE_HINT = "register an Ed25519 key of the partner's"
 
 
@@ -34,9 +35,8 @@ class LoginHandler(asyncssh.SSHServer):
     _connection: SshConnection
 
     def __init__(self) -> None:
-        self._tries = 0
+        self._attempt = LoginAttempt()
         self._next_try = 0.0  # the loop's time
-        self._key_offers = 0
         self._method = "publickey"
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
@@ -48,7 +48,7 @@ class LoginHandler(asyncssh.SSHServer):
         connection = self._connection
         # First: asyncssh swallows exceptions here, and the count must be right whatever follows.
         connection.registry.left(connection)
-        report_end(connection, exc)
+        report_end(connection, exc, self._attempt)
 
     def begin_auth(self, username: str) -> bool:
         """Return that a login is needed, whatever the user name: all are asked for the same proof.
@@ -57,6 +57,7 @@ class LoginHandler(asyncssh.SSHServer):
             asyncssh.DisconnectError: a balancer does not say whose connection it is.
         """
         connection = self._connection
+        self._attempt.user = username
         if not connection.named:
             # Without an address to ban, or to look up in an allow_from, passwords could be guessed here for ever.
             why = "a login came on a connection that names no client"
@@ -75,7 +76,7 @@ class LoginHandler(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Return whether the user may log in with this key; called before the signature is checked, and again after."""
         connection = self._connection
-        return connection.registry.knows_key(username, connection.address, key.public_data)
+        return connection.registry.check_key(username, connection.address, key.public_data) is Verdict.GRANTED
 
     async def try_password(self, username: str, password: bytes) -> bool:
         """Return whether ``password`` (as sent) is the user's; a wrong one is answered with a delay."""
@@ -95,8 +96,8 @@ class LoginHandler(asyncssh.SSHServer):
             asyncssh.DisconnectError: it is one too many.
         """
         # Counted before it is made: asyncssh cancels a try, and the wait after it, when the next request arrives.
-        self._tries += 1
-        if self._tries > self._connection.registry.limits.auth_tries:
+        self._attempt.tries += 1
+        if self._attempt.tries > self._connection.registry.limits.auth_tries:
             self._refuse_more_tries(username)
         await self._wait_for_turn()
 
@@ -120,13 +121,18 @@ class LoginHandler(asyncssh.SSHServer):
         # Remembered for the next try, since asyncssh cancels this wait if the client tries again at once.
         self._next_try = asyncio.get_running_loop().time() + penalty.delay
         await self._wait_for_turn()
-        if self._tries >= connection.registry.limits.auth_tries:
+        if self._attempt.tries >= connection.registry.limits.auth_tries:
             self._refuse_more_tries(username)
 
-    def key_refused(self, username: str) -> None:
-        """Count an offered key that is not registered: that is no failure, however many there are."""
-        self._key_offers += 1
-        if self._key_offers == ORDINARY_OFFERS + 1:
+    def key_refused(self, username: str, key: bytes, why: Verdict) -> None:
+        """Count an offered key that does not let the user in: that is no failure, however many there are."""
+        attempt = self._attempt
+        attempt.keys += 1
+        # A key that is only offered from the wrong address tells more than one that nobody knows.
+        if attempt.refused_key is None or why is Verdict.WRONG_ADDRESS:
+            attempt.refused_key = key, why
+        if attempt.keys == ORDINARY_OFFERS + 1:
+            attempt.told = True
             connection = self._connection
             connection.registry.refused(
                 connection.address, Reason.KEYS, username, client=connection.client, hint=KEYS_HINT
@@ -135,6 +141,7 @@ class LoginHandler(asyncssh.SSHServer):
     def signature_refused(self, username: str, algorithm: str) -> None:
         """Log that a registered key signed with an algorithm that is not accepted: no failure, nothing was guessed."""
         connection = self._connection
+        self._attempt.told = True
         sha1 = algorithm == "ssh-rsa"
         reason, hint = (Reason.SHA1, SHA1_HINT) if sha1 else (Reason.SIGNATURE_ALGORITHM, SIGNATURE_HINT)
         details = {"client": connection.client, "algorithm": plain(algorithm), "hint": hint}
@@ -159,6 +166,14 @@ class LoginHandler(asyncssh.SSHServer):
             mac=cipher if authenticates(cipher) else str(connection.get_extra_info("send_mac")),
         )
         connection.registry.logged_in(connection, login)
+
+    def _refuse_forwarding(self, *_: Any) -> bool:
+        self._connection.registry.refused_verb(self._connection, "forwarding", hint=FORWARDING_HINT)
+        return False
+
+    # From the client's side to ours, and back.
+    connection_requested = unix_connection_requested = _refuse_forwarding  # type: ignore[assignment]  # by position
+    server_requested = unix_server_requested = _refuse_forwarding  # type: ignore[assignment]  # by position
 
     def session_requested(self) -> Any:
         """Open a session, or return False if the user has too many."""

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DISK_THREADS = 4
+NO_DESCRIPTORS_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
+KEY_ONLY_HINT = "this user has no password_hash; the partner's client must log in by its key"
 NO_CLIENT = "look at what the balancer sends in its PROXY header, or take it out of proxy_protocol_from in [sftp]"
 
 
@@ -49,6 +51,11 @@ class CurrentBan:
     address: str
     until: datetime
     failures: int
+
+    def as_json(self, listener: str) -> dict[str, Any]:
+        """Return it as the ledger notes it; ``listener``, ``sftp`` or ``web``, is who keeps the address out."""
+        until = self.until.isoformat(timespec="minutes")
+        return {"address": self.address, "until": until, "failures": self.failures, "listener": listener}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +271,9 @@ class Registry:
         # Kept by user so that a login can forgive it; an invented user never logs in, so its name is not kept.
         against = user if user in self.access.users else ""
         penalty = self._guard.failed(address, time.monotonic(), against)
-        self.refused(address, reason, user)
+        known = self.access.users.get(user)
+        has_none = reason is Reason.PASSWORD and known is not None and known.password_hash is None
+        self.refused(address, reason, user, **({"hint": KEY_ONLY_HINT} if has_none else {}))
         if penalty.banned:
             minutes = round(self._guard.limits.ban_time / 60, 1)
             log.warning(f"sftp banned {address}", minutes=minutes, failures=self._guard.limits.ban_after)
@@ -310,11 +319,14 @@ class Registry:
         return True
 
     def may_open_file(self, connection: Connection) -> bool:
-        """Return whether the connection's user may open one more file now; log the refusal of a flood."""
+        """Return whether the connection's user may open one more file now; log why not."""
         if self._opens.is_crowded(connection.user, time.monotonic()):
             self.refused(connection.address, Reason.FLOOD, connection.user)
             return False
-        return not self.draining and self._guard.may_take(connection.address, free_descriptors())
+        if not self._guard.may_take(connection.address, free_descriptors()):
+            self.refused(connection.address, Reason.DESCRIPTORS, connection.user, hint=NO_DESCRIPTORS_HINT)
+            return False
+        return not self.draining  # the client is about to be told so
 
     def turn_to_open(self, user: str) -> float:
         """Count one more opened file; return the seconds that it must wait for its turn."""
@@ -328,9 +340,9 @@ class Registry:
 
     # -- who is who --
 
-    def knows_key(self, user: str, address: Address, key: bytes) -> bool:
-        """Return whether the user may log in from this address with this public key (its SSH blob)."""
-        return self.access.knows_key(user, address, key)
+    def check_key(self, user: str, address: Address, key: bytes) -> Verdict:
+        """Return whether the user may log in from this address with this public key (its SSH blob), or why not."""
+        return self.access.check_key(user, address, key)
 
     async def check_password(self, user: str, address: Address, password: bytes) -> Verdict:
         """Return whether the user may log in from this address with this password (as sent), or why not."""

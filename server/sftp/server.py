@@ -20,7 +20,7 @@ from .handler import ServedFiles
 from .limits import LINE_WINDOW, Reason, parse_address
 from .login import LoginHandler
 from .proxy_protocol import BadHeader, client_of, missing
-from .registry import Registry
+from .registry import NO_DESCRIPTORS_HINT, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BACKLOG = 512  # connections that the kernel holds until they are accepted
-NO_ACCEPT_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
 BAD_HEADER_HINT = (
     'switch PROXY protocol on in the balancer (HAProxy: "send-proxy-v2"; nginx: "proxy_protocol on"; AWS: '
     "proxy_protocol_v2.enabled = true), or take it out of proxy_protocol_from in [sftp]"
 )
 HOUSEKEEPING = 1.0  # seconds between looks at idle connections
+CLOSE_SECONDS = 5.0  # for connections to end, once they were told to
 
 
 class SftpServer:
@@ -129,10 +129,15 @@ class SftpServer:
         while self.registry.transfers and time.monotonic() < deadline:  # noqa: ASYNC110  # sessions set no event
             await asyncio.sleep(0.05)
         # Tell every client first, then wait: so the connections close in parallel.
-        for connection in self.registry.connections():
+        connections = list(self.registry.connections())
+        for connection in connections:
             connection.disconnect(asyncssh.DISC_BY_APPLICATION, "The service is stopping")
-        for connection in self.registry.connections():
-            await connection.wait_closed()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for connection in connections:
+                    await connection.wait_closed()
+        except TimeoutError:  # a fault in what ends one of them must not keep the others' pickups from being recorded
+            log.error("sftp could not end its connections", connections=len(connections))
         # Tasks that `stop_listening` cancelled may not have ended yet; nothing may be accepted after this.
         tasks = [task for task in (self._accept_task, self._housekeeping_task, *self._arriving) if task is not None]
         for task in tasks:
@@ -165,7 +170,7 @@ class SftpServer:
                     return
                 # Out of descriptors, or a peer that left before it was accepted: go on, others will come.
                 if time.monotonic() >= next_warning:
-                    log.warning("sftp could not accept a connection", error=error.strerror, hint=NO_ACCEPT_HINT)
+                    log.warning("sftp could not accept a connection", error=error.strerror, hint=NO_DESCRIPTORS_HINT)
                     next_warning = time.monotonic() + LINE_WINDOW
                 await asyncio.sleep(0.2)
                 continue

@@ -20,6 +20,7 @@ from .fast_send import FastSender
 from .handler import Client, Events, RequestHandler
 from .limits import Reason
 from .protocol import MAX_PACKET, Kind
+from .registry import plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -48,6 +49,7 @@ _WHAT_TO_SWITCH_OFF = {
     "write": "the partner's client uploads, or writes a lock or test file here; switch that off",
     "setstat": 'the partner\'s client sets times or modes; switch that off: WinSCP "Preserve timestamp"',
 }
+_NOT_SFTP = 'only SFTP is served here; the partner may use "sftp" or "scp -s", but not "scp -O", rsync or a shell'
 
 
 class SftpSession(asyncssh.SSHServerSession[bytes]):
@@ -101,18 +103,19 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def shell_requested(self) -> bool:
         """Accept a shell, to answer it with a sentence."""
-        return True
+        return self._refuse_with_a_sentence("shell")
 
     def exec_requested(self, command: str) -> bool:
-        """Accept a command, to answer it with a sentence."""
-        return True
+        """Accept a command, to answer it with a sentence; what it is may hold a secret, and is not logged."""
+        return self._refuse_with_a_sentence("command")
 
     def subsystem_requested(self, subsystem: str) -> bool:
         """Accept SFTP, and nothing else."""
-        if subsystem != "sftp":
-            return False
         connection = self._connection
         registry = connection.registry
+        if subsystem != "sftp":
+            registry.refused_verb(connection, "subsystem", name=plain(subsystem, 32), hint=_NOT_SFTP)
+            return False
         # Before it can open a file: find out whether this client answers questions.
         if not (connection.stream.answers or connection.stream.asking):
             connection.stream.ask()
@@ -127,6 +130,10 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             may_open=lambda: registry.may_open_file(connection),
             turn=lambda: registry.turn_to_open(connection.user),
         )
+        return True
+
+    def _refuse_with_a_sentence(self, verb: str) -> bool:
+        self._connection.registry.refused_verb(self._connection, verb, hint=_NOT_SFTP)
         return True
 
     def session_started(self) -> None:

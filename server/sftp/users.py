@@ -134,10 +134,11 @@ class User:
 
 
 class Verdict(StrEnum):
-    """The result of a password check; only GRANTED lets a client in, and clients never learn which other it was."""
+    """The result of checking a password or a key; only GRANTED lets a client in, and none learns which other it was."""
 
     GRANTED = "granted"
     WRONG_PASSWORD = "wrong-password"  # noqa: S105  # a verdict, not a password
+    UNKNOWN_KEY = "unknown-key"
     UNKNOWN_USER = "unknown-user"
     WRONG_ADDRESS = "address-not-allowed"
 
@@ -165,10 +166,14 @@ class Access:
         """Return whether the address is in some user's allow list: such an address is never banned."""
         return any(address in network for network in self._networks)
 
-    def knows_key(self, name: str, address: Address, key: bytes) -> bool:
-        """Return whether the user may log in with this public key (SSH wire form) from this address."""
+    def check_key(self, name: str, address: Address, key: bytes) -> Verdict:
+        """Return whether the user may log in with this public key (SSH wire form) from this address, or why not."""
         user = self.users.get(name)
-        return user is not None and user.may_come_from(address) and key in user.keys
+        if user is None:
+            return Verdict.UNKNOWN_USER
+        if key not in user.keys:
+            return Verdict.UNKNOWN_KEY
+        return Verdict.GRANTED if user.may_come_from(address) else Verdict.WRONG_ADDRESS
 
     def hashes_to_check(self, name: str, address: Address) -> tuple[list[str], Verdict]:
         """Return the hashes to check a password against, and the verdict if none matches.

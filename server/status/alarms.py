@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..episodes.rss import safe_url
 from ..megaphone.exports import start_of
-from ..publish.clock import LEAP_HINT, STOPPED
+from ..publish.clock import LEAP, LEAP_HINT, STOPPED, before_leap, set_back
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
 from ..publish.holds import HoldPolicy, late_warnings, warnings, way_out_of_late
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..episodes.rss import RssFeed
     from ..publish.store_state import StoreState
+    from ..triton import LogName
     from .days import DayOverview
     from .deadlines import Deadline
 
@@ -86,6 +87,7 @@ class Measured:
     ledger_damage: str = ""
     ledger_away: str = ""
     ledger_hint: str = ""
+    lost: tuple[LogName, ...] = ()  # published logs that are not in the folder any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +128,13 @@ def alarms(
     ``unagreed`` is what Triton has yet to agree to, or ''; ``running`` is whether the service runs.
     """
     days = [day for day in days if first_day is None or day.day >= first_day]
+    # If Megaphone has exported these days, the clock is about right: the service was away for long.
+    away = any(day.export is not None and day.day >= now.date() - LEAP for day in days)
+    steady = now if away else before_leap(facts, now)
     found = [
         replace(alarm, subject=str(day.day))
         for day in days
-        for alarm in _of_day(day, holds, now, pulled=bool(partners))
+        for alarm in _of_day(day, holds, now, steady, pulled=bool(partners))
     ]
     found += _of_volume(days, now)
     found += _of_matching(days)
@@ -140,19 +145,21 @@ def alarms(
         found += _of_service(facts, poll_every, now, running=running)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
+    found += [_of_lost_log(name, days) for name in measured.lost]
     found += _of_store(store, days, now) if store is not None else []
     if unagreed:
         found.append(Alarm(Level.WARNING, "not_agreed", unagreed, NOT_AGREED))
     return sorted(found, key=lambda alarm: (-alarm.level, alarm.name))
 
 
-def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool) -> list[Alarm]:
+def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, steady: datetime, *, pulled: bool) -> list[Alarm]:
     """Return what is wrong with a day: its state, its deadlines, its late rows, its publications.
 
-    ``pulled`` says whether a partner has ever logged in.
+    ``steady`` is ``now``, or the instant before the clock leapt; ``pulled`` says whether a partner has ever logged in.
     """
     found = []
-    over = now >= expires(day.day) + OVER_AFTER
+    # By a clock that leapt, a day that can still be published is not over.
+    over = (steady if day.export and not day.publications else now) >= expires(day.day) + OVER_AFTER
     if over or day.state == "pruned":
         return []
     if f"day_{day.state}" in STATE_ALARMS:
@@ -169,6 +176,8 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, *, pulled: bool)
         level = Level.CRITICAL if late or deadline.urgency is Urgency.CRITICAL else Level.WARNING
         when = f"{span(deadline.left)} ago" if late else f"in {span(deadline.left)}"
         hint = {"due": f"pickup-point feed --day {day.day}", "settling": SETTLING}.get(day.state, day.advice)
+        if steady != now:  # no round looks at it, and `feed --day` may refuse it
+            hint = LEAP_HINT
         if verb == "picked up":
             hint = _what_to_ask(day) if pulled else f"{NOT_BEGUN}; {_what_to_ask(day)}"
         name = f"day_not_{verb.replace(' ', '_')}"
@@ -321,6 +330,8 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, 
     skew = float(facts.get("clock_skew", 0))
     if abs(skew) > CLOCK_TOLERANCE.total_seconds():
         found.append(Alarm(Level.WARNING, "clock", f"the local clock is {skew:+.0f} s off the bucket's", "timedatectl"))
+    elif why := set_back(facts, now):
+        found.append(Alarm(Level.CRITICAL, "clock", why, LEAP_HINT))
     return found
 
 
@@ -365,6 +376,16 @@ def _of_store(store: Store, days: Sequence[DayOverview], now: datetime) -> list[
         sentence += f"was {when} ago" if late else f"is in {when}"
         found.append(Alarm(level, "day_not_stored", sentence, hint, str(day.day), deadline))
     return found
+
+
+def _of_lost_log(name: LogName, days: Sequence[DayOverview]) -> Alarm:
+    """Return the alarm of a published log that is not in the folder any more."""
+    day = name.day
+    everybody_has_it = any(other.day == day and other.state == "picked up" for other in days)
+    sentence = f"{name} is not in the pickup folder as it was published: nobody can fetch it"
+    again = f"pickup-point feed --day {day} --resend 'lost from the disk'"
+    hint = f"restore it from a backup and restart; if there is none, send the day again: {again}"
+    return Alarm(Level.WARNING if everybody_has_it else Level.CRITICAL, "log_lost", sentence, hint, str(name))
 
 
 def _of_machine(measured: Measured) -> list[Alarm]:

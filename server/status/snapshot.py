@@ -21,11 +21,14 @@ from ..convert.export_row import with_fingerprint
 from ..disk import translate_os_errors
 from ..episodes.rss import safe_url
 from ..errors import ConfigError, LedgerError, PickupPointError
+from ..publish.clock import before_leap
 from ..publish.decisions import incomparable, standing
 from ..publish.holds import HoldPolicy
+from ..publish.retention import ages
 from ..publish.store_state import NODE, NODES, StoreState
 from ..publish.window import KnownDays
 from ..sftp.algorithms import HOST_KEY_FILES
+from ..storage.folder import DataFolder
 from ..storage.ledger import LEDGER_FILE, Ledger
 from ..storage.records import matched_share
 from .alarms import Alarm, Level, Measured, Partner, Store, alarms
@@ -81,6 +84,7 @@ class Snapshot:
         rss_feeds: tuple[RssFeed, ...] = ()
         row_totals: dict[str, int] = {}
         damage = ""
+        lost: tuple[LogName, ...] = ()
         away: LedgerError | None = None
         path = config.data_dir / LEDGER_FILE
         with translate_os_errors(path):
@@ -90,11 +94,12 @@ class Snapshot:
             try:
                 with contextlib.closing(Ledger.read(path)) as ledger:
                     damage = _damage_of(ledger, now.date())
-                    today = now.date()
+                    facts = ledger.facts()
+                    today = before_leap(facts, now).date()
                     since = ledger.newest_days(newest, today=today) if newest else ledger.horizon(today=today)
                     records, publications = ledger.live_days(since), ledger.live_publications(since)
                     names = [entry.name for publication in publications for entry in publication.logs]
-                    facts, logins, row_totals = ledger.facts(), ledger.logins(), ledger.row_totals()
+                    logins, row_totals = ledger.logins(), ledger.row_totals()
                     if config.store is not None and config.store.shared:
                         facts[NODES] = ledger.entries.nodes()
                     known = KnownDays.of(records, publications, facts, since)
@@ -110,6 +115,7 @@ class Snapshot:
                         ledger.unsent_checks(since),
                         facts,
                     )
+                    lost = _lost_logs(config, publications, now)
                     if config.feeds.configured:
                         rss_feeds = tuple(ledger.rss.feeds().values())
             except LedgerError as error:
@@ -121,7 +127,7 @@ class Snapshot:
                 else:
                     away = error
         measured = replace(
-            _measured(config, damage), ledger_away=str(away or ""), ledger_hint=away.hint if away else ""
+            _measured(config, damage), ledger_away=str(away or ""), ledger_hint=away.hint if away else "", lost=lost
         )
         holds = HoldPolicy(config.log.max_rejected, config.log.tokens)
         required = {user.name for user in config.sftp.users if user.required}
@@ -394,6 +400,24 @@ def _measured(config: Config, damage: str) -> Measured:
     # Some file systems report no size at all, but have room: they count as a pebibyte, as rclone's mounts report.
     free, total = (usage.free, usage.total) if usage.total else (1 << 50, 1 << 50)
     return Measured(free / total, free, tuple(_readable_keys(config.keys_dir)), damage)
+
+
+def _lost_logs(config: Config, publications: Sequence[Publication], now: datetime) -> tuple[LogName, ...]:
+    """Return the published logs that are not in the folder with the size they had; `prune` may be removing old ones."""
+    folder, lost = DataFolder(config.data_dir).pickup_dir, []
+    for file in ages(publications, config.retention.keep_days):
+        if now > file.remove_after or file.log.superseded_by is not None:
+            continue
+        try:
+            found = (folder / str(file.log.name)).lstat()
+        except FileNotFoundError:
+            lost.append(file.log.name)
+        except OSError:  # the folder cannot be looked into, which is another alarm's
+            return ()
+        else:
+            if not stat.S_ISREG(found.st_mode) or found.st_size != file.log.size:
+                lost.append(file.log.name)
+    return tuple(lost)
 
 
 def _readable_keys(keys_dir: Path) -> Iterator[str]:

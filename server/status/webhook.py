@@ -135,7 +135,8 @@ class AlarmWatch:
         while True:
             # A round wakes the watch; the pause is for changes without one: a deadline, the disk, a silent partner.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), timeout=pause.total_seconds())
+                async with asyncio.timeout(pause.total_seconds()):
+                    await self._wake.wait()
             self._wake.clear()
             try:
                 accepted = await self.push_changes(datetime.now(UTC))

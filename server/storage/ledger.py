@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 LEDGER_FILE = "ledger.sqlite3"
 LIVE_DAYS = 100  # newest days that a round and `status` look at, whatever became of their logs
+LATE_CHECKS = 10  # kept of each day: the newest
 _BUSY_SECONDS = 30  # that SQLite waits for another process's transaction
 # Uses the index of logs that are still there: few, compared with all that ever were.
 _WITH_LOGS = "p.id IN (SELECT publication FROM log WHERE state <> 'pruned'"
@@ -369,7 +370,11 @@ class Ledger:
             )  # fmt: skip
 
     def late_checked(self, check: LateCheck) -> None:
-        """Record that a changed export was compared with what was published, and that nothing was sent for it."""
+        """Record that a changed export was compared with what was published, and that nothing was sent for it.
+
+        Of each day the newest `LATE_CHECKS` are kept, and the one with the most unsent rows: an export may be rewritten
+        for ever.
+        """
         with self._transaction() as run:
             run(
                 "INSERT INTO late_check (delivery, day, at, export_etag, export_modified, unsent, changed, removed,"
@@ -377,6 +382,12 @@ class Ledger:
                 (check.delivery, check.day.isoformat(), text(check.at), check.etag, text(check.modified), check.unsent,
                  check.changed, check.removed, _json(check.tally.as_json())),
             )  # fmt: skip
+            run(
+                "DELETE FROM late_check WHERE delivery = ?1 AND day = ?2 AND id NOT IN (SELECT id FROM late_check WHERE"
+                " delivery = ?1 AND day = ?2 ORDER BY id DESC LIMIT ?3) AND id <> (SELECT id FROM late_check WHERE"
+                " delivery = ?1 AND day = ?2 ORDER BY unsent DESC, id DESC LIMIT 1)",
+                (check.delivery, check.day.isoformat(), LATE_CHECKS),
+            )
             run(
                 # seen_at is this round's instant by the source's clock.
                 "UPDATE day SET checked_etag = ?, checked_at = seen_at, withheld = 0, failure = NULL, tries = 0"

@@ -119,4 +119,5 @@ class PickupWriter:
         self._closing = True
         self._wake.set()
         with contextlib.suppress(Exception):  # if the task died, that has been reported
-            await asyncio.wait_for(task, timeout=CLOSE_TIMEOUT)
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await task

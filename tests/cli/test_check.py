@@ -18,7 +18,7 @@ from server.hints import Call
 from server.status.alarms import Alarm, Level
 from server.storage.ledger import Ledger
 
-from ..support.program import PATIENCE, command, day_before, environment, export_of
+from ..support.program import PATIENCE, command, day_before, environment, export_of, log_of
 from ..support.rows import row
 
 if TYPE_CHECKING:
@@ -189,6 +189,20 @@ def test_a_private_key_that_others_can_read(service_site: ServiceSite) -> None:
     key = service_site.folder / "keys" / "ssh_host_ed25519_key"
     key.chmod(0o640)
     raised(service_site, CRITICAL, f"{key} is readable by others", hint=f"chmod 600 {key}")
+
+
+def test_a_published_file_that_is_gone(service_site: ServiceSite) -> None:
+    """Nobody can fetch it: critical, until everybody had fetched it before; a file of another size is another file."""
+    fed(service_site, day_before(2), day_before(1))
+    (service_site.pickup / log_of(1)).unlink()
+    path = service_site.pickup / log_of(2)
+    path.chmod(0o640)
+    os.truncate(path, 5)
+    pulled(service_site, day_before(2))
+    told = service_site.status()["alarms"]
+    found = [(alarm["level"], alarm["sentence"].split()[0]) for alarm in told if alarm["name"] == "log_lost"]
+    assert found == [("CRITICAL", log_of(1)), ("WARNING", log_of(2))]
+    assert f"--day {day_before(1)} --resend 'lost from the disk'" in told[0]["hint"]
 
 
 def test_a_ledger_that_is_damaged(service_site: ServiceSite) -> None:

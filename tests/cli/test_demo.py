@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import pytest
+import structlog
 from argon2 import PasswordHasher
 
 from server.cli import demo as demo_module
@@ -407,13 +408,15 @@ async def test_the_demo_of_the_other_kind_shows_what_is_known_of_it(
 def test_a_port_that_is_taken_is_no_reason_to_change_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The hint is a command of the demo's own."""
+    """The hint is a command of the demo's own; those in its journal reach its configuration, which nobody typed."""
     monkeypatch.setattr(demo_module, "FINAL_DAYS", 1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         arguments = ["demo", "--directory", str(tmp_path / "a demo"), "--port", str(taken.getsockname()[1])]
         assert run(arguments) == 1
+    structlog.get_logger().warning("told", hint="pickup-point status")
     said = capsys.readouterr().err
     assert f" demo --directory '{tmp_path}/a demo' --port 0" in said and "sftp.port" not in said
+    assert f" status --config '{tmp_path}/a demo/config.toml'" in said.splitlines()[-1]
 
 
 def _published(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.errors import SourceUnreachable
+from server.publish.clock import LEAP_HINT
 from server.publish.decisions import FeedRequest
 from tests.support.rows import row
 from tests.support.site import DAY, Site, at, name, rows_of
@@ -268,6 +269,46 @@ async def test_a_clock_in_doubt_gives_no_rows_up(make_site: Callable[..., Site],
     site.skew = timedelta()
     assert len((await site.round(at(1, "09:00"))).published) == 1
     assert site.days(at(1, "09:01"))[DAY].unsent == 0 and len(site.standing_ids()) == 12
+
+
+async def test_a_clock_that_was_set_back_is_told_before_a_day_is_lost(make_site: Callable[..., Site]) -> None:
+    """By it the new days lie in the future: they are neither published nor shown, and nothing else would be wrong."""
+    site = make_site(first=None)
+    site.source.own_clock = False
+    site.put(rows_of(DAY, 3), at(1, "04:00"))
+    await site.round(at(1, "06:00"))
+    site.put(rows_of(NEXT, 3), at(2, "04:00"), NEXT)
+    site.skew = -timedelta(days=400)
+    with capture_logs() as entries:
+        await site.round(at(2, "06:00"))
+    assert [entry["event"] for entry in entries] == ["feed found the local clock behind"]
+    assert site.files() == [name()] and site.alarm_names(at(2, "06:00") + site.skew) == {"clock"}
+    site.prune(at(2, "06:00") + site.skew)
+    site.skew = timedelta()
+    assert await site.word(at(2, "06:10"), day=NEXT) == "published"
+    assert "clock" not in site.alarm_names(at(2, "06:11"))
+
+
+@pytest.mark.parametrize("days", [20, 400])
+async def test_a_day_that_only_a_leap_has_made_too_old_is_named_until_the_clock_is_right(
+    make_site: Callable[..., Site], days: int
+) -> None:
+    """In the journal once, and by an alarm, whether or not the clock says that it could still be published."""
+    site = make_site(first=DAY)
+    site.source.own_clock = False
+    site.put(rows_of(DAY, 10), at(1, "04:00"))
+    await site.round(at(1, "04:10"))
+    site.skew = timedelta(days=days)
+    with capture_logs() as entries:
+        await site.round(at(1, "06:00"))
+        await site.round(at(1, "06:10"))
+    told = [entry for entry in entries if entry["event"] == f"feed passed over {DAY}"]
+    assert [(entry["days"], entry["hint"].startswith(LEAP_HINT)) for entry in told] == [(1, True)]
+    found = [alarm for alarm in site.alarms(at(1, "06:10") + site.skew) if alarm.subject == str(DAY)]
+    assert [(alarm.name, alarm.hint) for alarm in found] == [("day_not_published", LEAP_HINT)]
+    site.skew = timedelta()
+    assert await site.word(at(1, "06:40")) == "published"
+    assert not [alarm for alarm in site.alarms(at(1, "06:41")) if alarm.subject == str(DAY)]
 
 
 async def test_a_round_that_had_to_wait_does_not_take_its_clock_for_wrong(

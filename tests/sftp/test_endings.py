@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from ..support.sftp import Running, packet, string
+from server.settings import UserSettings
+from server.sftp.registry import KEY_ONLY_HINT
+
+from ..support.sftp import CHEAP_HASH, PASSWORD, Running, packet, running, string
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEXINIT, DISCONNECT = b"\x14", b"\x01"
 BANNER = b"SSH-2.0-JSCH-0.1.54\r\n"
@@ -97,6 +104,23 @@ async def test_a_balancer_that_announces_the_client_is_told_as_one(listener: Run
     assert "send-proxy" in line["hint"]
 
 
+@pytest.mark.parametrize(
+    ("greeting", "spoken"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: sftp.example.com\r\n\r\n", "HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(507) + b"\n", "TLS"),
+        (b"hello\r\n" * 2000, None),
+    ],
+)
+async def test_who_speaks_another_protocol_is_told_by_it(
+    listener: Running, greeting: bytes, spoken: str | None
+) -> None:
+    """FTPS or HTTPS in the partner's settings, a monitor's wrong check: the line names what came."""
+    (line,) = await say(listener, greeting)
+    assert (line["reason"], line.get("speaks")) == ("protocol-error", spoken)
+    assert spoken is None or "SFTP over SSH" in line["hint"]
+
+
 class Code3(asyncssh.SSHClient):
     """Leaves as JSch does, with the code of a failed key exchange: at an unknown host key, after a wrong password."""
 
@@ -141,3 +165,48 @@ async def test_the_code_of_a_failed_key_exchange_is_not_believed(
     if expected == "left-at-host-key":
         assert "left at the host key" in entries[0]["event"]
         assert entries[0]["host_key"] in ("ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256")
+
+
+KEY, OTHER = asyncssh.generate_private_key("ssh-ed25519"), asyncssh.generate_private_key("ssh-ed25519")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"client_keys": [OTHER]}, {"reason": "unknown-key", "user": "triton", "keys": 1}),
+        ({"client_keys": [OTHER], "username": "tritn"}, {"reason": "unknown-key", "user": "tritn"}),
+        ({"client_keys": [OTHER, KEY], "username": "elsewhere"}, {"reason": "address-not-allowed", "keys": 2}),
+        ({"client_keys": [OTHER, KEY]}, None),
+        ({"client_keys": [OTHER], "password": PASSWORD}, None),
+        ({"client_keys": [OTHER], "password": "wrong"}, {"reason": "wrong-password"}),
+        ({"password": "its own", "username": "elsewhere"}, {"reason": "address-not-allowed"}),
+        ({"password": "its own", "username": "keyed"}, {"reason": "wrong-password", "hint": KEY_ONLY_HINT}),
+        ({}, {"reason": "no-credentials", "user": "triton"}),
+        (UNKNOWN, {"host_key": "ssh-ed25519"}),
+    ],
+)
+async def test_a_client_whose_keys_let_nobody_in_is_one_line_and_no_failure(
+    tmp_path: Path, keys_dir: Path, options: dict[str, Any], expected: dict[str, Any] | None
+) -> None:
+    """Whatever it had and we do not take is told, so that somebody can say why the partner was refused."""
+    public = tmp_path / "triton.pub"
+    public.write_bytes(KEY.export_public_key())
+    there = [ipaddress.ip_network("203.0.113.0/24")]
+    users = [
+        UserSettings(name="triton", password_hash=CHEAP_HASH, authorized_keys=public),
+        UserSettings(name="elsewhere", authorized_keys=public, allow_from=there),
+        UserSettings(name="keyed", authorized_keys=public),
+    ]
+    async with running(tmp_path, keys_dir, users=users) as it:
+        with capture_logs() as entries:
+            with contextlib.suppress(asyncssh.Error, OSError):
+                async with it.connect(**{"password": None, **options}):
+                    pass
+            await it.left_alone()
+        told = [entry for entry in entries if "logged in" not in entry["event"]]
+        assert len(told) == (expected is not None)
+        assert not expected or told[0].items() >= expected.items()
+        if expected and "keys" in expected:
+            offered = KEY if expected["keys"] == 2 else OTHER
+            assert told[0]["key"] == offered.get_fingerprint()
+        assert len(it.server.registry._guard._failures) == ("password" in options and expected is not None)

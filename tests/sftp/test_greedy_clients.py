@@ -237,7 +237,7 @@ async def test_a_client_that_does_not_log_in_in_time_is_disconnected(tmp_path: P
             reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
             assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"SSH-2.0-pickup-point\r\n")
             writer.close()
-        assert [entry["reason"] for entry in entries] == ["login-timeout"]
+        assert [(entry["reason"], entry["waited_at"]) for entry in entries] == [("login-timeout", "key exchange")]
         assert it.server.registry.connected == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.sftp import protocol as packets
-from server.sftp.limits import OPENS
+from server.sftp.limits import OPENS, OWN_DESCRIPTORS
 from server.sftp.protocol import Kind, Status
 
 from ..support.sftp import NAME, RawSftp, Running, running, string
@@ -160,10 +160,15 @@ async def test_a_file_has_several_spellings(listener: Running, path: str) -> Non
     [
         (f"x/{NAME}", None),
         (f"x/../{NAME}", None),
-        (f"{NAME}/", None),
-        (f"{NAME}/.", None),
-        (f"{NAME}/..", None),
+        (f"{NAME}/", b"/" + NAME.encode()),
+        (f"{NAME}/.", b"/" + NAME.encode()),
+        (f"{NAME}/..", b"/"),
+        (f"{NAME}/../{NAME}", b"/" + NAME.encode()),
+        (f"{NAME}/../etc", b"/etc"),
         (f"{NAME}/x", None),
+        (f"{NAME}/{NAME}", None),
+        ("etc/", None),
+        ("etc/..", None),
         ("/etc/passwd", None),
         ("../etc/passwd", None),
         ("//etc/hostname", None),
@@ -181,7 +186,8 @@ async def test_a_file_has_several_spellings(listener: Running, path: str) -> Non
 )
 async def test_no_other_path_exists(listener: Running, path: str, real: bytes | None, tmp_path: Path) -> None:
     """A path with another directory in it, an unpublished file, a control character: no such file. Only REALPATH
-    answers for a last name that is missing, as OpenSSH does: clients ask it before they try."""
+    answers for a last name that is missing, and takes a file for a folder, as OpenSSH does: clients ask it before they
+    try."""
     (tmp_path / "pickup" / "hidden").write_text("not in the catalogue")
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)
@@ -240,7 +246,8 @@ async def test_links_fifos_and_replaced_files_are_not_served(listener: Running, 
 
 
 async def test_reads_are_cut_at_255_kib_and_at_the_end(listener: Running) -> None:
-    """A request for 4 GiB gets 255 KiB; a read past the end gets EOF, up to an offset of 2^64-1."""
+    """A request for 4 GiB gets 255 KiB; a read past the end gets EOF, up to an offset of 2^64-1; one of nothing gets
+    nothing, as from OpenSSH's server, and no end of the file."""
     content = bytes(range(256)) * 4096
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)
@@ -249,7 +256,8 @@ async def test_reads_are_cut_at_255_kib_and_at_the_end(listener: Running) -> Non
         assert await raw.read(handle, len(content) - 5, 100) == content[-5:]
         for offset in (len(content), len(content) + 1, 2**63, 2**64 - 1):
             assert await raw.read(handle, offset, 100) is None
-        assert await raw.read(handle, 0, 0) is None
+        for offset in (0, 5, len(content)):
+            assert await raw.read(handle, offset, 0) == b""
         assert await raw.status(Kind.READ, string(b"none") + bytes(8) + b"\0\0\0\1") == FAILURE
 
 
@@ -321,12 +329,39 @@ async def test_an_open_that_fails_tells_the_client_nothing(listener: Running, mo
         assert (await raw.ask(Kind.STAT, PATH))[0] == Kind.ATTRS
 
 
+async def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_told(
+    listener: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is asked to come again, and the operator is told why, and what to raise."""
+    async with listener.connect() as connection:
+        raw = await RawSftp.open(connection)
+        with capture_logs() as entries, monkeypatch.context() as few:
+            few.setattr("server.sftp.registry.free_descriptors", lambda: OWN_DESCRIPTORS)
+            assert await raw.status(Kind.OPEN, PATH + b"\0\0\0\1" + bytes(4)) == FAILURE
+        assert [(entry["reason"], "LimitNOFILE" in entry["hint"]) for entry in entries] == [("no-descriptors", True)]
+        await raw.open_file(NAME)
+
+
+async def test_a_listed_file_that_is_gone_is_told(listener: Running) -> None:
+    """To the client it does not exist; the journal says which one, since the operator must put it back."""
+    (listener.served.folder / NAME).unlink()
+    with capture_logs() as entries:
+        async with listener.connect() as connection:
+            raw = await RawSftp.open(connection)
+            assert await raw.status(Kind.OPEN, PATH + b"\0\0\0\1" + bytes(4)) == NO_SUCH_FILE
+    assert [entry["error"] for entry in entries if f"could not read {NAME}" in entry["event"]] != []
+
+
 @pytest.mark.parametrize("command", ["id -u", f"scp -f {NAME}", None])
 async def test_a_shell_or_a_command_gets_one_sentence(listener: Running, command: str | None) -> None:
-    """ "This service allows SFTP only." and exit status 1, with or without a terminal asked for."""
-    async with listener.connect() as connection:
-        result = await connection.run(command, check=False)
-        assert (result.stdout, result.exit_status) == ("This service allows SFTP only.\n", 1)
+    """ "This service allows SFTP only." and exit status 1; the journal says what was asked for, not in whose words."""
+    with capture_logs() as entries:
+        async with listener.connect() as connection:
+            result = await connection.run(command, check=False)
+            assert (result.stdout, result.exit_status) == ("This service allows SFTP only.\n", 1)
+    (line,) = [entry for entry in entries if "refused" in entry["event"]]
+    assert line["event"].endswith(f"refused {'command' if command else 'shell'}") and "scp -s" in line["hint"]
+    assert command is None or command not in str(entries)
 
 
 async def test_everything_but_sftp_is_switched_off(listener: Running) -> None:
@@ -342,6 +377,7 @@ async def test_everything_but_sftp_is_switched_off(listener: Running) -> None:
             await connection.open_session(subsystem="netconf")
         with pytest.raises(asyncssh.ChannelOpenError):
             await connection.open_session(term_type="xterm")
+    assert listener.server.registry.counters.refused_verbs == {"forwarding": 3, "subsystem": 1}
 
 
 async def test_reads_that_wait_for_the_disk_are_answered_in_order(tmp_path: Path, keys_dir: Path) -> None:

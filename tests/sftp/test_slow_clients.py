@@ -109,7 +109,9 @@ async def test_a_client_that_takes_nothing_is_cut_though_much_waits_for_it(tmp_p
     """Its system may have taken as much as it has room for; the rest proves that it hangs."""
     async with slow_pull(tmp_path, keys_dir, keepalive=timedelta(seconds=0.3)) as (it, network, _):
         network.open.clear()
-        await it.left_alone()
+        with capture_logs() as entries:
+            await it.left_alone()
+        assert [entry["reason"] for entry in entries if "reason" in entry] == ["keepalive-timeout"]
 
 
 async def test_requests_for_a_gigabyte_are_taken_from_a_client_that_takes_no_reply_yet(

@@ -183,10 +183,10 @@ def test_who_may_connect_is_known_before_key_exchange_only_when_every_user_has_a
 def test_a_key_belongs_to_one_user_and_an_address() -> None:
     """Another user's key, or the right key from elsewhere, is not known."""
     it = Access([user("triton", keys=(b"one",), listed=True), user("ops", keys=(b"two",))])
-    assert it.knows_key("triton", HERE, b"one")
-    assert not it.knows_key("triton", THERE, b"one")
-    assert not it.knows_key("triton", HERE, b"two")
-    assert not it.knows_key("nobody", HERE, b"one")
+    assert it.check_key("triton", HERE, b"one") is Verdict.GRANTED
+    assert it.check_key("triton", THERE, b"one") is Verdict.WRONG_ADDRESS
+    assert it.check_key("triton", THERE, b"two") is Verdict.UNKNOWN_KEY  # who holds it is not told about addresses
+    assert it.check_key("nobody", HERE, b"one") is Verdict.UNKNOWN_USER
 
 
 def test_hashes_are_argon2id_of_reasonable_cost() -> None:

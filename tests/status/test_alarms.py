@@ -14,7 +14,7 @@ from server.publish.holds import HoldPolicy
 from server.publish.store_state import StoreState
 from server.status.alarms import Alarm, Level, Measured, Partner, Store, alarms
 from server.status.deadlines import DeadlinePolicy
-from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, name, rows_of
+from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, log_name, name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -423,6 +423,8 @@ def test_a_partner_that_fell_silent_alarms(silent: timedelta, longest: timedelta
     (RUNNING | {"round_error": "disk full"}, [("CRITICAL", "data_folder")]),
     (RUNNING | {"clock_skew": 60.0}, []),
     (RUNNING | {"clock_skew": -61.0}, [("WARNING", "clock")]),
+    (RUNNING | {"clock_believed": (NOW + timedelta(hours=1)).isoformat()}, []),
+    (RUNNING | {"clock_believed": (NOW + timedelta(hours=1, seconds=1)).isoformat()}, [("CRITICAL", "clock")]),
 ])  # fmt: skip
 def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     """A feed that does not run, a source or folder that cannot be used, a clock that is off."""
@@ -463,6 +465,7 @@ def test_a_service_that_has_ended(facts: dict[str, Any], running: bool, sentence
     (Measured(0.5, (1 << 30) - 1), [("WARNING", "disk")]),
     (Measured(0.5, (200 << 20) - 1), [("CRITICAL", "disk")]),
     (Measured(0.5, 50 << 30, ("keys/ip_hash.key",)), [("CRITICAL", "key_readable")]),
+    (Measured(0.5, 50 << 30, lost=(log_name(),)), [("CRITICAL", "log_lost")]),
     (Measured(0.5, 50 << 30, (), "row 3 missing"), [("CRITICAL", "ledger_damaged")]),
     (Measured(0.5, 50 << 30, (), "", "cannot be used", "ls -l data"), [("CRITICAL", "ledger_unreadable")]),
 ])  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -11,13 +12,16 @@ from server.publish.store_state import NODE, NODES
 from server.settings import AlertSettings
 from server.status.alarms import Alarm, Level
 from server.status.snapshot import Snapshot
-from server.status.webhook import Pushes, message
+from server.status.webhook import AlarmWatch, Pushes, message
 
 from ..support.program import day_before, export_of
 from ..support.site import HEALTHY, at
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from server.settings import Config
+    from server.storage.ledger import Ledger
 
     from ..support.program import ServiceSite
     from ..support.webhook_server import Ear
@@ -125,6 +129,22 @@ async def test_a_push_that_cannot_connect_has_failed_and_says_why(host: str, why
     assert [entry["event"] for entry in entries] == ["webhook did not accept alarms", "heartbeat failed"]
     assert {entry["why"] for entry in entries} == {why}
     assert "s3cret" not in str(entries)
+
+
+async def test_a_watch_that_is_woken_while_it_is_cancelled_ends() -> None:
+    """At whatever turn of the loop: a round that ends as the service stops must not keep it from stopping."""
+    for turns in range(5):
+        watch = AlarmWatch(lambda: cast("Config", None), cast("Ledger", None), Pushes(AlertSettings))
+        task = asyncio.create_task(watch.watch())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        watch.check_now()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert task.cancelled(), turns
 
 
 async def test_the_heart_beats_after_good_rounds_only(service_site: ServiceSite, ear: Ear) -> None:

@@ -20,7 +20,7 @@ from server.errors import LedgerError
 from server.megaphone.exports import DayExport
 from server.pickups import Grade, PickupProgress
 from server.storage import ledger as ledger_module
-from server.storage.ledger import Ledger
+from server.storage.ledger import LATE_CHECKS, Ledger
 from server.storage.records import DayRecord, Failure, Hold, LateCheck, LedgerLog, Publication
 from server.storage.tables import MIGRATIONS
 from server.triton import ColumnSpec, Layout
@@ -319,6 +319,19 @@ def test_a_day_keeps_what_a_listing_does_not_say(ledger: Ledger) -> None:
     assert (ledger.days()[DAY].checked_etag, ledger.days()[DAY].withheld) == ("newest", 0)
     ledger.see(DayRecord(DAY, "missing", at(3), None))
     assert ledger.days()[DAY].export is None
+
+
+def test_an_export_that_is_rewritten_for_ever_does_not_make_the_ledger_grow(ledger: Ledger) -> None:
+    """The newest comparisons are kept, and the one that left the most rows unsent."""
+    day = DAY + timedelta(days=1)
+    for number in range(LATE_CHECKS * 3):
+        for which in (DAY, day):
+            unsent = 9 if number == 4 else number % 3
+            ledger.late_checked(LateCheck(which, at(2), f"{number}", at(2), unsent, 0, 0, TALLY))
+    for which in (DAY, day):
+        newest = [f"{number}" for number in range(LATE_CHECKS * 2, LATE_CHECKS * 3)]
+        assert [check.etag for check in ledger.late_checks(which)] == ["4", *newest]
+        assert max(check.unsent for check in ledger.unsent_checks() if check.day == which) == 9
 
 
 def test_a_resend_supersedes_what_stood_before_it_and_nothing_else(ledger: Ledger) -> None:

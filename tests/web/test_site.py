@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 from server.cli.tables import _CELLS
-from server.service import bans_as_json
 from server.sftp.registry import CurrentBan
 from server.status.words import service_lines
 from server.storage.records import DayRecord
@@ -269,8 +268,8 @@ async def test_an_error_page_tells_commands_as_every_page_does(site: Site) -> No
 
 async def test_whom_the_page_bans_is_told_beside_whom_sftp_bans(site: Site) -> None:
     """Who is locked out sees a closed connection only."""
-    bans = [CurrentBan("203.0.113.9", at(1, "10:00"), 20)]
-    told = facts_at(at(1, "09:30")) | {"bans": bans_as_json(bans, "sftp") + bans_as_json(bans, "web")}
+    ban = CurrentBan("203.0.113.9", at(1, "10:00"), 20)
+    told = facts_at(at(1, "09:30")) | {"bans": [ban.as_json("sftp"), ban.as_json("web")]}
     words = dict(service_lines(told, at(1, "09:30"), running=True))
     assert words["Banned"] == "203.0.113.9 until 10:00Z, 203.0.113.9 from the page until 10:00Z"
 
