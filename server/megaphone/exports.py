@@ -225,6 +225,10 @@ class Listing(NamedTuple):
     markers: Mapping[date, datetime] = MappingProxyType({})
 
 
+# A store has several clocks, and the one that tells the time of day tells whole seconds alone.
+CLOCKS_APART = timedelta(seconds=10)
+
+
 class FinalityRule(NamedTuple):
     """When a day counts as final (measured: the clock alone is not enough).
 
@@ -252,7 +256,7 @@ class FinalityRule(NamedTuple):
         if export is None:
             return "missing" if now >= self.final_time(day) else "open"
         # A marker of tomorrow would prove every version until then: one that is copied may bring any time with it.
-        if proven and marker is not None and export.last_modified <= marker <= now:
+        if proven and marker is not None and export.last_modified <= marker <= now + CLOCKS_APART:
             return "due"
         if export.last_modified < over:
             return "stale"

@@ -6,6 +6,7 @@ It stands between an asyncssh client, which knows the host key, and a service.
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -201,6 +202,10 @@ async def fetch(
         await between.end()
         listener.close()
         await listener.wait_closed()
+    del file
+    # asyncssh leaves tasks that failed; their complaint, with a traceback, must not come amid an `ast.parse`, which
+    # then fails under CPython 3.11.
+    gc.collect()
     return whole, between
 
 
