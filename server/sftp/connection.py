@@ -1,8 +1,9 @@
 """One SSH connection: its transport, its limits, and the sessions on it.
 
 Touches one accepted socket through asyncssh. Promise: nothing but SFTP is served on it; while the peer does not take
-replies, neither requests nor other SSH messages are read, so that no replies pile up in memory; every login, refusal
-and pickup is reported to the registry, and every pickup ends with the connection at the latest.
+replies, no requests are answered, and nothing is read any more once the answers to other SSH messages pile up in
+memory; every login, refusal and pickup is reported to the registry, and every pickup ends with the connection at the
+latest.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ KEEPALIVES_LENGTH = 2048  # bytes on the wire: more than all keepalives take tha
 
 UNSENT_HIGH = 256 * 1024  # bytes, each for a channel and for the socket
 UNSENT_LOW = 64 * 1024
+# Bytes unsent at which reading stops, for the connection and for each session on it: more than a session's replies take
+# on their own (UNSENT_HIGH and what is answered at once), so that only answers to other SSH messages get there.
+UNSENT_MOST = 768 * 1024
 RECEIVE_WINDOW = 64 * 1024  # bytes: requests are small; this bounds what waits unread in a channel
 MSG_DISCONNECT, MSG_SERVICE_REQUEST, MSG_KEXINIT = 1, 5, 20  # RFC 4253, section 12
 MSG_EXT_INFO = 7  # RFC 8308, section 2.3
@@ -134,7 +138,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.counted = counted  # False: it is the balancer's own
         self.named = named  # False: the balancer does not name a client, so nobody can be let in
         self.choked = False
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, None] = {}  # in the order in which they take their turns
         self.receiving = False  # `data_received` is running: more of the client's packets may follow
         self.transport: asyncio.Transport | None = None
         self.last_active = asyncio.get_running_loop().time()
@@ -182,11 +186,19 @@ class SshConnection(asyncssh.SSHServerConnection):
         super().connection_made(self.transport)
 
     def pause_writing(self) -> None:
-        """Stop reading from a peer that does not take what we send, or replies would fill the memory."""
+        """Answer no requests of a peer that does not take what we send, or replies would fill the memory.
+
+        Reading goes on: paramiko reads nothing while another of its threads waits to send, and if we did the same, both
+        would wait for ever. What the sessions take in meanwhile is bounded by their windows.
+        """
         self.choked = True
-        # At the socket, not only in the sessions: asyncssh answers other SSH requests too, and would keep the answers.
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.pause_reading()
+
+    def _bound_answers(self) -> None:
+        """Stop reading from a peer that makes asyncssh keep answers, to other SSH requests than those of a session."""
+        if self.choked and self.transport is not None and not self.transport.is_closing():
+            most = UNSENT_MOST * (1 + len(self.sessions))
+            if self.transport.get_write_buffer_size() > most:
+                self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Read again and resume the sessions: the peer takes bytes again."""
@@ -195,6 +207,10 @@ class SshConnection(asyncssh.SSHServerConnection):
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
         for session in list(self.sessions):
+            if self.choked:
+                break
+            # To the end of the queue first: one that fills the socket again must not take every turn.
+            self.sessions[session] = self.sessions.pop(session)
             session.pump()
 
     def _send_kexinit(self) -> None:
@@ -269,6 +285,7 @@ class SshConnection(asyncssh.SSHServerConnection):
             self.receiving = False
             for session in list(self.sessions):
                 session.answer_arrived()
+            self._bound_answers()
 
     def connection_lost(self, exc: Exception | None = None) -> None:
         """Confirm deliveries a last time, then let asyncssh end the sessions."""

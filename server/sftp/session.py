@@ -75,7 +75,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._reading_paused = False
         self._task: asyncio.Task[None] | None = None
         self._delivery: Delivery | None = None
-        connection.sessions.add(self)
+        connection.sessions[self] = None
 
     @property
     def busy(self) -> bool:
@@ -189,7 +189,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._rest = None
         self._batch.clear()
         self._inbox.clear()
-        self._connection.sessions.discard(self)
+        self._connection.sessions.pop(self, None)
         # A thread may still be reading from an open file: `_answer_later` then ends the session once it is done.
         if not self._waiting:
             self._abandon()
@@ -206,7 +206,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         if self._rest is not None or (self._delivery is not None and self._delivery.holds):
             # The rest of earlier replies comes first: replies must not overtake each other.
             with self._at_once():
-                if self._rest is not None and not (self._lost or self._connection.choked):
+                if not self._lost:
                     self._send_rest()
                 if self._delivery is not None:
                     self._delivery.mark()
@@ -327,9 +327,10 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         return cast("CountedTransport", self._connection.transport).at_once()
 
     def _send_rest(self) -> None:
-        """Send more of the rest, as far as the client's window allows."""
-        transport = self._connection.transport
-        if self._rest is None or transport is None or self._connection.exchanging:
+        """Send more of the rest, as far as the client takes it and its window allows."""
+        connection = self._connection
+        transport = connection.transport
+        if self._rest is None or transport is None or connection.exchanging or connection.choked:
             return
         sent = self._fast_sender.send(transport, self._rest)
         # The slow path takes it all: asyncssh keeps what the window has no room for.

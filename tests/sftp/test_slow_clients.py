@@ -1,4 +1,4 @@
-"""A client behind a slow network lives as long as it takes bytes; one that takes none does not."""
+"""A client behind a slow network lives as long as it takes bytes; one that takes none does not. None waits for ever."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
-from ..support.sftp import NAME, RawSftp, Running, running
+from ..support.sftp import NAME, RawSftp, Running, running, string
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 SIZE = 1_500_000
 EACH = 150_000
 STEP, PAUSE = 4096, 0.04  # about 100 KB a second
+PIECE = 255 * 1024
+MSG_IGNORE = 2
 
 
 class SlowNetwork:
@@ -112,6 +115,61 @@ async def test_a_client_that_takes_nothing_is_cut_though_much_waits_for_it(tmp_p
         with capture_logs() as entries:
             await it.left_alone()
         assert [entry["reason"] for entry in entries if "reason" in entry] == ["keepalive-timeout"]
+
+
+class WholeFile(asyncssh.SSHClientSession[bytes]):
+    """A session that asks for all of a file before it takes a reply, and counts what comes."""
+
+    def __init__(self) -> None:
+        self.got = 0
+
+    @classmethod
+    async def asked(cls, connection: asyncssh.SSHClientConnection, size: int) -> WholeFile:
+        channel, it = await connection.create_session(cls, subsystem="sftp", encoding=None, window=(1 << 31) - 1)
+        first = bytes(4)  # number of a request, and the first handle
+        requests = [b"\x01\0\0\0\x03", b"\x03" + first + string(NAME.encode()) + b"\0\0\0\x01" + bytes(4)]
+        requests += [
+            b"\x05" + first + string(first) + offset.to_bytes(8, "big") + PIECE.to_bytes(4, "big")
+            for offset in range(0, size, PIECE)
+        ]
+        channel.write(b"".join(map(string, requests)))
+        return it
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        self.got += len(data)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that nothing signals."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_reads_nothing_while_it_sends_is_listened_to(tmp_path: Path, keys_dir: Path) -> None:
+    """paramiko does that: its reader answers our keepalive first, and with that waits for a thread that sends."""
+    async with running(tmp_path, keys_dir) as it, it.connect() as connection:
+        it.served.add_sparse(NAME, 32 << 20)
+        await WholeFile.asked(connection, 32 << 20)
+        socket_of_client, (ours,) = connection._transport, it.server.registry.connections()
+        socket_of_client.pause_reading()
+        await until(lambda: ours.choked)
+        for _ in range(512):  # in all more than the two systems keep
+            connection.send_packet(MSG_IGNORE, string(bytes(32_768)))
+        await until(lambda: not socket_of_client.get_write_buffer_size())
+        assert ours.choked
+        connection.abort()
+
+
+async def test_sessions_of_one_slow_connection_take_turns(tmp_path: Path, keys_dir: Path) -> None:
+    """The socket has room for a few replies at a time: these are not all one session's until it has everything."""
+    size = 24 << 20
+    async with running(tmp_path, keys_dir) as it, it.connect() as connection:
+        it.served.add_sparse(NAME, size)
+        sessions = [await WholeFile.asked(connection, size) for _ in range(3)]
+        await until(lambda: max(session.got for session in sessions) > size)
+        assert min(session.got for session in sessions) > size // 2
+        connection.abort()
 
 
 async def test_requests_for_a_gigabyte_are_taken_from_a_client_that_takes_no_reply_yet(
