@@ -288,6 +288,10 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     async def _answer_later(self, reply: Awaitable[Reply]) -> None:
         try:
             answer = await reply
+        except Exception:
+            # Nobody awaits this task, and the client would wait for its answer for ever. The end is logged.
+            self._connection.internal_error()
+            return
         finally:
             # In `finally`: also if opening or reading failed, a lost session's files must be closed.
             self._waiting = False

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from server.settings import UserSettings
 from server.sftp.registry import KEY_ONLY_HINT
 
-from ..support.sftp import CHEAP_HASH, PASSWORD, Running, packet, running, string
+from ..support.sftp import CHEAP_HASH, NAME, PASSWORD, RawSftp, Running, packet, running, string
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -210,3 +210,14 @@ async def test_a_client_whose_keys_let_nobody_in_is_one_line_and_no_failure(
             offered = KEY if expected["keys"] == 2 else OTHER
             assert told[0]["key"] == offered.get_fingerprint()
         assert len(it.server.registry._guard._failures) == ("password" in options and expected is not None)
+
+
+async def test_a_request_whose_answer_fails_in_a_way_nobody_thought_of_ends_the_connection(listener: Running) -> None:
+    """The client would wait for ever: here no thread can be started to open the file."""
+    listener.server.registry.disk_threads.shutdown()
+    async with listener.connect() as connection:
+        raw = await RawSftp.open(connection)
+        with capture_logs() as entries, pytest.raises((asyncssh.Error, asyncio.IncompleteReadError)):
+            await raw.open_file(NAME)
+        await listener.left_alone()
+    assert [(entry["log_level"], entry["error"]) for entry in entries] == [("error", "RuntimeError")]
