@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.errors import StoreError
 from server.publish.replay import LEFT
@@ -47,8 +48,11 @@ async def test_no_node_mixes_two_histories(node: Callable[..., Site], by: str) -
     await b.round(at(1, "05:36"))
     if by == "its copy":
         a.shelf.weather = lambda operation, what, _: refuse(operation == "put_new" and what.startswith("copies/"))
-    for number in (1, 2):
-        await publish(a, DAY + timedelta(days=number))
+    with capture_logs() as entries:
+        for number in (1, 2):
+            await publish(a, DAY + timedelta(days=number))
+    uncopied = [entry["event"] for entry in entries if "took no copy" in entry["event"]]
+    assert uncopied == [f"shared store took no copy of entry {number}" for number in (3, 4) if by == "its copy"]
     a.shelf.weather = fair
     lost = (store_of(a) / "sequence" / "00000004").read_bytes()
     if by == "its trial":

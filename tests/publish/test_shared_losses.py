@@ -109,14 +109,19 @@ async def test_who_comes_back_puts_back_what_is_lost_below_what_others_wrote(
 
 async def test_what_a_dead_node_alone_had_taken_over_is_put_back_from_its_copy(node: Callable[..., Site]) -> None:
     """Its clients have seen the log: whoever publishes next takes the lost entry over first; strangers do no harm."""
-    a, b = node("a"), node("b")
+    a, b, c = node("a"), node("b"), node("c")
     await publish(a)
     for folder in ("sequence", "copies", "checkpoints"):
-        a.shelf.put(f"{folder}/stranger", b"{}")
-    await b.round(at(1, "05:36"))
+        for word in ("stranger", "7"):
+            a.shelf.put(f"{folder}/{word}", b"{}")
+    for site in (b, c):
+        await site.round(at(1, "05:36"))
     await publish(a, SECOND)
     path = store_of(a) / "sequence" / "00000003"
     content = path.read_bytes()
+    path.unlink()
+    c.shared.change_rules()
+    assert path.read_bytes() == content
     path.unlink()
     b.put(rows_of(SECOND, 25), at(1, "04:20", SECOND), SECOND)
     await b.round(at(1, "05:40", SECOND))
