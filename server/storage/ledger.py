@@ -14,22 +14,21 @@ import shutil
 import sqlite3
 import stat
 import threading
-import zlib
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..convert.tally import PodcastBooks
 from ..disk import list_command
 from ..errors import LedgerError
 from ..paths import status_of
 from .entry_store import EntryStore
 from .pickup_store import PickupStore
+from .podcast_books import PodcastBookStore
 from .records import DELIVERY
 from .rss_feeds import RssFeedStore
-from .tables import MIGRATIONS, LedgerPart, late_check_of, log_of, moment, publication_of, record_of, text
+from .tables import MIGRATIONS, late_check_of, log_of, moment, publication_of, record_of, text
 
 if TYPE_CHECKING:
     import os
@@ -583,24 +582,3 @@ def translate_sqlite_errors(path: Path) -> Iterator[None]:
                     hint=f"df -h {folder}; free some space",
                 ) from error
         raise LedgerError(f"the ledger {path} cannot be used: {error}", hint=hint) from error
-
-
-class PodcastBookStore(LedgerPart):
-    """The tallies of each publication by podcast, until its last log is pruned."""
-
-    def put(self, publication: int, books: PodcastBooks) -> None:
-        """Store the books of a publication."""
-        with self._transaction() as run:
-            run("INSERT INTO podcast_books VALUES (?, ?)", (publication, zlib.compress(orjson.dumps(books.as_json()))))
-
-    def get(self, publications: Sequence[int]) -> dict[int, PodcastBooks]:
-        """Return the books of these publications, by number; those that have none are left out."""
-        marks = ",".join("?" * len(publications))
-        query = f"SELECT publication, books FROM podcast_books WHERE publication IN ({marks})"  # noqa: S608  # marks only
-        rows = self._rows(query, list(publications))
-        return {row["publication"]: PodcastBooks.from_json(orjson.loads(_unpacked(row["books"]))) for row in rows}
-
-
-def _unpacked(books: str | bytes) -> str | bytes:
-    """Return the JSON of a day's books, which earlier versions wrote uncompressed."""
-    return books if isinstance(books, str) else zlib.decompress(books)

@@ -254,7 +254,7 @@ async def test_what_is_not_ssh_is_a_refusal_like_any_other(listener: Running, wo
                 await asyncio.sleep(0.02)
         writer.close()
     assert refusals(entries) == [("sftp refused 127.0.0.1", "protocol-error")]
-    assert not any("HTTP" in str(entry) for entry in entries)
+    assert not any("sftp.example" in str(entry) for entry in entries)
 
 
 async def test_an_illegal_user_name_is_a_refusal_too(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
