@@ -29,13 +29,12 @@ from ..storage.sequence import (
     Terms,
     begins_entry,
     blob_name,
-    broken_rule,
     entry_name,
     pruned_in,
     to_bytes,
 )
 from ..storage.shelf import entry_of
-from .tending import COPIES, LOST_HINT, numbers_in
+from .tending import COPIES, LOST_HINT, numbers_in, refuse_broken
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -111,11 +110,12 @@ class Replay:
             return head
         # An operator has removed the sequence, so as to share again what this node has since published alone.
         if data is None and left and not any(map(shelf.list, ("sequence", "checkpoints"))):
+            # First: once the entries are forgotten, a copy that is left would be another node's.
+            for shelved in shelf.list(COPIES):
+                shelf.remove(f"{COPIES}/{shelved.name}")
             with self._ledger.together():
                 self._ledger.entries.forget()
                 self._ledger.note(**{TERMS: None, BEGINNING: None, LEFT: False})
-            for shelved in shelf.list(COPIES):
-                self._tending.remove(shelf, f"{COPIES}/{shelved.name}")
             return 0
         if data is None:
             raise StoreError(f"entry {head} of the shared store's sequence is lost", hint=LOST_HINT)
@@ -163,8 +163,7 @@ class Replay:
     def apply(self, shelf: Shelf, entry: Entry, gone: Collection[LogName]) -> None:
         """Make the folder and the ledger what they are after an entry; after a crash, a repeat does the rest."""
         ledger = self._ledger
-        if why := broken_rule(entry, ledger.entries.head(), ledger.newest_mtime()):
-            raise StoreError(f"the shared store's {why}", hint="ask whoever else writes to the store")
+        refuse_broken(ledger, entry)
         for publication in entry.publications:
             for part in publication.logs:
                 if part.state == "published" and part.name not in gone:

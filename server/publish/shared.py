@@ -171,7 +171,7 @@ class SharedSequence:
         """Make this node's terms those of the sequence; return what changed. The other nodes must be given the same."""
         assert self._terms is not None  # noqa: S101  # the command has the key
         with self._connected() as shelf:
-            self._replay.catch_up(shelf)
+            self._replay.catch_up(shelf, anew=True)
             if (known := self._replay.known_terms()) is None:
                 return []
             if changed := self._terms.differences(known):
@@ -261,8 +261,9 @@ class SharedSequence:
         pruned: tuple[LogName, ...] = (),
         entry_id: str = "",
     ) -> Entry:
+        head = self._ledger.entries.head()
         return Entry(
-            number=self._ledger.entries.head() + 1,
+            number=head + 1,
             id=entry_id or secrets.token_hex(8),
             node=self._node,
             at=int(shelf.clock.timestamp()),
@@ -270,6 +271,7 @@ class SharedSequence:
             terms=terms,
             publications=publications,
             pruned=pruned,
+            after=self._ledger.entries.id_of(head),
         )
 
     def _write(self, shelf: Shelf, entry: Entry) -> None:
@@ -331,13 +333,16 @@ class SharedSequence:
     def _refuse_replacing(self, shelf: Shelf, head: int) -> None:
         """Check again, before each entry, that the store keeps the first of two objects with one name.
 
-        Tried with the newest entry, ``head``, which is there: to replace it by itself would do no harm.
+        Tried with the newest entry, ``head``: to replace it by itself would do no harm. Where it has been lost since
+        the turn began, and others may have written since, it is not put back here.
 
         Raises:
-            StoreError: it does not.
+            StoreError: it does not, or has lost that entry.
         """
         if head == 0:
             keeps = self._keeps_the_first(shelf)
+        elif not self._tending.holds(shelf, head):
+            raise StoreError(f"entry {head} of the shared store's sequence is lost", hint=LOST_HINT)
         else:
             keeps = not shelf.put_new(f"sequence/{entry_name(head)}", self._ledger.entries.data(head))
         if not keeps:

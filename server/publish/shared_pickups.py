@@ -119,7 +119,8 @@ class SharedPickups:
         try:
             found = orjson.loads(data)
             if owner == _LOGINS:
-                self._ledger.merge_logins({who: [past(at), *rest] for who, (at, *rest) in found.items()})
+                # A node of an earlier version tells no silence.
+                self._ledger.merge_logins({who: [past(at), *rest, 0][:4] for who, (at, *rest) in found.items()})
                 return
             for word in ("first", "last", "completed"):
                 found[word] = found[word] and past(found[word])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..errors import DataFolderError, LedgerError, StoreError
-from ..storage.sequence import MOST_BYTES, blob_name, entry_name
+from ..storage.sequence import MOST_BYTES, blob_name, broken_rule, entry_name
 from ..storage.shelf import entry_of
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
     from ..storage.folder import DataFolder
     from ..storage.ledger import Ledger
+    from ..storage.sequence import Entry
     from ..storage.shelf import Shelf
 
 log = structlog.get_logger()
 
 COPIES = "copies"  # a copy is named by its entry's number and the id of the first entry, which tells sequences apart
 LOST_HINT = "start every node, since one that has it puts it there again; pickup-point manual two-nodes"
+BROKEN_HINT = "ask whoever else writes to the store; pickup-point manual two-nodes"
 UNUSED_AFTER = timedelta(days=1)  # content this old that no entry names was left by a node that died
 
 
@@ -44,17 +46,23 @@ class Tending:
         self._folder = folder
         self._refused_removal = False
         self._copied = 0  # the newest entry of which this run has seen to a copy
+        self._uncopied = 0  # the newest entry of which the store took no copy, and that was told
 
     def _copy(self, number: int) -> str:
         return f"{COPIES}/{entry_name(number)}~{self._ledger.entries.id_of(1)}"
 
     def copy_newest(self, shelf: Shelf) -> None:
         """Put a copy of the newest applied entry into the store; if that fails, the next call tries again."""
-        with suppress(StoreError, LedgerError):
+        head = 0
+        try:
             head = self._ledger.entries.head()
             if head not in (0, self._copied):
                 shelf.put_new(self._copy(head), self._ledger.entries.data(head))
                 self._copied = head
+        except (StoreError, LedgerError) as error:
+            if self._uncopied < head:
+                log.warning(f"shared store took no copy of entry {head}", why=str(error), hint=error.hint)
+            self._uncopied = head
 
     def restored(self, shelf: Shelf, number: int) -> bytes | None:
         """Put the entry after the newest applied one back from its copy, and return what has that number then.
@@ -64,7 +72,7 @@ class Tending:
         copy = shelf.read(self._copy(number), MOST_BYTES) if number > 1 else None
         if copy is None:
             return None
-        entry_of(number, copy)
+        refuse_broken(self._ledger, entry_of(number, copy))
         name = f"sequence/{entry_name(number)}"
         if shelf.put_new(name, copy):
             log.warning(f"shared store got entry {number} of its sequence again", why="it was lost there")
@@ -84,7 +92,7 @@ class Tending:
         head, sequence = self._ledger.entries.head(), self._ledger.entries.id_of(1)
         there = numbers_in(shelf, "sequence")
         if known := [number for number in there if int(number) <= head]:
-            ours = self._holds(shelf, int(known[-1]))
+            ours = self.holds(shelf, int(known[-1]))
         else:
             ours = any(shelved.name.endswith(f"~{sequence}") for shelved in shelf.list(COPIES))
         if ours:
@@ -97,10 +105,10 @@ class Tending:
                 continue
             if shelf.put_new(f"sequence/{entry_name(number)}", self._ledger.entries.data(number)):
                 log.warning(f"shared store got entry {number} of its sequence again", why="it was lost there")
-            elif not self._holds(shelf, number):
+            elif not self.holds(shelf, number):
                 return
 
-    def _holds(self, shelf: Shelf, number: int) -> bool:
+    def holds(self, shelf: Shelf, number: int) -> bool:
         """Return whether the store holds an entry as this node has applied it."""
         data = shelf.read(f"sequence/{entry_name(number)}", MOST_BYTES)
         return data is not None and entry_of(number, data).id == self._ledger.entries.id_of(number)
@@ -137,6 +145,18 @@ class Tending:
             self._refused_removal = True
 
 
+def refuse_broken(ledger: Ledger, entry: Entry) -> None:
+    """Refuse an entry that cannot follow those that the ledger has applied.
+
+    Raises:
+        StoreError: it is another history's, or nobody can have written it.
+    """
+    head = ledger.entries.head()
+    if why := broken_rule(entry, head, ledger.entries.id_of(head), ledger.newest_mtime()):
+        raise StoreError(f"the shared store's {why}", hint=BROKEN_HINT)
+
+
 def numbers_in(shelf: Shelf, folder: str, after: str = "") -> list[str]:
     """Return the names in a folder that are entries' numbers, sorted; a stranger's object is none."""
-    return [shelved.name for shelved in shelf.list(folder, after) if shelved.name.isdecimal()]
+    names = [shelved.name for shelved in shelf.list(folder, after)]
+    return [name for name in names if name.isdecimal() and name == entry_name(int(name))]

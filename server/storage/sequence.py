@@ -6,7 +6,8 @@ Pure: types and their JSON. Why this is enough (`publish.shared` and `publish.re
    every node, for ever.
 2. A node writes entry N+1 only when its ledger holds the effects of entries 1 to N and nothing else, and that ledger
    decided what it writes. So the entries are one history, as if one node had made them one after the other, and what
-   holds for one node (each row once, no name twice, rising mtimes) holds for all.
+   holds for one node (each row once, no name twice, rising mtimes) holds for all. Each entry names the one before it,
+   so no node mixes two histories, even if the store has lost entries and others were written in their place.
 3. A node applies entries in order, without a gap, each in one transaction with its number. So at any instant a ledger
    is the one after some entry N; after a crash at most work on files is repeated, which is harmless.
 4. Content is written before the entry that names it, under a name that includes the entry's own random id. So whoever
@@ -78,6 +79,8 @@ def _by_setting(rules: Mapping[str, Any]) -> dict[str, Any]:
 class Entry:
     """One entry. ``id`` is random, ``at`` is in seconds since 1970 by the store's clock.
 
+    ``after`` is the id of the entry before it: '' for the first, and for those that earlier versions wrote.
+
     By ``kind``: ``begin``, the first, has the ``terms``, and the ``publications`` of the data folder that began it;
     ``publication`` has one; ``prune`` has the names ``pruned``; ``rules`` has new terms.
     """
@@ -90,6 +93,7 @@ class Entry:
     terms: Terms | None = None
     publications: tuple[Publication, ...] = ()
     pruned: tuple[LogName, ...] = ()
+    after: str = ""
 
 
 def entry_name(number: int) -> str:
@@ -112,6 +116,8 @@ def to_bytes(entry: Entry) -> bytes:
         "at": entry.at,
         "kind": entry.kind,
     }
+    if entry.after:
+        found["after"] = entry.after
     if entry.terms is not None:
         found["terms"] = {"key": entry.terms.key, "rules": entry.terms.rules, "prefix": entry.terms.prefix}
     if entry.publications:
@@ -141,6 +147,7 @@ def from_bytes(number: int, data: bytes) -> Entry:
             terms=None if terms is None else Terms(terms["key"], terms["rules"], terms["prefix"]),
             publications=tuple(map(_publication_of, found.get("publications", ()))),
             pruned=tuple(map(_name, found.get("pruned", ()))),
+            after=found.get("after", ""),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, NoEntry):
@@ -153,7 +160,7 @@ def from_bytes(number: int, data: bytes) -> Entry:
         "rules": entry.terms is not None,
     }
     logs = [log for publication in entry.publications for log in publication.logs]
-    words = [entry.id, entry.node, *(log.sha256 for log in logs)]
+    words = [entry.id, entry.node, entry.after, *(log.sha256 for log in logs)]
     counts = [entry.at, *(count for log in logs for count in (log.mtime, log.size, log.lines))]
     fits = all(isinstance(word, str) for word in words)
     fits &= all(type(count) is int and 0 <= count <= MOST_COUNT for count in counts)
@@ -252,13 +259,15 @@ def _publication_of(found: dict[str, Any]) -> Publication:
     )
 
 
-def broken_rule(entry: Entry, head: int, newest_mtime: int | None) -> str:
+def broken_rule(entry: Entry, head: int, head_id: str, newest_mtime: int | None) -> str:
     """Return which rule of the sequence an entry breaks after ``head`` entries, or ''.
 
-    ``newest_mtime`` is the largest in the entries before it (seconds since 1970).
+    ``head_id`` is the id of the newest of these, ``newest_mtime`` the largest in them (seconds since 1970).
     """
     if entry.number != head + 1:
         return f"entry {entry.number} follows entry {head}"
+    if entry.after not in ("", head_id):
+        return f"entry {entry.number} follows another entry {head} than the one that this node has applied"
     mtimes = [log.mtime for publication in entry.publications for log in publication.logs]
     if entry.kind == "publication" and any(
         later <= earlier for earlier, later in zip([newest_mtime or 0, *mtimes], mtimes, strict=False)

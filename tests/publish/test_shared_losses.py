@@ -11,39 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.errors import DataFolderError, LedgerError, NodesDiffer, StoreError
-from server.publish.replay import BEGINNING, LEFT
+from server.errors import DataFolderError, LedgerError, StoreError
+from server.publish.replay import BEGINNING
 from server.publish.shared import SharedSequence
-from tests.support.site import DAY, Site, at, name, rows_of, same_everywhere
+from tests.support.site import DAY, Site, at, name, publish, rows_of, same_everywhere, store_of, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import date
-    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("_conversions_here")
 
 SECOND = DAY + timedelta(days=1)
-
-
-async def publish(site: Site, day: date = DAY, count: int = 20, clock: str = "05:35") -> None:
-    """Deliver a day, and publish it."""
-    site.put(rows_of(day, count), at(1, "04:10", day), day)
-    await site.round(at(1, clock, day))
-
-
-def store_of(site: Site) -> Path:
-    """The folder that is the store."""
-    store: Path = site.settings["store"]
-    return store
-
-
-async def words(site: Site, now: Any) -> str:
-    """What a round says of the days, or why it can take no part in the sequence."""
-    try:
-        return "; ".join(result.sentence for result in (await site.round(now)).results)
-    except (StoreError, NodesDiffer) as error:
-        return str(error)
 
 
 LOSSES: dict[str, tuple[tuple[str, ...], bool]] = {  # what is lost; whether an old node goes on and mends it
@@ -130,14 +109,19 @@ async def test_who_comes_back_puts_back_what_is_lost_below_what_others_wrote(
 
 async def test_what_a_dead_node_alone_had_taken_over_is_put_back_from_its_copy(node: Callable[..., Site]) -> None:
     """Its clients have seen the log: whoever publishes next takes the lost entry over first; strangers do no harm."""
-    a, b = node("a"), node("b")
+    a, b, c = node("a"), node("b"), node("c")
     await publish(a)
     for folder in ("sequence", "copies", "checkpoints"):
-        a.shelf.put(f"{folder}/stranger", b"{}")
-    await b.round(at(1, "05:36"))
+        for word in ("stranger", "7"):
+            a.shelf.put(f"{folder}/{word}", b"{}")
+    for site in (b, c):
+        await site.round(at(1, "05:36"))
     await publish(a, SECOND)
     path = store_of(a) / "sequence" / "00000003"
     content = path.read_bytes()
+    path.unlink()
+    c.shared.change_rules()
+    assert path.read_bytes() == content
     path.unlink()
     b.put(rows_of(SECOND, 25), at(1, "04:20", SECOND), SECOND)
     await b.round(at(1, "05:40", SECOND))
@@ -147,23 +131,6 @@ async def test_what_a_dead_node_alone_had_taken_over_is_put_back_from_its_copy(n
     # One copy is enough: every node has the older entries.
     a.prune(at(1, "07:00", SECOND))
     assert [path.name[:9] for path in store_of(a).glob("copies/0*")] == ["00000004~"]
-
-
-async def test_nothing_is_put_back_into_a_sequence_that_has_begun_anew(node: Callable[..., Site]) -> None:
-    """Though it is shorter than what this node has applied."""
-    a, b = node("a"), node("b")
-    await publish(a)
-    await publish(a, SECOND)
-    await b.round(at(1, "05:36", SECOND))
-    a.restart(store=None)
-    a.ledger.note(**{LEFT: True})  # as a start of the service with `shared = false` does
-    shutil.rmtree(store_of(b))
-    a.restart(store=store_of(b))
-    await a.round(at(1, "05:45", SECOND))
-    begun = {path.name: path.read_bytes() for path in store_of(b).glob("sequence/*")}
-    with pytest.raises(StoreError, match="entry 3 of the shared store's sequence is lost"):
-        b.prune(at(1, "06:00", SECOND))
-    assert {path.name: path.read_bytes() for path in store_of(b).glob("sequence/*")} == begun and len(begun) == 1
 
 
 async def test_a_store_that_took_two_entries_of_one_number_is_found_out(node: Callable[..., Site]) -> None:
@@ -193,26 +160,6 @@ async def test_a_store_that_replaces_what_is_there_gets_no_entry(node: Callable[
     await publish(a)
     assert a.state(at(1, "05:36")) == "failed" and "ignores If-None-Match" in await words(a, at(1, "06:36"))
     assert a.served() == [] and not list((store_of(a) / "sequence").glob("*"))
-
-
-async def test_who_has_published_alone_shares_again(node: Callable[..., Site]) -> None:
-    """As the manual says: without the sequence in the bucket, which begins anew with everything that was published."""
-    a, b = node("a"), node("b")
-    await publish(a)
-    await b.round(at(1, "05:36"))
-    a.restart(store=None)
-    a.ledger.note(**{LEFT: True})  # as a start of the service with `shared = false` does
-    await publish(a, SECOND)
-    for folder in ("sequence", "checkpoints", "blobs"):
-        shutil.rmtree(store_of(b) / folder, ignore_errors=True)
-    a.restart(store=store_of(b))
-    await a.round(at(1, "05:45", SECOND))
-    c = node("c")
-    for site in (a, c):
-        await publish(site, DAY + timedelta(days=2))
-    same_everywhere(a, c)
-    assert len(c.served()) == 3
-    assert "is not the one that" in await words(b, at(3, "05:45"))
 
 
 async def test_a_sequence_begins_with_who_has_published_and_need_not_be_sent_in_one_go(
@@ -424,22 +371,6 @@ async def test_on_a_full_disk_what_others_pruned_makes_room_for_what_they_publis
     b.publisher.catch_up()
     same_everywhere(a, b)
     assert b.served() == [name(0, later)]
-
-
-async def test_who_shares_again_with_the_old_sequence_is_told_how_and_can(node: Callable[..., Site]) -> None:
-    """What it has published alone is not in it; the manual's way is open after this mistake, too."""
-    a, b = node("a"), node("b")
-    await publish(a)
-    a.restart(store=None)
-    a.ledger.note(**{LEFT: True})  # as a start of the service with `shared = false` does
-    await publish(a, SECOND)
-    a.restart(store=store_of(b))
-    assert "while it was alone" in await words(a, at(1, "05:40", SECOND))
-    shutil.rmtree(store_of(b) / "sequence")
-    a.restart()
-    await words(a, at(1, "05:45", SECOND))
-    await b.round(at(1, "05:46", SECOND))
-    assert same_everywhere(a, b).keys() == {name(), name(0, SECOND)}
 
 
 async def test_a_store_that_begins_to_replace_what_is_there_is_found_out_before_the_next_entry(

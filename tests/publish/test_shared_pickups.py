@@ -103,10 +103,18 @@ async def test_strange_objects_claim_nothing_and_pruned_logs_leave_none(nodes: l
         a.shelf.put(f"pickups/{name()}~triton~stranger-{number}", data)
         a.shelf.put(f"pickups/logins~~stranger-{number}", data)
     a.shelf.put("pickups/nonsense", b"{}")
+    a.shelf.put("pickups/logins~~older", b'{"triton":["2026-11-21T08:30:00+00:00","198.51.100.7","JSch"]}')
     pickups_of(b).exchange()
     assert delivered(b).state == "complete" and delivered(b).nodes == ("a",)
+    assert b.ledger.logins()["triton"][0] == at(1, "08:30")
     b.prune(at(62, "00:00"))
-    kept = {"logins~~a", "logins~~b", "nonsense", *(f"logins~~stranger-{number}" for number in range(6))}
+    kept = {
+        "logins~~a",
+        "logins~~b",
+        "logins~~older",
+        "nonsense",
+        *(f"logins~~stranger-{number}" for number in range(6)),
+    }
     for site in (b, a):
         site.publisher.catch_up()
         pickups_of(site).exchange()

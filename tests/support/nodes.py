@@ -77,13 +77,19 @@ class NodesWalk(Walk):
         self.look_as_a_client(now)
 
     def _lose_an_object(self) -> None:
-        """The store loses its newest entry or the copy of it, not both."""
+        """The store loses its newest entry or the copy of it, not both; or older ones, or a content, which all have."""
         store: Path = self._more["store"]
         copies = {path.name.partition("~")[0]: path for path in (store / "copies").glob("*")}
         entries = {path.name: path for path in (store / "sequence").glob("*")}
         if twice := sorted(copies.keys() & entries.keys()):
             self.dice.choice((copies, entries))[twice[-1]].unlink()
             self.faults += 1
+        least = min(node.ledger.entries.head() for node in self.nodes)
+        known = [path for number, path in sorted(entries.items())[:-1] if int(number) <= least]
+        if least >= max(map(int, entries), default=1):
+            known += sorted((store / "blobs").glob("*"))
+        for path in self.dice.sample(known, k=min(len(known), self.dice.choice((0, 0, 1, 3)))):
+            path.unlink(missing_ok=True)
 
     def _set_weather(self, node: Site, now: datetime) -> None:
         away = self._cut_off.get(node.root.name, now) > now

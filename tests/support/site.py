@@ -19,7 +19,7 @@ import pytest
 
 from server.convert import process
 from server.convert.export_row import with_fingerprint
-from server.errors import SourceUnreachable
+from server.errors import NodesDiffer, SourceUnreachable, StoreError
 from server.megaphone.exports import METRICS, DayExport, ExportKind, Listing
 from server.megaphone.folder import Folder
 from server.pickups import PickupProgress
@@ -379,3 +379,23 @@ def same_everywhere(*sites: Site) -> dict[str, tuple[int, int, str]]:
         site.check_folder()
         assert seen(site) == seen(sites[0])
     return seen(sites[0])
+
+
+async def publish(site: Site, day: date = DAY, count: int = 20, clock: str = "05:35") -> None:
+    """Deliver a day, and publish it."""
+    site.put(rows_of(day, count), at(1, "04:10", day), day)
+    await site.round(at(1, clock, day))
+
+
+def store_of(site: Site) -> Path:
+    """The folder that is the store."""
+    store: Path = site.settings["store"]
+    return store
+
+
+async def words(site: Site, now: Any) -> str:
+    """What a round says of the days, or why it can take no part in the sequence."""
+    try:
+        return "; ".join(result.sentence for result in (await site.round(now)).results)
+    except (StoreError, NodesDiffer) as error:
+        return str(error)
