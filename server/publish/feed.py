@@ -351,6 +351,7 @@ class Feed:
     async def _carry_out(self, order: Order, now: datetime, *, given_up: bool = False) -> DayResult:
         """Fetch the export into staging and publish it; return what became of it."""
         export, day = order.export, order.export.day
+        await in_thread(self._publisher.refuse_unknown, order)
         spool = self._folder.staging_dir / f"export-{day}.json.gz"
         catalogue = await in_thread(self._catalogue)
         progress = self._progress

@@ -19,6 +19,7 @@ import structlog
 from ..convert.apart import Outputs, SentFile, convert_apart
 from ..convert.conversion import Conversion
 from ..disk import translate_os_errors
+from ..errors import NameSpent
 from ..megaphone.exports import DayExport, moment
 from ..storage.records import LedgerLog, Publication
 from ..triton import IdCells, LogFile, LogName, layouts_by_header
@@ -94,6 +95,31 @@ class Publisher:
         spent = promised if self._shared is not None else [*promised, *self._folder.names()]
         numbers = [name.number for name in spent if name.day == day]
         return LogName(prefix, day, max(numbers, default=-1) + 1, rules.layout.format)
+
+    def refuse_unknown(self, order: Order) -> None:
+        """Refuse an order for a day of which the folder has a published log that the ledger has never seen.
+
+        So it is after an older ledger was restored. What the log has cannot be known to be sent, so that its rows would
+        go out a second time. An operator's resend is carried out.
+
+        Raises:
+            NameSpent: there is such a log; to be told before the export is fetched.
+        """
+        day = order.export.day
+        # Between several nodes the sequence says what was published, not the folder.
+        if self._shared is not None or order.kind == "resend":
+            return
+        known = {entry.name for publication in self._ledger.publications(day) for entry in publication.logs}
+        for file in self._folder.found():
+            name = file.name
+            if name is None or name.day != day or name in known or not file.sealed:
+                continue
+            if self._folder.newlines(name) is not None:
+                raise NameSpent(
+                    f"{name} was published, but this ledger does not know it: its rows would be sent a second time; "
+                    "an older ledger has probably been restored",
+                    hint="pickup-point manual restoring",
+                )
 
     def publish(
         self,

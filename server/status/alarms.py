@@ -45,6 +45,7 @@ STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})
 STARTED, ENDED = "service_started", "service_ended"
 RESTART = timedelta(minutes=1)  # that a service which was asked to end may be away without an alarm
 START_HINT = "systemctl start pickup-point; or pickup-point serve"
+MOST_LOST = 3  # logs gone from the folder, each with its own alarm; if more are, they have one cause
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
 
@@ -145,7 +146,7 @@ def alarms(
         found += _of_service(facts, poll_every, now, running=running)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
-    found += [_of_lost_log(name, days) for name in measured.lost]
+    found += _of_lost_logs([name for name in measured.lost if first_day is None or name.day >= first_day], days, now)
     found += _of_store(store, days, now) if store is not None else []
     if unagreed:
         found.append(Alarm(Level.WARNING, "not_agreed", unagreed, NOT_AGREED))
@@ -378,14 +379,32 @@ def _of_store(store: Store, days: Sequence[DayOverview], now: datetime) -> list[
     return found
 
 
-def _of_lost_log(name: LogName, days: Sequence[DayOverview]) -> Alarm:
+def _of_lost_logs(names: Sequence[LogName], days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
+    """Return the alarms of published logs that are not in the folder any more: one alarm if they are many."""
+    by_day = {day.day: day for day in days}
+    found = [_of_lost_log(name, by_day.get(name.day), now) for name in names]
+    if len(found) <= MOST_LOST:
+        return found
+    first, last = min(names, key=lambda name: name.day), max(names, key=lambda name: name.day)
+    sentence = f"{len(names)} files, {first} to {last}, are not in the pickup folder as they were published"
+    hint = "restore them from a backup and restart: pickup-point manual restoring"
+    return [Alarm(max(alarm.level for alarm in found), "log_lost", f"{sentence}: nobody can fetch them", hint)]
+
+
+def _of_lost_log(name: LogName, day: DayOverview | None, now: datetime) -> Alarm:
     """Return the alarm of a published log that is not in the folder any more."""
-    day = name.day
-    everybody_has_it = any(other.day == day and other.state == "picked up" for other in days)
     sentence = f"{name} is not in the pickup folder as it was published: nobody can fetch it"
-    again = f"pickup-point feed --day {day} --resend 'lost from the disk'"
-    hint = f"restore it from a backup and restart; if there is none, send the day again: {again}"
-    return Alarm(Level.WARNING if everybody_has_it else Level.CRITICAL, "log_lost", sentence, hint, str(name))
+    # Sent again, what somebody has would be counted twice.
+    again = f"pickup-point feed --day {name.day} --resend 'lost from the disk'"
+    way = f"if there is none, send the day again: {again}"
+    everybody_has_it = day is not None and day.state == "picked up"
+    if everybody_has_it:
+        way = "do not send the day again, since everybody has it"
+    elif day is not None and any(user.begun for user in day.pickups):
+        way = f"if there is none, and Triton voids what it has of the day, send it again: {again}"
+    over = now >= expires(name.day) + OVER_AFTER
+    level = Level.WARNING if everybody_has_it or over else Level.CRITICAL
+    return Alarm(level, "log_lost", sentence, f"restore it from a backup and restart; {way}", str(name))
 
 
 def _of_machine(measured: Measured) -> list[Alarm]:

@@ -29,7 +29,7 @@ from ..errors import DataFolderBusy, DataFolderError
 from ..paths import make_folder
 from ..triton import LogFile, LogName
 from .ledger import LEDGER_FILE
-from .staging import Staging, link_staged
+from .staging import LOG_MODE, Staging, link_staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -45,12 +45,16 @@ REPORT_WAIT_AFTER = 0.5  # seconds: a shorter wait, for one of the service's own
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file in the pickup folder, known to the ledger or not; ``name`` is None if ``file`` is not a log's name."""
+    """A file in the pickup folder, known to the ledger or not; ``name`` is None if ``file`` is not a log's name.
+
+    ``sealed`` is whether it has the mode of a published log, which files that come from elsewhere hardly have.
+    """
 
     file: str
     size: int
     mtime: int
     name: LogName | None
+    sealed: bool
 
 
 class DataFolder:
@@ -154,7 +158,8 @@ class DataFolder:
                 if entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     name = LogName.parse(entry.name)
-                    files.append(FoundFile(entry.name, status.st_size, int(status.st_mtime), name))
+                    sealed = stat.S_IMODE(status.st_mode) == LOG_MODE
+                    files.append(FoundFile(entry.name, status.st_size, int(status.st_mtime), name, sealed))
         return sorted(files, key=lambda file: file.file)
 
     def names(self) -> list[LogName]:

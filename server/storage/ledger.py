@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import stat
 import threading
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,7 +318,10 @@ class Ledger:
     # Days
 
     def see(self, record: DayRecord) -> None:
-        """Record what the listing says about a day; hold, failure and checked version stay as they are."""
+        """Record what the listing says about a day; hold, failure and checked version stay as they are.
+
+        When it was checked is forgotten if that is in the future: a clock that ran ahead has been put right since.
+        """
         export = record.export
         values = (record.delivery, record.day.isoformat(), record.seen, text(record.seen_at),
                   export and export.key, export and export.etag, export and export.size,
@@ -328,7 +331,8 @@ class Ledger:
                 "INSERT INTO day (delivery, day, seen, seen_at, export_key, export_etag, export_size, export_modified)"
                 " VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET seen = excluded.seen, seen_at = excluded.seen_at,"
                 " export_key = excluded.export_key, export_etag = excluded.export_etag,"
-                " export_size = excluded.export_size, export_modified = excluded.export_modified",
+                " export_size = excluded.export_size, export_modified = excluded.export_modified,"
+                " checked_at = CASE WHEN checked_at > excluded.seen_at THEN NULL ELSE checked_at END",
                 values,
             )
 
@@ -372,13 +376,17 @@ class Ledger:
         """Record that a changed export was compared with what was published, and that nothing was sent for it.
 
         Of each day the newest `LATE_CHECKS` are kept, and the one with the most unsent rows: an export may be rewritten
-        for ever.
+        for ever. A check comes after the day's publications, which a clock that ran ahead may have dated in the future.
         """
         with self._transaction() as run:
+            query = "SELECT max(published_at) FROM publication WHERE delivery = ? AND day = ?"
+            published_at = run(query, (check.delivery, check.day.isoformat())).fetchone()[0]
+            ahead = published_at is not None and check.at < moment(published_at)
+            at = moment(published_at) + timedelta(seconds=1) if ahead else check.at
             run(
                 "INSERT INTO late_check (delivery, day, at, export_etag, export_modified, unsent, changed, removed,"
                 " tally) VALUES (?,?,?,?,?,?,?,?,?)",
-                (check.delivery, check.day.isoformat(), text(check.at), check.etag, text(check.modified), check.unsent,
+                (check.delivery, check.day.isoformat(), text(at), check.etag, text(check.modified), check.unsent,
                  check.changed, check.removed, _json(check.tally.as_json())),
             )  # fmt: skip
             run(

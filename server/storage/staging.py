@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..convert.process import StopToken
     from .records import LedgerLog
 
+LOG_MODE = 0o440  # of a published log
 _CHUNK = 1 << 20
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: opening a FIFO must not wait
 
@@ -131,7 +132,7 @@ class Staging:
                 try:
                     # By one descriptor: what was checked is what is synced and linked.
                     _check(descriptor, log, header.encode(), stop)
-                    os.fchmod(descriptor, 0o440)
+                    os.fchmod(descriptor, LOG_MODE)
                     os.utime(descriptor, (mtime, mtime))
                     os.fsync(descriptor)
                 finally:

@@ -16,6 +16,7 @@ from tests.support.site import DAY, Site, at, broken_rows, name, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
 pytestmark = pytest.mark.usefixtures("_conversions_here")
 
@@ -35,6 +36,32 @@ async def published(site: Site, count: int = 10) -> None:
 
 
 # Late rows
+
+
+@pytest.mark.parametrize(("rewritten", "rounds", "last", "files"), [
+    # Not looked at again until it is too late; and rewritten for ever, so that it is taken as it is.
+    (["20:40"], False, at(4, "01:00"), [name()]),
+    ([f"{hour}:40" for hour in range(10, 24)], True, at(3, "01:00"), [name(), name(1), name(2)]),
+])  # fmt: skip
+async def test_a_comparison_in_a_false_future_is_none(
+    make_site: Callable[..., Site], rewritten: list[str], rounds: bool, last: datetime, files: list[str]
+) -> None:
+    """A clock that runs ahead and is put right again costs no row: late ones are sent, or told where it is too late."""
+    site = make_site(look_back_days=5)
+    site.source.own_clock = False  # as a folder's: it is the local one
+    site.skew = timedelta(hours=90)
+    await published(site)
+    site.skew = timedelta()
+    await site.round(at(1, "06:00"))
+    for n, clock in enumerate(rewritten):
+        site.put(rows_of(DAY, 11 + n), at(2, clock))
+        if rounds:
+            await site.round(at(2, clock) + timedelta(minutes=25))
+    await site.round(last)
+    assert site.files() == files
+    assert site.days(last)[DAY].unsent == 1
+    assert len(site.ids()) + 1 == 10 + len(rewritten)
+    assert "day_unsent" in site.alarm_names(last)
 
 
 async def test_late_rows_come_once_as_the_next_number(site: Site) -> None:

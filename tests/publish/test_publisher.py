@@ -16,6 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.errors import SourceUnreachable
+from server.storage.ledger import Ledger
 from server.storage.records import Publication
 from server.storage.staging import StagedLog
 from server.triton import ColumnSpec, IdCells, Layout, LogFormat
@@ -368,11 +369,13 @@ async def test_a_name_taken_by_something_else_than_a_file_is_passed_over(
 # A ledger that was lost
 
 
-def lose_ledger(site: Site, **settings: object) -> None:
-    """The ledger is gone, the folder is there, and the service starts again."""
+def lose_ledger(site: Site, ledger: bytes = b"", **settings: object) -> None:
+    """The ledger is gone, or an older one in its place, the folder is there, and the service starts again."""
     site.stop()
     for path in site.point.data_dir.glob("ledger.sqlite3*"):
         path.unlink()
+    if ledger:
+        site.point.ledger_path.write_bytes(ledger)
     site.settings |= settings
     site.start()
 
@@ -395,6 +398,33 @@ async def test_a_new_ledger_adopts_whole_files_and_publishes_nothing_twice(make_
     await site.round(at(2, "09:05"))
     assert site.ids(name(3)) == [f"{DAY}-10", f"{DAY}-11"]
     assert mtimes(site)[-1] > max(before.values())
+
+
+async def test_a_ledger_older_than_the_folder_sends_nothing_twice(site: Site) -> None:
+    """Files published since an older ledger was copied are not known to it: their days fail, and say what to do."""
+    for n, day in enumerate((DAY, NEXT)):
+        site.put(rows_of(day, 5), at(n + 1, "04:10"), day)
+    await site.round(at(1, "05:35"))
+    older = Ledger.copy(site.point.ledger_path)
+    site.put(rows_of(DAY, 6), at(1, "06:00"))
+    await site.round(at(2, "05:35"))
+    assert site.files() == (sent := [name(), name(1), name(day=NEXT)])
+    lose_ledger(site, ledger=older)
+    third = DAY + timedelta(days=2)
+    site.put(rows_of(third, 5), at(3, "04:10"), third)
+    # Before the third day is out, whose file is younger than all, and after it.
+    for now, word in ((at(2, "06:35"), "open"), (at(2, "09:35"), "open"), (at(3, "05:35"), "published")):
+        outcome = await site.round(now)
+        assert [result.word for result in outcome.results[:3]] == ["failed", "failed", word]
+    assert site.files() == [*sent, name(day=third)]
+    found = {(alarm.name, alarm.subject): alarm for alarm in site.alarms(at(2, "09:35"))}
+    assert "; pickup-point manual restoring; " in found["day_failed", str(NEXT)].hint
+    assert f"{name(1)} was published, but this ledger" in found["day_late_failed", str(DAY)].sentence
+    # As the manual says.
+    lose_ledger(site)
+    await site.round(at(3, "06:35"))
+    assert site.served() == site.files() == [*sent, name(day=third)]
+    assert max(site.standing_ids().values()) == 1
 
 
 ODD = ["a\tb", "a b", 'q"', "q%22", "%41", "\x00", " x"]

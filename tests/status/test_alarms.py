@@ -476,6 +476,30 @@ def test_the_machine(measured: Measured, expected: list[tuple[str, str]]) -> Non
     assert sorted(of_service({}, measured)) == sorted(expected + never)
 
 
+async def test_a_lost_file_is_not_sent_to_those_who_have_it(site: Site) -> None:
+    """Only a day of which nobody has anything is sent again without a question; files lost together are one alarm."""
+    logs = [log_name(number) for number in range(5)]
+
+    def told(now: datetime, lost: int, first_day: date = DAY) -> list[tuple[str, str, str]]:
+        measured = Measured(0.5, 50 << 30, lost=tuple(logs[:lost]))
+        found = alarms(list(site.days(now).values()), RUNNING, measured, HoldPolicy(), TEN, now, first_day=first_day)
+        return [(a.level.name, a.subject, a.hint) for a in found if a.name == "log_lost"]
+
+    site.restart(max_rows_per_file=4)
+    site.put(rows_of(DAY, 20), at(1, "04:10"))
+    await site.round(at(1, "05:35"))
+    now, begin = at(1, "06:00"), "restore it from a backup and restart; "
+    assert told(now, 1)[0][:2] == ("CRITICAL", name())
+    assert told(now, 1)[0][2].startswith(f"{begin}if there is none, send the day again: pickup-point feed")
+    site.pick_up(now, name(), whole=False)
+    assert told(now, 1)[0][2].startswith(f"{begin}if there is none, and Triton voids what it has of the day, send")
+    assert [found[:2] for found in told(at(8), 1)] == [("WARNING", name())]
+    site.pick_up(now)
+    assert told(now, 1) == [("WARNING", name(), f"{begin}do not send the day again, since everybody has it")]
+    assert [len(told(now, 3)), [found[:2] for found in told(now, 4)]] == [3, [("WARNING", "")]]
+    assert told(now, 5, DAY + timedelta(days=1)) == []
+
+
 @pytest.mark.parametrize("measured", [Measured(0.5, 50 << 30, (), "bad"), Measured(0.5, 50 << 30, (), "", "full")])
 def test_a_ledger_that_cannot_be_read_does_not_say_that_no_round_has_run(measured: Measured) -> None:
     """Whoever starts the service because of that has started nothing."""

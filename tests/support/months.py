@@ -169,8 +169,8 @@ class Sent:
 class Walk:
     """One installation on its way through some days: its plans, its outages, and what appeared.
 
-    A ``wild`` walk changes settings, loses the source and the ledger, and has an operator who accepts and sends again;
-    with ``kills`` some rounds are forked, and killed in their midst.
+    A ``wild`` walk changes settings, loses the source, single exports and the ledger, and has an operator who accepts
+    and sends again; with ``kills`` some rounds are forked, and killed in their midst.
     """
 
     def __init__(
@@ -210,6 +210,7 @@ class Walk:
         self.wrong: list[str] = []
         self._shown: dict[date, Version] = {}
         self._marked: set[date] = set()
+        self._gone: dict[date, datetime] = {}  # until when a day's export is away
         self._loop = one_thread()
 
     def run(self) -> None:
@@ -255,6 +256,10 @@ class Walk:
 
     def _deliver(self, now: datetime) -> None:
         for day, plan in self.plans.items():
+            if self._gone.get(day, now) > now:
+                continue
+            if self._gone.pop(day, None):
+                self._shown.pop(day)
             version = plan.current(now)
             if version is not None and self._shown.get(day) is not version:
                 self.site.put(version.rows, version.at, day, cut=9 if version.torn else 0)
@@ -280,6 +285,10 @@ class Walk:
     def _mischief(self, now: datetime) -> None:
         if self.dice.random() < self.kills:
             self._killed_in(now)
+        day = now.date() - timedelta(days=self.dice.randrange(4))
+        if self.dice.random() < 0.05 and day in self._shown:
+            self.site.put([], now, day).unlink()
+            self._gone[day] = now + self.dice.randrange(1, 30) * HOUR
         throw = self.dice.random()
         if throw < 0.004:
             self._lose_the_ledger()
@@ -410,6 +419,7 @@ class Walk:
         if export is None or (export.etag, export.last_modified) == (record.checked_etag, last.at):
             return "" if len(missing) in (0, unsent) else f"{len(missing)} rows are missing, {unsent} were told"
         over = record.checked_at is not None and record.checked_at >= expires(plan.day)
-        if over or last.torn or told & {"feed ignored late rows of", "feed failed"} or not missing:
+        said = {"feed ignored late rows of", "feed failed", "feed lost the rows withheld from"}
+        if over or last.torn or told & said or not missing:
             return ""
         return f"{len(missing)} rows of a version that was never compared are missing"
