@@ -191,21 +191,21 @@ class Feed:
         known = KnownDays(records, self._ledger.published_days(horizon), facts.get("first_start"), horizon)
         self._note_delivery(facts, known, listing)
         found = window(self._policy.export, self._policy.keep_days, known, listing)
-        passed_over = set(found.passed_over)
-        if steady != listing.now:
-            # For the clock in doubt they may be so old that no window has them any more.
-            before = window(self._policy.export, self._policy.keep_days, known, listing._replace(now=steady))
-            passed_over |= {*before.days, *before.passed_over} - set(known.published)
+        # What the last round looked at, or one before the clock leapt, may be so old that no window has it any more.
+        last = min(steady, max((record.seen_at for record in records.values()), default=steady))
+        before = window(self._policy.export, self._policy.keep_days, known, listing._replace(now=last))
+        passed_over = {*found.passed_over, *before.days, *before.passed_over} - set(known.published)
         # However old: a log that was promised a name gets it.
         missing = {publication.day for publication in self._ledger.interrupted()}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
+        # First: a round that was killed after it has recorded the days would not be the last one any more.
+        self._note_passed_over([day for day in sorted(passed_over) if day not in days], known, listing)
         for day in sorted({*days, *request.days}):
             export = listing.exports.get(day)
             # A mistyped day leaves no trace: no round would look at it, and nothing was ever there.
             typed_wrong = day not in days and export is None and self._ledger.day(day) is None
             if not typed_wrong and not self._policy.out_of_reach(day, listing.now):
                 self._ledger.see(DayRecord(day, self._state(day, listing), listing.now, export))
-        self._note_passed_over([day for day in sorted(passed_over) if day not in days], known, listing)
         return sorted(request.days) if request.days else days
 
     def _state(self, day: date, listing: Listing) -> str:
@@ -227,19 +227,20 @@ class Feed:
 
     def _note_passed_over(self, days: Sequence[date], known: KnownDays, listing: Listing) -> None:
         """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""
-        lost = []
+        lost = [day for day in days if day in listing.exports]
+        if lost and (lost[-1], "passed over") not in self._warned:
+            self._warned.add((lost[-1], "passed over"))
+            within = [day for day in lost if not self._policy.out_of_reach(day, listing.now)]
+            hints = [LEAP_HINT] if self._clock_doubted else []
+            hints += [f"if Triton still accepts it: pickup-point feed --day {day}" for day in within[:1]]
+            why = "look_back" if within else self._policy.out_of_reach(lost[-1], listing.now)
+            hint = "; ".join(hints) or "none of them can be published any more"
+            log.warning(f"feed passed over {lost[0]}", to=str(lost[-1]), days=len(lost), why=why, hint=hint)
         for day in days:
             record, export = known.records.get(day), listing.exports.get(day)
             state = self._state(day, listing)
             if record is None or (record.seen, record.export) != (state, export):
                 self._ledger.see(DayRecord(day, state, listing.now, export))
-            lost += [day] if export else []
-        if lost and (lost[-1], "passed over") not in self._warned:
-            self._warned.add((lost[-1], "passed over"))
-            hint = f"if Triton still accepts it: pickup-point feed --day {lost[0]}"
-            if self._clock_doubted:
-                hint = LEAP_HINT if self._policy.out_of_reach(lost[0], listing.now) else f"{LEAP_HINT}; {hint}"
-            log.warning(f"feed passed over {lost[0]}", to=str(lost[-1]), days=len(lost), why="look_back", hint=hint)
 
     def _announce_first_start(self, days: Sequence[date], listing: Listing) -> None:
         """Log once, on an empty ledger without ``first_day``, which days the first round is about to publish."""

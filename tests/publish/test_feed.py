@@ -145,6 +145,21 @@ async def test_days_that_an_outage_carried_out_of_the_window_are_logged(make_sit
     site.check_folder()
 
 
+async def test_days_that_an_outage_made_older_than_keep_days_are_logged(make_site: Callable[..., Site]) -> None:
+    """Also a day that the last round before it had looked at, in vain: no window reaches back to it any more."""
+    site = make_site(first=DAY, keep_days=10)
+    site.put(rows_of(DAY, 2), at(0, "20:00"))
+    await site.round(at(1, "06:00"))
+    assert site.state(at(1, "06:00"), DAY) == "stale"
+    with capture_logs() as entries:
+        await site.round(at(20, "06:00"))
+        await site.round(at(20, "06:10"))
+    told = [entry for entry in entries if entry["event"].startswith("feed passed over")]
+    assert [(entry["event"], entry["days"], entry["hint"]) for entry in told] == [
+        (f"feed passed over {DAY}", 1, "none of them can be published any more")
+    ]
+
+
 async def test_a_first_start_passes_no_day_over(make_site: Callable[..., Site]) -> None:
     """What the bucket has from before the window of the first start is not the service's business."""
     site = make_site(first=None)
