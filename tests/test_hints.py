@@ -16,7 +16,7 @@ from server.hints import OURS, WITHOUT_CONFIG, Call, Line, Step, lines, steps, w
 ODD = shlex.quote("it's; void: ls")
 SERVER = Path(__file__).parent.parent / "server"
 # What stands in a command without being quoted: numbers, days, names of log files, options that are quoted already.
-SAFE = {"attempt.user", "day", "day.day", "day.logs[0].name", "file", "folder", "host", "log.name", "login",
+SAFE = {"attempt.user", "day", "day.day", "day.logs[0].name", "file", "folder", "host", "log.name", "login", "name.day",
         "lost[0]", "name", "os.geteuid()", "part.name", "place", "port", "publication.logs[0].name", "quoted",
         "quoted[0]", "quoted[1]", "record.day", "self._config.sftp.port", "self._options", "self.bucket",
         "self.endpoint", "self.scheme", "where"}  # fmt: skip
