@@ -70,15 +70,20 @@ def _long_behind(ledger: Ledger, now: datetime, known: datetime) -> bool:
     return False
 
 
+def _on_record(facts: Mapping[str, Any], now: datetime) -> datetime:
+    """Return the instant believed last, or ``now`` if none is on record yet."""
+    return datetime.fromisoformat(facts["clock_believed"]) if "clock_believed" in facts else now
+
+
 def before_leap(facts: Mapping[str, Any], now: datetime) -> datetime:
     """Return ``now``, or, if it is a leap, the instant before: nothing is over only because a clock says so."""
-    known = datetime.fromisoformat(facts["clock_believed"]) if "clock_believed" in facts else now
+    known = _on_record(facts, now)
     return known if now > known + LEAP else now
 
 
 def set_back(facts: Mapping[str, Any], now: datetime) -> str:
     """Return that ``now`` is before the newest instant on record, or ''; one of them is wrong."""
-    known = datetime.fromisoformat(facts["clock_believed"]) if "clock_believed" in facts else now
+    known = _on_record(facts, now)
     if known - now <= BACK:
         return ""
     return (

@@ -129,12 +129,12 @@ class RequestHandler:
         """
         if len(request) < 5:
             return None
+        if self._greeted and (read := packets.read_fields(request)):
+            return self._read(*read)
         kind, number = request[0], int.from_bytes(request[1:5], "big")
         if not self._greeted:
             self._greeted = kind == Kind.INIT
             return packets.version_reply() if self._greeted else None
-        if read := packets.read_fields(request):
-            return self._read(*read)
         try:
             return self._answer(kind, number, Fields(request, 5))
         except Malformed:

@@ -177,7 +177,7 @@ def handle_reply(request: int, handle: bytes) -> bytes:
 def data_buffer(request: int, count: int) -> bytearray:
     """Build a DATA reply whose ``count`` bytes are still to be filled in, from DATA_HEADER_SIZE on."""
     buffer = bytearray(DATA_HEADER_SIZE + count)
-    _DATA_HEADER.pack_into(buffer, 0, count + 9, Kind.DATA, request, count)
+    set_data_header(buffer, request, count)
     return buffer
 
 
