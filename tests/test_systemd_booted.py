@@ -26,21 +26,12 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(bool(container.why_not()), reason=container.why_not()),
-    pytest.mark.timeout(600),  # the first run on a machine types pip's lines twice
+    pytest.mark.timeout(600),  # pip's lines are typed twice where the README's have changed
 ]
 SFTP = (
     "SSH_ASKPASS=/root/askpass SSH_ASKPASS_REQUIRE=force sftp -q -o StrictHostKeyChecking=yes"
     " -o UserKnownHostsFile=/root/known_hosts -o NumberOfPasswordPrompts=1 "
 )
-
-
-def blocks(section: str) -> list[str]:
-    """The shell blocks of a section of the README, or of a chapter of the manual with this heading."""
-    readme = (container.ROOT / "README.md").read_text(encoding="utf-8")
-    chapters = [path.read_text(encoding="utf-8") for path in (container.ROOT / "server" / "manual").glob("*.md")]
-    found = [text for text in chapters if text.startswith(f"# {section}\n")]
-    text = found[0] if found else readme.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return re.findall(r"```sh[^\n]*\n(.*?)```", text, re.DOTALL)
 
 
 def name_of(day: object) -> str:
@@ -64,12 +55,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machin
     """A machine on which the README's lines were typed, and what they printed."""
     not_just_before("00:00", 60)
     folder = tmp_path_factory.mktemp("booted")
-    yours, key, rest = blocks("Install for real")[:3]
+    yours, key, rest = container.blocks("Install for real")[:3]
     clone = container.clone(folder / "clone")
-    tree = container.tree_after(
-        re.findall(r"^(?:python3 -m venv|/opt/pickup-point/bin/pip) .*", rest, re.MULTILINE), clone
-    )
-    machine = container.Machine(folder, {"/mnt/repo": clone, "/mnt/wheels": container.WHEELS}, tree)
+    mounts = {"/mnt/repo": clone, "/mnt/wheels": container.WHEELS}
+    machine = container.Machine(folder, mounts, container.installed_tree(clone))
     try:
         machine.run("mkdir /srv/exports")
         write_day(folder / "large", large(), 60_000)  # large enough for several threads
@@ -251,7 +240,7 @@ def test_a_missing_credential_stops_the_start(installed: tuple[Machine, str]) ->
 
 def test_port_22_comes_by_a_socket_and_needs_no_right(machine: Machine) -> None:
     """The manual's lines for it, typed as they are; a connection starts the service if it is not running."""
-    machine.run(blocks("Installing")[3])
+    machine.run(container.blocks("Installing")[3])
     machine.run("sed 's/^.127.0.0.1.:2222/127.0.0.1/' /root/known_hosts >> /root/known_hosts.22;"
                 " cat /root/known_hosts.22 >> /root/known_hosts")  # fmt: skip
     assert fetch(machine, small(), port=22) == published(machine, small())

@@ -1,24 +1,26 @@
 """A Debian 12 with a systemd of its own, booted in a container without network, in about a second.
 
-``python -m tests.support.container`` prepares what it needs, once, in a folder outside of the project (about 450 MB,
-two minutes, as root): the tree of a minimal Debian, and the wheels that constraints.txt pins. The tests of the unit
-boot it; the first of them adds a tree in which these wheels are installed (900 MB).
+``python -m tests.support.container`` prepares what it needs, once, in a folder outside of the project (about 1.3 GB,
+three minutes, as root): the tree of a minimal Debian, the wheels that constraints.txt pins, and a tree in which these
+are installed, by pip's lines of the README.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 ROOT = Path(__file__).parent.parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -45,7 +47,7 @@ def why_not() -> str:
 
 
 def prepare() -> None:
-    """Make the tree and the wheels, where they are missing."""
+    """Make the trees and the wheels, where they are missing."""
     CACHE.mkdir(parents=True, exist_ok=True)
     if not TREE.is_dir():
         part = TREE.with_name("bookworm.part")
@@ -62,14 +64,28 @@ def prepare() -> None:
         chosen = ["--only-binary=:all:", "--python-version=3.11", "--require-hashes", "-r", CONSTRAINTS, "-d", part]
         subprocess.run([sys.executable, "-m", "pip", "download", "-q", *chosen], check=True)
         part.rename(WHEELS)
+    with tempfile.TemporaryDirectory() as folder:
+        installed_tree(clone(Path(folder, "clone")))
 
 
-def tree_after(lines: Sequence[str], clone: Path) -> Path:
-    """Return the tree of a Debian in which these lines were typed in ``clone``, the project, and this taken away again.
+def blocks(section: str) -> list[str]:
+    """Return the shell blocks of a section of the README, or of a chapter of the manual with this heading."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    chapters = [path.read_text(encoding="utf-8") for path in (ROOT / "server" / "manual").glob("*.md")]
+    found = [text for text in chapters if text.startswith(f"# {section}\n")]
+    text = found[0] if found else readme.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"```sh[^\n]*\n(.*?)```", text, re.DOTALL)
 
-    They are pip's lines of the README. What they do depends on them and on constraints.txt alone, so that they are
-    typed once for each content of the two; zig's C library, which the kernel is linked against, is kept, too.
+
+def installed_tree(clone: Path) -> Path:
+    """Return the tree of a Debian in which pip's lines of the README were typed in ``clone``, the project.
+
+    The project itself is taken away again. What is left depends on these lines and on constraints.txt alone, so that
+    they are typed once for each content of the two; zig's C library, which the kernel is linked against, is kept, too.
     """
+    lines = re.findall(
+        r"^(?:python3 -m venv|/opt/pickup-point/bin/pip) .*", "".join(blocks("Install for real")), re.MULTILINE
+    )
     # Without apt's lists: reading those of all of Debian takes apt-get seconds, and it installs nothing from them.
     typed = ["cp -r /mnt/repo /root/clone", "cd /root/clone", *lines, "cd /", "rm -r /root/clone",
              "/opt/pickup-point/bin/pip uninstall -q -y pickup-point",

@@ -77,7 +77,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send a signal, if the process still runs."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # its end is told a moment after it
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill the process at once."""
