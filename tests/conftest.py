@@ -73,8 +73,15 @@ _TOGETHER = (
 # Their tests take seconds each.
 _LONG = (
     "tests/publish/test_simulation.py", "tests/publish/test_publisher_crash.py", "tests/publish/test_shared_nodes.py",
-    "tests/test_two_nodes.py", "tests/sftp/test_greedy_clients.py", "tests/sftp/test_fuzz.py",
-    "tests/sftp/test_clients.py", "tests/test_restoring.py", "tests/status/test_episodes.py",
+    "tests/sftp/test_fuzz.py",
+)  # fmt: skip
+# Their tests wait most of the time: for a time-out, or for what another process says.
+_WAITING = (
+    "tests/cli/test_check.py", "tests/cli/test_days.py", "tests/cli/test_doctor.py", "tests/episodes/test_fetch.py",
+    "tests/sftp/attacks/test_words.py", "tests/sftp/test_algorithms.py", "tests/sftp/test_clients.py",
+    "tests/sftp/test_greedy_clients.py", "tests/sftp/test_login.py", "tests/sftp/test_slow_clients.py",
+    "tests/status/test_episodes.py", "tests/status/test_metrics.py", "tests/status/test_webhook.py",
+    "tests/test_restoring.py", "tests/test_service.py", "tests/test_service_signals.py", "tests/test_two_nodes.py",
 )  # fmt: skip
 
 
@@ -83,7 +90,17 @@ def _file(nodeid: str) -> str:
 
 
 class _InThreeSizes(LoadScopeScheduling):
-    """Gives a worker all tests of a file, one test, or all cases of a test: a message to it costs a millisecond."""
+    """Gives a worker all tests of a file, one test, or all cases of a test: a message to it costs a millisecond.
+
+    The first worker waits while the others compute: if all of them waited at the same time, the cores would rest.
+    """
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        waits = node is self.nodes[0]
+        scope = next((scope for scope in self.workqueue if (_file(scope) in _WAITING) is waits), None)
+        if scope is not None:
+            self.workqueue.move_to_end(scope, last=False)
+        super()._assign_work_unit(node)
 
     def _split_scope(self, nodeid: str) -> str:
         file = _file(nodeid)
