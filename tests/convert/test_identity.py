@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,7 @@ from ..support.reference_conversion import DAY, KERNEL, assert_is, convert, conv
 from ..support.rows import ABSENT, GOOD_V2, KEY, V2, row, row_v2
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from server.convert.kernel import Kernel
@@ -56,12 +58,29 @@ def test_an_id_is_a_uuid_made_of_the_secret_and_of_six_fields() -> None:
     assert len(set(others)) == len(others)
 
 
-@given(*[st.lists(st.none() | st.text(max_size=3) | st.integers(0, 9), min_size=6, max_size=6) for _ in range(2)])
-def test_different_fields_are_different_identities(one: list[Any], other: list[Any]) -> None:
+# A text that is cut into six fields, of which an empty one may be absent instead.
+_CUTS = st.tuples(*[st.integers(0, 3)] * (len(IDENTITY) - 1), st.booleans())
+
+
+def _cut(text: str, *cuts: int) -> list[str | None]:
+    *ends, absent = cuts
+    return [text[begin:end] or ("" if not absent else None) for begin, end in pairwise((0, *sorted(ends), len(text)))]
+
+
+@given(st.text("ab1", max_size=3), _CUTS, _CUTS)
+def test_different_fields_are_different_identities(text: str, one: tuple[int, ...], other: tuple[int, ...]) -> None:
     """Wherever one ends and the next begins, and whether one is absent or empty."""
-    texts = [[None if value is None else str(value) for value in values] for values in (one, other)]
-    first, second = (identity_of(dict(zip(IDENTITY, values, strict=True)), IDENTITY) for values in (one, other))
-    assert (first == second) == (texts[0] == texts[1])
+    first, second = _cut(text, *one), _cut(text, *other)
+    assert (identity(first) == identity(second)) == (first == second)
+
+
+def test_a_number_has_the_identity_of_its_text() -> None:
+    """As a JSON export has the one or the other; and a value of another kind is none."""
+    assert identity([None, "", "a", "b", 12, 1.5]) == identity([[], "", "a", "b", "12", "1.5"])
+
+
+def identity(values: Sequence[Any]) -> bytes:
+    return identity_of(dict(zip(IDENTITY, values, strict=True)), IDENTITY)
 
 
 def test_the_fingerprint_tells_keys_apart_and_nothing_of_them() -> None:
