@@ -205,7 +205,7 @@ def feed(
     )
     settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
-    from .feed import one_round  # only here: it takes a second to load, and what is mistyped is told before
+    from .feed import one_round  # only here: it takes a second to load, and typing errors are reported before
 
     become_owner(settings)
 

@@ -442,7 +442,7 @@ def _explained(log: LogSettings) -> dict[str, _Column]:
         "Hashed-IP": _Column("64 hexadecimal digits, or `-`", "ip", "HMAC-SHA-256, see below" if cut
                              else "`-` beside an address; else HMAC-SHA-256, see below",
                              "the hash of the whole address, here under an example key" if cut else
-                             "no hash, since the whole address stands beside it"),
+                             "no hash, since the whole address is beside it"),
         "method": _Column("`GET`", "", "derived: audio was delivered", "audio was delivered"),
         "url": _Column("text, up to 2048 characters", where, f"derived: {url}", "which episode of which show"),
         "status": _Column("`200` or `206`" if partial else "`200`", "bytes_sent, filesize",

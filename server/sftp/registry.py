@@ -225,7 +225,7 @@ class Registry:
         return verdict
 
     def is_balancer(self, address: Address) -> bool:
-        """Return whether connections from this address name their client: it is then never counted or banned itself."""
+        """Return whether connections from this address name their client; it is then not counted or banned itself."""
         return any(address in network for network in self._balancers)
 
     def admit_balancer(self, address: Address) -> bool:

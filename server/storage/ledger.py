@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 LEDGER_FILE = "ledger.sqlite3"
 LIVE_DAYS = 100  # newest days that a round and `status` look at, whatever became of their logs
-LATE_CHECKS = 10  # kept of each day: the newest
-_BUSY_SECONDS = 30  # that SQLite waits for another process's transaction
+LATE_CHECKS = 10  # how many are kept of each day: the newest
+_BUSY_SECONDS = 30  # SQLite waits this long for another process's transaction
 # Uses the index of logs that are still there: few, compared with all that ever were.
 _WITH_LOGS = "p.id IN (SELECT publication FROM log WHERE state <> 'pruned'"
 _A_LITTLE = 1 << 16  # bytes: a disk with less free counts as full

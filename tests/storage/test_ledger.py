@@ -138,7 +138,7 @@ def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["head", "pages"])
 def test_a_damaged_ledger_says_how_to_go_on(tmp_path: Path, damage: str) -> None:
-    """A file that is no database, or one with overwritten pages, is a LedgerError with a hint, never a traceback."""
+    """A file that is not a database, or one with overwritten pages, is a LedgerError with a hint, never a traceback."""
     path = tmp_path / "ledger.sqlite3"
     with closing(Ledger.open(path)) as ledger:
         publish(ledger, *range(200))

@@ -97,7 +97,7 @@ PARTIAL: list[tuple[str, Sequence[Pickup]]] = [
     ("all but one byte", [read((0, HALF)), read((HALF + 1, SIZE))]),
     ("half by the doctor", [read((0, HALF)), read((HALF, SIZE), client=DOCTOR_CLIENT)]),
     ("all answered, half arrived", [read((0, HALF)), read((0, SIZE), arrived=False)]),
-    ("killed, and resumed behind what it took", [KILLED, read((HALF + 1, SIZE))]),
+    ("killed, and resumed after what it took", [KILLED, read((HALF + 1, SIZE))]),
     ("killed, and resumed by another user", [KILLED, read((30_000, SIZE), user="other")]),
     ("killed, and resumed by the doctor", [KILLED, read((30_000, SIZE), client=DOCTOR_CLIENT)]),
     ("killed, and fetched in pieces", [KILLED, read((30_000, SIZE), alone=False)]),
