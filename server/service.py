@@ -352,17 +352,15 @@ class Service:
         """Record what `status` shows about the running service, whenever it changes."""
         written: dict[str, Any] = {}
         while True:
+            bans = [ban.as_json("sftp") for ban in self._server.registry.bans()]
             if self._page is not None:
                 self._page.summarize()
-            page_bans = self._page.bans() if self._page is not None else []
+                bans += [ban.as_json("web") for ban in self._page.bans()]
             facts = {
                 "service_pid": os.getpid(),
                 STARTED: self._started.isoformat(),
                 "service_port": self._server.port,
-                "bans": [
-                    *(ban.as_json("sftp") for ban in self._server.registry.bans()),
-                    *(ban.as_json("web") for ban in page_bans),
-                ],
+                "bans": bans,
             }
             if facts != written:
                 await self._record_facts(facts)

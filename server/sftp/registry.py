@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 DISK_THREADS = 4
 NO_DESCRIPTORS_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
-KEY_ONLY_HINT = "this user has no password_hash; the partner's client must log in by its key"
+KEY_ONLY_HINT = "this user has no password_hash; the partner's client must log in with its key"
 NO_CLIENT = "look at what the balancer sends in its PROXY header, or take it out of proxy_protocol_from in [sftp]"
 
 

@@ -206,7 +206,7 @@ def test_a_ledger_that_somebody_else_is_making_is_waited_for(tmp_path: Path) -> 
     with closing(sqlite3.connect(path, isolation_level=None)) as first:
         first.execute("PRAGMA journal_mode=WAL")
         first.execute("BEGIN IMMEDIATE")
-        ledger_module._run_migrations(path, first)
+        ledger_module._migrate(path, first)
         second = threading.Thread(target=lambda: opened.append(Ledger.open(path)))
         second.start()
         time.sleep(0.2)  # the second one has asked by now; were it later, it would have an easier time
