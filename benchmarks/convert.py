@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--day", action="append", default=[], choices=DAYS, help="only this day (default: all of them)")
     parser.add_argument("--jq-rounds", type=int, default=1, help="jq takes a minute for a million rows")
     parser.add_argument("--without", action="append", default=[], choices=[*map(_kind, ENGINES), *OWN, *FORMS])
-    parser.add_argument("--episodes", type=int, default=0, help="also with a catalogue of so many episodes")
+    parser.add_argument("--episodes", type=int, default=0, help="also with a catalogue of this many episodes")
     parser.add_argument("--folder", type=Path, help="keep the exports and the outputs here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -3,7 +3,7 @@
     python -m benchmarks.years [--years 10] [--podcasts 2000] [--rounds 5]
 
 Builds two installations day by day, with the ledger, the retention pass and the pickups as the service uses them: one
-of a month, one of so many years. On every day both users pick up what was published, one of them in pieces on every
+of a month, one of that many years. On every day both users pick up what was published, one of them in pieces on every
 seventh; on every tenth late rows are published; on every thirtieth a client opens a file hundreds of times. The last
 three days are published by `pickup-point feed`. Then every command is run in turn on both, as a process; prints the
 medians in milliseconds and their ratio: of CPU time for the commands, which other work on the machine does not disturb,

@@ -121,14 +121,14 @@ def config_of(text: bytes, path: Path) -> Config:
     """
     try:
         raw = tomllib.loads(text.decode())
-    # ValueError also of a number of thousands of digits; a table within tables goes as deep as the stack.
+    # A number of thousands of digits is a ValueError, too; tables nested too deeply are a RecursionError.
     except (ValueError, RecursionError) as error:
         cure = "correct the line; the form of every key: pickup-point manual config"
         raise ConfigError(str(path), [Problem(str(path), f"is not TOML: {error}", cure)]) from error
     return parse_config(raw, path)
 
 
-# What a running service takes from the file again; the rest of it was built into its parts at the start.
+# What a running service reads again at a reload; everything else was built into its parts at the start.
 _RELOADED = {
     "sftp": {"host", "port"},
     "alerts": set[str](),
@@ -393,7 +393,7 @@ def _export_checks(export: ExportSettings) -> list[Problem]:
 
 
 def _store_checks(store: StoreSettings | None, export: ExportSettings) -> list[Problem]:
-    """Return whether exports lie where the partner may read: under the prefix that he is given."""
+    """Return whether exports lie where the partner may read: under the prefix that they are given."""
     if store is None or not isinstance(export.place, BucketPlace):
         return []
     ours, theirs = store.place, export.place
@@ -407,7 +407,7 @@ def _kind_checks(export: ExportSettings, log: LogSettings, feeds: FeedsSettings 
     """Return the problems of keys that do not go together with the kind of export."""
     kind, problems = export.export_kind, []
     if export.agreed and not kind.unknown:
-        wrong = f'is true, but export.kind is "{kind.name}", of which nothing has to be agreed'
+        wrong = f'is true, but export.kind is "{kind.name}", about which nothing has to be agreed'
         problems.append(Problem("export.agreed", wrong, 'remove it, or set export.kind = "delivery-v2"'))
     if log.object_size == "rss" and not kind.bytes_optional:
         wrong = f'is "rss", but export.kind is "{kind.name}", whose rows have a size of their own'
@@ -415,7 +415,7 @@ def _kind_checks(export: ExportSettings, log: LogSettings, feeds: FeedsSettings 
     elif log.object_size == "rss" and feeds is not None and not feeds.configured:
         wrong = 'is "rss", but there is no RSS feed to take a size from'
         problems.append(Problem("log.object_size", wrong, "set feeds.urls or feeds.file, or remove it"))
-    # Of a key that has a problem of its own, what stands here is the default.
+    # A key that has a problem of its own has its default here.
     for field in sorted(log.log_rules.fields.difference(kind.fields, {"", None})):
         key = "log.url" if f"{{{field}}}" in log.url else "log.columns"
         wrong = f'asks for the field "{field}", which {kind.label} (export.kind = "{kind.name}") do not have'

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BARE = re.compile(r"[\w.:/@,+%*=~\[\]-]+", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # which JSON does not escape
+_ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what JSON does not escape
 # syslog(3) priorities, as journald reads them at the beginning of a line (sd-daemon(3)).
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 

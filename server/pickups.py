@@ -214,7 +214,7 @@ class PickupProgress:
     run: tuple[int, int] = (0, 0)  # the range of the last answers that followed each other without a gap
 
     def answered(self, offset: int, count: int) -> None:
-        """Record that ``count`` bytes from ``offset`` on were answered."""
+        """Record that ``count`` bytes, beginning at ``offset``, were answered."""
         self.bytes_answered += count
         self.coverage.add(offset, offset + count)
         self.run = (self.run[0] if offset == self.run[1] else offset, offset + count)

@@ -73,7 +73,7 @@ FIRST_CATALOGUE = 30.0  # seconds that the first round waits for RSS feeds that 
 PRUNE_EVERY = timedelta(hours=1)
 REFRESH_EVERY = timedelta(seconds=2)
 FACTS_EVERY = timedelta(seconds=10)
-HEALTH_SECONDS = 5.0  # that a thread may take to become free
+HEALTH_SECONDS = 5.0  # a thread may take this long to become free
 
 
 class TaskDied(PickupPointError):
@@ -352,17 +352,15 @@ class Service:
         """Record what `status` shows about the running service, whenever it changes."""
         written: dict[str, Any] = {}
         while True:
+            bans = [ban.as_json("sftp") for ban in self._server.registry.bans()]
             if self._page is not None:
                 self._page.summarize()
-            page_bans = self._page.bans() if self._page is not None else []
+                bans += [ban.as_json("web") for ban in self._page.bans()]
             facts = {
                 "service_pid": os.getpid(),
                 STARTED: self._started.isoformat(),
                 "service_port": self._server.port,
-                "bans": [
-                    *(ban.as_json("sftp") for ban in self._server.registry.bans()),
-                    *(ban.as_json("web") for ban in page_bans),
-                ],
+                "bans": bans,
             }
             if facts != written:
                 await self._record_facts(facts)
@@ -390,7 +388,7 @@ class Service:
             except Exception as error:  # whatever a file can do to a reload, the old settings stay in force
                 why = unexpected(error)
                 log.error("service kept the old settings", why=str(why), hint=why.hint)
-            # Also after a failure: until READY, systemd takes the service for reloading, and in the end for hung.
+            # Even after a failure: until READY, systemd believes that the service is reloading, and in the end hung.
             self._supervisor.ready(
                 f"Serving {len(self._installation.folder.served)} log files on port {self._server.port}"
             )
@@ -415,7 +413,7 @@ class Service:
         # Compared with the settings in force, so that they are named at every reload until a restart.
         if waiting := changed_keys(self._config, config):
             hint = "systemctl restart pickup-point"
-            log.warning("service kept the old value of some keys", keys=", ".join(waiting), hint=hint)
+            log.warning("service kept the old values of some keys", keys=", ".join(waiting), hint=hint)
         # Not before the first round: until then everything looks wrong.
         if self._rounds:
             self._alarms.check_now()
@@ -445,7 +443,7 @@ async def serve(
 ) -> None:
     """Run the service until SIGTERM or SIGINT; SIGHUP reloads. ``keys`` are those of `load_keys`.
 
-    ``exit_within`` is told when it stops: after so many seconds the process must be gone, whatever hangs in it.
+    ``exit_within`` is called when it stops: after that many seconds the process must be gone, whatever hangs in it.
 
     Raises:
         ConfigError: the episode catalogue has to be corrected.

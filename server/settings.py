@@ -35,7 +35,7 @@ _S3_URL = re.compile(
     r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint[:/][a-z0-9-]{3,50})"
     r"(?:/(.*))?"
 )
-STATE_FOLDER = ".pickup-point/"  # of a bucket of published logs
+STATE_FOLDER = ".pickup-point/"  # in a bucket of published logs
 _DURATION = re.compile(r"([0-9]{1,12})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -145,7 +145,7 @@ def _export_url(value: object, info: ValidationInfo) -> object:
         raise ValueError('a text with control characters; write "s3://bucket/prefix" or a folder without them')
     if value.startswith("s3://"):
         if not _S3_URL.fullmatch(value):
-            raise ValueError('without a valid bucket name; write "s3://bucket" or "s3://bucket/prefix"')
+            raise ValueError('a URL without a valid bucket name; write "s3://bucket" or "s3://bucket/prefix"')
         return value
     if value.startswith("file://"):
         path = unquote(value.removeprefix("file://"))
@@ -222,7 +222,7 @@ def _listen_address(value: str) -> str:
     if match is None:
         raise ValueError('not an address with a port; write "127.0.0.1:9108"')
     if int(match[1]) > 65535:
-        raise ValueError('no port is over 65535; write "127.0.0.1:9108"')
+        raise ValueError('an address with a port over 65535; write "127.0.0.1:9108"')
     return value
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-END_SECONDS = 25.0  # after the transfers, within which a service that stops has ended, whatever hangs
+END_SECONDS = 25.0  # after the transfers, a service that is asked to stop ends within this time, whatever hangs
 
 _FIRST_LISTEN_FD = 3  # sd_listen_fds(3)
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")

@@ -484,7 +484,7 @@ class LogRules(NamedTuple):
 
     @property
     def export_kind(self) -> ExportKind:
-        """The kind of export that the rows are of."""
+        """The kind of export that the rows come from."""
         return KINDS[self.kind]
 
     @property
@@ -494,7 +494,7 @@ class LogRules(NamedTuple):
         return in_columns | {field for field in UrlTemplate(self.url).fields if field not in OF_CATALOGUE}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the rules as the ledger keeps them; what earlier releases did not know only if it is in use."""
+        """Return the rules as the ledger keeps them: without what earlier releases did not know, if it is not used."""
         newer = {"kind": self.kind, "object_size": self.object_size, "id_key": self.id_key}
         return {
             "layout": self.layout.as_json(),

@@ -248,7 +248,7 @@ def test_an_export_url_that_is_neither_bucket_nor_folder_is_refused(url: str, cu
     ],
 )
 def test_one_mistake_is_one_problem(export: str, rest: str, wrong: str) -> None:
-    """In the place of a value that cannot be used stands its default; what is compared with that says nothing."""
+    """A value that cannot be used is replaced by its default; what is compared with that says nothing."""
     assert [problem.key for problem in problems_of(f"{EXPORT}{export}\n{USER}\n{rest}\n")] == [wrong]
 
 
@@ -267,7 +267,7 @@ def test_a_folder_has_no_region_and_no_endpoint(key: str) -> None:
 
 
 def test_the_partner_must_not_be_given_the_exports(tmp_path: Path) -> None:
-    """Who may read the logs could read what lies under them too; beside each other, and elsewhere, they may lie."""
+    """Whoever may read the logs could read what lies under them too; beside each other, and elsewhere, they may lie."""
     for store, export, wrong in (
         ("s3://bucket/logs", "s3://bucket/logs", True),
         ("s3://bucket/logs/", "s3://bucket/logs/exports", True),

@@ -63,7 +63,7 @@ def test_a_command_reaches_the_program_and_configuration_in_use(command: str, ex
 
 
 def test_each_command_is_printed_alone_and_what_is_lacking_is_told() -> None:
-    """Prose introduces it; a program that is not installed is named; the page that is read is no place to go."""
+    """Prose introduces it; a program that is not installed is named; nobody is sent to the page they are reading."""
     found = steps("wait; to see whether it is up: aws s3 ls s3://b/; its last login: pickup-point status")
     assert lines(without_page(found, "status"), Call(), lambda name: name != "aws") == [
         Line("wait", is_command=False),
@@ -96,9 +96,9 @@ def test_the_commands_without_a_configuration_are_known() -> None:
 
 @cache
 def texts() -> list[tuple[str, str, list[str]]]:
-    """Every text on one line in server/ that is no docstring: place, text, and the source of what is put into it.
+    """Every text on one line in server/ that is not a docstring: place, text, and the source of what is put into it.
 
-    What is put in stands as ``⟦n⟧``.
+    What is put in is ``⟦n⟧``.
     """
     found = []
     for path in sorted(SERVER.rglob("*.py")):

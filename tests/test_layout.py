@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from server.megaphone.bucket import Bucket
+from server.s3.errors import BucketPlace
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -26,7 +29,7 @@ FILES = {".".join(path.relative_to(SERVER).with_suffix("").parts): path for path
 MODULES = [module for module in FILES if module.rpartition(".")[2] != "__init__"]
 MOST_LINES = 600
 
-# From the bottom to the top, a floor a line; each room is a folder of server/, or the files named behind it.
+# From the bottom to the top, a floor a line; each room is a folder of server/, or the files named after it.
 FLOORS: tuple[dict[str, str], ...] = (
     {"errors": "errors hints"},
     {"threads": "threads", "log_output": "log_output", "systemd": "systemd"},
@@ -367,3 +370,11 @@ def test_every_benchmark_still_finds_what_it_imports() -> None:
     for name in names:
         if name.rpartition(".")[2] not in {"__main__", "peers", "fuzz_process"}:
             import_module(name)  # in this process: most of what they import is here already
+
+
+def test_the_campaigns_haste_reaches_the_program() -> None:
+    """A name of the program that was renamed would leave it as patient as ever, and nobody would see it."""
+    hasty = import_module("benchmarks.faults.bucket_hasty")
+    with hasty.hastened():
+        bucket = Bucket(BucketPlace("a-bucket", "", None, None))
+    assert vars(bucket)["_retry"] is hasty.HASTE

@@ -51,7 +51,7 @@ def said(log_format: str, level: str, event: str, **values: Any) -> str:
 
 
 def test_an_event_is_actor_verb_name_and_then_keys_and_values() -> None:
-    """The line of the design, as it stands there, after time and level."""
+    """The line of the design, as it is there, after time and level."""
     line = said("text", "info", "feed published MSLT20260816-00.tsv.gz", rows=812440, rejected=338, seconds=41.2)
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ info    "
@@ -137,7 +137,7 @@ def test_what_a_library_says_is_an_event_of_ours() -> None:
 
 
 def test_an_exception_becomes_part_of_its_one_line() -> None:
-    """A fault that nobody expected is told whole, and still is one line."""
+    """A fault that nobody expected is logged whole, and still is one line."""
     stream = io.StringIO()
     log_output.configure(stream=stream)
     try:

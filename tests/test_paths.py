@@ -244,7 +244,7 @@ def test_whoever_has_put_root_aside_and_reads_everything_follows_no_such_link_ei
 
 
 def _told(way: Callable[[Path], object], path: Path) -> object:
-    """What a way does with a path; of a `ConfigError`, its problem is what is told."""
+    """What a way does with a path; of a `ConfigError`, it is the problem."""
     try:
         return way(path)
     except ConfigError as error:

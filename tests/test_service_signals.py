@@ -206,7 +206,7 @@ Ledger.close = closing
 async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
     service_site: ServiceSite, ear: Ear
 ) -> None:
-    """A user who is gone is waited for no more, a new webhook hears of the alarms; what waits for a restart is told."""
+    """A user who is gone is no longer waited for, a new webhook hears of the alarms; what needs a restart is logged."""
     service_site.put(day_before(1), export_of(day_before(1)))
     export = f'url = "exports"\nfirst_day = "{day_before(2)}"'  # of which there is no export: an alarm
     metrics = '[web]\nlisten = "127.0.0.1:0"\n'
@@ -232,7 +232,7 @@ async def test_after_a_reload_alarms_metrics_and_pushes_use_the_new_settings(
     await ear.until(lambda: bool(ear.told("raised", "day_missing")), "the missing day, at the new webhook")
     await ear.until(lambda: ear.beats > 0, "a beat at the new address")
     await until(lambda: f"{done} 1.0" in scrape(), "nobody else to wait for")
-    assert service.running.count("service kept the old value of some keys .*keys=log.rows( |$)") == 1
+    assert service.running.count("service kept the old values of some keys .*keys=log.rows( |$)") == 1
     # The page's password, too: from the next request on.
     service_site.configure(export=export, more=f'{metrics}password_hash = "{CHEAP_HASH}"\n{ear.alerts}')
     service.running.send(signal.SIGHUP)

@@ -1,6 +1,6 @@
 """The units that `systemd-unit` prints, judged by systemd's own tools; and the health check before a watchdog ping.
 
-What the unit does in a running systemd is in test_booted_systemd.
+What the unit does in a running systemd is in test_systemd_booted.
 """
 
 from __future__ import annotations

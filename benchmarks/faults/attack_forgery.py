@@ -1,4 +1,4 @@
-"""Attempts of a user to have a pickup recorded as complete that was none.
+"""Attempts of a user to have a pickup recorded as complete that was not.
 
 In each, every byte of a file is asked for, or all but one, and the handle mostly closed; and something is done so that
 the client's system cannot have taken all of it: its TCP window or its SSH window is far smaller than the file, and
@@ -123,7 +123,7 @@ async def never_closed(target: Target, dice: random.Random, _: Fault) -> None:
 
 
 async def false_resumption(target: Target, dice: random.Random, _: Fault) -> None:
-    """Cut off with next to nothing taken, and resumed far behind that, as if all before had arrived.
+    """Cut off with next to nothing taken, and resumed far beyond that, as if all before had arrived.
 
     Sometimes beside the first handle, sometimes twice, sometimes with nothing before it.
     """

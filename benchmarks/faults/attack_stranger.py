@@ -2,7 +2,7 @@
 
 Connects from addresses of 127.10.0.0/16, each attempt from another one, as somebody who has many. What must hold: he is
 never let in, he hears nothing of what the machine is made of, the time of a refusal does not tell who is known here,
-and the partner, who stands in no allow list, comes in all the while.
+and the partner, who is in no allow list, comes in all the while.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Target:
         return self.site.folder / "keys" / "ssh_host_ed25519_key"
 
     def logged_in(self, source: str) -> bool:
-        """Whether the service tells of a login from this address."""
+        """Whether the service reports a login from this address."""
         return bool(self.serving.running.count(rf" {re.escape(source)}\] logged in"))
 
     def connect(self, user: str, dice: random.Random, network: int, **options: Any) -> Any:

@@ -2,7 +2,7 @@
 
 A real `serve` reads a bucket on a server in bad weather, while new days and late versions come and a client reads; then
 the feed has virtual hours of worse weather; then radosgw is killed and frozen (`bucket_ceph`). Touches its own folder
-and loopback. What must hold: when the weather is fine again every row of every day stands in exactly one file.
+and loopback. What must hold: when the weather is fine again every row of every day is in exactly one file.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Watch:
             await asyncio.sleep(0.5)
 
     async def ends_well(self, expected: dict[date, list[str]]) -> None:
-        """Fine weather: a round by hand, then all of it stands; the service ends in order."""
+        """Fine weather: a round by hand, then all of it is published; the service ends properly."""
         fed = await asyncio.to_thread(self.site.run, "feed")
         self.row.expect(fed.returncode == 0, f"the last round said {fed.stdout[-300:]}{fed.stderr[-300:]}")
         self.row.lost += self.seen.look(self.site.pickup)
@@ -140,7 +140,7 @@ class Watch:
         await self.stopped()
 
     async def stopped(self) -> None:
-        """It ends in order, and never was at a loss."""
+        """It ends properly, and never was at a loss."""
         running = self.serving.running
         code = await running.stops()
         self.row.expect(code == 0, f"the service ended with {code}: {running.err[-1:]}")

@@ -41,7 +41,7 @@ class Megaphone:
 
     @property
     def expected(self) -> dict[date, list[str]]:
-        """The ids that must stand in each day's files when all is taken up."""
+        """The ids that must be in each day's files when everything has been published."""
         return {day: list(one.ids) for day, one in self.days.items()}
 
     def new_day(self, day: date) -> None:

@@ -32,7 +32,7 @@ _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 class Outcome:
     """What must become of an export: the day's state, the ids that are published, the rejected rows.
 
-    ``at`` holds some of the rejected rows by their line. ``why`` stands in what is said of the day.
+    ``at`` holds some of the rejected rows by their line. ``why`` occurs in what is said of the day.
     """
 
     state: str = "published"
@@ -68,7 +68,7 @@ def hostile(
 
 
 def bomb(path: Path, parts: Iterable[tuple[bytes, int]]) -> None:
-    """A gzip file of one member: every part so many times."""
+    """A gzip file of one member: every part this many times."""
     total, length = 0, 0
     deflated = cache(_deflated)
     with path.open("wb") as file:
@@ -88,7 +88,7 @@ def _deflated(part: bytes) -> bytes:
 
 
 def _repeated(crc: int, length: int, times: int) -> int:
-    """The CRC of a text so many times, by doubling."""
+    """The CRC of a text repeated this many times, by doubling."""
     repeated = count = 0
     for bit in f"{times:b}":
         repeated, count = isal_zlib.crc32_combine(repeated, repeated, count * length), count * 2
@@ -98,7 +98,7 @@ def _repeated(crc: int, length: int, times: int) -> int:
 
 
 def good(day: date, count: int = GOOD, first: int = 0, **changes: object) -> tuple[list[bytes], list[str]]:
-    """So many good rows of a day, and their ids."""
+    """This many good rows of a day, and their ids."""
     ids = [f"{day}-{number}" for number in range(first, first + count)]
     return [row(id=one, created_at=f"{day}T12:00:00.000Z", **changes) for one in ids], ids
 

@@ -83,7 +83,7 @@ _torn(
 
 @hostile("gzip in gzip", _TORN)
 def gzip_in_gzip(path: Path, day: date) -> Outcome:
-    """Unpacked once: what is inside is no JSON."""
+    """Unpacked once: what is inside is not JSON."""
     path.write_bytes(gzip.compress(_whole(day)[0] + b"\n"))
     return Outcome("held", why="most of them malformed_json")
 
@@ -131,7 +131,7 @@ def no_last_newline(path: Path, day: date) -> Outcome:
 
 
 def _no_file(name: str, make_it: Callable[[Path], object]) -> None:
-    """Something that is no regular file: as if there were nothing."""
+    """Something that is not a regular file: as if there were nothing."""
 
     @hostile(name, _NO_FILE)
     def make(path: Path, _: date) -> Outcome:
@@ -168,7 +168,7 @@ def link_to_an_export(path: Path, day: date) -> Outcome:
     return Outcome(ids=ids)
 
 
-@hostile("a good export among names that are none", _NO_FILE)
+@hostile("a good export among names that are not", _NO_FILE)
 def among_bad_names(path: Path, day: date) -> Outcome:
     """None of these names is a day; the good one is."""
     whole, ids = _whole(day)

@@ -21,7 +21,7 @@ _BOMB, _JSON = "bombs", "rows"
 
 
 def _among_good(path: Path, day: date, *parts: tuple[bytes, int], lines: int = 1) -> Outcome:
-    """Something that is one malformed row, after good rows and before as many; the lines it takes are told."""
+    """Something that is one malformed row, after good rows and before as many; the lines it takes are given."""
     before, ids = good(day)
     after, more = good(day, first=GOOD)
     bomb(path, [(text(before), 1), *parts, (text(after), 1)])
@@ -30,7 +30,7 @@ def _among_good(path: Path, day: date, *parts: tuple[bytes, int], lines: int = 1
 
 
 def _rows_among_good(path: Path, day: date, lines: list[bytes], ids: list[str], *, rejected: int = 0) -> Outcome:
-    """Some rows of their own, of which the last so many are malformed."""
+    """Some rows of their own, of which this many at the end are malformed."""
     before, known = good(day, max(GOOD, 150 * rejected))
     bomb(path, [(text(before), 1), (text(lines), 1)])
     first = len(before) + len(lines) - rejected + 1
@@ -50,7 +50,7 @@ def line_of_a_gigabyte(path: Path, day: date) -> Outcome:
 
 @hostile("a line of 1 GB, read by workers", _BOMB)
 def line_for_workers(path: Path, day: date) -> Outcome:
-    """Behind a line of noise that makes the file so large that processes take it on."""
+    """After a line of noise that makes the file so large that processes take it on."""
     noise = random.Random(8).randbytes(4 * MB).hex().encode()
     before, ids = good(day)
     bomb(path, [(text(before), 1), (noise + b"\n", 1), (b"x" * MB, GB // MB), (b"\n", 1)])
@@ -85,7 +85,7 @@ def zero_bytes(path: Path, day: date) -> Outcome:
 
 @hostile("a hundred million blank lines", _BOMB, heavy=True)
 def blank_lines(path: Path, day: date) -> Outcome:
-    """Which are no rows, and count as lines."""
+    """Which are not rows, but count as lines."""
     return _among_good(path, day, (b"\n" * MB, 95), (b"{\n", 1), lines=95 * MB + 1)
 
 
@@ -120,7 +120,7 @@ def long_user_agents(path: Path, day: date) -> Outcome:
 
 @hostile("lines of 16 MiB, one byte less, one byte more", _BOMB)
 def lines_at_the_limit(path: Path, day: date) -> Outcome:
-    """The longest line that is a row, and the shortest that is none."""
+    """The longest line that is a row, and the shortest that is not."""
     lines, ids = good(day)
     parts: list[tuple[bytes, int]] = [(text(lines), 1)]
     for one, length in zip(_own(day, 3), (LINE_LIMIT - 1, LINE_LIMIT, LINE_LIMIT + 1), strict=True):
@@ -236,7 +236,7 @@ def crlf(path: Path, day: date) -> Outcome:
 
 @hostile("UTF-16", _JSON)
 def utf16(path: Path, day: date) -> Outcome:
-    """Is no JSON, line by line."""
+    """Is not JSON, line by line."""
     lines, _ = good(day)
     bomb(path, [(text(lines).decode().encode("utf-16"), 1)])
     return Outcome("held", rejected=Counter(malformed_json=GOOD + 1), why="malformed_json")
@@ -260,7 +260,7 @@ def unclosed(path: Path, day: date) -> Outcome:
 
 @hostile("all rows in one line", _JSON)
 def one_line(path: Path, day: date) -> Outcome:
-    """Objects beside one another are no JSON."""
+    """Objects beside one another are not JSON."""
     lines, _ = good(day)
     bomb(path, [(b"".join(lines), 1)])
     return Outcome("held", rejected=Counter(malformed_json=1), at={1: "malformed_json"}, why="1 of 1 rows")

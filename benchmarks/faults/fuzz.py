@@ -56,7 +56,7 @@ def run(campaign: Campaign) -> list[Fault]:
 
 
 def _fuzz_kernel(campaign: Campaign, seconds: float, row: Fault) -> None:
-    """The compiled kernel on any bytes, for so long."""
+    """The compiled kernel on any bytes, for this long."""
     if shutil.which("gcc") is None:
         row.figures["not fuzzed"] = "apt-get install gcc"
         return
@@ -103,7 +103,7 @@ def _replay(name: str, row: Fault) -> None:
 
 
 def _fuzz(campaign: Campaign, name: str, seconds: float, row: Fault) -> None:
-    """Fuzz one target for so long; a finding ends a process, not the time."""
+    """Fuzz one target for this long; a finding ends a process, not the time."""
     found, findings = campaign.folder / "corpus" / name, campaign.folder / "findings"
     found.mkdir(parents=True, exist_ok=True)
     findings.mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def _kind(said: str) -> str:
 
 
 def _newest(findings: Path) -> str:
-    """The last input that broke something, in base64 of its deflated bytes, as long as it can be told."""
+    """The last input that broke something, in base64 of its deflated bytes, if it is short enough to print."""
     paths = sorted(findings.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     packed = b64encode(zlib.compress(paths[-1].read_bytes(), 9)).decode() if paths else ""
     return packed if 0 < len(packed) < 4000 else f"lies in {findings}"

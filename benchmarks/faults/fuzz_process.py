@@ -1,6 +1,6 @@
 """One fuzzed target in a process of its own: `python -m benchmarks.faults.fuzz_process TARGET [OPTION | FOLDER ...]`.
 
-Options and folders are libFuzzer's. Wants the extra `fuzz`. Half of the mutations are those of `fuzz_mutation`, where
+Options and folders are libFuzzer's. Wants the extra `fuzz`. Half of the mutations are those of `mutation`, where
 it has one for the target; the other half are libFuzzer's. An input that breaks a promise ends the process, and lies in
 the ``-artifact_prefix``.
 """

@@ -61,7 +61,7 @@ async def visit(port: int, dice: random.Random) -> None:
 
 
 async def broken(port: int, dice: random.Random) -> None:
-    """What is no request, or one that is too long, or has a body that never ends."""
+    """What is not a request, or is too long, or has a body that never ends."""
     async with connected(port, dice) as (reader, writer):
         writer.write(dice.choice([*REQUESTS, dice.randbytes(dice.choice([1, 1000, 100_000]))]))
         with suppress(TimeoutError, ConnectionError):

@@ -78,7 +78,7 @@ class Guests:
                 connection.abort()
 
     async def random_packets(self, port: int, dice: random.Random) -> None:
-        """SSH messages under keys that hold, of any number and content: channels that are none, requests, answers."""
+        """SSH messages under keys that hold, of any number and content: unknown channels, requests, answers."""
         async with log_in(port, "fuzz", dice) as connection:
             if dice.random() < 0.5:
                 await RawSftp.open(connection)

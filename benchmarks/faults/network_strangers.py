@@ -92,7 +92,7 @@ def kexinit(dice: random.Random, *, broken: float = 0.5) -> bytes:
 
 
 async def noise(port: int, dice: random.Random) -> None:
-    """Bytes that are no SSH, with or without a banner before them."""
+    """Bytes that are not SSH, with or without a banner before them."""
     async with connected(port, dice) as (reader, writer):
         if dice.random() < 0.6:
             writer.write(dice.choice(BANNERS))

@@ -1,4 +1,4 @@
-"""The part `nodes`: several nodes on one store, killed at every step, cut off, overtaken, badly answered over HTTP.
+"""The part `nodes`: several nodes on one store, killed at every step, cut off, overtaken, answered wrongly over HTTP.
 
 `tests.support.crash_nodes` kills, `tests.support.nodes` walks through weeks of virtual time (every other walk is one of
 Delivery exports V2), `tests.support.cut_store` has two nodes on a server that cuts its answers. Touches its own folder,

@@ -42,7 +42,7 @@ RULES = {"POSIX": ("worst", "some"), "ext4": ("worst_ext4", "some_ext4")}
 
 @dataclass(slots=True)
 class Recording:
-    """A round as it was made on a disk that begins as ``disk``; what clients could see after so many calls."""
+    """A round as it was made on a disk that begins as ``disk``; what clients could see after this many calls."""
 
     scene: Scene
     disk: Disk
@@ -50,7 +50,7 @@ class Recording:
     visible: list[Visible]
 
     def cut(self, instant: int, rules: str, dice: random.Random | None) -> Tree:
-        """What is found after a cut that came after so many calls."""
+        """What is found after a cut that came after this many calls."""
         disk: Disk = pickle.loads(pickle.dumps(self.disk))
         for call in self.calls[:instant]:
             disk.apply(call)

@@ -1,6 +1,6 @@
 """A file system that forgets: what a folder may look like after the power failed, by the least that is promised.
 
-Pure: it is told the system calls of a recording (`tracing.Call`), one by one. Two sets of rules:
+Pure: it is told the system calls of a recording (`tools.tracing.Call`), one by one. Two sets of rules:
 
 * *POSIX*: a file's bytes, size, mode and times are on disk when that file was synced, a name when its folder was.
   Of the rest any part may be there, in any order, a write torn at any sector.

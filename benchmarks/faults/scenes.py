@@ -1,7 +1,7 @@
 """The scenes of the campaign: an installation, made up to the instant before one round, and what must come of it.
 
 Makes and copies folders; the commands run in a forked child of this process, from the program that it has loaded
-already, so that a try costs what the round costs. The ids that must stand at the end are known from the start.
+already, so that a try costs what the round costs. The ids that must be published at the end are known from the start.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Scene:
         return to
 
     def grow(self, folder: Path) -> dict[date, list[str]]:
-        """Late rows come in, in a copy; the ids that must stand then."""
+        """Late rows come in, in a copy; the ids that must be published then."""
         expected = dict(self.expected)
         for day in expected.keys() & self.grows:
             count = len(expected[day]) + GROWTH
@@ -126,7 +126,7 @@ class _Maker:
 
 
 def put(site: ServiceSite, day: date, count: int) -> list[str]:
-    """Put a day of so many rows, and a broken one; the ids."""
+    """Put a day of this many rows, and a broken one; the ids."""
     site.put(day, _export(day, count))
     return _ids(day, count)
 

@@ -33,7 +33,7 @@ class Stock:
     bulky: bool = True  # disks must get full
 
     def put(self, day: date, rows: int, *, broken: int = 0) -> None:
-        """Deliver a day, or its next version: so many good rows and some that are rejected."""
+        """Deliver a day, or its next version: this many good rows and some that are rejected."""
         self.ids[day] = [f"{day}-{n}" for n in range(rows)]
         lines = [*(_row(day, n, self.bulky) for n in range(rows)), *GARBAGE[:broken]]
         self.site.put(day, gzip.compress(b"".join(line + b"\n" for line in lines), 1, mtime=0))
@@ -60,8 +60,8 @@ def untold(text: str, codes: Sequence[int | None]) -> list[str]:
     wrong = []
     for words, what in (
         ("Traceback (most recent call last)", "a traceback"),
-        ("please report it", "a fault of the disk was told as one of the program"),
-        ("the same with -v shows where", "a fault of the disk was told as one of the program"),
+        ("please report it", "a fault of the disk was reported as one of the program"),
+        ("the same with -v shows where", "a fault of the disk was reported as one of the program"),
     ):
         if words in text:
             at = text.index(words)

@@ -200,12 +200,11 @@ def feed(
     if resend is not None and not (resend.strip() and resend.isprintable()):
         hint = f'pickup-point feed --day {shlex.quote(typed[0])} --resend "voided by the partner on the phone"'
         raise Usage("--resend needs a reason, on one line", hint=hint)
-    request = FeedRequest(
-        tuple({parse_day(text, "feed"): None for text in typed}), accept_rejects, resend or "", by_hand=True
-    )
+    days = tuple(dict.fromkeys(parse_day(text, "feed") for text in typed))
+    request = FeedRequest(days, accept_rejects, resend or "", by_hand=True)
     settings = load_settings(config, verbose=verbose)
     hash_key = load_ip_hash_key(settings.keys_dir)
-    from .feed import one_round  # only here: it takes a second to load, and what is mistyped is told before
+    from .feed import one_round  # only here: it takes a second to load, and typing errors are reported before
 
     become_owner(settings)
 

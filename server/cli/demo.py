@@ -127,7 +127,7 @@ def introduction(
         f"{program} status --config {demo.config}",
         "",
         "Nobody has to fetch these days (the demo's user has required = false), so nothing is wrong with them.",
-        "If the user had to, as Triton's has within three days, status and check would say now:",
+        "If the user had to, as Triton's does within three days, status and check would now say:",
         f"CRITICAL: {oldest} is not picked up yet; its deadline was {span(now - expires(oldest))} ago",
         "",
         "Ctrl-C stops it.",

@@ -413,7 +413,7 @@ def _cure_of_refusal(user: UserSettings, attempt: LoginAttempt) -> str:
         return f"if the password in the file is right, {set_it}; {journal}"
     if user.authorized_keys is None:
         return f"set authorized_keys of {user.name}; systemctl reload pickup-point"
-    return f"the line that must stand in {user.authorized_keys}: ssh-keygen -y -f {file}"
+    return f"the line that must be in {user.authorized_keys}: ssh-keygen -y -f {file}"
 
 
 def _may_come_from(host: str, user: UserSettings) -> bool:

@@ -151,15 +151,12 @@ def _store_text(config: Config) -> str:
             {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"{place.objects_arn}/{place.prefix}*"},
         ],
     }
-    alone = reads_from_store_alone(config)
-    return _STORE.format(
-        title="The bucket" if alone else "The same logs in S3",
-        where=f"{'is' if alone else 'is also'} in `{place}/`, under {'its' if alone else 'the same'} name"
-        f"{'' if alone else ' and with the same bytes'}",
-        choice="" if alone else " Read\neither from there or by SFTP, not both: each name must be processed only once.",
-        prefix=place.prefix,
-        policy=json.dumps(policy, indent=2),
-    )
+    title, where, choice = "The bucket", f"is in `{place}/`, under its name", ""
+    if not reads_from_store_alone(config):
+        title, where = "The same logs in S3", f"is also in `{place}/`, under the same name and with the same bytes"
+        choice = " Read\neither from there or by SFTP, not both: each name must be processed only once."
+    policy_text = json.dumps(policy, indent=2)
+    return _STORE.format(title=title, where=where, choice=choice, prefix=place.prefix, policy=policy_text)
 
 
 _STORE = """\
@@ -339,7 +336,7 @@ def _appears(export: ExportSettings, log: str) -> list[tuple[str, str]]:
         ]
     final = export.finality.final_time(EXAMPLE_DAY)
     return [
-        (_at_text(final), "Megaphone's export of the day is taken for final, at the earliest"),
+        (_at_text(final), "Megaphone's export of the day counts as final, at the earliest"),
         (f"by about {_at_text(final + export.settle + export.poll_every)}", f"{log} appears, on an ordinary day"),
         last,
     ]
@@ -401,12 +398,13 @@ def explained(log: LogSettings, kind: ExportKind = METRICS) -> dict[str, _Column
     if not kind.bytes_optional:
         return known
     lack = "if the row has no filesize and no bytes_sent"
-    size = "the enclosure's length in the RSS feed" if log.object_size == "rss" else "`-`"
-    for name, why in (("bytes", f"`-` {lack}"), ("object-size", f"{size} {lack}"), ("byte-range", f"`-` {lack}")):
-        reads = "the file's size in the RSS feed" if size != "`-`" and name == "object-size" else "the row has none"
-        known[name] = known[name]._replace(
-            format=f"{known[name].format.partition(',')[0]}, or `-`", how=f"{why}; else {known[name].how}", reads=reads
-        )
+    none = size = "`-`", "the row has none"
+    if log.object_size == "rss":
+        size = "the enclosure's length in the RSS feed", "the file's size in the RSS feed"
+    for name, (cell, reads) in {"bytes": none, "object-size": size, "byte-range": none}.items():
+        usual = known[name]
+        form = f"{usual.format.partition(',')[0]}, or `-`"
+        known[name] = usual._replace(format=form, how=f"{cell} {lack}; else {usual.how}", reads=reads)
     status, hashed = known["status"], known["Hashed-IP"]
     known["status"] = status._replace(
         how=f"derived: 200 {lack}; else {status.how.removeprefix('derived: ')}", reads="audio was delivered"
@@ -442,7 +440,7 @@ def _explained(log: LogSettings) -> dict[str, _Column]:
         "Hashed-IP": _Column("64 hexadecimal digits, or `-`", "ip", "HMAC-SHA-256, see below" if cut
                              else "`-` beside an address; else HMAC-SHA-256, see below",
                              "the hash of the whole address, here under an example key" if cut else
-                             "no hash, since the whole address stands beside it"),
+                             "no hash, since the whole address is beside it"),
         "method": _Column("`GET`", "", "derived: audio was delivered", "audio was delivered"),
         "url": _Column("text, up to 2048 characters", where, f"derived: {url}", "which episode of which show"),
         "status": _Column("`200` or `206`" if partial else "`200`", "bytes_sent, filesize",
@@ -532,7 +530,7 @@ def questions(config: Config) -> list[str]:
         "" if alone or all(user.allow_from for user in users) else "Which addresses does your client connect from?",
         "At which hour (UTC), and how often, do you pull? Does your client leave the files where they are?",
         "" if alone else "Which SSH software does your client use, and will it log in with a password or with a key?",
-        f"We send from {_day_text(first)} on. Is that the first day that you count?" if first else
+        f"Our first day is {_day_text(first)}. Is that the first day that you count?" if first else
         "Which day is the first that you count?",
         "Whom do we tell when a day is late, or has to be sent again?",
     ]  # fmt: skip

@@ -90,7 +90,7 @@ def run_loop(job: Coroutine[Any, Any, Any]) -> Any:
 
 
 def exit_within(seconds: float) -> None:
-    """End this process with exit code 1 unless it has ended after so many seconds; print where each thread stands.
+    """End this process with exit code 1 if it still runs after this many seconds; print where each thread is.
 
     Not by the event loop or a thread of ours: either may be what hangs.
     """

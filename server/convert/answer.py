@@ -126,7 +126,7 @@ class AnswerReader:
         answer.rejects = fields["rejects"]
         is_one_row = tally.rows == tally.rejected.total() == 1
         if type(fields["one_line"]) is not bool or (fields["one_line"] and not is_one_row):
-            _refuse("whether its rows stand on one line")
+            _refuse("whether its rows are on one line")
         answer.one_line = fields["one_line"]
         lines = [log.lines for log in answer.logs]
         if sum(lines) != tally.lines:

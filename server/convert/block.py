@@ -63,7 +63,7 @@ class _Gathered:
         self.tally = Tally()
         self.podcasts = PodcastBooks()
         self.rejects = Rejects()
-        self.last_rejected = b""  # the row as it stands in the export
+        self.last_rejected = b""  # the row as it is in the export
         self.rejected_of = Counter[tuple[str, RejectReason]]()  # by podcast
         self.out_of_order: list[bytes] = []  # derived ids that rows of both have, the kernel's and the exact rules'
         self.kept_after = False  # whether a row that was not rejected follows the last rejected one
@@ -138,7 +138,7 @@ class BlockConverter:
         derive = bool(self._kind.identity) and not identifier(first.get("id"))
         block = self._convert(self._kernel, job, text, names, job.duplicates, derive=derive)
         ids = _joined(block.ids)
-        # The kernel does not notice an id that stands twice in a block, or that an odd row equals one that it has
+        # The kernel does not notice an id that occurs twice in a block, or that an odd row equals one that it has
         # numbered. Both are rare, so the block is simply converted again, and the kernel leaves every row with these
         # ids to the exact rules, which reject or number all but the first.
         if block.out_of_order or not self._kernel.ids_differ(ids):

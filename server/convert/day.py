@@ -64,7 +64,7 @@ class Converted(NamedTuple):
 
     ``lines_per_log`` has an entry for each log that was opened. ``changed`` counts rows sent before whose line would be
     different now (or none); ``removed`` counts lines sent before whose row is gone. ``podcasts`` is empty unless the
-    books by podcast were asked for. ``one_line``: the export's rows stand in one JSON array on one line, so that none
+    books by podcast were asked for. ``one_line``: the export's rows are in one JSON array on one line, so that none
     of them could be read.
     """
 
@@ -94,7 +94,7 @@ def convert_export(
     """Convert one export into log files.
 
     ``kernel`` returns the kernel, or None to go without one; it is not called for an export without rows.
-    With ``sent``, rows that stand in these logs are filtered as ``sent_before``, and no log is opened if nothing is
+    With ``sent``, rows that are in these logs are filtered as ``sent_before``, and no log is opened if nothing is
     left. Rows created at or after ``fresh_after`` (``YYYY-MM-DD HH:MM:SS``, UTC) are filtered as ``too_fresh``.
     ``progress`` is called with the number of bytes of the export read so far, from 0 again in every pass.
 
@@ -230,11 +230,11 @@ class _Conversion:
         self._books = books
 
     def whole(self, sink: LogSink) -> Converted:
-        """Render; if an id stands in two blocks (which is rare), start over, knowing which ids those are."""
+        """Render; if an id occurs in two blocks (which is rare), start over, knowing which ids those are."""
         with ExitStack() as stack:
             ids = stack.enter_context(_Ids(self._scratch, self._held))
             converted = self._render(ids)
-            # Only at the end is it known whether an id stands in two blocks; no file is published before that.
+            # Only at the end is it known whether an id occurs in two blocks; no file is published before that.
             repeated = ids.repeated(stack, self._differ)
             if not repeated.duplicates.count and not repeated.numbers.count:
                 return converted
@@ -296,7 +296,7 @@ class _Conversion:
 
 
 class _Repeated(NamedTuple):
-    """By block, what stood in earlier ones: ids of their own, and derived ids with how often they occurred."""
+    """By block, what occurred in earlier ones: ids of their own, and derived ids with how often they occurred."""
 
     duplicates: BlockIds
     numbers: BlockIds
@@ -324,7 +324,7 @@ class _Ids:
         self._derived.add(result.derived)
 
     def repeated(self, stack: ExitStack, differ: Callable[[bytes], bool]) -> _Repeated:
-        """Return what stands in more than one block; ``stack`` closes it."""
+        """Return what occurs in more than one block; ``stack`` closes it."""
         blocks = self._own.blocks
         found = _Repeated(
             stack.enter_context(BlockIds(self._scratch, blocks, self._held)),
@@ -375,7 +375,7 @@ class _Source:
                 )
 
     def _told(self, text: GzipText) -> Callable[[int], bytes]:
-        """Return a function that reads and reports progress: an endless line is no block for a long time."""
+        """Return a function that reads and reports progress: an endless line yields no block for a long time."""
         progress = self.progress
         if progress is None:
             return text.read

@@ -165,10 +165,10 @@ def _without_lone_surrogates(line: bytes) -> Any:
         fields = _load(replaced)
     except orjson.JSONDecodeError:
         raise RowRejected(RejectReason.MALFORMED_JSON) from None
-    # An id that is another one with another character holds a lone surrogate, and not a U+FFFD of its own.
+    # An id that another replacement changes holds a lone surrogate, and not a U+FFFD of its own.
     if isinstance(fields, dict):
         cut = [name for name, text in _texts_of_ids(fields).items() if text != again[name]]
-        # Not None for the row's own: an absent one is no error in every kind of export, as one that is not valid is.
+        # Not None for the row's own: some kinds of export allow an absent id, but none allows one that is not valid.
         fields |= {name: "" if name == "id" else None for name in cut}
     return fields
 

@@ -31,9 +31,9 @@ class Job(NamedTuple):
     """A block and what to do with it.
 
     ``array``: the rows are elements of a JSON array, whose opening line is the first of block 0. ``want_ids``: the
-    result must have the ids of the rows. ``duplicates`` are packed ids that stood in an earlier block, ``fresh`` packed
-    cells that were not sent before. ``numbers`` are derived ids, packed, each followed by 8 bytes: how many rows with
-    it became lines in earlier blocks. ``id_column`` is the index of the column ``x-metric-id`` in a published log.
+    result must have the ids of the rows. ``duplicates`` are packed ids that occurred in an earlier block, ``fresh``
+    packed cells that were not sent before. ``numbers`` are derived ids, packed, each followed by 8 bytes: how many rows
+    with it became lines in earlier blocks. ``id_column`` is the index of the column ``x-metric-id`` in a published log.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Rejects:
 
     def __init__(self) -> None:
         self._places = array("I")
-        self._entries = bytearray()  # each with a newline, which JSON text has not
+        self._entries = bytearray()  # each with a newline, which JSON text does not contain
 
     def __len__(self) -> int:
         return len(self._places)

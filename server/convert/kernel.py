@@ -136,7 +136,7 @@ class Kernel:
         self._library.convert_block(byref(rules.rules), byref(block))
 
     def ids_differ(self, ids: bytes) -> bool:
-        """Return whether no id, of 16 bytes each, stands twice."""
+        """Return whether no id, of 16 bytes each, occurs twice."""
         count = len(ids) // 16
         slots = _slots(count)
         differ = self._library.ids_differ(ids, count, slots, len(slots))
@@ -417,7 +417,7 @@ class Rooms(threading.local):
         fresh: IdTable | None = None,
         repeated: IdTable | None = None,
     ) -> _Block:
-        """Return what the kernel is handed for the loaded block from ``start`` on; keep the arguments alive as long.
+        """Return what the kernel is handed for the loaded block, beginning at ``start``; keep the arguments alive.
 
         ``derive``, of this block: its rows have no ids of their own, and one that has is odd; else it is the other way
         round.

@@ -21,9 +21,9 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 def load_large(text: bytes | bytearray, wanted: Collection[str]) -> Any:
-    """Return the wanted fields of an object, or anything else for a JSON text that is none.
+    """Return the wanted fields of an object, or anything else for a JSON text that is not an object.
 
-    The text is cut behind commas. Each piece is made a whole text by the brackets that are open where it begins and
+    The text is cut after commas. Each piece is made a whole text by the brackets that are open where it begins and
     ends: so what is JSON, and how deep it may be, is for the library to say.
 
     Raises:
@@ -54,10 +54,10 @@ def _load_piece(piece: tuple[bytes, memoryview, bytes], wanted: Collection[str],
 
 
 def _next_cut(text: bytes | bytearray, begin: int) -> tuple[int, bytes]:
-    """Return where the piece from ``begin`` on ends, and the brackets in it outside strings (of the last one, none).
+    """Return where the piece that begins at ``begin`` ends, and the brackets in it outside strings (none for the last).
 
-    It ends behind the last comma outside strings of `PIECE` bytes; if they have none, behind the first that there is.
-    Without commas there are few values, or it is no JSON.
+    It ends after the last comma outside strings in `PIECE` bytes; if there is none, after the next one.
+    Without commas there are few values, or it is not JSON.
     """
     at, size, brackets = begin, PIECE, b""
     while len(text) - at > PIECE:
@@ -75,7 +75,7 @@ def _next_cut(text: bytes | bytearray, begin: int) -> tuple[int, bytes]:
             continue
         parts = plain[:end].split(b'"')
         place = at + end
-        for number in range(len(parts) - 1, -1, -2):  # every other part stands between strings
+        for number in range(len(parts) - 1, -1, -2):  # every other part is between strings
             place -= len(parts[number])
             comma = parts[number].rfind(b",") + 1
             if comma:
@@ -88,7 +88,7 @@ def _next_cut(text: bytes | bytearray, begin: int) -> tuple[int, bytes]:
 
 
 def _follow(brackets: bytes, opened: bytearray) -> None:
-    """Open and close so many brackets; wrong ones are for whoever reads the piece to find."""
+    """Open and close these brackets; wrong ones are found by whoever reads the piece."""
     for bracket in brackets:
         if bracket in _OPENING:
             opened.append(bracket)
@@ -97,12 +97,12 @@ def _follow(brackets: bytes, opened: bytearray) -> None:
 
 
 def _head(opened: bytearray) -> bytes:
-    """Return what comes before a piece that begins behind a comma within these brackets."""
+    """Return what comes before a piece that begins after a comma within these brackets."""
     innermost = b'{"":0,' if opened.endswith(b"{") else b"[0,"
     return bytes(opened[:-1]).replace(b"{", b'{"":') + innermost
 
 
 def _tail(opened: bytearray) -> bytes:
-    """Return what comes after a piece that ends with a comma within these brackets; nothing can if there are none."""
+    """Return what comes after a piece that ends with a comma within these brackets; nothing if there are none."""
     innermost = b'"":0}' if opened.endswith(b"{") else b"0]"
     return innermost + opened[-2::-1].translate(_CLOSED_BY) if opened else b""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 LEVEL = 1  # chosen by measurement: benchmarks/convert.py
-HISTORY = 64  # bytes of a piece that are stored, see `deflate`
+HISTORY = 64  # bytes at the front of a piece that are stored as they are, see `deflate`
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: deflate, no flags, no time, unknown system
 _END = b"\x03\x00"  # RFC 1951: a final block without content
 

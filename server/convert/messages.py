@@ -33,7 +33,7 @@ _LOGS_A_LINE, _PODCASTS_A_LINE = 5000, 250  # keeps lines far below the limit, w
 
 
 class FileNames(NamedTuple):
-    """The names of the files that a conversion writes, in order: ``head``, a number from ``first`` on, ``tail``.
+    """The names of the files that a conversion writes, in order: ``head``, a number (``first``, …), ``tail``.
 
     >>> FileNames("MEGA20261120-", 3, ".tsv.gz").at(1)
     'MEGA20261120-04.tsv.gz'

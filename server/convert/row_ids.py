@@ -176,7 +176,7 @@ class BlockRecords:
 
 
 class RecordGroup(NamedTuple):
-    """Some of the records of one partition: those whose ids belong to this ``turn`` of so many ``turns``."""
+    """Some of the records of one partition: those whose ids belong to this one of several ``turns``."""
 
     records: BlockRecords
     part: int
@@ -262,7 +262,7 @@ def ids_differ(ids: bytes) -> bool:
 
 
 def find_duplicates(ids: BlockRecords, found: BlockIds, differ: Callable[[bytes], bool] = ids_differ) -> None:
-    """Add to ``found``, for every block, the ids that stood in an earlier one; no block holds an id twice."""
+    """Add to ``found``, for every block, the ids that occurred in an earlier one; no block holds an id twice."""
     for group in ids:
         if differ(group.ids()):
             continue
@@ -274,7 +274,7 @@ def find_duplicates(ids: BlockRecords, found: BlockIds, differ: Callable[[bytes]
 
 
 def find_numbers(counted: BlockRecords, found: BlockIds, differ: Callable[[bytes], bool] = ids_differ) -> None:
-    """Add to ``found``, for every block, the ids that stood in earlier ones, with how often they did.
+    """Add to ``found``, for every block, the ids that occurred in earlier ones, and how often.
 
     Records and entries are an id and a number of 8 bytes (little-endian); no block holds an id twice.
     """

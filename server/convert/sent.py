@@ -63,7 +63,7 @@ def _after_header(text: GzipText, layout: Layout) -> bytes:
     line = text.readline()
     if layout.format is LogFormat.TSV and layout.header == "plain":
         return text.readline()
-    while line.startswith(b"#"):  # no log line begins so: see Layout.render
+    while line.startswith(b"#"):  # no log line begins like that: see Layout.render
         line = text.readline()
     return line
 

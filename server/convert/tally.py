@@ -182,7 +182,7 @@ class PodcastBooks:
             tally.filtered[reason] += 1
 
     def reject(self, podcast: str, reason: RejectReason, rows: int = 1) -> None:
-        """Count so many rejected rows, perhaps none; ``podcast`` is empty if they do not show it."""
+        """Count this many rejected rows, perhaps none; ``podcast`` is empty if they do not show it."""
         if rows:
             tally = self.of(podcast)
             tally.rows += rows

@@ -271,7 +271,7 @@ def is_public(text: str) -> bool:
 
 
 def is_metadata(text: str) -> bool:
-    """Return whether a cloud may give a machine its own secrets at an address."""
+    """Return whether an address is one at which a cloud gives a machine its secrets."""
     address = _address(text)
     return address is not None and any(address in network for network in _CLOUD)
 

@@ -197,7 +197,7 @@ class Others(NamedTuple):
         return f'set export.kind = "{self.kind}"' if self.kind else ""
 
     def sentence(self, place: str) -> str:
-        """Return that ``place`` has no export, and what it has instead."""
+        """Return the sentence that ``place`` has no export, and what it has instead."""
         number = {0: "nothing", 1: "one object"}.get(self.objects, f"{self.objects} objects")
         here = f"there {'are' if self.objects > 1 else 'is'} {number} at {place}"
         if self.objects:
@@ -225,14 +225,14 @@ class Listing(NamedTuple):
     markers: Mapping[date, datetime] = MappingProxyType({})
 
 
-# A store has several clocks, and the one that tells the time of day tells whole seconds alone.
+# A store has several clocks, and the one that tells the time of day tells only whole seconds.
 CLOCKS_APART = timedelta(seconds=10)
 
 
 class FinalityRule(NamedTuple):
     """When a day counts as final (measured: the clock alone is not enough).
 
-    ``marked``: only an object of Megaphone's proves it, and from ``final_at`` on its absence is worth mentioning.
+    ``marked``: only Megaphone's marker proves it, and after ``final_at`` its absence is worth mentioning.
     """
 
     final_at: time = METRICS.final_at
@@ -240,7 +240,7 @@ class FinalityRule(NamedTuple):
     marked: bool = False
 
     def final_time(self, day: date) -> datetime:
-        """Return the instant from which ``day`` can be final; if it is ``marked``, when Megaphone says it will be."""
+        """Return the instant from which ``day`` can be final; for ``marked`` kinds, when Megaphone says it will be."""
         return datetime.combine(day + timedelta(days=1), self.final_at, UTC)
 
     def state(self, day: date, export: DayExport | None, now: datetime, marker: datetime | None = None) -> str:
@@ -255,7 +255,7 @@ class FinalityRule(NamedTuple):
             return "open"
         if export is None:
             return "missing" if now >= self.final_time(day) else "open"
-        # A marker of tomorrow would prove every version until then: one that is copied may bring any time with it.
+        # A marker dated tomorrow would prove every version until then: a copied one may have any date.
         if proven and marker is not None and export.last_modified <= marker <= now + CLOCKS_APART:
             return "due"
         if export.last_modified < over:

@@ -54,7 +54,7 @@ def saw_local_clock(ledger: Ledger, now: datetime) -> None:
 
 
 def _long_behind(ledger: Ledger, now: datetime, known: datetime) -> bool:
-    """Return whether the clock has been a leap behind for a leap: then it was ahead before, when it was believed.
+    """Return whether the clock has been behind by `LEAP` for as long as `LEAP`: it was ahead when it was believed.
 
     A new ledger believes any clock; after that, one that runs ahead again would not be noticed for as long as the first
     was ahead.
@@ -82,7 +82,7 @@ def before_leap(facts: Mapping[str, Any], now: datetime) -> datetime:
 
 
 def set_back(facts: Mapping[str, Any], now: datetime) -> str:
-    """Return that ``now`` is before the newest instant on record, or ''; one of them is wrong."""
+    """Return the warning that ``now`` is before the newest instant on record, or ''; one of them is wrong."""
     known = _on_record(facts, now)
     if known - now <= BACK:
         return ""

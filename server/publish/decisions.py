@@ -30,7 +30,7 @@ CLOCK_TOLERANCE = timedelta(minutes=1)  # how far the local clock may be from th
 class FeedRequest:
     """What an operator asks for on the command line: only these ``days``, published although held, or sent again.
 
-    ``resend`` is the reason for sending a day again, '' for not. A round ``by_hand`` retries failed days at once.
+    ``resend`` is the reason for sending a day again, or ''. A round ``by_hand`` retries failed days at once.
     """
 
     days: tuple[date, ...] = ()
@@ -221,7 +221,7 @@ def _decide_first(record: DayRecord, policy: FeedPolicy, request: FeedRequest, s
     order = Order("first", export, policy.rules, policy.prefix, may_hold=not accepted, note=note)
     if record.seen != "due":
         order = replace(order, kind="unfinal", remark=f"{AS_IT_STOOD}: {_NOT_FINAL[record.seen]}")
-        # Later, rows withheld now would be sent by the next round, or, from D+3 on, never.
+        # Later, rows withheld now would be sent by the next round, or, after D+3 00:00Z, never.
         if source_now < start_of(day) + RELEASE_AFTER:
             order = replace(order, fresh_after=_fresh_after(export), remark=f"{order.remark}; {WITHHELD}")
     if hold is not None and accepted and record.seen == "due":

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MOST_TURNS = 10  # times in one round that a day is decided again because another node was first
+MOST_TURNS = 10  # how often a round decides a day again because another node was first
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
 TOLD_FOR = timedelta(days=7)  # how long after a day's expiry its late rows are still reported
 DEATHS = "conversion_deaths"  # a fact of the ledger: by day, [ETag of its export, how often its process died]
@@ -198,7 +198,7 @@ class Feed:
         # However old: a log that was promised a name gets it.
         missing = {publication.day for publication in self._ledger.interrupted()}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
-        # First: a round that was killed after it has recorded the days would not be the last one any more.
+        # First: once a killed round has recorded the days, it counts as the last one, and these would not be logged.
         self._note_passed_over([day for day in sorted(passed_over) if day not in days], known, listing)
         for day in sorted({*days, *request.days}):
             export = listing.exports.get(day)
@@ -226,7 +226,7 @@ class Feed:
             log.warning("feed found no export", why=nothing.sentence, hint=nothing.others.cure or "pickup-point doctor")
 
     def _note_passed_over(self, days: Sequence[date], known: KnownDays, listing: Listing) -> None:
-        """Log the days that left the window unpublished, after an outage longer than it, and record their state now."""
+        """Log the days that left the window unpublished, in an outage longer than that, and record their state."""
         lost = [day for day in days if day in listing.exports]
         if lost and (lost[-1], "passed over") not in self._warned:
             self._warned.add((lost[-1], "passed over"))

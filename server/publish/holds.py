@@ -22,7 +22,7 @@ TOKENS_SHARE = 0.01  # above this share of hash-like addresses, tokens = "hold" 
 ENDS_IN_ZERO_SHARE = 0.05  # above this share, the addresses were probably truncated upstream
 OUTSIDE_DAY_SHARE, OUTSIDE_DAY_HOLDS = 0.01, 0.5  # above these shares of the lines: a warning; the day is held
 # (reason, sentence) of a hold that cannot be lifted: there is nothing to send.
-ON_ONE_LINE = "one_line", "the export's rows stand in one array on one line, so none of them can be sent"
+ON_ONE_LINE = "one_line", "the export's rows are in one array on one line, so none of them can be sent"
 OTHER_IDS = "other_ids"  # the reason of the only hold of late rows
 REMOVED_SHARE = 0.1  # if more than this share of the rows sent before is gone, there is a warning
 LOOK_BACK_DAYS = 7  # an empty day is suspicious if one of the seven days before it had rows
@@ -66,7 +66,7 @@ def late_hold_reason(tally: Tally, removed: int) -> tuple[str, str] | None:
     """Return (reason, sentence) why the late rows of a published day are held, or None.
 
     ``tally`` is that of the new version, ``removed`` the number of lines sent before whose row is no longer in it.
-    Megaphone removes no row, so a version that lacks most of them and brings about as many (at least half) has the same
+    Megaphone removes no row, so a version that lacks most of them and adds a like number (at least half) has the same
     rows under other ids: rows that had none were given ids, or what ids are made from is spelt differently. Triton
     would count all of them twice.
     """
@@ -106,7 +106,7 @@ def accept_command(day: date) -> str:
 
 
 def published_when_given_up(hold: Hold) -> bool:
-    """Return whether a held day is published at ``give_up_waiting`` undecided, so that its good rows are not lost."""
+    """Return whether a held day is published at ``give_up_waiting`` if nobody decides, so that no good row is lost."""
     return hold.reason == "rejected" and hold.tally.rejected_share < 0.5 and acceptable(hold.tally)
 
 

@@ -99,11 +99,11 @@ class Publisher:
     def refuse_unknown(self, order: Order) -> None:
         """Refuse an order for a day of which the folder has a published log that the ledger has never seen.
 
-        So it is after an older ledger was restored. What the log has cannot be known to be sent, so that its rows would
-        go out a second time. An operator's resend is carried out.
+        This happens when an older ledger was restored: it does not know that the log's rows were sent, so they would go
+        out a second time. An operator's resend is carried out.
 
         Raises:
-            NameSpent: there is such a log; to be told before the export is fetched.
+            NameSpent: there is such a log; call this before the export is fetched.
         """
         day = order.export.day
         # Between several nodes the sequence says what was published, not the folder.
@@ -274,7 +274,7 @@ class Publisher:
         """Finish interrupted publications, clear staging, and serve what the ledger and the folder agree on."""
         interrupted = self._ledger.interrupted()
         promised = {str(entry.name) for publication in interrupted for entry in publication.missing}
-        # First remove what has no name promised: on a full disk, a link may need the room.
+        # First remove what was promised no name: on a full disk, a link may need the room.
         removed = self._folder.clear_staging(keep=promised)
         for publication in interrupted:
             self._finish_interrupted(publication, now)
@@ -381,7 +381,7 @@ class Publisher:
                 day=day,
                 kind="adopted",
                 export=DayExport(day, "", "", 0, published),
-                # The file does not tell which release wrote it, and so how its ids are encoded, nor the key from which
+                # The file does not say which release wrote it, and so how its ids are encoded, nor the key from which
                 # rows without an id got theirs.
                 rules=rules._replace(
                     layout=rules.layout if layout is None else layout._replace(ids=IdCells.UNKNOWN), id_key=""

@@ -67,7 +67,7 @@ class Replay:
     def catch_up(self, shelf: Shelf, *, anew: bool = False) -> int:
         """Apply what is new, and return how many entries that are.
 
-        ``anew``, before a write: look at the newest known one again, and for a copy of one that is lost.
+        With ``anew``, before a write, look at the newest known one again, and look for a copy of a lost one.
         """
         head = self._head(shelf, anew=anew)
         # Packed, and unpacked one by one: a sequence of years with its books is more than fits into memory.
@@ -156,7 +156,7 @@ class Replay:
                     found.append(zlib.compress(line, 1))
         except (OSError, EOFError, zlib.error):  # a stranger's, as above: the sequence itself has them all
             return []
-        # Left of an earlier sequence, it would be another history.
+        # Left over from an earlier sequence, it would be another history.
         newest = shelf.read(f"sequence/{entry_name(len(found))}", MOST_BYTES) if found else None
         return found if newest is None or newest == zlib.decompress(found[-1]).rstrip(b"\n") else []
 

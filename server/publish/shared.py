@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LONGEST_UPLOAD = 12 * 3600.0  # seconds from the first content to its entry; far less than `tending.UNUSED_AFTER`
-MOST_TURNS = 20  # times that a pruning is tried because another node was first
+MOST_TURNS = 20  # how often a pruning is tried because another node was first
 
 
 class SharedSequence:
@@ -87,7 +87,7 @@ class SharedSequence:
     def catch_up(self, *, begin: bool = False) -> None:
         """Apply what is new in the sequence; with ``begin``, write its first entry if this node has a history to share.
 
-        A node that has published nothing begins none before it publishes: another one may have more to tell.
+        A node that has published nothing does not begin one before it publishes: another may have a longer history.
 
         Raises:
             StoreError: the store cannot be read; what was applied stays.
@@ -102,7 +102,7 @@ class SharedSequence:
                     self._begin(shelf)
                 except Overtaken:
                     pass
-                except StoreError as error:  # whatever is published tries again, and tells it with its day
+                except StoreError as error:  # the next publication tries again, and reports it with its day
                     log.warning("shared store could not begin", why=str(error), hint=error.hint)
 
     def publish(
@@ -242,7 +242,7 @@ class SharedSequence:
         self._write(shelf, entry)
 
     def _never_published_here(self, shelf: Shelf, contents: Iterable[str], known: Iterable[Publication]) -> str:
-        """Return what remains in the store of logs that are not among the ``known``, for example, or ''."""
+        """Return an example of what the store holds of logs that are not among the ``known``, or ''."""
         logs = [part for publication in known for part in publication.logs]
         names, digests = {str(part.name) for part in logs}, {part.sha256 for part in logs}
         found = [name for name in shelf.published() if name not in names]
@@ -291,7 +291,7 @@ class SharedSequence:
         if not taken and (later or more):
             raise StoreError(f"entry {entry.number} of the shared store's sequence is lost", hint=LOST_HINT)
         if len(to_bytes(entry)) > MOST_BYTES:
-            # A long history of a large network. Other nodes do without its books by podcast, not without the entry.
+            # The history of a large network. Other nodes do without its books by podcast, but not without the entry.
             bare = tuple(replace(publication, podcasts=None) for publication in entry.publications)
             entry = replace(entry, publications=bare)
         name, made, failed = f"sequence/{own}", False, None
@@ -317,9 +317,9 @@ class SharedSequence:
         self._tending.copy_newest(shelf)
 
     def keeps_the_first(self, open_shelf: Callable[[], AbstractContextManager[Shelf]]) -> bool:
-        """Return whether of two objects with one name the store keeps the first: everything here rests on that.
+        """Return whether the store keeps the first of two objects with one name: everything here rests on that.
 
-        ``open_shelf`` opens the store with the patience that there is.
+        ``open_shelf`` opens the store, as patiently as there is time for.
 
         Raises:
             StoreError: the store does not answer, or does not permit what is needed.
@@ -333,7 +333,7 @@ class SharedSequence:
     def _refuse_replacing(self, shelf: Shelf, head: int) -> None:
         """Check again, before each entry, that the store keeps the first of two objects with one name.
 
-        Tried with the newest entry, ``head``: to replace it by itself would do no harm. Where it has been lost since
+        Tried with the newest entry, ``head``: replacing it with itself would do no harm. Where it has been lost since
         the turn began, and others may have written since, it is not put back here.
 
         Raises:

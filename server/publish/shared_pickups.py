@@ -93,12 +93,12 @@ class SharedPickups:
                 why = "another node uses its name: its data folder is a copy, or an old one"
                 log.warning(f"node {before} is called {self._node} from now on", why=why)
                 return
-            if there != data:  # an earlier write of ours, which arrived late: what is true now is told again
+            if there != data:  # an earlier write of ours, which arrived late: what is true now is written again
                 self._told.pop(name, None)
             self._heard[name] = listed[name]
 
     def _own(self) -> dict[str, bytes]:
-        """Return what this node tells, by the names of its objects."""
+        """Return what this node reports, by the names of its objects."""
         own = {
             BETWEEN.join((owner, user, self._node)): orjson.dumps(progress)
             for owner, user, progress in self._ledger.pickups.progress()
@@ -112,14 +112,14 @@ class SharedPickups:
         owner, user, node = [*name.split(BETWEEN), "", ""][:3]
 
         def past(instant: str) -> str:
-            # Nothing told by an object happened after the store took it: a node whose clock is ahead tells of a future,
-            # and no silence of the partner's would be noticed before that.
+            # Nothing that an object reports happened after the store took it: a node whose clock is ahead reports a
+            # future, and until then no silence of the partner would be noticed.
             return instant if written is None or datetime.fromisoformat(instant) <= written else written.isoformat()
 
         try:
             found = orjson.loads(data)
             if owner == _LOGINS:
-                # A node of an earlier version tells no silence.
+                # A node of an earlier version reports no silence.
                 self._ledger.merge_logins({who: [past(at), *rest, 0][:4] for who, (at, *rest) in found.items()})
                 return
             for word in ("first", "last", "completed"):
@@ -144,7 +144,7 @@ def _digest(data: bytes) -> str:
 
 
 def _claims_no_more(theirs: bytes, ours: bytes) -> bool:
-    """Return whether what lies in the store claims nothing that ``ours`` does not; what cannot be read has none."""
+    """Return whether what lies in the store claims nothing that ``ours`` does not; nor does what cannot be read."""
     try:
         there, here = orjson.loads(theirs), orjson.loads(ours)
         if here.get("completed") or "ranges" not in here or there["sha256"] != here["sha256"]:

@@ -151,7 +151,7 @@ class StoreCopy:
         return state
 
     async def _plan(self, store: ConnectedLogStore, there: set[str], wrong: list[str]) -> Plan:
-        """Return the plan by what store and ledger hold; update ``there`` and ``wrong`` to what is known now."""
+        """Return the plan for what store and ledger hold; update ``there`` and ``wrong`` to what is known now."""
         found = await store.logs()
         # Read after the listing: a log published meanwhile is put, one pruned meanwhile is removed.
         published, known = await in_thread(self._remembered, found.logs)
@@ -163,7 +163,7 @@ class StoreCopy:
         self._compared = {name: etag for name, etag in self._compared.items() if name in found.logs}
         wrong[:] = plan.wrong
         if found.strangers:
-            wrong.append(f"{found.strangers} objects that are no logs lie in the store beside them")
+            wrong.append(f"the store holds objects that are not logs: {found.strangers}")
         # What was right at the last pass, even an earlier run's, counts until it is compared again.
         there &= {str(entry.name) for entry in published if entry.name in found.logs}
         for entry in plan.compare:
@@ -220,4 +220,4 @@ class StoreCopy:
             log.info("store answers again", store=self._store.name)
         for sentence in now.wrong:
             if sentence not in before.wrong:
-                log.error("store has something else", why=sentence, hint="pickup-point manual store")
+                log.error("store differs from what was published", why=sentence, hint="pickup-point manual store")

@@ -39,5 +39,5 @@ class StoreState(NamedTuple):
         return cls(**{**fact, "there": tuple(fact["there"]), "wrong": tuple(fact["wrong"])})
 
     def lacks(self, entry: LedgerLog) -> bool:
-        """Return whether a published log does not lie in the store."""
+        """Return whether a published log is missing from the store."""
         return entry.state == "published" and str(entry.name) not in self.there

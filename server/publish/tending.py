@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 COPIES = "copies"  # a copy is named by its entry's number and the id of the first entry, which tells sequences apart
-LOST_HINT = "start every node, since one that has it puts it there again; pickup-point manual two-nodes"
+LOST_HINT = "start every node, since any that has it puts it back; pickup-point manual two-nodes"
 BROKEN_HINT = "ask whoever else writes to the store; pickup-point manual two-nodes"
 UNUSED_AFTER = timedelta(days=1)  # content this old that no entry names was left by a node that died
 
@@ -45,8 +45,8 @@ class Tending:
         self._ledger = ledger
         self._folder = folder
         self._refused_removal = False
-        self._copied = 0  # the newest entry of which this run has seen to a copy
-        self._uncopied = 0  # the newest entry of which the store took no copy, and that was told
+        self._copied = 0  # the newest entry that this run has made sure there is a copy of
+        self._uncopied = 0  # the newest entry that the store took no copy of, which was logged
 
     def _copy(self, number: int) -> str:
         return f"{COPIES}/{entry_name(number)}~{self._ledger.entries.id_of(1)}"
@@ -87,7 +87,7 @@ class Tending:
     def put_back_newest(self, shelf: Shelf) -> None:
         """Put back the newest applied entries, which the store has lost, if the sequence there is the one applied here.
 
-        Not if nothing is left: then an operator has removed the sequence, or it is another bucket.
+        Do nothing if nothing is left: then an operator has removed the sequence, or it is another bucket.
         """
         head, sequence = self._ledger.entries.head(), self._ledger.entries.id_of(1)
         there = numbers_in(shelf, "sequence")
@@ -157,6 +157,6 @@ def refuse_broken(ledger: Ledger, entry: Entry) -> None:
 
 
 def numbers_in(shelf: Shelf, folder: str, after: str = "") -> list[str]:
-    """Return the names in a folder that are entries' numbers, sorted; a stranger's object is none."""
+    """Return the names in a folder that are entries' numbers, sorted; other objects are left out."""
     names = [shelved.name for shelved in shelf.list(folder, after)]
     return [name for name in names if name.isdecimal() and name == entry_name(int(name))]

@@ -229,7 +229,7 @@ def _models() -> Any:
 
 @cache
 def _handlers() -> Any:
-    """Return the SDK's own event handlers, which a client copies: to register them takes half a connection's time."""
+    """Return the SDK's own event handlers, which a client copies: registering them takes half a connection's time."""
     emitter = AioHierarchicalEmitter()
     AioSession(event_hooks=emitter)
     return emitter

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .errors import BucketPlace
 
 _CHUNK = 1 << 20
-MOST_BYTES = 5 << 30  # of an object written in one request, by S3's rules
+MOST_BYTES = 5 << 30  # of an object written in one request: S3's rule
 
 
 class StoredObject(NamedTuple):

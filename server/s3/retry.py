@@ -36,7 +36,7 @@ class RetryPolicy:
 
     @property
     def worth(self) -> int:
-        """The bytes that make a broken-off read count as progress: what the slowest permitted body brings a window."""
+        """The bytes that make a broken-off read count as progress: as many as a window requires."""
         return max(1, int(self.least_rate * self.window))
 
     def pause(self, failures: int) -> float:

@@ -18,7 +18,7 @@ KEX = (
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 # Only if configured: the client's order decides (RFC 4253, section 7.1), OpenSSH's begins with it, and it is slow here.
 CHACHA20 = "chacha20-poly1305@openssh.com"
-# PuTTY has AES-GCM from 0.78 on, after AES-CTR in its order, which costs this server twice as much.
+# PuTTY has AES-GCM since 0.78, but prefers AES-CTR, which costs this server twice as much.
 _RATHER_CTR = r"PuTTY_Release_(?:0\.(?:7[89]|[89]\d)|[1-9]\d*\.\d+)"
 MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
 # Listed in full because asyncssh's own list has duplicates, which crash libssh2 1.11.1 (curl) with an RSA key.
@@ -108,8 +108,8 @@ def negotiate(client: tuple[str, ...], server: tuple[str, ...]) -> str | None:
 def ciphers_for(client: str, ciphers: tuple[str, ...]) -> tuple[str, ...]:
     """Return which of these ciphers are offered to a client, by its version without the protocol's.
 
-    The client's order decides (RFC 4253, section 7.1); who has the faster cipher and would choose the slower one is not
-    offered that. With ChaCha20 the operator has said that speed here does not count.
+    The client's order decides (RFC 4253, section 7.1); a client that has the faster cipher but would choose the
+    slower one is not offered the slower one. With ChaCha20 the operator has said that speed here does not count.
     """
     if CHACHA20 in ciphers or not re.match(_RATHER_CTR, client, re.ASCII):
         return ciphers

@@ -55,7 +55,7 @@ GREETING = 12  # bytes: enough to tell SSH from a PROXY header
 MSG_USERAUTH_REQUEST, MSG_USERAUTH_INFO_RESPONSE = 50, 61  # RFC 4252, section 6; RFC 4256, section 5
 MAX_PACKETS_BEFORE_LOGIN = 500  # IGNORE and the like included: each takes time of the one event loop
 MAX_EXCHANGES_BEFORE_LOGIN = 3  # key exchanges: each costs the event loop up to 20 ms, and an attacker nothing
-# After login: so many key exchanges, and one more for each EXCHANGE_BYTES acknowledged or EXCHANGE_SECONDS passed.
+# After login: this many key exchanges, and one more for each EXCHANGE_BYTES acknowledged or EXCHANGE_SECONDS passed.
 FREE_EXCHANGES = 20
 EXCHANGE_BYTES, EXCHANGE_SECONDS = 32 * 1024, 60.0
 MAX_AUTH_REQUESTS = 100  # on one connection, including those that try nothing ("none", a change of password)
@@ -194,7 +194,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.choked = True
 
     def _bound_answers(self) -> None:
-        """Stop reading from a peer that makes asyncssh keep answers, to other SSH requests than those of a session."""
+        """Stop reading from a peer whose SSH requests, other than a session's, make asyncssh keep answers."""
         if self.choked and self.transport is not None and not self.transport.is_closing():
             most = UNSENT_MOST * (1 + len(self.sessions))
             if self.transport.get_write_buffer_size() > most:
@@ -209,7 +209,7 @@ class SshConnection(asyncssh.SSHServerConnection):
         for session in list(self.sessions):
             if self.choked:
                 break
-            # To the end of the queue first: one that fills the socket again must not take every turn.
+            # A session goes to the end of the queue first: one that fills the socket again must not take every turn.
             self.sessions[session] = self.sessions.pop(session)
             session.pump()
 

@@ -161,7 +161,7 @@ class _Entry:
 
 
 class Together:
-    """What was answered of one file to one user, over all connections that have a handle on it.
+    """What one user was sent of one file, over all connections that have a handle on it.
 
     Any piece of a file that is fetched in parallel may be the last, after which the client leaves on all connections.
     """
@@ -330,7 +330,7 @@ class Delivery:
         self.ask(again=again)
 
     def ask(self, *, again: bool = False) -> None:
-        """Ask after what is on the way, unless that was done; while a question is under way, only if ``again``."""
+        """Ask about what is on the way, unless that was done; while a question is under way, only if ``again``."""
         stream = self._stream
         if self._on_the_way and self._on_the_way[-1].end > stream.last_question and (again or not stream.asking):
             stream.ask()

@@ -123,7 +123,7 @@ class RequestHandler:
         return self.delivery.pending or any(isinstance(handle, _OpenFile) for handle in self._handles.values())
 
     def answer(self, request: bytes) -> Reply | Awaitable[Reply] | None:
-        """Answer one packet (without its length), at once or, if a disk must be waited for, by an awaitable.
+        """Answer one packet (without its length), at once or, if it must wait for a disk, with an awaitable.
 
         Return None to end the session: this is not a packet, or the first one is not INIT.
         """
@@ -192,7 +192,7 @@ class RequestHandler:
     def _realpath(self, number: int, fields: Fields) -> Reply:
         parts = fields.string().split(b"/")
         name = b""
-        # As OpenSSH's server: each name must be one that exists, whatever it is, but for one at the very end.
+        # Like OpenSSH's server: every name but the last must exist, whatever it is.
         for left, part in enumerate(parts, 1 - len(parts)):
             if part == b"..":
                 name = b""
@@ -246,7 +246,7 @@ class RequestHandler:
         flags = fields.u32()
         fields.skip_attrs()
         found = self._lookup(path)
-        # Before the name is judged: who uploads a new file must be told "read-only", not "no such file".
+        # Before the name is judged: whoever uploads a new file must be told "read-only", not "no such file".
         if flags != packets.OPEN_READ:
             self._report_verb("write", str(found.name) if found and found is not True else "")
             return packets.status_reply(number, Status.PERMISSION_DENIED)
@@ -321,7 +321,7 @@ class RequestHandler:
         if not isinstance(handle, _OpenFile):
             return packets.status_reply(number, Status.FAILURE, "Invalid handle")
         if not length:
-            # As OpenSSH's server: no end of the file, which a client would believe; and nothing was read.
+            # Like OpenSSH's server: not the end of the file, which a client would believe, although nothing was read.
             return bytes(packets.data_buffer(number, 0))
         if handle.progress.first_read is None:
             # Also if the answer is EOF: a client that resumes at the end of the file shows that it has all of it.

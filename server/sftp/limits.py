@@ -226,7 +226,7 @@ class Guard:
 
 
 def _delay(failures: int) -> float:
-    """Return what the last of so many failures costs, in seconds."""
+    """Return the delay, in seconds, that the last of this many failures costs."""
     over = failures - FREE_FAILURES
     return min(FIRST_DELAY * 2.0 ** min(over - 1, 16), MAX_DELAY) if over > 0 else 0.0
 

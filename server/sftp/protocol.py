@@ -137,7 +137,7 @@ class Fields:
 
 
 def read_fields(request: bytes) -> tuple[int, bytes, int, int] | None:
-    """Return number, handle, offset and length of a READ of a handle as we give them out, or None for all else.
+    """Return number, handle, offset and length of a READ with a handle like those given out, or None for anything else.
 
     Most requests are these, and `Fields` takes three times as long.
     """
@@ -175,7 +175,7 @@ def handle_reply(request: int, handle: bytes) -> bytes:
 
 
 def data_buffer(request: int, count: int) -> bytearray:
-    """Build a DATA reply whose ``count`` bytes are still to be filled in, from DATA_HEADER_SIZE on."""
+    """Build a DATA reply whose ``count`` bytes are still to be filled in, after DATA_HEADER_SIZE."""
     buffer = bytearray(DATA_HEADER_SIZE + count)
     set_data_header(buffer, request, count)
     return buffer

@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 DISK_THREADS = 4
 NO_DESCRIPTORS_HINT = "raise LimitNOFILE= in the unit (ulimit -n), or lower max_connections"
-KEY_ONLY_HINT = "this user has no password_hash; the partner's client must log in by its key"
+KEY_ONLY_HINT = "this user has no password_hash; the partner's client must log in with its key"
 NO_CLIENT = "look at what the balancer sends in its PROXY header, or take it out of proxy_protocol_from in [sftp]"
 
 
@@ -225,7 +225,7 @@ class Registry:
         return verdict
 
     def is_balancer(self, address: Address) -> bool:
-        """Return whether connections from this address name their client: it is then never counted or banned itself."""
+        """Return whether connections from this address name their client; it is then not counted or banned itself."""
         return any(address in network for network in self._balancers)
 
     def admit_balancer(self, address: Address) -> bool:

@@ -136,7 +136,7 @@ class SftpServer:
             async with asyncio.timeout(CLOSE_SECONDS):
                 for connection in connections:
                     await connection.wait_closed()
-        except TimeoutError:  # a fault in what ends one of them must not keep the others' pickups from being recorded
+        except TimeoutError:  # if ending one of them fails, the others' pickups must still be recorded
             log.error("sftp could not end its connections", connections=len(connections))
         # Tasks that `stop_listening` cancelled may not have ended yet; nothing may be accepted after this.
         tasks = [task for task in (self._accept_task, self._housekeeping_task, *self._arriving) if task is not None]
@@ -203,7 +203,7 @@ class SftpServer:
         except OSError:
             pass  # it hung up without a word, as a health check may
         finally:
-            # Also if `stop_listening` cancelled the wait. A connection of the balancer's own stays counted as such.
+            # This runs even if `stop_listening` cancelled the wait. A balancer's own connection stays counted as such.
             if not read:
                 sock.close()
             if not kept:
@@ -258,7 +258,7 @@ class SftpServer:
             if began:
                 self.registry.left(connection)
         finally:
-            # Also if `stop_listening` cancelled the wait: the admitted connection must be counted out.
+            # This runs even if `stop_listening` cancelled the wait: the admitted connection must be counted out.
             if not began:
                 sock.close()
                 self.registry.never_began(address, counted=counted)

@@ -151,7 +151,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
                 if self._delivery is not None and not self._inbox:
                     self._delivery.close_arrives()
             self._inbox += data
-            # A planned pump will answer: who sends a lot at once must not take the others' turn.
+            # A planned pump will answer: one that sends a lot at once must not take the others' turn.
             if self._pump_planned:
                 self._balance()
             elif self._connection.receiving:

@@ -37,7 +37,7 @@ Network = IPv4Network | IPv6Network
 MAX_MEMORY_KIB = 256 * 1024  # per check; two run at once
 CHECKS_AT_ONCE = 2
 LEAST_PASSWORD, MAX_PASSWORD = 12, 1024  # characters
-MAX_SENT = 4 * MAX_PASSWORD  # a client may send each character taken apart, into at most four
+MAX_SENT = 4 * MAX_PASSWORD  # a client may send each character decomposed, into at most four
 VERDICT_STEP = 4  # times the measured length of a check: with two at once, nearly all still end within one step
 _MEASUREMENTS = 3  # per kind of hash; the shortest counts, since whatever else runs only adds to it
 # 19 MiB and two passes: OWASP's recommendation for Argon2id, and two checks at once stay under 40 MiB.

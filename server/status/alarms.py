@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from .deadlines import Deadline
 
 
-PATIENCE = timedelta(days=1)  # with an empty place, which Megaphone may not have begun to write to
+PATIENCE = timedelta(days=1)  # Megaphone may not have begun to write to an empty place
 NOT_BEGUN = "if Triton has not begun to pull, set export.first_day to the day that it will begin with"
 SETTLING = "nothing to do: it is published once its export has not changed for export.settle"
 NOT_AGREED = "ask Triton's account manager whether such lines count, then set export.agreed = true"
-LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # of the usual rows of the same weekday; outside of this there is an alarm
-OVER_AFTER = timedelta(days=4)  # so long after a day's expiry nothing can be mended any more, and its alarms end
+LEAST_SHARE, MOST_SHARE = 0.5, 2.0  # shares of the weekday's usual rows; outside of them there is an alarm
+OVER_AFTER = timedelta(days=4)  # this long after a day has expired, nothing can be mended, and its alarms end
 # The newest days: those whose alarms have not ended, and the four weeks that their volumes are compared with.
 ALARMING_DAYS = 33
 STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})  # those that report a day's state
 # Facts of the ledger: when the service last started, and when it last ended because it was asked to.
 STARTED, ENDED = "service_started", "service_ended"
-RESTART = timedelta(minutes=1)  # that a service which was asked to end may be away without an alarm
+RESTART = timedelta(minutes=1)  # a service that was asked to end may be away this long without an alarm
 START_HINT = "systemctl start pickup-point; or pickup-point serve"
 MOST_LOST = 3  # logs gone from the folder, each with its own alarm; if more are, they have one cause
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
@@ -129,7 +129,7 @@ def alarms(
     ``unagreed`` is what Triton has yet to agree to, or ''; ``running`` is whether the service runs.
     """
     days = [day for day in days if first_day is None or day.day >= first_day]
-    # If Megaphone has exported these days, the clock is about right: the service was away for long.
+    # If Megaphone has exported these days, the clock is about right: the service was away for a long time.
     away = any(day.export is not None and day.day >= now.date() - LEAP for day in days)
     steady = now if away else before_leap(facts, now)
     found = [
@@ -141,7 +141,7 @@ def alarms(
     found += _of_matching(days)
     found += [alarm for feed in rss_feeds for alarm in _of_rss_feed(feed, refresh_every, now)]
     found += [alarm for partner in partners for alarm in _of_partner(partner, pull_every, now)]
-    # If the ledger cannot be read, that it has no facts does not mean that there was no round.
+    # An unreadable ledger has no facts, which does not mean that there was no round.
     if facts or not (measured.ledger_away or measured.ledger_damage):
         found += _of_service(facts, poll_every, now, running=running)
     found += _of_source(facts, first_day, now)
@@ -159,7 +159,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, steady: datetime
     ``steady`` is ``now``, or the instant before the clock leapt; ``pulled`` says whether a partner has ever logged in.
     """
     found = []
-    # By a clock that leapt, a day that can still be published is not over.
+    # A day that can still be published is not over, whatever a clock that leapt says.
     over = (steady if day.export and not day.publications else now) >= expires(day.day) + OVER_AFTER
     if over or day.state == "pruned":
         return []
@@ -225,7 +225,7 @@ def _of_day(day: DayOverview, holds: HoldPolicy, now: datetime, steady: datetime
 
 
 def _what_to_ask(day: DayOverview) -> str:
-    """Return what to ask the partner about a day that is not picked up; if some of it is, about what is missing."""
+    """Return what to ask the partner about a day that is not picked up; if some of it is, ask about the rest."""
     lacking = [user for user in day.pickups if user.required and not user.done]
     begun = [(user, part) for user in lacking for part in user.parts]
     if not begun:
@@ -270,7 +270,7 @@ def _of_matching(days: Sequence[DayOverview]) -> list[Alarm]:
 
 
 def _of_rss_feed(feed: RssFeed, refresh_every: timedelta, now: datetime) -> list[Alarm]:
-    """Return an alarm if an RSS feed was not read for too long; one failure is none, as its last items stay in use."""
+    """Return an alarm if an RSS feed was not read for too long; one failure raises none: its last items stay in use."""
     if not feed.error or (feed.read_at is not None and now - feed.read_at <= max(timedelta(days=1), refresh_every * 2)):
         return []
     since = f"last read {span(now - feed.read_at)} ago" if feed.read_at is not None else "it was never read"
@@ -303,7 +303,7 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, 
     ago = "" if last is None else f"the last round was {span(now - datetime.fromisoformat(last))} ago"
     ended = ended_when_asked(facts)
     restarting = ended is not None and timedelta() <= now - ended < RESTART
-    # Rounds by hand are rounds, where no service was ever started; but from one that has ended nobody can fetch a file.
+    # Where no service was ever started, rounds by hand are enough; but once one has ended, nobody can fetch a file.
     if not running and STARTED in facts and not restarting:
         stopped = "" if ended is None else f": it was stopped {span(now - ended)} ago"
         sentence = "; ".join(filter(None, (f"the service is not running{stopped}", ago)))
@@ -339,7 +339,7 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, 
 def _of_source(facts: Mapping[str, Any], first_day: date | None, now: datetime) -> list[Alarm]:
     """Return an alarm if the source has never delivered an export, although it should have."""
     nothing = NothingDelivered.of(facts)
-    # What was found last says nothing about a source that cannot be looked into now: it may even be another one.
+    # What was found last says nothing about a source that cannot be read now: it may even be another one.
     if nothing is None or facts.get("source_error"):
         return []
     others = nothing.others

@@ -115,7 +115,7 @@ def _part(alarm: Alarm, day: DayOverview, late: Alarm | None) -> _Part:
             deadline, level = late.deadline, max(level, late.level)
     elif (what := _NOT_DONE.get(alarm.name)) is not None:
         says, deadline = f"{day.day} is {what}", alarm.deadline
-        if day.why and hint == day.advice:  # why is no thing to do
+        if day.why and hint == day.advice:  # `why` is not something to do
             says, hint = f"{says}: {day.why}", day.cure
     says, hint = (text.replace(str(day.day), _DAY) for text in (says, hint))
     share = float(found[2]) if (found := _REMARK.match(says)) else 0.0
@@ -156,7 +156,7 @@ def _time_left(deadlines: Sequence[Deadline]) -> str:
 
 
 def _once(found: Iterable[Cause]) -> list[Cause]:
-    """Return the causes without steps that an earlier one has."""
+    """Return the causes, each without the steps that an earlier one has."""
     said: set[Step] = set()
     kept = []
     for cause in found:

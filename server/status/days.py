@@ -108,13 +108,13 @@ class DayOverview:
     remarks: tuple[str, ...]
     waits_for_pickup: bool = True  # False if no user's pickups count for the deadlines
     late_failure: str = ""  # why the late rows of a published day could not be published
-    shrunk: str = ""  # that its export was rewritten to fewer rows
+    shrunk: str = ""  # the remark that its export was rewritten with fewer rows
     late_ignored: str = ""  # why what is new in the export of a published day is not sent
     goes_out_undecided: bool = False  # held, but published at give_up_waiting if nobody decides before
     late_held: str = ""  # why the late rows of a published day are held
-    resend_held: str = ""  # that sending it again, as an operator asked, is held, and why
+    resend_held: str = ""  # why sending it again, as an operator asked, is held
     unsent: int = 0  # rows that came too late to be sent, or were withheld until then
-    foreign: str = ""  # that a version of its export of which nothing was sent has many rows of other days
+    foreign: str = ""  # the remark that a version of its export, of which nothing was sent, has many rows of other days
 
     @property
     def state_in_words(self) -> str:
@@ -369,7 +369,7 @@ def _held_though_published(record: DayRecord | None, publications: Sequence[Publ
 
 
 def _shrunk(publications: Sequence[Publication], check: LateCheck | None) -> str:
-    """Return that the last version read of a published day has fewer rows than was published, or ''."""
+    """Return the remark that the last version read of a published day has fewer rows than were published, or ''."""
     standing = [p for p in publications if p.tally and any(entry.superseded_by is None for entry in p.logs)]
     rows = [publication.tally.rows for publication in standing if publication.tally is not None]
     published_at = publications[-1].published_at if publications else None
@@ -405,7 +405,7 @@ def _unsent(publications: Sequence[Publication], checks: Sequence[LateCheck]) ->
 
 
 def _foreign(publications: Sequence[Publication], check: LateCheck | None) -> str:
-    """Return that the newest version of a published day, of which nothing was sent, has other days' rows, or ''."""
+    """Return the remark that a published day's newest version, of which nothing was sent, has foreign rows, or ''."""
     since = publications[-1].published_at if publications else None
     if check is None or since is None or check.at <= since:
         return ""

@@ -43,7 +43,7 @@ class DeadlinePolicy:
 
 
 def patience(poll_every: timedelta) -> timedelta:
-    """Return how long there may be no round before that is an alarm."""
+    """Return how long there may be no round before an alarm is raised."""
     return poll_every * 3 + timedelta(minutes=5)
 
 

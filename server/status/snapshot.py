@@ -73,7 +73,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, config: Config, now: datetime, newest: int = 0) -> Snapshot:
-        """Read everything once; with ``newest``, only so many days: `ALARMING_DAYS` are enough for alarms.
+        """Read everything once; with ``newest``, only that many days: `ALARMING_DAYS` are enough for alarms.
 
         Raises:
             DataFolderError: this user may not look into the data folder.
@@ -305,7 +305,7 @@ def trace_of(config: Config, name: LogName) -> Trace:
 def _no_late_rows(config: Config, publications: Sequence[Publication]) -> str:
     try:
         key = load_ip_hash_key(config.keys_dir)
-    except ConfigError:  # not for the eyes of whoever asks
+    except ConfigError:  # whoever asks may not see it
         return ""
     return incomparable(standing(publications), with_fingerprint(config.log_rules, key))
 
@@ -412,7 +412,7 @@ def _lost_logs(config: Config, publications: Sequence[Publication], now: datetim
             found = (folder / str(file.log.name)).lstat()
         except FileNotFoundError:
             lost.append(file.log.name)
-        except OSError:  # the folder cannot be looked into, which is another alarm's
+        except OSError:  # the folder cannot be read: another alarm says so
             return ()
         else:
             if not stat.S_ISREG(found.st_mode) or found.st_size != file.log.size:

@@ -54,7 +54,7 @@ def summary(day: DayOverview, config: Config, store: StoreState | None = None, s
         return found
     decides = f"{SERVER}, once you have agreed with the partner what these rows are"
     who = decides if found.who.startswith(NOBODY) else f"{found.who}; {decides}"
-    sentence = f"{found.sentence} Late rows of it are held: {day.late_held}."
+    sentence = f"{found.sentence} Its late rows are held: {day.late_held}."
     return found._replace(sentence=sentence, who=who, steps=(*found.steps, *steps(way_out_of_late(day.day))))
 
 
@@ -64,10 +64,10 @@ def _of_state(day: DayOverview, config: Config, silent: Collection[str]) -> Summ
     match day.state:
         case "open":
             rule = config.export.finality
-            final = f"can be final from {instant(rule.final_time(day.day))} on"
+            final = f"cannot be final before {instant(rule.final_time(day.day))}"
             if rule.marked:  # then final_at is only our own expectation
                 usual = rule._replace(final_at=config.export.export_kind.final_at).final_time(day.day)
-                final = f"is final once Megaphone marks it, by about {instant(usual)} as a rule"
+                final = f"is final once Megaphone marks it, usually by {instant(usual)}"
             sentence = f"Megaphone is still writing this day; it {final}."
             return Summary("Not yet", "waiting", sentence)
         case "unmarked":
@@ -131,11 +131,11 @@ def instant(at: datetime) -> str:
 
 
 def _with_store(found: Summary, day: DayOverview, store: StoreState) -> Summary:
-    """Return what is told about a published day that the partner reads from the store."""
+    """Return what to say about a published day that the partner reads from the store."""
     standing = [entry for entry in day.logs if entry.superseded_by is None]
     lacking = [str(entry.name) for entry in standing if store.lacks(entry)]
     if not lacking:
-        return found._replace(sentence=f"{found.sentence} It lies in the store, where the partner reads.")
+        return found._replace(sentence=f"{found.sentence} It is in the store, where the partner reads.")
     some = day.state == "picked up" or len(lacking) < len(standing)
     word, mood = "In part" if some else "Not yet", "bad" if store.error else "waiting"
     sentence = f"{found.sentence} The store, where the partner reads, does not have {_named(lacking)}."

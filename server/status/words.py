@@ -38,7 +38,7 @@ def partner_users(config: Config) -> list[UserSettings]:
 
 
 def reads_from_store_alone(config: Config) -> bool:
-    """Return whether the partner reads from the bucket and not by SFTP, so that the users are other people."""
+    """Return whether the partner reads from the bucket and not by SFTP; the SFTP users are then other people."""
     return config.store is not None and config.store.required and not any(user.required for user in config.sftp.users)
 
 
@@ -112,7 +112,7 @@ def _ban(ban: Mapping[str, Any]) -> str:
 
 
 def _other_nodes(nodes: dict[str, tuple[int, int]], own: str, now: datetime) -> list[tuple[str, str]]:
-    """Return what this node knows of the others: who has published or pruned last, the newest first."""
+    """Return what this node knows of the others, those that published or pruned last first."""
     nodes.pop(own, None)
     newest = sorted(nodes.items(), key=lambda node: (-node[1][0], node[0]))
     said = [

@@ -47,7 +47,7 @@ REPORT_WAIT_AFTER = 0.5  # seconds: a shorter wait, for one of the service's own
 class FoundFile:
     """A file in the pickup folder, known to the ledger or not; ``name`` is None if ``file`` is not a log's name.
 
-    ``sealed`` is whether it has the mode of a published log, which files that come from elsewhere hardly have.
+    ``sealed`` is whether it has the mode of a published log, which files from elsewhere rarely have.
     """
 
     file: str

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 LEDGER_FILE = "ledger.sqlite3"
 LIVE_DAYS = 100  # newest days that a round and `status` look at, whatever became of their logs
-LATE_CHECKS = 10  # kept of each day: the newest
-_BUSY_SECONDS = 30  # that SQLite waits for another process's transaction
+LATE_CHECKS = 10  # how many are kept of each day: the newest
+_BUSY_SECONDS = 30  # SQLite waits this long for another process's transaction
 # Uses the index of logs that are still there: few, compared with all that ever were.
 _WITH_LOGS = "p.id IN (SELECT publication FROM log WHERE state <> 'pruned'"
 _A_LITTLE = 1 << 16  # bytes: a disk with less free counts as full
@@ -81,7 +81,9 @@ class Ledger:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")
-                _migrate(path, connection)
+                # A second process that opens a new ledger waits here, and then finds it ready.
+                with _immediate(connection):
+                    _migrate(path, connection)
                 path.chmod(0o600)
             except BaseException:
                 connection.close()
@@ -141,8 +143,8 @@ class Ledger:
         export = publication.export
         with self._transaction() as run:
             self.release_missing(rest_of)
-            number = rest_of if publication.id == rest_of else None
-            number = number or run(
+            within = rest_of != 0 and publication.id == rest_of
+            number = rest_of if within else run(
                 "INSERT INTO publication (delivery, day, kind, export_key, export_etag, export_size, export_modified,"
                 " rules, tally, changed, removed, remark, intended_at, catalogue)"
                 " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -288,6 +290,7 @@ class Ledger:
 
     def published_logs(self) -> list[LedgerLog]:
         """Return the logs that are in the folder, in the order of publication."""
+        # The first condition is the index's own: SQLite sees by it that the index will do.
         query = "SELECT * FROM log WHERE state <> 'pruned' AND state = 'published' ORDER BY mtime, name"
         return [log_of(row) for row in self._rows(query)]
 
@@ -338,8 +341,7 @@ class Ledger:
 
     def days(self, delivery: str = DELIVERY) -> dict[date, DayRecord]:
         """Return every day that a round ever looked at."""
-        records = (record_of(row) for row in self._rows("SELECT * FROM day WHERE delivery = ?", [delivery]))
-        return {record.day: record for record in records}
+        return self.live_days(date.min, delivery)
 
     def live_days(self, since: date | None = None, delivery: str = DELIVERY) -> dict[date, DayRecord]:
         """Return the days since the `horizon` that a round ever looked at."""
@@ -491,16 +493,8 @@ class Ledger:
             if self._connection.in_transaction:
                 yield self._connection.execute
                 return
-            # IMMEDIATE takes the write lock first: a transaction that reads and then writes could fail in between.
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
+            with _immediate(self._connection):
                 yield self._connection.execute
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # After some errors, such as a full disk, SQLite has already rolled back.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         with self._lock, translate_sqlite_errors(self.path):
@@ -513,14 +507,13 @@ def _look_at(path: Path) -> os.stat_result | None:
     Raises:
         OSError: it, or a file that SQLite keeps beside it, is not a regular file.
     """
-    found = None
-    for name in (f"{path}-journal", f"{path}-wal", f"{path}-shm", str(path)):
-        found = None
+    there: dict[str, os.stat_result] = {}
+    for beside in ("", "-journal", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
-            found = status_of(Path(name))
-        if found is not None and not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, f"{Path(name).name} is not a regular file", name)
-    return found
+            there[beside] = status_of(Path(f"{path}{beside}"))
+            if not stat.S_ISREG(there[beside].st_mode):
+                raise OSError(errno.EINVAL, f"{path.name}{beside} is not a regular file", f"{path}{beside}")
+    return there.get("")
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -529,19 +522,21 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _migrate(path: Path, connection: sqlite3.Connection) -> None:
-    # A second process that opens a new ledger waits here, and then finds it ready.
+@contextlib.contextmanager
+def _immediate(connection: sqlite3.Connection) -> Iterator[None]:
+    # IMMEDIATE takes the write lock first: a transaction that reads and then writes could fail in between.
     connection.execute("BEGIN IMMEDIATE")
     try:
-        _run_migrations(path, connection)
+        yield
         connection.execute("COMMIT")
     except BaseException:
+        # After some errors, such as a full disk, SQLite has already rolled back.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
 
 
-def _run_migrations(path: Path, connection: sqlite3.Connection) -> None:
+def _migrate(path: Path, connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         hint = "install the newer version again; a ledger cannot be downgraded"

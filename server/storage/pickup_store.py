@@ -243,7 +243,7 @@ def _instant(value: str) -> str:
 
 def _log_name(text: str) -> LogName:
     name = LogName.parse(text)
-    assert name is not None  # noqa: S101  # of a row that names a log
+    assert name is not None  # noqa: S101  # the row names a log
     return name
 
 

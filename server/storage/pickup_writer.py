@@ -63,8 +63,8 @@ class PickupWriter:
         self._enqueue(lambda: self._record_login(login, at, None if before is None else now - before))
 
     def _record_login(self, login: Login, at: datetime, counted: float | None) -> None:
-        # A clock that ran ahead would leave a silence of years, after which none is too long for an alarm; one that was
-        # behind, and was put right, a silence of as long as it was behind.
+        # A clock that ran ahead would leave a silence of years, after which none is long enough for an alarm; one that
+        # was behind, and was put right, a silence as long as it was behind.
         measured = not self._doubt(at)
         self._ledger.record_login(login.user, at, login.address, login.client, measured=measured, counted=counted)
 

@@ -107,7 +107,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a day could not be converted or published; ``etag`` is that of the version tried, ``tries`` how often."""
+    """Why a day could not be converted or published; the version with this ``etag`` was tried ``tries`` times."""
 
     sentence: str
     hint: str

@@ -12,7 +12,7 @@ Pure: types and their JSON. Why this is enough (`publish.shared` and `publish.re
    is the one after some entry N; after a crash at most work on files is repeated, which is harmless.
 4. Content is written before the entry that names it, under a name that includes the entry's own random id. So whoever
    sees the entry can fetch its files, and content that no entry names belongs to nobody.
-5. Whether a write took effect whose answer was lost shows when its number is read, by the random id. Nothing is
+5. Whether a write took effect, if its answer was lost, shows when its number is read, by the random id. Nothing is
    guessed, and waiting loses nothing: a write that arrives late is an entry like any other, or finds the number taken.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT = 1
-MOST_BYTES = 64 << 20  # of an entry; its books by podcast take the most
+MOST_BYTES = 64 << 20  # of an entry; most of them are its books by podcast
 MOST_CHECKPOINT = 1 << 30  # bytes of a checkpoint, compressed
 CHECKPOINT_EVERY = 100
 MOST_COUNT = 1 << 37  # of bytes, of lines, of seconds since 1970: thousands of years, which a date can still be
@@ -190,7 +190,7 @@ def begins_entry(number: int, data: bytes) -> bool:
 def _name(text: str) -> LogName:
     name = LogName.parse(text)
     if name is None:
-        raise ValueError("no log name")
+        raise ValueError("not a log name")
     return name
 
 

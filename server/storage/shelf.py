@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .sequence import Entry
 
 _CHUNK = 1 << 20
-_LOOK_EVERY = 0.5  # seconds between two looks whether the service ends
+_LOOK_EVERY = 0.5  # seconds between two checks whether the service is to end
 
 
 class Shelved(NamedTuple):
@@ -91,7 +91,7 @@ def entry_of(number: int, data: bytes) -> Entry:
     """Return the entry that an object of the sequence holds.
 
     Raises:
-        StoreError: it is none that this version can read.
+        StoreError: it is not one that this version can read.
     """
     try:
         return from_bytes(number, data)
@@ -187,5 +187,5 @@ class _BucketShelf:
             if self._stopped():
                 task.cancel()
                 await asyncio.wait([task])
-                raise StoreError("the service ends, and the store has not answered", hint="it is retried automatically")
+                raise StoreError("the service ended before the store had answered", hint="it is retried automatically")
         return task.result()

@@ -51,8 +51,9 @@ class StagedLog:
 class Staging:
     """The logs of one publication on their way: written by a conversion, checked, linked.
 
-    They get the ``promised`` names, then those from ``first`` on, the day's next unspent one. With ``keep`` the sealed
-    logs stay in staging at the end: set it from when the ledger promises them until their publication is recorded.
+    They get the ``promised`` names, then ``first``, the day's next unspent one, and those after it. With ``keep`` the
+    sealed logs stay in staging at the end: set it from when the ledger promises them until their
+    publication is recorded.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class Staging:
 
 
 def link_staged(staging_dir: Path, pickup_dir: Path, log: LedgerLog) -> bool:
-    """Give a log that was sealed before a crash the name it was promised; return False if it is not staged whole.
+    """Give a log that was sealed before a crash the name it was promised; return False if it is not whole in staging.
 
     The caller syncs the folder.
 

@@ -162,7 +162,7 @@ class Door:
         return await asyncio.shield(task)
 
     async def _check(self, access: Access, address: Address, password: bytes, digest: bytes) -> bool:
-        """Return whether it is the password; count it."""
+        """Return whether this is the password, and count the guess."""
         if await self._checks.check(access, _USER, address, password) is Verdict.GRANTED:
             if access is self._access:  # a reload may have brought another meanwhile
                 self._right = digest

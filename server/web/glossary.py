@@ -49,7 +49,7 @@ def _rows(chapter: str) -> Iterator[tuple[str, str, str]]:
     for line, below in pairwise([*lines, ""]):
         if heading := _HEADING.fullmatch(line):
             title = heading[1]
-        elif not below.startswith("|---") and (row := _ROW.fullmatch(line)):  # what stands above that is no row
+        elif not below.startswith("|---") and (row := _ROW.fullmatch(line)):  # what is above that is not a row
             yield title, _plain(row["word"]), _plain(row["meaning"])
 
 

@@ -137,7 +137,7 @@ class Listener:
         except Exception as error:  # the service carries on, and the client sees no details
             why = unexpected(error)
             log.error("web could not answer", why=str(why), hint=why.hint)
-            # A screen on a wall must not stay there: what failed once may work in a minute.
+            # A screen on a wall must not be stuck on the error: what failed once may work in a minute.
             sentence = "this page could not be made; the service's journal says where it failed"
             answer = text(500, sentence, Refresh="60")
         return response(answer)
@@ -152,7 +152,7 @@ class Listener:
         target = _ABSOLUTE.match(request.raw_path)
         if target is not None and len(hosts) == 1:
             hosts = [target[1]]  # RFC 9112, section 3.2.2: it takes the place of the header
-        # A load balancer that speaks HTTP/1.0 sends none; what it asks for is no secret.
+        # A load balancer that speaks HTTP/1.0 sends none; what it asks for is not secret.
         nameless = not hosts and request.version < HttpVersion11 and request.path in OPEN
         if not nameless and (len(hosts) != 1 or not is_own_name(hosts[0], self._names)):
             return text(421, "this page does not answer to that name; web.hosts in the configuration lists its names")
@@ -164,7 +164,7 @@ class Listener:
         return await self._answer(request.path, request.query_string)
 
     async def _admits(self, request: BaseRequest, address: Address) -> bool:
-        """Return whether a request brings the password; who waits for a guess is dropped when others need room."""
+        """Return whether a request has the password; one delayed by an earlier guess is dropped if others need room."""
         connection = cast("_Connection", request.protocol)
         connection.kept = False
         admitted = await self._door.admits(request.headers.get("Authorization", ""), address)
@@ -196,7 +196,7 @@ def _request(
 
 
 def response(answer: Answer) -> web.Response:
-    """Return an answer as a response of aiohttp's."""
+    """Return an answer as an aiohttp response."""
     made = web.Response(status=answer.status, body=answer.body)
     made.headers.update({**ALWAYS, "Content-Type": answer.kind, **answer.headers})
     made.force_close()  # one request per connection, so that the limits of one are those of the other
@@ -206,7 +206,7 @@ def response(answer: Answer) -> web.Response:
 class _Connection(web.RequestHandler):
     """One connection; ``turn`` is how long its answer waits (seconds).
 
-    ``kept`` is whether its request has come, and does not wait for a guess of its address: it is dropped for nobody.
+    ``kept`` is whether its request has arrived and no earlier guess delays it: then it is dropped for nobody.
     ``spoken`` is whether its request is in a version of HTTP that is spoken here.
     """
 

@@ -22,10 +22,10 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 6, 14, 24  # margins
 SHOWN = 60  # days
 SHOWN_HOURS = 28  # days in the plot of hours: each has room for three marks side by side
 TALL = 280  # the height of the plot of hours: final, published and picked up may lie an hour apart
-_BESIDE = 4.8  # between two marks of a day
-_LEAST = 4.0  # thousandths of a bar that a part is wide at least
-_WEEKS = 4  # weeks back whose same weekday makes the usual range
-_HOURS = (24.0, 78.0)  # hours after a day began that the plot of hours shows
+_BESIDE = 4.8  # from one mark of a day to the next
+_LEAST = 4.0  # the least width of a part, in thousandths of a bar
+_WEEKS = 4  # how many earlier weeks give the usual range of a weekday
+_HOURS = (24.0, 78.0)  # hours since a day began: the range of the plot of hours
 
 
 class Mark(NamedTuple):
@@ -72,7 +72,7 @@ class HoursPlot:
     """Hours from the beginning of each day to its events; the deadlines are horizontal lines."""
 
     points: tuple[Point, ...]
-    spans: tuple[str, ...]  # of each day a line through its events, in the form of SVG's ``points``
+    spans: tuple[str, ...]  # for each day a line through its events, as the ``points`` of SVG
     deadlines: tuple[Mark, ...]
     x_marks: tuple[Mark, ...]
     y_marks: tuple[Mark, ...]
@@ -197,7 +197,7 @@ def books(tally: Tally) -> list[Part]:
 
 def _final(day: DayOverview, rule: FinalityRule, settle: timedelta) -> datetime | None:
     """Return when the first version published became final; None if it was not, or if that is not known."""
-    if rule.marked:  # proven by an object of Megaphone's, whose time is not kept
+    if rule.marked:  # proven by Megaphone's marker, whose time is not kept
         return None
     export = day.publications[0].export
     at = max(rule.final_time(day.day), export.last_modified + settle)

@@ -237,7 +237,7 @@ def card(day: DayOverview, snapshot: Snapshot, config: Config, call: Call, headi
 
 
 def _besides_card(day: DayOverview, snapshot: Snapshot) -> list[Cause]:
-    """Return what is wrong with a day besides what its card tells."""
+    """Return what is wrong with a day besides what its card says."""
     own = [alarm for alarm in snapshot.alarms if alarm.subject == str(day.day) and alarm.name not in _ON_CARDS]
     return causes(own, [day])
 
@@ -285,7 +285,7 @@ def _weeks(by_day: Mapping[date, DayOverview], today: date) -> list[list[Cell | 
 
 
 def _begins(export: ExportSettings, today: date) -> tuple[date, datetime] | None:
-    """Return the first day of the configuration and when it can be final, if that is not yet yesterday."""
+    """Return the configured first day and when it can be final, or None once that day is over."""
     first = export.first_day
     return (first, export.finality.final_time(first)) if first is not None and first >= today else None
 

@@ -321,7 +321,7 @@ def test_a_ledger_that_cannot_be_opened_is_not_called_damaged(service_site: Serv
 
 
 def test_the_line_has_the_worst_first_and_counts_the_rest() -> None:
-    """Below 300 characters whatever is wrong; what to do about the worst is told whole or not at all."""
+    """Below 300 characters whatever is wrong; what to do about the worst is said whole or not at all."""
     many = [Alarm(Level.CRITICAL, "one", "the worst of them", "look: ls | head; df -h")]
     many += [Alarm(Level.WARNING, f"n{n}", f"number {n} is {'wrong ' * 9}", f"ls {n}") for n in range(9)]
     call = Call("/opt/it", "/etc/it.toml")

@@ -105,7 +105,7 @@ def test_feed_refuses_options_that_make_no_sense(
 
 
 def test_a_day_that_was_typed_wrong_leaves_no_trace(fed: ServiceSite) -> None:
-    """One that is yet to come is refused by every command that takes a day; one of which nothing is known is told."""
+    """One that is yet to come is refused by every command that takes a day; one that is unknown is reported."""
     before = [(day["day"], day["state"]) for day in fed.status()["days"]]
     for command in (("feed", "--day"), ("reconcile",)):
         assert fed.run(*command, str(day_before(-400))).returncode == 2

@@ -352,7 +352,7 @@ async def test_a_later_start_keeps_keys_password_and_names_and_adds_the_missing_
 async def test_the_demos_days_alarm_nobody_and_it_says_what_an_alarm_would_be(
     clock: str, before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the day whose deadline is over, nor those of a long absence; told is the alarm for one who has to fetch."""
+    """Not the day whose deadline is over, nor those of a long absence; the alarm is for one who has to fetch."""
     now = datetime.fromisoformat(f"2026-03-10T{clock}+00:00")
     for start in [now - timedelta(days=before)] * bool(before) + [now]:
         made = prepare(tmp_path / "demo", 0, start)

@@ -459,7 +459,7 @@ def test_init_writes_what_it_was_told_and_never_overwrites(program: Program, tmp
 
 
 def test_init_asks_nine_questions_on_a_terminal_and_each_until_its_answer_can_be_used(tmp_path: Path) -> None:
-    """Seven have a default; a wrong answer is told at once, and asked for again; the password that it makes logs in."""
+    """Seven have a default; a wrong answer is reported and asked for again; the password that it makes logs in."""
     leader, follower = pty.openpty()
     asked = subprocess.Popen(
         command("init"), cwd=tmp_path, env=environment(), stdin=follower, stdout=follower, stderr=follower,
@@ -571,7 +571,7 @@ def test_a_handover_tells_megaphones_hours_and_not_our_settings() -> None:
 
 
 def test_who_reads_from_the_bucket_alone_is_told_of_no_server() -> None:
-    """The users of SFTP are the publisher's own people then; what the configuration lacks is no word for Triton."""
+    """The users of SFTP are the publisher's own people then; what the configuration lacks is not for Triton to read."""
     told = {}
     for required in (True, False):
         settings = {

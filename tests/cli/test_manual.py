@@ -56,7 +56,7 @@ def test_every_chapter_is_listed_and_has_a_heading(program: Program) -> None:
 
 
 def test_a_chapter_is_plain_text_in_a_pipe(program: Program) -> None:
-    """As it is written: it can be searched, and pasted from."""
+    """As it was written: it can be searched and copied from."""
     assert program.run("manual", "glossary").stdout == (FOLDER / "glossary.md").read_text()
     assert program.run("manual", "config").stdout == (ROOT / "config.example.toml").read_text()
 
@@ -119,7 +119,7 @@ def test_every_row_of_a_table_has_the_columns_of_its_head(page: Path) -> None:
             rows = lines[token.map[0] : token.map[1]]
             columns = {len(_BARS.findall(row)) for row in rows}
             assert len(columns) == 1, "\n".join(row for row in rows if len(_BARS.findall(row)) != max(columns))
-    # What begins with a bar and is no table is a broken one.
+    # What begins with a bar and is not a table is a broken one.
     tables = sum(len(range(*token.map)) for token in MarkdownIt("gfm-like", {"linkify": False}).parse(text)
                  if token.type == "table_open" and token.map is not None)  # fmt: skip
     assert tables == sum(1 for line in lines if line.startswith("|"))
@@ -157,7 +157,7 @@ def test_every_command_that_is_printed_parses(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_commands_says_who_types_it(page: Path) -> None:
-    """A test, which is named behind the block's ``sh``, or the reader; and no block is an indented one, unseen here."""
+    """A test, which is named after the block's ``sh``, or the reader; and no block is an indented one, unseen here."""
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
         assert token.type != "code_block", token.content
         if token.type == "fence" and token.info.split()[0] in ("sh", "bash", "shell", "console"):
@@ -168,7 +168,7 @@ def test_every_block_of_commands_says_who_types_it(page: Path) -> None:
 
 
 def test_the_recipe_of_the_readme_is_that_of_the_manual_and_asks_nothing() -> None:
-    """What a test types in a booted Debian stands in both; `init` finds all its answers in the command line."""
+    """What a test types in a booted Debian is in both; `init` finds all its answers in the command line."""
     readme, chapter = (MarkdownIt().parse(page.read_text("utf-8")) for page in (ROOT / "README.md", INSTALLING))
     theirs = [token.content for token in readme if token.type == "fence"]
     ours = [token.content for token in chapter if token.type == "fence"]

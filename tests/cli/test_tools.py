@@ -74,7 +74,7 @@ def test_convert_json_prints_the_tally_and_nothing_else(program: Program) -> Non
     ],
 )
 def test_the_day_of_a_file_is_that_of_megaphones_name_in_it(name: str, day: date | None) -> None:
-    """Wherever it stands: whoever saved the file may have put another date before it."""
+    """Wherever it is: whoever saved the file may have put another date before it."""
     assert day_in(name) == day
 
 

@@ -82,7 +82,7 @@ def test_lines_that_are_long_are_not_gathered(size: int, ahead: int) -> None:
 
 
 def test_equal_text_is_packed_to_equal_bytes_wherever_it_lies() -> None:
-    """In a thousand places of memory; texts shorter than the part that stands unpacked are whole, too."""
+    """In a thousand places of memory; texts shorter than the part that is stored are whole, too."""
     texts = [b"%d026-11-20\t12:00:00\t192.0.2.1\n" % number * 40 for number in range(111, 999, 111)]
     first, elsewhere = [deflate(text, 40) for text in texts], []
     for _ in range(1000):
@@ -153,7 +153,7 @@ def test_an_array_without_its_closing_bracket_is_torn(tmp_path: Path, rest: byte
 
 @pytest.mark.parametrize("end", [b"]", b" ]\n", b"]\r\n\n"])
 def test_a_bracket_behind_the_last_row_closes_an_array(tmp_path: Path, end: bytes) -> None:
-    """The array is whole; but a row and something else in one line are no row."""
+    """The array is whole; but a row and something else in one line are not a row."""
     rows = [b"[", ROW + b",", LAST + end]
     converted, sink = convert(export_file(tmp_path, b"\n".join(rows)))
     assert_is(convert_slowly(b"\n".join(rows).split(b"\n"), conversion(), array=True), converted, sink)
@@ -258,7 +258,7 @@ def _damaged(whole: bytes) -> dict[str, bytes]:
     [*((damage, 1) for damage in _damaged(bytes(100))), ("half", 2), ("wrong CRC", 2), ("empty", 2)],
 )
 def test_a_damaged_export_is_never_converted(tmp_path: Path, damage: str, threads: int) -> None:
-    """Cut, flipped, padded with something else, or no gzip at all: one sentence that names the file, and a hint."""
+    """Cut, flipped, padded with something else, or not gzip: one sentence that names the file, and a hint."""
     path = export_file(tmp_path, sample(300))
     path.write_bytes(_damaged(path.read_bytes())[damage])
     with pytest.raises(ExportTorn, match=path.name) as caught:
@@ -311,7 +311,7 @@ def test_a_file_that_is_no_gzip_is_called_that(file: bytes) -> None:
 
 
 def test_an_export_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
-    """A missing file, and a folder, are no torn exports."""
+    """A missing file, and a folder, are not torn exports."""
     for path in (tmp_path / "nothing.json.gz", tmp_path):
         with pytest.raises(SourceError, match="cannot be read"):
             convert_export(opened(path), conversion(), MemorySink(), kernel=lambda: KERNEL, scratch=tmp_path)
@@ -320,7 +320,7 @@ def test_an_export_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("most", "threads"), [(1, 1), (7, 1), (100, 1), (100, 3), (569, 1), (10_000, 3)])
 @pytest.mark.parametrize("layout", [Layout(), Layout(LogFormat.W3C), Layout(header="none")])
 def test_logs_are_cut_exactly_by_lines(tmp_path: Path, most: int, threads: int, layout: Layout) -> None:
-    """Every file but the last has exactly so many lines, its own header, and the order goes on from file to file."""
+    """Every file but the last has exactly that many lines, its own header, and the order goes on from file to file."""
     rows = sample(100 if most == 1 else 600)
     made = conversion(layout=layout)
     slow = convert_slowly(rows, made)
@@ -342,7 +342,7 @@ def test_cutting_by_lines_is_the_same_for_any_number_of_threads(tmp_path: Path) 
 @pytest.mark.parametrize("block", [100_003, 1 << 20])
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_line_over_16_mib_is_malformed_and_its_beginning_is_kept(tmp_path: Path, block: int, extra: int) -> None:
-    """Exactly 16 MiB is still read; one byte more is not, wherever it stands."""
+    """Exactly 16 MiB is still read; one byte more is not, wherever it is."""
     row = orjson.dumps({**orjson.loads(next(day_rows(DAY, 1))), "id": "long", "x": ""})
     long = row[:-2] + b"x" * (blocks.LINE_LIMIT + extra - len(row)) + row[-2:]
     assert len(long) == blocks.LINE_LIMIT + extra
@@ -372,7 +372,7 @@ def test_a_line_over_16_mib_is_malformed_and_its_beginning_is_kept(tmp_path: Pat
     ],
 )
 def test_the_text_of_a_rejected_row_is_at_most_64_kib(tmp_path: Path, raw: bytes, kept: str) -> None:
-    """Bytes that are no text are written as ``\\xNN``, and a character is never cut in two."""
+    """Bytes that are not text are written as ``\\xNN``, and a character is never cut in two."""
     converted, sink = convert(export_file(tmp_path, b"\n" + raw + b"\n"))
     assert converted.tally.rejected == {"malformed_json": 1}
     assert sink.reject_entries == [{"line": 2, "reason": "malformed_json", "raw": kept}]

@@ -38,7 +38,7 @@ def own(number: object, **changes: object) -> bytes:
 
 @pytest.mark.parametrize("blank", ["\u00a0\u3000", "\u2028", "\x1c", "\x85"])
 def test_an_element_of_an_array_that_is_only_blanks_is_a_malformed_row(tmp_path: Path, blank: str) -> None:
-    """It was taken for a blank line, which is no row: it was neither counted nor kept."""
+    """It was taken for a blank line, which is not a row: it was neither counted nor kept."""
     lines = [b"[", own(1) + b",", f"{blank},".encode(), own(2), b"]"]
     made = Conversion(LogRules(), KEY, day=DAY)
     converted, sink = convert(export_file(tmp_path, lines), made)

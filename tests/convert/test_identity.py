@@ -149,7 +149,7 @@ def test_late_rows_are_found_among_equal_ones(tmp_path: Path, kernel: Kernel | N
 
 
 def test_a_row_that_is_blacklisted_later_is_removed_and_sends_no_other_again(tmp_path: Path) -> None:
-    """The equal rows that stay keep their numbers, wherever it stood."""
+    """The equal rows that stay keep their numbers, wherever it was."""
     rows = [row_v2(), row_v2(), row_v2(user_agent="Other/1.0")]
     _, sink = convert(export_file(tmp_path, rows), MADE)
     log = tmp_path / "log.gz"

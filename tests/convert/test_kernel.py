@@ -93,7 +93,7 @@ def test_every_odd_row_is_the_same_by_kernel_and_by_the_exact_rules(name: str) -
 
 @pytest.mark.parametrize("name", V2_RULES)
 def test_every_row_of_the_other_kind_is_the_same_by_kernel_and_by_the_exact_rules(name: str) -> None:
-    """In blocks whose first row has an id, and in such whose first has none; with equal rows here and before."""
+    """In blocks whose first row has an id, and in those whose first has none; with equal rows here and before."""
     conversion = Conversion(V2_RULES[name], KEY, EPISODES, DAY)
     rows = v2_rows()
     converter = RowConverter(conversion)
@@ -123,7 +123,7 @@ def test_a_size_that_no_cell_has_room_for_is_odd() -> None:
 
 
 def test_equal_rows_are_numbered_in_a_block_that_takes_several_calls() -> None:
-    """Before and behind a room that is full, by the kernel and by the exact rules, the odd one first or last."""
+    """Before and after a room that is full, by the kernel and by the exact rules, the odd one first or last."""
     odd, even = row_v2(ip=" 203.0.113.9"), row_v2(ip="203.0.113.8")
     same = [row_v2(delivery_type="download", note=[]), row_v2()]  # equal, and the first of them is odd to the kernel
     filling = [row_v2(created_at=f"{DAY}T12:00:00.{n}Z", user_agent='"' * 90) for n in range(400)]
@@ -160,7 +160,7 @@ def test_a_day_of_the_other_kind_is_left_to_no_other() -> None:
 @pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", ["default", "w3c columns", "every field"])
 def test_every_odd_row_is_the_same_alone(name: str) -> None:
-    """Each nasty row in a block of its own, under one setting: at its beginning and end, with no newline behind it."""
+    """Each nasty row in a block of its own, under one setting: at its beginning and end, with no newline after it."""
     ways = Ways(made(name))
     rows = worth_comparing(made(name), third(name), ways.by_kernel._render_rules)
     assert len(third(name)) / 2 < len(rows) < len(third(name))
@@ -199,7 +199,7 @@ def test_escapes_and_foreign_letters_are_ordinary() -> None:
 
 
 def test_new_fields_are_learned_from_the_first_row() -> None:
-    """A field that Megaphone adds costs no speed, whatever scalar it holds and wherever it stands."""
+    """A field that Megaphone adds costs no speed, whatever scalar it holds and wherever it is."""
     rows = [
         orjson.dumps({"added": n, **GOOD, "id": f"id{n}", "later": [None, True, "é\\", -1.5, 7][n % 5]})
         for n in range(50)

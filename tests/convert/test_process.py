@@ -326,7 +326,7 @@ GOOD_END = {"tally": GOOD_TALLY, "changed": 0, "removed": 0, "rejects": False, "
 
 
 def liar(*lines: object) -> str:
-    """Return a program that takes a request and answers these lines; `PAUSE` is none of them."""
+    """Return a program that takes a request and answers these lines; `PAUSE` is not one of them."""
     each = [line if isinstance(line, bytes) else orjson.dumps(line) + b"\n" for line in lines]
     texts = b"".join(each).split(PAUSE)
     return f"""
@@ -362,20 +362,20 @@ LIES: dict[str, list[object]] = {
     "another kind": [{"publish": "MEGA20261120-00.tsv.gz"}],
     "no end": spoken()[:-1],
     "half an end": [*spoken()[:-1], b'{"done": '],
-    "more behind its end": [*spoken(), {"read": 1}],
+    "more after its end": [*spoken(), {"read": 1}],
     "two ends": [*spoken(), spoken()[-1]],
     "another end after a while": [*spoken(), PAUSE, spoken()[-1]],
     "read more than there is": [{"read": 1 << 40}],
     "read less than nothing": [{"read": -1}],
     "read a boolean": [{"read": True}],
     "read a text": [{"read": "1"}],
-    "logs that are no list": spoken(log={}),
-    "a log that is no list": spoken(log=[7]),
+    "logs that are not a list": spoken(log={}),
+    "a log that is not a list": spoken(log=[7]),
     "a log with more": spoken(log=[[*GOOD_LOG, "../../etc/passwd"]]),
     "a log with a fraction of lines": spoken(log=[[2.0, *GOOD_LOG[1:]]]),
     "a log of negative size": spoken(log=[[2, -1, GOOD_LOG[2]]]),
     "a log of too large a size": spoken(log=[[2, 2**63, GOOD_LOG[2]]]),
-    "a digest that is none": spoken(log=[[2, 100, "0" * 63 + "/"]]),
+    "a digest that is not one": spoken(log=[[2, 100, "0" * 63 + "/"]]),
     "a digest that is too short": spoken(log=[[2, 100, ""]]),
     "other lines than counted": spoken(log=[[1, *GOOD_LOG[1:]]]),
     "no log": spoken(log=[]),
@@ -395,7 +395,7 @@ LIES: dict[str, list[object]] = {
     "too many podcasts": [{"podcasts": {f"{lap}-{n}": GOOD_PODCASTS["p"] for n in range(5000)}} for lap in range(5)],
     "an end with more": spoken(name="MEGA20261120-00.tsv.gz"),
     "an end with less": [*spoken()[:-1], {"done": {"tally": GOOD_TALLY}}],
-    "rejected rows that are none": spoken(rejects=True),
+    "rejected rows that are not there": spoken(rejects=True),
     "rejected rows by number": spoken(rejects=0),
     "rows on one line that became lines": spoken(one_line=True),
     "rows on one line by number": spoken(one_line=0),
@@ -415,7 +415,7 @@ LIES: dict[str, list[object]] = {
     "a failure that is a text": [{"failed": SECRET}],
     "a failure in words of its own": [{"failed": {"kind": "torn", "word": SECRET}}],
     "a failure of a log that was not sent": [{"failed": {"kind": "sent", "log": 0, "word": "empty"}}],
-    "a failure with a number that is none": [{"failed": {"kind": "disk", "errno": SECRET}}],
+    "a failure with a number that is not one": [{"failed": {"kind": "disk", "errno": SECRET}}],
     "a type that is a sentence": [{"failed": {"kind": "error", "type": f"of {SECRET}", "at": []}}],
 }  # fmt: skip
 

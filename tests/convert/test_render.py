@@ -107,7 +107,7 @@ def test_every_odd_row_comes_out_as_by_the_exact_rules(name: str, catalogue: boo
 @pytest.mark.usefixtures("_parsed_once")
 @pytest.mark.parametrize("name", RULES)
 def test_every_odd_row_comes_out_so_when_it_stands_alone(name: str) -> None:
-    """A nasty row in a block of its own, behind an ordinary one: each row under a sixth of the settings."""
+    """A nasty row in a block of its own, after an ordinary one: each row under a sixth of the settings."""
     ordinary = orjson.dumps({**GOOD, "id": "99999999-2222-4333-8444-555555555555"})
     for row in NASTY[[*RULES].index(name) % 6 :: 6]:
         blocks_by(RULES[name], catalogue=True).assert_same([ordinary, row])
@@ -193,7 +193,7 @@ def test_addresses_are_written_as_ipaddress_writes_them(ips: list[str], how: str
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=40) | st.text(max_size=20).map(str.encode), st.integers(0, 1))
 def test_any_bytes_are_a_row_or_rejected_or_blank(line: bytes, array: int) -> None:
-    """A line that is no JSON at all is counted once, by its first reason, or is blank."""
+    """A line that is not JSON at all is counted once, by its first reason, or is blank."""
     line = line.replace(b"\n", b"")
     blocks_by(LogRules()).assert_same([orjson.dumps(GOOD), line, b" " * array])
 

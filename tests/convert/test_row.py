@@ -114,7 +114,7 @@ def test_a_number_or_boolean_is_its_json_text(value: Any, text: str) -> None:
 
 
 def test_podcast_or_episode_alone_will_do() -> None:
-    """The missing one of the two is ``-`` wherever it stands."""
+    """The missing one of the two is ``-`` wherever it is."""
     line = cells(row(podcast_id=ABSENT))
     assert (line["podcast-id"], line["url"]) == ("-", f"/-/{GOOD['episode_id']}.mp3")
     line = cells(row(episode_id=" "))
@@ -189,7 +189,7 @@ SEEN: list[tuple[dict[str, str], dict[str, str] | str]] = [
 
 
 def row_of(texts: dict[str, str]) -> bytes:
-    """The good row, with some fields as they stand in an export."""
+    """The good row, with some fields as they are in an export."""
     raw = row(**{name: f"@{name}@" for name in texts})
     for name, text in texts.items():
         raw = raw.replace(f'"@{name}@"'.encode(), text.encode())
@@ -207,7 +207,7 @@ def test_what_exports_really_hold_is_read_as_it_is_meant(texts: dict[str, str], 
 
 
 def test_bytes_that_only_look_like_half_a_character_are_not_json() -> None:
-    """A surrogate as it stands, not as an escape, is no UTF-8; and an array is no row, with a half in it or without."""
+    """A surrogate that is not escaped is not UTF-8; and an array is not a row, with a half in it or without."""
     assert result(row().replace(b"Podcasts", b"\xed\xa0\x80")) == "malformed_json"
     assert result(rb'["\ud800"]') == "not_an_object"
 

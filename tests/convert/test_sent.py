@@ -189,7 +189,7 @@ def test_ids_that_differ_at_all_are_different_rows(tmp_path: Path, layout: Layou
 def test_what_an_earlier_release_sent_is_recognised(
     tmp_path: Path, layout: Layout, written: IdCells, known: bool, kernel: Kernel | None
 ) -> None:
-    """A log with the cells of then, told so by the ledger or found in the folder; and a day that has both kinds."""
+    """A log with the cells of that time, as the ledger says, or found in the folder; and a day that has both kinds."""
     rows, new = with_odd_ids(ODD_IDS), [row(id="new\t%")]
     wrote = layout._replace(ids=written)
     _, before = convert(export_file(tmp_path, rows), conversion(layout=wrote, rows="all"), kernel=kernel)

@@ -34,7 +34,7 @@ tallies = st.builds(
 
 
 def test_the_books_have_the_contracts_shape() -> None:
-    """Key for key, in order; reasons that did not occur are left out, the others stand in the order of looking."""
+    """Key for key, in order; reasons that did not occur are left out, the others are in the order of the checks."""
     tally = Tally(rows=9, lines=2, reporting=3, clamped=1)
     tally.filtered[FilterReason.SHORT] += 1
     tally.filtered[FilterReason.NO_BYTES] += 2

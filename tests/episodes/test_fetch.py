@@ -288,7 +288,7 @@ async def test_a_proxy_opens_no_way_inside(rss_host: RssHost, monkeypatch: pytes
 async def test_a_proxy_that_does_not_serve_is_reported_without_its_password(
     rss_host: RssHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It refuses, it is gone, its address is none."""
+    """It refuses, it is gone, its address is not one."""
     secret = "s3cret"
     url = "https://first.example/show"
     async with Proxy(rss_host) as proxy:

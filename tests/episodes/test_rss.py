@@ -253,7 +253,7 @@ def test_the_encoding_may_stand_in_the_servers_header_alone(document: bytes, cha
 
 @pytest.mark.parametrize("charset", ["hex", "idna", "utf-7", "shift_jis", "undefined"])
 def test_an_encoding_that_cannot_be_read_is_refused_in_a_sentence(charset: str) -> None:
-    """Those of several bytes a character, and what is no encoding of text."""
+    """Those of several bytes a character, and one that is not a text encoding."""
     reader = RssDocument(known_charset(charset))
     with pytest.raises(NotRss, match="encoding is unknown"):
         reader.feed(BARE.encode("latin-1"))

@@ -168,7 +168,7 @@ async def test_no_such_bucket_is_reported(s3: S3Server) -> None:
 
 
 class Killing(io.BytesIO):
-    """A file that kills the gateway when it holds so many bytes, and starts it again on request."""
+    """A file that kills the gateway when it holds this many bytes, and starts it again on request."""
 
     def __init__(self, ceph: Ceph, at: int, *, comes_back: bool) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ async def test_a_gateway_killed_in_mid_read_that_stays_away_is_unreachable(s3: S
 
 
 async def test_a_rewrite_while_the_gateway_is_away_is_an_export_changed(s3: S3Server, ceph: Ceph) -> None:
-    """The rest of a new version is not put behind the beginning of the old one by a read that is resumed."""
+    """The rest of a new version is not appended to the beginning of the old one by a read that is resumed."""
     s3.put(KEY, random.Random(4).randbytes(LARGE))
     patience = RetryPolicy(connect=1, silence=5, call=10, tries=60, first_pause=0.1, longest_pause=0.5, sdk_tries=1)
     bucket = await Bucket.open(s3.settings().place, retry=patience)

@@ -137,7 +137,7 @@ async def test_a_read_that_always_begins_again_is_given_up(faulty: FaultServer) 
 
 @pytest.mark.parametrize("first", [cut(100_000), cut(100_000, reset=True), stall(100_000), refuse(503, "SlowDown")])
 async def test_a_rewrite_between_two_ranges_is_an_export_changed(faulty: FaultServer, first: Fault) -> None:
-    """The rest of a new version is never put behind the beginning of the old one."""
+    """The rest of a new version is never appended to the beginning of the old one."""
     with pytest.raises(ExportChanged):
         await read(faulty, rewritten(body_of(2), first))
     assert await read(faulty) == body_of(2)

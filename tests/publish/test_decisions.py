@@ -22,7 +22,7 @@ RULES, OLD_RULES = LogRules(), LogRules(rows="all")
 
 
 def at(days: int, clock: str) -> datetime:
-    """Return the instant so many days after the day's own, at a time in UTC."""
+    """Return the instant this many days after the day's own, at a time in UTC."""
     return datetime.fromisoformat(f"{DAY + timedelta(days=days)}T{clock}:00+00:00")
 
 

@@ -238,7 +238,7 @@ async def test_a_wrong_local_clock_decides_nothing(site: Site, hours: int) -> No
 
 
 async def test_a_minute_off_is_no_alarm(site: Site) -> None:
-    """A local clock up to a minute off is nothing to warn of."""
+    """A local clock up to a minute off is not worth a warning."""
     site.skew = timedelta(seconds=60)
     with capture_logs() as entries:
         await site.round(at(1, "04:20"))
@@ -329,7 +329,7 @@ async def test_a_day_that_only_a_leap_has_made_too_old_is_named_until_the_clock_
 async def test_a_round_that_had_to_wait_does_not_take_its_clock_for_wrong(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Minutes between the start of a round and the listing are added to the local clock, and are no error of it."""
+    """Minutes between the start of a round and the listing are added to the local clock, and are not its error."""
     clock = iter((1000.0, 1305.5))
     monkeypatch.setattr("server.publish.feed.monotonic", lambda: next(clock))
     site.skew = -timedelta(seconds=305)
@@ -464,7 +464,7 @@ async def test_a_day_asked_for_by_mistake_moves_no_window(make_site: Callable[..
 
 
 async def test_a_row_is_filtered_rejected_or_sent_and_the_ledger_keeps_the_tally(site: Site) -> None:
-    """The tally of a publication balances and stands in the ledger."""
+    """The tally of a publication balances and is in the ledger."""
     rows = [*rows_of(DAY, 200), row(id="bot", blacklisted_ua=True), row(id="zero", bytes_sent=0), b"[]"]
     site.put(rows, at(1, "04:10"))
     await site.round(at(1, "05:35"))
@@ -475,7 +475,7 @@ async def test_a_row_is_filtered_rejected_or_sent_and_the_ledger_keeps_the_tally
 
 
 async def test_a_round_without_news_writes_the_ledger_twice(site: Site) -> None:
-    """Before the source is asked, and after: not once for each day, and nothing that stands there already."""
+    """Before the source is asked, and after: not once for each day, and nothing that is there already."""
     for day in (DAY, NEXT):
         site.put(rows_of(day, 3), at(1, "04:10", day), day)
     await site.round(at(2, "06:00"))

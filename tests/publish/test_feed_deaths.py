@@ -95,7 +95,7 @@ async def test_another_version_of_a_day_is_tried_with_the_kernel_again(site: Sit
 
 @pytest.mark.parametrize("append", [True, False])
 async def test_a_log_that_was_touched_is_not_published(site: Site, append: bool) -> None:
-    """What lies in staging is held against what was said of it before anything is intended."""
+    """What is in staging is compared with what was said of it before anything is intended."""
     site.put(rows_of(DAY, 20), at(1, "04:10"))
     with planted(TOUCHES_ITS_FILES.format(append=append)):
         assert await site.word(at(1, "05:35")) == "failed"

@@ -30,7 +30,7 @@ def between(first: int, end: int) -> list[str]:
 
 
 async def published(site: Site, count: int = 10) -> None:
-    """Publish the day with so many rows at D+1 05:35."""
+    """Publish the day with this many rows at D+1 05:35."""
     site.put(rows_of(DAY, count), at(1, "04:10"))
     assert await site.word(at(1, "05:35")) == "published"
 
@@ -46,7 +46,7 @@ async def published(site: Site, count: int = 10) -> None:
 async def test_a_comparison_in_a_false_future_is_none(
     make_site: Callable[..., Site], rewritten: list[str], rounds: bool, last: datetime, files: list[str]
 ) -> None:
-    """A clock that runs ahead and is put right again costs no row: late ones are sent, or told where it is too late."""
+    """A clock that runs ahead and is put right again costs no row: late ones are sent, or reported if too late."""
     site = make_site(look_back_days=5)
     site.source.own_clock = False  # as a folder's: it is the local one
     site.skew = timedelta(hours=90)
@@ -372,7 +372,7 @@ async def test_late_rows_over_an_outage_are_told(site: Site) -> None:
 
 
 async def test_a_day_that_is_rewritten_every_hour_is_sent_at_noon_and_before_the_end(site: Site) -> None:
-    """What is there at D+2 12:00Z and an hour before D+3 goes out; what comes after that is told."""
+    """What is there at D+2 12:00Z and an hour before D+3 goes out; what comes after that is reported."""
     sent = []
     for hour in range(4, 73):
         now = at(1) + hour * timedelta(hours=1)

@@ -33,7 +33,7 @@ NEXT = DAY + timedelta(days=1)
 
 
 def rows(count: int, day: date = DAY, first: int = 0, seconds: int = 60) -> list[bytes]:
-    """Rows of a day without ids, in steps of so many seconds; every tenth is equal to the one before it."""
+    """Rows of a day without ids, in steps of this many seconds; every tenth is equal to the one before it."""
     steps = [n - (n % 10 == 9) for n in range(first, first + count)]
     created = [divmod(n * seconds, 3600) for n in steps]
     return [
@@ -204,7 +204,7 @@ async def test_rows_that_come_again_under_other_ids_are_held_and_not_sent_twice(
     before: Callable[[int], list[bytes]],
     changed: Callable[[list[bytes]], list[bytes]],
 ) -> None:
-    """Told in the journal, `feed` and `check` until an operator decides: sent again as a whole, or accepted as new."""
+    """Reported by journal, `feed` and `check` until an operator decides: sent again as a whole, or accepted as new."""
     site = make_site(kind=kind)
     site.put(before(20), at(1, "04:10"))
     site.mark(at(1, "04:15"))

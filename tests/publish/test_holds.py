@@ -22,7 +22,7 @@ from server.storage.records import Hold
 
 
 def tally(rows: int = 100, rejected: int = 0, **counts: Any) -> Tally:
-    """Return a tally of so many rows, all of them lines but the rejected ones."""
+    """Return a tally of this many rows, all of them lines but the rejected ones."""
     return Tally(rows=rows, lines=rows - rejected, rejected=Counter({"no_ip": rejected}), **counts)
 
 
@@ -105,7 +105,7 @@ def test_what_is_warned_of(found: Tally, policy: HoldPolicy, words: list[str]) -
 def test_late_rows_are_held_when_most_of_what_was_sent_seems_to_be_gone(
     new: int, kept: int, removed: int, held: bool
 ) -> None:
-    """Rows that Megaphone gave other ids would all be sent again; one that brings few others is told as shrunk."""
+    """Rows that Megaphone gave other ids would all be sent again; one that brings few others is reported as shrunk."""
     found = Tally(rows=new + kept, lines=new, filtered=Counter(sent_before=kept))
     reason = late_hold_reason(found, removed)
     assert (reason is not None) is held

@@ -60,7 +60,7 @@ async def test_mtimes_increase_in_the_order_of_publication(make_site: Callable[.
 
 
 async def test_a_day_is_split_into_numbered_files(make_site: Callable[..., Site]) -> None:
-    """With ``max_rows_per_file`` every file has its header and at most so many lines; together they are the day."""
+    """With ``max_rows_per_file`` every file has its header and at most that many lines; together they are the day."""
     site = make_site(max_rows_per_file=4)
     site.put(rows_of(DAY, 10), at(1, "04:10"))
     outcome = await site.round(at(1, "05:35"))
@@ -112,7 +112,7 @@ def damaged(data: bytes) -> Iterator[bytes]:
 
 
 async def test_a_damaged_gzip_is_never_published(site: Site) -> None:
-    """Cut short, flipped, with a wrong sum, followed by something, or no gzip: the day fails and nothing appears."""
+    """Cut short, flipped, with a wrong sum, followed by something, or not gzip: the day fails and nothing appears."""
     path = site.put([row(id=random.randbytes(16).hex()) for _ in range(200)], at(1, "04:10"))
     whole = path.read_bytes()
     for data in damaged(whole):

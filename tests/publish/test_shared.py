@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("_conversions_here")
 
 
 async def test_two_nodes_publish_each_day_and_each_late_row_once(node: Callable[..., Site]) -> None:
-    """Who comes second takes over what the first has done; late rows go out by whoever sees them."""
+    """Whoever comes second takes over what the first has done; late rows go out by whoever sees them."""
     a, b = node("a", max_rows_per_file=20), node("b", max_rows_per_file=20)
     a.put(rows_of(DAY, 50), at(1, "04:10"))
     await a.round(at(1, "05:35"))
@@ -144,7 +144,7 @@ async def test_who_joins_holds_no_more_than_one_entry_at_a_time(
 
 
 async def test_an_existing_folder_becomes_the_first_entry(node: Callable[..., Site]) -> None:
-    """What it has published, pruned and superseded is known to who joins; it may die on the way."""
+    """What it has published, pruned and superseded is known to a node that joins; it may die on the way."""
     a = node("a", store=None, keep_days=30)
     a.put(rows_of(DAY, 20), at(1, "04:10"))
     await a.round(at(1, "05:35"))

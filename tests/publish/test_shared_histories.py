@@ -1,4 +1,4 @@
-"""Two histories in one store: who has published alone, or what was written in the place of what the store has lost."""
+"""Two histories in one store: a node that published alone, or entries in the place of those that the store lost."""
 
 from __future__ import annotations
 

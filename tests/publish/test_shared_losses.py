@@ -39,7 +39,7 @@ LOSSES: dict[str, tuple[tuple[str, ...], bool]] = {  # what is lost; whether an 
 async def test_what_a_life_cycle_rule_removes_makes_no_second_history(node: Callable[..., Site], loss: str) -> None:
     """A node that was away, and one that joins empty, write nothing where what others wrote may be lost.
 
-    Entries and contents are put there again, by a node that has them.
+    Entries and contents are put back by a node that has them.
     """
     a, away = node("a"), node("away")
     await publish(a)
@@ -134,7 +134,7 @@ async def test_what_a_dead_node_alone_had_taken_over_is_put_back_from_its_copy(n
 
 
 async def test_a_store_that_took_two_entries_of_one_number_is_found_out(node: Callable[..., Site]) -> None:
-    """Whose entry was replaced writes nothing behind it."""
+    """Whose entry was replaced writes nothing after it."""
     a, b = node("a"), node("b")
     await publish(a)
     path = store_of(a) / "sequence" / "00000002"
@@ -165,7 +165,7 @@ async def test_a_store_that_replaces_what_is_there_gets_no_entry(node: Callable[
 async def test_a_sequence_begins_with_who_has_published_and_need_not_be_sent_in_one_go(
     node: Callable[..., Site],
 ) -> None:
-    """An empty node that is first by mistake begins none beside the logs of another; a cut beginning goes on."""
+    """An empty node that is first by mistake begins no sequence beside the logs of another; a cut beginning goes on."""
     a = node("a", store=None, max_rows_per_file=7)
     await publish(a)
     (a.point.pickup_dir / name(2)).unlink()  # by somebody else
@@ -194,7 +194,7 @@ async def test_a_sequence_begins_with_who_has_published_and_need_not_be_sent_in_
 
 
 async def test_a_store_that_removes_nothing_holds_nothing_up(node: Callable[..., Site]) -> None:
-    """Object Lock, or a policy: what is pruned is pruned on all nodes, and who loses a number decides anew."""
+    """Object Lock, or a policy: what is pruned is pruned on all nodes, and whoever loses a number decides anew."""
     a, b = node("a"), node("b")
 
     def frozen(operation: str, _: str, done: bool) -> None:
@@ -261,7 +261,7 @@ CHECKPOINTS = {
 
 @pytest.mark.parametrize("data", CHECKPOINTS.values(), ids=CHECKPOINTS)
 async def test_a_strange_checkpoint_is_no_obstacle(node: Callable[..., Site], data: bytes) -> None:
-    """Who joins reads the sequence itself."""
+    """Whoever joins reads the sequence itself."""
     a = node("a")
     await publish(a)
     for word in ("00000100", "zzz"):

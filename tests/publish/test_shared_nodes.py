@@ -1,4 +1,4 @@
-"""Nodes that are killed, cut off, overtaken and badly answered: the campaign's part `nodes`, in small."""
+"""Nodes that are killed, cut off, overtaken and answered wrongly: the campaign's part `nodes`, on a small scale."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ async def test_strange_objects_claim_nothing_and_pruned_logs_leave_none(nodes: l
 
 
 async def test_two_nodes_that_were_given_one_name_lose_no_pickup(nodes: list[Site]) -> None:
-    """A copied data folder has its node's name; so does one that was restored, which has forgotten what it told."""
+    """A copied data folder has its node's name; so does one that was restored, which has forgotten what it reported."""
     a, b = nodes
     exchanges = [pickups_of(a, "same"), pickups_of(b, "same")]
     read(a, at(1, "08:00"), 0, 0.6)

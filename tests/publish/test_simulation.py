@@ -39,7 +39,7 @@ def test_weeks_lose_nothing_and_send_nothing_twice(tmp_path: Path, seed: int, da
 
 @pytest.mark.parametrize(("seed", "kind"), [(1, "metrics"), (2, "delivery-v2")])
 def test_weeks_in_which_everything_changes_lose_nothing(tmp_path: Path, seed: int, kind: str) -> None:
-    """Outages of a week, settings that change, a lost ledger, an operator: each row is sent once, or told."""
+    """Outages of a week, settings that change, a lost ledger, an operator: each row is sent once, or reported."""
     walk = Walk(tmp_path, random.Random(seed), 14, wild=True, kind=kind)
     walk.run()
     assert walk.accounts() == [] and walk.rows > 100

@@ -179,7 +179,7 @@ async def test_what_is_not_ours_is_told_and_neither_replaced_nor_removed(publish
     copy = copy_of(published, faulty.url)
     state = await copy.follow()
     assert state.there == tuple(LOGS[2:]) and state.error == ""
-    assert {sentence.split()[0] for sentence in state.wrong} == {LOGS[0], LOGS[1], name(7), "1"}
+    assert {sentence.split()[0] for sentence in state.wrong} == {LOGS[0], LOGS[1], name(7), "the"}
     assert {file: faulty.objects[f"{PREFIX}{file}"].body for file in foreign} == foreign
     # Mended by hand: what was in the way is gone, and what was put there is the log.
     for file in (LOGS[0], name(7), "notes.txt"):
@@ -219,7 +219,7 @@ async def test_a_store_that_was_there_counts_while_it_is_away(published: Site, f
 
 
 async def test_a_bucket_that_lets_nothing_be_removed_gets_what_is_new(site: Site, faulty: FaultServer) -> None:
-    """Object Lock, or a policy: it is told, and the partner's new logs come."""
+    """Object Lock, or a policy: it is reported, and the partner's new logs come."""
     copy = copy_of(site, faulty.url)
     site.put(rows_of(DAY, 10), at(1, "04:10"))
     await site.round(at(1, "05:35"))

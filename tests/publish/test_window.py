@@ -17,7 +17,7 @@ DAY = date(2026, 11, 20)
 
 
 def at(days: int, clock: str) -> datetime:
-    """Return the instant so many days after the day's own, at a time in UTC."""
+    """Return the instant this many days after the day's own, at a time in UTC."""
     return datetime.fromisoformat(f"{DAY + timedelta(days=days)}T{clock}:00+00:00")
 
 

@@ -98,7 +98,7 @@ async def test_a_setting_adds_what_it_says(
     ],
 )
 def test_who_has_the_faster_cipher_is_offered_no_slower_one(client: str, fewer: bool) -> None:
-    """PuTTY chooses AES-CTR where it is offered that; older ones have nothing else. ChaCha20 is an operator's word."""
+    """PuTTY chooses AES-CTR where that is offered; older versions have nothing else. ChaCha20 has to be allowed."""
     assert ciphers_for(client, DEFAULT.ciphers) == (DEFAULT.ciphers[:2] if fewer else DEFAULT.ciphers)
     slow = Profile.of(chacha20=True).ciphers
     assert ciphers_for(client, slow) == slow
@@ -235,7 +235,7 @@ OURS = DEFAULT.offer
 def test_the_first_disagreement_is_named_with_what_would_cure_it(
     client: Offer, server: Offer, what: str | None, hint: str
 ) -> None:
-    """Both directions are compared; markers are no algorithms; a setting is named where it alone would do."""
+    """Both directions are compared; markers are not algorithms; a setting is named where it alone would do."""
     found = find_disagreement(client, server)
     assert ("" if found is None else found.hint) == hint
     assert (None if found is None else found.what) == what

@@ -1,7 +1,7 @@
 """Every name of asyncssh that its documentation does not promise, and that we rely on all the same.
 
 Finds them in the sources of server/sftp, compares them with the list below, and looks for each in the asyncssh that is
-installed: who raises its upper bound sees here what to look at first.
+installed: whoever raises its upper bound sees here what to look at first.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Partner:
             assert (self.home / name).read_bytes() == self.content, name
 
     async def unharmed(self, pickups: int) -> None:
-        """Check that so many complete pickups were reported, and that nothing was changed."""
+        """Check that this many complete pickups were reported, and that nothing was changed."""
         async with asyncio.timeout(10):
             while len(self.complete) < pickups:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -115,7 +115,7 @@ class Partner:
         await self.listener.finished_pickups()
 
     async def kill(self, command: Callable[[], list[str]], target: str, size: int) -> None:
-        """Kill a client when ``target`` has more than ``size`` bytes, none of which behind ``size`` it answered for."""
+        """Kill a client when ``target`` has more than ``size`` bytes, and has answered for none beyond ``size``."""
         async with (network := HeldAnswers(self.listener.port, size)) as self.network:
             process = await self.start(*command())
             async with asyncio.timeout(30):
@@ -131,7 +131,7 @@ class Partner:
         await self.listener.finished_pickups()
 
     async def has_all(self, handles: int) -> None:
-        """Check that so many handles together make the file picked up."""
+        """Check that this many handles together make the file picked up."""
         with closing(Ledger.open(self.home / "ledger.sqlite3")) as ledger:
             size, now = len(self.content), datetime.now(UTC)
             (entry,) = self.listener.served.files.values()
@@ -471,7 +471,7 @@ async def test_jsch_without_them_is_diagnosed(partner: Partner) -> None:
 
 @pytest.fixture(scope="module", params=[1, 7, 33])
 def agent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path, Path]]:
-    """An agent with so many keys: their number, its socket, and the public key of the last."""
+    """An agent with this many keys: their number, its socket, and the public key of the last."""
     folder = tmp_path_factory.mktemp("agent")
     paths = [folder / f"key{number}" for number in range(request.param)]
     for path in paths:

@@ -70,7 +70,7 @@ async def say(listener: Running, *parts: bytes, leave: str = "when told") -> lis
 async def test_offers_that_disagree_are_told_however_the_client_leaves(
     listener: Running, leave: str, last: bytes
 ) -> None:
-    """With a word or without, in order or by a reset that overtakes the exchange: always, and not most of the time."""
+    """With a word or without, properly or by a reset that overtakes the exchange: always, and not most of the time."""
     (line,) = await say(listener, BANNER, kexinit(cipher="aes128-cbc"), last, leave=leave)
     assert (line["reason"], line["missing"], line["client"]) == ("no-common-algorithm", "cipher", "JSCH-0.1.54")
 
@@ -98,7 +98,7 @@ async def test_who_merely_hangs_up_is_no_line(listener: Running, words: tuple[by
     ],
 )
 async def test_a_balancer_that_announces_the_client_is_told_as_one(listener: Running, greeting: bytes) -> None:
-    """It is none of ours: the line says where to name it, or where to switch that off."""
+    """It is not one of ours: the line says where to name it, or where to switch that off."""
     (line,) = await say(listener, greeting)
     assert line["reason"] == "proxy-protocol"
     assert "send-proxy" in line["hint"]
@@ -155,7 +155,7 @@ UNKNOWN: Any = {"known_hosts": ([], [], [])}
 async def test_the_code_of_a_failed_key_exchange_is_not_believed(
     listener: Running, options: dict[str, Any], expected: str | None
 ) -> None:
-    """An unknown host key and a wrong password are told as that; who only looks at the host key is no line."""
+    """An unknown host key and a wrong password are reported as such; a look at the host key alone is no line."""
     with capture_logs() as entries:
         with pytest.raises((asyncssh.Error, OSError)):
             await listener.connect(**options)
@@ -188,7 +188,7 @@ KEY, OTHER = asyncssh.generate_private_key("ssh-ed25519"), asyncssh.generate_pri
 async def test_a_client_whose_keys_let_nobody_in_is_one_line_and_no_failure(
     tmp_path: Path, keys_dir: Path, options: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
-    """Whatever it had and we do not take is told, so that somebody can say why the partner was refused."""
+    """Whatever it had and we do not take is logged, so that somebody can say why the partner was refused."""
     public = tmp_path / "triton.pub"
     public.write_bytes(KEY.export_public_key())
     there = [ipaddress.ip_network("203.0.113.0/24")]

@@ -31,7 +31,7 @@ MORE_PACKETS = 90_000
 
 
 async def _fuzz(dice: random.Random, count: int, ask: Callable[[list[bytes]], AsyncIterator[bytes]]) -> set[int]:
-    """Ask so many things, in batches; the kinds of the replies. ``ask`` yields replies, without their lengths."""
+    """Ask this many things, in batches; the kinds of the replies. ``ask`` yields replies, without their lengths."""
     seen: set[int] = set()
     handles: list[bytes] = []
     for begin in range(0, count, 50):

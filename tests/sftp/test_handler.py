@@ -247,7 +247,7 @@ async def test_links_fifos_and_replaced_files_are_not_served(listener: Running, 
 
 async def test_reads_are_cut_at_255_kib_and_at_the_end(listener: Running) -> None:
     """A request for 4 GiB gets 255 KiB; a read past the end gets EOF, up to an offset of 2^64-1; one of nothing gets
-    nothing, as from OpenSSH's server, and no end of the file."""
+    nothing, as from OpenSSH's server, and not the end of the file."""
     content = bytes(range(256)) * 4096
     async with listener.connect() as connection:
         raw = await RawSftp.open(connection)

@@ -88,7 +88,7 @@ async def test_openssh_goes_through_key_exchanges_of_both_sides(
 
 
 async def test_an_ext_info_at_the_wrong_moment_is_tolerated(listener: Running) -> None:
-    """asyncssh 2.5 to 2.7 sends it behind its request for the login; before there are keys it stays an error."""
+    """asyncssh 2.5 to 2.7 sends it after its request for the login; before there are keys it stays an error."""
     async with listener.connect() as connection:
         connection.send_packet(EXT_INFO, bytes(4))
         raw = await session(connection)

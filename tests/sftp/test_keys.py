@@ -98,7 +98,7 @@ def test_credentials_of_systemd_come_first_and_their_modes_are_its_business(
 
 
 def test_all_problems_of_all_files_are_reported_at_once(folder: Path, tmp_path: Path) -> None:
-    """A missing host key, a wrong kind, a broken authorized_keys line and a costly hash stand in one report."""
+    """A missing host key, a wrong kind, a broken authorized_keys line and a costly hash are in one report."""
     (folder / "ssh_host_ed25519_key").unlink()
     (folder / "ssh_host_rsa_key").write_bytes(asyncssh.generate_private_key("ssh-ed25519").export_private_key())
     public = tmp_path / "triton.pub"

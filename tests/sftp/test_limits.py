@@ -127,7 +127,7 @@ def test_an_ipv6_client_counts_by_its_64() -> None:
 
 
 def strangers(count: int) -> Iterator[IPv4Address]:
-    """So many addresses that nobody has seen yet."""
+    """This many addresses that nobody has seen yet."""
     return (IPv4Address(number + (10 << 24)) for number in range(count))
 
 
@@ -145,7 +145,7 @@ def test_the_tables_of_addresses_are_bounded() -> None:
 
 
 def test_a_ban_lasts_its_time_however_many_others_come_by() -> None:
-    """Connections, failures and bans of others forget no ban in force, and connections forget no failures."""
+    """Others' connections, failures and bans make it forget no ban in force, nor connections any failures."""
     it = guard(ban_after=3, ban_time=1800, connections=1 << 30)
     assert [it.failed(BAD, 0.0).banned for _ in range(3)] == [False, False, True]
     assert [it.failed(OTHER, 0.0).banned for _ in range(2)] == [False, False]
@@ -167,7 +167,7 @@ def test_a_ban_lasts_its_time_however_many_others_come_by() -> None:
 
 
 def test_a_login_forgives_the_failures_for_its_user_and_no_others() -> None:
-    """Who has an account cannot wipe out their guesses at another's; and a ban stays."""
+    """Whoever has an account cannot wipe out their guesses at another's; and a ban stays."""
     it = guard(ban_after=4)
     for user in ("triton", "", "ops", "triton"):
         penalty = it.failed(BAD, 0.0, user)

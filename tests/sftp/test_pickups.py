@@ -106,7 +106,7 @@ async def test_a_half_read_closed_cleanly_is_partial(listener: Running, raw: Raw
 
 
 async def test_a_file_whose_last_byte_was_acknowledged_needs_no_close(listener: Running, raw: RawSftp) -> None:
-    """Everything read, nothing closed: complete while the session goes on, and told so once; then the session ends."""
+    """Everything read, nothing closed: complete while the session goes on, and reported once; then the session ends."""
     handle = await raw.open_file(NAME)
     for offset in range(0, SIZE, 200_000):
         await raw.read(handle, offset, 200_000)
@@ -125,7 +125,7 @@ async def test_a_file_whose_last_byte_was_acknowledged_needs_no_close(listener: 
 async def test_of_a_client_that_answers_no_questions_only_the_close_proves_something(
     listener: Running, closes: bool
 ) -> None:
-    """SSH.NET answered none for years: complete when it closes behind the bytes, partial when it does not."""
+    """SSH.NET answered none for years: complete when it closes after the bytes, partial when it does not."""
     async with listener.connect() as connection:
         connection._process_keepalive_at_openssh_dot_com_global_request = lambda _: None
         raw = await RawSftp.open(connection)
@@ -247,7 +247,7 @@ async def test_a_transfer_that_does_not_finish_is_cut_when_the_time_is_over(list
 
 
 def test_an_open_handle_is_told_now_and_then() -> None:
-    """What arrived on a handle that stays open is told within ten seconds, once; then nothing is waited for."""
+    """What arrived on a handle that stays open is reported within ten seconds, once; then nothing is waited for."""
     reports: list[Pickup] = []
     delivery = acknowledged(reports.append)
     name = LogName.parse(NAME)
@@ -282,7 +282,7 @@ class Unanswered:
 
 
 def test_a_question_follows_what_a_client_may_leave_after() -> None:
-    """One is under way while something waits; one more behind the end of a file, and behind the last missing piece."""
+    """One is under way while something waits; one more after the end of a file, and after the last missing piece."""
     streams = Unanswered(), Unanswered()
     together: dict[Any, Any] = {}
     one, two = (Delivery(stream, lambda: 0, lambda _: None, together=together) for stream in streams)  # type: ignore[arg-type]  # what it asks of one

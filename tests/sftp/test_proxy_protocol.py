@@ -134,7 +134,7 @@ def take(stream: bytes, at_once: int = 1 << 20) -> tuple[Any, bytes]:
 
 @pytest.mark.parametrize(("header", "client"), GOOD)
 def test_a_header_names_a_client_or_nobody(header: bytes, client: Any) -> None:
-    """Whatever it comes in, and not a byte behind it is taken."""
+    """Whatever it comes in, and not a byte after it is taken."""
     assert take(header + SSH) == (client, SSH)
     assert take(header + SSH, at_once=1) == (client, SSH)
 
@@ -179,7 +179,7 @@ async def connected(listener: Running, *said: bytes, source: str = "127.0.0.9") 
 
 
 async def answer(sock: socket.socket) -> bytes:
-    """The first that the server says, or b"" if it hangs up instead."""
+    """The first thing that the server says, or b"" if it hangs up instead."""
     with suppress(ConnectionResetError):
         async with asyncio.timeout(20):
             return await asyncio.get_running_loop().sock_recv(sock, 1024)
@@ -325,7 +325,7 @@ async def test_connections_that_do_not_say_for_whom_they_are_bounded(tmp_path: P
 
 
 async def test_from_anybody_else_a_header_is_not_believed(balanced: Running) -> None:
-    """It is told as a balancer's, with what to set."""
+    """It is reported as a balancer's, with what to set."""
     with capture_logs() as entries, closing(await connected(balanced, CHECKED + SSH, source="127.0.0.8")) as sock:
         while await answer(sock):
             pass

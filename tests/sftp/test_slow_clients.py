@@ -97,7 +97,7 @@ async def slow_pull(folder: Path, keys_dir: Path, **changes: Any) -> AsyncIterat
 @pytest.mark.parametrize("limit", ["keepalive", "idle_timeout"])
 async def test_a_client_that_takes_bytes_slowly_is_not_cut(tmp_path: Path, keys_dir: Path, limit: str) -> None:
     """For several times as long as a silent client may be silent it asks nothing and answers nothing: what it should
-    answer is behind all that it has asked for. Then it has the whole file."""
+    answer comes after all that it has asked for. Then it has the whole file."""
     seconds, slow = {"keepalive": (0.3, 4 * 0.3), "idle_timeout": (1.0, 2.0)}[limit]
     async with slow_pull(tmp_path, keys_dir, **{limit: timedelta(seconds=seconds)}) as (it, network, raw):
         with capture_logs() as entries:
@@ -182,7 +182,7 @@ async def test_sessions_of_one_slow_connection_take_turns(tmp_path: Path, keys_d
 async def test_requests_for_a_gigabyte_are_taken_from_a_client_that_takes_no_reply_yet(
     tmp_path: Path, keys_dir: Path
 ) -> None:
-    """paramiko may ask for a whole file, piece by piece, before it reads: who refused to listen would wait for ever."""
+    """paramiko may ask for a whole file, piece by piece, before it reads: if we refused to listen, both would wait."""
     async with running(tmp_path, keys_dir) as it, it.connect() as connection:
         it.served.add(NAME, os.urandom(SIZE))
         raw = await RawSftp.open(connection)

@@ -133,7 +133,7 @@ async def test_an_empty_source_warns_after_a_day(make_site: Callable[..., Site],
 
 
 async def test_a_place_that_delivered_one_kind_has_not_delivered_the_other(make_site: Callable[..., Site]) -> None:
-    """Who sets export.kind wrongly is told at once what lies there, and no more once it is set right again."""
+    """Whoever sets export.kind wrongly is told at once what is there, and no longer once it is put right."""
     site = make_site(kind="delivery-v2")
     site.put(rows_of(DAY, 3), at(1, "09:15"))
     for kind, hint in (("delivery-v2", None), ("metrics", 'set export.kind = "delivery-v2"'), ("delivery-v2", None)):
@@ -167,7 +167,7 @@ async def test_other_objects_in_place_of_exports_warn_at_once_and_exports_close_
 
 
 async def test_another_place_is_a_source_that_has_delivered_nothing(site: Site) -> None:
-    """A typo in `export.url` after a good year is told as well."""
+    """A typo in `export.url` after a good year is noticed as well."""
     site.put(rows_of(DAY, 3), at(1, "04:00"))
     await site.round(at(1, "05:35"))
     for path in site.exports.iterdir():
@@ -432,7 +432,7 @@ def test_the_service_itself(facts: dict[str, Any], expected: list[tuple[str, str
 
 
 def _ended(ago: int, started: int = 3600) -> dict[str, Any]:
-    """Return the facts of a service that ended when it was asked to, and last started, so many seconds ago."""
+    """Return the facts of a service that ended when it was asked to, and last started, this many seconds ago."""
     instants = {"service_ended": ago, "service_started": started}
     return RUNNING | {name: (NOW - timedelta(seconds=seconds)).isoformat() for name, seconds in instants.items()}
 

@@ -1,4 +1,4 @@
-"""Causes: alarms of many days, told once."""
+"""Causes: alarms of many days, said once."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_a_command_that_takes_days_gets_them_all(site: Site) -> None:
 
 
 async def test_a_source_that_is_away_comes_before_the_days_that_it_holds_up(site: Site) -> None:
-    """As bad as they are: the warning about the bucket would stand below them."""
+    """As bad as they are: the warning about the bucket would be below them."""
     site.put(rows_of(DAY, 3), at(1, "04:00"))
     await site.round(at(1, "04:31"))
     now = at(1, "23:00")
@@ -94,7 +94,7 @@ async def test_a_wrong_place_comes_before_the_days_that_it_lacks(site: Site) -> 
 
 
 async def test_why_a_day_is_not_published_is_no_thing_to_do(site: Site) -> None:
-    """It ends the sentence; what to do stands below."""
+    """It ends the sentence; what to do follows."""
     site.put(rows_of(DAY, 3), at(1, "04:00"))
     await site.round(at(1, "05:35"))
     now = at(4, "01:00")

@@ -265,7 +265,7 @@ nonsense,g,
 
 
 def test_a_check_reports_everything_that_is_wrong(tmp_path: Path, service_site: ServiceSite) -> None:
-    """Unknown columns, repeated ids, long URLs, ids that are none: each with its line and a cure; exit 2."""
+    """Unknown columns, repeated ids, long URLs, ids that are not ids: each with its line and a cure; exit 2."""
     file = tmp_path / "episodes.csv"
     file.write_text(CSV)
     told = [str(problem).removeprefix(f"{file} ") for problem in check_episodes(file)]

@@ -263,7 +263,7 @@ def get(url: str) -> str:
 
 
 def ask(base: str, query: str) -> list[float]:
-    """The values of a query; empty as long as nobody answers, an error for a query that is none."""
+    """The values of a query; empty as long as nobody answers, an error for one that is not a query."""
     try:
         answer = json.loads(get(f"{base}/api/v1/query?query={quote(query)}"))
     except urllib.error.HTTPError as error:

@@ -150,7 +150,7 @@ async def test_where_the_partner_reads_from_the_store_the_day_has_to_lie_there(s
     assert {state: (it.word, it.mood) for state, it in told.items()} == {
         "there": ("Ready", "good"), "coming": ("Not yet", "waiting"), "refused": ("Not yet", "bad"),
     }  # fmt: skip
-    assert "lies in the store" in told["there"].sentence and f"does not have {name()}" in told["coming"].sentence
+    assert "It is in the store" in told["there"].sentence and f"does not have {name()}" in told["coming"].sentence
     assert told["refused"].who.startswith("Whoever runs this server")
 
 
@@ -165,7 +165,7 @@ async def test_a_day_that_is_still_written_says_from_when_it_can_be_final(site: 
     config = page_config(site.root)
     export = config.export.model_copy(update={"kind": "delivery-v2", "final_at": time(23)})
     told = summary(site.days(at(1, "03:40"))[DAY], config.model_copy(update={"export": export}))
-    assert told.sentence.endswith("it is final once Megaphone marks it, by about 2026-11-21 11:00Z as a rule.")
+    assert told.sentence.endswith("it is final once Megaphone marks it, usually by 2026-11-21 11:00Z.")
 
 
 async def test_rows_that_an_earlier_file_sent_are_not_called_filtered(site: Site) -> None:
@@ -216,7 +216,7 @@ async def test_late_rows_that_are_held_are_for_somebody_to_decide(site: Site) ->
     site.put(rows_of(DAY, 100, 1000), at(1, "08:00"))
     await site.round(at(1, "09:10"))
     told = summary(site.days(at(1, "09:20"))[DAY], page_config(site.root))
-    assert told.word == "Yes, in time" and "Late rows of it are held: 100 of the 100 rows sent before" in told.sentence
+    assert told.word == "Yes, in time" and "Its late rows are held: 100 of the 100 rows sent before" in told.sentence
     assert told.who.startswith("Whoever runs this server") and [step.command.split()[-1] for step in told.steps] == [
         "ids'", "--accept-rejects",
     ]  # fmt: skip

@@ -138,7 +138,7 @@ def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["head", "pages"])
 def test_a_damaged_ledger_says_how_to_go_on(tmp_path: Path, damage: str) -> None:
-    """A file that is no database, or one with overwritten pages, is a LedgerError with a hint, never a traceback."""
+    """A file that is not a database, or one with overwritten pages, is a LedgerError with a hint, never a traceback."""
     path = tmp_path / "ledger.sqlite3"
     with closing(Ledger.open(path)) as ledger:
         publish(ledger, *range(200))
@@ -206,7 +206,7 @@ def test_a_ledger_that_somebody_else_is_making_is_waited_for(tmp_path: Path) -> 
     with closing(sqlite3.connect(path, isolation_level=None)) as first:
         first.execute("PRAGMA journal_mode=WAL")
         first.execute("BEGIN IMMEDIATE")
-        ledger_module._run_migrations(path, first)
+        ledger_module._migrate(path, first)
         second = threading.Thread(target=lambda: opened.append(Ledger.open(path)))
         second.start()
         time.sleep(0.2)  # the second one has asked by now; were it later, it would have an easier time

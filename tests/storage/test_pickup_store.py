@@ -97,7 +97,7 @@ PARTIAL: list[tuple[str, Sequence[Pickup]]] = [
     ("all but one byte", [read((0, HALF)), read((HALF + 1, SIZE))]),
     ("half by the doctor", [read((0, HALF)), read((HALF, SIZE), client=DOCTOR_CLIENT)]),
     ("all answered, half arrived", [read((0, HALF)), read((0, SIZE), arrived=False)]),
-    ("killed, and resumed behind what it took", [KILLED, read((HALF + 1, SIZE))]),
+    ("killed, and resumed after what it took", [KILLED, read((HALF + 1, SIZE))]),
     ("killed, and resumed by another user", [KILLED, read((30_000, SIZE), user="other")]),
     ("killed, and resumed by the doctor", [KILLED, read((30_000, SIZE), client=DOCTOR_CLIENT)]),
     ("killed, and fetched in pieces", [KILLED, read((30_000, SIZE), alone=False)]),
@@ -259,7 +259,7 @@ def test_an_older_ledger_is_carried_over(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "ledger.sqlite3"
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         monkeypatch.setattr(ledger_module, "MIGRATIONS", MIGRATIONS[:3])
-        ledger_module._run_migrations(path, old)
+        ledger_module._migrate(path, old)
         old.execute(
             "INSERT INTO publication (id, delivery, day, kind, export_key, export_etag, export_size, rules, tally,"
             " intended_at, published_at) VALUES (1, 'default', '2026-11-20', 'first', 'k', 'e', 1, '{}', ?, ?, ?)",

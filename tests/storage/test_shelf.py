@@ -117,7 +117,7 @@ async def test_a_start_waits_little_for_a_store_that_is_silent(
 
 
 async def test_an_entry_may_take_long_and_no_bucket_is_no_empty_store(faulty: FaultServer, s3: S3Server) -> None:
-    """Each piece of an object extends the time for the next; that there is no bucket is told as that."""
+    """Each piece of an object extends the time for the next; a missing bucket is reported as such."""
     body = b"entry" * 400
 
     def read(url: str, bucket: str) -> bytes | None:
@@ -148,6 +148,6 @@ async def test_an_end_of_the_service_waits_for_no_store(faulty: FaultServer) -> 
             shelf.list("sequence")
 
     faulty.weather = away
-    with pytest.raises(StoreError, match="the service ends"):
+    with pytest.raises(StoreError, match="the service ended"):
         await asyncio.to_thread(act)
     assert asked == ["GET"]

@@ -53,7 +53,7 @@ class Target(Protocol):
         """An asyncssh client, logged in with the password."""
 
     def logged_in(self, source: str) -> bool:
-        """Whether the service tells of a login from this address."""
+        """Whether the service reports a login from this address."""
 
 
 def unused_address(target: Target, dice: random.Random) -> tuple[str, int]:
@@ -146,7 +146,7 @@ class Between:
 
 
 async def came_in(target: Target, sources: list[str]) -> bool:
-    """Whether somebody logged in from one of these addresses, as the service tells."""
+    """Whether somebody logged in from one of these addresses, as the service reports."""
     await asyncio.sleep(0.1)  # its log comes through a pipe
     return any(target.logged_in(source) for source in sources)
 

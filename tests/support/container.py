@@ -199,7 +199,7 @@ class Machine:
         return done.stdout
 
     def down(self) -> None:
-        """End it in order; a killed nspawn would leave its pid 1 behind."""
+        """End it properly; a killed nspawn would leave its pid 1 behind."""
         if self._leader and self._nspawn.poll() is None:
             self.run("systemctl poweroff --force", check=False)
         try:

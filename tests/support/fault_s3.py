@@ -281,7 +281,7 @@ def redirect(location: str, status: int = 302) -> Fault:
 
 
 def page(text: str, content_type: str = "text/html") -> Fault:
-    """Something that is no S3 answer, with status 200."""
+    """Something that is not an S3 answer, with status 200."""
 
     async def fault(_: FaultServer, __: web.Request, ___: Version) -> web.StreamResponse:
         return web.Response(text=text, content_type=content_type)

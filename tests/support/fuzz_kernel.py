@@ -102,7 +102,7 @@ def write(folder: Path) -> int:
 
 
 def fuzz(program: Path, seconds: float, seed: int, folder: Path) -> Fuzzed:
-    """Fuzz for so long."""
+    """Fuzz for this long."""
     seeds = sorted((folder / "seeds").iterdir())
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(

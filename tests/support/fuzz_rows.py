@@ -1,8 +1,8 @@
 """What is fuzzed of the conversion: the engine beside the exact rules, for any bytes at all.
 
 Touches one folder of its own in memory, for exports. A target takes bytes and raises when a promise is broken; the
-first bytes choose the rules and what stands around the rows, the rest are the rows. Fuzzers (`benchmarks.campaign`)
-and `test_corpus` call the same functions.
+first bytes choose the rules and what is around the rows, the rest are the rows. Fuzzers
+(`benchmarks.faults.fuzz`) and `test_corpus` call the same functions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 NAMES = sorted(RULES)
 _CATALOGUE, _FRESH, _ARRAY, _AMONG, _LATE, _FEW_ROWS, _MEMBERS = (1 << bit for bit in range(7))
 _FRESH_AFTER = f"{DAY} 12:00:00"
-_MARK = b"\xef\xbb\xbf"  # at the beginning of an export it is no part of the first row
+_MARK = b"\xef\xbb\xbf"  # at the beginning of an export it is not a part of the first row
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _UNREADABLE = (RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT)
 
@@ -198,7 +198,7 @@ def day(data: bytes) -> None:
 
 
 def _is_closed(lines: Sequence[bytes]) -> bool:
-    """Whether the lines of an array end with its bracket, in a line of its own or behind the last row."""
+    """Whether the lines of an array end with its bracket, in a line of its own or after the last row."""
     last = next((line.strip() for line in reversed(lines[1:]) if line.decode(errors="surrogateescape").strip()), b"")
     if not last.endswith(b"]"):
         return False
@@ -244,7 +244,7 @@ _CHECKED_HEADER = re.compile(rb"\x1f\x8b\x08[%b]" % re.escape(bytes(flags for fl
 
 
 def stored(data: bytes) -> None:
-    """A file that may be no gzip at all is read as Python's gzip module reads it, or is torn; and cut into lines.
+    """A file that may not be gzip at all is read as Python's gzip module reads it, or is torn; and cut into lines.
 
     Bytes: the size of a block, whether the rest is a gzip file or is to become one, the rest.
     """

@@ -1,7 +1,7 @@
 """What is fuzzed beside the conversion: names, headers, configuration, RSS feeds, the SFTP session.
 
 Touches one folder of its own in memory, for configuration files. A target takes bytes and raises when a promise is
-broken. Fuzzers (`benchmarks.campaign`) and `test_corpus` call the same functions.
+broken. Fuzzers (`benchmarks.faults.fuzz`) and `test_corpus` call the same functions.
 """
 
 from __future__ import annotations

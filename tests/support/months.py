@@ -45,7 +45,7 @@ WILD_KINDS = (*KINDS, "held", "held for good", "emptied", "restless to the end",
 
 @dataclass(slots=True)
 class Version:
-    """One state of a day's object: from when on it is there, its rows, and whether its gzip is cut short."""
+    """One state of a day's object: since when it is there, its rows, and whether its gzip is cut short."""
 
     at: datetime
     rows: list[bytes]
@@ -77,7 +77,7 @@ class Plan:
 def planned(day: date, kind: str, rng: random.Random, *, v2: bool = False) -> Plan:
     """A day of one kind, with a few bots and a broken row in it.
 
-    In a Delivery export V2 rows have no id; what tells them apart is the user agent. Some are no downloads.
+    In a Delivery export V2 rows have no id; what tells them apart is the user agent. Some are not downloads.
     """
     start, number = start_of(day), 0
 
@@ -379,7 +379,7 @@ class Walk:
     # The books at the end
 
     def accounts(self) -> list[str]:
-        """Return a sentence for every row that was sent twice, or neither sent nor told."""
+        """Return a sentence for every row that was sent twice, or neither sent nor reported."""
         found, self.rows = list(self.wrong), 0
         records = self.site.ledger.days()
         for day, plan in self.plans.items():
@@ -396,7 +396,7 @@ class Walk:
         return found
 
     def _lost(self, plan: Plan, sent: set[str], record: Any) -> str:
-        """Return what of the day's last version was neither sent nor told, or ''."""
+        """Return what of the day's last version was neither sent nor reported, or ''."""
         told = self.told.get(plan.day, set())
         if not plan.versions or record is None:  # never there; or settled before its ledger was lost
             return ""

@@ -38,7 +38,7 @@ _FIELDS = [*GOOD, "region", "dma_name", "source", "unknown", "", "ID", "id ", "I
 
 
 def mutate_rows(head: int) -> Mutation:
-    """Changes rows that stand after so many bytes."""
+    """Changes rows that come after this many bytes."""
 
     def mutate(data: bytes, most: int, dice: random.Random) -> bytes:
         first, lines = bytearray(data[:head].ljust(head, b"\0")), data[head:].split(b"\n")

@@ -131,7 +131,7 @@ def _json(name: str, value: Any) -> bytes:
 
 
 def nasty_rows() -> list[bytes]:
-    """Rows with every odd value in every field, with and without the field, and lines that are no rows."""
+    """Rows with every odd value in every field, with and without the field, and lines that are not rows."""
     rows = [
         orjson.dumps(GOOD),
         b"", b" ", b"\r", b"\xc2\xa0\xe3\x80\x80", b"\x1c", b"null", b"1", b'"text"', b"[]", b"{}", b"{",

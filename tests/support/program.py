@@ -81,7 +81,7 @@ class Running:
             self._change.notify_all()
 
     def said(self, pattern: str, count: int = 1, *, stream: str = "err") -> list[re.Match[str]]:
-        """Wait until so many lines match; the matches."""
+        """Wait until this many lines match; the matches."""
         lines = self.err if stream == "err" else self.out
         deadline = time.monotonic() + PATIENCE
 
@@ -128,7 +128,7 @@ class Running:
         return await asyncio.to_thread(self.wait)
 
     def stop(self) -> int:
-        """End it in order; the exit code."""
+        """End it properly; the exit code."""
         self.send(signal.SIGTERM)
         return self.wait()
 
@@ -237,7 +237,7 @@ class Program:
 
 
 def not_just_before(turn: str, seconds: float = 30.0) -> None:
-    """Wait until a turn of the clock, "00:00" or "04:30" in UTC, is over if it comes within so many seconds.
+    """Wait until a turn of the clock, "00:00" or "04:30" in UTC, is over if it comes within this many seconds.
 
     A test that begins before it and ends after it would see one day move under its feet.
     """
@@ -281,7 +281,7 @@ def today() -> date:
 
 
 def day_before(days: int) -> date:
-    """So many days ago, in UTC."""
+    """This many days ago, in UTC."""
     return today() - timedelta(days=days)
 
 
@@ -387,7 +387,7 @@ class ServiceSite:
             return str(ledger.facts().get("last_round"))
 
     async def rounds(self, count: int) -> None:
-        """Wait until so many more rounds have ended."""
+        """Wait until this many more rounds have ended."""
         for _ in range(count):
             before = self.last_round()
             await until(lambda seen=before: self.last_round() != seen, "another round")
@@ -465,7 +465,7 @@ GARBAGE = (b"{", b"[1]", b'{"id":null}')  # three rows that are rejected
 
 
 def log_of(days: int, number: int = 0) -> str:
-    """The name of the log file of a day, so many days ago."""
+    """The name of the log file of a day, this many days ago."""
     return f"TEST{day_before(days):%Y%m%d}-{number:02d}.tsv.gz"
 
 
@@ -505,7 +505,7 @@ def listening_addresses(pid: int) -> set[str]:
 
 
 def secrets_of(export: bytes) -> set[str]:
-    """The listener addresses and user agents in an export, long enough to be told from other words."""
+    """The listener addresses and user agents in an export, long enough not to be mistaken for other words."""
     found = set()
     for line in gzip.decompress(export).split(b"\n"):
         with suppress(ValueError):

@@ -168,7 +168,7 @@ def conversion(**rules: Any) -> Conversion:
 
 
 def export_file(folder: Path, data: bytes | Sequence[bytes], *, members: int = 1) -> Path:
-    """A gzip file of these lines (or this text), in so many members."""
+    """A gzip file of these lines (or this text), in this many members."""
     text = data if isinstance(data, bytes) else b"".join(row + b"\n" for row in data)
     path = folder / "metrics-day-2026-11-20.json.gz"
     size = -(-len(text) // members) or 1

@@ -101,7 +101,7 @@ class ServedFolder:
 
 @dataclass
 class Running:
-    """A listener that runs, and what it told."""
+    """A listener that runs, and what it reported."""
 
     server: SftpServer
     served: ServedFolder
@@ -121,7 +121,7 @@ class Running:
         return [pickup for pickup in self.pickups if pickup.ended is not None]
 
     async def finished_pickups(self, count: int = 1) -> list[Pickup]:
-        """Wait until so many pickups are over."""
+        """Wait until this many pickups are over."""
         async with asyncio.timeout(20):
             while len(self.finished) < count:  # noqa: ASYNC110  # the listener calls back, it signals nothing
                 await asyncio.sleep(0.01)
@@ -192,7 +192,7 @@ class RawSftp:
         return int.from_bytes(reply[5:9], "big")
 
     async def open_file(self, name: str) -> bytes:
-        """The handle of an open file, as it stands in requests."""
+        """The handle of an open file, as it is in requests."""
         reply = await self.ask(3, string(name.encode()) + (1).to_bytes(4, "big") + bytes(4))
         assert reply[0] == 102, reply
         return reply[5:]

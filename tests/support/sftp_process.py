@@ -56,7 +56,7 @@ class ServerProcess:
 
 @asynccontextmanager
 async def server_process(folder: Path, keys_dir: Path, **changes: Any) -> AsyncIterator[ServerProcess]:
-    """A listener in a process of its own, for the length of a block; it must end in order."""
+    """A listener in a process of its own, for the length of a block; it must end properly."""
     stdin, end = os.pipe()
     serve = f"from tests.support.sftp_process import serve; serve({str(folder)!r}, {str(keys_dir)!r}, {changes!r})"
     WARM.begin()

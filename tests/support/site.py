@@ -184,7 +184,7 @@ class Site:
     # The source
 
     def put(self, rows: Iterable[bytes], modified: datetime, day: date = DAY, *, cut: int = 0) -> Path:
-        """Write a day's export, last modified then; ``cut`` takes so many bytes off its end."""
+        """Write a day's export, last modified then; ``cut`` takes that many bytes off its end."""
         path = self.exports / self.export_settings.export_kind.file_name.replace("YYYY-MM-DD", str(day))
         data = gzip.compress(b"".join(line + b"\n" for line in rows), 1, mtime=0)
         part = path.with_suffix(".part")
@@ -194,7 +194,7 @@ class Site:
         return path
 
     def mark(self, modified: datetime, day: date = DAY, between: str = "_") -> Path:
-        """Write the object that proves a day final, last modified then; ``between`` stands in its date."""
+        """Write the object that proves a day final, last modified then; ``between`` separates the parts of its date."""
         path = self.exports / f"_finalized_delivery_{str(day).replace('-', between)}_{modified.timestamp():.0f}"
         path.touch()
         os.utime(path, (modified.timestamp(), modified.timestamp()))
@@ -275,7 +275,7 @@ class Site:
         return [line.split("\t")[12] for name in names or self.files() for line in self.lines(name)[1:]]
 
     def standing_ids(self) -> Counter[str]:
-        """How often each id stands in a published file that was not superseded."""
+        """How often each id occurs in a published file that was not superseded."""
         return Counter(self.ids(*(str(log.name) for log in self.ledger.logs() if log.superseded_by is None)))
 
     def rejects(self, name: str) -> list[dict[str, Any]]:

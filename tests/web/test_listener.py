@@ -66,7 +66,7 @@ async def test_a_borrowed_name_is_no_name_of_the_page(host: str, own: bool, tmp_
 
 
 async def test_no_host_or_two_are_refused(tmp_path: Path) -> None:
-    """Who reads the first and who reads the last would not agree."""
+    """One that reads the first and one that reads the last would not agree."""
     async with serving(tmp_path) as served:
         for hosts in ("", f"{HOST}Host: evil.example\r\n"):
             status, _, body = await served.ask(f"GET / HTTP/1.1\r\n{hosts}\r\n")
@@ -192,7 +192,7 @@ async def _yielded() -> None:
 
 
 async def test_what_was_not_logged_is_summed_up_without_another_refusal(capsys: pytest.CaptureFixture[str]) -> None:
-    """At most five lines a minute for an address; how many more there were is told when the minute is over."""
+    """At most five lines a minute for an address; how many more there were is logged when the minute is over."""
     now = [1000.0]
     door, far = Door(None, Limits, lambda: now[0]), ip_address("203.0.113.9")
     for _ in range(11):

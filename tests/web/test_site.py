@@ -120,8 +120,8 @@ async def test_a_day_before_the_first_one_is_not_expected(site: Site) -> None:
     await site.round(at(0, "12:10"))
     async with serving(site.root, at(0, "12:20"), first=DAY) as served:
         text = (await page(served, "/")).text
-    said = f"Nothing is expected yet: {DAY} is the first day ( export.first_day ), and it can be final from"
-    assert f"{said} {DAY + timedelta(days=1)} 04:30Z on." in text
+    said = f"Nothing is expected yet: {DAY} is the first day ( export.first_day ), and it cannot be final before"
+    assert f"{said} {DAY + timedelta(days=1)} 04:30Z ." in text
 
 
 async def test_what_a_card_says_of_late_rows_is_not_worth_knowing_again(site: Site) -> None:
@@ -133,7 +133,7 @@ async def test_what_a_card_says_of_late_rows_is_not_worth_knowing_again(site: Si
     async with serving(site.root, at(1, "09:20")) as served:
         for path in ("/", f"/days/{DAY}"):
             text = (await page(served, path)).text
-            assert "Late rows of it are held: 100 of the 100" in text and "Worth knowing" not in text
+            assert "Its late rows are held: 100 of the 100" in text and "Worth knowing" not in text
 
 
 async def test_the_next_deadline_is_that_of_every_day_it_concerns(site: Site) -> None:
@@ -214,7 +214,7 @@ async def test_nothing_of_a_listener_and_no_secret_is_shown(site: Site) -> None:
 
 
 async def test_the_page_refreshes_itself_until_it_is_told_not_to(site: Site) -> None:
-    """By a header, without a script; who reads slowly, or by ear, follows a link."""
+    """By a header, without a script; whoever reads slowly, or by ear, follows a link."""
     async with serving(site.root, at(1)) as served:
         _, headers, body = await served.get("/")
         assert headers["Refresh"] == "60"
@@ -267,7 +267,7 @@ async def test_an_error_page_tells_commands_as_every_page_does(site: Site) -> No
 
 
 async def test_whom_the_page_bans_is_told_beside_whom_sftp_bans(site: Site) -> None:
-    """Who is locked out sees a closed connection only."""
+    """Whoever is locked out sees only a closed connection."""
     ban = CurrentBan("203.0.113.9", at(1, "10:00"), 20)
     told = facts_at(at(1, "09:30")) | {"bans": [ban.as_json("sftp"), ban.as_json("web")]}
     words = dict(service_lines(told, at(1, "09:30"), running=True))
@@ -309,7 +309,7 @@ def test_every_state_of_a_day_has_a_look() -> None:
 
 
 def test_json_holds_no_tag() -> None:
-    """Whatever stands in it, and what is read back is the same."""
+    """Whatever is in it, and what is read back is the same."""
     value = {"<script>": "</script>&"}
     body = json_answer(value).body
     assert not {b"<", b">", b"&"} & {bytes([byte]) for byte in body}

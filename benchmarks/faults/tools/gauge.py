@@ -83,7 +83,7 @@ class Budget:
         return spent
 
     async def rest(self, least: float) -> None:
-        """Wait at least so long, and until there is processor time again."""
+        """Wait at least this long, and until there is processor time again."""
         await asyncio.sleep(least)
         while self.spent > self.share * (time.monotonic() - self.started) + self.ahead:
             await asyncio.sleep(0.1)

@@ -53,7 +53,7 @@ def unmount(folder: Path) -> None:
 
 @contextmanager
 def tmpfs(folder: Path, size: str) -> Iterator[None]:
-    """A file system of so many bytes (``4m``) in memory, mounted at a folder; full by the page."""
+    """A file system of this many bytes (``4m``) in memory, mounted at a folder; full by the page."""
     folder.mkdir(exist_ok=True)
     mount("-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder)
     try:
@@ -64,7 +64,7 @@ def tmpfs(folder: Path, size: str) -> Iterator[None]:
 
 @contextmanager
 def ext4(folder: Path, image: Path, size: int) -> Iterator[None]:
-    """A file system of so many bytes in a file, mounted at a folder; full by blocks of 1 KiB."""
+    """A file system of this many bytes in a file, mounted at a folder; full by blocks of 1 KiB."""
     folder.mkdir(exist_ok=True)
     with image.open("wb") as file:
         file.truncate(size)
@@ -91,7 +91,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def hidden(folder: Path) -> Iterator[None]:
-    """A folder whose file system is away: an empty folder stands in its place."""
+    """A folder whose file system is away: an empty folder is in its place."""
     mount("-t", "tmpfs", "-o", "ro,mode=0700", "tmpfs", folder)
     try:
         yield
@@ -106,7 +106,7 @@ def free(folder: Path) -> int:
 
 
 def fill(folder: Path, leave: int) -> Path:
-    """Fill a file system with one file, but for so many bytes, or as near to it as it lets us."""
+    """Fill a file system with one file, except for this many bytes, or as near to it as it lets us."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         while (rest := free(folder) - leave) > 0:

@@ -92,7 +92,7 @@ DOWNGRADES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def followed_by(injected: bytes) -> Callable[[bytes], bytes]:
-    """With a packet of ours behind the offer."""
+    """With a packet of ours after the offer."""
     return lambda packet: packet + injected if packet[5] == KEXINIT else packet
 
 
@@ -178,7 +178,7 @@ async def test_a_network_that_keeps_the_end_forges_no_pickup(target: Target) -> 
 
 async def test_a_network_that_keeps_the_end_gains_nothing_by_a_resumption(target: Target) -> None:
     """It takes all from us, lets a part of it through, and cuts: the client goes on where that part ended, and shows
-    that it has so much. What was kept from it is not picked up before it came."""
+    that it has that much. What was kept from it is not picked up before it came."""
     listener, each, had = target.listener, 30_000, 90_000
     async with HeldAnswers(target.port, after=20_000, kept_after=120_000) as port:
         connection = await target.connect("", random.Random(1), 0, port=port, known_hosts=None)

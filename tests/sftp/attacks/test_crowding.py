@@ -75,7 +75,7 @@ async def strangers(port: int, sources: list[str]) -> AsyncIterator[list[asyncio
 async def test_idle_strangers_keep_nobody_out(
     tmp_path: Path, keys_dir: Path, monkeypatch: pytest.MonkeyPatch, lone: bool
 ) -> None:
-    """All slots are taken by connections that do not log in, and the partner, who stands in no allow list, gets in."""
+    """All slots are taken by connections that do not log in, and the partner, who is in no allow list, gets in."""
     monkeypatch.setattr("server.sftp.limits.MIN_LOGIN_TIME", 0.0)
     async with running(tmp_path, keys_dir, max_connections=8) as it:
         it.served.add(NAME, b"content")

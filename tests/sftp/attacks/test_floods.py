@@ -56,7 +56,7 @@ class Rekeying(asyncssh.SSHClient):
     """Asks for new keys again and again, without or with having logged in."""
 
     async def exchange(self, connection: Any, most: int) -> int:
-        """Return how many exchanges it gets, out of at most so many."""
+        """Return how many exchanges it gets, out of at most this many."""
         for done in range(most):
             connection._send_kexinit()
             connection._kexinit_sent = True

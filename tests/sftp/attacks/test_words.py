@@ -46,7 +46,7 @@ ATTEMPTS: dict[str, tuple[bytes, str | None]] = {
         b"SSH-2.0-x sftp refused 198.51.100.7 reason=wrong-password\r\n" + packet(b"\x15"),
         PROTOCOL,
     ),
-    "version that is no ASCII": (b"SSH-2.0-\xff\xfe\r\n", PROTOCOL),
+    "version that is not ASCII": (b"SSH-2.0-\xff\xfe\r\n", PROTOCOL),
     "version of 256 bytes": (b"SSH-2.0-" + b"a" * 300 + b"\r\n", PROTOCOL),
     "banner of 100 kB": (b"a" * 100_000, PROTOCOL),
     "version 1": (b"SSH-1.5-x\r\n", PROTOCOL),
