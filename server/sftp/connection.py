@@ -47,6 +47,9 @@ UNSENT_LOW = 64 * 1024
 # Bytes unsent at which reading stops, for the connection and for each session on it: more than a session's replies take
 # on their own (UNSENT_HIGH and what is answered at once), so that only answers to other SSH messages get there.
 UNSENT_MOST = 768 * 1024
+# Bytes of the client's that are processed before other connections get their turn: more than most ask for at once.
+# The system hands over up to 256 KiB, which can hold thousands of packets, and those take a second.
+PIECE = 8 * 1024
 RECEIVE_WINDOW = 64 * 1024  # bytes: requests are small; this bounds what waits unread in a channel
 MSG_DISCONNECT, MSG_SERVICE_REQUEST, MSG_KEXINIT = 1, 5, 20  # RFC 4253, section 12
 MSG_EXT_INFO = 7  # RFC 8308, section 2.3
@@ -139,7 +142,8 @@ class SshConnection(asyncssh.SSHServerConnection):
         self.named = named  # False: the balancer does not name a client, so nobody can be let in
         self.choked = False
         self.sessions: dict[Session, None] = {}  # in the order in which they take their turns
-        self.receiving = False  # `data_received` is running: more of the client's packets may follow
+        self.receiving = False  # bytes are being processed: more of the client's packets may follow
+        self._unprocessed = bytearray()  # what arrived, and waits for its turn
         self.transport: asyncio.Transport | None = None
         self.last_active = asyncio.get_running_loop().time()
         self.user = ""
@@ -193,19 +197,22 @@ class SshConnection(asyncssh.SSHServerConnection):
         """
         self.choked = True
 
-    def _bound_answers(self) -> None:
-        """Stop reading from a peer whose SSH requests, other than a session's, make asyncssh keep answers."""
-        if self.choked and self.transport is not None and not self.transport.is_closing():
-            most = UNSENT_MOST * (1 + len(self.sessions))
-            if self.transport.get_write_buffer_size() > most:
-                self.transport.pause_reading()
+    def _balance_reading(self) -> None:
+        """Read on, unless earlier bytes wait for their turn, or too many answers that are no session's replies."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        most = UNSENT_MOST * (1 + len(self.sessions))
+        if self._unprocessed or (self.choked and transport.get_write_buffer_size() > most):
+            transport.pause_reading()
+        elif not transport.is_reading():
+            transport.resume_reading()
 
     def resume_writing(self) -> None:
         """Read again and resume the sessions: the peer takes bytes again."""
         self.choked = False
         self.touch()
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._balance_reading()
         for session in list(self.sessions):
             if self.choked:
                 break
@@ -273,25 +280,43 @@ class SshConnection(asyncssh.SSHServerConnection):
         self._set_keepalive_timer()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:
-        """Process the peer's bytes, and count them with ours."""
+        """Process the peer's bytes, taking turns with the other connections."""
+        waiting = bool(self._unprocessed)
+        self._unprocessed += data
+        if not waiting:
+            self._process_piece()
+
+    def _process_piece(self) -> None:
+        """Process some of the peer's bytes, and count them with ours; plan the next piece."""
+        if self._transport is None:  # asyncssh has given up the connection
+            self._unprocessed.clear()
+        data = bytes(self._unprocessed[:PIECE])
+        if not data:
+            return
+        del self._unprocessed[:PIECE]
         self.greeting += data[: GREETING - len(self.greeting)]
         # The same limit holds for the client's key, and both are replaced together (RFC 4344, section 3.2).
         self._rekey_bytes_sent += len(data)
         # Many clients ask for many small pieces at a time: such requests are answered once all have arrived.
         self.receiving = True
         try:
-            super().data_received(data, datatype)
+            super().data_received(data)
         finally:
             self.receiving = False
             for session in list(self.sessions):
                 session.answer_arrived()
-            self._bound_answers()
+            self._balance_reading()
+        if self._unprocessed:
+            asyncio.get_running_loop().call_soon(self._process_piece)
 
     def connection_lost(self, exc: Exception | None = None) -> None:
         """Confirm deliveries a last time, then let asyncssh end the sessions."""
         # While the socket is still open: whatever is not confirmed now counts as not delivered.
         if isinstance(exc, OSError) and not self.keys_sent:
             self._read_the_rest()
+        # What arrived before the end may prove something.
+        while self._unprocessed:
+            self._process_piece()
         for session in self.sessions:
             session.confirm_delivery()
         self.stream.end()

@@ -16,7 +16,9 @@ from server.sftp.connection import (
     FREE_EXCHANGES,
     MAX_EXCHANGES_BEFORE_LOGIN,
     MAX_PACKETS_BEFORE_LOGIN,
+    PIECE,
     RECEIVE_WINDOW,
+    SshConnection,
 )
 from server.sftp.handler import RequestHandler
 from server.sftp.session import MAX_WAITING, REQUEST_COST, TURN, SftpSession
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 IGNORE = struct.pack(">IB", 12, 6) + b"\x02" + bytes(10)  # a whole packet, not encrypted
+
+MSG_IGNORE = 2
+SMALLEST_PACKET = 36  # bytes on the wire: length, one block, and the tag of AES-GCM
 
 
 def reasons(entries: list[MutableMapping[str, Any]]) -> list[str]:
@@ -137,3 +142,25 @@ async def test_a_flood_of_small_requests_takes_turns(listener: Running, monkeypa
     assert sum(turns) == 5_001
     assert max(turns) <= TURN // REQUEST_COST + 1
     assert most_waiting <= MAX_WAITING + RECEIVE_WINDOW
+
+
+async def test_a_flood_of_messages_takes_turns(listener: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands that no session sees, taken from the socket in one go: others get their turn between few of them."""
+    see = SshConnection.log_received_packet
+    seen = in_turn = most = 0
+
+    def counting(connection: SshConnection, *packet: Any) -> None:
+        nonlocal seen, in_turn, most
+        seen, in_turn = seen + 1, in_turn + 1
+        most = max(most, in_turn)
+        see(connection, *packet)
+
+    async with listener.connect() as connection:
+        monkeypatch.setattr(SshConnection, "log_received_packet", counting)
+        for _ in range(5_000):
+            connection.send_packet(MSG_IGNORE, string(b""))
+        async with asyncio.timeout(20):
+            while seen < 5_000:
+                in_turn = 0
+                await asyncio.sleep(0)
+    assert most <= PIECE // SMALLEST_PACKET + 1
