@@ -40,13 +40,13 @@ class Answer(NamedTuple):
 
 
 def text(status: int, sentence: str, **headers: str) -> Answer:
-    """Return a plain-text answer of one sentence; underscores in the names of ``headers`` become hyphens."""
+    """Return a plain-text answer; underscores in the names of ``headers`` become hyphens."""
     return Answer(status, TEXT, f"{sentence}\n".encode(), {name.replace("_", "-"): it for name, it in headers.items()})
 
 
-def json(value: Any) -> Answer:
+def json(value: Any, status: int = 200) -> Answer:
     """Return a JSON answer that is harmless when taken for HTML."""
     body = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     for character, escape in _JSON_ESCAPES.items():
         body = body.replace(character, escape)
-    return Answer(200, JSON, f"{body}\n".encode())
+    return Answer(status, JSON, f"{body}\n".encode())

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..errors import LedgerError, PickupPointError
+from ..errors import DataFolderError, LedgerError, PickupPointError
 from ..hints import OURS, Call, lines, steps
 from ..megaphone.exports import calendar_day
 from ..sftp.limits import Limits
@@ -66,6 +67,7 @@ class Page:
         self._parts: tuple[Listener, Door, Reader] | None = None
         self._static = {path: (FOLDER / "static" / path[1:]).read_bytes() for path in _STATIC}
         self._templates = templates()
+        self._templates.globals["style"] = f"/style.css?{sha256(self._static['/style.css']).hexdigest()[:12]}"
         self._templates.globals["glossary"] = glossary((FOLDER.parent / "manual" / CHAPTER).read_text(encoding="utf-8"))
 
     async def start(self) -> int | None:
@@ -119,7 +121,8 @@ class Page:
             sentence = await self._unhealthy_reason()
             return text(503, sentence) if sentence else text(200, "OK")
         if path in self._static:
-            return Answer(200, _STATIC[path], self._static[path], {"Cache-Control": "no-cache"})
+            # Kept for a day: another stylesheet has another address, and the icon is no harm.
+            return Answer(200, _STATIC[path], self._static[path], {"Cache-Control": "max-age=86400"})
         assert self._parts is not None  # noqa: S101  # only the listener calls
         reader = self._parts[2]
         still = query == STILL
@@ -129,10 +132,10 @@ class Page:
         """Make the answer; runs in the reader's thread."""
         try:
             return self._page(path, still=still)
-        except LedgerError as error:
-            return self._sorry(503, error, still=still)
         except PickupPointError as error:
-            return self._sorry(404 if path.startswith(("/days/", "/files/")) else 503, error, still=still)
+            broken = isinstance(error, (LedgerError, DataFolderError))
+            unknown = path.startswith(("/days/", "/files/")) and not broken
+            return self._sorry(404 if unknown else 503, error, path, still=still)
 
     def _page(self, path: str, *, still: bool) -> Answer:
         config, now = self._config(), self._clock()
@@ -158,7 +161,7 @@ class Page:
                 return json({"day": str(day), "matched_share": matched, "podcasts": podcasts})
             case ["files", name] if (log_name := LogName.parse(name)) is not None:
                 return self._html("file.html", path, still, views.one_file(trace_of(config, log_name), now))
-        return self._sorry(404, PickupPointError("There is no such page."), still=still)
+        return self._sorry(404, PickupPointError("There is no such page."), path, still=still)
 
     def _day(self, config: Config, day: date, now: datetime, path: str, *, still: bool) -> Answer:
         snapshot = Snapshot.take(config, now)
@@ -169,7 +172,7 @@ class Page:
         )
         if day not in days:
             error = PickupPointError(f"Nothing is known here about {day}.")
-            return self._sorry(404, error, still=still, days=[it for it in (before, after) if it is not None])
+            return self._sorry(404, error, path, still=still, days=[it for it in (before, after) if it is not None])
         values = views.one_day(days[day], details_of(config, day), snapshot, config, _call(config))
         values |= {"before": before, "after": after}
         return self._html("day.html", path, still, values)
@@ -180,9 +183,15 @@ class Page:
         body = self._templates.get_template(template).render(values)
         return Answer(status, HTML, body.encode(), {} if still else {"Refresh": str(REFRESH_SECONDS)})
 
-    def _sorry(self, status: int, error: PickupPointError, *, still: bool, days: Sequence[date] = ()) -> Answer:
-        """Return a page that says why there is none, and leads to ``days``."""
+    def _sorry(
+        self, status: int, error: PickupPointError, path: str, *, still: bool, days: Sequence[date] = ()
+    ) -> Answer:
+        """Return why there is no answer: as JSON or plain text to a program, else as a page that leads to ``days``."""
         to_do = lines(steps(error.hint), _call(self._config()))
+        if path.endswith(".json"):
+            return json({"error": str(error), "hint": [line.text for line in to_do]}, status)
+        if path == "/metrics" or path.endswith(".csv"):
+            return text(status, "\n".join((str(error), *(line.text for line in to_do))))
         values = {"now": self._clock(), "sentence": str(error), "lines": to_do, "days": days}
         return self._html("sorry.html", "", still, values, status)
 

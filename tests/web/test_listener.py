@@ -28,7 +28,7 @@ async def test_every_answer_forbids_whatever_a_browser_could_be_made_to_do(tmp_p
         for path in ("/", "/status.json", "/metrics", "/healthz", "/style.css", "/nothing", "/days/2026-11-20"):
             status, headers, body = await served.get(path)
             assert status == (404 if path in ("/nothing", "/days/2026-11-20") else 200), (path, body)
-            wanted = dict(ALWAYS) | ({"Cache-Control": "no-cache"} if path == "/style.css" else {})
+            wanted = dict(ALWAYS) | ({"Cache-Control": "max-age=86400"} if path == "/style.css" else {})
             assert {name: headers.get(name) for name in wanted} == wanted
             assert headers["Connection"] == "close"
             without = await served.get(path, method="HEAD")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from server.cli.tables import _CELLS
 from server.sftp.registry import CurrentBan
+from server.status.metrics import Reading
+from server.status.snapshot import Snapshot
 from server.status.words import service_lines
 from server.storage.records import DayRecord
 from server.triton import safe_id
@@ -134,6 +137,33 @@ async def test_what_a_card_says_of_late_rows_is_not_worth_knowing_again(site: Si
         for path in ("/", f"/days/{DAY}"):
             text = (await page(served, path)).text
             assert "Its late rows are held: 100 of the 100" in text and "Worth knowing" not in text
+
+
+async def test_many_things_wrong_leave_the_answers_in_sight(site: Site) -> None:
+    """The worst three are shown and the others fold away, so that a telephone shows a few more lines and the cards."""
+    days = [DAY + timedelta(days=number) for number in range(5)]
+    for number, day in enumerate(days):
+        bad = 10 + number  # each has a sentence, and so a line, of its own
+        site.put([*rows_of(day, 100 - bad), *broken_rows(bad)], at(1, "04:00", day), day)
+        await site.round(at(1, "05:30", day))
+    site.ledger.note(**facts_at(at(5, "09:00")))
+    async with serving(site.root, at(5, "09:00")) as served:
+        shown = await page(served, "/")
+    causes = [str(it["class"]) for tag, it in shown.tags if tag == "li" and it.get("class") in ("critical", "warning")]
+    assert len(causes) > 4 and causes == sorted(causes)
+    tags = [tag for tag, _ in shown.tags]
+    assert [tag for tag in tags if tag in ("details", "li", "article")][:4] == ["li"] * 3 + ["details"]
+    assert f"{len(causes) - 3} more" in shown.text
+
+
+async def test_the_columns_of_a_podcast_add_up(site: Site) -> None:
+    """Rows that were sent before are among its lines, and not among the filtered ones."""
+    site.put(rows_of(DAY, 100), at(1, "04:00"))
+    await site.round(at(1, "05:30"))
+    site.put(rows_of(DAY, 112), at(1, "08:00"))
+    await site.round(at(1, "09:10"))
+    async with serving(site.root, at(1, "09:20")) as served:
+        assert "(all) 112 112 112 0 0" in (await page(served, f"/days/{DAY}")).text
 
 
 async def test_the_next_deadline_is_that_of_every_day_it_concerns(site: Site) -> None:
@@ -264,6 +294,35 @@ async def test_an_error_page_tells_commands_as_every_page_does(site: Site) -> No
     async with serving(site.root, at(1)) as served:
         status, _, body = await served.get(f"/files/{name()}")
     assert status == 404 and f"pickup-point status --config {site.root}/config.toml" in Tags(body).text
+
+
+async def test_a_program_is_told_what_is_wrong_in_its_own_format(site: Site) -> None:
+    """JSON where JSON was asked for, text where text was; a person gets a page."""
+    wanted = {
+        "/status.json": "application/json", f"/days/{DAY}/podcasts.json": "application/json",
+        "/metrics": "text/plain; charset=utf-8", f"/days/{DAY}/podcasts.csv": "text/plain; charset=utf-8",
+        "/": "text/html; charset=utf-8", f"/days/{DAY}": "text/html; charset=utf-8",
+    }  # fmt: skip
+    async with serving(site.root, at(1)) as served:
+        assert json.loads((await served.get("/days/tomorrow/podcasts.json"))[2]) == {
+            "error": "A day is written like 2026-11-20.", "hint": [],
+        }  # fmt: skip
+        config = served.page._config().model_copy(update={"data_dir": site.root / ("x" * 300)})
+        served.page._config = lambda: config
+        served.page._read_metrics = lambda: Reading(tuple(Snapshot.take(config, at(1)).days))
+        for path, kind in wanted.items():
+            status, headers, body = await served.get(path)
+            assert (status, headers["Content-Type"]) == (503, kind), path
+            assert b"File name too long" in body
+
+
+async def test_the_stylesheet_is_kept_until_there_is_another(site: Site) -> None:
+    """A page that is looked at all day fetches it once; its address changes with its content."""
+    async with serving(site.root, at(1)) as served:
+        (link,) = [it["href"] or "" for tag, it in (await page(served, "/")).tags if it.get("rel") == "stylesheet"]
+        _, headers, body = await served.get(link)
+    assert link == f"/style.css?{hashlib.sha256(body).hexdigest()[:12]}"
+    assert headers["Cache-Control"] == "max-age=86400"
 
 
 async def test_whom_the_page_bans_is_told_beside_whom_sftp_bans(site: Site) -> None:
