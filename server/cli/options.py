@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import os
 import shlex
 import shutil
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -92,9 +94,19 @@ def run_loop(job: Coroutine[Any, Any, Any]) -> Any:
 def exit_within(seconds: float) -> None:
     """End this process with exit code 1 if it still runs after this many seconds; print where each thread is.
 
-    Not by the event loop or a thread of ours: either may be what hangs.
+    Not by the event loop or a thread that works: either may be what hangs.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True)
+
+    def end() -> None:
+        print(f"Timeout after {seconds:g} s. Where each thread is:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    # If one keeps the interpreter lock for ever. This reads frames of running threads, and may crash: an end, too.
+    faulthandler.dump_traceback_later(seconds + 2, exit=True)
 
 
 def parse_day(text: str, command: str) -> date:
