@@ -18,6 +18,7 @@ Pure: the caller passes the clock in. Promise: a record may claim too little, ne
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -61,8 +62,9 @@ class Coverage:
     __slots__ = ("_ends", "_starts", "bytes", "fragmented")
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        # A client may have thousands of ranges on each of hundreds of handles: a list would take five times the memory.
+        self._starts = array("Q")
+        self._ends = array("Q")
         self.bytes = 0
         self.fragmented = False  # a range was not counted, because there were `MAX_RANGES` already
         for start, end in ranges:
@@ -92,8 +94,8 @@ class Coverage:
             start = min(start, starts[first])
             end = max(end, ends[last - 1])
             self.bytes -= sum(ends[first:last]) - sum(starts[first:last])
-        starts[first:last] = [start]
-        ends[first:last] = [end]
+        starts[first:last] = array("Q", (start,))
+        ends[first:last] = array("Q", (end,))
         self.bytes += end - start
 
     def covers(self, size: int) -> bool:

@@ -151,5 +151,5 @@ def _claims_no_more(theirs: bytes, ours: bytes) -> bool:
             return True
         union = Coverage([*map(tuple, here["ranges"]), *map(tuple, there["ranges"])])
         return not there["completed"] and union.bytes == Coverage(map(tuple, here["ranges"])).bytes
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return True

@@ -173,11 +173,11 @@ class PickupStore(LedgerPart):
         """Record what a user has of a log at another node, as its `progress` returned it.
 
         Raises:
-            ValueError, KeyError, TypeError: ``progress`` is malformed.
+            ValueError, KeyError, TypeError, OverflowError: ``progress`` is malformed.
         """
         checked = {
             "sha256": str(progress["sha256"]),
-            "ranges": [[int(start), int(end)] for start, end in progress["ranges"]],
+            "ranges": Coverage((int(start), int(end)) for start, end in progress["ranges"]).ranges,
             "fragmented": bool(progress["fragmented"]),
             "handles": int(progress["handles"]),
             "addresses": [str(address) for address in progress["addresses"]][-MAX_ADDRESSES:],

@@ -99,7 +99,11 @@ async def test_strange_objects_claim_nothing_and_pruned_logs_leave_none(nodes: l
         pickups_of(site).exchange()
     ((_, _, progress),) = a.ledger.pickups.progress()
     naive = orjson.dumps(progress | {"first": "2026-11-21T08:00:00"})  # of which time zone?
-    for number, data in enumerate((b"", b"[]", b"{}", b'{"sha256":1,"ranges":[1]}', b"\xff", naive)):
+    before_the_file, endless = (
+        orjson.dumps(progress | {"completed": None, "ranges": [what]}) for what in ((-5, 10), (0, 1e30))
+    )
+    strange = (b"", b"[]", b"{}", b'{"sha256":1,"ranges":[1]}', b"\xff", naive, before_the_file, endless)
+    for number, data in enumerate(strange):
         a.shelf.put(f"pickups/{name()}~triton~stranger-{number}", data)
         a.shelf.put(f"pickups/logins~~stranger-{number}", data)
     a.shelf.put("pickups/nonsense", b"{}")
@@ -113,7 +117,7 @@ async def test_strange_objects_claim_nothing_and_pruned_logs_leave_none(nodes: l
         "logins~~b",
         "logins~~older",
         "nonsense",
-        *(f"logins~~stranger-{number}" for number in range(6)),
+        *(f"logins~~stranger-{number}" for number in range(len(strange))),
     }
     for site in (b, a):
         site.publisher.catch_up()
