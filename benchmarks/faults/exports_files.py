@@ -186,7 +186,7 @@ def among_bad_names(path: Path, day: date) -> Outcome:
 
 @hostile("days that no calendar is used to", _NO_FILE)
 def odd_days(path: Path, day: date) -> Outcome:
-    """The first and the last days that there are lie beside a good one."""
+    """The first and the last day that there can be, beside a good one."""
     whole, ids = _whole(day)
     for odd in ("0001-01-01", "0001-01-02", "9999-12-30", "1969-12-31", "1900-02-28"):
         path.with_name(f"metrics-day-{odd}.json.gz").write_bytes(whole)

@@ -190,16 +190,14 @@ class Feed:
         records = self._ledger.live_days(horizon)
         known = KnownDays(records, self._ledger.published_days(horizon), facts.get("first_start"), horizon)
         self._note_delivery(facts, known, listing)
-        found = window(self._policy.export, self._policy.keep_days, known, listing)
-        # What the last round looked at, or one before the clock leapt, may be so old that no window has it any more.
+        # The last round, or one before the clock leapt.
         last = min(steady, max((record.seen_at for record in records.values()), default=steady))
-        before = window(self._policy.export, self._policy.keep_days, known, listing._replace(now=last))
-        passed_over = {*found.passed_over, *before.days, *before.passed_over} - set(known.published)
+        found = window(self._policy.export, self._policy.keep_days, known, listing, last.date())
         # However old: a log that was promised a name gets it.
         missing = {publication.day for publication in self._ledger.interrupted()}
         days = sorted({*found.days, *(day for day in missing if not self._policy.out_of_reach(day, listing.now))})
         # First: once a killed round has recorded the days, it counts as the last one, and these would not be logged.
-        self._note_passed_over([day for day in sorted(passed_over) if day not in days], known, listing)
+        self._note_passed_over([day for day in found.passed_over if day not in days], known, listing)
         for day in sorted({*days, *request.days}):
             export = listing.exports.get(day)
             # A mistyped day leaves no trace: no round would look at it, and nothing was ever there.

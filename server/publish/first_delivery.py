@@ -1,4 +1,4 @@
-"""Whether the source has ever delivered an export, as the ledger's facts keep it.
+"""Whether the source has ever delivered an export, as recorded in the ledger's facts.
 
 Pure. Promise: a source that has delivered once never counts as one that has not. A new `export.url` is another source,
 and so is another kind of export at the same place.

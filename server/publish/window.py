@@ -70,11 +70,12 @@ class Window:
     passed_over: tuple[date, ...] = ()
 
 
-def window(export: ExportSettings, keep_days: int, known: KnownDays, listing: Listing) -> Window:
-    """Return the days that a round looks at, given what the source lists."""
+def window(export: ExportSettings, keep_days: int, known: KnownDays, listing: Listing, last: date) -> Window:
+    """Return the days that a round looks at, given what the source lists and when the ``last`` round was."""
     today = listing.now.date()
     begin = known.begin(export, keep_days, today, listing.exports)
-    if begin is None:
+    began = known.begin(export, keep_days, last, listing.exports)
+    if begin is None or began is None:
         return Window()
     # At least the days that still count, whatever is configured.
     oldest = today - timedelta(days=max(export.look_back_days, COUNTED_DAYS.days - 1))
@@ -83,8 +84,9 @@ def window(export: ExportSettings, keep_days: int, known: KnownDays, listing: Li
     floor = known.floor(export, keep_days, today)
     published = {day for day in known.published if floor <= day and day not in days}
     open_ends = [day for day in published if _unsettled(known.records.get(day), listing.exports.get(day), listing.now)]
-    passed_over = [day for day in _between(begin, oldest) if day not in published]
-    return Window(tuple(sorted([*open_ends, *days])), tuple(passed_over))
+    # What the last round looked at may be so old that no window has it any more.
+    passed_over = {*_between(began, last + timedelta(days=1)), *_between(begin, oldest)} - {*known.published, *days}
+    return Window(tuple(sorted([*open_ends, *days])), tuple(sorted(passed_over)))
 
 
 def _between(first: date, end: date) -> list[date]:

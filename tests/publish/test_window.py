@@ -92,4 +92,4 @@ def test_which_days_a_round_looks_at(
         {DAY: record} if record else {}, [*others, *([DAY] if published else [])], started and str(started)
     )
     listing = Listing({DAY: listed} if listed else {}, now)
-    assert window(ExportSettings(url="s3://exports", **settings), 60, known, listing) == expected
+    assert window(ExportSettings(url="s3://exports", **settings), 60, known, listing, now.date()) == expected

@@ -1,4 +1,4 @@
-"""Commands of pickup-point without the second that an interpreter takes to start: forked from a process that has all.
+"""Commands of pickup-point without the second that an interpreter takes to start: forked from one that is running.
 
 Each command is a process of its own, with its own files, locks and exit; only the imports are shared. It may be made to
 wait until somebody, strace for one, has taken hold of it. Touches processes.
