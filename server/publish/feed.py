@@ -66,6 +66,7 @@ log = structlog.get_logger()
 
 MOST_TURNS = 10  # how often a round decides a day again because another node was first
 LONGEST_PAUSE = timedelta(hours=1)  # between two tries of the same version of a day
+REPORT_CLOCK_EVERY = timedelta(days=1)  # while the local clock stays wrong
 TOLD_FOR = timedelta(days=7)  # how long after a day's expiry its late rows are still reported
 DEATHS = "conversion_deaths"  # a fact of the ledger: by day, [ETag of its export, how often its process died]
 
@@ -95,6 +96,7 @@ class Feed:
         self._progress = progress
         self._warned: set[tuple[date, str]] = set()
         self._clock_doubted = False
+        self._clock_off: datetime | None = None  # by the source's clock, when the local one was last reported as off
 
     @property
     def rules(self) -> LogRules:
@@ -166,7 +168,7 @@ class Feed:
         return days
 
     def _check_clock(self, now: datetime, listing: Listing) -> None:
-        """Record how far the local clock is ahead of the source's; warn beyond `CLOCK_TOLERANCE`.
+        """Record how far the local clock is ahead of the source's; report when that begins or ends to be too far.
 
         A source's own clock is believed; see `clock`.
         """
@@ -174,11 +176,19 @@ class Feed:
         self._ledger.note(clock_skew=skew.total_seconds())
         if listing.own_clock:
             believe(self._ledger, listing.now)
-        if abs(skew) > CLOCK_TOLERANCE:
-            hint = "see whether the clock is synchronised: timedatectl"
-            log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)
-        elif why := set_back(self._ledger.facts(), now):
-            log.warning("feed found the local clock behind", why=why, hint=LEAP_HINT)
+        why = set_back(self._ledger.facts(), now)
+        if abs(skew) <= CLOCK_TOLERANCE and not why:
+            if self._clock_off is not None:
+                log.info("feed found the local clock right again")
+            self._clock_off = None
+        # The alarm stands all the time; a line in every round would bury the others.
+        elif self._clock_off is None or abs(listing.now - self._clock_off) >= REPORT_CLOCK_EVERY:
+            self._clock_off = listing.now
+            if abs(skew) > CLOCK_TOLERANCE:
+                hint = "see whether the clock is synchronised: timedatectl"
+                log.warning("feed found the local clock off", seconds=round(skew.total_seconds()), hint=hint)
+            else:
+                log.warning("feed found the local clock behind", why=why, hint=LEAP_HINT)
 
     # Which days there are
 

@@ -315,6 +315,7 @@ class Publisher:
                         log.error(f"publisher found {entry.name} {state}", folder=str(self._folder.pickup_dir))
                         self._reported_missing.add(entry.name)
                     continue
+                self._reported_missing.discard(entry.name)
                 served[str(entry.name)] = LogFile(entry.name, entry.size, entry.mtime)
             self._folder.serve(served)
 

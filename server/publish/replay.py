@@ -62,6 +62,7 @@ class Replay:
         self._tending = tending
         self._folder = folder
         self._node = node
+        self._lost: set[LogName] = set()  # logs of which it was reported that they could not be brought back
         self._seen = 0  # the newest entry that the store was seen to hold as it was applied
 
     def catch_up(self, shelf: Shelf, *, anew: bool = False) -> int:
@@ -167,7 +168,7 @@ class Replay:
         for publication in entry.publications:
             for part in publication.logs:
                 if part.state == "published" and part.name not in gone:
-                    self._bring(shelf, entry, part)
+                    self._bring(shelf, entry.id, part)
         # Files before the ledger: what that says is published must be there, and on disk.
         self._folder.sync()
         now = datetime.fromtimestamp(entry.at, UTC)
@@ -216,7 +217,7 @@ class Replay:
             if part.state == "pruned":
                 ledger.pruned(part.name, part.pruned_at or at)
 
-    def _bring(self, shelf: Shelf, entry: Entry, part: LedgerLog) -> None:
+    def _bring(self, shelf: Shelf, entry_id: str, part: LedgerLog) -> None:
         """Bring a file into the folder with its mtime, wherever it lies: there already, in staging, or in the store."""
         path, staged = self._folder.pickup_dir / str(part.name), self._folder.staging_dir / str(part.name)
         with translate_os_errors(path):
@@ -227,7 +228,7 @@ class Replay:
                         f"{path} is in the way: another file was published under its name",
                         hint=f"mv {quoted[0]} {quoted[1]}/",
                     )
-                self._download(shelf, entry, part, staged)
+                self._download(shelf, entry_id, part, staged)
                 if not self._folder.finish(part):
                     raise StoreError(
                         f"the content of {part.name} in the shared store is not what was published",
@@ -244,11 +245,34 @@ class Replay:
             finally:
                 os.close(descriptor)
 
-    def _download(self, shelf: Shelf, entry: Entry, part: LedgerLog, staged: Path) -> None:
+    def bring_back(self, shelf: Shelf) -> bool:
+        """Bring published logs that the folder has lost back from the store; return whether there were any."""
+        lost = {part.name: part for part in self._ledger.published_logs() if not self._folder.has(part)}
+        found = [(lost[name], entry_id) for name, _, entry_id in self._ledger.entries.blobs() if name in lost]
+        for part, entry_id in found:
+            path = self._folder.pickup_dir / str(part.name)
+            try:
+                with translate_os_errors(path), suppress(FileNotFoundError):
+                    path.rename(self._folder.data_dir / path.name)  # what lies there instead
+                self._bring(shelf, entry_id, part)
+                self._folder.sync()
+                discard(self._folder.staging_dir / path.name)
+            except (StoreError, DataFolderError) as error:  # no reason to take over or publish nothing
+                if part.name not in self._lost:
+                    log.error(f"publisher could not bring {part.name} back", why=str(error), hint=error.hint)
+                self._lost.add(part.name)
+                if not (isinstance(error, StoreError) and error.status == 404):
+                    break  # a store that does not answer keeps no round waiting for each
+                continue
+            self._lost.discard(part.name)
+            log.warning(f"publisher brought {part.name} back from the shared store", why="the folder had lost it")
+        return bool(found)
+
+    def _download(self, shelf: Shelf, entry_id: str, part: LedgerLog, staged: Path) -> None:
         """Download a file's content into staging, and sync it to disk."""
         discard(staged)
         with staged.open("xb") as file:
-            shelf.fetch(f"blobs/{blob_name(part.sha256, entry.id)}", part.size, file)
+            shelf.fetch(f"blobs/{blob_name(part.sha256, entry_id)}", part.size, file)
             file.flush()
             os.fchmod(file.fileno(), 0o440)
             os.utime(file.fileno(), (part.mtime, part.mtime))

@@ -85,7 +85,9 @@ class SharedSequence:
     # What the publisher and retention ask for
 
     def catch_up(self, *, begin: bool = False) -> None:
-        """Apply what is new in the sequence; with ``begin``, write its first entry if this node has a history to share.
+        """Apply what is new in the sequence, and bring back what the folder has lost.
+
+        With ``begin``, also write its first entry if this node has a history to share.
 
         A node that has published nothing does not begin one before it publishes: another may have a longer history.
 
@@ -96,6 +98,8 @@ class SharedSequence:
         """
         with self._connected() as shelf:
             self._replay.catch_up(shelf)
+            if self._replay.bring_back(shelf):
+                self.on_change()
             may_begin = begin and self._terms is not None and self._replay.known_terms() is None
             if may_begin and self._ledger.entries.strangers():
                 try:

@@ -19,6 +19,7 @@ import structlog
 from ..errors import StoreError
 from ..pickups import Coverage
 from ..triton import LogName
+from .store_state import HEARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +73,9 @@ class SharedPickups:
                     self._heard[name] = etag
             self._heard = {name: etag for name, etag in self._heard.items() if name in listed}
             self._keep_apart(shelf, listed)
+            nodes = sorted({name.rpartition(BETWEEN)[2] for name in listed if name.startswith(f"{_LOGINS}{BETWEEN}")})
+            if nodes != self._ledger.facts().get(HEARD):
+                self._ledger.note(**{HEARD: nodes})
             for name, data in self._own().items():
                 # An ETag is the content's MD5 in most stores; in another, each object is written once per run.
                 known = self._told.get(name) == data or listed.get(name, "").strip('"') == _digest(data)
@@ -104,8 +108,8 @@ class SharedPickups:
             for owner, user, progress in self._ledger.pickups.progress()
         }
         logins = {user: [at.isoformat(), *rest] for user, (at, *rest) in self._ledger.logins().items()}
-        if logins:
-            own[BETWEEN.join((_LOGINS, "", self._node))] = orjson.dumps(logins)
+        # Also without any: it tells the others of this node.
+        own[BETWEEN.join((_LOGINS, "", self._node))] = orjson.dumps(logins)
         return own
 
     def _merge(self, name: str, data: bytes, written: datetime | None) -> None:

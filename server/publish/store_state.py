@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STORE = "store"  # a fact of the ledger: a `StoreState` as JSON
 NODE = "node"  # a fact of the ledger: this node's name among those of a shared store
+HEARD = "nodes_heard"  # a fact of the ledger: the names of the nodes that have ever looked at the store
 NODES = "nodes"  # as if it were a fact: what is known of the nodes of a shared store, see `EntryStore.nodes`
 
 

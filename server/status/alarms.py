@@ -18,6 +18,7 @@ from ..publish.clock import LEAP, LEAP_HINT, STOPPED, before_leap, set_back
 from ..publish.decisions import CLOCK_TOLERANCE
 from ..publish.first_delivery import NOTHING_DELIVERED, NothingDelivered
 from ..publish.holds import HoldPolicy, late_warnings, warnings, way_out_of_late
+from ..publish.store_state import NODES
 from ..triton import expires
 from .days import span
 from .deadlines import DeadlinePolicy, Urgency, patience, still_open
@@ -146,7 +147,8 @@ def alarms(
         found += _of_service(facts, poll_every, now, running=running)
     found += _of_source(facts, first_day, now)
     found += _of_machine(measured)
-    found += _of_lost_logs([name for name in measured.lost if first_day is None or name.day >= first_day], days, now)
+    lost = [name for name in measured.lost if first_day is None or name.day >= first_day]
+    found += _of_lost_logs(lost, days, store, now, shared=NODES in facts)
     found += _of_store(store, days, now) if store is not None else []
     if unagreed:
         found.append(Alarm(Level.WARNING, "not_agreed", unagreed, NOT_AGREED))
@@ -379,15 +381,27 @@ def _of_store(store: Store, days: Sequence[DayOverview], now: datetime) -> list[
     return found
 
 
-def _of_lost_logs(names: Sequence[LogName], days: Sequence[DayOverview], now: datetime) -> list[Alarm]:
+def _of_lost_logs(
+    names: Sequence[LogName], days: Sequence[DayOverview], store: Store | None, now: datetime, *, shared: bool
+) -> list[Alarm]:
     """Return the alarms of published logs that are not in the folder any more: one alarm if they are many."""
     by_day = {day.day: day for day in days}
     found = [_of_lost_log(name, by_day.get(name.day), now) for name in names]
+    if shared:
+        journal = "journalctl -u pickup-point | grep 'could not bring'"
+        hint = f"the service fetches it from the store within a minute; if it cannot, the journal says why: {journal}"
+        found = [replace(it, hint=hint) for it in found]
+    elif store is not None:
+        place, there = store.state.url.rstrip("/"), store.state.there
+        found = [
+            replace(it, hint=f"it lies in the store: {place}/{it.subject}; {it.hint}") if it.subject in there else it
+            for it in found
+        ]
     if len(found) <= MOST_LOST:
         return found
     first, last = min(names, key=lambda name: name.day), max(names, key=lambda name: name.day)
     sentence = f"{len(names)} files, {first} to {last}, are not in the pickup folder as they were published"
-    hint = "restore them from a backup and restart: pickup-point manual restoring"
+    hint = found[0].hint if shared else "restore them from a backup and restart: pickup-point manual restoring"
     return [Alarm(max(alarm.level for alarm in found), "log_lost", f"{sentence}: nobody can fetch them", hint)]
 
 

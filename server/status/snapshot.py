@@ -25,7 +25,7 @@ from ..publish.clock import before_leap
 from ..publish.decisions import incomparable, standing
 from ..publish.holds import HoldPolicy
 from ..publish.retention import ages
-from ..publish.store_state import NODE, NODES, StoreState
+from ..publish.store_state import HEARD, NODE, NODES, StoreState
 from ..publish.window import KnownDays
 from ..sftp.algorithms import HOST_KEY_FILES
 from ..storage.folder import DataFolder
@@ -101,7 +101,7 @@ class Snapshot:
                     names = [entry.name for publication in publications for entry in publication.logs]
                     logins, row_totals = ledger.logins(), ledger.row_totals()
                     if config.store is not None and config.store.shared:
-                        facts[NODES] = ledger.entries.nodes()
+                        facts[NODES] = dict.fromkeys(facts.get(HEARD, ()), (0, 0)) | ledger.entries.nodes()
                     known = KnownDays.of(records, publications, facts, since)
                     days = overview(
                         records,

@@ -118,7 +118,7 @@ def _other_nodes(nodes: dict[str, tuple[int, int]], own: str, now: datetime) -> 
     said = [
         f"{name}: entry {entry}, {span(now - datetime.fromtimestamp(at, UTC))} ago"
         if entry
-        else f"{name}: pickups only"
+        else f"{name}: no entry yet"
         for name, (entry, at) in newest[:MOST_NODES]
     ]
     said += [f"and {len(newest) - MOST_NODES} more"] * (len(newest) > MOST_NODES)

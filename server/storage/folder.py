@@ -267,6 +267,16 @@ class DataFolder:
         # The name is not enough: it may be somebody else's file.
         return stat.S_ISREG(found.st_mode) and found.st_size == log.size and self.sha256(log.name) == log.sha256
 
+    def has(self, log: LedgerLog) -> bool:
+        """Return whether a log is in the pickup folder by its name and size; its content is not read."""
+        path = self.pickup_dir / str(log.name)
+        with translate_os_errors(path):
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == log.size
+
     def add_served(self, files: list[LogFile]) -> None:
         """Serve these files too."""
         with self._change:

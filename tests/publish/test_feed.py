@@ -237,6 +237,18 @@ async def test_a_wrong_local_clock_decides_nothing(site: Site, hours: int) -> No
     assert "clock" in site.alarm_names(at(1, "04:30") + site.skew)
 
 
+async def test_a_wrong_local_clock_is_a_line_when_it_begins_daily_and_when_it_ends(site: Site) -> None:
+    """Not in every round."""
+    told = []
+    for days, clock, skew in ((1, "00:10", 300), (1, "00:20", 310), (1, "23:00", 320), (2, "00:10", 330),
+                              (2, "00:20", 20), (2, "00:30", 0), (2, "00:40", -90)):  # fmt: skip
+        site.skew = timedelta(seconds=skew)
+        with capture_logs() as entries:
+            await site.round(at(days, clock))
+        told.append([entry.get("seconds", 0) for entry in entries if "local clock" in entry["event"]])
+    assert told == [[300], [], [], [330], [0], [], [-90]]
+
+
 async def test_a_minute_off_is_no_alarm(site: Site) -> None:
     """A local clock up to a minute off is not worth a warning."""
     site.skew = timedelta(seconds=60)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.errors import DataFolderError, LedgerError, StoreError
 from server.publish.replay import BEGINNING
@@ -105,6 +106,36 @@ async def test_who_comes_back_puts_back_what_is_lost_below_what_others_wrote(
     await away.round(at(1, "05:40", SECOND))
     assert same_everywhere(a, away).keys() == {name(), name(0, SECOND)}
     assert len(list(store_of(a).glob("sequence/*"))) == 3
+
+
+async def test_what_a_folder_has_lost_is_brought_back_from_the_store(node: Callable[..., Site]) -> None:
+    """A log that is gone, one that is cut; not one that the store has lost, too, which keeps nothing else waiting."""
+    a, b = node("a"), node("b")
+    for number in range(4):
+        await publish(a, DAY + timedelta(days=number))
+    b.publisher.catch_up()
+    shown, files = same_everywhere(a, b), b.files()
+    gone, cut, lost = (b.point.pickup_dir / file for file in files[:3])
+    gone.unlink()
+    cut.chmod(0o640)
+    cut.write_bytes(b"cut")
+    lost.unlink()
+    (blob,) = store_of(a).glob(f"blobs/{shown[lost.name][2]}-*")
+    content = blob.read_bytes()
+    blob.unlink()
+    b.restart()
+    b.publisher.recover(at(4, "06:00"))
+    assert b.served() == files[3:]
+    with capture_logs() as entries:
+        for _ in range(2):
+            b.publisher.catch_up()
+    assert b.served() == [gone.name, cut.name, *files[3:]] and (b.root / "data" / cut.name).read_bytes() == b"cut"
+    assert [entry["event"] for entry in entries if lost.name in entry["event"]] == [
+        f"publisher could not bring {lost.name} back"
+    ]
+    blob.write_bytes(content)
+    b.publisher.catch_up()
+    assert same_everywhere(a, b) == shown
 
 
 async def test_what_a_dead_node_alone_had_taken_over_is_put_back_from_its_copy(node: Callable[..., Site]) -> None:

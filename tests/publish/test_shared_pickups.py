@@ -10,6 +10,7 @@ import pytest
 from server.errors import StoreError
 from server.pickups import PickupProgress
 from server.publish.shared_pickups import SharedPickups
+from server.publish.store_state import HEARD
 from tests.support.site import DAY, Site, at, name, rows_of
 
 if TYPE_CHECKING:
@@ -71,6 +72,16 @@ async def test_a_file_that_is_read_at_two_nodes_is_picked_up(nodes: list[Site]) 
         assert "day_not_picked_up" not in site.alarm_names(at(2, "23:00"))
         assert site.ledger.logins()["triton"][0] == at(1, "09:00")
     assert delivered(a).nodes == ("b",)
+
+
+async def test_a_standby_that_has_done_nothing_is_known_to_the_others(nodes: list[Site]) -> None:
+    """It has published nothing, and nobody has come to it; each name is recorded once."""
+    a, b = nodes
+    for site in (b, a):
+        pickups_of(site).exchange()
+    assert a.ledger.facts()[HEARD] == ["b"]
+    pickups_of(b).exchange()
+    assert b.ledger.facts()[HEARD] == ["a", "b"]
 
 
 async def test_what_one_does_not_have_whole_is_not_whole(nodes: list[Site]) -> None:

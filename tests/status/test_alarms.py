@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from server.errors import SourceUnreachable
 from server.pickups import PickupProgress
 from server.publish.holds import HoldPolicy
-from server.publish.store_state import StoreState
+from server.publish.store_state import NODES, StoreState
 from server.status.alarms import Alarm, Level, Measured, Partner, Store, alarms
 from server.status.deadlines import DeadlinePolicy
 from tests.support.site import DAY, HEALTHY, Site, at, broken_rows, log_name, name, rows_of
@@ -498,6 +498,13 @@ async def test_a_lost_file_is_not_sent_to_those_who_have_it(site: Site) -> None:
     assert told(now, 1) == [("WARNING", name(), f"{begin}do not send the day again, since everybody has it")]
     assert [len(told(now, 3)), [found[:2] for found in told(now, 4)]] == [3, [("WARNING", "")]]
     assert told(now, 5, DAY + timedelta(days=1)) == []
+    # The store has it still: a node fetches it by itself.
+    store = Store(StoreState("s3://logs/for-triton", (name(),)), None)
+    for facts, says in ((RUNNING, f"it lies in the store: s3://logs/for-triton/{name()}; restore it"),
+                        (RUNNING | {NODES: {}}, "the service fetches it from the store")):  # fmt: skip
+        measured = Measured(0.5, 50 << 30, lost=(logs[0],))
+        found = alarms(list(site.days(now).values()), facts, measured, HoldPolicy(), TEN, now, store=store)
+        assert [a.hint.startswith(says) for a in found if a.name == "log_lost"] == [True]
 
 
 @pytest.mark.parametrize("measured", [Measured(0.5, 50 << 30, (), "bad"), Measured(0.5, 50 << 30, (), "", "full")])
