@@ -109,7 +109,10 @@ def read_config(path: Path) -> bytes:
         cure = "to make one: pickup-point init; or, to try it out: pickup-point demo"
         raise ConfigError(str(path), [Problem(str(path), "there is no such file", cure)]) from None
     except OSError as error:
-        cure = f"ls -l {shlex.quote(str(path))}"
+        cure = f"ls -l {(quoted := shlex.quote(str(path)))}"
+        if isinstance(error, PermissionError):
+            own = f"chown root:pickup-point {quoted}; chmod 640 {quoted}"
+            cure = f"run this as root, or let the service's group read it: {own}"
         raise ConfigError(str(path), [Problem(str(path), f"cannot be read: {error.strerror}", cure)]) from error
 
 

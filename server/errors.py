@@ -23,6 +23,7 @@ Every error carries one sentence (``str(error)``) and a ``hint``: something to t
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 
@@ -109,6 +110,21 @@ class ConversionDied(ConversionFailed):
 
 class CannotListen(PickupPointError):
     """A configured address and port cannot be bound."""
+
+    @classmethod
+    def because(
+        cls, error: OSError | UnicodeError, where: str, port: int, keys: str, purpose: str = ""
+    ) -> CannotListen:
+        """Return it with the cure of its cause; ``keys`` are the settings that name the address."""
+        cures = {
+            errno.EADDRINUSE: f"ss -ltnp 'sport = :{port}'; set {keys}",
+            errno.EADDRNOTAVAIL: f"set {keys} to an address of this machine: ip -brief address",
+            errno.EACCES: f"set {keys} to a port from 1024 on; how port 22 is served: pickup-point manual installing",
+        }
+        # asyncio puts the address before the cause; a UnicodeError is of a host that cannot be a name.
+        why = (getattr(error, "strerror", None) or "not a host name").rpartition(": ")[2]
+        hint = cures.get(getattr(error, "errno", None) or 0, f"set {keys}")
+        return cls(f"cannot listen on {where}{purpose}: {why[0].upper()}{why[1:]}", hint=hint)
 
 
 class NameSpent(PickupPointError):

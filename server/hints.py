@@ -23,7 +23,7 @@ PROGRAMS = (
     "systemctl", "timedatectl", "ulimit",
 )  # fmt: skip
 _COMMAND = re.compile(
-    rf"(?:{'|'.join(map(re.escape, PROGRAMS))})(?= |$)|{OURS}(?= [a-z-])|(?:free|sftp)(?= -)|/\S+(?= -m )"
+    rf"(?:{'|'.join(map(re.escape, PROGRAMS))})(?= |$)|{OURS}(?= [a-z-])|(?:free|ip|sftp)(?= -)|/\S+(?= -m )"
 )
 # A quoted text is one word whatever it holds; the apostrophe in "the day's end" follows a letter and begins none.
 _STEP = re.compile(r"""(?:(?<!\w)'[^']*'|"[^"]*"|(?!;[ ]).)+""")

@@ -134,11 +134,9 @@ class Service:
         """
         try:
             await self._server.start(self._supervisor.listening)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a host that cannot be a name
-            where = f"{self._config.sftp.host}:{self._config.sftp.port}"
-            hint = f"ss -ltnp 'sport = :{self._config.sftp.port}'; set sftp.host and sftp.port"
-            why = getattr(error, "strerror", None) or "not a host name"
-            raise CannotListen(f"cannot listen on {where}: {why}", hint=hint) from error
+        except (OSError, UnicodeError) as error:
+            where, port = f"{self._config.sftp.host}:{self._config.sftp.port}", self._config.sftp.port
+            raise CannotListen.because(error, where, port, "sftp.host and sftp.port") from error
         page = await self._page.start() if self._page is not None else None
         tasks = {
             name: asyncio.create_task(job, name=name)

@@ -5,6 +5,7 @@ Reads files in a temporary folder; nothing else.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from datetime import date, time, timedelta
@@ -14,7 +15,8 @@ from typing import Any, get_args
 
 import pytest
 
-from server.config import after_reload, load_config
+from server.config import after_reload, load_config, read_config
+from server.errors import ConfigError
 from server.settings import (
     AlertSettings,
     ColumnSettings,
@@ -332,3 +334,21 @@ def test_a_reload_takes_the_pages_password_and_never_opens_it_to_all(before: str
     assert web is not None and old.web is not None and web.listen == old.web.listen
     assert (web.password_hash is not None) is asks and (web.hosts == ["a.example"]) is ("hosts" in after)
     assert after_reload(old, parse(MINIMAL)).web == old.web and after_reload(parse(MINIMAL), new).web is None
+
+
+def test_a_configuration_that_may_not_be_read_says_who_may_and_how_the_service_may(tmp_path: Path) -> None:
+    """As an edit by root under a tight umask leaves it."""
+    path = tmp_path / "config.toml"
+    path.touch(mode=0)
+    root = os.geteuid() == 0  # who reads everything
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError) as caught:
+            read_config(path)
+    finally:
+        if root:
+            os.seteuid(0)
+    (problem,) = caught.value.problems
+    assert "Permission denied" in problem.wrong
+    assert problem.cure.endswith(f"chown root:pickup-point {path}; chmod 640 {path}")

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Default: ./config.toml, then /etc/pickup-point/config.toml."),
+    # Not for typer to read: whoever may not is told more by `read_config`.
+    typer.Option("--config", "-c", readable=False, help="Default: ./config.toml, then /etc/pickup-point/config.toml."),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Debug log lines, and tracebacks.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]

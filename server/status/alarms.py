@@ -45,7 +45,7 @@ STATE_ALARMS = frozenset({"day_held", "day_failed", "day_missing", "day_stale"})
 # Facts of the ledger: when the service last started, and when it last ended because it was asked to.
 STARTED, ENDED = "service_started", "service_ended"
 RESTART = timedelta(minutes=1)  # a service that was asked to end may be away this long without an alarm
-START_HINT = "systemctl start pickup-point; or pickup-point serve"
+START_HINT = "journalctl -u pickup-point -n 20; systemctl start pickup-point; or pickup-point serve"
 MOST_LOST = 3  # logs gone from the folder, each with its own alarm; if more are, they have one cause
 MATCHED_SHARE = 0.95  # of a day's lines that the episode catalogue should know
 
@@ -309,8 +309,7 @@ def _of_service(facts: Mapping[str, Any], poll_every: timedelta, now: datetime, 
     if not running and STARTED in facts and not restarting:
         stopped = "" if ended is None else f": it was stopped {span(now - ended)} ago"
         sentence = "; ".join(filter(None, (f"the service is not running{stopped}", ago)))
-        hint = f"journalctl -u pickup-point -n 20; {START_HINT}"
-        found.append(Alarm(Level.CRITICAL, "feed_not_running", sentence, hint))
+        found.append(Alarm(Level.CRITICAL, "feed_not_running", sentence, START_HINT))
     elif last is None and running and STARTED in facts:
         # A first start pages nobody: it may have three large days to publish.
         begun = now - datetime.fromisoformat(facts[STARTED]) <= patience(poll_every)

@@ -71,10 +71,8 @@ class Listener:
         manager = self._manager = web.Server(self._handle, request_factory=_request, handler_cancellation=True)
         try:
             self._server = await loop.create_server(lambda: _Connection(self, manager, loop), host, port)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a host that cannot be a name
-            hint = f"ss -ltnp 'sport = :{port}'; set web.listen"
-            why = getattr(error, "strerror", None) or "not a host name"
-            raise CannotListen(f"cannot listen on {host}:{port} for the page: {why}", hint=hint) from error
+        except (OSError, UnicodeError) as error:
+            raise CannotListen.because(error, f"{host}:{port}", port, "web.listen", " for the page") from error
         return int(self._server.sockets[0].getsockname()[1])
 
     def replace(self, settings: WebSettings) -> None:

@@ -6,6 +6,7 @@ A real page on loopback, spoken to over plain sockets.
 from __future__ import annotations
 
 import asyncio
+import errno
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from server.errors import CannotListen
 from server.sftp.limits import Limits, Reason
 from server.web import access, listener
 from server.web.access import LONGEST_TURN, MAX_CONNECTIONS_PER_ADDRESS, Door, is_own_name, load_access
 from server.web.answer import ALWAYS
 
-from ..support.pages import HOST, basic, page_config, serving
+from ..support.pages import HOST, NOW, Served, basic, page_config, serving
 from ..support.sftp import CHEAP_HASH, PASSWORD
 
 
@@ -105,6 +107,23 @@ async def test_a_large_body_is_answered_and_not_read(tmp_path: Path) -> None:
         head = f"POST / HTTP/1.1\r\n{HOST}Content-Length: {size}\r\n\r\n".encode()
         status, *_ = await served.ask(head + bytes(size))
     assert status == 405
+
+
+async def test_an_address_that_cannot_be_had_is_told_with_the_cure_of_its_cause(tmp_path: Path) -> None:
+    """Who has the port helps only if somebody has it; a privileged port cannot be had as root only to a test."""
+    async with serving(tmp_path) as served:
+        taken, elsewhere = f"127.0.0.1:{served.port}", "203.0.113.5:9108"
+        for listen, why, cure in (
+            (taken, "Address already in use", f"ss -ltnp 'sport = :{served.port}'; set web.listen"),
+            (elsewhere, "Cannot assign requested address", "address of this machine: ip -brief address"),
+        ):
+            with pytest.raises(CannotListen, match=f"cannot listen on {listen} for the page: {why}$") as caught:
+                await Served(page_config(tmp_path, listen=listen, password_hash=CHEAP_HASH), NOW).page.start()
+            assert caught.value.hint.endswith(cure)
+    refused = PermissionError(errno.EACCES, "error while attempting to bind on address ('::', 22): permission denied")
+    error = CannotListen.because(refused, "[::]:22", 22, "sftp.port")
+    assert str(error) == "cannot listen on [::]:22: Permission denied"
+    assert error.hint.endswith("how port 22 is served: pickup-point manual installing")
 
 
 async def test_healthz_says_why_the_service_does_not_work(tmp_path: Path) -> None:
