@@ -39,9 +39,8 @@ pytest_plugins = [
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Half as many workers again as cores: many tests wait, for a time-out or for what a process of theirs says."""
-    cores = len(os.sched_getaffinity(0))
-    return cores + cores // 2
+    """Twice as many workers as cores: many tests wait, for a time-out or for what a process of theirs says."""
+    return 2 * len(os.sched_getaffinity(0))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -85,6 +84,8 @@ _LONG = (
 )  # fmt: skip
 # Their tests wait most of the time: for a time-out, or for what another process says.
 _WAITING = (
+    "tests/test_systemd_booted.py", "tests/cli/test_demo.py", "tests/megaphone/test_bucket_ceph.py",
+    "tests/web/test_browser.py",
     "tests/cli/test_check.py", "tests/cli/test_days.py", "tests/cli/test_doctor.py", "tests/episodes/test_fetch.py",
     "tests/sftp/attacks/test_words.py", "tests/sftp/test_algorithms.py", "tests/sftp/test_clients.py",
     "tests/sftp/test_greedy_clients.py", "tests/sftp/test_login.py", "tests/sftp/test_slow_clients.py",
@@ -100,11 +101,11 @@ def _file(nodeid: str) -> str:
 class _InThreeSizes(LoadScopeScheduling):
     """Gives a worker all tests of a file, one test, or all cases of a test: a message to it costs a millisecond.
 
-    The first worker waits while the others compute: if all of them waited at the same time, the cores would rest.
+    Half of the workers wait while the others compute: if all of them waited at the same time, the cores would rest.
     """
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        waits = node is self.nodes[0]
+        waits = node in self.nodes[: len(self.nodes) // 2]
         scope = next((scope for scope in self.workqueue if (_file(scope) in _WAITING) is waits), None)
         if scope is not None:
             self.workqueue.move_to_end(scope, last=False)

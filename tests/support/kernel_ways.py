@@ -393,10 +393,10 @@ class _Remembering:
             try:
                 known = self._work(*args, **more)
             except RowRejected as rejected:
-                known = rejected
+                known = RowRejected(rejected.reason)
             self._known[key] = known
         if isinstance(known, RowRejected):
-            raise known
+            raise RowRejected(known.reason)  # itself, it would keep each frame in which it was raised
         return known
 
 
