@@ -146,8 +146,21 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
 
 
 def pytest_collection_finish() -> None:
-    """Spare each later collection of garbage what stays to the end: thousands of tests."""
+    """Spare each collection of garbage what stays: thousands of tests, and later what has outlived a whole one."""
     gc.freeze()
+    gc.callbacks.append(_freeze_what_is_left)
+
+
+def _freeze_what_is_left(phase: str, about: dict[str, int]) -> None:
+    if phase == "stop" and about["generation"] == 2:
+        gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the last collections, which find what nobody has closed, look at everything."""
+    with suppress(ValueError):  # the controller of the workers collects no tests
+        gc.callbacks.remove(_freeze_what_is_left)
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
