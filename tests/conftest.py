@@ -68,7 +68,9 @@ sys.dont_write_bytecode = False
 _MEMORY = Path("/dev/shm")
 if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
     _status = os.statvfs(_MEMORY)
-    if _status.f_bavail * _status.f_frsize >= 2 << 30 and not _status.f_flag & os.ST_NOEXEC:
+    # So much that no disk of a test is nearly full, which is an alarm.
+    _room = _status.f_bavail * _status.f_frsize >= 2 << 30 and _status.f_bavail * 2 >= _status.f_blocks
+    if _room and not _status.f_flag & os.ST_NOEXEC:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 # One expensive thing is shared by all tests of such a file: a booted machine, a demo, a store or a browser, or the
